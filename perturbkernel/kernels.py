@@ -77,6 +77,10 @@ class Kernel:
         z, x, coef = self._sum_arguments(z, x, coef, "coef", (1,))
         return tiles.query_gradient(self, "ntk", z, x, coef, jnp.ones(z.shape[0], z.dtype))
 
+    def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
+        """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known; otherwise 0."""
+        return jnp.zeros(z.shape[0], jnp.result_type(z, x, coef))
+
 
 def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
     dtype = jnp.result_type(*arrays)
@@ -133,6 +137,14 @@ class TwoLayerNTK(Kernel):
             return phi * (product + self.train_bias)
         lengths = jnp.sqrt(1 + jnp.sum(z**2, 1) / z.shape[1])[:, None] * jnp.sqrt(1 + jnp.sum(x**2, 1) / x.shape[1])
         return phi * (1 + product / x.shape[1]) + cone * lengths * jnp.sin(theta)
+
+    def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
+        """From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory: 0.1, 0.3)."""
+        d = x.shape[1]
+        norm_x, norm_z = jnp.linalg.norm(x, axis=1), jnp.linalg.norm(z, axis=1)
+        lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * np.sqrt(d) * jnp.sqrt(1 + norm_z**2 / d))
+        sum_norms = jnp.sum(coef * norm_x)
+        return (1 + self.slope**2) / 2 * sum_norms + lipschitz * (norm_z * sum_norms + self.train_bias * jnp.sum(coef))
 
     def phi(self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None) -> Float[Array, "n m"]:
         """The gate moment Phi(x_n, z_m) = E[phi'(u(x_n)) phi'(u(z_m))], (n, m), between slope and (1 + slope^2)/2.

@@ -1,0 +1,89 @@
+"""How a predictor is trained: gradient flow, or gradient descent with heavy-ball momentum."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from perturbkernel.checks import check_count, check_finite, check_number
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class GradientFlow:
+    """d theta / dt = -grad L for `time` (learning rate x steps, in the limit of small rates).
+
+    `time` may be infinite for the squared loss; the identity and logistic losses have no minimum and diverge.
+    """
+
+    time: float
+
+    def __post_init__(self):
+        check_number(self.time, "time", low=0, finite=False)
+        object.__setattr__(self, "time", float(self.time))
+
+    @property
+    def effective_time(self) -> float:
+        return self.time
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True, init=False)
+class HeavyBall:
+    """Gradient descent with momentum, as `torch.optim.SGD` and `optax.sgd` define it (no Nesterov, no dampening).
+
+    v <- momentum v + grad L,  theta <- theta - learning_rate_j v,  v_0 = 0, for j = 1 .. steps.
+
+    Args:
+        learning_rate: one rate >= 0, or one per step.
+        steps: how many; may be left out when there is a rate per step.
+        momentum: mu in [0, 1); 0 is plain gradient descent. The paper's experiments use 0.9, the default.
+    """
+
+    learning_rate: float | tuple[float, ...]
+    steps: int
+    momentum: float
+
+    def __init__(self, learning_rate, steps: int | None = None, momentum: float = 0.9):
+        if np.ndim(learning_rate) == 0:
+            check_number(learning_rate, "learning_rate")
+            rate = float(learning_rate)
+            if steps is None:
+                raise ValueError("steps must be given with a constant learning_rate; got None")
+        else:
+            rates = np.asarray(learning_rate, dtype=float)
+            if rates.ndim != 1 or rates.size == 0:
+                raise ValueError(f"learning_rate must be one number or (steps,); got shape {rates.shape}")
+            check_finite(rates, "learning_rate")
+            if (rates < 0).any():
+                raise ValueError(f"learning_rate must be >= 0 at every step; got {rates.min():g}")
+            rate = tuple(rates.tolist())
+            if steps is not None and steps != len(rate):
+                raise ValueError(f"learning_rate must have one rate a step; got {len(rate)} rates for {steps} steps")
+            steps = len(rate)
+        check_count(steps, "steps", low=0)
+        check_number(momentum, "momentum", high=1)
+        if momentum == 1:
+            raise ValueError("momentum must be < 1; got 1")
+        object.__setattr__(self, "learning_rate", rate)
+        object.__setattr__(self, "steps", int(steps))
+        object.__setattr__(self, "momentum", float(momentum))
+
+    @property
+    def rates(self) -> np.ndarray:
+        """(steps,), one rate a step."""
+        return np.broadcast_to(np.asarray(self.learning_rate, dtype=float), (self.steps,))
+
+    @property
+    def effective_time(self) -> float:
+        """tau_k = sum_j rate_j (1 - mu^j) / (1 - mu): with a constant gradient, k steps are gradient flow for tau_k.
+
+        Theory: 1.1. For a constant rate, rate / (1 - mu) (k - mu (1 - mu^k) / (1 - mu)).
+        """
+        j = np.arange(1, self.steps + 1)
+        return float(np.sum(self.rates * -np.expm1(j * np.log(self.momentum)) if self.momentum else self.rates)) / (
+            1 - self.momentum
+        )
+
+
+Dynamics = GradientFlow | HeavyBall

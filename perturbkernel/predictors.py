@@ -1,0 +1,226 @@
+"""Trained infinite-width networks: `fit` trains one in closed form, `KernelPredictor` evaluates and differentiates it."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from perturbkernel.checks import as_targets, check_choice, is_traced
+from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
+from perturbkernel.kernels import Kernel, TwoLayerNTK
+from perturbkernel.solvers import LOSSES, solve
+
+
+def _value_and_pullback(function: Callable, z: Array, name: str) -> tuple[Array, Callable]:
+    """function(z) as (m,), checked, and the vector-Jacobian product that takes (m,) to the shape of z."""
+    outputs, pullback = jax.vjp(function, z)
+    if outputs.shape not in ((len(z),), (len(z), 1)):
+        raise ValueError(f"{name} must map inputs {z.shape} to one output a row, ({len(z)},); it gave {outputs.shape}")
+    return outputs.reshape(len(z)), lambda cotangent: pullback(cotangent.reshape(outputs.shape))[0]
+
+
+def input_gradient(predictor: Callable, z: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
+    """The gradient of each row's output with respect to that row, shaped like z.
+
+    For a predictor with a method `input_gradient` that is it; otherwise one reverse pass, for any function of JAX
+    arrays that treats rows independently and returns (m,) or (m, 1).
+    """
+    if hasattr(predictor, "input_gradient"):
+        return predictor.input_gradient(z)
+    outputs, pullback = _value_and_pullback(predictor, z, "predictor")
+    return pullback(jnp.ones_like(outputs))
+
+
+class KernelPredictor(eqx.Module):
+    """f(z) = f0(z) + sum_n dual_coef_n K(x_n, z): an infinitely wide network after training.
+
+    A pytree: pass it through `jit`, differentiate it, `vmap` it. Evaluation is tiled, so memory does not grow with the
+    number of queries times training points.
+
+    Attributes:
+        kernel: the tangent kernel K.
+        inputs: the training inputs x, (n, ...).
+        dual_coef: (n,).
+        initial: f0, a function from (m, ...) to (m,), or None for zero.
+        status: "ok", or in words what training met (a singular matrix, an integration that stopped early).
+        stats: numbers of the training: effective_time, and where known lambda_max, condition_number, solver_steps.
+    """
+
+    kernel: Kernel
+    inputs: Float[Array, "n ..."]
+    dual_coef: Float[Array, " n"]
+    initial: Callable | None = None
+    status: str = eqx.field(static=True, default="ok")
+    stats: dict[str, Any] = eqx.field(default_factory=dict)
+
+    def __call__(self, z: Float[Array, "m ..."]) -> Float[Array, " m"]:
+        """Outputs (m,) at queries z (m, ...). Reverse-mode differentiable, at training points too."""
+        z = self._queries(z)
+        outputs = self.kernel.matvec(z, self.inputs, self.dual_coef)
+        return outputs if self.initial is None else outputs + _value_and_pullback(self.initial, z, "initial")[0]
+
+    def input_gradient(self, z: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
+        """grad f at every row of z, shaped like z; for the paper's network v + zeta of theory 5.3 (times time)."""
+        z = self._queries(z)
+        return self._with_initial_gradient(z, self.kernel.input_gradient(z, self.inputs, self.dual_coef))
+
+    def frozen_gate_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "m d"]:
+        """grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n: the gradient with the gates held fixed, the paper's direction.
+
+        It leaves out the motion of the gates, which stays in the limit (zeta of theory 5.3). TwoLayerNTK only.
+        """
+        z = self._queries(z)
+        if not isinstance(self.kernel, TwoLayerNTK):
+            raise TypeError(
+                f"frozen gates belong to TwoLayerNTK; this predictor's kernel is {self.kernel!r}. "
+                f'Use direction="gradient"'
+            )
+        return self._with_initial_gradient(
+            z, self.kernel.phi_matmul(z, self.inputs, self.dual_coef[:, None] * self.inputs)
+        )
+
+    def gradient_rounding(self, z: Float[Array, "m ..."]) -> Float[Array, " m"]:
+        """Below this length a kernel gradient at z is rounding error: its terms cancel (conflicting duplicates, say)."""
+        z = self._queries(z)
+        bound = self.kernel.gradient_bound(z, self.inputs, jnp.abs(self.dual_coef))
+        return jnp.zeros(len(z), bound.dtype) if self.initial is not None else 8 * jnp.finfo(bound.dtype).eps * bound
+
+    def _queries(self, z) -> Array:
+        return self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
+
+    def _with_initial_gradient(self, z: Array, gradient: Array) -> Array:
+        return gradient if self.initial is None else gradient + input_gradient(self.initial, z)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one .npz file (whole or not at all). An initial function is not saved: give it to `load` again."""
+        path = Path(path)
+        kernel = {"class": type(self.kernel).__name__}
+        if isinstance(self.kernel, TwoLayerNTK):
+            kernel |= {"slope": self.kernel.slope, "train_bias": self.kernel.train_bias}
+        header = {
+            "format": 1,
+            "kernel": kernel,
+            "initial": self.initial is not None,
+            "status": self.status,
+            "stats": {name: float(value) for name, value in self.stats.items()},
+        }
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            with open(unfinished, "wb") as file:
+                np.savez(
+                    file,
+                    header=np.array(json.dumps(header)),
+                    inputs=np.asarray(self.inputs),
+                    dual_coef=np.asarray(self.dual_coef),
+                )
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, *, kernel: Kernel | None = None, initial: Callable | None = None
+    ) -> "KernelPredictor":
+        """Reads what `save` wrote. `kernel` is needed for an ArchitectureNTK (a network is code, not data), `initial`
+        if the predictor had an initial function.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                inputs, dual_coef = file["inputs"], file["dual_coef"]
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is not a predictor that KernelPredictor.save wrote: {error}") from None
+        saved = header["kernel"].pop("class")
+        if kernel is None:
+            if saved != "TwoLayerNTK":
+                raise ValueError(f"{path} was trained with a kernel of class {saved}; give it as kernel=...")
+            kernel = TwoLayerNTK(**header["kernel"])
+        if header["initial"] and initial is None:
+            raise ValueError(f"{path} was trained from an initial function; give it as initial=...")
+        return cls(
+            kernel,
+            jnp.asarray(inputs),
+            jnp.asarray(dual_coef),
+            _as_pytree(initial),
+            header["status"],
+            header["stats"],
+        )
+
+
+def _as_pytree(function: Callable | None) -> Callable | None:
+    """A plain function is wrapped so that a predictor that holds it passes through `jit` as an argument."""
+    is_leaf = function is not None and jax.tree.structure(function) == jax.tree.structure(0)
+    return jax.tree_util.Partial(function) if is_leaf else function
+
+
+def fit(
+    kernel: Kernel,
+    inputs: Float[Array, "n ..."],
+    targets: Float[Array, " n"],
+    *,
+    loss: str = "identity",
+    dynamics: Dynamics = GradientFlow(1.0),  # noqa: B008 (immutable)
+    initial: Callable | None = None,
+) -> KernelPredictor:
+    """Trains an infinitely wide network in closed form.
+
+    Args:
+        kernel: the tangent kernel of the network.
+        inputs: (n, d) training points ((n, h, w, c) for convolutional kernels).
+        targets: (n,), -1 or +1; any real numbers for the squared loss.
+        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "squared", 1/(2n) sum (f - y)^2.
+        dynamics: `GradientFlow(time)` or `HeavyBall(learning_rate, steps, momentum)`.
+        initial: the function f0 before training, (m, ...) -> (m,); zero if left out.
+
+    Returns:
+        A KernelPredictor; what training met is in its `status`.
+
+    Raises:
+        ValueError: bad values or shapes; an infinite time for a loss that diverges; for the squared loss a rate beyond
+            2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1 + momentum) n / lambda_max.
+
+    Cost: identity O(n); squared and logistic hold the n x n Gram matrix in float64. Theory: section 1.
+    """
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
+    check_choice(loss, "loss", LOSSES)
+    if not isinstance(dynamics, GradientFlow | HeavyBall):
+        raise TypeError(f"dynamics must be GradientFlow(time) or HeavyBall(learning_rate, steps, momentum); got {dynamics!r}")
+    if loss != "squared" and np.isinf(dynamics.effective_time):
+        raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
+    x = kernel.check_inputs(inputs, "inputs")
+    y = as_targets(targets, "targets", len(x), labels=loss != "squared")
+    if loss != "identity" and is_traced(x, y):
+        raise TypeError(f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside jit')
+    initial = _as_pytree(initial)
+    f0 = None if initial is None or loss == "identity" else _value_and_pullback(initial, x, "initial")[0]
+    solution = solve(kernel, x, y, f0, loss, dynamics)
+    dtype = jnp.result_type(x, y)
+    return KernelPredictor(
+        kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats
+    )
+
+
+class KernelLearner(eqx.Module):
+    """Training as a function (inputs, targets, key) -> predictor, for `learn_from_perturbations`: `fit`, configured.
+
+    Every learner has this signature; training in the limit is deterministic and ignores the key.
+    """
+
+    kernel: Kernel
+    loss: str = eqx.field(static=True, default="identity")
+    dynamics: Dynamics = GradientFlow(1.0)  # noqa: RUF009 (immutable)
+
+    def __call__(
+        self, inputs: Float[Array, "n ..."], targets: Float[Array, " n"], key: PRNGKeyArray | None = None
+    ) -> KernelPredictor:
+        return fit(self.kernel, inputs, targets, loss=self.loss, dynamics=self.dynamics)

@@ -1,0 +1,18 @@
+"""Learning from adversarial perturbations in closed form: infinite-width kernels, attacks and theorems in JAX."""
+
+from perturbkernel import data as data
+from perturbkernel._version import __version__ as __version__
+from perturbkernel.architectures import ArchitectureNTK as ArchitectureNTK
+from perturbkernel.data import Dataset as Dataset
+from perturbkernel.diagnosis import Diagnosis as Diagnosis
+from perturbkernel.dynamics import GradientFlow as GradientFlow
+from perturbkernel.dynamics import HeavyBall as HeavyBall
+from perturbkernel.kernels import Kernel as Kernel
+from perturbkernel.kernels import TwoLayerNTK as TwoLayerNTK
+from perturbkernel.learning import PerturbationLearning as PerturbationLearning
+from perturbkernel.learning import learn_from_perturbations as learn_from_perturbations
+from perturbkernel.perturbations import Perturbation as Perturbation
+from perturbkernel.perturbations import perturb as perturb
+from perturbkernel.predictors import KernelLearner as KernelLearner
+from perturbkernel.predictors import KernelPredictor as KernelPredictor
+from perturbkernel.predictors import fit as fit

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from perturbkernel.tiles import EXACT, visit_flagged
 
-# arccos(1 - e) / sqrt(e) on [0, 1]: the degree-7 Chebyshev fit, lowest power first. The angle's error is 2.5e-8, half of
-# what float32 resolves at 1/2.
+# arccos(1 - e) / sqrt(e) on [0, 1]: the degree-7 Chebyshev fit, lowest power first. The angle's error is 2.5e-8, below
+# what float32 resolves.
 _ARCCOS = (
     1.4142135437187682,
     0.11785343938986424,
@@ -64,7 +64,7 @@ def _pairwise(z: Array, x: Array) -> tuple[Array, Array, Array]:
 
 
 def _split(a: Array) -> tuple[Array, Array]:
-    """a = high + low, each with at most half of the significand, so that products of parts are exact."""
+    """A = high + low, each with at most half of the significand, so that products of parts are exact."""
     bits, mask = (jnp.uint32, 0xFFFFF000) if a.dtype == jnp.float32 else (jnp.uint64, 0xFFFFFFFFF8000000)
     integer = lax.bitcast_convert_type(a, bits) & jnp.array(mask, bits)
     high = lax.bitcast_convert_type(integer, a.dtype)

@@ -23,7 +23,7 @@ class Kernel:
     block: ClassVar[tuple[int, int]] = (1024, 1024)
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
-        """The dense kernel called `name` ("ntk", "nngp", ...) between rows of z and rows of x, as one traced expression."""
+        """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and differentiated."""
         raise TypeError(f"{type(self).__name__} does not define tiles")
 
     def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
@@ -153,8 +153,6 @@ class TwoLayerNTK(Kernel):
         """
         return self._matrix("phi", x, z)
 
-    def phi_matmul(
-        self, z: Float[Array, "m d"], x: Float[Array, "n d"], b: Float[Array, "n k"]
-    ) -> Float[Array, "m k"]:
-        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles. With b_n = y_n x_n / n it is the paper's direction v."""
+    def phi_matmul(self, z: Float[Array, "m d"], x: Float[Array, "n d"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:
+        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles; b_n = y_n x_n / n gives the paper's direction v."""
         return tiles.matvec(self, "phi", *self._sum_arguments(z, x, b, "b", (1, 2)))

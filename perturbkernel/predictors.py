@@ -1,4 +1,4 @@
-"""Trained infinite-width networks: `fit` trains one in closed form, `KernelPredictor` evaluates and differentiates it."""
+"""Trained infinite-width networks: `fit` trains one in closed form, a `KernelPredictor` evaluates it."""
 
 import json
 import os
@@ -67,12 +67,12 @@ class KernelPredictor(eqx.Module):
         return outputs if self.initial is None else outputs + _value_and_pullback(self.initial, z, "initial")[0]
 
     def input_gradient(self, z: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
-        """grad f at every row of z, shaped like z; for the paper's network v + zeta of theory 5.3 (times time)."""
+        """The gradient of f at every row of z, shaped like z: (v + zeta) time for the identity loss (theory: 5.3)."""
         z = self._queries(z)
         return self._with_initial_gradient(z, self.kernel.input_gradient(z, self.inputs, self.dual_coef))
 
     def frozen_gate_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "m d"]:
-        """grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n: the gradient with the gates held fixed, the paper's direction.
+        """The gradient with the gates held fixed, the paper's: grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n.
 
         It leaves out the motion of the gates, which stays in the limit (zeta of theory 5.3). TwoLayerNTK only.
         """
@@ -87,7 +87,7 @@ class KernelPredictor(eqx.Module):
         )
 
     def gradient_rounding(self, z: Float[Array, "m ..."]) -> Float[Array, " m"]:
-        """Below this length a kernel gradient at z is rounding error: its terms cancel (conflicting duplicates, say)."""
+        """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting duplicates, say)."""
         z = self._queries(z)
         bound = self.kernel.gradient_bound(z, self.inputs, jnp.abs(self.dual_coef))
         return jnp.zeros(len(z), bound.dtype) if self.initial is not None else 8 * jnp.finfo(bound.dtype).eps * bound
@@ -194,7 +194,7 @@ def fit(
         raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
     check_choice(loss, "loss", LOSSES)
     if not isinstance(dynamics, GradientFlow | HeavyBall):
-        raise TypeError(f"dynamics must be GradientFlow(time) or HeavyBall(learning_rate, steps, momentum); got {dynamics!r}")
+        raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
     if loss != "squared" and np.isinf(dynamics.effective_time):
         raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
     x = kernel.check_inputs(inputs, "inputs")
@@ -218,7 +218,7 @@ class KernelLearner(eqx.Module):
 
     kernel: Kernel
     loss: str = eqx.field(static=True, default="identity")
-    dynamics: Dynamics = GradientFlow(1.0)  # noqa: RUF009 (immutable)
+    dynamics: Dynamics = GradientFlow(1.0)
 
     def __call__(
         self, inputs: Float[Array, "n ..."], targets: Float[Array, " n"], key: PRNGKeyArray | None = None

@@ -1,10 +1,10 @@
 """Training a kernel model in closed form: the dual coefficients of every loss under every dynamics.
 
-The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the mean loss over n points (theory: section 1),
+The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the mean loss over n points (theory: 1),
 
-- identity, l(s) = -s: the gradient never changes, dual_coef = (tau / n) y at effective time tau. No solve, no Gram matrix.
+- identity, l(s) = -s: the gradient never changes; dual_coef = (tau / n) y at effective time tau. No Gram matrix.
 - squared, L = 1/(2n) sum (f - y)^2: every eigenvector of the Gram matrix evolves by itself.
-- logistic, l(s) = log(1 + e^-s): an ordinary differential equation (flow) or recurrence (heavy ball) for n coefficients.
+- logistic, l(s) = log(1 + e^-s): a differential equation (flow) or recurrence (heavy ball) for n coefficients.
 
 The last two hold the n x n Gram matrix and compute in float64, whatever JAX's setting.
 """
@@ -90,7 +90,7 @@ def _heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: float) -> Arr
 
 
 def _interpolate(gram: Array, residual: Array) -> Solution:
-    """The limit of infinite time, K^-1 (y - f0); for a singular K the limit is the pseudo-inverse, and the status says so."""
+    """The limit of infinite time, K^-1 (y - f0); for a singular K it is the pseudo-inverse, and the status says so."""
     n = len(residual)
     factor = jax.scipy.linalg.cho_factor(gram, lower=True)
     dual = jax.scipy.linalg.cho_solve(factor, residual)
@@ -143,7 +143,7 @@ def _logistic_flow(gram: Array, y: Array, f0: Array, time: float) -> Solution:
 
 @jax.jit
 def _integrate_logistic(gram: Array, y: Array, f0: Array, time: Array):
-    """beta(s) = n alpha / time over s = t / time in [0, 1]: of order one whatever n and time, so tolerances mean something."""
+    """beta(s) = n alpha / time over s = t / time in [0, 1]: of order one whatever n and time."""
     scale = time / len(y)
 
     def velocity(s, beta, args):

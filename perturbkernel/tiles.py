@@ -35,7 +35,7 @@ def accumulate(tile: Callable, queries: Any, points: Any, weights: Any, block: t
 
     `queries` (leading axis m), `points` and `weights` (leading axis n) are pytrees; the result has leading axis m.
     `block` limits the tile to (rows of queries, rows of points). The tile must be linear in `weights`: padded points
-    repeat the last one (a zero could be a singular point of a kernel) and count for nothing because their weights are 0.
+    repeat the last one (zero could be a singular point of a kernel) and count for nothing as their weights are 0.
     """
     m, n = (jax.tree.leaves(tree)[0].shape[0] for tree in (queries, points))
     rows, columns = _tile_size(m, block[0]), _tile_size(n, block[1])

@@ -1,0 +1,99 @@
+"""Why a second network learns from perturbations, or does not: signal and random offset, in closed form.
+
+With o_n what carries perturbation n (0 or x_n), delta_n = y_n eps u_n, and h_n^+-(z) = K(o_n +- eps u_n, z), a second
+network trained on the identity loss from zero predicts, per unit of time,
+
+    g(z) = signal(z) + offset(z),   signal = (1/N) sum_n (h_n^+ - h_n^-) / 2,   offset = (1/N) sum_n y_n b_n(z),
+    b_n = (h_n^+ + h_n^-) / 2,
+
+where only the offset depends on the targets y. Over coin flips it has mean 0 and variance (1/N^2) sum b_n^2; over
+balanced targets the part of b_n that is constant in n drops out (theory: 12.3, 6.3).
+"""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import ndtr
+from jaxtyping import Array, Float
+
+from perturbkernel.checks import as_inputs, as_targets
+from perturbkernel.kernels import Kernel
+from perturbkernel.tiles import accumulate
+
+
+class Diagnosis(eqx.Module):
+    """Signal against offset of the second network's output (per unit of time) at labelled points.
+
+    Attributes:
+        signal: (m,), the mean over target draws.
+        offset: (m,), what the targets drawn added to it.
+        offset_std: (m,), its standard deviation over target draws.
+        probability: (m,), of the sign of the true label over target draws: N_c(label signal / offset_std).
+        offset_radius: (m,), |offset| stays below it at one point with probability 0.9 (Hoeffding; coin flips only).
+        assumes: in words, what the numbers hold for.
+    """
+
+    signal: Float[Array, " m"]
+    offset: Float[Array, " m"]
+    offset_std: Float[Array, " m"]
+    probability: Float[Array, " m"]
+    offset_radius: Float[Array, " m"]
+    assumes: str = eqx.field(static=True)
+
+    @property
+    def expected_accuracy(self) -> Array:
+        """Mean over the points of the probability of success."""
+        return self.probability.mean()
+
+
+@partial(jax.jit, static_argnums=0)
+def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array) -> tuple[Array, ...]:
+    """Sums over n of (h+ - h-)/2, b, b^2 and y b, each (m,)."""
+
+    def tile(z, points, weights):
+        count, y = weights
+        above, below = (kernel.tile("ntk", z, p) for p in points)
+        b = (above + below) / 2
+        terms = (above - below) / 2 * count, b * count, b**2 * count, b * y
+        return tuple(jnp.sum(term, axis=1) for term in terms)
+
+    return accumulate(tile, z, (plus, minus), (jnp.ones_like(targets), targets), kernel.block)
+
+
+def diagnose(
+    kernel: Kernel,
+    carrier: Float[Array, "n ..."],
+    delta: Float[Array, "n ..."],
+    targets: Float[Array, " n"],
+    z: Float[Array, "m ..."],
+    labels: Float[Array, " m"],
+    *,
+    balanced: bool = False,
+) -> Diagnosis:
+    """The diagnosis at points z with true labels, for perturbations delta_n = targets_n eps u_n on carrier_n.
+
+    `balanced` : the targets were drawn with sum zero (odd n: sum +-1) instead of by independent coin flips.
+    """
+    carrier = kernel.check_inputs(carrier, "carrier")
+    z = kernel.check_inputs(z, "z", like=carrier.shape[1:])
+    delta = as_inputs(delta, "delta", like=carrier.shape[1:])
+    targets = as_targets(targets, "targets", len(carrier))
+    labels = as_targets(labels, "labels", len(z))
+    n = len(carrier)
+    toward = delta * targets.reshape(-1, *(1,) * (delta.ndim - 1))
+    signal, b, b_squared, offset = (s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets))
+    if balanced:
+        # E y_n y_k = (s^2 - n) / (n (n - 1)) for n != k, s the sum of the targets: 0, or +-1 for odd n.
+        pair = 0.0 if n == 1 else (n % 2 - n) / (n * (n - 1))
+        variance = (b_squared + pair * (n * b**2 - b_squared)) / n
+    else:
+        variance = b_squared / n
+    std = jnp.sqrt(jnp.maximum(variance, 0))
+    certain = jnp.where(signal == 0, 0.5, (labels * signal > 0).astype(signal.dtype))
+    probability = jnp.where(std > 0, ndtr(labels * signal / jnp.where(std > 0, std, 1)), certain)
+    radius = jnp.sqrt(2 * np.log(2 / 0.1) * b_squared / n)
+    assumes = f"identity loss, zero initial function, {'balanced' if balanced else 'coin-flip'} targets"
+    return Diagnosis(signal, offset, std, probability, radius, assumes)

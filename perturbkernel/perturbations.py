@@ -1,0 +1,124 @@
+"""One-step adversarial perturbations of any differentiable predictor."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from perturbkernel.checks import as_float, as_inputs, as_targets, check_choice, check_number, is_traced
+from perturbkernel.predictors import KernelPredictor, input_gradient
+
+NORMS = ("l2", "linf")
+DIRECTIONS = ("gradient", "frozen_gates")
+
+
+class Perturbation(eqx.Module):
+    """Perturbations and what they aim at.
+
+    Attributes:
+        delta: (n, ...), shaped like the inputs; its size is in input units, a norm over all axes but the first.
+        targets: (n,), the labels in {-1, +1} that `inputs + delta` moves toward.
+        zero_gradient: (n,), True where the gradient is zero (to rounding), no direction exists, and delta is 0.
+    """
+
+    delta: Float[Array, "n ..."]
+    targets: Float[Array, " n"]
+    zero_gradient: Bool[Array, " n"]
+
+
+def _column(values: Array, like: Array) -> Array:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ..."]:
+    """The direction of unit norm that increases a function fastest: g / |g| for l2, sign(g) for linf; 0 for g = 0."""
+    if norm == "linf":
+        return jnp.sign(gradient)
+    axes = tuple(range(1, gradient.ndim))
+    # Divided by its largest entry first, a tiny gradient does not underflow when squared.
+    largest = jnp.abs(gradient).max(axes, keepdims=True)
+    scaled = gradient / jnp.where(largest > 0, largest, 1)
+    length = jnp.sqrt(jnp.sum(scaled**2, axes, keepdims=True))
+    return scaled / jnp.where(length > 0, length, 1)
+
+
+def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, " n"]:
+    """The signed cosine of each row of a with that of b, (n,); NaN where either is zero and no angle exists."""
+    a, b = (normalise(v, "l2").reshape(len(v), -1) for v in (a, b))
+    exists = a.any(1) & b.any(1)
+    return jnp.where(exists, jnp.sum(a * b, axis=1), jnp.nan)
+
+
+def perturb(
+    predictor: Callable,
+    inputs: Float[Array, "n ..."],
+    targets: Float[Array, " n"],
+    *,
+    size: float,
+    norm: str = "l2",
+    direction: str = "gradient",
+    bounds: tuple[float, float] | None = None,
+) -> Perturbation:
+    """One step of length `size` from every input toward its target: delta_n = size target_n g_n / |g_n|.
+
+    g_n is the gradient of the predictor at input n (linf: its sign). The gradient of the predictor is normalised, not
+    that of a loss, whose factor cancels in exact arithmetic and underflows in floating point when it saturates.
+
+    Args:
+        predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,) or (n, 1) that
+            treats rows independently: a Flax or Equinox model, a lambda.
+        inputs: (n, ...).
+        targets: (n,) in {-1, +1}: the label each input is moved toward.
+        size: norm of each perturbation, in the units of the inputs, over all axes but the first.
+        norm: "l2" or "linf".
+        direction: "gradient", the true gradient; "frozen_gates", the paper's sum_n dual_coef_n Phi(x_n, z) x_n, which
+            leaves out the motion of the gates (kernel predictors of TwoLayerNTK only).
+        bounds: (low, high) to which inputs + delta is clipped; nothing is clipped without it.
+
+    Raises:
+        ValueError: bad values or shapes, or a predictor whose gradient is not finite. TypeError: frozen gates asked of
+            another predictor.
+
+    Source: Kumano, Kera, Yamasaki (NeurIPS 2024), equation for the perturbation; theory: section 5, 5.3.
+    """
+    check_choice(norm, "norm", NORMS)
+    check_choice(direction, "direction", DIRECTIONS)
+    check_number(size, "size")
+    x = as_inputs(inputs, "inputs")
+    y = as_targets(targets, "targets", len(x))
+    low, high = _checked_bounds(bounds)
+    if direction == "gradient":
+        gradient = input_gradient(predictor, x)
+    elif isinstance(predictor, KernelPredictor):
+        gradient = predictor.frozen_gate_gradient(x)
+    else:
+        raise TypeError(
+            f'direction="frozen_gates" needs a KernelPredictor of TwoLayerNTK; got {type(predictor).__name__}. '
+            f'Use direction="gradient"'
+        )
+    flat = jnp.abs(gradient).reshape(len(x), -1)
+    if not is_traced(gradient):
+        bad = ~np.isfinite(np.asarray(flat)).all(1)
+        if bad.any():
+            raise ValueError(f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})")
+    rounding = predictor.gradient_rounding(x) if isinstance(predictor, KernelPredictor) else jnp.zeros(len(x))
+    zero = flat.max(1) * jnp.sqrt(flat.shape[1]) <= rounding
+    step = jnp.where(_column(zero, x), 0, normalise(gradient, norm))
+    delta = _column(size * y, x) * step
+    if bounds is not None:
+        delta = jnp.where(_column(zero, x), 0, jnp.clip(x + delta, low, high) - x)
+    return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
+
+
+def _checked_bounds(bounds) -> tuple[Array | None, Array | None]:
+    if bounds is None:
+        return None, None
+    try:
+        low, high = (as_float(b, "bounds") for b in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be (low, high); got {bounds!r}") from None
+    if not is_traced(low, high) and not bool(jnp.all(low < high)):
+        raise ValueError(f"bounds must have low < high; got {bounds!r}")
+    return low, high

@@ -1,0 +1,99 @@
+"""What every formula of this package does with its arguments: checks them, and computes in float64.
+
+Checks raise as elsewhere in perturbkernel, in terms of the argument's name. Everything comes out as NumPy float64 arrays,
+whatever JAX's precision setting, which is never changed. None of these functions can be traced by JAX.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturbkernel.checks import as_float, as_inputs, as_targets, check_choice, check_count, check_finite, check_number
+from perturbkernel.kernels import TwoLayerNTK
+
+LOSSES = ("identity", "logistic")
+
+
+def double(function: Callable, *arguments: Any) -> Any:
+    """function(*arguments) computed in float64 whatever JAX's setting; arrays come back as NumPy arrays."""
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, function(*arguments))
+
+
+def check_kernel(kernel: Any) -> None:
+    if not isinstance(kernel, TwoLayerNTK):
+        raise TypeError(f"kernel must be a TwoLayerNTK, whose network the theory is about; got {kernel!r}")
+
+
+def as_points(value: Any, name: str, *, like: np.ndarray | None = None, rows: int | None = None) -> np.ndarray:
+    """(n, d) finite float64; `like` has the wanted row length, `rows` is the wanted number of rows."""
+    array = double(lambda v: as_inputs(v, name, like=None if like is None else like.shape[1:], flat=True), value)
+    if rows is not None and len(array) != rows:
+        raise ValueError(f"{name} must have {rows} rows; got shape {array.shape}")
+    return array.astype(np.float64)
+
+
+def as_labels(value: Any, name: str, n: int) -> np.ndarray:
+    """(n,) of -1 and +1."""
+    return double(lambda v: as_targets(v, name, n), value).astype(np.float64)
+
+
+def as_vector(value: Any, name: str, n: int, *, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
+    """(n,) finite numbers within [low, high]; a single number is repeated."""
+    array = double(lambda v: as_float(v, name), value).astype(np.float64)
+    if array.shape not in ((), (n,)):
+        raise ValueError(f"{name} must have shape ({n},); got {array.shape}")
+    check_finite(array, name)
+    if array.size and (array.min() < low or array.max() > high):
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}]; got values from {array.min():g} to {array.max():g}")
+    return np.broadcast_to(array, (n,))
+
+
+def as_network(weights: Any, biases: Any, readout: Any, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights (width, d), biases (width,), readout (width,) in float64."""
+    weights = as_points(weights, "weights", like=np.empty((0, d)))
+    width = len(weights)
+    for name, value in (("biases", biases), ("readout", readout)):
+        if np.shape(value) != (width,):
+            raise ValueError(f"{name} must have shape ({width},), one number a row of weights; got {np.shape(value)}")
+    return weights, as_vector(biases, "biases", width), as_vector(readout, "readout", width)
+
+
+def check_statement(delta: Any, width: Any = 1, *, points: Any = None) -> None:
+    """A failure probability in (0, 1], a width, and the number of points that a statement covers."""
+    check_number(delta, "delta", low=0, high=1, open_low=True)
+    check_count(width, "width")
+    if points is not None:
+        check_count(points, "points")
+
+
+def check_time(time: Any, name: str = "time", *, positive: bool = False) -> None:
+    check_number(time, name, open_low=positive)
+
+
+def check_loss(loss: Any) -> None:
+    check_choice(loss, "loss", LOSSES)
+
+
+def neuron_blocks(width: int, columns: int) -> Iterator[slice]:
+    """Slices of neurons whose (neurons, columns) temporaries stay near 32 MB."""
+    size = max(1, 2**22 // max(columns, 1))
+    for start in range(0, width, size):
+        yield slice(start, min(start + size, width))
+
+
+def cone_slope(kernel: TwoLayerNTK) -> float:
+    """(1 - slope)^2 / (2 pi), minus the derivative of Phi in theta. Theory: 0.1."""
+    return (1 - kernel.slope) ** 2 / (2 * np.pi)
+
+
+def gate_mean_square(kernel: TwoLayerNTK) -> float:
+    """E[phi'(u)^2] = (1 + slope^2) / 2, the largest value of Phi. Theory: 0.1."""
+    return (1 + kernel.slope**2) / 2
+
+
+def lengths(z: np.ndarray) -> np.ndarray:
+    """s_z = sqrt(1 + |z|^2 / d), (m,): the standard deviation of a pre-activation at z."""
+    return np.sqrt(1 + np.sum(z * z, axis=1) / z.shape[1])

@@ -1,0 +1,223 @@
+"""The constants of a training set at query points: one record, derived once, that every bound reads.
+
+With k_n(z) = <x_n, z> + c. One pass over n x n pairs and one over n x m pairs, in tiles: no such matrix is held.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Float
+
+from perturbkernel.activations import products_and_angles
+from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.theory.arguments import (
+    as_labels,
+    as_points,
+    check_kernel,
+    check_loss,
+    double,
+    gate_mean_square,
+    lengths,
+)
+from perturbkernel.tiles import EXACT, accumulate
+
+
+def fourth_gate_moment(slope: float, theta):
+    """Q = E[(phi'(u(x)) phi'(u(z)))^2] = (1 + g^4)/2 - (1 - g^2)^2 theta / (2 pi), g the slope. Theory: 0.1."""
+    return (1 + slope**4) / 2 - (1 - slope**2) ** 2 / (2 * np.pi) * theta
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Constants of a training set (x, y) of n points at m query points z, for one kernel. Made by `constants`.
+
+    Attributes:
+        kernel, x, y, z: what the record is about, in float64.
+        norm, length: (m,), |z| and s_z = sqrt(1 + |z|^2/d).
+        input_norm, input_length: (n,), the same of the training inputs.
+        operator_norm: the largest singular value of x.
+        radius: R = min((1/n) sum |x_n|, operator_norm / sqrt(n)); |(1/n) sum w_n y_n x_n| <= R for w in [0, 1]^n.
+        positive, negative: (m,), P_z and M_z, the sums over n of (y_n k_n(z))_+ and (y_n k_n(z))_-.
+        absolute: (m,), (1/n) sum |k_n(z)|.  absolute_apart: the same over x_n != z.
+        mean_factor: (m,), (1/n) sum y_n k_n(z).
+        f_hat: (m,), (1/n) sum y_n K(x_n, z).
+        direction: (m, d), v(z).  input_direction: (n, d), v(x_n).
+        f_second_moment: (m,), S_f^2, and direction_second_moment: (m,), S_v^2 (theory: 2.2, 2.3), clipped at 0.
+        gate_fourth, gate_root: (m,), the means over n of Q(x_n, z) and of its square root.
+        kernel_root: (m,), (1/n) sum |k_n(z)| sqrt(Q(x_n, z)).
+        speeds: by loss, (m,), R_z: the most |(1/n) sum w_n y_n k_n(z)| can be over weights w in [slope, 1]^n
+            (identity) or [0, 1]^n (logistic). A pre-activation at z moves by at most |a_i| time R_z.
+        input_speeds: by loss, (n,), the same at the training inputs.
+        couplings: by loss, (m,), (1/n) sum_n |k_n(z)| R_{x_n} / s_{x_n}.
+
+    Source: theory 2.2, 2.3, 3.1, 3.3.
+    """
+
+    kernel: TwoLayerNTK
+    x: Float[np.ndarray, "n d"] = field(repr=False)
+    y: Float[np.ndarray, " n"] = field(repr=False)
+    z: Float[np.ndarray, "m d"] = field(repr=False)
+    norm: Float[np.ndarray, " m"] = field(repr=False)
+    length: Float[np.ndarray, " m"] = field(repr=False)
+    input_norm: Float[np.ndarray, " n"] = field(repr=False)
+    input_length: Float[np.ndarray, " n"] = field(repr=False)
+    operator_norm: float
+    radius: float
+    positive: Float[np.ndarray, " m"] = field(repr=False)
+    negative: Float[np.ndarray, " m"] = field(repr=False)
+    absolute: Float[np.ndarray, " m"] = field(repr=False)
+    absolute_apart: Float[np.ndarray, " m"] = field(repr=False)
+    mean_factor: Float[np.ndarray, " m"] = field(repr=False)
+    f_hat: Float[np.ndarray, " m"] = field(repr=False)
+    direction: Float[np.ndarray, "m d"] = field(repr=False)
+    input_direction: Float[np.ndarray, "n d"] = field(repr=False)
+    f_second_moment: Float[np.ndarray, " m"] = field(repr=False)
+    direction_second_moment: Float[np.ndarray, " m"] = field(repr=False)
+    gate_fourth: Float[np.ndarray, " m"] = field(repr=False)
+    gate_root: Float[np.ndarray, " m"] = field(repr=False)
+    kernel_root: Float[np.ndarray, " m"] = field(repr=False)
+    speeds: dict[str, Float[np.ndarray, " m"]] = field(repr=False)
+    input_speeds: dict[str, Float[np.ndarray, " n"]] = field(repr=False)
+    couplings: dict[str, Float[np.ndarray, " m"]] = field(repr=False)
+
+    @property
+    def count(self) -> int:
+        """n, the number of training points."""
+        return len(self.x)
+
+    @property
+    def points(self) -> int:
+        """m, the number of query points."""
+        return len(self.z)
+
+    @property
+    def dimension(self) -> int:
+        """d, the dimension of the inputs."""
+        return self.x.shape[1]
+
+    def speed(self, loss: str = "identity") -> Float[np.ndarray, " m"]:
+        """R_z, (m,): `speeds` of one loss."""
+        check_loss(loss)
+        return self.speeds[loss]
+
+
+@partial(jax.jit, static_argnums=0)
+def _signed_sums(kernel, z, x, weights):
+    """Sums over n of (w_n k_n(z))_+ and (w_n k_n(z))_-."""
+
+    def tile(z, x, weights):
+        terms = (jnp.matmul(z, x.T, precision=EXACT) + kernel.train_bias) * weights
+        return jnp.sum(jnp.maximum(terms, 0), axis=1), jnp.sum(jnp.maximum(-terms, 0), axis=1)
+
+    return accumulate(tile, z, x, weights, kernel.block)
+
+
+@partial(jax.jit, static_argnums=0)
+def _pair_sums(kernel, z, x, weights, rates):
+    """Everything that a sum over n of functions of the pair (x_n, z) gives; weights are y_n / n."""
+
+    def tile(z, x, weights):
+        signed, rates = weights
+        size = jnp.abs(signed)
+        product, theta = products_and_angles(z, x)
+        factor = product + kernel.train_bias
+        phi = kernel.tile("phi", z, x)
+        fourth = fourth_gate_moment(kernel.slope, theta)
+        distance = jnp.abs(factor)
+        sums = {
+            "absolute_apart": jnp.where(theta > 0, distance * size, 0),
+            "f_hat": phi * factor * signed,
+            "mean_factor": factor * signed,
+            "gate_fourth": fourth * size,
+            "gate_root": jnp.sqrt(fourth) * size,
+            "kernel_root": jnp.sqrt(fourth) * distance * size,
+        }
+        sums = {name: jnp.sum(term, axis=1) for name, term in sums.items()}
+        sums["couplings"] = jnp.matmul(distance, rates, precision=EXACT)
+        sums["direction"] = jnp.matmul(phi * signed, x, precision=EXACT)
+        return sums
+
+    return accumulate(tile, z, x, (weights, rates), kernel.block)
+
+
+def _largest_singular_value(x: np.ndarray) -> float:
+    # LAPACK on the smaller Gram matrix: the top eigenvalue, unlike the small ones, loses nothing by squaring.
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0)))
+
+
+def constants(
+    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+) -> Constants:
+    """The record of constants of the training set (x, y) at the points z, which every bound reads.
+
+    With A = (1 + g^2)/2, p = (1 + g)/2, g the slope, and F(z) = (1/n) sum y_n k_n(z),
+
+        S_f^2(z) = (A/n^2) sum_{n,k} y_n y_k k_n k_k Phi(x_n, x_k) + 4 p^2 F(z) (f_hat(z) - p^2 F(z))
+        S_v^2(z) = (A/n^2) sum_{n,k} y_n y_k Phi(x_n, x_k) <x_n, x_k> + 4 p^2 <yx, v(z) - p^2 yx>,  yx = mean of y_n x_n
+        R_z = (1/n) max(P_z - low M_z, M_z - low P_z),  low = slope (identity loss) or 0 (logistic loss)
+
+    which is theory 2.2 and 2.3 with its sign covariance written as (Phi - p^2) / q^2 and B = 2 p q, so that slope 1 is
+    no special case. Cost O(n^2 d + n m d) time, O(n d + m d) memory: the double sum over n, k is the quadratic form of
+    one (d + 1, d + 1) matrix, because k_n(z) is linear in (z, c).
+    """
+    check_kernel(kernel)
+    x = as_points(x, "x")
+    n = len(x)
+    y, z = as_labels(y, "y", n), as_points(z, "z", like=x)
+    floors = {"identity": kernel.slope, "logistic": 0.0}
+
+    def speeds(positive, negative):
+        return {
+            loss: np.maximum(positive - low * negative, negative - low * positive) for loss, low in floors.items()
+        }
+
+    input_speeds = speeds(*double(_signed_sums, kernel, x, x, y / n))
+    positive, negative = double(_signed_sums, kernel, z, x, y / n)
+    input_length = lengths(x)
+    rates = np.stack([input_speeds[loss] / input_length / n for loss in floors], axis=1)
+    sums = double(_pair_sums, kernel, z, x, y / n, rates)
+
+    augmented = np.hstack([x, np.full((n, 1), float(kernel.train_bias))])
+    weighted = double(kernel.phi_matmul, x, x, y[:, None] * augmented / n)
+    quadratic = augmented.T @ (y[:, None] * weighted) / n
+    queries = np.hstack([z, np.ones((len(z), 1))])
+    square = np.sum((queries @ quadratic) * queries, axis=1)
+    a, p_squared = gate_mean_square(kernel), ((1 + kernel.slope) / 2) ** 2
+    mean = y @ x / n
+    f_square = a * square + 4 * p_squared * sums["mean_factor"] * (sums["f_hat"] - p_squared * sums["mean_factor"])
+    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * (sums["direction"] @ mean - p_squared * mean @ mean)
+
+    input_norm = np.linalg.norm(x, axis=1)
+    operator_norm = _largest_singular_value(x)
+    return Constants(
+        kernel=kernel,
+        x=x,
+        y=y,
+        z=z,
+        norm=np.linalg.norm(z, axis=1),
+        length=lengths(z),
+        input_norm=input_norm,
+        input_length=input_length,
+        operator_norm=operator_norm,
+        radius=min(float(input_norm.mean()), operator_norm / np.sqrt(n)),
+        positive=positive * n,
+        negative=negative * n,
+        absolute=positive + negative,
+        absolute_apart=sums["absolute_apart"],
+        mean_factor=sums["mean_factor"],
+        f_hat=sums["f_hat"],
+        direction=sums["direction"],
+        input_direction=weighted[:, :-1],
+        f_second_moment=np.maximum(f_square, 0),
+        direction_second_moment=np.maximum(v_square, 0),
+        gate_fourth=sums["gate_fourth"],
+        gate_root=sums["gate_root"],
+        kernel_root=sums["kernel_root"],
+        speeds=speeds(positive, negative),
+        input_speeds=input_speeds,
+        couplings={loss: sums["couplings"][:, i] for i, loss in enumerate(floors)},
+    )

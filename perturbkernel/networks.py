@@ -1,9 +1,6 @@
-"""Networks of finite width: the paper's two-layer network, its training by any optax optimizer, and ensembles of it.
+"""Networks of finite width in training: by any optax optimizer, in ensembles, and as learners.
 
-    f(x) = sum_i a_i phi(<w_i, x> + b_i),   phi(u) = u for u > 0, slope u otherwise,   phi'(0) = slope,
-
-with w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i ~ N(0, 1/width). The readout a is never trained. As width grows the network
-becomes the Gaussian process and the tangent kernel of `TwoLayerNTK`; here it is what it is.
+`TwoLayerNetwork` and `Centred` are defined in `two_layer`; they are part of this module's interface.
 """
 
 import dataclasses
@@ -17,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from perturbkernel.checks import (
     as_float,
@@ -31,7 +28,9 @@ from perturbkernel.checks import (
 )
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.learning import accuracy
-from perturbkernel.tiles import EXACT
+from perturbkernel.two_layer import Centred as Centred
+from perturbkernel.two_layer import TwoLayerNetwork as TwoLayerNetwork
+from perturbkernel.two_layer import check_width
 
 # Elementwise; training minimises their mean, as `predictors.fit` does.
 _LOSSES = {
@@ -39,144 +38,6 @@ _LOSSES = {
     "logistic": lambda outputs, targets: jax.nn.softplus(-targets * outputs),
     "squared": lambda outputs, targets: (outputs - targets) ** 2 / 2,
 }
-
-
-class TwoLayerNetwork(eqx.Module):
-    """f(x) = sum_i readout_i phi(<weight_i, x> + bias_i), a pytree; `init` draws one.
-
-    An ensemble is one such pytree whose arrays have a leading axis more; its outputs, gradients and kernels get the
-    same axis in front.
-
-    Attributes:
-        weight: (width, d).
-        bias: (width,).
-        readout: (width,), never trained.
-        slope: of the leaky ReLU for u <= 0, so the gate phi'(0) is `slope`.
-        train_bias: whether `train` moves the bias too (True: the paper's published code; False: its theory).
-    """
-
-    weight: Float[Array, "... width d"]
-    bias: Float[Array, "... width"]
-    readout: Float[Array, "... width"]
-    slope: float = eqx.field(static=True, default=0.0)
-    train_bias: bool = eqx.field(static=True, default=False)
-
-    def __check_init__(self):
-        TwoLayerNTK(self.slope, self.train_bias)  # checks both
-        if np.ndim(self.weight) < 2:
-            raise ValueError(f"weight must have shape (width, d); got {np.shape(self.weight)}")
-        wanted = np.shape(self.weight)[:-1]
-        for name, array in (("bias", self.bias), ("readout", self.readout)):
-            if np.shape(array) != wanted:
-                raise ValueError(f"{name} must have shape {wanted}, one number a neuron; got {np.shape(array)}")
-
-    @classmethod
-    def init(
-        cls,
-        d: int,
-        width: int,
-        slope: float = 0.0,
-        train_bias: bool = False,
-        *,
-        doubled: bool = False,
-        key: PRNGKeyArray,
-    ) -> "TwoLayerNetwork":
-        """Draws weight ~ N(0, 1/d), bias ~ N(0, 1), readout ~ N(0, 1/width), independent.
-
-        `doubled`: antisymmetric doubling, neurons (w, b, a) and (w, b, -a) for width/2 draws of each, so that f0 = 0
-        and grad f0 = 0 (theory: 4.4). `width` counts all neurons and has to be even. The readout keeps the variance
-        1/width: then E sum a_i^2 = 1 and the kernel's limit is the same; its variance is that of width/2 neurons.
-
-        Raises ValueError or TypeError for sizes below 1, a slope outside [0, 1], an odd width when doubled.
-        """
-        check_count(d, "d")
-        _check_width(width, doubled)
-        kernel = TwoLayerNTK(slope, train_bias)
-        check_key(key)
-        w_key, b_key, a_key = jax.random.split(key, 3)
-        drawn = width // 2 if doubled else width
-        weight = jax.random.normal(w_key, (drawn, d)) / np.sqrt(d)
-        bias = jax.random.normal(b_key, (drawn,))
-        readout = jax.random.normal(a_key, (drawn,)) / np.sqrt(width)
-        if doubled:
-            weight, bias = jnp.concatenate([weight, weight]), jnp.concatenate([bias, bias])
-            readout = jnp.concatenate([readout, -readout])
-        return cls(weight, bias, readout, kernel.slope, kernel.train_bias)
-
-    @property
-    def kernel(self) -> TwoLayerNTK:
-        """The tangent kernel of this network in the limit of infinite width."""
-        return TwoLayerNTK(self.slope, self.train_bias)
-
-    def _inputs(self, value, name: str) -> Array:
-        return as_inputs(value, name, like=(self.weight.shape[-1],), flat=True)
-
-    def _preactivations(self, z: Array) -> Array:
-        """(width, m): in this layout the forward and the backward product of training need no transposed copy."""
-        return jnp.matmul(self.weight, z.T, precision=EXACT) + self.bias[..., None]
-
-    def _outputs(self, z: Array) -> Array:
-        u = self._preactivations(z)
-        return jnp.einsum("...i,...im->...m", self.readout, jnp.where(u > 0, u, self.slope * u), precision=EXACT)
-
-    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
-        """Outputs (m,) at queries z (m, d). Holds (width, m) numbers."""
-        return self._outputs(self._inputs(z, "z"))
-
-    def active(self, z: Float[Array, "m d"]) -> Bool[Array, "... m width"]:
-        """Which neurons have u_i(z) > 0, (m, width): the gate phi'(u_i(z)) is 1 there and `slope` elsewhere."""
-        return jnp.swapaxes(self._preactivations(self._inputs(z, "z")) > 0, -1, -2)
-
-    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
-        """Grad f(z) = sum_i a_i phi'(u_i(z)) w_i at every row of z, (m, d)."""
-        u = self._preactivations(self._inputs(z, "z"))
-        a = self.readout[..., None]
-        return jnp.matmul(jnp.swapaxes(jnp.where(u > 0, a, self.slope * a), -1, -2), self.weight, precision=EXACT)
-
-    def empirical_phi(
-        self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
-    ) -> Float[Array, "... n m"]:
-        """Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z)), (n, m); z omitted: between the rows of x.
-
-        Over initialisations its mean is Phi and its variance (3 Q - Phi^2) / width, with Q = Phi of slope^2 (theory: 2);
-        twice that for a doubled network.
-        """
-        x = self._inputs(x, "x")
-        z = x if z is None else self._inputs(z, "z")
-        gates_x, gates_z = (jnp.where(self._preactivations(p) > 0, 1.0, self.slope) for p in (x, z))
-        weighted = gates_x * self.readout[..., None] ** 2
-        return jnp.matmul(jnp.swapaxes(weighted, -1, -2), gates_z.astype(weighted.dtype), precision=EXACT)
-
-    def empirical_ntk(
-        self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
-    ) -> Float[Array, "... n m"]:
-        """K_m(x, z) = Phi_m(x, z) (<x, z> + c), c = train_bias: the tangent kernel of this very network, (n, m).
-
-        Source: theory 0.1; its mean over initialisations is `kernel.ntk`.
-        """
-        x = self._inputs(x, "x")
-        z = x if z is None else self._inputs(z, "z")
-        return self.empirical_phi(x, z) * (jnp.matmul(x, z.T, precision=EXACT) + self.train_bias)
-
-    def centred(self, initial: "TwoLayerNetwork") -> "Centred":
-        """f - f0, with f0 the network `initial` that training began from."""
-        return Centred(self, initial)
-
-
-class Centred(eqx.Module):
-    """f - f0: what training added to a network. Its gradient, hence its perturbations, are grad f - grad f0.
-
-    Centring both, outputs and gradients, is the setting of the theorems without initial function (theory: 4.4, 13.8).
-    """
-
-    network: TwoLayerNetwork
-    initial: TwoLayerNetwork
-
-    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
-        return self.network(z) - self.initial(z)
-
-    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
-        return self.network.input_gradient(z) - self.initial.input_gradient(z)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,10 +80,9 @@ class _HeavyBallState(NamedTuple):
     velocity: Any
 
 
-def _heavy_ball_update(gradient, state: _HeavyBallState, params=None):
-    velocity = jax.tree.map(lambda v, g: state.momentum * v + g, state.velocity, gradient)
-    updates = jax.tree.map(lambda v: -state.learning_rate * v, velocity)
-    return updates, state._replace(velocity=velocity)
+def _heavy_ball_update(updates, state: Any, params=None):
+    velocity = jax.tree.map(lambda v, g: state.momentum * v + g, state.velocity, updates)
+    return jax.tree.map(lambda v: -state.learning_rate * v, velocity), state._replace(velocity=velocity)
 
 
 def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
@@ -233,11 +93,13 @@ def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.Gradie
     """
     check_number(learning_rate, "learning_rate")
     check_number(momentum, "momentum", high=1)
+    if not is_traced(momentum) and momentum == 1:
+        raise ValueError("momentum must be < 1; got 1")
 
     def init(params):
         dtype = jnp.result_type(*jax.tree.leaves(params))
-        numbers = (jnp.asarray(number, dtype) for number in (learning_rate, momentum))
-        return _HeavyBallState(*numbers, jax.tree.map(jnp.zeros_like, params))
+        still = jax.tree.map(jnp.zeros_like, params)
+        return _HeavyBallState(jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype), still)
 
     return optax.GradientTransformation(init, _heavy_ball_update)
 
@@ -256,7 +118,7 @@ class Trace(eqx.Module):
         status: "ok", or in words that the training diverged.
     """
 
-    step: Int[np.ndarray, " r"]
+    step: Int[Array | np.ndarray, "... r"]
     loss: Float[Array, "... r"]
     accuracy: Float[Array, "... r"]
     movement: Float[Array, "... r"]
@@ -279,34 +141,27 @@ def _measure(net: TwoLayerNetwork, initial: TwoLayerNetwork, x: Array, y: Array,
     return _LOSSES[loss](outputs, y).mean(), accuracy(outputs, jnp.sign(y)), moved, flipped.mean(dtype=x.dtype)
 
 
-class _Update(NamedTuple):
-    """What an optimizer and a plateau rule do in a step: the static part of training, compared by identity of code."""
-
-    function: Any
-    takes_value: bool
-    plateau: Plateau | None
-
-
-@partial(jax.jit, static_argnames=("loss", "update", "length", "batch_size"))
-def _advance(carry, net: TwoLayerNetwork, x, y, key, *, loss: str, update: _Update, length: int, batch_size: int | None):
+@partial(jax.jit, static_argnames=("loss", "update", "takes_value", "plateau", "length", "batch_size"))
+def _advance(carry, net: TwoLayerNetwork, x, y, key, *, loss, update, takes_value, plateau, length, batch_size):
     """`length` steps in one scan; returns the carry, the losses and the scales of the rate."""
     n = len(x)
-    batches = 1 if batch_size is None else -(-n // batch_size)
-    plateau = None if update.plateau is None else update.plateau.transformation(batches)
+    size = batch_size or n
+    batches = -(-n // size)
+    rule = None if plateau is None else plateau.transformation(batches)
 
     def batch(order, step):
-        """The rows of this step, their weights in its mean, and the order of the epoch."""
+        """Points and targets of a step, the share of each in the mean, and the order of the epoch."""
         if batch_size is None:
             return x, y, 1 / n, order
         position = step % batches
 
         def shuffle():
             shuffled = jax.random.permutation(jax.random.fold_in(key, step // batches), n)
-            return jnp.pad(shuffled, (0, batches * batch_size - n))
+            return jnp.pad(shuffled, (0, batches * size - n))
 
         order = lax.cond(position == 0, shuffle, lambda: order)
-        rows = lax.dynamic_slice(order, (position * batch_size,), (batch_size,))
-        there = (position * batch_size + jnp.arange(batch_size) < n).astype(x.dtype)
+        rows = lax.dynamic_slice(order, (position * size,), (size,))
+        there = (position * size + jnp.arange(size) < n).astype(x.dtype)
         return x[rows], y[rows], there / there.sum(), order
 
     def one_step(carry, _):
@@ -318,14 +173,14 @@ def _advance(carry, net: TwoLayerNetwork, x, y, key, *, loss: str, update: _Upda
             return jnp.sum(share * _LOSSES[loss](outputs, y_batch))
 
         value, gradient = jax.value_and_grad(objective)(params)
-        extra = {"value": value, "grad": gradient, "value_fn": objective} if update.takes_value else {}
-        updates, state = update.function(gradient, state, params, **extra)
+        extra = {"value": value, "grad": gradient, "value_fn": objective} if takes_value else {}
+        updates, state = update(gradient, state, params, **extra)
         scale = jnp.ones((), x.dtype)
-        if plateau is not None:
+        if rule is not None:
             # The scale found after the step before, then the rule is told of this step's loss: PyTorch's order.
             scale = plateau_state.scale
             updates = jax.tree.map(lambda u: scale * u, updates)
-            _, plateau_state = plateau.update((), plateau_state, value=value)
+            _, plateau_state = rule.update((), plateau_state, value=value)
         return (optax.apply_updates(params, updates), state, plateau_state, order, step + 1), (value, scale)
 
     return lax.scan(one_step, carry, length=length)
@@ -373,10 +228,9 @@ def train(
     if not isinstance(net, TwoLayerNetwork):
         raise TypeError(f"net must be a TwoLayerNetwork; got {type(net).__name__}")
     if net.weight.ndim != 2:
-        raise ValueError(f"net must be one network, weight (width, d); got {net.weight.shape}. ensemble(...) trains many")
+        raise ValueError(f"net must be one network, weight (width, d); got {net.weight.shape}. `ensemble` trains many")
     _check_training(loss, optimizer, steps, batch_size, plateau)
-    if trace_every is not None:
-        check_count(trace_every, "trace_every")
+    check_count(1 if trace_every is None else trace_every, "trace_every")
     if progress is not None and not hasattr(progress, "update"):
         raise TypeError(f"progress must have a method update(steps), as tqdm.tqdm(total=steps) has; got {progress!r}")
     x = as_inputs(x, "x", like=(net.weight.shape[1],), flat=True)
@@ -388,22 +242,22 @@ def train(
             raise TypeError("key must be given to draw minibatches, as jax.random.key(0) makes it; got None")
         check_key(key)
     dtype = jnp.result_type(x, y, net.weight)
-    # Strong types throughout, optimizer state included: a weak one would compile the second chunk anew.
     net, x, y = jax.tree.map(lambda a: jnp.asarray(a, dtype), (net, x, y))
-    state = jax.tree.map(lambda a: jnp.asarray(a, a.dtype), optimizer.init(_params(net)))
+    state = jax.tree.map(_strong, optimizer.init(_params(net)))
     batches = 1 if batch_size is None else -(-len(x) // batch_size)
     plateau_state = None if plateau is None else plateau.transformation(batches).init(jnp.zeros((), dtype))
     order = None if batch_size is None else jnp.zeros(batches * batch_size, int)
-    update = _Update(optimizer.update, isinstance(optimizer, optax.GradientTransformationExtraArgs), plateau)
+    advance = partial(
+        _advance, loss=loss, update=optimizer.update, plateau=plateau, batch_size=batch_size,
+        takes_value=isinstance(optimizer, optax.GradientTransformationExtraArgs),
+    )  # fmt: skip
     carry = (_params(net), state, plateau_state, order, jnp.zeros((), jnp.int32))
 
     initial, every = net, trace_every or max(1, -(-steps // 20))
-    recorded, rows, logs = [0], [_measure(net, initial, x, y, loss=loss)], []
+    recorded, rows, logs = [0], [_measure(net, initial, x, y, loss=loss)], [(jnp.zeros(0, dtype),) * 2]
     while recorded[-1] < steps:
         length = min(every, steps - recorded[-1])
-        carry, log = _advance(
-            carry, initial, x, y, key, loss=loss, update=update, length=length, batch_size=batch_size
-        )
+        carry, log = advance(carry, initial, x, y, key, length=length)
         net = dataclasses.replace(initial, **carry[0])
         recorded.append(recorded[-1] + length)
         rows.append(_measure(net, initial, x, y, loss=loss))
@@ -411,11 +265,15 @@ def train(
         if progress is not None:
             jax.block_until_ready(rows[-1])
             progress.update(length)
-    columns = (jnp.stack(column) for column in zip(*rows, strict=True))
-    step_loss, rate_scale = (
-        jnp.concatenate([log[i] for log in logs]) if logs else jnp.zeros(0, dtype) for i in range(2)
-    )
-    return net, _with_status(Trace(np.asarray(recorded), *columns, step_loss, rate_scale))
+    loss_, accuracy_, movement, flipped = (jnp.stack(column) for column in zip(*rows, strict=True))
+    step_loss, rate_scale = (jnp.concatenate(column) for column in zip(*logs, strict=True))
+    trace = Trace(np.asarray(recorded), loss_, accuracy_, movement, flipped, step_loss, rate_scale)
+    return net, _with_status(trace)
+
+
+def _strong(leaf):
+    """Without a weak type, which the first chunk of steps would lose and the second be compiled anew for."""
+    return jnp.asarray(leaf, jnp.result_type(leaf)) if getattr(leaf, "weak_type", True) else leaf
 
 
 def _with_status(trace: Trace) -> Trace:
@@ -427,12 +285,6 @@ def _with_status(trace: Trace) -> Trace:
     first = int(bad.reshape(-1, bad.shape[-1]).any(0).argmax())
     status = f"diverged: the loss was not finite after {first} steps; a smaller learning rate may help"
     return dataclasses.replace(trace, status=status)
-
-
-def _check_width(width, doubled) -> None:
-    check_count(width, "width")
-    if doubled and width % 2:
-        raise ValueError(f"width must be even for a doubled network, whose neurons come in pairs; got {width}")
 
 
 def _check_training(loss, optimizer, steps, batch_size, plateau) -> None:
@@ -447,19 +299,7 @@ def _check_training(loss, optimizer, steps, batch_size, plateau) -> None:
 
 
 def ensemble(
-    nets: TwoLayerNetwork,
-    x: Float[Array, "n d"],
-    y: Float[Array, " n"],
-    *,
-    learning_rate: float | Float[Array, " k"],
-    momentum: float = 0.9,
-    loss: str = "identity",
-    steps: int,
-    batch_size: int | None = None,
-    plateau: Plateau | None = None,
-    trace_every: int | None = None,
-    progress: Any = None,
-    key: PRNGKeyArray | None = None,
+    nets: TwoLayerNetwork, x, y, *, learning_rate, momentum: float = 0.9, key: PRNGKeyArray | None = None, **settings
 ) -> tuple[TwoLayerNetwork, Trace]:
     """Trains k networks on the same data by SGD with momentum, each with its own state, rate and minibatches.
 
@@ -468,13 +308,15 @@ def ensemble(
 
     Args:
         nets: k networks as one pytree: `jax.vmap(lambda key: TwoLayerNetwork.init(d, width, key=key))(keys)`.
-        learning_rate: one number, or one a network, (k,).
-        The rest: as in `train`; `key` is split into one a network.
+        x, y: the data, (n, d) and (n,).
+        learning_rate: one number, or one a network, (k,); momentum: one for all.
+        key: random key for the minibatches, split into one a network.
+        settings: as in `train`: loss, steps, batch_size, plateau, trace_every, progress.
 
     Returns:
-        The k trained networks, nets(z) of shape (k, m), and their Trace, its arrays (k, ...).
+        The k trained networks, nets(z) of shape (k, m), and their Trace with a leading axis k.
 
-    Memory: two arrays of (k width, batch_size or n).
+    Raises as `train` does. Memory: two arrays of (k width, batch_size or n).
     """
     if not isinstance(nets, TwoLayerNetwork) or nets.weight.ndim != 3:
         got = f"weight {nets.weight.shape}" if isinstance(nets, TwoLayerNetwork) else type(nets).__name__
@@ -483,35 +325,16 @@ def ensemble(
     rates = as_float(learning_rate, "learning_rate")
     if rates.shape not in ((), (k,)):
         raise ValueError(f"learning_rate must be one number or ({k},), one a network; got shape {rates.shape}")
-    if not is_traced(rates) and not (np.isfinite(rates).all() and (rates >= 0).all()):
+    if not is_traced(rates) and not (np.isfinite(rates).all() and (np.asarray(rates) >= 0).all()):
         raise ValueError(f"learning_rate must be >= 0 and finite; got {learning_rate!r}")
-    check_number(momentum, "momentum", high=1)
-    _check_training(loss, paper_optimizer(0.0), steps, batch_size, plateau)
     if key is not None:
         check_key(key)
-    x, y = as_inputs(x, "x", flat=True), as_float(y, "y")
 
     def one(net, rate, key):
-        net, trace = train(
-            net,
-            x,
-            y,
-            loss=loss,
-            optimizer=paper_optimizer(rate, momentum),
-            steps=steps,
-            batch_size=batch_size,
-            plateau=plateau,
-            trace_every=trace_every,
-            progress=progress,
-            key=key,
-        )
-        steps_recorded.append(trace.step)
-        return net, dataclasses.replace(trace, step=None)
+        return train(net, x, y, optimizer=paper_optimizer(rate, momentum), key=key, **settings)
 
-    steps_recorded: list[np.ndarray] = []
-    keys = None if key is None else jax.random.split(key, k)
-    nets, trace = jax.vmap(one)(nets, jnp.broadcast_to(rates, (k,)), keys)
-    return nets, _with_status(dataclasses.replace(trace, step=steps_recorded[-1]))
+    nets, trace = jax.vmap(one)(nets, jnp.broadcast_to(rates, k), None if key is None else jax.random.split(key, k))
+    return nets, _with_status(dataclasses.replace(trace, step=np.asarray(trace.step[0])))
 
 
 class NetworkLearner(eqx.Module):
@@ -538,7 +361,7 @@ class NetworkLearner(eqx.Module):
     centred: bool = eqx.field(static=True, default=False, kw_only=True)
 
     def __check_init__(self):
-        _check_width(self.width, self.doubled)
+        check_width(self.width, self.doubled)
         TwoLayerNTK(self.slope, self.train_bias)  # checks both
         _check_training(self.loss, self.optimizer, self.steps, self.batch_size, self.plateau)
 
@@ -547,28 +370,17 @@ class NetworkLearner(eqx.Module):
         """The tangent kernel in the limit of infinite width: what cosines and diagnoses are computed with."""
         return TwoLayerNTK(self.slope, self.train_bias)
 
-    def __call__(
-        self, inputs: Float[Array, "n d"], targets: Float[Array, " n"], key: PRNGKeyArray
-    ) -> TwoLayerNetwork | Centred:
+    def __call__(self, inputs: Float[Array, "n d"], targets: Float[Array, " n"], key: PRNGKeyArray):
         check_key(key)
         inputs = as_inputs(inputs, "inputs", flat=True)
         targets = as_targets(targets, "targets", len(inputs), labels=self.loss != "squared")
         init_key, batch_key = jax.random.split(key)
-        initial = TwoLayerNetwork.init(
-            inputs.shape[1], self.width, self.slope, self.train_bias, doubled=self.doubled, key=init_key
-        )
+        d = inputs.shape[1]
+        initial = TwoLayerNetwork.init(d, self.width, self.slope, self.train_bias, doubled=self.doubled, key=init_key)
         net, trace = train(
-            initial,
-            inputs,
-            targets,
-            loss=self.loss,
-            optimizer=self.optimizer,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            plateau=self.plateau,
-            trace_every=max(1, self.steps),
-            key=batch_key,
-        )
+            initial, inputs, targets, loss=self.loss, optimizer=self.optimizer, steps=self.steps,
+            batch_size=self.batch_size, plateau=self.plateau, trace_every=max(1, self.steps), key=batch_key,
+        )  # fmt: skip
         if trace.status != "ok":
             warnings.warn(f"a network of width {self.width} {trace.status}", stacklevel=2)
         return net.centred(initial) if self.centred else net

@@ -50,7 +50,7 @@ def solve(kernel: Kernel, x: Array, y: Array, f0: Array | None, loss: str, dynam
         else:
             solution = _logistic_heavy_ball(gram, y, f0, dynamics)
         stats = {name: float(value) for name, value in solution.stats.items()}
-        return Solution(np.asarray(solution.dual_coef), solution.status, stats)
+        return solution._replace(stats=stats)
 
 
 def _squared(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:

@@ -47,7 +47,7 @@ NODES = (1 + np.cos(np.linspace(0, np.pi, 20_001))) / 2
 def test_arccos_coefficients_are_the_degree_7_chebyshev_fit():
     fit = Chebyshev.fit(NODES, arccos_over_root(NODES), 7, domain=[0, 1]).convert(kind=Polynomial)
     # The power basis magnifies how the nodes were chosen; 1e-7 is far below the 1e-5 that adjacent fits differ by.
-    np.testing.assert_allclose(activations._ARCCOS, fit.coef, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(activations._ARCCOS, np.asarray(fit.coef, float), rtol=0, atol=1e-7)
 
 
 def test_arccos_polynomial_error_is_below_3e_8():

@@ -23,7 +23,6 @@ from common import (
     coincident,
     differentiator,
     evaluate,
-    evaluator,
     label,
     largest_row,
     matrix_gradient,
@@ -38,39 +37,56 @@ from hypothesis import strategies as st
 
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 
-KERNEL = TwoLayerNTK(0.2, True)
-RELU = TwoLayerNTK()
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+KERNEL: Any = TwoLayerNTK(0.2, True)
+RELU: Any = TwoLayerNTK()
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.floats(-6, 6).map(lambda power: 10.0**power)
 EPS = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
 
+# float32: Phi is good to 2e-6 (an angle just not close enough to be computed again), products to a few eps; a gradient
+# loses a few 100 eps there. float64: the same counts of eps. Units: `allowed`.
+ERROR = {np.float32: 4e-6, np.float64: 2e-14}
+GRADIENT_ERROR = {np.float32: 2e-5, np.float64: 1e-13}
+
+
 def assert_close_to_reference(kernel, dtype, x, z, coef, b):
-    # float32: theta is good to 5e-6 and products to a few eps; a gradient adds 1e-4 where 1 - rho is small but not
-    # small enough to be computed again. float64: the same counts of eps give 1e-14 and 2e-13.
-    error, gradient_error = {np.float32: (1e-5, 1e-4), np.float64: (1e-12, 1e-12)}[dtype]
     values, wanted = evaluate(kernel, x, z, coef, b, dtype=dtype), reference(kernel, x, z, coef, b)
-    unit = allowed(kernel, x, z, wanted)
+    unit = allowed(kernel, x, z, coef, b)
     for name, exact in wanted.items():
         assert values[name].shape == exact.shape
         off = np.abs(values[name] - exact)
         if name == "input_gradient":
-            assert np.linalg.norm(off, axis=1).max() <= gradient_error * unit[name]
+            assert np.linalg.norm(off, axis=1).max() <= GRADIENT_ERROR[dtype] * unit[name]
         else:
-            assert (off <= error * unit[name]).all(), name
+            assert (off <= ERROR[dtype] * unit[name]).all(), name
 
 
-# --- values ---
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [RELU, KERNEL], ids=label)
+def test_ordinary_data_is_right_relative_to_the_results_themselves(kernel, dtype):
+    """Not to bounds on them: outputs to 1e-5 of the largest, gradients to 1e-4 (float64: 1e-12)."""
+    for category in ("generic", "duplicates", "antipodal", "mixed norms"):
+        x, z, coef, b = sample(20, category, 1.0, dtype)
+        values, wanted = evaluate(kernel, x, z, coef, b, dtype=dtype), reference(kernel, x, z, coef, b)
+        for name, exact in wanted.items():
+            error = (1e-4 if name == "input_gradient" else 1e-5) if dtype == np.float32 else 1e-12
+            assert np.abs(values[name] - exact).max() <= error * np.abs(exact).max(), (category, name)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=label)
 @given(seed=SEEDS, category=st.sampled_from(CATEGORIES), scale=SCALES)
+@example(seed=1, category="collinear", scale=1e5)
+@example(seed=1, category="far cluster", scale=1e-3)
 def test_everything_against_the_reference_in_float64(kernel, seed, category, scale):
     assert_close_to_reference(kernel, np.float64, *sample(seed, category, scale, np.float64))
 
 
-@pytest.mark.parametrize("kernel", [RELU, KERNEL, TwoLayerNTK(0.5), TwoLayerNTK(1, True)], ids=label)
+@pytest.mark.parametrize("kernel", [RELU, KERNEL], ids=label)
 @given(seed=SEEDS, category=st.sampled_from(CATEGORIES), scale=SCALES)
+@example(seed=1, category="collinear", scale=1e5)
+@example(seed=1, category="far cluster", scale=1e-3)
 def test_everything_against_the_reference_in_float32(kernel, seed, category, scale):
     assert_close_to_reference(kernel, np.float32, *sample(seed, category, scale, np.float32))
 
@@ -99,6 +115,11 @@ def test_phi_is_exactly_its_maximum_at_coincident_points(kernel):
         assert (evaluate(kernel, x, z)["phi"][same] == (1 + kernel.slope**2) / 2).all()
 
 
+@jax.jit
+def square_matrices(x):
+    return KERNEL.phi(x), KERNEL.ntk(x), KERNEL.nngp(x)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_z_omitted_is_symmetric_with_an_exact_diagonal(dtype, scale):
@@ -106,7 +127,7 @@ def test_z_omitted_is_symmetric_with_an_exact_diagonal(dtype, scale):
     square = np.sum(x**2, axis=1)
     maximum = (1 + 0.2**2) / 2
     with precision(dtype):
-        phi, ntk, nngp = (np.asarray(k(x)) for k in (KERNEL.phi, KERNEL.ntk, KERNEL.nngp))
+        phi, ntk, nngp = map(np.asarray, square_matrices(x))
     assert (phi[coincident(x, x)] == phi.dtype.type(maximum)).all()
     np.testing.assert_allclose(ntk.diagonal(), maximum * (square + 1), rtol=2 * D * EPS[dtype])
     np.testing.assert_allclose(nngp.diagonal(), maximum * (1 + square / D), rtol=2 * D * EPS[dtype])
@@ -215,12 +236,15 @@ def test_finite_width_kernel_converges_at_the_predicted_rate(slope, rng):
 # --- derivatives ---
 
 
-@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-4), (np.float64, 1e-12)])
-def test_matrix_gradients_at_training_points_duplicates_and_zero(dtype, error):
+# One matrix in float32, to save compilations; errors are relative to the largest gradient.
+@pytest.mark.parametrize(
+    ("dtype", "error", "names"), [(np.float32, 1e-4, ("ntk",)), (np.float64, 1e-12, ("phi", "ntk", "nngp"))]
+)
+def test_matrix_gradients_at_training_points_duplicates_and_zero(dtype, error, names):
     x, z = awkward_points(dtype)
     w = representable(np.random.default_rng(12).normal(size=(N, M)), dtype)
     with precision(dtype):
-        gradients = differentiator(KERNEL)(x, z, w)
+        gradients = differentiator(KERNEL, *names)(x, z, w)
     for name, (x_bar, z_bar) in gradients.items():
         for bar, exact in (
             (z_bar, matrix_gradient(name, KERNEL, x, z, w)),
@@ -234,7 +258,7 @@ def test_matrix_gradients_at_training_points_duplicates_and_zero(dtype, error):
 def test_matrix_gradients_against_central_differences(x64, rng):
     x, z = awkward_points()
     w, u, v = rng.normal(size=(N, M)), rng.normal(size=(M, D)), rng.normal(size=(N, D))
-    for name, (x_bar, z_bar) in differentiator(KERNEL)(x, z, w).items():
+    for name, (x_bar, z_bar) in differentiator(KERNEL, "phi", "ntk", "nngp")(x, z, w).items():
 
         def total(x, z, name=name):
             return np.sum(w * evaluate(KERNEL, x, z)[name])
@@ -246,7 +270,7 @@ def test_matrix_gradients_against_central_differences(x64, rng):
 @pytest.mark.parametrize("at", ["a training point", "zero"])
 def test_gradient_of_phi_is_exactly_zero_at_coincident_points(at, x64):
     x = np.tile(np.random.default_rng(13).normal(size=(1, D)) * (at != "zero"), (N, 1))
-    for bar in differentiator(KERNEL)(x, x[:M], np.ones((N, M)))["phi"]:
+    for bar in differentiator(KERNEL, "phi", "ntk", "nngp")(x, x[:M], np.ones((N, M)))["phi"]:
         assert not np.asarray(bar).any()
 
 
@@ -282,13 +306,16 @@ def test_gradient_of_a_single_point_under_jit_and_vmap(x64):
 def test_dtype_of_results(x64_enabled, given, wanted):
     rng = np.random.default_rng(17)
     x, z, c = (rng.integers(0, 4, size=s).astype(given) for s in ((N, D), (M, D), (N,)))
-    exact = oracle.matvec(*(a.astype(float) for a in (z, x, c)), KERNEL.slope, KERNEL.train_bias)
+    exact = oracle.matvec(z.astype(float), x.astype(float), c.astype(float), KERNEL.slope, KERNEL.train_bias)
+
+    def everything():
+        return KERNEL.phi(x, z), KERNEL.nngp(x), KERNEL.matvec(z, x, c), KERNEL.input_gradient(z, x, c)
+
     with jax.enable_x64(x64_enabled):
-        value = KERNEL.matvec(z, x, c)
-        shapes = jax.eval_shape(lambda: (KERNEL.phi(x, z), KERNEL.nngp(x), KERNEL.input_gradient(z, x, c)))
-    assert value.dtype == wanted
-    assert {str(s.dtype) for s in shapes} == {wanted}
-    assert np.abs(np.asarray(value, float) - exact).max() <= 1e-5 * np.abs(exact).max()
+        assert {str(s.dtype) for s in jax.eval_shape(everything)} == {wanted}
+        if not x64_enabled:  # one compilation serves every row
+            value = np.asarray(KERNEL.matvec(z, x, c), float)
+            assert np.abs(value - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
 def test_mixed_dtypes_take_the_wider_one(x64):
@@ -309,17 +336,7 @@ def test_jax_configuration_is_left_alone(dtype):
     evaluate(KERNEL, x, z, coef, b, dtype=dtype)
     with precision(dtype):
         KERNEL.matvec(z.astype(dtype), x.astype(dtype), coef.astype(dtype))
-        differentiator(KERNEL)(x, z, np.ones((N, M)))
     assert dict(jax.config.values) == before
-
-
-@pytest.mark.parametrize("option", [{"jax_numpy_dtype_promotion": "strict"}, {"jax_numpy_rank_promotion": "raise"}])
-def test_strict_promotion_is_possible(option):
-    """A user who makes JAX strict about dtypes or ranks can still trace everything."""
-    ((name, value),) = option.items()
-    x, z, coef, b = (a.astype(np.float32) for a in sample(19, "generic", 1.0, np.float32))
-    with getattr(jax, name.removeprefix("jax_"))(value):
-        jax.eval_shape(evaluator(TwoLayerNTK(0.3)).__wrapped__, x, z, coef, b)
 
 
 # --- bad input ---
@@ -370,7 +387,7 @@ BAD_INPUTS = [
     (spoiled(X, NAN), ValueError, "must be finite; got 2 NaN or infinite values, the first in row 2"),
     (spoiled(X, -INF), ValueError, "must be finite; got 2 NaN or infinite values, the first in row 2"),
     (np.full((1, 2), 1e39), ValueError, "must be finite"),  # beyond float32
-    ([["a", "b"]], TypeError, "must be an array of numbers; got list"),
+    ([["one", "two"]], TypeError, "must be an array of numbers; got list"),
     (np.ones((3, 2), complex), TypeError, "must be real; got dtype complex64"),
     (None, TypeError, "must be an array of numbers; got NoneType"),
     ([[1, 2], [3]], TypeError, "must be an array of numbers; got list"),
@@ -409,7 +426,7 @@ BAD_COEF = [
     (np.float64(1), ValueError, r"must have shape {shape}, one row a row of x; got \(\)"),
     (np.ones((3, 1, 1)), ValueError, r"must have shape {shape}, one row a row of x; got \(3, 1, 1\)"),
     (spoiled(C, NAN), ValueError, "must be finite; got 1 NaN or infinite values, the first in row 2"),
-    (["a", "b", "c"], TypeError, "must be an array of numbers; got list"),
+    (["one", "two", "three"], TypeError, "must be an array of numbers; got list"),
     (np.ones(3, complex), TypeError, "must be real"),
 ]
 

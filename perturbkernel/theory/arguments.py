@@ -1,7 +1,7 @@
 """What every formula of this package does with its arguments: checks them, and computes in float64.
 
-Checks raise as elsewhere in perturbkernel, in terms of the argument's name. Everything comes out as NumPy float64 arrays,
-whatever JAX's precision setting, which is never changed. None of these functions can be traced by JAX.
+Checks raise as elsewhere in perturbkernel, in terms of the argument's name. Everything comes out as NumPy float64
+arrays, whatever JAX's precision setting, which is never changed. None of these functions can be traced by JAX.
 """
 
 from collections.abc import Callable, Iterator

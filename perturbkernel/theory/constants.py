@@ -32,7 +32,7 @@ def fourth_gate_moment(slope: float, theta):
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants of a training set (x, y) of n points at m query points z, for one kernel. Made by `constants`.
+    """Constants of a training set (x, y) of n points at m query points z, for one kernel. Made by `derive_constants`.
 
     Attributes:
         kernel, x, y, z: what the record is about, in float64.
@@ -149,7 +149,7 @@ def _largest_singular_value(x: np.ndarray) -> float:
     return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0)))
 
 
-def constants(
+def derive_constants(
     kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
 ) -> Constants:
     """The record of constants of the training set (x, y) at the points z, which every bound reads.
@@ -171,9 +171,7 @@ def constants(
     floors = {"identity": kernel.slope, "logistic": 0.0}
 
     def speeds(positive, negative):
-        return {
-            loss: np.maximum(positive - low * negative, negative - low * positive) for loss, low in floors.items()
-        }
+        return {loss: np.maximum(positive - low * negative, negative - low * positive) for loss, low in floors.items()}
 
     input_speeds = speeds(*double(_signed_sums, kernel, x, x, y / n))
     positive, negative = double(_signed_sums, kernel, z, x, y / n)

@@ -26,7 +26,7 @@ def _training_set(kernel, x, y, z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def f_hat(
     kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
 ) -> Float[np.ndarray, " m"]:
-    """The kernel predictor per unit of time, f_hat(z) = (1/n) sum_n y_n K(x_n, z), (m,).
+    """The kernel predictor per unit of time, (1/n) sum_n y_n K(x_n, z), (m,).
 
     Identity loss, infinite width: f(z; T) = f0(z) + T f_hat(z) at every T, exactly. Theory: 1.1.
     """
@@ -37,7 +37,7 @@ def f_hat(
 def direction(
     kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
 ) -> Float[np.ndarray, "m d"]:
-    """The paper's direction of perturbations, v(z) = (1/n) sum_n y_n Phi(x_n, z) x_n, (m, d).
+    """The paper's direction of perturbations: v(z) = (1/n) sum_n y_n Phi(x_n, z) x_n, (m, d).
 
     The gradient of f_hat with the gates held fixed; `limit_gradient` has the exact one. Theory: 2.3, 5.
     """
@@ -119,7 +119,7 @@ def g_hat(
     r: Float[ArrayLike, "n d"],
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
-    """The paper's leading term of the second network, g_hat(z) = (1/n) sum_n Phi(r_n, z) <v(x_n), z>, (m,).
+    """The paper's leading term of the second network, (1/n) sum_n Phi(r_n, z) <v(x_n), z>, (m,).
 
     It leaves out the normalisation of the perturbations; its sign is that of `g_hat_w` under `spread_condition`.
     Theory: 6.2.
@@ -130,7 +130,7 @@ def g_hat(
 def g_hat_u(
     kernel: TwoLayerNTK, r: Float[ArrayLike, "n d"], u: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"]
 ) -> Float[np.ndarray, " m"]:
-    """The exact leading term, g_hat_u(z) = (1/n) sum_n Phi(r_n, z) <u_n, z>, (m,), u_n the unit directions used.
+    """The exact leading term, (1/n) sum_n Phi(r_n, z) <u_n, z>, (m,), u_n the unit directions used.
 
     (1/size) (1/n) sum_n target_n K(r_n, z) = g_hat_u(z) + psi(z) / size exactly. Theory: 6.1.
     """
@@ -145,7 +145,7 @@ def g_hat_w(
     nu: Float[ArrayLike, " n"],
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
-    """The normalised leading term, g_hat_w(z) = (1/n) sum_n Phi(r_n, z) <v(x_n), z> / nu_n, (m,).
+    """The normalised leading term, (1/n) sum_n Phi(r_n, z) <v(x_n), z> / nu_n, (m,).
 
     nu_n = |grad f(x_n; T)| / T > 0. g_hat_u - g_hat_w = (1/n) sum_n Phi(r_n, z) <xi(x_n), z> / nu_n exactly, with
     xi = grad f / T - v. NaN everywhere if some nu_n is 0: the perturbation is undefined there. Theory: 6.2.
@@ -173,15 +173,19 @@ def psi(
     carrier: Float[ArrayLike, "n d"],
     targets: Float[ArrayLike, " n"],
     z: Float[ArrayLike, "m d"],
+    *,
+    weights: Float[ArrayLike, " n"] | float = 1.0,
 ) -> Float[np.ndarray, " m"]:
-    """The term of the random labels, psi(z) = (1/n) sum_n target_n Phi(r_n, z) (<carrier_n, z> + c), (m,).
+    """The term of the random labels, (1/n) sum_n target_n Phi(r_n, z) (<carrier_n, z> + c), (m,).
 
-    `carrier` is zero in scenario (a) and x in (b). Zero only in (a) with c = 0. Theory: 6.1, 6.3.
+    `weights` (n,) multiply the targets (realised weights of the logistic loss, section 7). `carrier` is zero in
+    scenario (a) and x in (b). Zero only in (a) with c = 0. Theory: 6.1, 6.3.
     """
     check_kernel(kernel)
     r = as_points(r, "r")
     carrier, z = as_points(carrier, "carrier", like=r, rows=len(r)), as_points(z, "z", like=r)
-    return double(_psi, kernel, z, r, carrier, as_labels(targets, "targets", len(r)) / len(r))
+    signed = as_labels(targets, "targets", len(r)) * as_vector(weights, "weights", len(r))
+    return double(_psi, kernel, z, r, carrier, signed / len(r))
 
 
 @dataclass(frozen=True)

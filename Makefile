@@ -1,0 +1,42 @@
+# `make run` and `make test` need Python 3.11+, make and a package index; they set up .venv by themselves.
+PYTHON ?= python3
+CUDA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
+
+.PHONY: run test lint clean
+.DELETE_ON_ERROR:
+
+run: $(STAMP)
+	$(BIN)/perturbkernel run --scenario a --size 0.14 --out results/digits_a
+	@echo
+	$(BIN)/perturbkernel run --scenario b --size 1.4 --out results/digits_b
+
+test: lint
+	$(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: $(STAMP)-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+# neural-tangents' own metadata asks for TensorFlow, which its kernels do not use: it and the project go in with
+# --no-deps, everything else from requirements.txt.
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perturbkernel needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	grep -v '^neural-tangents' requirements.txt > $(VENV)/requirements-small.txt
+	$(BIN)/python -m pip install --quiet --requirement $(VENV)/requirements-small.txt $(if $(CUDA),'jax[cuda]')
+	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^neural-tangents' requirements.txt)"
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# The extra `test`, read from pyproject.toml so that it is listed once.
+$(STAMP)-test: $(STAMP)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' > $(VENV)/requirements-test.txt
+	$(BIN)/python -m pip install --quiet --requirement $(VENV)/requirements-test.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) results build dist *.egg-info

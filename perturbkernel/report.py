@@ -1,0 +1,240 @@
+"""Results on disk: `report.json`, `arrays.npz`, figures, and one self-contained `report.html`.
+
+A folder is written whole or not at all, and its figures and page can be drawn again without computing anything.
+"""
+
+import base64
+import html
+import json
+import os
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+from perturbkernel import plots
+from perturbkernel._version import __version__
+
+_PACKAGES = ("jax", "jaxlib", "numpy", "neural-tangents", "optax", "equinox", "diffrax")
+
+
+@dataclass(frozen=True)
+class Report:
+    """One experiment: what was asked (`configuration`), what came out (`metrics`), on what, and the arrays."""
+
+    configuration: dict[str, Any]
+    metrics: dict[str, Any]
+    environment: dict[str, Any]
+    arrays: Mapping[str, np.ndarray]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and Python, for a result file."""
+
+    def installed(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    return {
+        "perturbkernel": __version__,
+        "versions": {name: installed(name) for name in _PACKAGES},
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "backend": jax.default_backend(),
+        "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
+    }
+
+
+def save(report: Report, folder: str | os.PathLike) -> Path:
+    """Writes a report with its figures and page into `folder`; files of an earlier result there are replaced.
+
+    Everything is first written aside. `report.json`, which makes a folder a result, goes last, so a run that is killed
+    leaves the earlier result, or none, but never a mixture.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; results need a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".unfinished-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in report.arrays.items()}
+        np.savez(aside / "arrays.npz", **arrays)
+        _draw(report, aside)
+        content = {
+            "configuration": report.configuration,
+            "metrics": report.metrics,
+            "environment": report.environment,
+        }
+        (aside / "report.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        (folder / "report.json").unlink(missing_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == "report.json"):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | os.PathLike) -> Report:
+    """Reads a result folder back. Raises FileNotFoundError if it holds no finished result."""
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / "report.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no finished result (no report.json)") from None
+    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+        return Report(**content, arrays={name: arrays[name] for name in arrays.files})
+
+
+def redraw(folder: str | os.PathLike) -> Path:
+    """Draws figures and page of a saved result again, from its arrays alone."""
+    return save(load(folder), folder)
+
+
+# What each figure shows, in the order of the page.
+_CAPTIONS = {
+    "perturbations": "Training points, their perturbations, and the mean perturbation toward each class. In the kernel "
+    "limit a perturbation is a class-weighted sum of the training data: what the first network saw shows in it.",
+    "outputs": "Outputs of both networks on points that neither saw. In the shaded quadrants both give the same class.",
+    "decision_map": "The plane through the class means and the leading orthogonal direction. The dashed boundary was "
+    "learned from perturbations alone, the solid one from clean data.",
+    "accuracy_against_size": "The second network trained again at other perturbation sizes. The wide line is the "
+    "mean over all draws of the target labels, in closed form; where it is low, the outcome is a matter of luck.",
+}
+
+
+def figures(report: Report) -> dict[str, Callable[[], Figure]]:
+    """The figures that the report's arrays allow, by name, each drawn when called."""
+    c, arrays, m = report.configuration, report.arrays, report.metrics
+    classes, shape = c["classes"], c["image_shape"]
+    test = "test" if "test" in m["accuracy"]["f"] else "train"
+    return {
+        "perturbations": lambda: plots.perturbations(arrays, classes, shape),
+        "outputs": lambda: plots.outputs(arrays, classes, m["agreement"]),
+        "decision_map": lambda: plots.decision_map(arrays, classes),
+        "accuracy_against_size": lambda: plots.accuracy_against_size(arrays, c["size"], m["accuracy"]["f"][test]),
+    }
+
+
+def _draw(report: Report, folder: Path) -> None:
+    pictures = {}
+    for name, draw in figures(report).items():
+        figure = draw()
+        for kind in ("svg", "png"):
+            picture = plots.render(figure, kind)
+            (folder / f"{name}.{kind}").write_bytes(picture)
+        pictures[name] = base64.b64encode(picture).decode()
+    (folder / "report.html").write_text(_page(report, pictures), encoding="utf-8")
+
+
+def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The numbers of an experiment as rows of text: name, clean training data, clean test data."""
+
+    def shares(values) -> str:
+        values = np.atleast_1d(values)
+        spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
+        return f"{values.mean():.3f}{spread}"
+
+    parts = list(metrics["accuracy"]["f"])
+    rows = [("accuracy on clean data, true labels", *parts)]
+    names = {
+        "f": "f, trained on the data",
+        "g": "g, trained on the perturbations",
+        "unperturbed": "control: carrier unperturbed",
+        "random": "control: random directions",
+        "shuffled": "control: targets shuffled",
+    }
+    for name, scores in {**metrics["accuracy"], **metrics["controls"]}.items():
+        rows.append((names[name], *(shares(scores[part]) for part in parts)))
+    return rows
+
+
+def sentences(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
+    """What the numbers say, in words."""
+    said = []
+    part = "test" if "test" in metrics["accuracy"]["f"] else "train"
+    f, g = (metrics["accuracy"][name][part] for name in "fg")
+    said.append(
+        f"g never saw a clean input or a true label; it classifies {g:.1%} of the clean {part} points (f: {f:.1%})"
+        + (
+            "."
+            if metrics["agreement"] is None
+            else f" and agrees with f on {metrics['agreement']:.1%} of fresh points."
+        )
+    )
+    if metrics["cosine"] is not None:
+        said.append(
+            f"The perturbations point along the theory's direction: mean cosine {metrics['cosine']['mean']:.4f}, "
+            f"smallest {metrics['cosine']['min']:.4f}."
+        )
+    d = metrics["diagnosis"]
+    if d is not None:
+        ratio = d["signal_rms"] / d["offset_std_rms"] if d["offset_std_rms"] else np.inf
+        verdict = (
+            "the outcome hardly depends on the targets drawn"
+            if ratio > 4
+            else "the outcome depends on the targets drawn; a larger size, balanced targets or more data would help"
+        )
+        said.append(
+            f"Signal {d['signal_rms']:.3g} against a random offset of {d['offset_std_rms']:.3g} (rms over training "
+            f"points, ratio {ratio:.3g}): {verdict}. Over target draws g is expected to classify "
+            f"{d['expected_accuracy']:.1%} of the training points ({d['assumes']})."
+        )
+    if metrics["zero_gradients"]:
+        said.append(f"{metrics['zero_gradients']} points had a zero gradient and were left unperturbed.")
+    said += [f"{name}: {status}" for name, status in metrics["status"].items() if status != "ok"]
+    return said
+
+
+_CSS = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
+code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; } details { margin-top: 1.5rem; }
+"""
+
+
+def _page(report: Report, pictures: Mapping[str, str]) -> str:
+    e = html.escape
+    c = report.configuration
+
+    def rows(cells, tag="td"):
+        return "<tr>" + "".join(f"<{tag}>{e(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    head, *body = table(report.metrics)
+    numbers = rows(head, "th") + "".join(rows(row) for row in body)
+    settings = "".join(rows((k, json.dumps(v) if not isinstance(v, str) else v)) for k, v in c.items())
+    machine = "".join(rows((k, v)) for k, v in report.environment.items())
+    shown = "".join(
+        f'<figure><img alt="{e(name.replace("_", " "))}" src="data:image/png;base64,{picture}">'
+        f"<figcaption>{e(_CAPTIONS[name])}</figcaption></figure>"
+        for name, picture in pictures.items()
+    )
+    words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>perturbkernel: {e(c["data"])}</title><style>{_CSS}</style></head><body>
+<h1>Learning from adversarial perturbations: {e(c["data"])}, {e(c["carrier"])}</h1>
+<p>A wide network f was trained on {c["n_train"]} points, every point was perturbed by {c["size"]:g} ({e(c["norm"])})
+toward a random label, and a second network g was trained on nothing but the result. All of it in closed form.</p>
+<ul>{words}</ul>
+<table>{numbers}</table>
+{shown}
+<h2>What was asked</h2>
+<p><code>{e(c["command"])}</code></p>
+<table>{settings}</table>
+<details><summary>Versions and machine</summary><table>{machine}</table></details>
+</body></html>
+"""

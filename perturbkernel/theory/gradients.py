@@ -1,0 +1,252 @@
+"""The direction of perturbations: how far a network's gradient is from v (theory: section 5).
+
+xi(z) = grad f(z; T) / T - v(z). Everything assumes T > 0; where a gradient or v is zero there is no direction and the
+result is NaN, never a number (theory: 13.1).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float
+
+from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.theory.arguments import (
+    as_labels,
+    as_network,
+    as_points,
+    check_kernel,
+    check_statement,
+    check_time,
+    cone_slope,
+    neuron_blocks,
+)
+from perturbkernel.theory.concentration import direction_bound
+from perturbkernel.theory.constants import Constants
+from perturbkernel.theory.finite import gates
+from perturbkernel.theory.initial import initial_gradient_bound
+from perturbkernel.theory.leading import direction
+
+
+@dataclass(frozen=True)
+class GradientDecomposition:
+    """xi(z) = grad f(z; T)/T - v(z) in four parts, each (m, d).
+
+    Attributes:
+        initial: xi_1 = grad f0 / T.
+        flips: xi_2 = (1/T) sum_i a_i (change of the gate at z) w_i(0): the finite-width form of zeta, plus noise.
+        concentration: xi_3 = v_width - v.
+        lazy: xi_4 = (1/T) sum_i a_i [phi'(u_i(z; T)) (w_i(T) - w_i(0)) - phi'(u_i(z; 0)) a_i T G_i].
+        total: xi itself, from the trained network's gradient; the parts add up to it exactly.
+    """
+
+    initial: Float[np.ndarray, "m d"]
+    flips: Float[np.ndarray, "m d"]
+    concentration: Float[np.ndarray, "m d"]
+    lazy: Float[np.ndarray, "m d"]
+    total: Float[np.ndarray, "m d"]
+
+
+def decompose_gradient(
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
+    weights: Float[ArrayLike, "width d"],
+    biases: Float[ArrayLike, " width"],
+    readout: Float[ArrayLike, " width"],
+    trained_weights: Float[ArrayLike, "width d"],
+    trained_biases: Float[ArrayLike, " width"],
+    *,
+    time: float,
+) -> GradientDecomposition:
+    """The exact decomposition of xi for a network trained with the identity loss to (effective) time T > 0.
+
+    G_i = (1/n) sum_n y_n phi'(u_i(x_n; 0)) x_n; the readout is not trained. Theory: 5.1.
+    """
+    check_kernel(kernel)
+    check_time(time, positive=True)
+    x = as_points(x, "x")
+    y, z = as_labels(y, "y", len(x)), as_points(z, "z", like=x)
+    start, start_biases, readout = as_network(weights, biases, readout, x.shape[1])
+    end = as_points(trained_weights, "trained_weights", like=x, rows=len(start))
+    end, end_biases, _ = as_network(end, trained_biases, readout, x.shape[1])
+    v = direction(kernel, x, y, z)
+    parts = np.zeros((5, *z.shape))
+    for part in neuron_blocks(len(start), len(x) + 2 * len(z)):
+        a, w, trained = readout[part, None], start[part], end[part]
+        before = gates(kernel, w @ z.T + start_biases[part, None])
+        after = gates(kernel, trained @ z.T + end_biases[part, None])
+        pull = gates(kernel, w @ x.T + start_biases[part, None]) @ (y[:, None] * x / len(x))
+        parts[0] += before.T @ (a * w)
+        parts[1] += (after - before).T @ (a * w)
+        parts[2] += time * (before.T @ (a**2 * pull))
+        parts[3] += after.T @ (a * (trained - w)) - before.T @ (a**2 * time * pull)
+        parts[4] += after.T @ (a * trained)
+    parts /= time
+    parts[[2, 4]] -= v
+    return GradientDecomposition(parts[0], parts[1], parts[2], parts[3], parts[4])
+
+
+@dataclass(frozen=True)
+class GradientBounds:
+    """Bounds on |xi| and its parts, (m,): with probability >= 1 - delta all hold at all points at once.
+
+    Attributes:
+        initial, flips, concentration, lazy: B_1 to B_4.
+        total: B_xi, their sum.
+        status: "ok", or in words why the bounds are NaN.
+    """
+
+    initial: Float[np.ndarray, " m"]
+    flips: Float[np.ndarray, " m"]
+    concentration: Float[np.ndarray, " m"]
+    lazy: Float[np.ndarray, " m"]
+    total: Float[np.ndarray, " m"]
+    status: str = "ok"
+
+
+def gradient_bounds(
+    constants: Constants,
+    *,
+    width: int,
+    time: float,
+    delta: float,
+    loss: str = "identity",
+    centred: bool = False,
+    doubled: bool = False,
+    points: int | None = None,
+) -> GradientBounds:
+    """B_xi = B_1 + B_2 + B_3 + B_4, a priori. Vacuous (above |v|) at all practical widths: see `measured_cosine_bound`.
+
+    With l = log(16 (points + n) / delta), D = T R_z, s = s_z, h = 1 - slope and, bounding sum_{F_z} a_i^2, #F_z,
+    sum_{F_z} |a_i|,
+
+        A_F^2 = 4 D/(pi s sqrt(width)) + sqrt(32 D l/(pi s width^(3/2))) + 2 l/width
+        n_F   = lam + sqrt(2 lam l) + l/3,  lam = (2/pi) sqrt(width) D/s
+        L_F   = sqrt(2/pi) D/s + sqrt(8 D l/(pi s sqrt(width))) + l/sqrt(width):
+
+        B_1 = B_grad(delta/4) / T  (0 if `centred`: xi of f - f0)
+        B_2 = (h/T) [min{A_F (sqrt(n_F) + sqrt(d) + sqrt(2 l))/sqrt(d), sqrt(2/(pi d)) L_F + A_F (2 + sqrt(2 l/d))}
+                     + D |z| A_F^2 / (d s^2)]
+        B_3 = the smaller direction bound, each at delta/8 (logistic: "operator", at delta/4, for every realised
+        weighting) B_4 = h [R A_F^2(z) + min{(1/n) sum_n |x_n| A_F^2(x_n), |X|_op/sqrt(n) sqrt((1/n) sum_n
+        A_F^4(x_n))}].
+
+    For the logistic loss xi is around v_beta, the direction with realised weights. The points may contain training
+    inputs.
+    Not stated for doubled networks: NaN and a status. As width grows, at fixed T, B_xi tends to B_1 plus the size of
+    a bound on zeta, not to 0. Theory: 5.2, 7.2, 13.2.
+    """
+    points = constants.points if points is None else points
+    check_statement(delta, width, points=points)
+    check_time(time, positive=True)
+    speed = constants.speed(loss)
+    if doubled:
+        nothing = np.full(constants.points, np.nan)
+        return GradientBounds(
+            nothing,
+            nothing,
+            nothing,
+            nothing,
+            nothing,
+            "undefined: the a priori gradient bound is not stated for doubled networks",
+        )
+    d, n = constants.dimension, constants.count
+    h, log, root = 1 - constants.kernel.slope, np.log(16 * (points + n) / delta), np.sqrt(width)
+
+    def flipped_square(move, length):
+        """A_F^2."""
+        rate = move / (np.pi * length)
+        return 4 * rate / root + np.sqrt(32 * rate * log / width**1.5) + 2 * log / width
+
+    move, length = time * speed, constants.length
+    square = flipped_square(move, length)
+    input_square = flipped_square(time * constants.input_speeds[loss], constants.input_length)
+    rate = move / (np.pi * length)
+    expected = 2 * root * rate
+    count = expected + np.sqrt(2 * expected * log) + log / 3
+    absolute = np.sqrt(2 / np.pi) * move / length + np.sqrt(8 * rate * log / root) + log / root
+    size = np.sqrt(square)
+    spectral = size * (np.sqrt(count) + np.sqrt(d) + np.sqrt(2 * log)) / np.sqrt(d)
+    contraction = np.sqrt(2 / (np.pi * d)) * absolute + size * (2 + np.sqrt(2 * log / d))
+    along = move * constants.norm * square / (d * length**2)
+
+    if centred:
+        initial = 0.0
+    else:
+        initial = initial_gradient_bound(constants.kernel, d, width=width, delta=delta / 4, points=points) / time
+    method = "minimum" if loss == "identity" else "operator"
+    at_inputs = min(
+        float(np.mean(constants.input_norm * input_square)),
+        constants.operator_norm / np.sqrt(n) * float(np.sqrt(np.mean(input_square**2))),
+    )
+    parts = (
+        np.full(constants.points, initial),
+        h / time * (np.minimum(spectral, contraction) + along),
+        direction_bound(constants, width=width, delta=delta / 4, points=points, method=method),
+        h * (constants.radius * square + at_inputs),
+    )
+    return GradientBounds(*parts, total=np.sum(parts, axis=0))
+
+
+def cosine_bound(xi_norm: Float[ArrayLike, " m"], v_norm: Float[ArrayLike, " m"]) -> Float[np.ndarray, " m"]:
+    """sqrt(1 - r^2), (m,): cos(grad f, v) is at least this when |xi| <= xi_norm and r = xi_norm / |v| < 1; NaN
+    otherwise.
+
+    With the exact |xi| of a trained network it is deterministic and nearly tight. Theory: 5.2, 5.4(ii), 13.9.
+    """
+    xi_norm, v_norm = np.broadcast_arrays(np.asarray(xi_norm, np.float64), np.asarray(v_norm, np.float64))
+    claimed = (xi_norm < v_norm) & (xi_norm >= 0)
+    ratio = np.where(claimed, xi_norm, 0) / np.where(claimed, v_norm, 1)
+    return np.where(claimed, np.sqrt((1 - ratio) * (1 + ratio)), np.nan)
+
+
+def measured_cosine_bound(
+    constants: Constants, gradients: Float[ArrayLike, "m d"], *, time: float
+) -> Float[np.ndarray, " m"]:
+    """`cosine_bound` for the gradients (m, d) of a trained network at the record's points: deterministic. Theory:
+    5.4(ii).
+
+    For the centred form give grad f - grad f0. NaN where |xi| >= |v|, a zero gradient included.
+    """
+    check_time(time, positive=True)
+    gradients = as_points(gradients, "gradients", like=constants.x, rows=constants.points)
+    xi = gradients / time - constants.direction
+    return cosine_bound(np.linalg.norm(xi, axis=1), np.linalg.norm(constants.direction, axis=1))
+
+
+def flips_bound_measured(
+    kernel: TwoLayerNTK,
+    weights: Float[ArrayLike, "width d"],
+    readout: Float[ArrayLike, " width"],
+    sets: Bool[np.ndarray, "width m"],
+    *,
+    time: float,
+) -> Float[np.ndarray, " m"]:
+    """(m,): |xi_2(z)| <= ((1 - slope)/T) |W_F|_op |a_F|, surely, from the initialisation alone.
+
+    W_F, a_F are the initial weights and readouts of the neurons in F_z; `sets` (width, m) is F_z, from
+    `certified_gates(..., keep_sets=True)`. Theory: 5.4(i).
+    """
+    check_kernel(kernel)
+    check_time(time, positive=True)
+    weights = as_points(weights, "weights")
+    weights, _, readout = as_network(weights, readout, readout, weights.shape[1])
+    sets = np.asarray(sets)
+    if sets.dtype != bool or sets.ndim != 2 or len(sets) != len(weights):
+        raise ValueError(f"sets must be booleans (width, m) with width {len(weights)}; got {sets.dtype} {sets.shape}")
+    bound = np.zeros(sets.shape[1])
+    for j, flipped in enumerate(sets.T):
+        rows = weights[flipped]
+        if len(rows):
+            gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
+            bound[j] = np.sqrt(np.linalg.eigvalsh(gram)[-1]) * np.linalg.norm(readout[flipped])
+    return (1 - kernel.slope) / time * bound
+
+
+def gate_motion_bound(constants: Constants) -> Float[np.ndarray, " m"]:
+    """(m,): |zeta(z)| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) (1/n) sum_{x_n != z} |k_n(z)|. Deterministic. Theory:
+    5.3.
+    """
+    lipschitz = cone_slope(constants.kernel) / (np.sqrt(constants.dimension) * constants.length)
+    return lipschitz * constants.absolute_apart

@@ -27,15 +27,15 @@ $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perturbkernel needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	grep -v '^neural-tangents' requirements.txt > $(VENV)/requirements-small.txt
-	$(BIN)/python -m pip install --quiet --requirement $(VENV)/requirements-small.txt $(if $(CUDA),'jax[cuda]')
-	$(BIN)/python -m pip install --quiet --no-deps "$$(grep '^neural-tangents' requirements.txt)"
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-small.txt $(if $(CUDA),'jax[cuda]')
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps "$$(grep '^neural-tangents' requirements.txt)"
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps --editable .
 	touch $@
 
 # The extra `test`, read from pyproject.toml so that it is listed once.
 $(STAMP)-test: $(STAMP)
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' > $(VENV)/requirements-test.txt
-	$(BIN)/python -m pip install --quiet --requirement $(VENV)/requirements-test.txt
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-test.txt
 	touch $@
 
 clean:

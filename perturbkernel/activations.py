@@ -57,9 +57,10 @@ def _pairwise(z: Array, x: Array) -> tuple[Array, Array, Array]:
     its error shrinks with the points, which are tiny when a network is trained on perturbations alone.
     """
     (s_z, a), (s_x, b) = _lengths(z), _lengths(x)
+    a, b, scale = a[:, None], b[None, :], 1 / (s_z[:, None] * s_x[None, :] * z.shape[1])  # symmetric in z and x
     product = jnp.matmul(z, x.T, precision=EXACT)
-    spread = a[:, None] + b - a[:, None] * b
-    e = spread - product / (z.shape[1] * s_z)[:, None] / s_x
+    spread = a + b - a * b
+    e = spread - product * scale
     return product, e, jnp.minimum(e, 2 - e) <= _CLOSE * spread
 
 
@@ -96,9 +97,10 @@ def _pair(z: Array, x: Array) -> tuple[Array, Array]:
     unit = z / jnp.where(norm > 0, norm, 1)
     difference = x - z
     along = jnp.sum(difference * unit, axis=1, keepdims=True)
-    # x and x - z have the same part across z; the shorter one rounds less.
-    shorter = jnp.where(jnp.sum(x**2, 1, keepdims=True) < jnp.sum(difference**2, 1, keepdims=True), x, difference)
-    across = _across(shorter, z)
+    # x and x - z have the same part across z. x - z was itself rounded, by eps |x - z|: it is the better start only
+    # where it is so short that this is below the error of projecting x.
+    square, short = jnp.sum(x**2, axis=1, keepdims=True), jnp.sum(difference**2, axis=1, keepdims=True)
+    across = _across(jnp.where(short < float(jnp.finfo(x.dtype).eps) * square, difference, x), z)
     w = (across + along / s_z[:, None] ** 2 * unit) / s_x[:, None]
     sine = jnp.sqrt((jnp.sum(across**2, axis=1) + (along[:, 0] / s_z) ** 2) / z.shape[1]) / s_x
     return sine, w
@@ -151,7 +153,7 @@ def _gradient(z, x, e, close, product_bar, theta_bar):
         return total + jnp.where(differs, weight[rows, column] / jnp.where(differs, sine, 1), 0)[:, None] * w
 
     along_z = jnp.sum(kappa * (1 - e), axis=1) / s_z
-    gradient = jnp.matmul(product_bar + kappa / s_x, x, precision=EXACT) - along_z[:, None] * z
+    gradient = jnp.matmul(product_bar + kappa / s_x[None, :], x, precision=EXACT) - along_z[:, None] * z
     return visit_flagged(close, add, gradient)
 
 

@@ -19,15 +19,18 @@ def is_traced(*arrays: Any) -> bool:
 
 
 def as_float(value: Any, name: str) -> Array:
-    """`value` as an array of JAX's current floating-point dtype or wider; complaints speak of `name`."""
+    """`value` as an array of a floating-point dtype: JAX's default for integers, at least float32 for floats."""
     try:
-        array = jnp.asarray(value)
+        array = value if isinstance(value, jax.Array) else np.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of numbers; got {type(value).__name__}: {error}") from None
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-        raise TypeError(f"{name} must be real; got dtype {array.dtype}")
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}")
     # Half precision cannot resolve an angle between two images; everything narrower computes in float32.
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    floating = jnp.issubdtype(array.dtype, jnp.floating)
+    dtype = jnp.promote_types(array.dtype, jnp.float32) if floating else jnp.result_type(float)
+    with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
+        return jnp.asarray(array, jax.dtypes.canonicalize_dtype(dtype))
 
 
 def check_finite(array: Array | np.ndarray, name: str) -> None:
@@ -50,6 +53,14 @@ def as_inputs(value: Any, name: str, *, like: tuple[int, ...] | None = None, fla
     if like is not None and array.shape[1:] != like:
         raise ValueError(f"{name} must have rows of shape {like}, as the training inputs; got {array.shape[1:]}")
     check_finite(array, name)
+    if not is_traced(array):
+        # Angles need squared lengths.
+        limit = float(np.sqrt(np.finfo(array.dtype).max / array[0].size)) / 4
+        largest = float(jnp.abs(array).max())
+        if largest > limit:
+            raise ValueError(
+                f"{name} must stay below {limit:.1e} in {array.dtype}, or squares overflow; got {largest:.1e}"
+            )
     return array
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import as_inputs, as_targets
 from perturbkernel.kernels import Kernel
@@ -57,6 +57,7 @@ def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array) -
         count, y = weights
         above, below = (kernel.tile("ntk", z, p) for p in points)
         b = (above + below) / 2
+        count, y = count[None, :], y[None, :]
         terms = (above - below) / 2 * count, b * count, b**2 * count, b * y
         return tuple(jnp.sum(term, axis=1) for term in terms)
 
@@ -65,11 +66,11 @@ def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array) -
 
 def diagnose(
     kernel: Kernel,
-    carrier: Float[Array, "n ..."],
-    delta: Float[Array, "n ..."],
-    targets: Float[Array, " n"],
-    z: Float[Array, "m ..."],
-    labels: Float[Array, " m"],
+    carrier: Float[ArrayLike, "n ..."],
+    delta: Float[ArrayLike, "n ..."],
+    targets: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m ..."],
+    labels: Float[ArrayLike, " m"],
     *,
     balanced: bool = False,
 ) -> Diagnosis:

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel import tiles
 from perturbkernel.activations import products_and_angles
@@ -45,20 +45,20 @@ class Kernel:
         check_finite(coef, coef_name)
         return _common_dtype(z, x, coef)
 
-    def ntk(self, x: Float[Array, "n ..."], z: Float[Array, "m ..."] | None = None) -> Float[Array, "n m"]:
-        """The tangent kernel K(x_n, z_m), (n, m); `z` omitted: K(x, x), symmetric with an exact diagonal.
+    def ntk(self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None) -> Float[Array, "n m"]:
+        """The tangent kernel K(x_n, z_m), (n, m); `z` omitted: K(x, x), with an exact diagonal.
 
         Differentiable in both arguments; at coincident points the derivative is the symmetric (central) one.
         Raises ValueError for inputs that are empty, not finite, or of different dimensions.
         """
         return self._matrix("ntk", x, z)
 
-    def nngp(self, x: Float[Array, "n ..."], z: Float[Array, "m ..."] | None = None) -> Float[Array, "n m"]:
-        """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: symmetric, exact diagonal."""
+    def nngp(self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None) -> Float[Array, "n m"]:
+        """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: K(x, x), exact diagonal."""
         return self._matrix("nngp", x, z)
 
     def matvec(
-        self, z: Float[Array, "m ..."], x: Float[Array, "n ..."], coef: Float[Array, "n ..."]
+        self, z: Float[ArrayLike, "m ..."], x: Float[ArrayLike, "n ..."], coef: Float[ArrayLike, "n ..."]
     ) -> Float[Array, "m ..."]:
         """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x m matrix is held.
 
@@ -67,7 +67,7 @@ class Kernel:
         return tiles.matvec(self, "ntk", *self._sum_arguments(z, x, coef, "coef", (1, 2)))
 
     def input_gradient(
-        self, z: Float[Array, "m ..."], x: Float[Array, "n ..."], coef: Float[Array, " n"]
+        self, z: Float[ArrayLike, "m ..."], x: Float[ArrayLike, "n ..."], coef: Float[ArrayLike, " n"]
     ) -> Float[Array, "m ..."]:
         """grad_z sum_n coef_n K(x_n, z) at every row of z, shaped like z, in tiles.
 
@@ -134,9 +134,9 @@ class TwoLayerNTK(Kernel):
         if name == "phi":
             return phi
         if name == "ntk":
-            return phi * (product + self.train_bias)
-        lengths = jnp.sqrt(1 + jnp.sum(z**2, 1) / z.shape[1])[:, None] * jnp.sqrt(1 + jnp.sum(x**2, 1) / x.shape[1])
-        return phi * (1 + product / x.shape[1]) + cone * lengths * jnp.sin(theta)
+            return phi * (product + float(self.train_bias))
+        s_z, s_x = (jnp.sqrt(1 + jnp.sum(points**2, axis=1) / points.shape[1]) for points in (z, x))
+        return phi * (1 + product / x.shape[1]) + cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
         """From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory: 0.1, 0.3)."""
@@ -144,15 +144,19 @@ class TwoLayerNTK(Kernel):
         norm_x, norm_z = jnp.linalg.norm(x, axis=1), jnp.linalg.norm(z, axis=1)
         lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * np.sqrt(d) * jnp.sqrt(1 + norm_z**2 / d))
         sum_norms = jnp.sum(coef * norm_x)
-        return (1 + self.slope**2) / 2 * sum_norms + lipschitz * (norm_z * sum_norms + self.train_bias * jnp.sum(coef))
+        return (1 + self.slope**2) / 2 * sum_norms + lipschitz * (
+            norm_z * sum_norms + float(self.train_bias) * jnp.sum(coef)
+        )
 
-    def phi(self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None) -> Float[Array, "n m"]:
+    def phi(self, x: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"] | None = None) -> Float[Array, "n m"]:
         """The gate moment Phi(x_n, z_m) = E[phi'(u(x_n)) phi'(u(z_m))], (n, m), between slope and (1 + slope^2)/2.
 
-        `z` omitted: symmetric, with the diagonal exactly (1 + slope^2)/2. Theory: 0.1.
+        `z` omitted: between the rows of x; the diagonal is exactly (1 + slope^2)/2. Theory: 0.1.
         """
         return self._matrix("phi", x, z)
 
-    def phi_matmul(self, z: Float[Array, "m d"], x: Float[Array, "n d"], b: Float[Array, "n k"]) -> Float[Array, "m k"]:
+    def phi_matmul(
+        self, z: Float[ArrayLike, "m d"], x: Float[ArrayLike, "n d"], b: Float[ArrayLike, "n k"]
+    ) -> Float[Array, "m k"]:
         """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles; b_n = y_n x_n / n gives the paper's direction v."""
         return tiles.matvec(self, "phi", *self._sum_arguments(z, x, b, "b", (1, 2)))

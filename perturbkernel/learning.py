@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel.checks import as_inputs, as_targets, check_choice, check_count, check_key
 from perturbkernel.data import Dataset, from_arrays
@@ -27,12 +27,12 @@ class Pair(NamedTuple):
     g: Array
 
 
-def accuracy(outputs: Float[Array, " m"], labels: Float[Array, " m"]) -> Array:
+def accuracy(outputs: Float[ArrayLike, " m"], labels: Float[ArrayLike, " m"]) -> Array:
     """The share of points where the output has the sign of the label in {-1, +1}; an output of 0 counts one half."""
     return (1 + jnp.sign(outputs) * labels).mean() / 2
 
 
-def agreement(f: Float[Array, " m"], g: Float[Array, " m"]) -> Array:
+def agreement(f: Float[ArrayLike, " m"], g: Float[ArrayLike, " m"]) -> Array:
     """The share of points where two outputs have the same sign; an output of 0 counts one half."""
     return accuracy(f, jnp.sign(g))
 
@@ -82,7 +82,7 @@ class PerturbationLearning(eqx.Module):
         """Accuracy of f and of g on clean data with its true labels."""
         return Pair(accuracy(self.f(data.inputs), data.targets), accuracy(self.g(data.inputs), data.targets))
 
-    def agreement(self, z: Float[Array, "m ..."]) -> Array:
+    def agreement(self, z: Float[ArrayLike, "m ..."]) -> Array:
         """The share of points z at which f and g have the same sign."""
         return agreement(self.f(z), self.g(z))
 
@@ -123,7 +123,7 @@ class PerturbationLearning(eqx.Module):
         return self.learner_g(inputs, targets, learner_key)
 
     def evaluate(
-        self, test: Dataset | None = None, fresh: Float[Array, "m ..."] | None = None, control_draws: int = 1
+        self, test: Dataset | None = None, fresh: Float[ArrayLike, "m ..."] | None = None, control_draws: int = 1
     ) -> dict[str, Any]:
         """Every number of the experiment as one dictionary of floats.
 
@@ -182,7 +182,7 @@ def learn_from_perturbations(
     *,
     size: float,
     scenario: str | None = None,
-    carrier: Float[Array, "n ..."] | None = None,
+    carrier: Float[ArrayLike, "n ..."] | None = None,
     targets: str | Float[Array, " n"] = "coin_flip",
     learner_g: Callable | None = None,
     norm: str = "l2",

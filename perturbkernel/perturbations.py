@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from perturbkernel.checks import as_float, as_inputs, as_targets, check_choice, check_number, is_traced
 from perturbkernel.predictors import KernelPredictor, input_gradient
@@ -53,8 +53,8 @@ def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, "
 
 def perturb(
     predictor: Callable,
-    inputs: Float[Array, "n ..."],
-    targets: Float[Array, " n"],
+    inputs: Float[ArrayLike, "n ..."],
+    targets: Float[ArrayLike, " n"],
     *,
     size: float,
     norm: str = "l2",

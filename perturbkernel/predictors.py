@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel.checks import as_targets, check_choice, is_traced
 from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
@@ -66,12 +66,12 @@ class KernelPredictor(eqx.Module):
         outputs = self.kernel.matvec(z, self.inputs, self.dual_coef)
         return outputs if self.initial is None else outputs + _value_and_pullback(self.initial, z, "initial")[0]
 
-    def input_gradient(self, z: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
+    def input_gradient(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
         """The gradient of f at every row of z, shaped like z: (v + zeta) time for the identity loss (theory: 5.3)."""
         z = self._queries(z)
         return self._with_initial_gradient(z, self.kernel.input_gradient(z, self.inputs, self.dual_coef))
 
-    def frozen_gate_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "m d"]:
+    def frozen_gate_gradient(self, z: Float[ArrayLike, "m d"]) -> Float[Array, "m d"]:
         """The gradient with the gates held fixed, the paper's: grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n.
 
         It leaves out the motion of the gates, which stays in the limit (zeta of theory 5.3). TwoLayerNTK only.
@@ -86,7 +86,7 @@ class KernelPredictor(eqx.Module):
             z, self.kernel.phi_matmul(z, self.inputs, self.dual_coef[:, None] * self.inputs)
         )
 
-    def gradient_rounding(self, z: Float[Array, "m ..."]) -> Float[Array, " m"]:
+    def gradient_rounding(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, " m"]:
         """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting duplicates, say)."""
         z = self._queries(z)
         bound = self.kernel.gradient_bound(z, self.inputs, jnp.abs(self.dual_coef))
@@ -164,8 +164,8 @@ def _as_pytree(function: Callable | None) -> Callable | None:
 
 def fit(
     kernel: Kernel,
-    inputs: Float[Array, "n ..."],
-    targets: Float[Array, " n"],
+    inputs: Float[ArrayLike, "n ..."],
+    targets: Float[ArrayLike, " n"],
     *,
     loss: str = "identity",
     dynamics: Dynamics = GradientFlow(1.0),  # noqa: B008 (immutable)

@@ -215,7 +215,9 @@ def _page(report: Report, pictures: Mapping[str, str]) -> str:
 
     head, *body = table(report.metrics)
     numbers = rows(head, "th") + "".join(rows(row) for row in body)
-    settings = "".join(rows((k, json.dumps(v) if not isinstance(v, str) else v)) for k, v in c.items())
+    settings = "".join(
+        rows((k, json.dumps(v) if not isinstance(v, str) else v)) for k, v in c.items() if k != "command"
+    )
     machine = "".join(rows((k, v)) for k, v in report.environment.items())
     shown = "".join(
         f'<figure><img alt="{e(name.replace("_", " "))}" src="data:image/png;base64,{picture}">'

@@ -58,7 +58,7 @@ def accumulate(tile: Callable, queries: Any, points: Any, weights: Any, block: t
 def _weighted_row_sums(kernel, name: str, z: Array, x: Array, coef: Array) -> Array:
     tile = kernel.tile(name, z, x)
     # A row sum fuses with the evaluation of the tile, which is then never written; a product with (n, 1) is not.
-    return jnp.sum(tile * coef, axis=1) if coef.ndim == 1 else jnp.matmul(tile, coef, precision=EXACT)
+    return jnp.sum(tile * coef[None, :], axis=1) if coef.ndim == 1 else jnp.matmul(tile, coef, precision=EXACT)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

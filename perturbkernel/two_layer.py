@@ -68,11 +68,8 @@ class TwoLayerNetwork(eqx.Module):
         check_width(width, doubled)
         kernel = TwoLayerNTK(slope, train_bias)
         check_key(key)
-        w_key, b_key, a_key = jax.random.split(key, 3)
-        drawn = width // 2 if doubled else width
-        weight = jax.random.normal(w_key, (drawn, d)) / np.sqrt(d)
-        bias = jax.random.normal(b_key, (drawn,))
-        readout = jax.random.normal(a_key, (drawn,)) / np.sqrt(width)
+        drawn = jax.random.normal(key, (width // 2 if doubled else width, d + 2))  # a row a neuron: one compilation
+        weight, bias, readout = drawn[:, :d] / np.sqrt(d), drawn[:, d], drawn[:, d + 1] / np.sqrt(width)
         if doubled:
             weight, bias = jnp.concatenate([weight, weight]), jnp.concatenate([bias, bias])
             readout = jnp.concatenate([readout, -readout])
@@ -90,9 +87,21 @@ class TwoLayerNetwork(eqx.Module):
         """(width, m): in this layout the forward and the backward product of training need no transposed copy."""
         return jnp.matmul(self.weight, z.T, precision=EXACT) + self.bias[..., None]
 
+    @jax.jit
     def _outputs(self, z: Array) -> Array:
         u = self._preactivations(z)
         return jnp.einsum("...i,...im->...m", self.readout, jnp.where(u > 0, u, self.slope * u), precision=EXACT)
+
+    @jax.jit
+    def _gradients(self, z: Array) -> Array:
+        a = self.readout[..., None]
+        gated = jnp.where(self._preactivations(z) > 0, a, self.slope * a)
+        return jnp.einsum("...im,...id->...md", gated, self.weight, precision=EXACT)
+
+    @jax.jit
+    def _phi(self, x: Array, z: Array) -> Array:
+        gates_x, gates_z = (jnp.where(self._preactivations(p) > 0, 1.0, self.slope) for p in (x, z))
+        return jnp.einsum("...in,...im->...nm", gates_x * self.readout[..., None] ** 2, gates_z, precision=EXACT)
 
     def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
         """Outputs (m,) at queries z (m, d). Holds (width, m) numbers."""
@@ -104,9 +113,7 @@ class TwoLayerNetwork(eqx.Module):
 
     def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
         """Grad f(z) = sum_i a_i phi'(u_i(z)) w_i at every row of z, (m, d)."""
-        u = self._preactivations(self._inputs(z, "z"))
-        a = self.readout[..., None]
-        return jnp.einsum("...im,...id->...md", jnp.where(u > 0, a, self.slope * a), self.weight, precision=EXACT)
+        return self._gradients(self._inputs(z, "z"))
 
     def empirical_phi(self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None) -> Float[Array, "... n m"]:
         """Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z)), (n, m); z omitted: between the rows of x.
@@ -116,8 +123,7 @@ class TwoLayerNetwork(eqx.Module):
         """
         x = self._inputs(x, "x")
         z = x if z is None else self._inputs(z, "z")
-        gates_x, gates_z = (jnp.where(self._preactivations(p) > 0, 1.0, self.slope) for p in (x, z))
-        return jnp.einsum("...in,...im->...nm", gates_x * self.readout[..., None] ** 2, gates_z, precision=EXACT)
+        return self._phi(x, z)
 
     def empirical_ntk(self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None) -> Float[Array, "... n m"]:
         """K_m(x, z) = Phi_m(x, z) (<x, z> + c), c = train_bias: the tangent kernel of this very network, (n, m).

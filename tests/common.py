@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -213,3 +214,19 @@ def matrix_gradient(name: str, kernel: Any, x, z, w) -> np.ndarray:
             each = (phi * x + cone * (sine / (1 + q @ q / q.size))[:, None] * q) / q.size
         rows.append(w[:, j] @ each)
     return np.stack(rows)
+
+
+@contextmanager
+def compilations() -> Iterator[Callable[[], int]]:
+    """Counts what XLA compiles inside the block: a function that gives the count so far."""
+    durations: list[float] = []
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            durations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: len(durations)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

@@ -12,6 +12,18 @@ settings.register_profile("perturbkernel", deadline=None, derandomize=True, max_
 settings.load_profile("perturbkernel")
 
 
+@pytest.fixture(autouse=True)
+def jax_configuration_is_left_alone() -> Iterator[None]:
+    """No test, and so nothing that it calls, changes JAX's global configuration."""
+
+    def configuration():
+        return {name: getattr(jax.config, name, None) for name in jax.config.values}
+
+    before = configuration()
+    yield
+    assert configuration() == before
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """The test runs in double precision."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import oracle
 from scipy.stats import binom
 
 from perturbkernel.kernels import TwoLayerNTK
@@ -18,7 +19,7 @@ class Problem:
     z: np.ndarray
 
     @property
-    def data(self):
+    def data(self) -> tuple[TwoLayerNTK, np.ndarray, np.ndarray, np.ndarray]:
         return self.kernel, self.x, self.y, self.z
 
     @property
@@ -38,8 +39,14 @@ def problem(slope=0.2, train_bias=False, n=12, m=7, d=6, shift=1.0, seed=0) -> P
     return Problem(TwoLayerNTK(slope, train_bias), x, y, z)
 
 
-def draw(rng, width, d, total=None):
-    """W (width, d), b, a of one initialisation; `total` is the width of the network if these are some of its neurons."""
+def unit_gradients(p: Problem) -> np.ndarray:
+    """The directions of the limit's perturbations at the training inputs, (n, d)."""
+    u = oracle.input_gradient(p.x, p.x, p.y / len(p.x), p.kernel.slope, p.kernel.train_bias)
+    return u / np.linalg.norm(u, axis=1, keepdims=True)
+
+
+def draw(rng, width, d, total=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W (width, d), b, a of one initialisation; `total` is the network's width if these are some of its neurons."""
     return (
         rng.normal(size=(width, d)) / np.sqrt(d),
         rng.normal(size=width),
@@ -67,7 +74,7 @@ def gradients(network, z, slope):
 
 @dataclass
 class Trained:
-    network: tuple
+    network: tuple[np.ndarray, np.ndarray, np.ndarray]
     time: float
     flipped: np.ndarray  # (width, points): the gate differed from its first value at a visited step
     moved: np.ndarray  # (width, points): largest |u_i(z; t) - u_i(z; 0)|

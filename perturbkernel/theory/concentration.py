@@ -7,11 +7,11 @@ Points are fixed independently of it. An antisymmetrically doubled network count
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from perturbkernel.activations import products_and_angles
 from perturbkernel.checks import check_choice
 from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.theory.arguments import as_points, check_kernel, check_statement, double
-from perturbkernel.theory.constants import Constants, fourth_gate_moment
+from perturbkernel.theory.arguments import as_points, check_kernel, check_statement
+from perturbkernel.theory.constants import Constants
+from perturbkernel.theory.pairs import gate_fourth, phi, tiles
 
 
 def independent_neurons(width: int, doubled: bool) -> int:
@@ -27,8 +27,10 @@ def _moments(kernel, x, z):
     check_kernel(kernel)
     x = as_points(x, "x")
     z = as_points(z, "z", like=x)
-    theta = double(lambda x, z: products_and_angles(x, z)[1], x, z)
-    return double(kernel.phi, x, z), fourth_gate_moment(kernel.slope, theta), x @ z.T + kernel.train_bias
+    theta = np.empty((len(x), len(z)))
+    for rows, columns, _, part in tiles(x, z):
+        theta[rows, columns] = part
+    return phi(kernel, theta), gate_fourth(kernel.slope, theta), x @ z.T + kernel.train_bias
 
 
 def _bernstein(fourth, log_term: float, neurons: int):
@@ -40,8 +42,8 @@ def gate_moment_variance(
 ) -> Float[np.ndarray, "n m"]:
     """Var Phi_width(x_n, z_j) = (3 Q - Phi^2) / width exactly, (n, m). Theory: 2."""
     check_statement(1.0, width)
-    phi, fourth, _ = _moments(kernel, x, z)
-    return (3 * fourth - phi**2) / width
+    mean, fourth, _ = _moments(kernel, x, z)
+    return (3 * fourth - mean**2) / width
 
 
 def gate_moment_bound(

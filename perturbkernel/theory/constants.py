@@ -4,30 +4,20 @@ With k_n(z) = <x_n, z> + c. One pass over n x n pairs and one over n x m pairs, 
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from perturbkernel.activations import products_and_angles
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_points,
     check_kernel,
     check_loss,
-    double,
     gate_mean_square,
     lengths,
 )
-from perturbkernel.tiles import EXACT, accumulate
-
-
-def fourth_gate_moment(slope: float, theta):
-    """Q = E[(phi'(u(x)) phi'(u(z)))^2] = (1 + g^4)/2 - (1 - g^2)^2 theta / (2 pi), g the slope. Theory: 0.1."""
-    return (1 + slope**4) / 2 - (1 - slope**2) ** 2 / (2 * np.pi) * theta
+from perturbkernel.theory.pairs import gate_fourth, phi, row_sums
 
 
 @dataclass(frozen=True)
@@ -104,45 +94,6 @@ class Constants:
         return self.speeds[loss]
 
 
-@partial(jax.jit, static_argnums=0)
-def _signed_sums(kernel, z, x, weights):
-    """Sums over n of (w_n k_n(z))_+ and (w_n k_n(z))_-."""
-
-    def tile(z, x, weights):
-        terms = (jnp.matmul(z, x.T, precision=EXACT) + kernel.train_bias) * weights
-        return jnp.sum(jnp.maximum(terms, 0), axis=1), jnp.sum(jnp.maximum(-terms, 0), axis=1)
-
-    return accumulate(tile, z, x, weights, kernel.block)
-
-
-@partial(jax.jit, static_argnums=0)
-def _pair_sums(kernel, z, x, weights, rates):
-    """Everything that a sum over n of functions of the pair (x_n, z) gives; weights are y_n / n."""
-
-    def tile(z, x, weights):
-        signed, rates = weights
-        size = jnp.abs(signed)
-        product, theta = products_and_angles(z, x)
-        factor = product + kernel.train_bias
-        phi = kernel.tile("phi", z, x)
-        fourth = fourth_gate_moment(kernel.slope, theta)
-        distance = jnp.abs(factor)
-        sums = {
-            "absolute_apart": jnp.where(theta > 0, distance * size, 0),
-            "f_hat": phi * factor * signed,
-            "mean_factor": factor * signed,
-            "gate_fourth": fourth * size,
-            "gate_root": jnp.sqrt(fourth) * size,
-            "kernel_root": jnp.sqrt(fourth) * distance * size,
-        }
-        sums = {name: jnp.sum(term, axis=1) for name, term in sums.items()}
-        sums["couplings"] = jnp.matmul(distance, rates, precision=EXACT)
-        sums["direction"] = jnp.matmul(phi * signed, x, precision=EXACT)
-        return sums
-
-    return accumulate(tile, z, x, (weights, rates), kernel.block)
-
-
 def _largest_singular_value(x: np.ndarray) -> float:
     # LAPACK on the smaller Gram matrix: the top eigenvalue, unlike the small ones, loses nothing by squaring.
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
@@ -173,21 +124,36 @@ def derive_constants(
     def speeds(positive, negative):
         return {loss: np.maximum(positive - low * negative, negative - low * positive) for loss, low in floors.items()}
 
-    input_speeds = speeds(*double(_signed_sums, kernel, x, x, y / n))
-    positive, negative = double(_signed_sums, kernel, z, x, y / n)
-    input_length = lengths(x)
-    rates = np.stack([input_speeds[loss] / input_length / n for loss in floors], axis=1)
-    sums = double(_pair_sums, kernel, z, x, y / n, rates)
+    labelled = y[:, None] * np.hstack([x, np.full((n, 1), float(kernel.train_bias))]) / n
 
-    augmented = np.hstack([x, np.full((n, 1), float(kernel.train_bias))])
-    weighted = double(kernel.phi_matmul, x, x, y[:, None] * augmented / n)
-    quadratic = augmented.T @ (y[:, None] * weighted) / n
+    def at_inputs(rows, columns, product, theta):
+        signed = (product + kernel.train_bias) * y[columns]
+        gates = phi(kernel, theta)
+        return np.maximum(signed, 0).sum(1), np.maximum(-signed, 0).sum(1), gates @ labelled[columns]
+
+    input_positive, input_negative, weighted = row_sums(x, x, at_inputs)
+    input_speeds, input_length = speeds(input_positive / n, input_negative / n), lengths(x)
+    rates = np.stack([input_speeds[loss] / input_length / n for loss in floors], axis=1)
+
+    def at_queries(rows, columns, product, theta):
+        factor = product + kernel.train_bias
+        size, signed, gates = np.abs(factor), factor * y[columns], phi(kernel, theta)
+        fourth = gate_fourth(kernel.slope, theta)
+        root = np.sqrt(fourth)
+        sums = np.maximum(signed, 0), np.maximum(-signed, 0), np.where(theta > 0, size, 0), gates * signed
+        means = (term.sum(1) for term in (*sums, signed, fourth, root, root * size))
+        return *means, size @ rates[columns], gates @ labelled[columns, :-1]
+
+    positive, negative, *means, couplings, v = row_sums(z, x, at_queries)
+    apart, f_hat, mean_factor, fourth, root, kernel_root = (total / n for total in means)
+
+    quadratic = labelled.T @ weighted
     queries = np.hstack([z, np.ones((len(z), 1))])
     square = np.sum((queries @ quadratic) * queries, axis=1)
     a, p_squared = gate_mean_square(kernel), ((1 + kernel.slope) / 2) ** 2
     mean = y @ x / n
-    f_square = a * square + 4 * p_squared * sums["mean_factor"] * (sums["f_hat"] - p_squared * sums["mean_factor"])
-    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * (sums["direction"] @ mean - p_squared * mean @ mean)
+    f_square = a * square + 4 * p_squared * mean_factor * (f_hat - p_squared * mean_factor)
+    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * (v @ mean - p_squared * mean @ mean)
 
     input_norm = np.linalg.norm(x, axis=1)
     operator_norm = _largest_singular_value(x)
@@ -202,20 +168,20 @@ def derive_constants(
         input_length=input_length,
         operator_norm=operator_norm,
         radius=min(float(input_norm.mean()), operator_norm / np.sqrt(n)),
-        positive=positive * n,
-        negative=negative * n,
-        absolute=positive + negative,
-        absolute_apart=sums["absolute_apart"],
-        mean_factor=sums["mean_factor"],
-        f_hat=sums["f_hat"],
-        direction=sums["direction"],
+        positive=positive,
+        negative=negative,
+        absolute=(positive + negative) / n,
+        absolute_apart=apart,
+        mean_factor=mean_factor,
+        f_hat=f_hat,
+        direction=v,
         input_direction=weighted[:, :-1],
         f_second_moment=np.maximum(f_square, 0),
         direction_second_moment=np.maximum(v_square, 0),
-        gate_fourth=sums["gate_fourth"],
-        gate_root=sums["gate_root"],
-        kernel_root=sums["kernel_root"],
-        speeds=speeds(positive, negative),
+        gate_fourth=fourth,
+        gate_root=root,
+        kernel_root=kernel_root,
+        speeds=speeds(positive / n, negative / n),
         input_speeds=input_speeds,
-        couplings={loss: sums["couplings"][:, i] for i, loss in enumerate(floors)},
+        couplings={loss: couplings[:, i] for i, loss in enumerate(floors)},
     )

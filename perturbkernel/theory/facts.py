@@ -1,9 +1,5 @@
 """Exact facts and simple limits, for sharp checks (theory: section 8)."""
 
-from functools import partial
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
@@ -16,25 +12,13 @@ from perturbkernel.theory.arguments import (
     check_statement,
     check_time,
     cone_slope,
-    double,
 )
 from perturbkernel.theory.constants import Constants
-from perturbkernel.tiles import EXACT, accumulate
+from perturbkernel.theory.pairs import gate_matrix, tiles
 
 #: Exponents of width at fixed data and time: the kernel, the fraction of flipped gates, f - f0 - T f_hat, the gradient
 #: against its limit (measured), the initial function. Theory: 8.8.
 WIDTH_RATES = {"kernel": -0.5, "flipped_fraction": -0.5, "output": -0.5, "gradient": -0.25, "initial_output": 0.0}
-
-
-@partial(jax.jit, static_argnums=0)
-def _label_effect(kernel, z, u, size, weights):
-    def tile(z, points, weights):
-        u, step = points
-        gap = jnp.abs(kernel.tile("phi", z, step) - kernel.tile("phi", z, -step))
-        projection = jnp.abs(jnp.matmul(z, u.T, precision=EXACT))
-        return jnp.sum(gap * projection * weights, axis=1), jnp.sum(projection * weights, axis=1)
-
-    return accumulate(tile, z, (u, size * u), weights, kernel.block)
 
 
 def label_effect_bound(
@@ -50,8 +34,13 @@ def label_effect_bound(
     check_number(size, "size")
     u = as_points(u, "u")
     z = as_points(z, "z", like=u)
-    middle, projection = double(_label_effect, kernel, z, u, size, np.full(len(u), 1 / len(u)))
-    return middle, 2 * size * cone_slope(kernel) / np.sqrt(u.shape[1]) * projection
+    middle, projection = np.zeros((2, len(z)))
+    for (rows, columns, _, plus), (_, _, _, minus) in zip(tiles(z, size * u), tiles(z, -size * u), strict=True):
+        along = np.abs(z[rows] @ u[columns].T)
+        middle[rows] += np.sum(np.abs(plus - minus) * along, axis=1)
+        projection[rows] += np.sum(along, axis=1)
+    cone = cone_slope(kernel) / len(u)
+    return cone * middle, 2 * size * cone / np.sqrt(u.shape[1]) * projection
 
 
 def bias_offset_deviation(
@@ -66,8 +55,8 @@ def bias_offset_deviation(
     check_statement(1.0, count)
     check_number(size, "size", open_low=True)
     z = as_points(z, "z")
-    phi = double(kernel.phi, np.zeros((1, z.shape[1])), z)[0]
-    return kernel.train_bias * phi / (size * np.sqrt(count))
+    gates = gate_matrix(kernel, np.zeros((1, z.shape[1])), z)[0]
+    return kernel.train_bias * gates / (size * np.sqrt(count))
 
 
 def linear_predictor(

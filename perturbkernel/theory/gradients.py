@@ -219,7 +219,7 @@ def flips_bound_measured(
     kernel: TwoLayerNTK,
     weights: Float[ArrayLike, "width d"],
     readout: Float[ArrayLike, " width"],
-    sets: Bool[np.ndarray, "width m"],
+    sets: Bool[np.ndarray, "width m"] | None,
     *,
     time: float,
 ) -> Float[np.ndarray, " m"]:

@@ -4,17 +4,21 @@ x (n, d), y (n,) train the first network; r (n, d) are the perturbed points that
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from perturbkernel.activations import products_and_angles
 from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.theory.arguments import as_labels, as_points, as_vector, check_kernel, cone_slope, double
-from perturbkernel.tiles import EXACT, accumulate
+from perturbkernel.theory.arguments import (
+    as_labels,
+    as_points,
+    as_vector,
+    check_kernel,
+    cone_slope,
+    double,
+    gate_mean_square,
+)
+from perturbkernel.theory.pairs import angle_gradient, gate_matmul, phi, row_sums
 
 
 def _training_set(kernel, x, y, z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -45,19 +49,6 @@ def direction(
     return double(kernel.phi_matmul, z, x, y[:, None] * x / len(x))
 
 
-@partial(jax.jit, static_argnums=0)
-def _gate_motion(kernel, z, x, coef):
-    def tile(z, x, coef):
-        def angles(z):
-            product, theta = products_and_angles(z, x)
-            return theta, product
-
-        _, pullback, product = jax.vjp(angles, z, has_aux=True)
-        return pullback(-cone_slope(kernel) * coef * (product + kernel.train_bias))[0]
-
-    return accumulate(tile, z, x, coef, kernel.block)
-
-
 def gate_motion(
     kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
 ) -> Float[np.ndarray, "m d"]:
@@ -67,7 +58,8 @@ def gate_motion(
     `bounds.gate_motion_bound`. Theory: 5.3.
     """
     x, y, z = _training_set(kernel, x, y, z)
-    return double(_gate_motion, kernel, z, x, y / len(x))
+    scale = -cone_slope(kernel) * y / len(x)
+    return angle_gradient(z, x, lambda product, columns: scale[columns] * (product + kernel.train_bias))
 
 
 def limit_gradient(
@@ -79,15 +71,6 @@ def limit_gradient(
     """
     x, y, z = _training_set(kernel, x, y, z)
     return double(kernel.input_gradient, z, x, y / len(x))
-
-
-@partial(jax.jit, static_argnums=0)
-def _absolute_projection(kernel, z, r, vectors, weights):
-    def tile(z, points, weights):
-        r, vectors = points
-        return jnp.sum(kernel.tile("phi", z, r) * jnp.abs(jnp.matmul(z, vectors.T, precision=EXACT)) * weights, axis=1)
-
-    return accumulate(tile, z, (r, vectors), weights, kernel.block)
 
 
 def gated_projection(
@@ -108,8 +91,25 @@ def gated_projection(
     vectors, z = as_points(vectors, "vectors", like=r, rows=len(r)), as_points(z, "z", like=r)
     weights = as_vector(weights, "weights", len(r)) / len(r)
     if absolute:
-        return double(_absolute_projection, kernel, z, r, vectors, weights)
-    return np.sum(z * double(kernel.phi_matmul, z, r, weights[:, None] * vectors), axis=1)
+        return row_sums(
+            z,
+            r,
+            lambda rows, columns, _, theta: (
+                (phi(kernel, theta) * np.abs(z[rows] @ vectors[columns].T)) @ weights[columns],
+            ),
+        )[0]
+    return np.sum(z * gate_matmul(kernel, z, r, weights[:, None] * vectors), axis=1)
+
+
+def _input_direction(kernel, x, y) -> np.ndarray:
+    x, y, _ = _training_set(kernel, x, y, x)
+    return gate_matmul(kernel, x, x, y[:, None] * x / len(x))
+
+
+def is_rounding(kernel: TwoLayerNTK, x: np.ndarray, v: np.ndarray) -> Bool[np.ndarray, " m"]:
+    """Which rows of v = (1/n) sum_n y_n Phi x_n are zero to rounding: opposite duplicates, say. Theory: 13.1."""
+    scale = gate_mean_square(kernel) * np.mean(np.linalg.norm(x, axis=1))
+    return np.linalg.norm(v, axis=1) <= 8 * np.finfo(float).eps * scale
 
 
 def g_hat(
@@ -124,7 +124,7 @@ def g_hat(
     It leaves out the normalisation of the perturbations; its sign is that of `g_hat_w` under `spread_condition`.
     Theory: 6.2.
     """
-    return gated_projection(kernel, r, direction(kernel, x, y, x), z)
+    return gated_projection(kernel, r, _input_direction(kernel, x, y), z)
 
 
 def g_hat_u(
@@ -150,21 +150,11 @@ def g_hat_w(
     nu_n = |grad f(x_n; T)| / T > 0. g_hat_u - g_hat_w = (1/n) sum_n Phi(r_n, z) <xi(x_n), z> / nu_n exactly, with
     xi = grad f / T - v. NaN everywhere if some nu_n is 0: the perturbation is undefined there. Theory: 6.2.
     """
-    v = direction(kernel, x, y, x)
+    v = _input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)
     if not np.all(nu > 0):
         return np.full(len(as_points(z, "z", like=v)), np.nan)
     return gated_projection(kernel, r, v, z, weights=1 / nu)
-
-
-@partial(jax.jit, static_argnums=0)
-def _psi(kernel, z, r, carrier, weights):
-    def tile(z, points, weights):
-        r, carrier = points
-        factor = jnp.matmul(z, carrier.T, precision=EXACT) + kernel.train_bias
-        return jnp.sum(kernel.tile("phi", z, r) * factor * weights, axis=1)
-
-    return accumulate(tile, z, (r, carrier), weights, kernel.block)
 
 
 def psi(
@@ -185,7 +175,13 @@ def psi(
     r = as_points(r, "r")
     carrier, z = as_points(carrier, "carrier", like=r, rows=len(r)), as_points(z, "z", like=r)
     signed = as_labels(targets, "targets", len(r)) * as_vector(weights, "weights", len(r))
-    return double(_psi, kernel, z, r, carrier, signed / len(r))
+    return row_sums(
+        z,
+        r,
+        lambda rows, columns, _, theta: (
+            (phi(kernel, theta) * (z[rows] @ carrier[columns].T + kernel.train_bias)) @ signed[columns] / len(r),
+        ),
+    )[0]
 
 
 @dataclass(frozen=True)
@@ -216,7 +212,7 @@ def spread_condition(
     `nu` (n,): |grad f(x_n; T)| / T, or |v(x_n)|; weights are 1 / nu. Undefined (NaN, holds nowhere) if a nu_n is 0.
     Sufficient, not necessary; deterministic. Theory: 6.2.
     """
-    v = direction(kernel, x, y, x)
+    v = _input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)
     sizes = gated_projection(kernel, r, v, z, absolute=True)
     with np.errstate(invalid="ignore"):

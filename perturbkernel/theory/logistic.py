@@ -6,14 +6,10 @@ heavy ball.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from perturbkernel.activations import products_and_angles
 from perturbkernel.checks import check_choice, check_number
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.theory.arguments import (
@@ -23,26 +19,13 @@ from perturbkernel.theory.arguments import (
     check_kernel,
     check_statement,
     check_time,
-    double,
 )
-from perturbkernel.theory.constants import Constants, derive_constants, fourth_gate_moment
+from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.initial import initial_output_bound
 from perturbkernel.theory.lazy import lazy_bound
 from perturbkernel.theory.leading import g_hat_w, gated_projection, psi
 from perturbkernel.theory.matching import LABEL_RULES, label_term
-from perturbkernel.tiles import accumulate
-
-
-@partial(jax.jit, static_argnums=0)
-def _coupling_sums(kernel, x, y):
-    """h_n^+ and h_n^-."""
-
-    def tile(query, x, weights):
-        at, label = query
-        terms = kernel.tile("ntk", at, x) * weights * label[:, None]
-        return jnp.sum(jnp.maximum(terms, 0), axis=1), jnp.sum(jnp.maximum(-terms, 0), axis=1)
-
-    return accumulate(tile, (x, y), x, y / len(y), kernel.block)
+from perturbkernel.theory.pairs import gate_fourth, gate_matmul, gate_matrix, kernel_sum, phi, row_sums
 
 
 def _softplus_gap(start: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -96,7 +79,12 @@ def coefficient_bounds(
     n = len(x)
     y = as_labels(y, "y", n)
     start = y * as_vector(initial, "initial", n)
-    up, down = double(_coupling_sums, kernel, x, y)
+
+    def couplings(rows, columns, product, theta):
+        terms = phi(kernel, theta) * (product + kernel.train_bias) * np.outer(y[rows], y[columns] / n)
+        return np.maximum(terms, 0).sum(1), np.maximum(-terms, 0).sum(1)
+
+    up, down = row_sums(x, x, couplings)
     low = time / n * _softplus_gap(-start - time * up, time * up)
     high = time / n * _softplus_gap(-start, time * down)
     reach = time * (up + down)
@@ -138,18 +126,15 @@ def realised_weights(
     return alpha / tau if tau > 0 else np.full(n, np.nan)
 
 
-@partial(jax.jit, static_argnums=0)
 def _weighted_sums(kernel, z, x, weights):
     """Sums over n of w |K(x_n, z)|, w |k_n(z)| and w |k_n(z)| sqrt(Q(x_n, z))."""
 
-    def tile(z, x, weights):
-        product, theta = products_and_angles(z, x)
-        factor = jnp.abs(product + kernel.train_bias) * weights
-        fourth = jnp.sqrt(fourth_gate_moment(kernel.slope, theta))
-        terms = kernel.tile("phi", z, x) * factor, factor, fourth * factor
-        return tuple(jnp.sum(term, axis=1) for term in terms)
+    def terms(rows, columns, product, theta):
+        factor, w = np.abs(product + kernel.train_bias), weights[columns]
+        root = np.sqrt(gate_fourth(kernel.slope, theta))
+        return (phi(kernel, theta) * factor) @ w, factor @ w, (root * factor) @ w
 
-    return accumulate(tile, z, x, weights, kernel.block)
+    return row_sums(z, x, terms)
 
 
 def half_time_gap(
@@ -165,7 +150,7 @@ def half_time_gap(
     check_kernel(kernel)
     x = as_points(x, "x")
     z, error = as_points(z, "z", like=x), as_vector(error, "error", len(x), low=0)
-    return double(_weighted_sums, kernel, z, x, error / len(x))[0]
+    return _weighted_sums(kernel, z, x, error / len(x))[0]
 
 
 def same_sign_as_identity(f: Constants, error: Float[ArrayLike, " n"] | float) -> Bool[np.ndarray, " m"]:
@@ -219,10 +204,10 @@ def logistic_predictor_error(
     beta = as_vector(beta, "beta", f.count, low=0, high=1)
     level = delta / (2 if centred else 3) if event_delta is None else event_delta
     rate = np.log(2 * f.count * points / level) / width
-    _, plain, root = double(_weighted_sums, f.kernel, f.z, f.x, beta / f.count)
+    _, plain, root = _weighted_sums(f.kernel, f.z, f.x, beta / f.count)
     options = {"width": width, "delta": level, "points": points}
     return LogisticError(
-        double(f.kernel.matvec, f.z, f.x, beta * f.y / f.count),
+        kernel_sum(f.kernel, f.z, f.x, beta * f.y / f.count),
         np.zeros(f.points) if centred else initial_output_bound(f.kernel, f.z, **options) / time,
         lazy_bound(f, time=time, loss="logistic", **options) / time,
         np.sqrt(6 * rate) * root + 2 * rate * plain,
@@ -232,7 +217,7 @@ def logistic_predictor_error(
 def weighted_direction(f: Constants, beta: Float[ArrayLike, " n"]) -> Float[np.ndarray, "m d"]:
     """v_beta(z) = (1/n) sum_n beta_n y_n Phi(x_n, z) x_n, (m, d): the direction with realised weights. Theory: 7."""
     beta = as_vector(beta, "beta", f.count, low=0, high=1)
-    return double(f.kernel.phi_matmul, f.z, f.x, (beta * f.y)[:, None] * f.x / f.count)
+    return gate_matmul(f.kernel, f.z, f.x, (beta * f.y)[:, None] * f.x / f.count)
 
 
 def weighted_direction_gap(f: Constants, error: float) -> Float[np.ndarray, " m"]:
@@ -242,9 +227,8 @@ def weighted_direction_gap(f: Constants, error: float) -> Float[np.ndarray, " m"
     Added to 2 B_xi it gives the cosine with the unweighted v.
     """
     check_number(error, "error")
-    kernel = f.kernel
-    square = np.concatenate([np.mean(double(kernel.phi, f.x, part) ** 2, axis=0) for part in _parts(f.z)])
-    return error * f.operator_norm / np.sqrt(f.count) * np.sqrt(square)
+    square = row_sums(f.z, f.x, lambda rows, columns, _, theta: (np.sum(phi(f.kernel, theta) ** 2, axis=1),))[0]
+    return error * f.operator_norm / f.count * np.sqrt(square)
 
 
 def _parts(z: np.ndarray) -> list[np.ndarray]:
@@ -255,8 +239,8 @@ def _half_direction_cost(kernel, x, r, weights, z) -> np.ndarray:
     """(1/n) sum_n Phi(r_n, z) weights_n (1/n) sum_k Phi(x_n, x_k) |<x_k, z>|, (m,)."""
     n, costs = len(x), []
     for part in _parts(z):
-        inner = double(kernel.phi_matmul, x, x, np.abs(x @ part.T) / n)
-        costs.append(np.mean(double(kernel.phi, r, part) * weights[:, None] * inner, axis=0))
+        inner = gate_matmul(kernel, x, x, np.abs(x @ part.T) / n)
+        costs.append(np.mean(gate_matrix(kernel, r, part) * weights[:, None] * inner, axis=0))
     return np.concatenate(costs)
 
 
@@ -342,7 +326,7 @@ def logistic_match(
         return LogisticMatching(error_f.f_hat, nan, error_f.total, nan, {}, no, f.f_hat, nan, no, events, status)
     u, nu = gradients / norm[:, None], norm / time_f
     r = carrier + size * targets[:, None] * u
-    v_beta = double(kernel.phi_matmul, x, x, (beta_f * f.y)[:, None] * x / n)
+    v_beta = gate_matmul(kernel, x, x, (beta_f * f.y)[:, None] * x / n)
     e_f, e_g = (float(np.max(np.abs(2 * b - 1))) for b in (beta_f, beta_g))
     error_g = logistic_predictor_error(
         derive_constants(kernel, r, targets, z), beta_g, width=width_g, time=time_g, **options
@@ -352,10 +336,12 @@ def logistic_match(
         label = np.abs(psi(kernel, r, carrier, targets, z, weights=beta_g))
     elif has_psi:
         term = label_term(kernel, carrier, u, z, size=size, delta=delta / events, rule=rule, points=points)
-        kappa = np.concatenate(
-            [np.mean(double(kernel.phi, r, p) * np.abs(carrier @ p.T + kernel.train_bias), axis=0) for p in _parts(z)]
-        )
-        label = term.bound / 2 + e_g / 2 * kappa
+
+        def terms(rows, columns, _, theta):
+            kappa = z[rows] @ carrier[columns].T + kernel.train_bias
+            return (np.sum(phi(kernel, theta) * np.abs(kappa), axis=1),)
+
+        label = term.bound / 2 + e_g / 2 * row_sums(z, r, terms)[0] / n
     parts = {
         "xi": np.abs(gated_projection(kernel, r, gradients / time_f - v_beta, z, weights=beta_g / nu)),
         "psi": label / size,

@@ -1,18 +1,13 @@
-"""Prediction matching: when a second network, trained on perturbations alone, has the signs of the first (theory:
-section 6).
+"""Prediction matching: when a network trained on perturbations alone has the signs of the first (theory: section 6).
 
 u_n = grad f(x_n; T_f) / |grad f(x_n; T_f)|, nu_n = |grad f(x_n; T_f)| / T_f, r_n = carrier_n + size target_n u_n. The
-points z
-must be independent of both initialisations and of the targets: training inputs are allowed, perturbed ones are not;
-the two networks need independent initialisations; times, size and widths are fixed before the draws (a scan over k
+points z must be independent of both initialisations and of the targets: training inputs are allowed, perturbed ones are
+not. The two networks need independent initialisations; times, size and widths are fixed before the draws (a scan over k
 values: delta / k).
 """
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
@@ -25,34 +20,18 @@ from perturbkernel.theory.arguments import (
     check_statement,
     check_time,
     cone_slope,
-    double,
 )
 from perturbkernel.theory.concentration import predictor_bound
 from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.gradients import gradient_bounds
 from perturbkernel.theory.initial import initial_output_bound
 from perturbkernel.theory.lazy import lazy_bound
-from perturbkernel.theory.leading import gated_projection, psi
-from perturbkernel.tiles import EXACT, accumulate
+from perturbkernel.theory.leading import gated_projection, is_rounding, psi
+from perturbkernel.theory.pairs import phi, row_sums, tiles
 
 LABEL_RULES = ("coin_flip", "balanced", "fixed")
 STARTS = ("random", "centred", "doubled")
 XI_VERSIONS = ("signed", "absolute", "a_priori")
-
-
-@partial(jax.jit, static_argnums=0)
-def _label_sums(kernel, z, plus, minus, carrier, weights):
-    """Means over n of (Phi+ - Phi-)/2 kappa, b, b^2 and |kappa|, with b = (Phi+ + Phi-)/2 kappa."""
-
-    def tile(z, points, weights):
-        plus, minus, carrier = points
-        kappa = jnp.matmul(z, carrier.T, precision=EXACT) + kernel.train_bias
-        above, below = kernel.tile("phi", z, plus), kernel.tile("phi", z, minus)
-        b = (above + below) / 2 * kappa
-        terms = (above - below) / 2 * kappa, b, b**2, jnp.abs(kappa)
-        return tuple(jnp.sum(term * weights, axis=1) for term in terms)
-
-    return accumulate(tile, z, (plus, minus, carrier), weights, kernel.block)
 
 
 @dataclass(frozen=True)
@@ -106,9 +85,19 @@ def label_term(
     n = len(carrier)
     if rule == "balanced" and n % 2:
         raise ValueError(f'rule="balanced" needs an even number of points; got {n}. Evaluate psi itself instead')
-    arguments = (carrier + size * u, carrier - size * u, carrier)
-    systematic, b, square, kappa = double(_label_sums, kernel, z, *arguments, np.full(n, 1 / n))
-    total = n * (square if rule == "coin_flip" else 2 * np.maximum(square - b**2, 0))
+    # Sums of b and b^2 about the first b: in (a) with small sizes b hardly depends on n.
+    sums, first = np.zeros((5, len(z))), np.zeros((len(z), 1))
+    above, below = tiles(z, carrier + size * u), tiles(z, carrier - size * u)
+    for (rows, columns, _, plus), (_, _, _, minus) in zip(above, below, strict=True):
+        kappa = z[rows] @ carrier[columns].T + kernel.train_bias
+        b = (phi(kernel, plus) + phi(kernel, minus)) / 2 * kappa
+        gap = (phi(kernel, plus) - phi(kernel, minus)) / 2 * kappa
+        if columns.start == 0:
+            first[rows] = b[:, :1]
+        rest = b - first[rows]
+        sums[:, rows] += [term.sum(1) for term in (gap, b**2, rest, rest**2, np.abs(kappa))]
+    systematic, square, rest, rest_square, kappa = sums / n
+    total = n * (square if rule == "coin_flip" else 2 * np.maximum(rest_square - rest**2, 0))
     radius = np.sqrt(2 * np.log(2 * points / delta) * total) / n
     return LabelTerm(systematic, size * cone_slope(kernel) / np.sqrt(carrier.shape[1]) * kappa, radius)
 
@@ -204,8 +193,9 @@ def _xi_part(f: Constants, r, gradients, version, options) -> tuple[np.ndarray, 
     nothing = np.full(len(z), np.nan)
     if bounds.status != "ok":
         return nothing, nothing, bounds.status
-    if not np.all(norm > 0):
-        return nothing, nothing, f"undefined: v is zero at {int(np.sum(norm == 0))} training points"
+    zero = is_rounding(kernel, f.x, v)
+    if zero.any():
+        return nothing, nothing, f"undefined: v is zero at {int(zero.sum())} training points"
     leading = gated_projection(kernel, r, v, z, weights=1 / norm)
     if not np.all(bounds.total < norm):
         worst = float(np.max(bounds.total / norm))
@@ -214,9 +204,9 @@ def _xi_part(f: Constants, r, gradients, version, options) -> tuple[np.ndarray, 
             nothing,
             f"no claim: the a priori bound on xi exceeds |v| at training points (up to {worst:.3g} times)",
         )
-    weights = (bounds.total / norm)[:, None]
-    # (1/n) sum_n Phi(r_n, z) weight_n, as a projection would have it without the inner product.
-    return leading, np.sqrt(2) * f.norm * double(kernel.phi_matmul, z, r, weights / len(r))[:, 0], "ok"
+    weights = bounds.total / norm / len(r)
+    gates = row_sums(z, r, lambda rows, columns, _, theta: (phi(kernel, theta) @ weights[columns],))[0]
+    return leading, np.sqrt(2) * f.norm * gates, "ok"
 
 
 def match(

@@ -5,7 +5,6 @@ function.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.activations import products_and_angles
 from perturbkernel.checks import check_choice, check_count, check_key, check_number
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.theory.arguments import (
@@ -28,8 +26,8 @@ from perturbkernel.theory.arguments import (
     lengths,
 )
 from perturbkernel.theory.finite import gradient, output
-from perturbkernel.theory.leading import direction, f_hat, limit_gradient
-from perturbkernel.tiles import accumulate
+from perturbkernel.theory.leading import _input_direction, gate_motion, is_rounding
+from perturbkernel.theory.pairs import gate_matmul, kernel_sum, phi, tiles
 
 TARGET_RULES = ("coin_flip", "balanced")
 
@@ -47,7 +45,10 @@ def sign_probability(
 
     Sigma(z, z) = (1 + slope^2)/2 s_z^2. Identity loss, infinite width. Theory: 12.1.
     """
-    mean, z = f_hat(kernel, x, y, z), as_points(z, "z")
+    check_kernel(kernel)
+    x = as_points(x, "x")
+    y, z = as_labels(y, "y", len(x)), as_points(z, "z", like=x)
+    mean = kernel_sum(kernel, z, x, y / len(x))
     grid = as_vector(times, "times", np.size(times), low=0)
     deviation = np.sqrt(gate_mean_square(kernel)) * lengths(z)
     probability = double(ndtr, grid[:, None] * (mean / deviation))
@@ -102,8 +103,9 @@ def initial_covariance(
     points = np.concatenate([z, x])
     augmented = np.hstack([points / np.sqrt(d), np.ones((m + n, 1))])
     unit = augmented / lengths(points)[:, None]
-    theta = double(lambda p: products_and_angles(p, p)[1], points)
-    phi = double(kernel.phi, points)
+    theta = np.empty((m + n, m + n))
+    for rows, columns, _, part in tiles(points, points):
+        theta[rows, columns] = part
     field = np.zeros((m + n, d + 1, m + n, d + 1))
     for i in range(m + n):
         together, apart = unit[i] + unit, unit[i] - unit
@@ -113,7 +115,7 @@ def initial_covariance(
             cotangent = np.where(half > 0, 1 / np.tan(half), 0)
         plane = np.tan(half)[:, None, None] / 2 * together[:, :, None] * together[:, None, :]
         plane -= cotangent[:, None, None] / 2 * apart[:, :, None] * apart[:, None, :]
-        block = phi[i][:, None, None] * np.eye(d + 1) + cone_slope(kernel) * plane
+        block = phi(kernel, theta[i])[:, None, None] * np.eye(d + 1) + cone_slope(kernel) * plane
         field[i] = np.moveaxis(block, 0, 1)
     # Rows of the linear map from the field to what is wanted: values at z, gradients at x.
     values = np.einsum("ia,iajb->ijb", augmented[:m], field[:m])
@@ -156,10 +158,12 @@ def sample_initial(
         sample = (normal * np.sqrt(np.maximum(values, 0))) @ vectors.T
         return sample[:, :m], sample[:, m:].reshape(draws, n, d)
     outputs, gradients = np.empty((draws, m)), np.empty((draws, n, d))
-    for i, one in enumerate(jax.random.split(key, draws)):
-        normal = double(lambda one=one: jax.random.normal(one, (width, d + 2)))
-        network = normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width)
-        outputs[i], gradients[i] = output(kernel, *network, z), gradient(kernel, *network, x)
+    keys, at_once = jax.random.split(key, draws), max(1, 2**20 // (width * (d + 2)))
+    for start in range(0, draws, at_once):
+        part = keys[start : start + at_once]
+        for i, normal in enumerate(double(jax.vmap(lambda k: jax.random.normal(k, (width, d + 2))), part), start):
+            network = normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width)
+            outputs[i], gradients[i] = output(kernel, *network, z), gradient(kernel, *network, x)
     return outputs, gradients
 
 
@@ -224,14 +228,14 @@ def expected_agreement(
     check_time(time_g, "time_g")
     x = as_points(x, "x")
     n = len(x)
-    z = as_points(z, "z", like=x)
+    y, z = as_labels(y, "y", n), as_points(z, "z", like=x)
     carrier = np.zeros_like(x) if carrier is None else as_points(carrier, "carrier", like=x, rows=n)
     if isinstance(targets, str):
         check_choice(targets, "targets", TARGET_RULES)
     else:
         targets = as_labels(targets, "targets", n)
     check_key(key)
-    mean, slopes = f_hat(kernel, x, y, z), limit_gradient(kernel, x, y, x)
+    mean, slopes = kernel_sum(kernel, z, x, y / n), _input_direction(kernel, x, y) + gate_motion(kernel, x, y, x)
     deviation = np.sqrt(gate_mean_square(kernel)) * lengths(z)
     initial_key, target_key = jax.random.split(key)
     outputs, gradients = sample_initial(kernel, z, x, draws=draws, method=method, width=width, key=initial_key)
@@ -243,7 +247,7 @@ def expected_agreement(
             continue
         labels = _draw_targets(targets, n, one) if isinstance(targets, str) else targets
         r = carrier + size * labels[:, None] * total / norm
-        g_hat = double(kernel.matvec, z, r, labels / n)
+        g_hat = kernel_sum(kernel, z, r, labels / n)
         agree[i] = double(ndtr, np.sign(outputs[i] + time_f * mean) * time_g * g_hat / deviation)
     kept = agree[~np.isnan(agree[:, 0])]
     if not len(kept):
@@ -271,22 +275,11 @@ def expected_cosine(
     Theory: 12.2, 13.12.
     """
     check_time(time)
-    v, limit = direction(kernel, x, y, z), limit_gradient(kernel, x, y, z)
-    norm = np.linalg.norm(v, axis=1)
-    size = norm * np.sqrt(time**2 * np.sum(limit**2, axis=1) + gate_mean_square(kernel))
-    return np.where(norm > 0, time * np.sum(v * limit, axis=1) / np.where(norm > 0, size, 1), np.nan)
-
-
-@partial(jax.jit, static_argnums=0)
-def _target_sums(kernel, z, plus, minus, weights):
-    """Means over n of (h+ - h-)/2, b = (h+ + h-)/2 and b^2, h+- = K(carrier +- size u, z)."""
-
-    def tile(z, points, weights):
-        above, below = (kernel.tile("ntk", z, p) for p in points)
-        b = (above + below) / 2
-        return tuple(jnp.sum(term * weights, axis=1) for term in ((above - below) / 2, b, b**2))
-
-    return accumulate(tile, z, (plus, minus), weights, kernel.block)
+    zeta, x, z = gate_motion(kernel, x, y, z), as_points(x, "x"), as_points(z, "z")
+    v = gate_matmul(kernel, z, x, as_labels(y, "y", len(x))[:, None] * x / len(x))
+    limit, defined = v + zeta, ~is_rounding(kernel, x, v)
+    size = np.linalg.norm(v, axis=1) * np.sqrt(time**2 * np.sum(limit**2, axis=1) + gate_mean_square(kernel))
+    return np.where(defined, time * np.sum(v * limit, axis=1) / np.where(defined, size, 1), np.nan)
 
 
 @dataclass(frozen=True)
@@ -334,10 +327,19 @@ def target_moments(
     carrier = as_points(carrier, "carrier")
     u, z = as_points(u, "u", like=carrier, rows=len(carrier)), as_points(z, "z", like=carrier)
     n = len(carrier)
-    mean, b, square = double(_target_sums, kernel, z, carrier + size * u, carrier - size * u, np.full(n, 1 / n))
-    spread = n * np.maximum(square - b**2, 0)
+    # Sums of b and b^2 about the first b, as in `matching.label_term`.
+    sums, first = np.zeros((3, len(z))), np.zeros((len(z), 1))
+    for above, below in zip(tiles(z, carrier + size * u), tiles(z, carrier - size * u), strict=True):
+        plus, minus = (phi(kernel, theta) * (product + kernel.train_bias) for _, _, product, theta in (above, below))
+        b, rows = (plus + minus) / 2, above[0]
+        if above[1].start == 0:
+            first[rows] = b[:, :1]
+        rest = b - first[rows]
+        sums[:, rows] += [term.sum(1) for term in ((plus - minus) / 2, rest, rest**2)]
+    mean, rest, square = sums / n
+    spread, b = n * np.maximum(square - rest**2, 0), rest + first[:, 0]
     if rule == "coin_flip":
-        variance = square / n
+        variance = spread / n**2 + b**2 / n
     elif n % 2:
         variance = ((n + 1) / n * spread + b**2) / n**2
     else:

@@ -1,0 +1,15 @@
+"""Every numbered result of the theory, tried on independent draws of data and finite networks.
+
+    verdicts = pk.verify.verify(only="3,5.1")
+    print(pk.verify.table(verdicts))
+
+`protocol` says what a verdict means; `kernels` (sections 0, 1), `concentration` (2), `lazy` (3, 4), `gradients` (5),
+`matching` (6, 7), `facts` (8) and `randomness` (12) declare the checks; `page` writes them down.
+"""
+
+from perturbkernel.verify.protocol import Verdict as Verdict
+from perturbkernel.verify.runner import checks as checks
+from perturbkernel.verify.runner import failed as failed
+from perturbkernel.verify.runner import listing as listing
+from perturbkernel.verify.runner import table as table
+from perturbkernel.verify.runner import verify as verify

@@ -1,0 +1,203 @@
+"""What checks draw: data, finite networks as plain arrays, and their training in float64 NumPy."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from perturbkernel import theory
+from perturbkernel.dynamics import HeavyBall
+from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.verify.protocol import Setting
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A kernel, training data (x, y) and queries z, the first of which are training points."""
+
+    kernel: TwoLayerNTK
+    x: np.ndarray = field(repr=False)
+    y: np.ndarray = field(repr=False)
+    z: np.ndarray = field(repr=False)
+
+    @property
+    def data(self) -> tuple:
+        return self.kernel, self.x, self.y, self.z
+
+    @cached_property
+    def constants(self) -> theory.Constants:
+        return theory.derive_constants(*self.data)
+
+    @property
+    def factor(self) -> np.ndarray:
+        """k_n(z) = <x_n, z> + c, (n, m)."""
+        return self.x @ self.z.T + self.kernel.train_bias
+
+
+def problem(rng: np.random.Generator, s: Setting) -> Problem:
+    """Two Gaussian classes of equal size with means +-shift in every coordinate; a quarter of the queries are training
+    points.
+    """
+
+    def labels(count):
+        return np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
+
+    y = labels(s.n)
+    x = s.shift * y[:, None] + rng.normal(size=(s.n, s.d))
+    z = s.shift * labels(s.points)[:, None] + rng.normal(size=(s.points, s.d))
+    known = min(s.points // 4, s.n)
+    z[:known] = x[:known]
+    return Problem(TwoLayerNTK(s.slope, s.bias), x, y, z)
+
+
+class Network(NamedTuple):
+    """Neurons: weights (width, d), biases and readout (width,)."""
+
+    weights: np.ndarray
+    biases: np.ndarray
+    readout: np.ndarray
+
+
+def network(rng: np.random.Generator, neurons: int, d: int, width: int | None = None) -> Network:
+    """Neurons of a fresh network: w ~ N(0, I/d), b ~ N(0, 1), a ~ N(0, 1/width); `width` if these are only some."""
+    normal = rng.normal(size=(neurons, d + 2))
+    return Network(normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width or neurons))
+
+
+def outputs(net: Network, z: np.ndarray, slope: float) -> np.ndarray:
+    u = net.weights @ z.T + net.biases[:, None]
+    return net.readout @ np.where(u > 0, u, slope * u)
+
+
+def gradients(net: Network, z: np.ndarray, slope: float) -> np.ndarray:
+    """Input gradients, (m, d)."""
+    active = (net.weights @ z.T + net.biases[:, None] > 0).astype(float)
+    scaled = net.readout[:, None] * net.weights
+    return (1 - slope) * (active.T @ scaled) + slope * scaled.sum(0)
+
+
+@dataclass
+class Trained:
+    """A network after training.
+
+    Attributes:
+        rates: (steps,).  time: effective time.  history: (steps, n), outputs at x before each step (logistic loss).
+        flipped, moved: (width, watch), whether a gate differed from its first state at a visited step, and how far its
+            pre-activation went; None unless points were watched.
+        path: (steps + 1, watch), outputs at the watched points.
+    """
+
+    net: Network
+    rates: np.ndarray
+    time: float
+    history: np.ndarray
+    flipped: np.ndarray | None = None
+    moved: np.ndarray | None = None
+    path: np.ndarray | None = None
+
+
+def train(
+    net: Network, x: np.ndarray, y: np.ndarray, kernel: TwoLayerNTK, s: Setting, *, time: float,
+    watch: np.ndarray | None = None,
+) -> Trained:  # fmt: skip
+    """Heavy ball on W (and b if the kernel trains it) with the readout frozen, to the effective time `time`."""
+    n, slope, loss = len(x), kernel.slope, s.loss
+    rate = time / HeavyBall(1.0, s.steps, s.momentum).effective_time
+    features = np.hstack([x, np.ones((n, 1))])
+    pulls = np.hstack([x, np.full((n, 1), float(kernel.train_bias))]) * (y / n)[:, None]
+    weights = np.hstack([net.weights, net.biases[:, None]])
+    velocity, history = np.zeros_like(weights), []
+    start, path = None, []
+    if watch is not None:
+        watch = np.hstack([watch, np.ones((len(watch), 1))])
+        start = weights @ watch.T
+        flipped, moved = np.zeros(start.shape, bool), np.zeros(start.shape)
+        path.append(net.readout @ np.where(start > 0, start, slope * start))
+    for _ in range(s.steps):
+        u = weights @ features.T
+        active = u > 0
+        weighted = pulls
+        if loss == "logistic":
+            history.append(net.readout @ np.where(active, u, slope * u))
+            weighted = pulls / (1 + np.exp(y * history[-1]))[:, None]
+        pull = (1 - slope) * (active.astype(float) @ weighted) + slope * weighted.sum(0)
+        velocity = s.momentum * velocity + net.readout[:, None] * pull
+        weights = weights + rate * velocity
+        if start is not None:
+            now = weights @ watch.T
+            flipped |= (now > 0) != (start > 0)
+            moved = np.maximum(moved, np.abs(now - start))
+            path.append(net.readout @ np.where(now > 0, now, slope * now))
+    done = Network(weights[:, :-1], weights[:, -1], net.readout)
+    result = Trained(done, np.full(s.steps, rate), time, np.array(history))
+    if start is not None:
+        result.flipped, result.moved, result.path = flipped, moved, np.array(path)
+    return result
+
+
+@dataclass
+class Sums:
+    """Sums over the neurons of one fresh network, trained with the identity loss in chunks of neurons (fact S1).
+
+    Attributes:
+        before, after: (m,), outputs at z.  linear: (m,), T f_hat of its own tangent kernel.
+        gradient_before, gradient_after: (n', d), input gradients at the points asked for.
+        flipped: (m,), gates at z that differ at the end.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    linear: np.ndarray
+    gradient_before: np.ndarray
+    gradient_after: np.ndarray
+    flipped: np.ndarray
+    width: int
+
+    @property
+    def change(self) -> np.ndarray:
+        return self.after - self.before
+
+
+def fresh_and_trained(
+    rng: np.random.Generator, p: Problem, s: Setting, *, width: int, time: float, at: np.ndarray | None = None,
+    linear: bool = False, chunk: Callable[[int], int] = lambda columns: max(256, 2**19 // columns),
+) -> Sums:  # fmt: skip
+    """Draws a network of any width, trains it and sums up, a chunk of neurons at a time. `at`: points for gradients;
+    `linear`: also its tangent predictor.
+    """
+    kernel, slope = p.kernel, p.kernel.slope
+    at = np.empty((0, p.x.shape[1])) if at is None else at
+    total = Sums(*(np.zeros(len(p.z)) for _ in range(3)), np.zeros(at.shape), np.zeros(at.shape), np.zeros(len(p.z)), width)
+    size = chunk(len(p.x) + len(p.z) + len(at))
+    for first in range(0, width, size):
+        net = network(rng, min(size, width - first), p.x.shape[1], width)
+        done = train(net, p.x, p.y, kernel, s, time=time).net
+        u, v = (one.weights @ p.z.T + one.biases[:, None] for one in (net, done))
+        total.before += net.readout @ np.where(u > 0, u, slope * u)
+        total.after += net.readout @ np.where(v > 0, v, slope * v)
+        total.flipped += np.sum((u > 0) != (v > 0), axis=0)
+        if linear:
+            total.linear += time * theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)[0]
+        if len(at):
+            total.gradient_before += gradients(net, at, slope)
+            total.gradient_after += gradients(done, at, slope)
+    return total
+
+
+def row_norms(array: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(array, axis=-1)
+
+
+def units(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
+    """(n, d), random unit vectors."""
+    vectors = rng.normal(size=(n, d))
+    return vectors / row_norms(vectors)[:, None]
+
+
+def signs(rng: np.random.Generator, n: int, rule: str = "coin_flip") -> np.ndarray:
+    """Targets: independent coin flips, or uniform among those with sum zero."""
+    if rule == "balanced":
+        return rng.permutation(np.where(np.arange(n) % 2 == 0, 1.0, -1.0))
+    return rng.choice([-1.0, 1.0], size=n)

@@ -1,0 +1,186 @@
+"""Checks of section 8: exact facts, and rates in the width."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbkernel import perturbations, theory
+from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.two_layer import TwoLayerNetwork
+from perturbkernel.verify.draws import fresh_and_trained, network, outputs, problem, row_norms, signs, train, units
+from perturbkernel.verify.kernels import kernel_matrix
+from perturbkernel.verify.protocol import Check, Sample, Setting
+
+
+def _independent_of_targets(rng, s: Setting, p) -> Sample:
+    """Targets times perturbations of a trained network, for two label vectors."""
+    done = train(network(rng, s.width, s.d), p.x, p.y, p.kernel, s, time=s.time).net
+    with jax.enable_x64(True):
+        net = TwoLayerNetwork(*(jnp.asarray(a) for a in done), slope=s.slope, train_bias=s.bias)
+        deltas = []
+        for _ in range(2):
+            targets = jnp.asarray(signs(rng, s.n))
+            made = perturbations.perturb(net, jnp.asarray(p.x), targets, size=s.size)
+            deltas.append(np.asarray(targets[:, None] * made.delta))
+    return Sample(np.abs(deltas[0] - deltas[1]), 1e-15)
+
+
+def _label_effect(rng, s: Setting, p) -> Sample:
+    """The change of g_hat_u between two label vectors, against the middle and the outer bound; and middle <= outer."""
+    u = units(rng, s.n, s.d)
+    first, second = (theory.g_hat_u(p.kernel, s.size * signs(rng, s.n)[:, None] * u, u, p.z) for _ in range(2))
+    middle, outer = theory.bounds.label_effect_bound(p.kernel, u, p.z, size=s.size)
+    return Sample([np.abs(first - second), middle], [middle, outer])
+
+
+def _bias_offset(rng, s: Setting, p) -> Sample:
+    """Psi / size in (a) with trained biases: its square in units of the estimate."""
+    u, targets = units(rng, s.n, s.d), signs(rng, s.n)
+    psi = theory.psi(p.kernel, s.size * targets[:, None] * u, 0 * u, targets, p.z) / s.size
+    square = (psi / theory.bias_offset_deviation(p.kernel, p.z, count=s.n, size=s.size)) ** 2
+    return Sample(square.mean(), 1.0, slack=0.1)
+
+
+def _linearity(rng, s: Setting, p) -> Sample:
+    """N f_hat is additive over data; f_hat and v are odd in y."""
+    half = s.n // 2
+    parts = (theory.f_hat(p.kernel, p.x[rows], p.y[rows], p.z) for rows in (slice(half), slice(half, None)))
+    sizes = half, s.n - half
+    f_hat = theory.f_hat(*p.data)
+    added = sum(size * part for size, part in zip(sizes, parts, strict=True)) - s.n * f_hat
+    odd = theory.f_hat(p.kernel, p.x, -p.y, p.z) + f_hat
+    vector = theory.direction(p.kernel, p.x, -p.y, p.z) + theory.direction(*p.data)
+    return Sample(np.concatenate([np.abs(added) / s.n, np.abs(odd), np.abs(vector).ravel()]), 1e-12)
+
+
+def _homogeneity(rng, s: Setting, p) -> Sample:
+    """Scaling all weights and biases, or the point and the bias input, scales the output."""
+    net, factor = network(rng, s.width, s.d), rng.uniform(0.2, 5)
+    plain = theory.output(p.kernel, *net, p.z)
+    scaled = theory.output(p.kernel, factor * net.weights, factor * net.biases, net.readout, p.z)
+    joint = theory.output(p.kernel, net.weights, factor * net.biases, net.readout, factor * p.z)
+    return Sample(np.abs([scaled - factor * plain, joint - factor * plain]), 1e-12 * factor)
+
+
+def _oddness(rng, s: Setting, p) -> Sample:
+    """Turning data and labels around turns f_hat around; on a set invariant under that it is odd."""
+    turned = theory.f_hat(p.kernel, -p.x, -p.y, -p.z) + theory.f_hat(*p.data)
+    x, y = np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
+    symmetric = theory.f_hat(p.kernel, x, y, -p.z) + theory.f_hat(p.kernel, x, y, p.z)
+    return Sample(np.abs([turned, symmetric]), 1e-12)
+
+
+def _without_bias_input(rng, s: Setting, p) -> Sample:
+    """A network without bias input, on data with (x, y) and (-x, -y): its f_hat from the angle of the bare points."""
+    x, y = np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
+    lengths = row_norms(x)[:, None] * row_norms(p.z)
+    angle = np.arccos(np.clip(x @ p.z.T / lengths, -1, 1))
+    phi = (1 + s.slope**2) / 2 - (1 - s.slope) ** 2 / (2 * np.pi) * angle
+    exact = np.mean(y[:, None] * phi * (x @ p.z.T), axis=0)
+    return Sample(np.abs(exact - theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=s.slope)), 1e-10)
+
+
+def _nearly_linear(rng, s: Setting, p) -> Sample:
+    gap = np.abs(p.constants.f_hat - theory.linear_predictor(*p.data))
+    return Sample(gap, theory.bounds.linear_gap_bound(p.constants), np.abs(p.constants.f_hat))
+
+
+def _linear_exactly(rng, s: Setting, p) -> Sample:
+    """Slope 1: f_hat is linear, v is the mean of y x, zeta is zero, training is its own linearisation."""
+    kernel = TwoLayerNTK(1.0, p.kernel.train_bias)
+    mean = p.y @ p.x / s.n
+    net = network(rng, s.width, s.d)
+    done = train(net, p.x, p.y, kernel, s, time=s.time).net
+    linear = s.time * theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)[0]
+    parts = (
+        theory.f_hat(kernel, p.x, p.y, p.z) - theory.linear_predictor(kernel, p.x, p.y, p.z),
+        (theory.direction(kernel, p.x, p.y, p.z) - mean).ravel(),
+        theory.gate_motion(kernel, p.x, p.y, p.z).ravel(),
+        outputs(done, p.z, 1.0) - outputs(net, p.z, 1.0) - linear,
+    )
+    return Sample(np.abs(np.concatenate(parts)), 1e-11)
+
+
+def _rate(name: str):
+    """Root mean square over queries at every width."""
+
+    def draw(rng, s: Setting, p) -> Sample:
+        values = []
+        for width in s.widths:
+            if name == "kernel":
+                error = theory.gate_moment(p.kernel, *network(rng, width, s.d), p.x, p.z)
+                error = error - kernel_matrix(p.kernel, "phi", p.x, p.z)
+            else:
+                at = p.z if name == "gradient" else None
+                sums = fresh_and_trained(rng, p, s, width=width, time=s.time, at=at)
+                change = (sums.gradient_after - sums.gradient_before) / s.time
+                error = {
+                    "flipped_fraction": lambda: sums.flipped / width,
+                    "output": lambda: sums.change - s.time * theory.f_hat(*p.data),
+                    "gradient": lambda: change - theory.limit_gradient(*p.data),
+                    "initial_output": lambda: sums.before,
+                }[name]()
+            values.append(np.sqrt(np.mean(error**2)))
+        return Sample(np.array(values))
+
+    return draw
+
+
+def _change_variance(rng, s: Setting, p) -> Sample:
+    """Half the squared difference of two networks' changes, in units of T^2 (3 S_f^2 - f_hat^2) / m."""
+    first, second = (fresh_and_trained(rng, p, s, width=s.width, time=s.time).change for _ in range(2))
+    return Sample(np.mean((first - second) ** 2 / 2 / theory.output_change_variance(p.constants, width=s.width, time=s.time)),
+                  1.0, slack=0.1)  # fmt: skip
+
+
+def _doubling(rng, s: Setting, p) -> Sample:
+    """A doubled network starts at zero; training it moves the function."""
+    net = theory.doubled(*network(rng, s.width // 2, s.d, s.width))
+    return Sample(np.abs(theory.output(p.kernel, *net, p.z)), 1e-12)
+
+
+def _rates() -> tuple[Check, ...]:
+    statements = {
+        "kernel": "Phi_m - Phi",
+        "flipped_fraction": "the share of flipped gates",
+        "output": "f - f_0 - T f_hat",
+        "gradient": "(grad f - grad f_0)/T - v - zeta",
+        "initial_output": "f_0",
+    }
+    return tuple(
+        Check("8.8", f"{what} against width: power {theory.WIDTH_RATES[name]:g}", "rate", _rate(name),
+              (Setting(draws=15, widths=(500, 2000, 8000), time=0.3),),
+              (Setting(draws=40, widths=(500, 2000, 8000, 32000), time=1.0),), part=name.replace("_", " "),
+              prepare=problem, fixed=True,
+              interval=(theory.WIDTH_RATES[name] - 0.1, theory.WIDTH_RATES[name] + 0.1))
+        for name, what in statements.items()
+    )  # fmt: skip
+
+
+_PLAIN = Setting(draws=20, slope=0.2, bias=True)
+_DATA = {"prepare": problem}
+CHECKS = (
+    Check("8.1", "targets times perturbations do not depend on the targets", "identity", _independent_of_targets,
+          (Setting(draws=5, width=300, slope=0.2, bias=True),), **_DATA),
+    Check("8.2", "two label vectors change g_hat_u by at most the middle, and that by the outer bound", "surely",
+          _label_effect, (Setting(draws=40, slope=0.2), Setting(draws=40, size=0.1)), **_DATA),
+    Check("8.2", "(a), trained biases: (psi/eps)^2 in units of the estimated variance", "expectation", _bias_offset,
+          (Setting(draws=400, slope=0.2, bias=True, size=0.1),), (Setting(draws=4000, slope=0.2, bias=True, size=0.1),),
+          part="offset", fixed=True, shown=("size",), **_DATA),
+    Check("8.3", "N f_hat is additive over data, f_hat and v odd in y (to 1e-12)", "identity", _linearity, (_PLAIN,), **_DATA),
+    Check("8.4", "the network is homogeneous in (W, b), and in (x, bias input)", "identity", _homogeneity,
+          (Setting(draws=20, width=500, slope=0.2),), **_DATA),
+    Check("8.5", "f_hat of (-X, -y) at -z is -f_hat, with and without trained bias", "identity", _oddness,
+          (_PLAIN, Setting(draws=20)), **_DATA),
+    Check("8.6", "without bias input, f_hat of symmetrised data is linear", "identity", _without_bias_input,
+          (Setting(draws=20, slope=0.2),), **_DATA),
+    Check("8.7", "slope near 1: |f_hat - linear predictor| <= its bound", "surely", _nearly_linear,
+          (Setting(draws=20, slope=0.8, bias=True),), resolves="|f_hat|", **_DATA),
+    Check("8.7", "slope 1: linear predictor, v the mean of y x, no zeta, no lazy error", "identity", _linear_exactly,
+          (Setting(draws=10, width=500, bias=True),), part="exact", **_DATA),
+    *_rates(),
+    Check("8.9", "m Var[f - f_0] / (T^2 (3 S_f^2 - f_hat^2)) tends to 1", "expectation", _change_variance,
+          (Setting(draws=150, width=1000, time=0.1),), (Setting(draws=600, width=4000, time=0.3),), fixed=True,
+          shown=("width", "time"), **_DATA),
+    Check("8.10", "a doubled network starts at zero to rounding", "identity", _doubling, (Setting(draws=10),), **_DATA),
+)  # fmt: skip

@@ -1,0 +1,115 @@
+"""Checks of section 12: what is random in the infinite-width limit."""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from perturbkernel import theory
+from perturbkernel.verify.draws import Problem, fresh_and_trained, problem, row_norms, signs, units
+from perturbkernel.verify.kernels import kernel_matrix
+from perturbkernel.verify.protocol import Check, Sample, Setting
+
+
+def _sign_probability(rng, s: Setting, p) -> Sample:
+    """Where the theory gives f > 0 a probability above and below one half: the share that is positive."""
+    f = fresh_and_trained(rng, p, s, width=s.width, time=s.time).after
+    chance = theory.sign_probability(*p.data, times=s.time)
+    labels = np.where(theory.f_hat(*p.data) > 0, 1.0, -1.0)
+    likely = np.mean(f * labels > 0)
+    # Each point weighted by its certainty, so that a wrong slope in T shows.
+    weight = chance - 0.5
+    accuracy = theory.expected_accuracy(*p.data, labels, times=s.time)
+    return Sample([likely, np.sum(weight * (f > 0))], [accuracy, np.sum(weight * chance)], slack=[0.01, 0.01 * np.sum(np.abs(weight))])
+
+
+class _Agreeing(NamedTuple):
+    problem: Problem
+    agreement: theory.Agreement
+
+
+def _expected_agreement(rng, s: Setting) -> _Agreeing:
+    p = problem(rng, s)
+    key = jax.random.key(int(rng.integers(2**31)))
+    expected = theory.expected_agreement(
+        *p.data, size=s.size, time_f=s.time, time_g=s.time_g, draws=s.samples, width=s.width, key=key
+    )
+    return _Agreeing(p, expected)
+
+
+def _agreement(rng, s: Setting, fixed) -> Sample:
+    """Trained f and g, f's initial function kept: the share of points where they agree."""
+    p, expected = fixed
+    f = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.x)
+    u = f.gradient_after / row_norms(f.gradient_after)[:, None]
+    targets = signs(rng, s.n)
+    second = Problem(p.kernel, s.size * targets[:, None] * u, targets, p.z)
+    g = fresh_and_trained(rng, second, s, width=s.width, time=s.time_g)
+    slack = 3 * expected.mean_standard_error + 0.02
+    return Sample(np.mean(f.after * g.after > 0), expected.mean, slack=slack)
+
+
+def _cosine(rng, s: Setting, p) -> Sample:
+    after = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.z).gradient_after
+    v = theory.direction(*p.data)
+    cosine = np.sum(after * v, axis=1) / (row_norms(after) * row_norms(v))
+    return Sample(cosine.mean(), theory.expected_cosine(*p.data, time=s.time).mean(), slack=0.04)
+
+
+class _Directions(NamedTuple):
+    problem: Problem
+    u: np.ndarray
+    moments: theory.TargetMoments
+
+
+def _directions(rng, s: Setting) -> _Directions:
+    p, u = problem(rng, s), units(rng, s.n, s.d)
+    moments = theory.target_moments(p.kernel, _carrier(s, p), u, p.z, size=s.size, rule=s.targets)
+    return _Directions(p, u, moments)
+
+
+def _carrier(s: Setting, p: Problem) -> np.ndarray:
+    return p.x if s.scenario == "b" else np.zeros_like(p.x)
+
+
+def _targets(rng, s: Setting, fixed) -> Sample:
+    """g_hat_K over targets: its square about the mean in units of the variance, its deviation from the mean (plus one, so
+    that there is a number to resolve), and how often its sign is the likelier one.
+    """
+    p, u, moments = fixed
+    targets = signs(rng, s.n, s.targets)
+    g_hat = targets @ kernel_matrix(p.kernel, "ntk", _carrier(s, p) + s.size * targets[:, None] * u, p.z) / s.n
+    standard = (g_hat - moments.mean) / np.sqrt(moments.variance)
+    likely = moments.positive > 0.5
+    along = np.where(moments.mean > 0, standard, -standard).mean()
+    return Sample(
+        [np.mean(standard**2), 1 + along, np.mean((g_hat > 0) == likely)],
+        [1.0, 1.0, np.mean(np.maximum(moments.positive, 1 - moments.positive))],
+        slack=[0.0, 0.0, 0.04],
+    )
+
+
+_FIXED = {"prepare": problem, "fixed": True, "shown": ("width", "time")}
+_TARGETS = Setting(draws=400, n=40, slope=0.2, bias=True)
+_TARGETS_B = Setting(draws=400, n=40, slope=0.2, scenario="b", shift=0.3)
+_SIGNS = Setting(draws=100, width=4000, d=20, n=20, shift=0.2, time=0.3)
+CHECKS = (
+    Check("12.1", "P(f > 0) = N_c(T f_hat / sqrt(Sigma)): share of likelier signs, weighted signs", "expectation",
+          _sign_probability, (_SIGNS,),
+          (Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.05),
+           Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.3)), **_FIXED),
+    Check("12.1", "agreement of trained f and g, (a), f_0 kept: formula by joint draws of f_0", "expectation", _agreement,
+          (Setting(draws=60, width=1500, n=30, time=0.3, time_g=8.0, samples=60, shift=0.3),),
+          tuple(Setting(draws=60, width=2500, n=30, time=time, time_g=8.0, samples=200, shift=0.3) for time in (0.05, 0.3, 2.0)),
+          part="agreement", prepare=_expected_agreement, fixed=True, shown=("width", "time", "time_g")),
+    Check("12.2", "mean cosine of grad f and v (leading order in d, slack 0.04)", "expectation", _cosine,
+          (Setting(draws=30, width=4000, d=50, n=30, shift=0.2, time=0.5),),
+          tuple(Setting(draws=30, width=20000, d=50, n=30, shift=0.2, time=time) for time in (0.1, 0.5, 2.0)), **_FIXED),
+    Check("12.3", "mean, variance and sign of g_hat_K over coin-flip targets", "expectation", _targets,
+          (_TARGETS, _TARGETS_B), tuple(Setting(**{**one.__dict__, "draws": 4000}) for one in (_TARGETS, _TARGETS_B)),
+          prepare=_directions, fixed=True, shown=("scenario",)),
+    Check("12.3", "the same over balanced targets", "expectation", _targets,
+          (Setting(**{**_TARGETS_B.__dict__, "targets": "balanced"}),),
+          (Setting(**{**_TARGETS_B.__dict__, "targets": "balanced", "draws": 4000}),), part="balanced",
+          prepare=_directions, fixed=True, shown=("scenario",)),
+)  # fmt: skip

@@ -1,6 +1,9 @@
 """Learning from adversarial perturbations in closed form: infinite-width kernels, attacks and theorems in JAX."""
 
 from perturbkernel import data as data
+from perturbkernel import networks as networks
+from perturbkernel import report as report
+from perturbkernel import theory as theory
 from perturbkernel._version import __version__ as __version__
 from perturbkernel.architectures import ArchitectureNTK as ArchitectureNTK
 from perturbkernel.data import Dataset as Dataset

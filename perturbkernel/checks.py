@@ -56,7 +56,7 @@ def as_inputs(value: Any, name: str, *, like: tuple[int, ...] | None = None, fla
     if not is_traced(array):
         # Angles need squared lengths.
         limit = float(np.sqrt(np.finfo(array.dtype).max / array[0].size)) / 4
-        largest = float(jnp.abs(array).max())
+        largest = float(np.abs(np.asarray(array)).max())
         if largest > limit:
             raise ValueError(
                 f"{name} must stay below {limit:.1e} in {array.dtype}, or squares overflow; got {largest:.1e}"

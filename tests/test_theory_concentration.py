@@ -62,6 +62,11 @@ def test_entrywise_bound_by_hand(case):
     np.testing.assert_allclose(
         theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=WIDTH, delta=DELTA), by_hand, rtol=1e-12
     )
+    rate = np.log(2 * 7 / DELTA) / WIDTH
+    hilbert = np.sqrt(6 * c.direction_second_moment * rate) + 27 * c.radius * rate
+    np.testing.assert_allclose(
+        theory.bounds.direction_bound(c, width=WIDTH, delta=DELTA, method="bernstein"), hilbert, rtol=1e-12
+    )
     operator = np.linalg.norm(p.x, 2) / np.sqrt(12) * np.sqrt((by_hand**2).mean(0))
     np.testing.assert_allclose(
         theory.bounds.direction_bound(c, width=WIDTH, delta=DELTA, method="operator"), operator, rtol=1e-12

@@ -29,7 +29,8 @@ def test_decomposition_is_exact(case):
         total = parts.initial + parts.flips + parts.concentration + parts.lazy
         np.testing.assert_allclose(total, parts.total, atol=1e-10)
         np.testing.assert_allclose(parts.initial, gradients(start, p.z, p.kernel.slope) / run.time, atol=1e-12)
-        _, finite = theory.tangent_predictor(p.kernel, *start, p.x, p.y, p.z)
+        w, b, a = start
+        _, finite = theory.tangent_predictor(p.kernel, w, b, a, p.x, p.y, p.z)
         np.testing.assert_allclose(parts.concentration, finite - c.direction, atol=1e-12)
 
 

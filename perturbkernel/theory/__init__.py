@@ -26,6 +26,10 @@ Everything takes plain arrays, computes in float64 whatever JAX's setting, and r
 """
 
 from perturbkernel.theory import bounds as bounds
+from perturbkernel.theory.certify import Certificate as Certificate
+from perturbkernel.theory.certify import best_time as best_time
+from perturbkernel.theory.certify import certified_share as certified_share
+from perturbkernel.theory.certify import certify as certify
 from perturbkernel.theory.concentration import direction_variance as direction_variance
 from perturbkernel.theory.concentration import gate_moment_variance as gate_moment_variance
 from perturbkernel.theory.concentration import predictor_variance as predictor_variance

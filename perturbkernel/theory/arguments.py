@@ -63,7 +63,7 @@ def as_network(weights: Any, biases: Any, readout: Any, d: int) -> tuple[np.ndar
 
 def check_statement(delta: Any, width: Any = 1, *, points: Any = None) -> None:
     """A failure probability in (0, 1], a width, and the number of points that a statement covers."""
-    check_number(delta, "delta", low=0, high=1, open_low=True)
+    check_number(delta, "delta", low=0.0, high=1.0, open_low=True)
     check_count(width, "width")
     if points is not None:
         check_count(points, "points")

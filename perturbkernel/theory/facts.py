@@ -85,7 +85,7 @@ def symmetric_predictor_without_bias_input(
     There Phi(x, z) + Phi(-x, z) = (1 + slope)^2/2. False for the networks of this package, whose biases are drawn.
     Theory: 8.6.
     """
-    check_number(slope, "slope", high=1)
+    check_number(slope, "slope", high=1.0)
     x = as_points(x, "x")
     y, z = as_labels(y, "y", len(x)), as_points(z, "z", like=x)
     return (1 + slope) ** 2 / 4 * (z @ (y @ x / len(x)))

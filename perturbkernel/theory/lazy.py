@@ -271,7 +271,7 @@ def logistic_stability(
     check_number(epsilon, "epsilon")
     check_time(time)
     check_number(step_ratio, "step_ratio")
-    check_number(momentum, "momentum", high=1)
+    check_number(momentum, "momentum", high=1.0)
     at = as_vector(epsilon_at, "epsilon_at", len(diagonal), low=0)
     if momentum > 0 or step_ratio >= 1:
         return np.full(len(diagonal), np.nan)

@@ -103,7 +103,7 @@ def weight_error_bound(margin: Float[ArrayLike, "*n"] | float) -> Float[np.ndarr
     margin = np.asarray(margin, np.float64)
     if not np.all(margin >= 0):
         raise ValueError(f"margin must be >= 0; got {margin.min():g}")
-    return np.tanh(margin / 2)
+    return np.asarray(np.tanh(margin / 2))
 
 
 def realised_weights(
@@ -117,7 +117,7 @@ def realised_weights(
     outputs = as_points(outputs, "outputs")
     steps, n = outputs.shape
     y, rates = as_labels(y, "y", n), as_vector(rates, "rates", steps, low=0)
-    check_number(momentum, "momentum", high=1)
+    check_number(momentum, "momentum", high=1.0)
     alpha, velocity, tau, unit = np.zeros(n), np.zeros(n), 0.0, 0.0
     for at_step, rate in zip(outputs, rates, strict=True):
         velocity = momentum * velocity + np.exp(-np.logaddexp(0, y * at_step))

@@ -38,8 +38,8 @@ def sign_probability(
     y: Float[ArrayLike, " n"],
     z: Float[ArrayLike, "m d"],
     *,
-    times: Float[ArrayLike, " k"] | float,
-) -> Float[np.ndarray, "k m"]:
+    times: Float[ArrayLike, "*k"] | float,
+) -> Float[np.ndarray, "*k m"]:
     """P(f(z; T) > 0) = N_c(T f_hat(z) / sqrt(Sigma(z, z))) over initialisations, (k, m) for times (k,), (m,) for one
     time.
 
@@ -62,15 +62,15 @@ def expected_accuracy(
     z: Float[ArrayLike, "m d"],
     labels: Float[ArrayLike, " m"],
     *,
-    times: Float[ArrayLike, " k"] | float,
-) -> Float[np.ndarray, " k"]:
+    times: Float[ArrayLike, "*k"] | float,
+) -> Float[np.ndarray, "*k"]:
     """Mean over labelled points of P(sgn f(z; T) = label), (k,): the whole curve over training time from one pass.
     Theory: 12.1.
     """
     probability = np.atleast_2d(sign_probability(kernel, x, y, z, times=times))
     labels = as_labels(labels, "labels", probability.shape[1])
     curve = np.mean(np.where(labels > 0, probability, 1 - probability), axis=1)
-    return curve if np.ndim(times) else curve[0]
+    return curve if np.ndim(times) else curve.reshape(())
 
 
 def reproducibility(probability: Float[ArrayLike, "*m"]) -> Float[np.ndarray, "*m"]:
@@ -82,7 +82,7 @@ def reproducibility(probability: Float[ArrayLike, "*m"]) -> Float[np.ndarray, "*
     p = np.asarray(probability, np.float64)
     if not np.all((p >= 0) & (p <= 1)):
         raise ValueError("probability must lie in [0, 1]")
-    return p**2 + (1 - p) ** 2
+    return np.asarray(p**2 + (1 - p) ** 2)
 
 
 def initial_covariance(

@@ -7,9 +7,12 @@
 `matching` (6, 7), `facts` (8) and `randomness` (12) declare the checks; `page` writes them down.
 """
 
+from perturbkernel.verify.page import load as load
+from perturbkernel.verify.page import save as save
 from perturbkernel.verify.protocol import Verdict as Verdict
 from perturbkernel.verify.runner import checks as checks
 from perturbkernel.verify.runner import failed as failed
 from perturbkernel.verify.runner import listing as listing
 from perturbkernel.verify.runner import table as table
+from perturbkernel.verify.runner import trials as trials
 from perturbkernel.verify.runner import verify as verify

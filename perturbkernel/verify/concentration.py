@@ -1,5 +1,7 @@
 """Checks of section 2: the tangent kernel of a finite network against its limit. Fresh networks, no training."""
 
+from typing import Any
+
 import numpy as np
 
 from perturbkernel import theory
@@ -16,7 +18,9 @@ def _gates(rng, s: Setting, p) -> tuple[np.ndarray, np.ndarray]:
 
 def _within_gate_bound(drawn, s: Setting, p) -> Sample:
     error, limit = drawn
-    return Sample(np.abs(error), theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta), limit)
+    return Sample(
+        np.abs(error), theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta), limit
+    )
 
 
 def _within_kernel_bound(drawn, s: Setting, p) -> Sample:
@@ -70,8 +74,8 @@ _FULL = (
     Setting(draws=30, width=20000, slope=0.5),
 )
 _DEFAULT = (Setting(draws=80, width=2000, slope=0.2, bias=True),)
-_PLAIN = {"settings": _DEFAULT, "full": _FULL, "prepare": problem, "shown": ("width",)}
-_MEAN = {
+_PLAIN: dict[str, Any] = {"settings": _DEFAULT, "full": _FULL, "prepare": problem, "shown": ("width",)}
+_MEAN: dict[str, Any] = {
     "settings": (Setting(draws=400, width=200, slope=0.2, bias=True),),
     "full": (Setting(draws=2000, width=500), Setting(draws=1000, width=2000, slope=0.2, bias=True)),
     "prepare": problem,

@@ -169,7 +169,9 @@ def fresh_and_trained(
     """
     kernel, slope = p.kernel, p.kernel.slope
     at = np.empty((0, p.x.shape[1])) if at is None else at
-    total = Sums(*(np.zeros(len(p.z)) for _ in range(3)), np.zeros(at.shape), np.zeros(at.shape), np.zeros(len(p.z)), width)
+    total = Sums(
+        *(np.zeros(len(p.z)) for _ in range(3)), np.zeros(at.shape), np.zeros(at.shape), np.zeros(len(p.z)), width
+    )
     size = chunk(len(p.x) + len(p.z) + len(at))
     for first in range(0, width, size):
         net = network(rng, min(size, width - first), p.x.shape[1], width)

@@ -1,5 +1,7 @@
 """Checks of section 5: the direction of perturbations."""
 
+from typing import Any
+
 import numpy as np
 
 from perturbkernel import theory
@@ -68,31 +70,36 @@ _FULL = (
     Setting(draws=30, width=1000, time=0.3), Setting(draws=30, width=10000, time=1.0),
     Setting(draws=30, width=10000, slope=0.2, bias=True, time=1.0), Setting(draws=10, width=10000, d=100, n=50),
 )  # fmt: skip
-_BOUNDS = {
+_BOUNDS: dict[str, Any] = {
     "kind": "probability",
+    "draw": _decomposed,
     "settings": (Setting(draws=25, width=4000, slope=0.2, bias=True),),
     "full": _FULL,
     "prepare": problem,
     "shown": ("width", "time"),
 }
-_NET = {"prepare": problem, "shown": ("width", "time")}
+_NET: dict[str, Any] = {"prepare": problem, "shown": ("width", "time")}
+_COSINE = (
+    Setting(draws=20, width=4000, time=1.0),
+    Setting(draws=20, width=1000, slope=0.2, bias=True, start="centred"),
+)
 CHECKS = (
-    Check("5.1", "xi_1 + xi_2 + xi_3 + xi_4 = grad f / T - v exactly (to 1e-10)", "identity", _decomposed, compare=_decomposition,
-          settings=(Setting(draws=10, width=500, slope=0.2, bias=True, time=1.0),), **_NET),
-    Check("5.2", "|xi_1| <= B_1, the initial gradient", draw=_decomposed, compare=_part("initial"), part="B_1", **_BOUNDS),
-    Check("5.2", "|xi_2| <= B_2, gates that flipped", draw=_decomposed, compare=_part("flips"), part="B_2", **_BOUNDS),
-    Check("5.2", "|xi_3| <= B_3, concentration", draw=_decomposed, compare=_part("concentration"), part="B_3", **_BOUNDS),
-    Check("5.2", "|xi_4| <= B_4, lazy training", draw=_decomposed, compare=_part("lazy"), part="B_4", **_BOUNDS),
-    Check("5.2", "|xi| <= B_xi, their sum, to show that the gradient is along v", draw=_decomposed, compare=_part("total"), part="a priori",
-          resolves="|v|", hopeless=True, **_BOUNDS),
+    Check("5.1", "xi_1 + xi_2 + xi_3 + xi_4 = grad f / T - v exactly (to 1e-10)", "identity", _decomposed,
+          (Setting(draws=10, width=500, slope=0.2, bias=True, time=1.0),), compare=_decomposition, **_NET),
+    Check("5.2", "|xi_1| <= B_1, the initial gradient", compare=_part("initial"), part="B_1", **_BOUNDS),
+    Check("5.2", "|xi_2| <= B_2, gates that flipped", compare=_part("flips"), part="B_2", **_BOUNDS),
+    Check("5.2", "|xi_3| <= B_3, concentration", compare=_part("concentration"), part="B_3", **_BOUNDS),
+    Check("5.2", "|xi_4| <= B_4, lazy training", compare=_part("lazy"), part="B_4", **_BOUNDS),
+    Check("5.2", "|xi| <= B_xi, their sum, to show that the gradient is along v", compare=_part("total"),
+          part="a priori", resolves="|v|", hopeless=True, **_BOUNDS),
     Check("5.3", "|zeta| <= its bound", "surely", _gate_motion, (Setting(draws=50, slope=0.2, bias=True),),
           prepare=problem, resolves="|v|"),
     Check("5.3", "gradients of networks tend to v + zeta, not to v: share of zeta in their mean", "expectation", _limit,
-          (Setting(draws=50, width=4000, n=10, d=10, time=0.3),),
-          (Setting(draws=100, width=10000, n=10, d=10, time=0.3),), part="limit", fixed=True, **_NET),
+          (Setting(draws=50, width=4000, n=10, d=10),), (Setting(draws=100, width=10000, n=10, d=10),), part="limit",
+          fixed=True, **_NET),
     Check("5.4", "|xi_2| <= its bound from the drawn network", "surely", _decomposed,
-          compare=_flips_measured, settings=(Setting(draws=10, width=4000, slope=0.2, bias=True),), full=_FULL, part="(i)", resolves="|v|", **_NET),
+          (Setting(draws=10, width=4000, slope=0.2, bias=True),), _FULL, part="(i)", compare=_flips_measured,
+          resolves="|v|", **_NET),
     Check("5.4", "1 - cos(grad f, v) <= 1 - sqrt(1 - |xi|^2/|v|^2) from the trained network", "surely", _cosine,
-          (Setting(draws=20, width=4000, time=1.0), Setting(draws=20, width=1000, slope=0.2, bias=True, start="centred")),
-          (*_FULL, Setting(draws=50, width=4000, start="centred")), part="(ii)", resolves="1", **_NET),
+          _COSINE, (*_FULL, Setting(draws=50, width=4000, start="centred")), part="(ii)", resolves="1", **_NET),
 )  # fmt: skip

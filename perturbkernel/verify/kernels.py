@@ -47,7 +47,9 @@ def _range(rng, s: Setting, _) -> Sample:
     kernel = TwoLayerNTK(s.slope)
     x = rng.normal(size=(20, s.d)) * np.exp(rng.normal(size=(20, 1)))
     phi = kernel_matrix(kernel, "phi", np.vstack([x, 30 * x]), np.vstack([x, -30 * x]))
-    return Sample(np.stack([np.full(phi.shape, s.slope), phi]), np.stack([phi, np.full(phi.shape, (1 + s.slope**2) / 2)]))
+    return Sample(
+        np.stack([np.full(phi.shape, s.slope), phi]), np.stack([phi, np.full(phi.shape, (1 + s.slope**2) / 2)])
+    )
 
 
 def _angle_range(rng, s: Setting, _) -> Sample:
@@ -98,11 +100,16 @@ def _cusp(rng, s: Setting, p) -> Sample:
     forward, backward = (
         np.diagonal(kernel_matrix(p.kernel, "phi", x, x + sign * step * h) - centre) / step for sign in (1, -1)
     )
-    augmented, direction = np.hstack([x / np.sqrt(s.d), np.ones((s.n, 1))]), np.hstack([h / np.sqrt(s.d), np.zeros((s.n, 1))])
+    augmented, direction = (
+        np.hstack([x / np.sqrt(s.d), np.ones((s.n, 1))]),
+        np.hstack([h / np.sqrt(s.d), np.zeros((s.n, 1))]),
+    )
     length = np.linalg.norm(augmented, axis=1)
     along = np.sum(augmented * direction, axis=1) / length
     slope = arguments.cone_slope(p.kernel) / length * np.sqrt(np.sum(direction**2, 1) - along**2)
-    doubled = theory.gate_motion(p.kernel, np.vstack([x, x]), np.tile(p.y, 2), x) - theory.gate_motion(p.kernel, x, p.y, x)
+    doubled = theory.gate_motion(p.kernel, np.vstack([x, x]), np.tile(p.y, 2), x) - theory.gate_motion(
+        p.kernel, x, p.y, x
+    )
     own = [theory.gate_motion(p.kernel, x[i : i + 1], p.y[i : i + 1], x[i : i + 1]) for i in range(3)]
     residual = np.concatenate([np.abs(forward + slope), np.abs(backward + slope)]) / slope.max()
     exact = np.concatenate([np.abs(doubled).ravel(), np.abs(own).ravel()])
@@ -115,7 +122,7 @@ def _stable_angles(rng, s: Setting, _) -> Sample:
     noise = rng.normal(size=x.shape)
     others = [x, x + 1e-4 * noise, x + 1e-2 * noise, noise, -30 * x, 2 * x]
     narrow = np.asarray(np.vstack([x, x, x, x, 30 * x, 30 * x]), np.float32)
-    wide = np.asarray(np.vstack(others[:-1] + [60 * x]), np.float32)
+    wide = np.asarray(np.vstack([*others[:-1], 60 * x]), np.float32)
     with jax.enable_x64(False):
         theta = np.diagonal(np.asarray(jax.jit(activations.products_and_angles)(narrow, wide)[1]))
     a, b = (np.hstack([q.astype(float) / np.sqrt(s.d), np.ones((len(q), 1))]) for q in (narrow, wide))
@@ -160,7 +167,9 @@ def _squared(rng, s: Setting, p) -> Sample:
 
     def compare(parameters, dynamics):
         with jax.enable_x64(True):
-            predictor = predictors.fit(p.kernel, jnp.asarray(p.x), jnp.asarray(target), loss="squared", dynamics=dynamics)
+            predictor = predictors.fit(
+                p.kernel, jnp.asarray(p.x), jnp.asarray(target), loss="squared", dynamics=dynamics
+            )
             closed = np.asarray(predictor(jnp.asarray(p.z)))
         residuals.append(np.abs(at_z @ parameters - closed) / np.abs(closed).max())
 
@@ -189,7 +198,7 @@ def _runge_kutta(flow, state, step):
 
 
 def _logistic_path(rng, s: Setting, p, zero: bool = False):
-    """The kernel model's dual coefficients by Runge-Kutta: (time, alpha) at three times, and the largest |f(x_n)| met."""
+    """The kernel model's dual coefficients by Runge-Kutta: (time, alpha) at three times, and the largest |f(x_n)|."""
     gram = kernel_matrix(p.kernel, "ntk", p.x, p.x)
     f0 = np.zeros(s.n) if zero else rng.normal(size=s.n)
     count = 60 + int(20 * s.time * np.abs(gram).mean())
@@ -252,18 +261,18 @@ CHECKS = (
     Check("0.1", "Phi, Q and Sigma in closed form equal averages over random neurons", "expectation", _moments,
           _each(_MC, slope=(0.0, 0.5)), _each(Setting(draws=200, samples=20000, d=10), slope=SLOPES),
           prepare=_pairs, fixed=True, shown=("slope",)),
-    Check("0.1", "slope <= Phi <= (1 + slope^2)/2 at all points", "surely", _range, (Setting(draws=20, d=10, slope=0.2),),
-          part="range"),
+    Check("0.1", "slope <= Phi <= (1 + slope^2)/2 at all points", "surely", _range,
+          (Setting(draws=20, d=10, slope=0.2),), part="range"),
     Check("0.2", "the angle stays below pi, and is 0 exactly for a point with itself", "surely", _angle_range,
           (Setting(draws=20, d=10),)),
     Check("0.3", "gradients of K and Sigma equal finite differences (to 1e-9)", "identity", _gradients,
-          (Setting(draws=5, n=10, d=6, points=8, slope=0.2, bias=True),), (Setting(draws=30, n=20, d=10, slope=0.2, bias=True),),
-          prepare=problem),
+          (Setting(draws=5, n=10, d=6, points=8, slope=0.2, bias=True),),
+          (Setting(draws=30, n=20, d=10, slope=0.2, bias=True),), prepare=problem),
     Check("0.3", "Phi is Lipschitz with (1 - slope)^2/(2 pi sqrt(d)), cusp included", "surely", _lipschitz,
           (Setting(draws=50),), part="Lipschitz", prepare=problem),
     Check("0.4", "one-sided slopes of the cusp at a training point (to 1e-5); gradient 0 there, duplicates dropped",
           "identity", _cusp, (Setting(draws=10),), prepare=problem),
-    Check("0.5", "angles in float32, of near, radial, opposite and equal points: error below 1e-5 and 1e-4 of the angle",
+    Check("0.5", "angles in float32, of near, radial, opposite and equal points, to 1e-5 and 1e-4 of the angle",
           "surely", _stable_angles, (Setting(draws=20, d=784),)),
     Check("1.1", "heavy ball on the linearised network is time tau_k times f_hat (to 1e-12)", "identity", _linearised,
           (Setting(draws=20, width=40, d=6, slope=0.2, bias=True, steps=60),), prepare=problem),

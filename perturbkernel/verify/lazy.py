@@ -1,9 +1,21 @@
 """Checks of sections 3 and 4: training moves gates little, and the function before training."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 
 from perturbkernel import theory
-from perturbkernel.verify.draws import Network, fresh_and_trained, gradients, network, outputs, problem, row_norms, train
+from perturbkernel.verify.draws import (
+    Network,
+    fresh_and_trained,
+    gradients,
+    network,
+    outputs,
+    problem,
+    row_norms,
+    train,
+)
 from perturbkernel.verify.kernels import kernel_matrix
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
@@ -19,14 +31,18 @@ def _movement(rng, s: Setting, p) -> Sample:
     size = np.abs(net.readout)
     reach = size[:, None] * theory.bounds.displacement(p.constants, time=s.time, loss=s.loss)
     moved = row_norms(done.net.weights - net.weights)
-    return Sample(np.hstack([done.moved, moved[:, None]]), np.hstack([reach, (size * s.time * p.constants.radius)[:, None]]))
+    return Sample(
+        np.hstack([done.moved, moved[:, None]]), np.hstack([reach, (size * s.time * p.constants.radius)[:, None]])
+    )
 
 
 def _reachable(rng, s: Setting, p) -> Sample:
     """The share of gates at z within reach, whose mean the lazy number bounds."""
     net = network(rng, s.width, s.d)
     gates = theory.certified_gates(*p.data, *net, time=s.time, loss=s.loss, refinements=0)
-    return Sample(gates.flips / s.width, theory.bounds.lazy_number(p.constants, width=s.width, time=s.time, loss=s.loss))
+    return Sample(
+        gates.flips / s.width, theory.bounds.lazy_number(p.constants, width=s.width, time=s.time, loss=s.loss)
+    )
 
 
 def _linear_part(net, done, s: Setting, p, points) -> np.ndarray:
@@ -145,7 +161,9 @@ def _initial_measured(net, s: Setting, p) -> Sample:
 
 def _initial_gradient(net, s: Setting, p) -> Sample:
     size = row_norms(gradients(net, p.z, s.slope))
-    return Sample(size, theory.bounds.initial_gradient_bound(p.kernel, s.d, width=s.width, delta=s.delta, points=s.points))
+    return Sample(
+        size, theory.bounds.initial_gradient_bound(p.kernel, s.d, width=s.width, delta=s.delta, points=s.points)
+    )
 
 
 def _initial_gradient_measured(net, s: Setting, p) -> Sample:
@@ -199,10 +217,10 @@ _TIMES = (
     Setting(draws=30, width=2000, time=0.1), Setting(draws=20, width=4000, slope=0.2, bias=True),
     Setting(draws=20, width=16000, time=1.0), Setting(draws=20, width=16000, slope=0.5, time=3.0),
 )  # fmt: skip
-_DATA = {"prepare": problem, "shown": ("width", "time")}
-_LAZY = {"settings": (_ONE, _LOGISTIC), "full": (*_TIMES, _LOGISTIC), **_DATA}
+_DATA: dict[str, Any] = {"prepare": problem, "shown": ("width", "time")}
+_LAZY: dict[str, Any] = {"settings": (_ONE, _LOGISTIC), "full": (*_TIMES, _LOGISTIC), **_DATA}
 _DESCENT = Setting(draws=15, width=4000, slope=0.2, loss="logistic", time=1.0, steps=100, momentum=0.0)
-_START = {
+_START: dict[str, Any] = {
     "settings": (Setting(draws=60, width=1000, slope=0.2),),
     "full": (Setting(draws=300, width=500), Setting(draws=60, width=4000, d=100, n=50), Setting(draws=150, slope=0.2)),
     "prepare": problem,
@@ -213,8 +231,8 @@ CHECKS = (
           (_ONE, _LOGISTIC), (*_TIMES, _LOGISTIC), **_DATA),
     Check("3.1", "the mean share of gates within reach is at most the lazy number", "expectation", _reachable, (_ONE,),
           (*_TIMES, _LOGISTIC), part="lazy number", one_sided=True, fixed=True, **_DATA),
-    Check("3.2", "|f - f_lin| <= the bound computed from the initialisation", "surely", _lazy_error, compare=_certified(0),
-          resolves="T |f_hat|", **_LAZY),
+    Check("3.2", "|f - f_lin| <= the bound computed from the initialisation", "surely", _lazy_error,
+          compare=_certified(0), resolves="T |f_hat|", **_LAZY),
     Check("3.2", "the same with algorithm L", "surely", _lazy_error, (_ONE,), _TIMES, part="algorithm L",
           compare=_certified(None), resolves="T |f_hat|", **_DATA),
     Check("3.2", "no gate outside the certified sets flips at any visited step", "surely", _gates_outside,
@@ -228,22 +246,23 @@ CHECKS = (
     Check("3.4", "the variance of f - f_lin is at most that of 3.3, O(m^(-3/2))", "expectation", _lazy_spread,
           (Setting(draws=40, width=1000, time=1.0),), part="spread", one_sided=True, fixed=True, **_DATA),
     Check("3.5", "logistic: network and kernel regression apart by at most the measured errors allow", "surely",
-          _stability, (_DESCENT,), (_DESCENT, Setting(**{**_DESCENT.__dict__, "draws": 48, "bias": True, "time": 3.0})),
+          _stability, (_DESCENT,), (_DESCENT, replace(_DESCENT, draws=48, bias=True, time=3.0)),
           resolves="|f - f_0|", **_DATA),
     Check("3.5", "linearisation error at training points, all times, against the limit kernel", "probability",
-          _stability_a_priori, (Setting(draws=15, width=20000, loss="logistic", momentum=0.0, time=0.1),), part="a priori",
-          resolves="T |f_hat| / 2", **_DATA),
+          _stability_a_priori, (Setting(draws=15, width=20000, loss="logistic", momentum=0.0, time=0.1),),
+          part="a priori", resolves="T |f_hat| / 2", **_DATA),
     Check("4.1", "|f_0| <= B_0, a priori", "probability", _fresh, compare=_initial, **_START),
-    Check("4.1", "|f_0| <= its bound for the drawn weights", "probability", _fresh, compare=_initial_measured, part="measured", **_START),
+    Check("4.1", "|f_0| <= its bound for the drawn weights", "probability", _fresh, part="measured",
+          compare=_initial_measured, **_START),
     Check("4.1", "E f_0^2 = Sigma and E |grad f_0|^2 = (1 + slope^2)/2 at every width", "expectation", _fresh,
           (Setting(draws=600, width=50, slope=0.2),), (Setting(draws=5000, width=50, slope=0.2),), part="moments",
           compare=_initial_moments, prepare=problem, fixed=True, shown=("width",)),
     Check("4.2", "|grad f_0| <= its bound, a priori", "probability", _fresh, compare=_initial_gradient, **_START),
-    Check("4.2", "|grad f_0| <= its bound for the drawn weights", "probability", _fresh, compare=_initial_gradient_measured,
-          part="measured", **_START),
+    Check("4.2", "|grad f_0| <= its bound for the drawn weights", "probability", _fresh, part="measured",
+          compare=_initial_gradient_measured, **_START),
     Check("4.3", "|<grad f_0(x_n), z>| <= its bound, a priori", "probability", _fresh, compare=_projection, **_START),
-    Check("4.3", "|<grad f_0(x_n), z>| <= its bound for the drawn weights", "probability", _fresh, compare=_projection_measured,
-          part="measured", **_START),
+    Check("4.3", "|<grad f_0(x_n), z>| <= its bound for the drawn weights", "probability", _fresh, part="measured",
+          compare=_projection_measured, **_START),
     Check("4.4", "a doubled network and its gradient are zero before training (to 1e-12)", "identity", _doubled_zero,
           (Setting(draws=10),), prepare=problem, shown=("width",)),
     Check("4.4", "doubled: |f - f_lin| <= B_lazy adjusted", "probability", _doubled_lazy,

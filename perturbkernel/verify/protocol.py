@@ -102,8 +102,8 @@ class Check:
     Attributes:
         id: the number of the result.  part: which of its statements, if there are several.
         statement: what is checked, in words.
-        draw: (rng, setting, prepared) -> Sample, or whatever `compare` makes one of. Checks with the same draw at the same
-            setting share its draws.
+        draw: (rng, setting, prepared) -> Sample, or whatever `compare` makes one of. Checks with the same draw at the
+            same setting share its draws.
         compare: (drawn, setting, prepared) -> Sample, where the theory comes in; by default what was drawn is one.
         prepare: (rng, setting) -> prepared, the data; for every draw anew, or once if `fixed`.
         settings, full: the sizes of a default and of a full run (the same where `full` is left out).
@@ -253,7 +253,9 @@ def _judge_bound(check: Check, setting: Setting, samples: list[Sample], base: Ve
         return replace(base, verdict="vacuous", reason="its conditions are met at no point")
     scales = [s.scale for s in samples if s.scale is not None]
     if scales:
-        sizes = np.concatenate([np.broadcast_to(scale, p[1].shape).ravel() for scale, p in zip(scales, pairs, strict=True)])
+        sizes = np.concatenate(
+            [np.broadcast_to(scale, p[1].shape).ravel() for scale, p in zip(scales, pairs, strict=True)]
+        )
         base = replace(base, resolution=float(np.nanmedian(bound / np.where(sizes > 0, sizes, np.nan))))
         if base.resolution is not None and not base.resolution <= 1:
             known = "; no practical size is known where it is smaller" if check.hopeless else ""
@@ -304,7 +306,7 @@ def _judge_rate(check: Check, setting: Setting, samples: list[Sample], base: Ver
     count = len(squares)
     without = np.array([_power(widths, np.delete(squares, i, axis=0)) for i in range(count)])
     error = float(np.sqrt((count - 1) / count * np.sum((without - without.mean()) ** 2)))
-    measured = f"power {power:.3f} ± {error:.3f}, wanted {low:g} to {high:g}"
+    measured = f"power {power:.3f} ± {error:.3f} ({low:g} to {high:g})"
     base = replace(
         base, measured=measured, median=power, worst=error, interval=(low, high), expected=widths,
         observed=np.sqrt(squares.mean(0)),

@@ -52,7 +52,9 @@ def select(only: str | Iterable[str] | None = None) -> tuple[Check, ...]:
     unknown = [number for number in wanted if not any(chosen(check, number) for check in everything)]
     if unknown or not wanted:
         known = ", ".join(dict.fromkeys(check.id for check in everything))
-        raise ValueError(f"only must name results of the theory: {known}; or their sections; got {', '.join(unknown)!r}")
+        raise ValueError(
+            f"only must name results of the theory: {known}; or their sections; got {', '.join(unknown)!r}"
+        )
     return tuple(check for check in everything if any(chosen(check, number) for number in wanted))
 
 
@@ -115,6 +117,11 @@ def verify(
     return [verdict for _, verdict in sorted(verdicts, key=lambda pair: pair[0])]
 
 
+def trials(only: str | Iterable[str] | None = None, *, full: bool = False) -> int:
+    """How often `verify` calls its `progress`."""
+    return sum(1 for _ in _groups(select(only), full))
+
+
 def failed(verdicts: Sequence[Verdict]) -> bool:
     """Whether any result fails. Vacuous ones do not, though they are no passes either."""
     return any(verdict.verdict == "fails" for verdict in verdicts)
@@ -127,16 +134,16 @@ def listing() -> str:
         if (number := check.id.partition(".")[0]) != section:
             section = number
             lines.append(f"\n{section}  {SECTIONS[section]}")
-        lines.append(f"  {check.id + ' ' + check.part:<22} {check.statement}")
+        lines.append(f"  {check.name:<22} {check.statement}")
     return "\n".join(lines).strip()
 
 
-_EXPLANATION = (
-    "measured: observed / bound, the median over draws of each draw's largest (and the worst of all): below 1 the bound "
-    "holds; powers, residuals and means are named as such. violations: draws that contradict the statement, of those "
-    "made. Statements that hold with probability 0.9 fail only if more draws violate them than a chance of 0.1 explains "
-    "(at level 1e-4). vacuous: the bound holds and says nothing at this size, because it is larger than the quantity it "
-    "is to resolve, or because its conditions are met nowhere: not a pass, and no failure of the theory."
+EXPLANATION = (
+    "measured: observed / bound, the median over draws of each draw's largest (and the worst of all): up to 1 the bound "
+    "holds; powers (their interval), residuals and means are named as such. violations: draws that contradict the "
+    "statement, of those made (of means: numbers). Statements that hold with probability 0.9 fail only if more draws "
+    "violate them than a chance of 0.1 explains, at level 1e-4. vacuous: the bound holds and says nothing at this size, "
+    "being larger than the quantity that it is to resolve, or its conditions are met nowhere: no pass, and no failure."
 )
 
 
@@ -146,34 +153,35 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     return f"{len(verdicts)} checks in {sum(v.seconds for v in verdicts):.0f} s: " + ", ".join(parts)
 
 
+HEAD = ("result", "what is checked", "setting", "measured", "violations", "verdict")
+
+
+def row(v: Verdict) -> tuple[str, ...]:
+    """The verdict as text, a cell for each word of `HEAD`."""
+    tried = {"expectation": max(len(v.observed), 1), "rate": 1}.get(v.kind, v.draws)
+    return v.name, v.statement, v.setting, v.measured, f"{v.violations}/{tried}", v.verdict
+
+
 def table(verdicts: Sequence[Verdict], width: int = 150) -> str:
-    """One row a result, with what it says, where it was tried, what came out and the verdict; then the legend."""
-    head = ("result", "what is checked", "setting", "measured", "violations", "verdict")
-    rows = [
-        (v.name, v.statement, v.setting, v.measured, f"{v.violations}/{_trials(v)}", v.verdict.upper() if v.verdict == "fails" else v.verdict)
-        for v in verdicts
-    ]  # fmt: skip
-    sizes = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    """One row a result: what it says, where it was tried, what came out, the verdict; reasons and a legend below."""
+    rows = [row(verdict) for verdict in verdicts]
+    rows = [(*cells[:-1], cells[-1].upper() if cells[-1] == "fails" else cells[-1]) for cells in rows]
+    sizes = [max(len(cells[i]) for cells in [HEAD, *rows]) for i in range(len(HEAD))]
     sizes[2] = min(sizes[2], 34)
-    sizes[1] = max(30, width - sum(sizes) + sizes[1] - 2 * (len(head) - 1))
-    lines, section = [], None
-    lines += [_line(head, sizes), "-" * sum([*sizes, 2 * (len(head) - 1)])]
-    for verdict, row in zip(verdicts, rows, strict=True):
-        if (number := verdict.id.partition(".")[0]) != section:
+    sizes[1] = max(30, width - sum(sizes) + sizes[1] - 2 * (len(HEAD) - 1))
+    lines, section = [_line(HEAD, sizes), "-" * (sum(sizes) + 2 * (len(HEAD) - 1))], None
+    for cells in rows:
+        if (number := cells[0].partition(".")[0]) != section:
             section = number
             lines.append(f"[{section}] {SECTIONS[section]}")
-        cells = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, sizes, strict=True)]
-        for i in range(max(map(len, cells))):
-            lines.append(_line([cell[i] if i < len(cell) else "" for cell in cells], sizes))
+        wrapped = [textwrap.wrap(cell, size) or [""] for cell, size in zip(cells, sizes, strict=True)]
+        for i in range(max(map(len, wrapped))):
+            lines.append(_line([cell[i] if i < len(cell) else "" for cell in wrapped], sizes))
     lines.append("")
     for verdict in verdicts:
         if verdict.reason:
             lines += textwrap.wrap(f"{verdict.name} {verdict.verdict}: {verdict.reason}.", width)
-    return "\n".join([*lines, *textwrap.wrap(_EXPLANATION, width), "", summary(verdicts)])
-
-
-def _trials(verdict: Verdict) -> int:
-    return {"expectation": max(len(verdict.observed), 1), "rate": 1}.get(verdict.kind, verdict.draws)
+    return "\n".join([*lines, *textwrap.wrap(EXPLANATION, width), "", summary(verdicts)])
 
 
 def _line(cells: Sequence[str], sizes: Sequence[int]) -> str:

@@ -1,0 +1,171 @@
+"""Verdicts on disk: `verify.json`, `verify.npz` with the arrays of its figures, and a self-contained `verify.html`."""
+
+import base64
+import dataclasses
+import html
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from perturbkernel import plots
+from perturbkernel import report as reports
+from perturbkernel.verify.protocol import Verdict
+from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summary
+
+_ARRAYS = ("expected", "observed")
+
+
+def save(
+    verdicts: Sequence[Verdict], folder: str | os.PathLike, configuration: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes verdicts with their figures into `folder`; an earlier result there is replaced, other files are left.
+
+    Everything is first written aside. `verify.json` goes last, so a run that is killed leaves the earlier result, or
+    none, but never a mixture.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; results need a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".unfinished-{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        arrays: dict[str, Any] = {
+            f"{i:03d}_{name}": getattr(verdict, name) for i, verdict in enumerate(verdicts) for name in _ARRAYS
+        }
+        np.savez(aside / "verify.npz", **arrays)
+        content = {
+            "configuration": dict(configuration or {}),
+            "summary": summary(verdicts),
+            "environment": reports.environment(),
+            "verdicts": [_plain(verdict) for verdict in verdicts],
+        }
+        (aside / "verify.html").write_text(_page(verdicts, content), encoding="utf-8")
+        (aside / "verify.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        (folder / "verify.json").unlink(missing_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == "verify.json"):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def load(folder: str | os.PathLike) -> list[Verdict]:
+    """Reads saved verdicts back. Raises FileNotFoundError if the folder holds none."""
+    folder = Path(folder)
+    try:
+        content = json.loads((folder / "verify.json").read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no finished result (no verify.json)") from None
+    verdicts = []
+    with np.load(folder / "verify.npz", allow_pickle=False) as arrays:
+        for i, fields in enumerate(content["verdicts"]):
+            interval = None if fields["interval"] is None else tuple(fields["interval"])
+            own = {name: arrays[f"{i:03d}_{name}"] for name in _ARRAYS}
+            verdicts.append(Verdict(**{**fields, "interval": interval, **own}))
+    return verdicts
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    """The verdict as strict JSON, without its arrays: what is not finite becomes null."""
+
+    def finite(value):
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    fields = {field.name: getattr(verdict, field.name) for field in dataclasses.fields(verdict)}
+    return {name: finite(value) for name, value in fields.items() if name not in _ARRAYS}
+
+
+_COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY}
+
+
+def figure(verdicts: Sequence[Verdict]) -> Figure:
+    """One result: for each of its verdicts, what was observed against the bound or expectation, or against width."""
+    columns = min(len(verdicts), 4)
+    rows = -(-len(verdicts) // columns)
+    with matplotlib.rc_context(plots.STYLE):
+        drawing = Figure(figsize=(2.7 * columns + 0.3, 2.5 * rows), layout="constrained")
+        for axis, verdict in zip(drawing.subplots(rows, columns, squeeze=False).flat, verdicts, strict=False):
+            _panel(axis, verdict)
+        for axis in drawing.axes[len(verdicts) :]:
+            axis.set_visible(False)
+    return drawing
+
+
+def _panel(axis, v: Verdict) -> None:
+    axis.set_title(f"{v.name}: {v.verdict}", color=_COLOURS[v.verdict])
+    x, y = np.asarray(v.expected, float), np.asarray(v.observed, float)
+    kept = np.isfinite(x) & np.isfinite(y)
+    x, y = x[kept], y[kept]
+    if v.claim or not len(x):
+        axis.text(0.5, 0.5, f"{v.measured}\n{v.violations} violations", ha="center", va="center", wrap=True)
+        axis.set_axis_off()
+        return
+    if v.kind == "rate" and v.interval is not None and v.median is not None:
+        axis.loglog(x, y, "o", color=plots.F_COLOUR, ms=4)
+        for power, style in ((v.median, "-"), *((edge, ":") for edge in v.interval)):
+            axis.loglog(x, y[0] * (x / x[0]) ** power, style, color=plots.GREY, lw=1)
+        axis.set(xlabel=f"width (power {v.median:.3f} ± {v.worst:.3f})", ylabel="root mean square")
+        axis.minorticks_off()
+        axis.set_xticks(x, [f"{width:g}" for width in x])
+        return
+    axis.scatter(x, y, s=5, color=_COLOURS[v.verdict], alpha=0.4, lw=0, rasterized=True)
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    if v.kind != "expectation" and y.min() >= 0 and x.min() > 0:
+        # Down to the smallest half percent of what was observed, in logarithms: ratios are distances from the diagonal.
+        positive = y[y > 0]
+        low = float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10
+        low, high = min(low, x.min()) / 1.5, high * 1.5
+        axis.set(xscale="log", yscale="log", ylim=(low, high))
+    axis.axline((low, low), (high, high), color=plots.F_COLOUR, lw=0.8)
+    axis.set(xlabel={"expectation": "expected", "identity": "tolerance"}.get(v.kind, "bound"), ylabel="observed")
+
+
+_CSS = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
+figure { margin: 1rem 0; } img { max-width: 100%; } .fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; }
+.holds { color: #00694c; } code { background: #f4f4f4; padding: .1rem .3rem; }
+"""
+
+
+def _page(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
+    e = html.escape
+
+    def cells(values, tag: str = "td", kind: str = "") -> str:
+        return f'<tr class="{kind}">' + "".join(f"<{tag}>{e(str(value))}</{tag}>" for value in values) + "</tr>"
+
+    parts = []
+    for section, of_section in groupby(verdicts, lambda verdict: verdict.id.partition(".")[0]):
+        members = list(of_section)
+        parts.append(f"<h2>{section}. {e(SECTIONS[section])}</h2><table>{cells(HEAD, 'th')}")
+        parts += [cells(row(verdict), kind=verdict.verdict) for verdict in members]
+        parts.append("</table>")
+        parts += [f"<p>{e(v.name)} {v.verdict}: {e(v.reason)}.</p>" for v in members if v.reason]
+        for number, of_result in groupby(members, lambda verdict: verdict.id):
+            picture = base64.b64encode(plots.render(figure(list(of_result)), "png")).decode()
+            parts.append(f'<figure><img alt="result {e(number)}" src="data:image/png;base64,{picture}"></figure>')
+    settings = "".join(cells(pair) for pair in content["configuration"].items())
+    machine = "".join(cells(pair) for pair in content["environment"].items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>perturbkernel verify</title><style>{_CSS}</style></head><body>
+<h1>The theory, tried on finite networks</h1>
+<p>{e(content["summary"])}.</p><p>{e(EXPLANATION)} In the figures every point is one observation; below the diagonal a
+bound holds.</p>
+{"".join(parts)}
+<h2>What was asked</h2><table>{settings}</table>
+<h2>Versions and machine</h2><table>{machine}</table>
+</body></html>
+"""

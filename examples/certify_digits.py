@@ -4,10 +4,10 @@
     python examples/certify_digits.py --width 100000        # a few minutes and 3 GiB
     python examples/certify_digits.py --start random --width 100000 --no-training
 
-Two networks of finite width: f learns 800 digits (1 against 2), g learns nothing but f's perturbations of them, labelled
-by coin flips. For every held-out digit the theorem bounds, from the data and the width alone, the probability that a
-network's sign differs from the prediction; digits are certified while these add up to less than delta. Then both networks
-are trained and every certified sign is checked. Draws the certified share against the training time.
+Two networks of finite width: f learns 800 digits (1 against 2), g learns nothing but f's perturbations of them,
+labelled by coin flips. For every held-out digit the theorem bounds, from the data and the width alone, the probability
+that a network's sign differs from the prediction; digits are certified while these add up to less than delta. Then both
+networks are trained and every certified sign is checked. Draws the certified share against the training time.
 """
 
 import argparse

@@ -54,11 +54,11 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save(report: Report, folder: str | os.PathLike) -> Path:
-    """Writes a report with its figures and page into `folder`; files of an earlier result there are replaced.
+def write_whole(folder: str | os.PathLike, marker: str, write: Callable[[Path], None]) -> Path:
+    """Lets `write` fill an empty folder, then moves its files into `folder`, replacing those of an earlier result.
 
-    Everything is first written aside. `report.json`, which makes a folder a result, goes last, so a run that is killed
-    leaves the earlier result, or none, but never a mixture.
+    The file called `marker`, which makes a folder a result, is removed first and arrives last: a run that is killed
+    leaves the earlier result, or none, but never a mixture. Raises ValueError if `folder` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -68,6 +68,19 @@ def save(report: Report, folder: str | os.PathLike) -> Path:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
+        write(aside)
+        (folder / marker).unlink(missing_ok=True)
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == marker):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def save(report: Report, folder: str | os.PathLike) -> Path:
+    """Writes a report with its figures and page into `folder`, whole or not at all."""
+
+    def write(aside: Path) -> None:
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in report.arrays.items()}
         np.savez(aside / "arrays.npz", **arrays)
         _draw(report, aside)
@@ -77,12 +90,8 @@ def save(report: Report, folder: str | os.PathLike) -> Path:
             "environment": report.environment,
         }
         (aside / "report.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        (folder / "report.json").unlink(missing_ok=True)
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == "report.json"):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
+
+    return write_whole(folder, "report.json", write)
 
 
 def load(folder: str | os.PathLike) -> Report:

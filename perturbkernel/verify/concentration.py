@@ -5,64 +5,64 @@ from typing import Any
 import numpy as np
 
 from perturbkernel import theory
-from perturbkernel.verify.draws import network, problem, row_norms
+from perturbkernel.verify.draws import Problem, network, problem, row_norms
 from perturbkernel.verify.kernels import kernel_matrix
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
-def _gates(rng, s: Setting, p) -> tuple[np.ndarray, np.ndarray]:
+def _gates(rng, s: Setting, p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Phi_m - Phi, and Phi, (n, m)."""
     limit = kernel_matrix(p.kernel, "phi", p.x, p.z)
     return theory.gate_moment(p.kernel, *network(rng, s.width, s.d), p.x, p.z) - limit, limit
 
 
-def _within_gate_bound(drawn, s: Setting, p) -> Sample:
+def _within_gate_bound(drawn, s: Setting, p: Problem) -> Sample:
     error, limit = drawn
     return Sample(
         np.abs(error), theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta), limit
     )
 
 
-def _within_kernel_bound(drawn, s: Setting, p) -> Sample:
+def _within_kernel_bound(drawn, s: Setting, p: Problem) -> Sample:
     bound = theory.bounds.kernel_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta)
     return Sample(np.abs(drawn[0] * p.factor), bound, np.abs(kernel_matrix(p.kernel, "ntk", p.x, p.z)))
 
 
-def _within_split_bound(drawn, s: Setting, p) -> Sample:
+def _within_split_bound(drawn, s: Setting, p: Problem) -> Sample:
     error, limit = drawn
     bound = theory.bounds.gate_moment_bound_split(p.kernel, width=s.width, delta=s.delta, pairs=error.size)
     return Sample(np.abs(error), bound, limit)
 
 
-def _gate_variance(drawn, s: Setting, p) -> Sample:
+def _gate_variance(drawn, s: Setting, p: Problem) -> Sample:
     """The squared error in units of the exact variance, averaged over pairs."""
     return Sample(np.mean(drawn[0] ** 2 / theory.gate_moment_variance(p.kernel, p.x, p.z, width=s.width)), 1.0)
 
 
-def _tangent(rng, s: Setting, p) -> tuple[np.ndarray, np.ndarray]:
+def _tangent(rng, s: Setting, p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Errors of f_hat, (m,), and of v, (m, d)."""
     f_hat, v = theory.tangent_predictor(p.kernel, *network(rng, s.width, s.d), p.x, p.y, p.z)
     return f_hat - p.constants.f_hat, v - p.constants.direction
 
 
-def _predictor(drawn, s: Setting, p) -> Sample:
+def _predictor(drawn, s: Setting, p: Problem) -> Sample:
     bound = theory.bounds.predictor_bound(p.constants, width=s.width, delta=s.delta)
     return Sample(np.abs(drawn[0]), bound, np.abs(p.constants.f_hat))
 
 
-def _predictor_variance(drawn, s: Setting, p) -> Sample:
+def _predictor_variance(drawn, s: Setting, p: Problem) -> Sample:
     return Sample(np.mean(drawn[0] ** 2 / theory.predictor_variance(p.constants, width=s.width)), 1.0)
 
 
 def _direction(method: str):
-    def compare(drawn, s: Setting, p) -> Sample:
+    def compare(drawn, s: Setting, p: Problem) -> Sample:
         bound = theory.bounds.direction_bound(p.constants, width=s.width, delta=s.delta, method=method)
         return Sample(row_norms(drawn[1]), bound, row_norms(p.constants.direction))
 
     return compare
 
 
-def _direction_variance(drawn, s: Setting, p) -> Sample:
+def _direction_variance(drawn, s: Setting, p: Problem) -> Sample:
     square = np.sum(drawn[1] ** 2, axis=1)
     return Sample(np.mean(square / theory.direction_variance(p.constants, width=s.width)), 1.0)
 

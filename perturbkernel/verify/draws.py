@@ -1,6 +1,5 @@
 """What checks draw: data, finite networks as plain arrays, and their training in float64 NumPy."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -23,7 +22,7 @@ class Problem:
     z: np.ndarray = field(repr=False)
 
     @property
-    def data(self) -> tuple:
+    def data(self) -> tuple[TwoLayerNTK, np.ndarray, np.ndarray, np.ndarray]:
         return self.kernel, self.x, self.y, self.z
 
     @cached_property
@@ -85,7 +84,7 @@ class Trained:
     Attributes:
         rates: (steps,).  time: effective time.  history: (steps, n), outputs at x before each step (logistic loss).
         flipped, moved: (width, watch), whether a gate differed from its first state at a visited step, and how far its
-            pre-activation went; None unless points were watched.
+            pre-activation went.
         path: (steps + 1, watch), outputs at the watched points.
     """
 
@@ -93,9 +92,9 @@ class Trained:
     rates: np.ndarray
     time: float
     history: np.ndarray
-    flipped: np.ndarray | None = None
-    moved: np.ndarray | None = None
-    path: np.ndarray | None = None
+    flipped: np.ndarray
+    moved: np.ndarray
+    path: np.ndarray
 
 
 def train(
@@ -109,12 +108,11 @@ def train(
     pulls = np.hstack([x, np.full((n, 1), float(kernel.train_bias))]) * (y / n)[:, None]
     weights = np.hstack([net.weights, net.biases[:, None]])
     velocity, history = np.zeros_like(weights), []
-    start, path = None, []
-    if watch is not None:
-        watch = np.hstack([watch, np.ones((len(watch), 1))])
-        start = weights @ watch.T
-        flipped, moved = np.zeros(start.shape, bool), np.zeros(start.shape)
-        path.append(net.readout @ np.where(start > 0, start, slope * start))
+    watch = np.empty((0, x.shape[1])) if watch is None else watch
+    watched = np.hstack([watch, np.ones((len(watch), 1))])
+    start = weights @ watched.T
+    flipped, moved = np.zeros(start.shape, bool), np.zeros(start.shape)
+    path = [net.readout @ np.where(start > 0, start, slope * start)]
     for _ in range(s.steps):
         u = weights @ features.T
         active = u > 0
@@ -125,16 +123,13 @@ def train(
         pull = (1 - slope) * (active.astype(float) @ weighted) + slope * weighted.sum(0)
         velocity = s.momentum * velocity + net.readout[:, None] * pull
         weights = weights + rate * velocity
-        if start is not None:
-            now = weights @ watch.T
+        if len(watch):
+            now = weights @ watched.T
             flipped |= (now > 0) != (start > 0)
             moved = np.maximum(moved, np.abs(now - start))
             path.append(net.readout @ np.where(now > 0, now, slope * now))
     done = Network(weights[:, :-1], weights[:, -1], net.readout)
-    result = Trained(done, np.full(s.steps, rate), time, np.array(history))
-    if start is not None:
-        result.flipped, result.moved, result.path = flipped, moved, np.array(path)
-    return result
+    return Trained(done, np.full(s.steps, rate), time, np.array(history), flipped, moved, np.array(path))
 
 
 @dataclass
@@ -153,7 +148,6 @@ class Sums:
     gradient_before: np.ndarray
     gradient_after: np.ndarray
     flipped: np.ndarray
-    width: int
 
     @property
     def change(self) -> np.ndarray:
@@ -162,17 +156,15 @@ class Sums:
 
 def fresh_and_trained(
     rng: np.random.Generator, p: Problem, s: Setting, *, width: int, time: float, at: np.ndarray | None = None,
-    linear: bool = False, chunk: Callable[[int], int] = lambda columns: max(256, 2**19 // columns),
+    linear: bool = False,
 ) -> Sums:  # fmt: skip
     """Draws a network of any width, trains it and sums up, a chunk of neurons at a time. `at`: points for gradients;
     `linear`: also its tangent predictor.
     """
-    kernel, slope = p.kernel, p.kernel.slope
+    kernel, slope, m = p.kernel, p.kernel.slope, len(p.z)
     at = np.empty((0, p.x.shape[1])) if at is None else at
-    total = Sums(
-        *(np.zeros(len(p.z)) for _ in range(3)), np.zeros(at.shape), np.zeros(at.shape), np.zeros(len(p.z)), width
-    )
-    size = chunk(len(p.x) + len(p.z) + len(at))
+    total = Sums(np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(at.shape), np.zeros(at.shape), np.zeros(m))
+    size = max(256, 2**19 // (len(p.x) + m + len(at)))
     for first in range(0, width, size):
         net = network(rng, min(size, width - first), p.x.shape[1], width)
         done = train(net, p.x, p.y, kernel, s, time=time).net

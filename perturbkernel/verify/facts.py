@@ -9,12 +9,22 @@ import numpy as np
 from perturbkernel import perturbations, theory
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.two_layer import TwoLayerNetwork
-from perturbkernel.verify.draws import fresh_and_trained, network, outputs, problem, row_norms, signs, train, units
+from perturbkernel.verify.draws import (
+    Problem,
+    fresh_and_trained,
+    network,
+    outputs,
+    problem,
+    row_norms,
+    signs,
+    train,
+    units,
+)
 from perturbkernel.verify.kernels import kernel_matrix
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
-def _independent_of_targets(rng, s: Setting, p) -> Sample:
+def _independent_of_targets(rng, s: Setting, p: Problem) -> Sample:
     """Targets times perturbations of a trained network, for two label vectors."""
     done = train(network(rng, s.width, s.d), p.x, p.y, p.kernel, s, time=s.time).net
     with jax.enable_x64(True):
@@ -27,7 +37,7 @@ def _independent_of_targets(rng, s: Setting, p) -> Sample:
     return Sample(np.abs(deltas[0] - deltas[1]), 1e-15)
 
 
-def _label_effect(rng, s: Setting, p) -> Sample:
+def _label_effect(rng, s: Setting, p: Problem) -> Sample:
     """The change of g_hat_u between two label vectors, against the middle and the outer bound; and middle <= outer."""
     u = units(rng, s.n, s.d)
     first, second = (theory.g_hat_u(p.kernel, s.size * signs(rng, s.n)[:, None] * u, u, p.z) for _ in range(2))
@@ -35,7 +45,7 @@ def _label_effect(rng, s: Setting, p) -> Sample:
     return Sample([np.abs(first - second), middle], [middle, outer])
 
 
-def _bias_offset(rng, s: Setting, p) -> Sample:
+def _bias_offset(rng, s: Setting, p: Problem) -> Sample:
     """Psi / size in (a) with trained biases: its square in units of the estimate."""
     u, targets = units(rng, s.n, s.d), signs(rng, s.n)
     psi = theory.psi(p.kernel, s.size * targets[:, None] * u, 0 * u, targets, p.z) / s.size
@@ -43,7 +53,7 @@ def _bias_offset(rng, s: Setting, p) -> Sample:
     return Sample(square.mean(), 1.0, slack=0.1)
 
 
-def _linearity(rng, s: Setting, p) -> Sample:
+def _linearity(rng, s: Setting, p: Problem) -> Sample:
     """N f_hat is additive over data; f_hat and v are odd in y."""
     half = s.n // 2
     parts = (theory.f_hat(p.kernel, p.x[rows], p.y[rows], p.z) for rows in (slice(half), slice(half, None)))
@@ -55,7 +65,7 @@ def _linearity(rng, s: Setting, p) -> Sample:
     return Sample(np.concatenate([np.abs(added) / s.n, np.abs(odd), np.abs(vector).ravel()]), 1e-12)
 
 
-def _homogeneity(rng, s: Setting, p) -> Sample:
+def _homogeneity(rng, s: Setting, p: Problem) -> Sample:
     """Scaling all weights and biases, or the point and the bias input, scales the output."""
     net, factor = network(rng, s.width, s.d), rng.uniform(0.2, 5)
     plain = theory.output(p.kernel, *net, p.z)
@@ -64,7 +74,7 @@ def _homogeneity(rng, s: Setting, p) -> Sample:
     return Sample(np.abs([scaled - factor * plain, joint - factor * plain]), 1e-12 * factor)
 
 
-def _oddness(rng, s: Setting, p) -> Sample:
+def _oddness(rng, s: Setting, p: Problem) -> Sample:
     """Turning data and labels around turns f_hat around; on a set invariant under that it is odd."""
     turned = theory.f_hat(p.kernel, -p.x, -p.y, -p.z) + theory.f_hat(*p.data)
     x, y = np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
@@ -72,7 +82,7 @@ def _oddness(rng, s: Setting, p) -> Sample:
     return Sample(np.abs([turned, symmetric]), 1e-12)
 
 
-def _without_bias_input(rng, s: Setting, p) -> Sample:
+def _without_bias_input(rng, s: Setting, p: Problem) -> Sample:
     """A network without bias input, on data with (x, y) and (-x, -y): its f_hat from the angle of the bare points."""
     x, y = np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
     lengths = row_norms(x)[:, None] * row_norms(p.z)
@@ -82,12 +92,12 @@ def _without_bias_input(rng, s: Setting, p) -> Sample:
     return Sample(np.abs(exact - theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=s.slope)), 1e-10)
 
 
-def _nearly_linear(rng, s: Setting, p) -> Sample:
+def _nearly_linear(rng, s: Setting, p: Problem) -> Sample:
     gap = np.abs(p.constants.f_hat - theory.linear_predictor(*p.data))
     return Sample(gap, theory.bounds.linear_gap_bound(p.constants), np.abs(p.constants.f_hat))
 
 
-def _linear_exactly(rng, s: Setting, p) -> Sample:
+def _linear_exactly(rng, s: Setting, p: Problem) -> Sample:
     """Slope 1: f_hat is linear, v is the mean of y x, zeta is zero, training is its own linearisation."""
     kernel = TwoLayerNTK(1.0, p.kernel.train_bias)
     mean = p.y @ p.x / s.n
@@ -106,7 +116,7 @@ def _linear_exactly(rng, s: Setting, p) -> Sample:
 def _rate(name: str):
     """Root mean square over queries at every width."""
 
-    def error(rng, s: Setting, p, width: int) -> np.ndarray:
+    def error(rng, s: Setting, p: Problem, width: int) -> np.ndarray:
         if name in ("kernel", "initial_output"):
             net = network(rng, width, s.d)
             if name == "initial_output":
@@ -119,20 +129,20 @@ def _rate(name: str):
             return sums.change - s.time * theory.f_hat(*p.data)
         return (sums.gradient_after - sums.gradient_before) / s.time - theory.limit_gradient(*p.data)
 
-    def draw(rng, s: Setting, p) -> Sample:
+    def draw(rng, s: Setting, p: Problem) -> Sample:
         return Sample(np.array([np.sqrt(np.mean(error(rng, s, p, width) ** 2)) for width in s.widths]))
 
     return draw
 
 
-def _change_variance(rng, s: Setting, p) -> Sample:
+def _change_variance(rng, s: Setting, p: Problem) -> Sample:
     """Half the squared difference of two networks' changes, in units of T^2 (3 S_f^2 - f_hat^2) / m."""
     first, second = (fresh_and_trained(rng, p, s, width=s.width, time=s.time).change for _ in range(2))
     variance = theory.output_change_variance(p.constants, width=s.width, time=s.time)
     return Sample(np.mean((first - second) ** 2 / 2 / variance), 1.0, slack=0.1)
 
 
-def _doubling(rng, s: Setting, p) -> Sample:
+def _doubling(rng, s: Setting, p: Problem) -> Sample:
     """A doubled network starts at zero; training it moves the function."""
     net = theory.doubled(*network(rng, s.width // 2, s.d, s.width))
     return Sample(np.abs(theory.output(p.kernel, *net, p.z)), 1e-12)

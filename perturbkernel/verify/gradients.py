@@ -6,11 +6,11 @@ import numpy as np
 
 from perturbkernel import theory
 from perturbkernel.verify import draws
-from perturbkernel.verify.draws import fresh_and_trained, network, problem, row_norms, train
+from perturbkernel.verify.draws import Problem, fresh_and_trained, network, problem, row_norms, train
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
-def _decomposed(rng, s: Setting, p):
+def _decomposed(rng, s: Setting, p: Problem):
     """The network before and after training, and the parts of xi."""
     net = network(rng, s.width, s.d)
     done = train(net, p.x, p.y, p.kernel, s, time=s.time).net
@@ -18,7 +18,7 @@ def _decomposed(rng, s: Setting, p):
     return net, done, parts
 
 
-def _decomposition(drawn, s: Setting, p) -> Sample:
+def _decomposition(drawn, s: Setting, p: Problem) -> Sample:
     """The parts add up to the trained network's gradient over T minus v."""
     _, done, parts = drawn
     xi = draws.gradients(done, p.z, s.slope) / s.time - theory.direction(*p.data)
@@ -27,7 +27,7 @@ def _decomposition(drawn, s: Setting, p) -> Sample:
 
 
 def _part(name: str):
-    def compare(drawn, s: Setting, p) -> Sample:
+    def compare(drawn, s: Setting, p: Problem) -> Sample:
         _, _, parts = drawn
         bounds = theory.bounds.gradient_bounds(p.constants, width=s.width, time=s.time, delta=s.delta)
         scale = row_norms(p.constants.direction) if name == "total" else None
@@ -36,12 +36,12 @@ def _part(name: str):
     return compare
 
 
-def _gate_motion(rng, s: Setting, p) -> Sample:
+def _gate_motion(rng, s: Setting, p: Problem) -> Sample:
     size = row_norms(theory.gate_motion(*p.data))
     return Sample(size, theory.bounds.gate_motion_bound(p.constants), row_norms(p.constants.direction))
 
 
-def _limit(rng, s: Setting, p) -> Sample:
+def _limit(rng, s: Setting, p: Problem) -> Sample:
     """How much of zeta is in the mean gradient of networks: 1 if they converge to v + zeta, 0 if to v."""
     sums = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.z)
     zeta = theory.gate_motion(*p.data)
@@ -49,14 +49,15 @@ def _limit(rng, s: Setting, p) -> Sample:
     return Sample(np.sum(mean * zeta) / np.sum(zeta**2), 1.0, slack=0.2)
 
 
-def _flips_measured(drawn, s: Setting, p) -> Sample:
+def _flips_measured(drawn, s: Setting, p: Problem) -> Sample:
     net, _, parts = drawn
     sets = theory.certified_gates(*p.data, *net, time=s.time, keep_sets=True).sets
+    assert sets is not None
     bound = theory.bounds.flips_bound_measured(p.kernel, net.weights, net.readout, sets, time=s.time)
     return Sample(row_norms(parts.flips), bound, row_norms(p.constants.direction))
 
 
-def _cosine(rng, s: Setting, p) -> Sample:
+def _cosine(rng, s: Setting, p: Problem) -> Sample:
     """1 - cosine against 1 - its lower bound, at points where |xi| < |v|."""
     sums = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.z)
     change = sums.gradient_after - sums.gradient_before if s.start == "centred" else sums.gradient_after

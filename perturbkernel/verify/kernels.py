@@ -10,7 +10,7 @@ from perturbkernel import activations, predictors, theory
 from perturbkernel.dynamics import GradientFlow, HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.theory import arguments
-from perturbkernel.verify.draws import network, problem
+from perturbkernel.verify.draws import Problem, network, problem
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 SLOPES = (0.0, 0.2, 0.5, 0.9)
@@ -70,7 +70,7 @@ def _derivative(function, z: np.ndarray, step: float = 1e-3) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _gradients(rng, s: Setting, p) -> Sample:
+def _gradients(rng, s: Setting, p: Problem) -> Sample:
     """Gradients of f_hat = sum of kernels, and of Sigma, against finite differences away from training points."""
     z = p.z + rng.normal(size=p.z.shape)
     numeric = _derivative(lambda q: theory.f_hat(p.kernel, p.x, p.y, q), z)
@@ -82,7 +82,7 @@ def _gradients(rng, s: Setting, p) -> Sample:
     return Sample(np.abs(residuals), 1e-9)
 
 
-def _lipschitz(rng, s: Setting, p) -> Sample:
+def _lipschitz(rng, s: Setting, p: Problem) -> Sample:
     """Phi at pairs of points near a training point, whose cusp is where Phi changes fastest."""
     start = p.x + rng.normal(size=p.x.shape) * np.exp(rng.uniform(-12, 1, size=(s.n, 1)))
     end = start + rng.normal(size=p.x.shape) * np.exp(rng.uniform(-12, 1, size=(s.n, 1)))
@@ -92,7 +92,7 @@ def _lipschitz(rng, s: Setting, p) -> Sample:
     return Sample(np.abs(change), rate * np.linalg.norm(start - end, axis=1) + 4e-16)
 
 
-def _cusp(rng, s: Setting, p) -> Sample:
+def _cusp(rng, s: Setting, p: Problem) -> Sample:
     """One-sided slopes at a training point, and the gradient there with and without a duplicate."""
     step, x = 1e-6, p.x
     h = rng.normal(size=x.shape)
@@ -132,7 +132,7 @@ def _stable_angles(rng, s: Setting, _) -> Sample:
     return Sample(np.abs(theta - exact), np.minimum(1e-5, 1e-4 * exact + 1e-30))
 
 
-def _linearised(rng, s: Setting, p) -> Sample:
+def _linearised(rng, s: Setting, p: Problem) -> Sample:
     """Heavy ball, with rates that change, on the gradient at initialisation as features."""
     kernel, c = p.kernel, float(p.kernel.train_bias)
     net = network(rng, s.width, s.d)
@@ -158,7 +158,7 @@ def _factor(p) -> tuple[np.ndarray, np.ndarray]:
     return root[: len(p.x)], root[len(p.x) :]
 
 
-def _squared(rng, s: Setting, p) -> Sample:
+def _squared(rng, s: Setting, p: Problem) -> Sample:
     """Squared loss of a model linear in its parameters, by steps, against the closed form, all three dynamics."""
     at_x, at_z = _factor(p)
     target = p.y - rng.normal(size=s.n)
@@ -181,7 +181,7 @@ def _squared(rng, s: Setting, p) -> Sample:
             parameters = parameters - rate * velocity
         compare(parameters, HeavyBall(rates, momentum=momentum))
     # Gradient flow by the classical Runge-Kutta rule.
-    time, count = 20 / largest, 2500
+    time, count = float(20 / largest), 2500
     flow, parameters = lambda q: at_x.T @ (target - at_x @ q) / s.n, np.zeros(at_x.shape[1])
     for _ in range(count):
         parameters = _runge_kutta(flow, parameters, time / count)
@@ -197,7 +197,7 @@ def _runge_kutta(flow, state, step):
     return state + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
-def _logistic_path(rng, s: Setting, p, zero: bool = False):
+def _logistic_path(rng, s: Setting, p: Problem, zero: bool = False):
     """The kernel model's dual coefficients by Runge-Kutta: (time, alpha) at three times, and the largest |f(x_n)|."""
     gram = kernel_matrix(p.kernel, "ntk", p.x, p.x)
     f0 = np.zeros(s.n) if zero else rng.normal(size=s.n)
@@ -215,7 +215,7 @@ def _logistic_path(rng, s: Setting, p, zero: bool = False):
     return path, margin, f0
 
 
-def _coefficients(rng, s: Setting, p) -> Sample:
+def _coefficients(rng, s: Setting, p: Problem) -> Sample:
     path, _, f0 = _logistic_path(rng, s, p)
     observed, bounds = [], []
     for time, alpha in path:
@@ -225,14 +225,14 @@ def _coefficients(rng, s: Setting, p) -> Sample:
     return Sample(np.array(observed), np.array(bounds))
 
 
-def _margins(rng, s: Setting, p) -> Sample:
+def _margins(rng, s: Setting, p: Problem) -> Sample:
     """|e_n| against the largest margin that was met."""
     path, margin, _ = _logistic_path(rng, s, p)
     time, alpha = path[-1]
     return Sample(np.abs(2 * s.n * alpha / time - 1).max(), theory.bounds.weight_error_bound(margin))
 
 
-def _half_time(rng, s: Setting, p) -> Sample:
+def _half_time(rng, s: Setting, p: Problem) -> Sample:
     path, _, _ = _logistic_path(rng, s, p)
     time, alpha = path[-1]
     cross = kernel_matrix(p.kernel, "ntk", p.x, p.z)
@@ -241,7 +241,7 @@ def _half_time(rng, s: Setting, p) -> Sample:
     return Sample(gap, theory.bounds.half_time_gap(p.kernel, p.x, p.z, np.abs(error)), np.abs(theory.f_hat(*p.data)))
 
 
-def _same_sign(rng, s: Setting, p) -> Sample:
+def _same_sign(rng, s: Setting, p: Problem) -> Sample:
     path, _, _ = _logistic_path(rng, s, p, zero=True)
     time, alpha = path[-1]
     outputs = (p.y * alpha) @ kernel_matrix(p.kernel, "ntk", p.x, p.z)

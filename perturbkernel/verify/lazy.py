@@ -8,6 +8,8 @@ import numpy as np
 from perturbkernel import theory
 from perturbkernel.verify.draws import (
     Network,
+    Problem,
+    Trained,
     fresh_and_trained,
     gradients,
     network,
@@ -20,12 +22,12 @@ from perturbkernel.verify.kernels import kernel_matrix
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
-def _trained(rng, s: Setting, p, watch=None):
+def _trained(rng, s: Setting, p: Problem, watch=None):
     net = network(rng, s.width, s.d)
     return net, train(net, p.x, p.y, p.kernel, s, time=s.time, watch=watch)
 
 
-def _movement(rng, s: Setting, p) -> Sample:
+def _movement(rng, s: Setting, p: Problem) -> Sample:
     """Pre-activations at every visited step, and the weights."""
     net, done = _trained(rng, s, p, p.z)
     size = np.abs(net.readout)
@@ -36,7 +38,7 @@ def _movement(rng, s: Setting, p) -> Sample:
     )
 
 
-def _reachable(rng, s: Setting, p) -> Sample:
+def _reachable(rng, s: Setting, p: Problem) -> Sample:
     """The share of gates at z within reach, whose mean the lazy number bounds."""
     net = network(rng, s.width, s.d)
     gates = theory.certified_gates(*p.data, *net, time=s.time, loss=s.loss, refinements=0)
@@ -45,7 +47,7 @@ def _reachable(rng, s: Setting, p) -> Sample:
     )
 
 
-def _linear_part(net, done, s: Setting, p, points) -> np.ndarray:
+def _linear_part(net: Network, done: Trained, s: Setting, p: Problem, points) -> np.ndarray:
     """f_0 + sum_n alpha_n y_n K_m(x_n, .) with the realised weights."""
     beta = np.ones(s.n)
     if s.loss == "logistic":
@@ -54,14 +56,14 @@ def _linear_part(net, done, s: Setting, p, points) -> np.ndarray:
     return outputs(net, points, s.slope) + s.time / s.n * (beta * p.y) @ own
 
 
-def _lazy_error(rng, s: Setting, p):
+def _lazy_error(rng, s: Setting, p: Problem):
     """The network before training, and |f - f_lin| after."""
     net, done = _trained(rng, s, p)
     return net, np.abs(outputs(done.net, p.z, s.slope) - _linear_part(net, done, s, p, p.z))
 
 
 def _certified(refinements: int | None):
-    def compare(drawn, s: Setting, p) -> Sample:
+    def compare(drawn, s: Setting, p: Problem) -> Sample:
         net, error = drawn
         bound = theory.certified_gates(*p.data, *net, time=s.time, loss=s.loss, refinements=refinements).bound
         return Sample(error, bound, s.time * np.abs(p.constants.f_hat))
@@ -69,20 +71,21 @@ def _certified(refinements: int | None):
     return compare
 
 
-def _gates_outside(rng, s: Setting, p) -> Sample:
+def _gates_outside(rng, s: Setting, p: Problem) -> Sample:
     """Flips at a visited step, and whether each was certified possible."""
     net, done = _trained(rng, s, p, np.vstack([p.x, p.z]))
     gates = theory.certified_gates(*p.data, *net, time=s.time, loss=s.loss, keep_sets=True)
+    assert gates.sets is not None and gates.input_sets is not None
     certified = np.hstack([gates.input_sets, gates.sets])
     return Sample(np.sum(done.flipped & ~certified, axis=0), np.where(np.sum(done.flipped, axis=0) > 0, 0.0, np.nan))
 
 
-def _a_priori(drawn, s: Setting, p) -> Sample:
+def _a_priori(drawn, s: Setting, p: Problem) -> Sample:
     bound = theory.bounds.lazy_bound(p.constants, width=s.width, time=s.time, delta=s.delta, loss=s.loss)
     return Sample(drawn[1], bound, s.time * np.abs(p.constants.f_hat))
 
 
-def _lazy_rate(rng, s: Setting, p) -> Sample:
+def _lazy_rate(rng, s: Setting, p: Problem) -> Sample:
     """Root mean square over test points of the error at every width."""
     values = []
     for width in s.widths:
@@ -91,7 +94,7 @@ def _lazy_rate(rng, s: Setting, p) -> Sample:
     return Sample(np.array(values))
 
 
-def _lazy_spread(rng, s: Setting, p) -> Sample:
+def _lazy_spread(rng, s: Setting, p: Problem) -> Sample:
     """Half the squared difference of two networks' errors has the variance as its mean."""
     errors = []
     for _ in range(2):
@@ -101,7 +104,7 @@ def _lazy_spread(rng, s: Setting, p) -> Sample:
     return Sample((errors[0] - errors[1]) ** 2 / 2, limit**2)
 
 
-def _logistic_pair(rng, s: Setting, p):
+def _logistic_pair(rng, s: Setting, p: Problem):
     """A finite network and kernel logistic regression with its own tangent kernel, side by side (plain descent)."""
     points = np.vstack([p.x, p.z])
     net = network(rng, s.width, s.d)
@@ -118,7 +121,7 @@ def _logistic_pair(rng, s: Setting, p):
     return net, done, own, error, apart, np.abs(done.path[-1] - start)[s.n :]
 
 
-def _stability(rng, s: Setting, p) -> Sample:
+def _stability(rng, s: Setting, p: Problem) -> Sample:
     net, done, own, error, apart, change = _logistic_pair(rng, s, p)
     step = done.rates.max() * np.linalg.norm(own[:, : s.n], 2) / (8 * s.n)
     diagonal = np.diagonal(theory.gate_moment(p.kernel, *net, p.z, p.z)) * (np.sum(p.z**2, 1) + p.kernel.train_bias)
@@ -128,7 +131,7 @@ def _stability(rng, s: Setting, p) -> Sample:
     return Sample(apart, bound, change)
 
 
-def _stability_a_priori(rng, s: Setting, p) -> Sample:
+def _stability_a_priori(rng, s: Setting, p: Problem) -> Sample:
     """The supremum over times of the linearisation error at training points, for the limit kernel."""
     points = np.vstack([p.x, p.z])
     net = network(rng, s.width, s.d)
@@ -145,43 +148,43 @@ def _stability_a_priori(rng, s: Setting, p) -> Sample:
     return Sample(error, bound, s.time / 2 * np.abs(theory.f_hat(p.kernel, p.x, p.y, p.x)))
 
 
-def _fresh(rng, s: Setting, p) -> Network:
+def _fresh(rng, s: Setting, p: Problem) -> Network:
     return network(rng, s.width, s.d)
 
 
-def _initial(net, s: Setting, p) -> Sample:
+def _initial(net, s: Setting, p: Problem) -> Sample:
     bound = theory.bounds.initial_output_bound(p.kernel, p.z, width=s.width, delta=s.delta)
     return Sample(np.abs(outputs(net, p.z, s.slope)), bound)
 
 
-def _initial_measured(net, s: Setting, p) -> Sample:
+def _initial_measured(net, s: Setting, p: Problem) -> Sample:
     bound = theory.bounds.initial_output_bound_measured(p.kernel, net.weights, net.biases, p.z, delta=s.delta)
     return Sample(np.abs(outputs(net, p.z, s.slope)), bound)
 
 
-def _initial_gradient(net, s: Setting, p) -> Sample:
+def _initial_gradient(net, s: Setting, p: Problem) -> Sample:
     size = row_norms(gradients(net, p.z, s.slope))
     return Sample(
         size, theory.bounds.initial_gradient_bound(p.kernel, s.d, width=s.width, delta=s.delta, points=s.points)
     )
 
 
-def _initial_gradient_measured(net, s: Setting, p) -> Sample:
+def _initial_gradient_measured(net, s: Setting, p: Problem) -> Sample:
     bound = theory.bounds.initial_gradient_bound_measured(p.kernel, net.weights, net.biases, p.z, delta=s.delta)
     return Sample(row_norms(gradients(net, p.z, s.slope)), bound)
 
 
-def _projection(net, s: Setting, p) -> Sample:
+def _projection(net, s: Setting, p: Problem) -> Sample:
     size = np.abs(gradients(net, p.x, s.slope) @ p.z.T).max(0)
     return Sample(size, theory.bounds.initial_projection_bound(p.z, inputs=s.n, width=s.width, delta=s.delta))
 
 
-def _projection_measured(net, s: Setting, p) -> Sample:
+def _projection_measured(net, s: Setting, p: Problem) -> Sample:
     size = np.abs(gradients(net, p.x, s.slope) @ p.z.T).max(0)
     return Sample(size, theory.bounds.initial_projection_bound_measured(net.weights, p.z, inputs=s.n, delta=s.delta))
 
 
-def _initial_moments(net, s: Setting, p) -> Sample:
+def _initial_moments(net, s: Setting, p: Problem) -> Sample:
     square = outputs(net, p.z, s.slope) ** 2 / theory.initial_output_variance(p.kernel, p.z)
     slopes = np.mean(np.sum(gradients(net, p.z, s.slope) ** 2, axis=1))
     return Sample(np.array([square.mean(), slopes]), np.array([1.0, theory.initial_gradient_second_moment(p.kernel)]))
@@ -191,13 +194,13 @@ def _doubled_net(rng, s: Setting):
     return theory.doubled(*network(rng, s.width // 2, s.d, s.width))
 
 
-def _doubled_zero(rng, s: Setting, p) -> Sample:
+def _doubled_zero(rng, s: Setting, p: Problem) -> Sample:
     net = _doubled_net(rng, s)
     parts = [theory.output(p.kernel, *net, p.z), *theory.gradient(p.kernel, *net, p.z).T]
     return Sample(np.abs(parts), 1e-12)
 
 
-def _doubled_lazy(rng, s: Setting, p) -> Sample:
+def _doubled_lazy(rng, s: Setting, p: Problem) -> Sample:
     net = Network(*_doubled_net(rng, s))
     done = train(net, p.x, p.y, p.kernel, s, time=s.time)
     error = np.abs(outputs(done.net, p.z, s.slope) - _linear_part(net, done, s, p, p.z))
@@ -205,7 +208,7 @@ def _doubled_lazy(rng, s: Setting, p) -> Sample:
     return Sample(error, bound, s.time * np.abs(p.constants.f_hat))
 
 
-def _doubled_predictor(rng, s: Setting, p) -> Sample:
+def _doubled_predictor(rng, s: Setting, p: Problem) -> Sample:
     error = theory.tangent_predictor(p.kernel, *_doubled_net(rng, s), p.x, p.y, p.z)[0] - p.constants.f_hat
     bound = theory.bounds.predictor_bound(p.constants, width=s.width, delta=s.delta, doubled=True)
     return Sample(np.abs(error), bound, np.abs(p.constants.f_hat))

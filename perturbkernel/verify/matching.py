@@ -33,7 +33,7 @@ class Perturbed(NamedTuple):
     points: np.ndarray
 
 
-def _given(rng, s: Setting, p) -> Perturbed:
+def _given(rng, s: Setting, p: Problem) -> Perturbed:
     """Perturbations along v + noise, as a trained network's would be, and fresh targets."""
     xi = 0.2 * row_norms(p.constants.input_direction)[:, None] * units(rng, s.n, s.d)
     gradient = p.constants.input_direction + xi
@@ -44,7 +44,7 @@ def _given(rng, s: Setting, p) -> Perturbed:
     )
 
 
-def _kernel_form(rng, s: Setting, p) -> Sample:
+def _kernel_form(rng, s: Setting, p: Problem) -> Sample:
     r = _given(rng, s, p)
     whole = (r.targets / s.n) @ kernel_matrix(p.kernel, "ntk", r.points, p.z) / s.size
     split = theory.g_hat_u(p.kernel, r.points, r.u, p.z)
@@ -52,7 +52,7 @@ def _kernel_form(rng, s: Setting, p) -> Sample:
     return Sample(np.abs(whole - split), 1e-12 * np.abs(whole).max())
 
 
-def _versions(rng, s: Setting, p) -> Sample:
+def _versions(rng, s: Setting, p: Problem) -> Sample:
     """g_hat_u - g_hat_w, from xi = nu u - v."""
     r = _given(rng, s, p)
     gap = theory.g_hat_u(p.kernel, r.points, r.u, p.z) - theory.g_hat_w(p.kernel, p.x, p.y, r.points, r.nu, p.z)
@@ -61,14 +61,14 @@ def _versions(rng, s: Setting, p) -> Sample:
     return Sample(np.abs(gap - np.mean(phi * (xi @ p.z.T) / r.nu[:, None], axis=0)), 1e-12)
 
 
-def _spread(rng, s: Setting, p) -> Sample:
+def _spread(rng, s: Setting, p: Problem) -> Sample:
     r = _given(rng, s, p)
     sure = theory.spread_condition(p.kernel, p.x, p.y, r.points, r.nu, p.z).holds
     product = theory.g_hat(p.kernel, p.x, p.y, r.points, p.z) * theory.g_hat_w(p.kernel, p.x, p.y, r.points, r.nu, p.z)
     return Sample((product <= 0).astype(float), np.where(sure, 0.5, np.nan))
 
 
-def _labels(rng, s: Setting, p) -> Sample:
+def _labels(rng, s: Setting, p: Problem) -> Sample:
     """|psi - psi_sys|, and |psi| against B_psi."""
     r = _given(rng, s, p)
     psi = theory.psi(p.kernel, r.points, r.carrier, r.targets, p.z)
@@ -77,7 +77,7 @@ def _labels(rng, s: Setting, p) -> Sample:
     return Sample([np.abs(psi - term.systematic), np.abs(psi)], [term.radius, term.bound], [signal, signal])
 
 
-def _systematic(rng, s: Setting, p) -> Sample:
+def _systematic(rng, s: Setting, p: Problem) -> Sample:
     r = _given(rng, s, p)
     term = theory.bounds.label_term(p.kernel, r.carrier, r.u, p.z, size=s.size, delta=s.delta)
     return Sample(
@@ -119,7 +119,7 @@ class Experiment(NamedTuple):
     g_error: np.ndarray
 
 
-def _experiment(rng, s: Setting, p) -> Experiment:
+def _experiment(rng, s: Setting, p: Problem) -> Experiment:
     """Trains f, perturbs, trains a fresh g on the perturbations, and asks for the theorem's constants."""
     centred = s.start == "centred"
     carrier = p.x if s.scenario == "b" else None
@@ -160,7 +160,7 @@ def _experiment(rng, s: Setting, p) -> Experiment:
     return Experiment(m, f, g, np.abs(f - m.f_hat_beta), np.abs(g - m.g_hat_beta))
 
 
-def _constants(e: Experiment, s: Setting, p) -> Sample:
+def _constants(e: Experiment, s: Setting, p: Problem) -> Sample:
     """Both errors against C_f and C_g."""
     m = e.match
     if isinstance(m, theory.Matching):
@@ -168,12 +168,12 @@ def _constants(e: Experiment, s: Setting, p) -> Sample:
     return Sample([e.f_error, e.g_error], [m.f_error, m.g_error], np.abs([m.f_hat_beta, m.g_hat_beta]))
 
 
-def _theorem(e: Experiment, s: Setting, p) -> Sample:
+def _theorem(e: Experiment, s: Setting, p: Problem) -> Sample:
     """Signs of f and g where the conditions are met."""
     return Sample((e.f * e.g <= 0).astype(float), np.where(e.match.holds, 0.5, np.nan))
 
 
-def _logistic_predictor(rng, s: Setting, p) -> Sample:
+def _logistic_predictor(rng, s: Setting, p: Problem) -> Sample:
     net = network(rng, s.width, s.d)
     done = train(net, p.x, p.y, p.kernel, s, time=s.time)
     beta = theory.realised_weights(done.history, p.y, done.rates, s.momentum)
@@ -184,7 +184,7 @@ def _logistic_predictor(rng, s: Setting, p) -> Sample:
     return Sample(np.abs(change / s.time - error.f_hat), error.total, np.abs(error.f_hat))
 
 
-def _logistic_direction(rng, s: Setting, p) -> Sample:
+def _logistic_direction(rng, s: Setting, p: Problem) -> Sample:
     """Xi around v_beta."""
     net = network(rng, s.width, s.d)
     done = train(net, p.x, p.y, p.kernel, s, time=s.time)
@@ -194,14 +194,14 @@ def _logistic_direction(rng, s: Setting, p) -> Sample:
     return Sample(row_norms(xi), bounds.total, row_norms(theory.weighted_direction(p.constants, beta)))
 
 
-def _weighted_gap(rng, s: Setting, p) -> Sample:
+def _weighted_gap(rng, s: Setting, p: Problem) -> Sample:
     beta = rng.uniform(0.3, 0.7, size=s.n)
     gap = row_norms(2 * theory.weighted_direction(p.constants, beta) - p.constants.direction)
     bound = theory.bounds.weighted_direction_gap(p.constants, float(np.abs(2 * beta - 1).max()))
     return Sample(gap, bound, row_norms(p.constants.direction))
 
 
-def _linear_networks(rng, s: Setting, p) -> Sample:
+def _linear_networks(rng, s: Setting, p: Problem) -> Sample:
     """Slope 1, centred, (a), c = 0: signs of f and g agree at every z."""
     e = _experiment(rng, replace(s, slope=1.0), Problem(TwoLayerNTK(1.0, False), *p.data[1:]))
     return Sample((e.f * e.g <= 0).astype(float), 0.5)
@@ -264,7 +264,7 @@ CHECKS = (
     Check("7.3", "errors of f and g against C_f^log and C_g^log, realised weights, in (a)", "probability", _experiment,
           (_LOGISTIC,), _LOGISTIC_FULL[:2], part="(a)", compare=_constants,
           resolves="|f_hat_beta|, |g_hat_beta|", **_NETS),
-    Check("7.3", "sgn f = sgn g where the weighted conditions are met, in (a)", "probability", _experiment, (_LOGISTIC,),
+    Check("7.3", "sgn f = sgn g where the weighted conditions are met (a)", "probability", _experiment, (_LOGISTIC,),
           _LOGISTIC_FULL[:2], part="(a) signs", claim=True, compare=_theorem, **_NETS),
     Check("7.3", "errors of f and g against C_f^log and C_g^log, in (b)", "probability", _experiment,
           (_LOGISTIC_B,), _LOGISTIC_FULL[2:], part="(b)", compare=_constants,

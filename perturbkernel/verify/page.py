@@ -14,13 +14,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from perturbkernel import plots
 from perturbkernel import report as reports
 from perturbkernel.verify.protocol import Verdict
 from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summary
 
-_ARRAYS = ("expected", "observed")
+_ARRAYS = ("expected", "observed", "allowed")
 
 
 def save(
@@ -102,7 +103,7 @@ def figure(verdicts: Sequence[Verdict]) -> Figure:
 
 
 def _panel(axis, v: Verdict) -> None:
-    axis.set_title(f"{v.name}: {v.verdict}", color=_COLOURS[v.verdict])
+    axis.set_title(f"{v.name}: {v.verdict}\n{v.setting}", color=_COLOURS[v.verdict], fontsize=7)
     x, y = np.asarray(v.expected, float), np.asarray(v.observed, float)
     kept = np.isfinite(x) & np.isfinite(y)
     x, y = x[kept], y[kept]
@@ -118,16 +119,24 @@ def _panel(axis, v: Verdict) -> None:
         axis.minorticks_off()
         axis.set_xticks(x, [f"{width:g}" for width in x])
         return
+    if v.kind == "expectation":
+        place = np.arange(len(x))
+        axis.errorbar(place, x, v.allowed[kept], fmt="none", color=plots.GREY, capsize=3, lw=1)
+        axis.scatter(place, y, s=12, color=_COLOURS[v.verdict], zorder=3)
+        axis.set(xticks=[], xlim=(-1, len(x)), xlabel="expected and what is allowed (bars)", ylabel="mean over draws")
+        return
     axis.scatter(x, y, s=5, color=_COLOURS[v.verdict], alpha=0.4, lw=0, rasterized=True)
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
-    if v.kind != "expectation" and y.min() >= 0 and x.min() > 0:
+    if y.min() >= 0 and x.min() > 0:
         # Down to the smallest half percent of what was observed, in logarithms: ratios are distances from the diagonal.
         positive = y[y > 0]
         low = float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10
         low, high = min(low, x.min()) / 1.5, high * 1.5
-        axis.set(xscale="log", yscale="log", ylim=(low, high))
+        axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+        for direction in (axis.xaxis, axis.yaxis):
+            direction.set_minor_formatter(NullFormatter())
     axis.axline((low, low), (high, high), color=plots.F_COLOUR, lw=0.8)
-    axis.set(xlabel={"expectation": "expected", "identity": "tolerance"}.get(v.kind, "bound"), ylabel="observed")
+    axis.set(xlabel="tolerance" if v.kind == "identity" else "bound", ylabel="observed")
 
 
 _CSS = """
@@ -135,7 +144,8 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-figure { margin: 1rem 0; } img { max-width: 100%; } .fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; }
+figure { margin: 1rem 0; } img { max-width: 100%; }
+.fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; }
 .holds { color: #00694c; } code { background: #f4f4f4; padding: .1rem .3rem; }
 """
 

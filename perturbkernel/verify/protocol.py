@@ -155,6 +155,7 @@ class Verdict:
         resolution: median of bound / the quantity it is to resolve, None if there is no such quantity; above 1 it is
             vacuous. `claimed`: the share of points at which something is claimed.
         expected, observed: arrays for the figure: bound and observed (rates: width and root mean square).
+        allowed: expectations: the deviation allowed of each number, for the figure too.
     """
 
     id: str
@@ -177,6 +178,7 @@ class Verdict:
     seconds: float = 0.0
     expected: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     observed: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    allowed: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     @property
     def name(self) -> str:
@@ -284,7 +286,7 @@ def _judge_expectation(check: Check, setting: Setting, samples: list[Sample], ba
     base = replace(
         base, measured=measured, violations=int(np.sum(deviation > 1)), median=float(np.median(deviation)),
         worst=float(deviation[worst]), resolution=resolution, observed=average, expected=target,
-        resolves=check.resolves or "the number itself",
+        allowed=allowed, resolves=check.resolves or "the number itself",
     )  # fmt: skip
     if base.violations:
         return replace(base, verdict="fails", reason="the mean over draws is further off than chance and slack explain")

@@ -12,7 +12,7 @@ from perturbkernel.verify.kernels import kernel_matrix
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
-def _sign_probability(rng, s: Setting, p) -> Sample:
+def _sign_probability(rng, s: Setting, p: Problem) -> Sample:
     """Where the theory gives f > 0 a probability above and below one half: the share that is positive."""
     f = fresh_and_trained(rng, p, s, width=s.width, time=s.time).after
     chance = theory.sign_probability(*p.data, times=s.time)
@@ -54,7 +54,7 @@ def _agreement(rng, s: Setting, fixed) -> Sample:
     return Sample(np.mean(f.after * g.after > 0), expected.mean, slack=slack)
 
 
-def _cosine(rng, s: Setting, p) -> Sample:
+def _cosine(rng, s: Setting, p: Problem) -> Sample:
     after = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.z).gradient_after
     v = theory.direction(*p.data)
     cosine = np.sum(after * v, axis=1) / (row_norms(after) * row_norms(v))
@@ -97,18 +97,19 @@ _FIXED: dict[str, Any] = {"prepare": problem, "fixed": True, "shown": ("width", 
 _TARGETS = Setting(draws=2000, n=40, slope=0.2, bias=True)
 _TARGETS_B = Setting(draws=2000, n=40, slope=0.2, scenario="b", shift=0.3)
 _SIGNS = Setting(draws=200, width=2000, d=20, n=20, shift=0.2, time=0.3)
+_AGREE = Setting(draws=150, width=1500, n=30, time=0.3, time_g=8.0, samples=150, shift=0.3)
 CHECKS = (
     Check("12.1", "P(f > 0) = N_c(T f_hat / sqrt(Sigma)): share of likelier signs, weighted signs", "expectation",
           _sign_probability, (_SIGNS,),
           (Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.05),
            Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.3)), **_FIXED),
-    Check("12.1", "agreement of trained f and g, (a), f_0 kept: formula by joint draws of f_0", "expectation", _agreement,
-          (Setting(draws=150, width=1500, n=30, time=0.3, time_g=8.0, samples=150, shift=0.3),),
-          tuple(Setting(draws=60, width=2500, n=30, time=time, time_g=8.0, samples=200, shift=0.3) for time in (0.05, 0.3, 2.0)),
+    Check("12.1", "agreement of trained f and g, (a), f_0 kept: by joint draws of f_0", "expectation", _agreement,
+          (_AGREE,), tuple(replace(_AGREE, draws=60, width=2500, samples=200, time=time) for time in (0.05, 0.3, 2.0)),
           part="agreement", prepare=_expected_agreement, fixed=True, shown=("width", "time", "time_g")),
     Check("12.2", "mean cosine of grad f and v (leading order in d, slack 0.04)", "expectation", _cosine,
           (Setting(draws=60, width=2000, d=50, n=30, shift=0.2, time=0.5),),
-          tuple(Setting(draws=30, width=20000, d=50, n=30, shift=0.2, time=time) for time in (0.1, 0.5, 2.0)), **_FIXED),
+          tuple(Setting(draws=30, width=20000, d=50, n=30, shift=0.2, time=time) for time in (0.1, 0.5, 2.0)),
+          **_FIXED),
     Check("12.3", "mean, variance and sign of g_hat_K over coin-flip targets", "expectation", _targets,
           (_TARGETS, _TARGETS_B), tuple(replace(one, draws=20000) for one in (_TARGETS, _TARGETS_B)),
           prepare=_directions, fixed=True, shown=("scenario",)),

@@ -139,10 +139,10 @@ def listing() -> str:
 
 
 EXPLANATION = (
-    "measured: observed / bound, the median over draws of each draw's largest (and the worst of all): up to 1 the bound "
+    "measured: observed / bound, the median over draws of each draw's largest (and the worst of all): up to 1 a bound "
     "holds; powers (their interval), residuals and means are named as such. violations: draws that contradict the "
     "statement, of those made (of means: numbers). Statements that hold with probability 0.9 fail only if more draws "
-    "violate them than a chance of 0.1 explains, at level 1e-4. vacuous: the bound holds and says nothing at this size, "
+    "violate them than a chance of 0.1 explains, at level 1e-4. vacuous: a bound that holds but says nothing here, "
     "being larger than the quantity that it is to resolve, or its conditions are met nowhere: no pass, and no failure."
 )
 

@@ -77,7 +77,7 @@ def _squared(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
 
 
 @jax.jit
-def _heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: float) -> Array:
+def _heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: float | Array) -> Array:
     """(1 - r) / eigenvalue after the given steps, by the recurrence in this very quantity: no cancellation at 0."""
 
     def step(carry, rate):
@@ -177,7 +177,7 @@ def _logistic_heavy_ball(gram: Array, y: Array, f0: Array, dynamics: HeavyBall) 
 
 
 @jax.jit
-def _iterate_logistic(gram: Array, y: Array, f0: Array, rates: Array, momentum: float) -> Array:
+def _iterate_logistic(gram: Array, y: Array, f0: Array, rates: Array, momentum: float | Array) -> Array:
     def step(carry, rate):
         alpha, velocity = carry
         outputs = f0 + jnp.matmul(gram, y * alpha, precision=EXACT)

@@ -221,9 +221,9 @@ def compilations() -> Iterator[Callable[[], int]]:
     """Counts what XLA compiles inside the block: a function that gives the count so far."""
     durations: list[float] = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            durations.append(duration)
+            durations.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:

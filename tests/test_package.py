@@ -80,7 +80,8 @@ def test_types_hold_at_run_time():
     """The annotated shapes, checked by jaxtyping and beartype on one whole experiment."""
     code = (
         "from jaxtyping import install_import_hook\n"
-        "with install_import_hook('perturbkernel', 'beartype.beartype'):\n"
+        "checker = 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'\n"
+        "with install_import_hook('perturbkernel', checker):\n"
         "    import perturbkernel as pk\n"
         "import jax\n"
         "data = pk.data.shifted_gaussian(30, 4, key=jax.random.key(0))\n"

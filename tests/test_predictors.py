@@ -311,7 +311,9 @@ def test_squared_loss_raises_beyond_the_stable_rate(momentum, x64):
     f = fit(BIASED, X, Y, loss="squared", dynamics=HeavyBall(0.999 * limit, 2000, momentum))
     assert np.abs(f(X) - Y).max() < 3  # bounded: it oscillates, but converges
     for rates in ([1.001 * limit] * 3, [0.1 * limit, 1.001 * limit, 0.1 * limit]):
-        with pytest.raises(ValueError, match=r"^learning_rate must be below 2 \(1 \+ momentum\) n / lambda_max") as error:
+        with pytest.raises(
+            ValueError, match=r"^learning_rate must be below 2 \(1 \+ momentum\) n / lambda_max"
+        ) as error:
             fit(BIASED, X, Y, loss="squared", dynamics=HeavyBall(rates, momentum=momentum))
         assert f"= {limit:.6g}, beyond which the squared loss diverges" in str(error.value)
         assert str(error.value).endswith(f"got {1.001 * limit:g}")
@@ -335,7 +337,12 @@ def test_logistic_loss_warns_beyond_the_stable_rate_at_the_callers_line(momentum
 def trained(initial: bool = False, loss: str = "squared", dtype: Any = np.float32, kernel: str = "W and b") -> Any:
     with precision(dtype):
         return fit(
-            KERNELS[kernel](), X.astype(dtype), Y, loss=loss, dynamics=HeavyBall(0.1, 25), initial=start if initial else None
+            KERNELS[kernel](),
+            X.astype(dtype),
+            Y,
+            loss=loss,
+            dynamics=HeavyBall(0.1, 25),
+            initial=start if initial else None,
         )
 
 
@@ -623,10 +630,14 @@ BAD_FITS = [
     ({"inputs": X[0]}, ValueError, r"inputs must have shape \(n, d\).*single point is inputs\[None\]"),
     ({"inputs": X[:, :, None]}, ValueError, r"inputs must have shape \(n, d\).*got shape \(17, 5, 1\)"),
     ({"inputs": X[:0], "targets": Y[:0]}, ValueError, r"inputs must not be empty; got shape \(0, 5\)"),
-    ({"inputs": spoiled(X, NAN)}, ValueError, "inputs must be finite; got 5 NaN or infinite values, the first in row 16"),
+    (
+        {"inputs": spoiled(X, NAN)},
+        ValueError,
+        "inputs must be finite; got 5 NaN or infinite values, the first in row 16",
+    ),
     ({"inputs": spoiled(X, INF)}, ValueError, "inputs must be finite"),
-    ({"inputs": None}, TypeError, "inputs must be an array of numbers; got NoneType"),
-    ({"inputs": X * 1j}, TypeError, "inputs must be real"),
+    ({"inputs": None}, TypeError, "inputs must be an array of real numbers; got dtype object"),
+    ({"inputs": X * 1j}, TypeError, "inputs must be an array of real numbers; got dtype complex"),
     ({"inputs": pk.Dataset(X, Y)}, TypeError, "inputs must be an array of numbers; got Dataset"),
     ({"targets": Y[:-1]}, ValueError, r"targets must have shape \(17,\), one number a row of the inputs; got \(16,\)$"),
     ({"targets": Y[:, None]}, ValueError, r"targets must have shape \(17,\).*got \(17, 1\); use targets\.ravel\(\)"),
@@ -634,7 +645,7 @@ BAD_FITS = [
     ({"targets": spoiled(Y, NAN), "loss": "squared"}, ValueError, "targets must be finite"),
     ({"targets": Y > 0}, ValueError, r"targets must be -1 or \+1; found 0, 1\. .*from_arrays\(.*classes=\(a, b\)\)"),
     ({"targets": np.arange(N), "loss": "logistic"}, ValueError, r"must be -1 or \+1; found 0, 1, 2, 3, 4, \.\.\."),
-    ({"targets": ["one"] * N}, TypeError, "targets must be an array of numbers; got list"),
+    ({"targets": ["one"] * N}, TypeError, "targets must be an array of real numbers; got dtype <U3"),
     ({"initial": lambda z: z, "loss": "squared"}, ValueError, r"initial must map inputs \(17, 5\) to one output a row"),
 ]
 

@@ -151,6 +151,8 @@ def test_logistic_direction_is_around_realised_weights():
         finite = theory.gate_moment(p.kernel, *start, p.x, p.z).T @ ((beta * p.y)[:, None] * p.x) / 12
         off = np.linalg.norm(finite - theory.weighted_direction(c, beta), axis=1) / bounds.concentration
         assert off.max() < 1
+    operator = BOUNDS.direction_bound(c, width=WIDTH, delta=DELTA / 4, method="operator")
+    np.testing.assert_allclose(bounds.concentration, operator, rtol=1e-12)
     check_protocol(ratios, low=0.01, high=0.5)
 
 

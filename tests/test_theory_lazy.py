@@ -83,23 +83,23 @@ def test_certified_gates_by_hand():
     a[3] = 0
     c = theory.derive_constants(*p.data)
     at_x, at_z, kxx, kxz = p.x @ w.T + b, p.z @ w.T + b, p.x @ p.x.T + 1, p.factor
-    for rounds in (0, 2):
+    for rounds, loss in ((0, "identity"), (0, "logistic"), (2, "identity")):
         total, flips = np.zeros(len(p.z)), np.zeros(len(p.z))
         for i in range(30):
-            moves = time * c.input_speeds["identity"]
+            moves = time * c.input_speeds[loss]
             for _ in range(rounds):
                 inside = np.abs(at_x[:, i]) <= abs(a[i]) * moves
                 linear = np.abs((p.y * gate(at_x[:, i], 0.2)) @ kxx) / n
                 moves = np.minimum(moves, time * linear + h * time / n * inside @ np.abs(kxx))
             inside = np.abs(at_x[:, i]) <= abs(a[i]) * moves
-            at = time * c.speeds["identity"]
+            at = time * c.speeds[loss]
             if rounds:
                 linear = np.abs((p.y * gate(at_x[:, i], 0.2)) @ kxz) / n
                 at = np.minimum(at, time * linear + h * time / n * inside @ np.abs(kxz))
             total += abs(a[i]) * np.maximum(abs(a[i]) * at - np.abs(at_z[:, i]), 0)
             total += a[i] ** 2 * time / n * inside @ np.abs(kxz)
             flips += np.abs(at_z[:, i]) <= abs(a[i]) * at
-        found = theory.certified_gates(*p.data, w, b, a, time=time, refinements=rounds)
+        found = theory.certified_gates(*p.data, w, b, a, time=time, loss=loss, refinements=rounds)
         np.testing.assert_allclose(found.bound, h * total, rtol=1e-10)
         np.testing.assert_array_equal(found.flips, flips)
         assert found.sets is None

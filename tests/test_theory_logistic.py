@@ -11,6 +11,10 @@ import perturbkernel.theory as theory
 BOUNDS = theory.bounds
 
 
+def unit_rows(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def flow(p, gram, f0, times):
     """alpha (n, times) of the kernel model's logistic flow."""
 
@@ -222,9 +226,40 @@ def test_theorem(train_bias, scenario, rule):
     kappa = (p.x @ p.z.T if scenario == "b" else 0) + train_bias
     psi = np.abs((beta_g * targets) @ (phi * kappa)) / 16
     assert (psi / size <= found.g_parts["psi"] * (1 + 1e-9) + 1e-15).all()
+    if scenario == "b":
+        term = BOUNDS.label_term(p.kernel, p.x, unit_rows(gradient), p.z, size=size, delta=DELTA / 5)
+        label = term.bound / 2 + e_g / 2 * (phi * np.abs(kappa)).mean(0)
+        np.testing.assert_allclose(found.g_parts["psi"], label / size, rtol=1e-10)
     holds = np.abs(found.f_hat) > 2 * found.f_error + e_f * np.abs(oracle.ntk(p.x, p.z, 0.0, train_bias)).mean(0)
     holds &= np.abs(found.g_hat) / 2 > 2 * found.g_error + spread + cost
     np.testing.assert_array_equal(found.holds_unweighted, holds & (found.f_hat * found.g_hat > 0))
+
+
+def test_unweighted_criterion_by_hand():
+    """As the weights leave one half, points drop out exactly where the theory says."""
+    p, rng, e_g, kept = problem(0.1), np.random.default_rng(34), 0.05, []
+    c = theory.derive_constants(*p.data)
+    gradient, targets = c.input_direction / 2 + 0.01 * rng.normal(size=p.x.shape), rng.choice([-1.0, 1.0], size=12)
+    signs, wide, nu = rng.choice([-1.0, 1.0], size=12), 10**14, np.linalg.norm(gradient, axis=1)
+    r = targets[:, None] * unit_rows(gradient)
+    phi, gram = oracle.phi(r, p.z, 0.1) / nu[:, None], oracle.phi(p.x, p.x, 0.1)
+    inner = gram @ np.abs(p.x @ p.z.T) / 12
+    sizes = np.abs(oracle.ntk(p.x, p.z, 0.1, False)).mean(0)
+    grid = [(e_f, wide) for e_f in np.linspace(0, 0.6, 40)] + [(0.01, int(w)) for w in np.logspace(3, 9, 40)]
+    for e_f, width in grid:
+        beta = 0.5 * (1 + e_f * signs)
+        options: dict[str, Any] = {"width_f": width, "width_g": wide, "time_f": 1.0, "time_g": 1.0, "delta": DELTA}
+        found = theory.logistic_match(
+            c, gradient, targets, beta, 0.5 * (1 + e_g * signs), size=1.0, centred=True, **options
+        )
+        v_beta = gram @ ((beta * p.y)[:, None] * p.x) / 12
+        spread = e_g * (phi * np.abs(v_beta @ p.z.T)).mean(0)
+        cost = e_f / 2 * (phi * inner).mean(0)
+        holds = np.abs(found.f_hat) > 2 * found.f_error + e_f * sizes
+        holds &= np.abs(found.g_hat) / 2 > 2 * found.g_error + spread + cost
+        np.testing.assert_array_equal(found.holds_unweighted, holds & (found.f_hat * found.g_hat > 0))
+        kept.append(found.holds_unweighted.sum())
+    assert kept[0] > kept[39] and kept[40] < kept[-1]
 
 
 def test_undefined_and_bad_arguments():

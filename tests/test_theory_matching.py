@@ -38,7 +38,7 @@ def test_label_term(scenario, rule):
         ratios.append(np.max(np.abs(psi - term.systematic) / term.radius))
         means.append(psi)
         assert (np.abs(psi) <= term.bound).all() or ratios[-1] > 1
-    check_protocol(ratios, low=0.15, high=0.75)
+    check_protocol(ratios, low=0.1, high=0.75)
     error = 5 * np.std(means, axis=0) / 20
     assert (np.abs(np.mean(means, axis=0) - term.systematic) < error).all()
 

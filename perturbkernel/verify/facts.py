@@ -151,16 +151,16 @@ def _doubling(rng, s: Setting, p: Problem) -> Sample:
 def _rates() -> tuple[Check, ...]:
     """8.8. Quantities with much chance in them, the same in all queries, need more draws."""
     table = {
-        "kernel": ("kernel", "Phi_m - Phi", 150),
+        "kernel": ("kernel", "Phi_m - Phi", 200),
         "flipped_fraction": ("flips", "the share of flipped gates", 10),
-        "output": ("output", "f - f_0 - T f_hat", 150),
+        "output": ("output", "f - f_0 - T f_hat", 200),
         "gradient": ("gradient", "(grad f - grad f_0)/T - v - zeta", 10),
-        "initial_output": ("f_0", "f_0", 200),
+        "initial_output": ("f_0", "f_0", 250),
     }
     made = []
     for name, (part, what, count) in table.items():
         power = theory.WIDTH_RATES[name]
-        default = Setting(draws=count, widths=(250, 1000, 4000), time=0.3)
+        default = Setting(draws=count, widths=(200, 1000, 5000), time=0.3)
         full = Setting(draws=2 * count, widths=(500, 2000, 8000, 32000), time=1.0)
         made.append(
             Check(

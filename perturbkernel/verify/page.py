@@ -91,10 +91,10 @@ _COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY
 
 def figure(verdicts: Sequence[Verdict]) -> Figure:
     """One result: for each of its verdicts, what was observed against the bound or expectation, or against width."""
-    columns = min(len(verdicts), 4)
+    columns = min(len(verdicts), 3)
     rows = -(-len(verdicts) // columns)
     with matplotlib.rc_context(plots.STYLE):
-        drawing = Figure(figsize=(2.7 * columns + 0.3, 2.5 * rows), layout="constrained")
+        drawing = Figure(figsize=(3.7 * columns + 0.3, 2.6 * rows), layout="constrained")
         for axis, verdict in zip(drawing.subplots(rows, columns, squeeze=False).flat, verdicts, strict=False):
             _panel(axis, verdict)
         for axis in drawing.axes[len(verdicts) :]:
@@ -125,16 +125,17 @@ def _panel(axis, v: Verdict) -> None:
         axis.scatter(place, y, s=12, color=_COLOURS[v.verdict], zorder=3)
         axis.set(xticks=[], xlim=(-1, len(x)), xlabel="expected and what is allowed (bars)", ylabel="mean over draws")
         return
-    axis.scatter(x, y, s=5, color=_COLOURS[v.verdict], alpha=0.4, lw=0, rasterized=True)
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     if y.min() >= 0 and x.min() > 0:
-        # Down to the smallest half percent of what was observed, in logarithms: ratios are distances from the diagonal.
+        # In logarithms a ratio is a distance from the diagonal. Down to the smallest half percent of what was observed;
+        # what lies below, zeros included, is drawn at the edge.
         positive = y[y > 0]
-        low = float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10
-        low, high = min(low, x.min()) / 1.5, high * 1.5
+        low = min(float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10, x.min()) / 1.5
+        y, high = np.maximum(y, low), high * 1.5
         axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         for direction in (axis.xaxis, axis.yaxis):
             direction.set_minor_formatter(NullFormatter())
+    axis.scatter(x, y, s=5, color=_COLOURS[v.verdict], alpha=0.4, lw=0, rasterized=True)
     axis.axline((low, low), (high, high), color=plots.F_COLOUR, lw=0.8)
     axis.set(xlabel="tolerance" if v.kind == "identity" else "bound", ylabel="observed")
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from perturbkernel.checks import (
     as_float,
@@ -370,7 +370,7 @@ class NetworkLearner(eqx.Module):
         """The tangent kernel in the limit of infinite width: what cosines and diagnoses are computed with."""
         return TwoLayerNTK(self.slope, self.train_bias)
 
-    def __call__(self, inputs: Float[Array, "n d"], targets: Float[Array, " n"], key: PRNGKeyArray):
+    def __call__(self, inputs: Float[ArrayLike, "n d"], targets: Float[ArrayLike, " n"], key: PRNGKeyArray):
         check_key(key)
         inputs = as_inputs(inputs, "inputs", flat=True)
         targets = as_targets(targets, "targets", len(inputs), labels=self.loss != "squared")

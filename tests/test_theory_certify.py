@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -199,7 +200,7 @@ def test_trained_biases_and_data_as_carrier_bring_the_random_labels_in():
 
 def test_certified_share_tends_to_one_as_time_tends_to_zero():
     p = problem(0.0, n=16, m=9)
-    shares, progress = theory.certified_share(*p.data, [1e-3, 0.3, 30.0], width=20_000, delta=0.1)
+    shares, progress = theory.certified_share(*p.data, np.array([1e-3, 0.3, 30.0]), width=20_000, delta=0.1)
     assert shares[0] == 1 and shares[0] >= shares[1] >= shares[2]
     np.testing.assert_allclose(progress / progress[0], [1, 300, 30_000], rtol=1e-12)
 
@@ -226,7 +227,8 @@ def test_errors(options, message):
 def test_gradients_of_a_given_network_are_used(rng):
     p = problem(0.0, n=16, m=9)
     network = draw(rng, 50, 6)
-    f = pk.networks.TwoLayerNetwork(*network)
+    w, b, a = map(jnp.asarray, network)
+    f = pk.networks.TwoLayerNetwork(w, b, a)
     u = gradients(network, p.x, 0.0)
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     c = small_certificate(p, f=f)

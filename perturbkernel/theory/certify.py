@@ -185,7 +185,7 @@ def certify(
     width: int,
     size: float,
     targets: Float[ArrayLike, " n"],
-    times: tuple[float, float] | str = "best",
+    times: tuple[float, float | str] | str = "best",
     delta: float = 0.1,
     start: str = "centred",
     f: Callable | None = None,

@@ -243,7 +243,7 @@ CHECKS = (
     Check("3.3", "|f - f_lin| <= B_lazy, a priori", "probability", _lazy_error, compare=_a_priori,
           resolves="T |f_hat|", **_LAZY),
     Check("3.4", "|f - f_lin| at test points against width, between bias (-1/2) and spread (-3/4)", "rate", _lazy_rate,
-          (Setting(draws=12, widths=(500, 2000, 8000), time=1.0),),
+          (Setting(draws=40, widths=(500, 2000, 8000), time=1.0),),
           (Setting(draws=40, widths=(500, 2000, 8000, 32000), time=1.0),), prepare=problem, fixed=True,
           shown=("time",), interval=(-0.9, -0.45)),
     Check("3.4", "the variance of f - f_lin is at most that of 3.3, O(m^(-3/2))", "expectation", _lazy_spread,

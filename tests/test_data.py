@@ -425,7 +425,7 @@ def write_idx(folder, *, prefix="train", dotted=False, packed=False, n=6, seed=0
     for part, ndim, values in (("images", 3, images), ("labels", 1, labels)):
         name = f"{prefix}-{part}{'.' if dotted else '-'}idx{ndim}-ubyte{'.gz' if packed else ''}"
         content = idx(values)
-        (folder / name).write_bytes(gzip.compress(content) if packed else content)
+        (folder / name).write_bytes(gzip.compress(content, mtime=0) if packed else content)
     return images, labels
 
 
@@ -462,7 +462,7 @@ def test_idx_one_image_of_each_class_home_folder_and_unpacked_gz(tmp_path, monke
 
 IMAGES = idx(np.ones((6, 28, 28)))
 LABELS = idx(np.arange(6) % 3)
-PACKED = gzip.compress(IMAGES)
+PACKED = gzip.compress(IMAGES, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -485,6 +485,7 @@ PACKED = gzip.compress(IMAGES)
         ("images", PACKED[:-8] + b"12345678", "found broken gzip data"),
         ("images", PACKED + b"junk", "found broken gzip data"),
     ],
+    ids=range(15),
 )
 def test_idx_damage(tmp_path, part, content, match):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(IMAGES)

@@ -536,6 +536,7 @@ def test_geometry_of_the_decision_map(scale):
     points = np.asarray(m.points, float)
     np.testing.assert_allclose(points[:, 0], centred @ first, rtol=0, atol=1e-5 * scale)
     sign = np.sign(points[:, 1] @ (centred @ second))
+    assert sign != 0  # a plane, not a line
     # The power iteration has converged to about (ratio of the two largest singular values)^400.
     np.testing.assert_allclose(points[:, 1], sign * centred @ second, rtol=0, atol=1e-3 * scale)
     np.testing.assert_array_equal(m.labels, Y)

@@ -152,9 +152,9 @@ def _rates() -> tuple[Check, ...]:
     """8.8. Quantities with much chance in them, the same in all queries, need more draws."""
     table = {
         "kernel": ("kernel", "Phi_m - Phi", 200),
-        "flipped_fraction": ("flips", "the share of flipped gates", 10),
+        "flipped_fraction": ("flips", "the share of flipped gates", 25),
         "output": ("output", "f - f_0 - T f_hat", 200),
-        "gradient": ("gradient", "(grad f - grad f_0)/T - v - zeta", 10),
+        "gradient": ("gradient", "(grad f - grad f_0)/T - v - zeta", 25),
         "initial_output": ("f_0", "f_0", 250),
     }
     made = []

@@ -13,7 +13,7 @@ from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
 def _sign_probability(rng, s: Setting, p: Problem) -> Sample:
-    """The share of likelier signs, and signs weighted by their certainty, in units of what the theory expects of them."""
+    """The share of likelier signs, and signs weighted by their certainty, in units of what is expected."""
     f = fresh_and_trained(rng, p, s, width=s.width, time=s.time).after
     labels = np.where(theory.f_hat(*p.data) > 0, 1.0, -1.0)
     accuracy = theory.expected_accuracy(*p.data, labels, times=s.time)
@@ -92,7 +92,7 @@ def _targets(rng, s: Setting, fixed: _Directions) -> Sample:
 _FIXED: dict[str, Any] = {"prepare": problem, "fixed": True, "shown": ("width", "time")}
 _TARGETS = Setting(draws=2000, n=40, slope=0.2, bias=True)
 _TARGETS_B = Setting(draws=2000, n=40, slope=0.2, scenario="b", shift=0.3)
-_SIGNS = Setting(draws=200, width=2000, shift=0.3)
+_SIGNS = Setting(draws=500, width=1000, shift=0.3)
 _AGREE = Setting(draws=150, width=1500, n=30, time=0.3, time_g=8.0, samples=150, shift=0.3)
 CHECKS = (
     Check("12.1", "P(f > 0) = N_c(T f_hat / sqrt(Sigma)): share of likelier signs, weighted signs", "expectation",

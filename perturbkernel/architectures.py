@@ -67,6 +67,9 @@ class ArchitectureNTK(Kernel):
                 "network must be the (init_fn, apply_fn, kernel_fn) that a neural_tangents.stax layer returns; "
                 f"got {type(self.network).__name__}"
             )
+        if not (isinstance(self.block, tuple | list) and len(self.block) == 2):
+            raise TypeError(f"block must be (rows of queries, rows of points); got {self.block!r}")
+        object.__setattr__(self, "block", tuple(self.block))
         for size in self.block:
             check_count(size, "block")
 
@@ -102,18 +105,22 @@ class ArchitectureNTK(Kernel):
         the kernel is affine in t: 2 K(t) - K(2 t) is K(0). For smooth activations the error is of order t^2, or eps.
         """
         t = 4 * float(jnp.finfo(x.dtype).eps) ** 0.5
+        init, apply, identity = load_neural_tangents().Identity()
 
-        def inflated(t):
-            init, apply, identity = load_neural_tangents().Identity()
-
+        def one(point, t, scale):
             def inflate(kernel, **_):
-                return kernel.replace(nngp=kernel.nngp * (1 + t))
+                return kernel.replace(nngp=kernel.nngp + t * scale)
 
             inflate.__dict__.update(identity.__dict__)  # the requirements by which layers are chained
             network = load_neural_tangents().serial((init, apply, inflate), self.network)
-            return jax.vmap(lambda point: self._evaluate(network, name, point[None], point[None])[0, 0])(x)
+            return self._evaluate(network, name, point[None], point[None])[0, 0]
 
-        return 2 * inflated(t) - inflated(2 * t)
+        def extrapolated(point):
+            # Relative to the output's variance: that of the input may be zero while biases keep the rest of order one.
+            scale = lax.stop_gradient(self._evaluate(self.network, "nngp", point[None], point[None])[0, 0])
+            return 2 * one(point, t, scale) - one(point, 2 * t, scale)
+
+        return jax.vmap(extrapolated)(x)
 
 
 def _coincident(z: Array, x: Array) -> Array:

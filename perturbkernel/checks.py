@@ -114,7 +114,8 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
 
 def check_key(key: Any) -> None:
     is_key = isinstance(key, jax.Array) and (
-        jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (key.dtype == jnp.uint32 and key.shape == (2,))
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
+        or (key.dtype == jnp.uint32 and key.shape == (2,))
     )
     if not is_key:
         raise TypeError(f"key must be one JAX random key, as jax.random.key(0) makes it; got {type(key).__name__}")

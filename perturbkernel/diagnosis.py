@@ -54,14 +54,17 @@ def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array) -
     """Sums over n of (h+ - h-)/2, b, b^2 and y b, each (m,)."""
 
     def tile(z, points, weights):
-        count, y = weights
+        (z, reference), (count, y) = z, weights
         above, below = (kernel.tile("ntk", z, p) for p in points)
         b = (above + below) / 2
         count, y = count[None, :], y[None, :]
-        terms = (above - below) / 2 * count, b * count, b**2 * count, b * y
+        shifted = b - reference[:, None]
+        terms = (above - below) / 2 * count, b * count, b**2 * count, b * y, shifted * count, shifted**2 * count
         return tuple(jnp.sum(term, axis=1) for term in terms)
 
-    return accumulate(tile, z, (plus, minus), (jnp.ones_like(targets), targets), kernel.block)
+    # The variance over balanced targets is that of b around any constant; b itself would cancel in float32.
+    first = sum(kernel.tile("ntk", z, p[:1])[:, 0] for p in (plus, minus)) / 2
+    return accumulate(tile, (z, first), (plus, minus), (jnp.ones_like(targets), targets), kernel.block)
 
 
 def diagnose(
@@ -81,15 +84,19 @@ def diagnose(
     carrier = kernel.check_inputs(carrier, "carrier")
     z = kernel.check_inputs(z, "z", like=carrier.shape[1:])
     delta = as_inputs(delta, "delta", like=carrier.shape[1:])
+    if len(delta) != len(carrier):
+        raise ValueError(f"delta must have one row a row of the carrier, {len(carrier)}; got {len(delta)}")
     targets = as_targets(targets, "targets", len(carrier))
     labels = as_targets(labels, "labels", len(z))
     n = len(carrier)
     toward = delta * targets.reshape(-1, *(1,) * (delta.ndim - 1))
-    signal, b, b_squared, offset = (s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets))
+    signal, b, b_squared, offset, shift, shift_squared = (
+        s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets)
+    )
     if balanced:
         # E y_n y_k = (s^2 - n) / (n (n - 1)) for n != k, s the sum of the targets: 0, or +-1 for odd n.
-        pair = 0.0 if n == 1 else (n % 2 - n) / (n * (n - 1))
-        variance = (b_squared + pair * (n * b**2 - b_squared)) / n
+        spread = shift_squared - shift**2
+        variance = spread / (n - 1) if n % 2 == 0 else ((n + 1) / n * spread + b**2 / n) / n
     else:
         variance = b_squared / n
     std = jnp.sqrt(jnp.maximum(variance, 0))

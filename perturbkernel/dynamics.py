@@ -45,13 +45,16 @@ class HeavyBall:
     momentum: float
 
     def __init__(self, learning_rate, steps: int | None = None, momentum: float = 0.9):
-        if np.ndim(learning_rate) == 0:
+        if not isinstance(learning_rate, list | tuple) and np.ndim(learning_rate) == 0:
             check_number(learning_rate, "learning_rate")
             rate = float(learning_rate)
             if steps is None:
                 raise ValueError("steps must be given with a constant learning_rate; got None")
         else:
-            rates = np.asarray(learning_rate, dtype=float)
+            try:
+                rates = np.asarray(learning_rate, dtype=float)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"learning_rate must be one number or (steps,) numbers: {error}") from None
             if rates.ndim != 1 or rates.size == 0:
                 raise ValueError(f"learning_rate must be one number or (steps,); got shape {rates.shape}")
             check_finite(rates, "learning_rate")

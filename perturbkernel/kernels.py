@@ -57,6 +57,14 @@ class Kernel:
         """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: K(x, x), exact diagonal."""
         return self._matrix("nngp", x, z)
 
+    def phi(self, x, z=None):
+        """The gate moment; raises TypeError here, since it belongs to TwoLayerNTK."""
+        raise TypeError(f"phi belongs to TwoLayerNTK; this kernel is {self!r}")
+
+    def phi_matmul(self, z, x, b):
+        """Sums of gate moments; raises TypeError here, since they belong to TwoLayerNTK."""
+        raise TypeError(f"phi_matmul belongs to TwoLayerNTK; this kernel is {self!r}")
+
     def matvec(
         self, z: Float[ArrayLike, "m ..."], x: Float[ArrayLike, "n ..."], coef: Float[ArrayLike, "n ..."]
     ) -> Float[Array, "m ..."]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 from perturbkernel.checks import as_inputs, as_targets, check_choice, check_count, check_key
 from perturbkernel.data import Dataset, from_arrays
 from perturbkernel.diagnosis import Diagnosis, diagnose
-from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.perturbations import Perturbation, cosine, normalise, perturb
+from perturbkernel.kernels import Kernel, TwoLayerNTK
+from perturbkernel.perturbations import Perturbation, check_options, cosine, normalise, perturb
 
 SCENARIOS = ("a", "b")
 TARGET_RULES = ("coin_flip", "balanced")
@@ -72,6 +72,7 @@ class PerturbationLearning(eqx.Module):
     learner_g: Callable
     options: dict[str, Any] = eqx.field(static=True)
     key: PRNGKeyArray
+    g_key: PRNGKeyArray
 
     @property
     def perturbed(self) -> Float[Array, "n ..."]:
@@ -216,6 +217,7 @@ def learn_from_perturbations(
     data = train if isinstance(train, Dataset) else from_arrays(*train)
     x = data.inputs
     check_key(key)
+    check_options(size, norm, direction, bounds)
     if carrier is not None and scenario is not None:
         raise ValueError("scenario and carrier exclude each other: a scenario names a carrier (a: zero, b: the inputs)")
     if carrier is None:
@@ -253,7 +255,7 @@ def learn_from_perturbations(
         along = cosine(y_adv[:, None] * p.delta, v)
     kernel_g = getattr(learner_g, "kernel", None)
     diagnosis = None
-    if kernel_g is not None:
+    if isinstance(kernel_g, Kernel):
         diagnosis = diagnose(kernel_g, carrier, p.delta, y_adv, x, data.targets, balanced=balanced)
     options = {"size": float(size), "norm": norm, "direction": direction, "bounds": bounds, "balanced": balanced}
-    return PerturbationLearning(f, g, p, carrier, along, diagnosis, data, learner_g, options, control_key)
+    return PerturbationLearning(f, g, p, carrier, along, diagnosis, data, learner_g, options, control_key, g_key)

@@ -83,12 +83,9 @@ def perturb(
 
     Source: Kumano, Kera, Yamasaki (NeurIPS 2024), equation for the perturbation; theory: section 5, 5.3.
     """
-    check_choice(norm, "norm", NORMS)
-    check_choice(direction, "direction", DIRECTIONS)
-    check_number(size, "size")
+    low, high = check_options(size, norm, direction, bounds)
     x = as_inputs(inputs, "inputs")
     y = as_targets(targets, "targets", len(x))
-    low, high = _checked_bounds(bounds)
     if direction == "gradient":
         gradient = input_gradient(predictor, x)
     elif isinstance(predictor, KernelPredictor):
@@ -110,6 +107,14 @@ def perturb(
     if bounds is not None:
         delta = jnp.where(_column(zero, x), 0, jnp.clip(x + delta, low, high) - x)
     return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
+
+
+def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | None]:
+    """Raises for what `perturb` would not take; returns the bounds as arrays."""
+    check_choice(norm, "norm", NORMS)
+    check_choice(direction, "direction", DIRECTIONS)
+    check_number(size, "size")
+    return _checked_bounds(bounds)
 
 
 def _checked_bounds(bounds) -> tuple[Array | None, Array | None]:

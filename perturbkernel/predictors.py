@@ -135,24 +135,25 @@ class KernelPredictor(eqx.Module):
             with np.load(path, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
                 inputs, dual_coef = file["inputs"], file["dual_coef"]
+            saved, status, stats, has_initial = (header[k] for k in ("kernel", "status", "stats", "initial"))
         except FileNotFoundError:
             raise
         except Exception as error:
             raise ValueError(f"{path} is not a predictor that KernelPredictor.save wrote: {error}") from None
-        saved = header["kernel"].pop("class")
+        name = saved.pop("class")
         if kernel is None:
-            if saved != "TwoLayerNTK":
-                raise ValueError(f"{path} was trained with a kernel of class {saved}; give it as kernel=...")
-            kernel = TwoLayerNTK(**header["kernel"])
-        if header["initial"] and initial is None:
+            if name != "TwoLayerNTK":
+                raise ValueError(f"{path} was trained with a kernel of class {name}; give it as kernel=...")
+            kernel = TwoLayerNTK(**saved)
+        if has_initial and initial is None:
             raise ValueError(f"{path} was trained from an initial function; give it as initial=...")
         return cls(
             kernel,
             jnp.asarray(inputs),
             jnp.asarray(dual_coef),
             _as_pytree(initial),
-            header["status"],
-            header["stats"],
+            status,
+            stats,
         )
 
 
@@ -160,6 +161,16 @@ def _as_pytree(function: Callable | None) -> Callable | None:
     """A plain function is wrapped so that a predictor that holds it passes through `jit` as an argument."""
     is_leaf = function is not None and jax.tree.structure(function) == jax.tree.structure(0)
     return jax.tree_util.Partial(function) if is_leaf else function
+
+
+def _check_training(kernel: Any, loss: Any, dynamics: Any) -> None:
+    if not isinstance(kernel, Kernel):
+        raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
+    check_choice(loss, "loss", LOSSES)
+    if not isinstance(dynamics, GradientFlow | HeavyBall):
+        raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
+    if loss != "squared" and np.isinf(dynamics.effective_time):
+        raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
 
 
 def fit(
@@ -190,13 +201,7 @@ def fit(
 
     Cost: identity O(n); squared and logistic hold the n x n Gram matrix in float64. Theory: section 1.
     """
-    if not isinstance(kernel, Kernel):
-        raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
-    check_choice(loss, "loss", LOSSES)
-    if not isinstance(dynamics, GradientFlow | HeavyBall):
-        raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
-    if loss != "squared" and np.isinf(dynamics.effective_time):
-        raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
+    _check_training(kernel, loss, dynamics)
     x = kernel.check_inputs(inputs, "inputs")
     y = as_targets(targets, "targets", len(x), labels=loss != "squared")
     if loss != "identity" and is_traced(x, y):

@@ -136,7 +136,7 @@ def _largest_eigenvalue(operator) -> Array:
 def _logistic_flow(gram: Array, y: Array, f0: Array, time: float) -> Solution:
     solution = _integrate_logistic(gram, y, f0, jnp.asarray(time, float))
     done = bool(solution.result == diffrax.RESULTS.successful)
-    status = "ok" if done else f"the integration of the logistic flow stopped early: {solution.result._value}"
+    status = "ok" if done else f"the integration of the logistic flow stopped early: {diffrax.RESULTS[solution.result]}"
     dual = y * solution.ys[-1] * (time / len(y))
     return Solution(dual, status, {"effective_time": time, "solver_steps": solution.stats["num_steps"]})
 

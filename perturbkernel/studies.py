@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from perturbkernel.checks import check_count, check_number
 from perturbkernel.data import Dataset
 from perturbkernel.diagnosis import diagnose
+from perturbkernel.kernels import Kernel
 from perturbkernel.learning import PerturbationLearning, accuracy
 from perturbkernel.perturbations import perturb
 
@@ -31,14 +32,13 @@ def accuracy_against_size(r: PerturbationLearning, data: Dataset, sizes: Sequenc
     for size in sizes:
         check_number(size, "sizes")
     options, p, x = r.options, r.perturbation, r.train.inputs
-    unit = perturb(r.f, x, p.targets, size=1.0, norm=options["norm"], direction=options["direction"]).delta
+    names = ("norm", "direction", "bounds")
     kernel = getattr(r.learner_g, "kernel", None)
+    kernel = kernel if isinstance(kernel, Kernel) else None
     measured, expected = [], []
     for size in sizes:
-        delta = size * unit
-        if options["bounds"] is not None:
-            delta = jnp.where(delta == 0, 0, jnp.clip(x + delta, *options["bounds"]) - x)
-        g = r.learner_g(r.carrier + delta, p.targets, r.key)
+        delta = perturb(r.f, x, p.targets, size=size, **{name: options[name] for name in names}).delta
+        g = r.learner_g(r.carrier + delta, p.targets, r.g_key)
         measured.append(accuracy(g(data.inputs), data.targets))
         if kernel is not None:
             d = diagnose(kernel, r.carrier, delta, p.targets, data.inputs, data.targets, balanced=options["balanced"])
@@ -73,10 +73,10 @@ def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
     length = np.linalg.norm(first)
     first = first / length if length > 0 else np.eye(flat.shape[1])[0]
     centred = flat - flat.mean(0)
-    second = _leading_direction(centred - np.outer(centred @ first, first))
+    second = _leading_direction(centred - np.outer(centred @ first, first), np.abs(flat).max())
     plane = np.stack([first, second])
     points = (flat - origin) @ plane.T
-    reach = 1.15 * max(np.abs(points).max(), np.finfo(np.float32).eps)
+    reach = 1.15 * (np.abs(points).max() or 1)
     ticks = np.linspace(-reach, reach, resolution)
     grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
     z = jnp.asarray(origin + grid @ plane, r.train.inputs.dtype).reshape(-1, *x.shape[1:])
@@ -84,9 +84,9 @@ def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
     return DecisionMap(jnp.asarray(ticks), jnp.asarray(ticks), f, g, jnp.asarray(points), r.train.targets)
 
 
-def _leading_direction(x: np.ndarray) -> np.ndarray:
+def _leading_direction(x: np.ndarray, scale: float) -> np.ndarray:
     """The first right singular vector, by power iteration; zero if the rows are (one dimension, one line)."""
-    if np.abs(x).max() <= np.finfo(np.float32).eps * len(x):
+    if np.abs(x).max() <= np.finfo(np.float32).eps * len(x) * scale:
         return np.zeros(x.shape[1])
     v = np.asarray(jax.random.normal(jax.random.key(0), (x.shape[1],)), float)
     for _ in range(200):

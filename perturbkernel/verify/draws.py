@@ -164,7 +164,8 @@ def fresh_and_trained(
     kernel, slope, m = p.kernel, p.kernel.slope, len(p.z)
     at = np.empty((0, p.x.shape[1])) if at is None else at
     total = Sums(np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(at.shape), np.zeros(at.shape), np.zeros(m))
-    size = max(256, 2**19 // (len(p.x) + m + len(at)))
+    # Small enough to stay in cache, and for BLAS not to bother with threads.
+    size = max(256, 2**15 // (len(p.x) + m + len(at)))
     for first in range(0, width, size):
         net = network(rng, min(size, width - first), p.x.shape[1], width)
         done = train(net, p.x, p.y, kernel, s, time=time).net

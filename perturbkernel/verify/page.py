@@ -5,7 +5,6 @@ import dataclasses
 import html
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -27,19 +26,9 @@ _ARRAYS = ("expected", "observed", "allowed")
 def save(
     verdicts: Sequence[Verdict], folder: str | os.PathLike, configuration: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes verdicts with their figures into `folder`; an earlier result there is replaced, other files are left.
+    """Writes verdicts with their figures into `folder`; an earlier result there is replaced, other files are left."""
 
-    Everything is first written aside. `verify.json` goes last, so a run that is killed leaves the earlier result, or
-    none, but never a mixture.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; results need a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".unfinished-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
+    def write(aside: Path) -> None:
         arrays: dict[str, Any] = {
             f"{i:03d}_{name}": getattr(verdict, name) for i, verdict in enumerate(verdicts) for name in _ARRAYS
         }
@@ -52,12 +41,8 @@ def save(
         }
         (aside / "verify.html").write_text(_page(verdicts, content), encoding="utf-8")
         (aside / "verify.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        (folder / "verify.json").unlink(missing_ok=True)
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == "verify.json"):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
+
+    return reports.write_whole(folder, "verify.json", write)
 
 
 def load(folder: str | os.PathLike) -> list[Verdict]:

@@ -20,12 +20,13 @@ def is_traced(*arrays: Any) -> bool:
 
 def as_float(value: Any, name: str) -> Array:
     """`value` as an array of a floating-point dtype: JAX's default for integers, at least float32 for floats."""
+    wanted = f"{name} must be an array of real numbers; got"
     try:
         array = value if isinstance(value, jax.Array) else np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be an array of numbers; got {type(value).__name__}: {error}") from None
+        raise TypeError(f"{wanted} {type(value).__name__}: {error}") from None
     if not any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise TypeError(f"{name} must be an array of real numbers; got dtype {array.dtype}")
+        raise TypeError(f"{wanted} {f'dtype {array.dtype}' if hasattr(value, 'dtype') else type(value).__name__}")
     # Half precision cannot resolve an angle between two images; everything narrower computes in float32.
     floating = jnp.issubdtype(array.dtype, jnp.floating)
     dtype = jnp.promote_types(array.dtype, jnp.float32) if floating else jnp.result_type(float)

@@ -485,7 +485,7 @@ PACKED = gzip.compress(IMAGES, mtime=0)
         ("images", PACKED[:-8] + b"12345678", "found broken gzip data"),
         ("images", PACKED + b"junk", "found broken gzip data"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_idx_damage(tmp_path, part, content, match):
     (tmp_path / "train-images-idx3-ubyte").write_bytes(IMAGES)

@@ -388,10 +388,10 @@ BAD_INPUTS = [
     (spoiled(X, NAN), ValueError, "must be finite; got 2 NaN or infinite values, the first in row 2"),
     (spoiled(X, -INF), ValueError, "must be finite; got 2 NaN or infinite values, the first in row 2"),
     (np.full((1, 2), 1e39), ValueError, "must be finite"),  # beyond float32
-    ([["one", "two"]], TypeError, "must be an array of numbers; got list"),
-    (np.ones((3, 2), complex), TypeError, "must be real; got dtype complex64"),
-    (None, TypeError, "must be an array of numbers; got NoneType"),
-    ([[1, 2], [3]], TypeError, "must be an array of numbers; got list"),
+    ([["one", "two"]], TypeError, "must be an array of real numbers; got list"),
+    (np.ones((3, 2), complex), TypeError, "must be an array of real numbers; got dtype complex128"),
+    (None, TypeError, "must be an array of real numbers; got NoneType"),
+    ([[1, 2], [3]], TypeError, "must be an array of real numbers; got list"),
 ]
 
 
@@ -427,8 +427,8 @@ BAD_COEF = [
     (np.float64(1), ValueError, r"must have shape {shape}, one row a row of x; got \(\)"),
     (np.ones((3, 1, 1)), ValueError, r"must have shape {shape}, one row a row of x; got \(3, 1, 1\)"),
     (spoiled(C, NAN), ValueError, "must be finite; got 1 NaN or infinite values, the first in row 2"),
-    (["one", "two", "three"], TypeError, "must be an array of numbers; got list"),
-    (np.ones(3, complex), TypeError, "must be real"),
+    (["one", "two", "three"], TypeError, "must be an array of real numbers; got list"),
+    (np.ones(3, complex), TypeError, "must be an array of real numbers"),
 ]
 
 

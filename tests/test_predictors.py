@@ -638,7 +638,7 @@ BAD_FITS = [
     ({"inputs": spoiled(X, INF)}, ValueError, "inputs must be finite"),
     ({"inputs": None}, TypeError, "inputs must be an array of real numbers; got dtype object"),
     ({"inputs": X * 1j}, TypeError, "inputs must be an array of real numbers; got dtype complex"),
-    ({"inputs": pk.Dataset(X, Y)}, TypeError, "inputs must be an array of numbers; got Dataset"),
+    ({"inputs": pk.Dataset(X, Y)}, TypeError, "inputs must be an array of real numbers; got Dataset"),
     ({"targets": Y[:-1]}, ValueError, r"targets must have shape \(17,\), one number a row of the inputs; got \(16,\)$"),
     ({"targets": Y[:, None]}, ValueError, r"targets must have shape \(17,\).*got \(17, 1\); use targets\.ravel\(\)"),
     ({"targets": spoiled(Y, NAN)}, ValueError, "targets must be finite; got 1 NaN"),

@@ -1,5 +1,6 @@
 """What checks draw: data, finite networks as plain arrays, and their training in float64 NumPy."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -65,16 +66,31 @@ def network(rng: np.random.Generator, neurons: int, d: int, width: int | None = 
     return Network(normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width or neurons))
 
 
+def blocks(neurons: int, columns: int) -> Iterator[slice]:
+    """Neurons, so few at a time that products with `columns` numbers each stay in cache and on one core: threads in
+    such small products wait for each other more than they work, above all on a busy machine.
+    """
+    size = max(32, 2**18 // max(columns, 1))
+    for start in range(0, neurons, size):
+        yield slice(start, min(start + size, neurons))
+
+
 def outputs(net: Network, z: np.ndarray, slope: float) -> np.ndarray:
-    u = net.weights @ z.T + net.biases[:, None]
-    return net.readout @ np.where(u > 0, u, slope * u)
+    total = np.zeros(len(z))
+    for part in blocks(len(net.weights), z.size):
+        u = net.weights[part] @ z.T + net.biases[part, None]
+        total += np.sum(net.readout[part, None] * np.where(u > 0, u, slope * u), axis=0)
+    return total
 
 
 def gradients(net: Network, z: np.ndarray, slope: float) -> np.ndarray:
     """Input gradients, (m, d)."""
-    active = (net.weights @ z.T + net.biases[:, None] > 0).astype(float)
-    scaled = net.readout[:, None] * net.weights
-    return (1 - slope) * (active.T @ scaled) + slope * scaled.sum(0)
+    total = np.zeros(z.shape)
+    for part in blocks(len(net.weights), z.size):
+        active = (net.weights[part] @ z.T + net.biases[part, None] > 0).astype(float)
+        scaled = net.readout[part, None] * net.weights[part]
+        total += (1 - slope) * (active.T @ scaled) + slope * scaled.sum(0)
+    return total
 
 
 @dataclass
@@ -107,27 +123,35 @@ def train(
     features = np.hstack([x, np.ones((n, 1))])
     pulls = np.hstack([x, np.full((n, 1), float(kernel.train_bias))]) * (y / n)[:, None]
     weights = np.hstack([net.weights, net.biases[:, None]])
-    velocity, history = np.zeros_like(weights), []
+    readout = net.readout[:, None]
     watch = np.empty((0, x.shape[1])) if watch is None else watch
     watched = np.hstack([watch, np.ones((len(watch), 1))])
-    start = weights @ watched.T
+    parts = list(blocks(len(weights), features.size))
+
+    def summed(u: np.ndarray, part: slice) -> np.ndarray:
+        return np.sum(readout[part] * np.where(u > 0, u, slope * u), axis=0)
+
+    start = np.vstack([weights[part] @ watched.T for part in parts])
     flipped, moved = np.zeros(start.shape, bool), np.zeros(start.shape)
-    path = [net.readout @ np.where(start > 0, start, slope * start)]
+    history, path = [], [summed(start, slice(None))]
+    velocity = np.zeros_like(weights)
     for _ in range(s.steps):
-        u = weights @ features.T
-        active = u > 0
+        at_x = [weights[part] @ features.T for part in parts]
         weighted = pulls
         if loss == "logistic":
-            history.append(net.readout @ np.where(active, u, slope * u))
+            history.append(np.sum([summed(u, part) for u, part in zip(at_x, parts, strict=True)], axis=0))
             weighted = pulls / (1 + np.exp(y * history[-1]))[:, None]
-        pull = (1 - slope) * (active.astype(float) @ weighted) + slope * weighted.sum(0)
-        velocity = s.momentum * velocity + net.readout[:, None] * pull
-        weights = weights + rate * velocity
+        everywhere, now = slope * weighted.sum(0), []
+        for u, part in zip(at_x, parts, strict=True):
+            pull = (1 - slope) * ((u > 0).astype(float) @ weighted) + everywhere
+            velocity[part] = s.momentum * velocity[part] + readout[part] * pull
+            weights[part] += rate * velocity[part]
+            now.append(weights[part] @ watched.T)
         if len(watch):
-            now = weights @ watched.T
-            flipped |= (now > 0) != (start > 0)
-            moved = np.maximum(moved, np.abs(now - start))
-            path.append(net.readout @ np.where(now > 0, now, slope * now))
+            current = np.vstack(now)
+            flipped |= (current > 0) != (start > 0)
+            moved = np.maximum(moved, np.abs(current - start))
+            path.append(summed(current, slice(None)))
     done = Network(weights[:, :-1], weights[:, -1], net.readout)
     return Trained(done, np.full(s.steps, rate), time, np.array(history), flipped, moved, np.array(path))
 
@@ -164,14 +188,12 @@ def fresh_and_trained(
     kernel, slope, m = p.kernel, p.kernel.slope, len(p.z)
     at = np.empty((0, p.x.shape[1])) if at is None else at
     total = Sums(np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(at.shape), np.zeros(at.shape), np.zeros(m))
-    # Small enough to stay in cache, and for BLAS not to bother with threads.
-    size = max(256, 2**15 // (len(p.x) + m + len(at)))
-    for first in range(0, width, size):
-        net = network(rng, min(size, width - first), p.x.shape[1], width)
+    for part in blocks(width, max(p.x.size, p.z.size, at.size)):
+        net = network(rng, part.stop - part.start, p.x.shape[1], width)
         done = train(net, p.x, p.y, kernel, s, time=time).net
         u, v = (one.weights @ p.z.T + one.biases[:, None] for one in (net, done))
-        total.before += net.readout @ np.where(u > 0, u, slope * u)
-        total.after += net.readout @ np.where(v > 0, v, slope * v)
+        total.before += np.sum(net.readout[:, None] * np.where(u > 0, u, slope * u), axis=0)
+        total.after += np.sum(net.readout[:, None] * np.where(v > 0, v, slope * v), axis=0)
         total.flipped += np.sum((u > 0) != (v > 0), axis=0)
         if linear:
             total.linear += time * theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)[0]

@@ -636,7 +636,7 @@ BAD_FITS = [
         "inputs must be finite; got 5 NaN or infinite values, the first in row 16",
     ),
     ({"inputs": spoiled(X, INF)}, ValueError, "inputs must be finite"),
-    ({"inputs": None}, TypeError, "inputs must be an array of real numbers; got dtype object"),
+    ({"inputs": None}, TypeError, "inputs must be an array of real numbers; got NoneType"),
     ({"inputs": X * 1j}, TypeError, "inputs must be an array of real numbers; got dtype complex"),
     ({"inputs": pk.Dataset(X, Y)}, TypeError, "inputs must be an array of real numbers; got Dataset"),
     ({"targets": Y[:-1]}, ValueError, r"targets must have shape \(17,\), one number a row of the inputs; got \(16,\)$"),
@@ -645,7 +645,7 @@ BAD_FITS = [
     ({"targets": spoiled(Y, NAN), "loss": "squared"}, ValueError, "targets must be finite"),
     ({"targets": Y > 0}, ValueError, r"targets must be -1 or \+1; found 0, 1\. .*from_arrays\(.*classes=\(a, b\)\)"),
     ({"targets": np.arange(N), "loss": "logistic"}, ValueError, r"must be -1 or \+1; found 0, 1, 2, 3, 4, \.\.\."),
-    ({"targets": ["one"] * N}, TypeError, "targets must be an array of real numbers; got dtype <U3"),
+    ({"targets": ["one"] * N}, TypeError, "targets must be an array of real numbers; got list"),
     ({"initial": lambda z: z, "loss": "squared"}, ValueError, r"initial must map inputs \(17, 5\) to one output a row"),
 ]
 

@@ -27,12 +27,15 @@ class Pair(NamedTuple):
     g: Array
 
 
-def accuracy(outputs: Float[ArrayLike, " m"], labels: Float[ArrayLike, " m"]) -> Array:
-    """The share of points where the output has the sign of the label in {-1, +1}; an output of 0 counts one half."""
-    return (1 + jnp.sign(outputs) * labels).mean() / 2
+def accuracy(outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"]) -> Float[Array, "..."]:
+    """The share of points where the output has the sign of the label in {-1, +1}; an output of 0 counts one half.
+
+    Several predictors' outputs at once, (..., m), give one share each.
+    """
+    return (1 + jnp.sign(outputs) * labels).mean(-1) / 2
 
 
-def agreement(f: Float[ArrayLike, " m"], g: Float[ArrayLike, " m"]) -> Array:
+def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Float[Array, "..."]:
     """The share of points where two outputs have the same sign; an output of 0 counts one half."""
     return accuracy(f, jnp.sign(g))
 

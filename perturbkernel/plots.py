@@ -26,28 +26,28 @@ STYLE: Any = {
 Arrays = Mapping[str, np.ndarray]
 
 
-def _styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(draw)
-    def styled(*args, **kwargs):
+    def drawn(*args, **kwargs):
         with matplotlib.rc_context(STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return drawn
 
 
-@_styled
-def render(figure: Figure, kind: str) -> bytes:
+@styled
+def render(drawn: Figure, kind: str) -> bytes:
     """The figure as "png" or "svg" bytes, the same for the same figure (no dates, no random identifiers)."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+    drawn.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-@_styled
+@styled
 def perturbations(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int] | None) -> Figure:
     """Some training points with their perturbations, and the mean perturbation toward each class.
 
@@ -59,7 +59,7 @@ def perturbations(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[
 def _images(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
     inputs, deltas, means = arrays["sample_inputs"], arrays["sample_deltas"], arrays["mean_toward"]
     count = len(inputs)
-    fig = _figure(count + 7.2, 2.7)
+    fig = figure(count + 7.2, 2.7)
     grid = fig.add_gridspec(2, count + 4, width_ratios=[1] * count + [0.1, 2.1, 2.1, 2.1])
 
     def show(cell, image, title: str, limit: float | None = None, ylabel: str = ""):
@@ -86,7 +86,7 @@ def _images(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
 
 def _profiles(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
     difference, means = arrays["mean_difference"].ravel(), arrays["mean_toward"].reshape(2, -1)
-    fig = _figure(5.2, 3.4)
+    fig = figure(5.2, 3.4)
     axis = fig.add_subplot()
     scale = [np.abs(v).max() or 1 for v in (difference, means)]
     for mean, name, colour in zip(means, classes, (PLUS, MINUS), strict=True):
@@ -101,12 +101,12 @@ def _profiles(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     """Outputs of g against those of f on fresh points. Uses `fresh_f`, `fresh_g`, and `fresh_labels` where known."""
     f, g = (arrays[name] / (np.abs(arrays[name]).max() or 1) for name in ("fresh_f", "fresh_g"))
     labels = arrays.get("fresh_labels")
-    fig = _figure(4.2, 3.9)
+    fig = figure(4.2, 3.9)
     axis = fig.add_subplot()
     axis.fill_between([0, 1.05], 0, 1.05, color=GREY, alpha=0.12, lw=0)
     axis.fill_between([-1.05, 0], -1.05, 0, color=GREY, alpha=0.12, lw=0)
@@ -125,37 +125,45 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     return fig
 
 
-@_styled
+@styled
 def decision_map(arrays: Arrays, classes: Sequence[str]) -> Figure:
     """Both decision boundaries on a plane through the data. Uses `map_*` (see studies.DecisionMap)."""
     first, second, f, g = (arrays[f"map_{name}"] for name in ("first", "second", "f", "g"))
     points, labels = arrays["map_points"], arrays["map_labels"]
-    fig = _figure(4.8, 4.2)
+    fig = figure(4.8, 4.2)
     axis = fig.add_subplot()
-    region = np.where(np.sign(f) != np.sign(g), 1, np.where(f > 0, 2, 0))
-    colours = ListedColormap(["#fbe3d3", "#8c8c8c", "#d3e6f3"])
-    axis.pcolormesh(first, second, region, cmap=colours, vmin=0, vmax=2, shading="nearest", rasterized=True)
-    handles = []
-    for values, colour, style, name in ((f, F_COLOUR, "-", "f = 0"), (g, G_COLOUR, "--", "g = 0")):
-        if values.min() < 0 < values.max():
-            axis.contour(first, second, values, [0], colors=colour, linestyles=style, linewidths=1.6)
-        handles += axis.plot([], [], color=colour, ls=style, label=name)
-    shown = np.random.default_rng(0).permutation(len(points))[:1500]
-    for value, name, colour in ((1, classes[0], PLUS), (-1, classes[1], MINUS)):
-        chosen = shown[labels[shown] == value]
-        axis.scatter(points[chosen, 0], points[chosen, 1], s=5, color=colour, alpha=0.7, lw=0, label=name)
+    boundaries = [(f, F_COLOUR, "-", "f = 0"), (g, G_COLOUR, "--", "g = 0")]
+    same = map_axes(axis, first, second, f, g, points, labels, classes, boundaries)
     axis.set_xlabel("along the difference of the class means")
     axis.set_ylabel("leading direction orthogonal to it")
-    axis.set_title(f"Same decision on {np.mean(region != 1):.1%} of the plane; grey: different")
-    axis.set_aspect("equal")
+    axis.set_title(f"Same decision on {same:.1%} of the plane; grey: different")
     axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), markerscale=2)
     return fig
 
 
-@_styled
+def map_axes(axis, first, second, f, g, points, labels, classes: Sequence[str], boundaries: Sequence[tuple]) -> float:
+    """Draws where f and g decide alike (grey: differently), `boundaries` (values, colour, line style, name) as their
+    zero lines, and the points; returns the share of the plane with the same decision.
+    """
+    region = np.where(np.sign(f) != np.sign(g), 1, np.where(f > 0, 2, 0))
+    colours = ListedColormap(["#fbe3d3", "#8c8c8c", "#d3e6f3"])
+    axis.pcolormesh(first, second, region, cmap=colours, vmin=0, vmax=2, shading="nearest", rasterized=True)
+    for values, colour, style, name in boundaries:
+        if values.min() < 0 < values.max():
+            axis.contour(first, second, values, [0], colors=colour, linestyles=style, linewidths=1.6)
+        axis.plot([], [], color=colour, ls=style, label=name)
+    shown = np.random.default_rng(0).permutation(len(points))[:1500]
+    for value, name, colour in ((1, classes[0], PLUS), (-1, classes[1], MINUS)):
+        chosen = shown[labels[shown] == value]
+        axis.scatter(points[chosen, 0], points[chosen, 1], s=5, color=colour, alpha=0.7, lw=0, label=name)
+    axis.set_aspect("equal")
+    return float(np.mean(region != 1))
+
+
+@styled
 def accuracy_against_size(arrays: Arrays, size: float, f_accuracy: float) -> Figure:
     """Accuracy of g against perturbation size. Uses `curve_size`, `curve_accuracy`, and `curve_expected` if known."""
-    fig = _figure(4.8, 3.6)
+    fig = figure(4.8, 3.6)
     axis = fig.add_subplot()
     axis.axhline(f_accuracy, color=F_COLOUR, lw=1, label="first network, f")
     axis.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")

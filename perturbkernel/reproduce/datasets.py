@@ -1,0 +1,76 @@
+"""The data of an experiment, drawn from a description that JSON holds, so that any process draws the same."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from perturbkernel import data as datasets
+from perturbkernel.reproduce.specification import Setting
+
+FRESH = 1000  # new synthetic points on which agreement is counted
+
+
+class Drawn(NamedTuple):
+    """Training data, fresh inputs for the agreement, and a key for everything else that is random."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, " n"]
+    fresh: Float[Array, "k d"]
+    key: PRNGKeyArray
+
+
+def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> dict[str, Any]:
+    """What `draw` needs. `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or None: mnist5k."""
+    if not setting.is_image:
+        return {"name": setting.data, "n": setting.n, "d": setting.d, "seed": seed}
+    folder = sources.get(setting.data)
+    if folder is None:
+        # 1 against 2 whatever the panel: only digits come with the installation.
+        return {"name": "mnist5k", "classes": [1, 2], "n": setting.n, "seed": seed}
+    return {"name": setting.data, "classes": list(setting.classes or ()), "n": setting.n, "seed": seed, "path": folder}
+
+
+def draw(config: dict[str, Any]) -> Drawn:
+    """The data set that the description names; images: `n` of the training images at most, fresh = the test images."""
+    key_data, key_fresh, key = jax.random.split(jax.random.key(config["seed"]), 3)
+    name, n = config["name"], config["n"]
+    if name in ("gaussian", "shifted_gaussian"):
+        make = getattr(datasets, name)
+        train = make(n, config["d"], key=key_data)
+        return Drawn(train.inputs, train.targets, make(FRESH, config["d"], key=key_fresh).inputs, key)
+    classes = tuple(config["classes"])
+    if name == "mnist5k":
+        train, test = datasets.mnist5k(classes=classes).split(test=0.2, key=key_data)
+    else:
+        train, test = (
+            getattr(datasets, name)(config["path"], classes=classes, split=split) for split in ("train", "test")
+        )
+    if n < train.n:
+        train = train.subset(n, key=key_fresh)
+    return Drawn(train.inputs, train.targets, test.inputs, key)
+
+
+def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> float:
+    """sqrt(published n / n) for images with fewer points than published: the factor that keeps signal against offset
+    of scenario (b) as published; 1 otherwise.
+    """
+    if not setting.is_image:
+        return 1.0
+    n = int(draw(config).x.shape[0])
+    return float(np.round(np.sqrt(published_n / n), 4)) if n < published_n else 1.0
+
+
+def targets(n: int, draws: dict[str, int], key: PRNGKeyArray) -> dict[str, Float[Array, "n s"]]:
+    """So many draws of target labels by each rule, as columns."""
+    from perturbkernel.learning import draw_targets
+
+    keys = dict(zip(draws, jax.random.split(key, len(draws)), strict=True))
+    return {
+        rule: jnp.stack([draw_targets(rule, n, key=k) for k in jax.random.split(keys[rule], count)], axis=1)
+        if count
+        else jnp.zeros((n, 0))
+        for rule, count in draws.items()
+    }

@@ -1,0 +1,159 @@
+"""One cell of the reproduction in the kernel limit: everything that the panels ask of one data set and one kernel.
+
+Identity loss: f(z; T) = f0(z) + T f_hat(z), so every learning rate and step count is a time, and `second_networks`
+evaluates every size, time and target draw from one pass. Results come twice: from zero initial functions, where no time
+matters, and with random ones, where the sign of the second network follows in closed form (theory: 12.1),
+
+    P(sgn g(z) = s) = N_c(s T_g g_hat(z) / sqrt(Sigma(z, z))),
+
+given the first network's initial function f0, which is in the perturbations too and is drawn. Logistic loss: zero
+initial functions; each training is integrated once, for all its times.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from scipy.special import ndtr
+
+from perturbkernel.dynamics import HeavyBall
+from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.reproduce.datasets import Drawn, draw, targets
+from perturbkernel.reproduce.sweep import Combination, second_networks
+from perturbkernel.two_layer import TwoLayerNetwork
+
+RULES = ("coin_flip", "balanced")
+# Untrained networks whose outputs and gradients stand for a draw of the initial function: their covariance is exact at
+# any width, and they are Gaussian up to 1/width.
+_WIDTH = 2048
+
+
+class Request(NamedTuple):
+    """One experiment on the cell's data: which perturbations, and how long either network trains."""
+
+    scenario: str
+    size: float
+    learning_rate_f: float
+    steps_f: int
+    learning_rate_g: float
+    steps_g: int
+
+    @property
+    def time_f(self) -> float:
+        return HeavyBall(self.learning_rate_f, self.steps_f).effective_time
+
+    @property
+    def time_g(self) -> float:
+        return HeavyBall(self.learning_rate_g, self.steps_g).effective_time
+
+
+def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The cell that `config` describes: data, slope, loss, requests (rows as in `Request`), draws of targets.
+
+    Returns arrays with a leading axis of requests: "standard_zero", "perturbation_zero_<rule>" (r, draws) and
+    "agreement_zero_<rule>" from zero initial functions; for the identity loss "standard", "perturbation_<rule>",
+    "agreement_<rule>", with initial functions, averaged over their draws; "cosine", "cosine_zero" with the theory's
+    direction; for the logistic loss "unstable_f": whether the rate is beyond the stable one.
+    """
+    drawn = draw(config["data"])
+    kernel = TwoLayerNTK(config["slope"], train_bias=True)
+    requests = [Request(*row) for row in config["requests"]]
+    draws = dict(zip(RULES, config["draws"], strict=True))
+    labels = targets(len(drawn.y), draws, jax.random.fold_in(drawn.key, 1))
+    if config["loss"] == "identity":
+        return _identity(kernel, drawn, requests, labels, config["initial_draws"])
+    from perturbkernel.reproduce.limit_logistic import logistic
+
+    return logistic(kernel, drawn, requests, labels, config["dynamics"])
+
+
+def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`learning.accuracy` in NumPy: a cell has shapes of its own, for which JAX would compile every small operation."""
+    return (1 + np.sign(outputs) * labels).mean(-1) / 2
+
+
+def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, Array], initial_draws: int):
+    x, n, d = drawn.x, *drawn.x.shape
+    y = np.asarray(drawn.y)
+    z = jnp.concatenate([x, drawn.fresh])
+    f_hat = np.asarray(kernel.matvec(z, x, y / n))
+    gradient = np.asarray(kernel.input_gradient(x, x, y / n))
+    direction = np.asarray(kernel.phi_matmul(x, x, (y / n)[:, None] * np.asarray(x)))
+    deviation = np.sqrt((1 + kernel.slope**2) / 2 * (1 + np.sum(np.square(z), axis=1) / d))  # of f0(z)
+    initial = []
+    for key in jax.random.split(jax.random.fold_in(drawn.key, 2), initial_draws):
+        net = TwoLayerNetwork.init(d, _WIDTH, kernel.slope, True, key=key)
+        initial.append((np.asarray(net(z)), np.asarray(net.input_gradient(x))))
+
+    # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no time matters ...
+    plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
+    zero, one = np.zeros(n), np.ones(n)
+    length = np.linalg.norm(gradient, axis=1)
+
+    def combination(scenario: str, size: float, along: np.ndarray, start: dict[int, np.ndarray]) -> Combination:
+        starts = [size * start.get(k, zero) for k in range(initial_draws)]
+        return Combination(
+            np.stack([one * (scenario == "b"), zero, *[zero] * initial_draws]), np.stack([zero, size * along, *starts])
+        )
+
+    combinations = [combination(scenario, size, _inverse(length), {}) for scenario, size in plain]
+    # ... and with an initial function directions change with the first network's time.
+    timed = list(dict.fromkeys((r.scenario, r.size, r.time_f) for r in requests))
+    for number, (_, start) in enumerate(initial):
+        for scenario, size, time in timed:
+            unit = _inverse(np.linalg.norm(start + time * gradient, axis=1))
+            combinations.append(combination(scenario, size, time * unit, {number: unit}))
+
+    columns = np.concatenate([labels[rule] for rule in RULES], axis=1)
+    g_hat = second_networks(kernel, z, [x, gradient, *[start for _, start in initial]], combinations, columns)
+    g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
+    from_zero = {
+        key: (_accuracy(g[:, :n], y), _accuracy(g[:, n:], np.sign(f_hat[n:])))
+        for key, g in zip(plain, g_hat[: len(plain)], strict=True)
+    }
+    random = g_hat[len(plain) :].reshape(initial_draws, len(timed), *g_hat.shape[1:])
+
+    result: dict[str, list] = {name: [] for name in ("standard_zero", "standard", "cosine_zero", "cosine")}
+    result |= {
+        f"{name}{kind}_{rule}": []
+        for name in ("perturbation", "agreement")
+        for kind in ("_zero", "")
+        for rule in RULES
+    }
+
+    def add(name: str, values: np.ndarray) -> None:
+        for rule, part in zip(RULES, np.split(values, [labels[RULES[0]].shape[1]]), strict=True):
+            result[f"{name}_{rule}"].append(part)
+
+    standard_zero, along = _accuracy(f_hat[:n], y), _mean_cosine(gradient, direction, 0.0)
+    for r in requests:
+        result["standard_zero"].append(standard_zero)
+        result["standard"].append(ndtr(y * r.time_f * f_hat[:n] / deviation[:n]).mean())
+        result["cosine_zero"].append(along)
+        result["cosine"].append(_mean_cosine(r.time_f * gradient, direction, (1 + kernel.slope**2) / 2))
+        for name, values in zip(("perturbation", "agreement"), from_zero[r.scenario, r.size], strict=True):
+            add(f"{name}_zero", values)
+        right, same = [], []
+        for (start, _), g in zip(initial, random[:, timed.index((r.scenario, r.size, r.time_f))], strict=True):
+            margin = r.time_g * g / deviation
+            f_sign = np.sign(start[n:] + r.time_f * f_hat[n:])
+            right.append(ndtr(y * margin[:, :n]).mean(1))
+            same.append(ndtr(f_sign * margin[:, n:]).mean(1))
+        add("perturbation", np.mean(right, axis=0))
+        add("agreement", np.mean(same, axis=0))
+    return {name: np.asarray(values) for name, values in result.items()}
+
+
+def _inverse(length: np.ndarray) -> np.ndarray:
+    return 1 / np.where(length > 0, length, np.inf)
+
+
+def _mean_cosine(gradient: np.ndarray, direction: np.ndarray, initial_square: float) -> float:
+    """The mean over points of |<v, g>| / (|v| sqrt(|g|^2 + E|grad f0|^2)), g = T grad f_hat: with an initial function the
+    expected cosine to leading order in 1/sqrt(d) (theory: 12.2).
+    """
+    inner = np.abs(np.sum(gradient * direction, axis=1))
+    length = np.sqrt(np.sum(gradient**2, axis=1) + initial_square) * np.linalg.norm(direction, axis=1)
+    return float(np.mean(inner * _inverse(length)))

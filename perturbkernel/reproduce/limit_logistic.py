@@ -1,0 +1,74 @@
+"""The logistic loss in the kernel limit: one integration gives all times of a training, for both networks."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from perturbkernel.dynamics import HeavyBall
+from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.learning import accuracy
+from perturbkernel.logistic import heavy_ball_path, largest_eigenvalue, logistic_path
+from perturbkernel.perturbations import cosine, normalise
+from perturbkernel.reproduce.datasets import Drawn
+
+# Accuracies are counted to 0.01: outputs right to a thousandth of their size are enough.
+_TOLERANCE = 1e-3
+MOMENTUM = HeavyBall(1.0, 1).momentum
+
+
+def _coefficients(
+    kernel: TwoLayerNTK, x: Array, y: Array, schedules: Sequence[tuple[float, int]], dynamics: str
+) -> tuple[Float[Array, "n k"], np.ndarray]:
+    """Dual coefficients after each (learning rate, steps), from zero, and whether each rate is beyond the stable one."""
+    gram = kernel.ntk(x)
+    f0 = jnp.zeros_like(y)
+    if dynamics == "flow":
+        times = np.array([HeavyBall(rate, steps).effective_time for rate, steps in schedules])
+        order = np.argsort(times)
+        alpha = logistic_path(gram, y, f0, times[order], rtol=_TOLERANCE)[np.argsort(order)]
+    else:
+        alpha = jnp.stack([heavy_ball_path(gram, y, f0, HeavyBall(rate, steps)) for rate, steps in schedules])
+    stable = 8 * (1 + MOMENTUM) * len(y) / float(largest_eigenvalue(gram))
+    return alpha.T, np.array([rate > stable for rate, _ in schedules])
+
+
+def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, Array], dynamics: str):
+    """The result of a cell whose loss is logistic; see `limit_cell`."""
+    x, y, n = drawn.x, drawn.y, len(drawn.y)
+    z = jnp.concatenate([x, drawn.fresh])
+    schedules_f = list(dict.fromkeys((r.learning_rate_f, r.steps_f) for r in requests))
+    coef_f, unstable = _coefficients(kernel, x, y, schedules_f, dynamics)
+    outputs_f = kernel.matvec(z, x, coef_f)
+    direction = kernel.phi_matmul(x, x, (y / n)[:, None] * x)
+    first, second = {}, {}
+    for k, schedule in enumerate(schedules_f):
+        gradient = kernel.input_gradient(x, x, coef_f[:, k])
+        along = float(jnp.nanmean(jnp.abs(cosine(gradient, direction))))
+        first[schedule] = float(accuracy(outputs_f[:n, k], y)), along, bool(unstable[k])
+        mine = [r for r in requests if (r.learning_rate_f, r.steps_f) == schedule]
+        schedules_g = list(dict.fromkeys((r.learning_rate_g, r.steps_g) for r in mine))
+        f_sign = jnp.sign(outputs_f[n:, k])
+        for scenario, size in dict.fromkeys((r.scenario, r.size) for r in mine):
+            delta = size * normalise(gradient, "l2")
+            for rule, columns in labels.items():
+                for target in columns.T:
+                    r = x * (scenario == "b") + target[:, None] * delta
+                    coef_g, _ = _coefficients(kernel, r, target, schedules_g, dynamics)
+                    outputs_g = kernel.matvec(z, r, coef_g)
+                    for j, schedule_g in enumerate(schedules_g):
+                        pair = float(accuracy(outputs_g[:n, j], y)), float(accuracy(outputs_g[n:, j], f_sign))
+                        second.setdefault((scenario, size, schedule, schedule_g, rule), []).append(pair)
+    result: dict[str, list] = {name: [] for name in ("standard_zero", "cosine_zero", "unstable_f")}
+    result |= {f"{name}_zero_{rule}": [] for name in ("perturbation", "agreement") for rule in labels}
+    for r in requests:
+        schedule, schedule_g = (r.learning_rate_f, r.steps_f), (r.learning_rate_g, r.steps_g)
+        for name, value in zip(("standard_zero", "cosine_zero", "unstable_f"), first[schedule], strict=True):
+            result[name].append(value)
+        for rule in labels:
+            pairs = np.array(second.get((r.scenario, r.size, schedule, schedule_g, rule), [])).reshape(-1, 2)
+            result[f"perturbation_zero_{rule}"].append(pairs[:, 0])
+            result[f"agreement_zero_{rule}"].append(pairs[:, 1])
+    return {name: np.asarray(values) for name, values in result.items()}

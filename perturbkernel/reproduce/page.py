@@ -1,0 +1,201 @@
+"""A reproduction's figures and its page, from finished cells."""
+
+import html
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from perturbkernel import plots
+from perturbkernel import report as reports
+from perturbkernel.files import write_whole
+from perturbkernel.reproduce import assemble, plan, store, width
+from perturbkernel.reproduce.assemble import Curve
+from perturbkernel.reproduce.figures import describe, map_figure, panel_figure
+from perturbkernel.reproduce.plan import Options
+from perturbkernel.reproduce.specification import Panel, Setting, decision_map, panel
+
+_RECORD = "reproduction.json"
+
+
+class Reproduction:
+    """Finished results in a folder: numbers, figures and page, with nothing computed again.
+
+    Attributes:
+        folder: where the cells are.
+        options: what was asked for.
+    """
+
+    def __init__(self, folder: str | os.PathLike, options: Options):
+        self.folder, self.options = Path(folder), options
+
+    @cached_property
+    def cells(self) -> list[plan.Cell]:
+        return plan.cells(self.options)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Panels, maps and studies, by identifier."""
+        return (*(p.id for p in self.options.panels), *(m.id for m in self.options.maps), *self.options.studies)
+
+    def curves(self, panel_id: str) -> dict[str, dict[str, Curve]]:
+        """The numbers of a panel: quantity -> curve -> {"mean", "low", "high"}; see `assemble.panel_curves`."""
+        return assemble.panel_curves(self.panel(panel_id), self.options, self.folder)
+
+    def panel(self, panel_id: str) -> Panel:
+        """What the panel asks: values, settings, published values."""
+        return panel(panel_id, self.options.scale)
+
+    def map(self, map_id: str) -> dict[str, dict[str, np.ndarray]]:
+        """Mode -> arrays of a decision map; see `maps.map_limit_cell`."""
+        m = decision_map(map_id, self.options.scale)
+        return {
+            mode: store.load(self.folder, plan.map_cell(m, mode, self.options)) for mode in self.options.modes
+        }
+
+    def study(self, name: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+        """Configuration and arrays of every cell of a study."""
+        found = plan.study_cells(name, self.options)
+        return [(cell["config"], store.load(self.folder, cell)) for cell in found]
+
+    def figure(self, name: str) -> Figure:
+        """The figure of a panel, map or study."""
+        if name in plan.STUDIES:
+            return width.draw(self.study(name))
+        if name.startswith("map/"):
+            m = decision_map(name, self.options.scale)
+            return map_figure(m, self.map(name), self._note(m.setting))
+        p = self.panel(name)
+        notes = [self._note(p.settings[0])]
+        if rates := assemble.unstable_rates(p, self.options, self.folder):
+            said = ", ".join(f"{rate:g}" for rate in rates)
+            notes.append(f"rates {said} of the first network are beyond the stable ones in the limit of gradient descent")
+        return panel_figure(p, self.curves(name), "; ".join(note for note in notes if note))
+
+    def _note(self, setting: Setting) -> str:
+        """Where the images are not those of the paper."""
+        if not setting.is_image:
+            return ""
+        data = plan.data_config(setting, 0, self.options.sources)
+        n = len(plan.draw(data).y)
+        which = "on the digits 1 and 2 of mnist5k" if data["name"] == "mnist5k" else "on the IDX files"
+        published = plan.published_n(setting)
+        return f"{which}, n = {n:,}" + (f" (published: {setting.data}, n = {published:,})" if n < published else "")
+
+    def seconds(self) -> float:
+        """What all cells took to compute, added up."""
+        return sum(store.seconds(self.folder, cell) for cell in self.cells)
+
+    def summary(self) -> dict[str, Any]:
+        """Every number of every panel, with its distance from the published values, as JSON holds it."""
+        panels = {}
+        for p in self.options.panels:
+            curves = self.curves(p.id)
+            panels[p.id] = {
+                "varies": p.varies,
+                "values": list(p.values),
+                "published_values": list(p.published_values),
+                "published": {name: list(row) for name, row in p.published.items()},
+                "curves": curves,
+                "distance": {
+                    quantity: {name: assemble.distance(curve, p, quantity) for name, curve in named.items()}
+                    for quantity, named in curves.items()
+                },
+            }
+        studies = {name: width.summarise(self.study(name)) for name in self.options.studies}
+        return {"panels": panels, "studies": studies}
+
+    def save(self) -> Path:
+        """Draws every figure and writes `index.html`, `summary.json` and the record of what the folder holds."""
+        figures = self.folder / "figures"
+        figures.mkdir(parents=True, exist_ok=True)
+        for name in self.names:
+            drawn = self.figure(name)
+            for kind in ("svg", "png"):
+                picture = plots.render(drawn, kind)
+                write_whole(figures / f"{file_name(name)}.{kind}", lambda file, picture=picture: file.write(picture))
+        summary = self.summary()
+        for name, text in (
+            ("summary.json", json.dumps(summary, indent=1)),
+            ("index.html", self._page(summary)),
+            (_RECORD, json.dumps({"options": asdict(self.options), "environment": reports.environment()}, indent=1)),
+        ):
+            write_whole(self.folder / name, lambda file, text=text: file.write(text.encode() + b"\n"))
+        return self.folder / "index.html"
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """(panel, quantity, mean distance of each curve from the published values) as text."""
+        rows = []
+        for p in self.options.panels:
+            for quantity, curves in self.curves(p.id).items():
+                gaps = {name: assemble.distance(curve, p, quantity) for name, curve in curves.items()}
+                shown = [f"{name} {gap['mean']:.3f}" for name, gap in gaps.items() if gap is not None and " " not in name]
+                rows.append((p.id, quantity, ", ".join(shown) or "no published values here"))
+        return rows
+
+    def _page(self, summary: dict[str, Any]) -> str:
+        e = html.escape
+        parts = []
+        for name in self.names:
+            stem = file_name(name)
+            words = describe(self.panel(name)) if name in summary["panels"] else ""
+            rows = "".join(_row(name, q, named) for q, named in summary["panels"].get(name, {}).get("distance", {}).items())
+            table = f"<table>{rows}</table>" if rows else ""
+            parts.append(
+                f'<figure id="{e(stem)}"><a href="figures/{e(stem)}.svg"><img alt="{e(name)}" '
+                f'src="figures/{e(stem)}.png"></a><figcaption>{e(words)}</figcaption>{table}</figure>'
+            )
+        links = " · ".join(f'<a href="#{e(file_name(name))}">{e(name)}</a>' for name in self.names)
+        asked = ", ".join(f"{k}: {v}" for k, v in asdict(self.options).items() if k != "names" and v is not None)
+        return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>perturbkernel: the paper reproduced</title><style>{reports.CSS}</style></head><body>
+<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
+<p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error about 0.01). Blue: the
+kernel limit in closed form; the band is the middle 80 % over draws of data and of target labels. Orange: networks of
+finite width trained by the published recipe, at the best of the published learning rates for each point and quantity, as
+published; the band is over seeds. The table under a figure is the mean distance from the published values.</p>
+<p>{e(asked)}</p><p>{links}</p>
+{"".join(parts)}
+</body></html>"""
+
+
+def _row(name: str, quantity: str, named: dict[str, Any]) -> str:
+    cells = [f"{n}: {gap['mean']:.3f}" for n, gap in named.items() if gap is not None]
+    text = "; ".join(cells)
+    return f"<tr><td>{html.escape(quantity)}</td><td>{html.escape(text)}</td></tr>" if cells else ""
+
+
+def file_name(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def load(folder: str | os.PathLike) -> Reproduction:
+    """The reproduction that a folder holds. Raises FileNotFoundError if it holds none that was finished."""
+    try:
+        content = json.loads((Path(folder) / _RECORD).read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no finished reproduction (no {_RECORD})") from None
+    options = content["options"]
+    return Reproduction(folder, Options(**(options | {"names": tuple(options["names"])})))
+
+
+def together(folder: str | os.PathLike, options: Options) -> Options:
+    """The options with the names that the folder holds already, if everything else about them is the same."""
+    try:
+        before = load(folder).options
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return options
+    if replace(before, names=options.names) != options:
+        return options
+    return replace(options, names=_ordered((*before.names, *options.names)))
+
+
+def _ordered(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))

@@ -1,0 +1,209 @@
+"""Which cells a reproduction needs, and where in them the numbers of each panel are.
+
+A cell is one piece of work: a function's name and a configuration that JSON holds. In the kernel limit a cell is a data
+set with a kernel and a loss, and answers every panel of the paper that asks something of it; at finite width it is one
+point of a panel with one seed, and panels that share a point share its cell.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from perturbkernel.checks import check_choice, check_count
+from perturbkernel.reproduce import width
+from perturbkernel.reproduce.datasets import data_config, draw, size_factor
+from perturbkernel.reproduce.limit import Request
+from perturbkernel.reproduce.specification import (
+    SCALES,
+    Map,
+    Panel,
+    Setting,
+    as_config,
+    decision_map,
+    map_ids,
+    panel,
+    panel_ids,
+    select,
+)
+
+MODES = ("limit", "network", "both")
+STUDIES = ("theory-vs-width",)
+# Draws of target labels by coin flips and balanced ones, and of initial functions.
+_IDENTITY_DRAWS = (16, 16)
+_LOGISTIC_DRAWS = {"small": (4, 4), "paper": (1, 0)}
+_INITIAL_DRAWS = {"small": 4, "paper": 1}
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reproduction was asked for; see `reproduce`."""
+
+    names: tuple[str, ...]
+    mode: str = "both"
+    scale: str = "small"
+    seeds: int = 2
+    targets: str = "coin_flip"
+    dynamics: str = "flow"
+    mnist: str | None = None
+    fashion_mnist: str | None = None
+
+    def __post_init__(self):
+        check_choice(self.mode, "mode", MODES)
+        check_choice(self.scale, "scale", SCALES)
+        check_count(self.seeds, "seeds")
+        check_choice(self.targets, "targets", ("coin_flip", "balanced"))
+        check_choice(self.dynamics, "dynamics", ("flow", "heavy_ball"))
+        select(name for name in self.names if name not in STUDIES)
+
+    @property
+    def sources(self) -> dict[str, str | None]:
+        return {"mnist": self.mnist, "fashion_mnist": self.fashion_mnist}
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return ("limit", "network") if self.mode == "both" else (self.mode,)
+
+    @property
+    def panels(self) -> tuple[Panel, ...]:
+        return tuple(panel(i, self.scale) for i in select(n for n in self.names if n not in STUDIES)[0])
+
+    @property
+    def maps(self) -> tuple[Map, ...]:
+        return tuple(decision_map(i, self.scale) for i in select(n for n in self.names if n not in STUDIES)[1])
+
+    @property
+    def studies(self) -> tuple[str, ...]:
+        return tuple(name for name in STUDIES if name in self.names)
+
+
+def everything() -> tuple[str, ...]:
+    return (*panel_ids(), *map_ids(), *STUDIES)
+
+
+def factors(setting: Setting, options: Options) -> tuple[float, ...]:
+    """What sizes are multiplied by: 1, and for images with fewer points than published sqrt(published n / n) too."""
+    published = published_n(setting)
+    extra = size_factor(setting, data_config(setting, 0, options.sources), published)
+    return (1.0,) if extra == 1.0 else (1.0, extra)
+
+
+@functools.cache
+def _published_panels() -> tuple[Panel, ...]:
+    return tuple(panel(i, "paper") for i in panel_ids())
+
+
+def published_n(setting: Setting) -> int:
+    return max(s.n for p in _published_panels() for s in p.settings if s.data == setting.data)
+
+
+def scaled(size: float, factor: float) -> float:
+    return float(f"{size * factor:.6g}")
+
+
+# Kernel limit: (data, slope, loss) -> one cell a seed.
+
+
+def _rows(setting: Setting, factor: float) -> list[Request]:
+    """The grid of learning rates, f's varying slowest."""
+    return [
+        Request(setting.scenario, scaled(setting.size, factor), f, setting.steps_f, g, setting.steps_g)
+        for f in setting.learning_rates_f
+        for g in setting.learning_rates_g
+    ]
+
+
+def _limit_key(setting: Setting, options: Options) -> str:
+    data = data_config(setting, 0, options.sources)
+    return json.dumps([data, setting.slope, setting.loss], sort_keys=True)
+
+
+@functools.cache
+def _limit_requests(scale: str, mnist: str | None, fashion_mnist: str | None) -> dict[str, tuple[Request, ...]]:
+    """Of each limit cell, everything that any panel asks of it, whichever panels are wanted now: a cell that one
+    panel computed then serves the others.
+    """
+    options = Options((), "limit", scale, mnist=mnist, fashion_mnist=fashion_mnist)
+    wanted: dict[str, dict[Request, None]] = {}
+    for panel_id in panel_ids():
+        for setting in panel(panel_id, scale).settings:
+            rows = wanted.setdefault(_limit_key(setting, options), {})
+            for factor in factors(setting, options):
+                rows.update(dict.fromkeys(_rows(setting, factor)))
+    return {key: tuple(sorted(rows)) for key, rows in wanted.items()}
+
+
+def limit_cell(setting: Setting, seed: int, options: Options) -> Cell:
+    requests = _limit_requests(options.scale, options.mnist, options.fashion_mnist)[_limit_key(setting, options)]
+    logistic = setting.loss == "logistic"
+    config = {
+        "data": data_config(setting, seed, options.sources),
+        "slope": setting.slope,
+        "loss": setting.loss,
+        "requests": [list(request) for request in requests],
+        "draws": list(_LOGISTIC_DRAWS[options.scale] if logistic else _IDENTITY_DRAWS),
+    }
+    # The identity loss is the same under either dynamics: heavy ball is the flow at its effective time.
+    config |= {"dynamics": options.dynamics} if logistic else {"initial_draws": _INITIAL_DRAWS[options.scale]}
+    return {"function": "limit", "config": config}
+
+
+def limit_rows(cell: Cell, setting: Setting, factor: float) -> list[int]:
+    """Where in the cell the grid of a setting is, f's rates varying slowest."""
+    requests = [tuple(row) for row in cell["config"]["requests"]]
+    return [requests.index(tuple(row)) for row in _rows(setting, factor)]
+
+
+# Finite width: one cell a point of a panel and seed; what varies within a training stays in the cell.
+
+_INNER = ("size", "steps_f", "steps_g")
+
+
+def network_cell(p: Panel, setting: Setting, seed: int, options: Options) -> Cell:
+    inner = p.settings if p.varies in _INNER else (setting,)
+    sizes = dict.fromkeys(scaled(s.size, f) for f in factors(setting, options) for s in inner)
+    config = {
+        "data": data_config(setting, seed, options.sources),
+        **{name: getattr(setting, name) for name in ("scenario", "width", "slope", "loss")},
+        "targets": options.targets,
+        "learning_rates_f": list(setting.learning_rates_f),
+        "learning_rates_g": list(setting.learning_rates_g),
+        "steps_f": list(dict.fromkeys(s.steps_f for s in inner)),
+        "steps_g": list(dict.fromkeys(s.steps_g for s in inner)),
+        "sizes": [] if p.quantity == "cosine" else list(sizes),
+    }
+    return {"function": "network", "config": config}
+
+
+def map_cell(m: Map, mode: str, options: Options) -> Cell:
+    config = {
+        "data": data_config(m.setting, 0, options.sources),
+        "setting": as_config(m.setting),
+        "limits": list(m.limits),
+        "grid": m.grid,
+        "targets": options.targets,
+    }
+    return {"function": f"map_{mode}", "config": config}
+
+
+def study_cells(name: str, options: Options) -> list[Cell]:
+    return [{"function": name, "config": config} for config in width.cells(options.scale, 10 * options.seeds)]
+
+
+def cells(options: Options) -> list[Cell]:
+    """Every cell of the reproduction, each once; cells of one shape stand together, so that they compile once."""
+    found: list[Cell] = []
+    for p in options.panels:
+        for setting in p.settings:
+            for seed in range(options.seeds):
+                if "limit" in options.modes:
+                    found.append(limit_cell(setting, seed, options))
+                if "network" in options.modes:
+                    found.append(network_cell(p, setting, seed, options))
+    for m in options.maps:
+        found += [map_cell(m, mode, options) for mode in options.modes]
+    for name in options.studies:
+        found += study_cells(name, options)
+    return list({json.dumps(cell, sort_keys=True): cell for cell in found}.values())

@@ -83,13 +83,19 @@ class TwoLayerNetwork(eqx.Module):
     def _inputs(self, value, name: str) -> Array:
         return as_inputs(value, name, like=(self.weight.shape[-1],), flat=True)
 
-    def _preactivations(self, z: Array) -> Array:
-        """(width, m): in this layout the forward and the backward product of training need no transposed copy."""
-        return jnp.matmul(self.weight, z.T, precision=EXACT) + self.bias[..., None]
+    def _preactivations(self, z: Array, scale: Array | None = None) -> Array:
+        """(width, m), at the rows of z multiplied by `scale` (m,).
+
+        In this layout the forward and the backward product of training need no transposed copy.
+        """
+        u = jnp.matmul(self.weight, z.T, precision=EXACT)
+        return (u if scale is None else scale * u) + self.bias[..., None]
 
     @jax.jit
-    def _outputs(self, z: Array) -> Array:
-        u = self._preactivations(z)
+    def _outputs(self, z: Array, scale: Array | None = None) -> Array:
+        return self._readout(self._preactivations(z, scale))
+
+    def _readout(self, u: Array) -> Array:
         return jnp.einsum("...i,...im->...m", self.readout, jnp.where(u > 0, u, self.slope * u), precision=EXACT)
 
     @jax.jit
@@ -153,3 +159,19 @@ class Centred(eqx.Module):
 
     def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
         return self.network.input_gradient(z) - self.initial.input_gradient(z)
+
+
+class Mean(eqx.Module):
+    """The mean of the functions of an ensemble, and of their gradients.
+
+    Attributes:
+        networks: k networks as one pytree, or `Centred` ones; networks(z) is (k, m).
+    """
+
+    networks: TwoLayerNetwork | Centred
+
+    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, " m"]:
+        return self.networks(z).mean(0)
+
+    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "m d"]:
+        return self.networks.input_gradient(z).mean(0)

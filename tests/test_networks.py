@@ -16,7 +16,7 @@ import oracle
 import pytest
 
 import perturbkernel as pk
-from perturbkernel import networks
+from perturbkernel import networks, training
 
 # Untyped: the tests hand over NumPy arrays, and wrong arguments on purpose.
 ensemble: Any = networks.ensemble
@@ -330,6 +330,8 @@ def sequences() -> dict[str, np.ndarray]:
         "negative, rises by more": -1.0 * (1 - 3e-4) ** k,
         "negative, falls": -(0.1 * k),
         "noise": rng.normal(size=60),
+        "falls through zero, then flat": np.maximum(1 - 0.1 * k, -2.0),
+        "negative noise": -1 + 0.1 * rng.normal(size=60),
         "positive, falls by less than the threshold": (1 - 5e-5) ** k,
         "not a number": np.where(k < 5, falling, np.nan),
     }
@@ -351,7 +353,15 @@ def test_plateau_rule_is_pytorchs(x64, rule):
         wanted = [torch.step(loss) for loss in losses]
         np.testing.assert_allclose(got, wanted, rtol=1e-12, err_msg=name)
         if rule == Plateau():
-            falls = {"falls, then flat", "flat", "zero", "negative, rises by more", "noise", "not a number"}
+            falls = {
+                "falls, then flat",
+                "flat",
+                "zero",
+                "negative, rises by more",
+                "noise",
+                "not a number",
+                "negative noise",
+            }
             # Losses that fall by 5e-5 each are better than the best of three steps before by 1e-4: the rate stays.
             assert (wanted[-1] < 1) == (name in falls), name
 
@@ -409,6 +419,28 @@ def test_trace():
     assert trace.step_loss.shape == trace.rate_scale.shape == (23,) and (trace.rate_scale == 1).all()
 
 
+def test_records_where_they_are_asked_for():
+    """What is seen on the way is what shorter trainings end with."""
+    x, y, z = problem()
+    calls = []
+    progress = type("Progress", (), {"update": lambda self, k: calls.append(k)})()
+    settings = {"optimizer": paper_optimizer(0.5), "loss": "logistic"}
+    observe = lambda f: (f(z), {"gradient": f.input_gradient(x)})  # noqa: E731
+    asked = {"trace_at": (0, 1, 2, 5, 11), "observe": observe, "progress": progress}
+    _, trace = train(network(), x, y, steps=20, **asked, **settings)
+    assert calls == [1, 1, 3, 6, 9]
+    np.testing.assert_array_equal(trace.step, [0, 1, 2, 5, 11, 20])
+    assert trace.observed[0].shape == (6, M) and trace.observed[1]["gradient"].shape == (6, N, D)
+    for row, steps in enumerate(trace.step):
+        alone, own = train(network(), x, y, steps=int(steps), trace_at=[], **settings)
+        np.testing.assert_array_equal(own.step, [0, steps] if steps else [0])
+        np.testing.assert_allclose(trace.observed[0][row], alone(z), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(trace.observed[1]["gradient"][row], alone.input_gradient(x), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(trace.loss[row], own.loss[-1], rtol=1e-5)
+        np.testing.assert_allclose(trace.step_loss[:steps], own.step_loss, rtol=1e-5)
+    assert train(network(), x, y, steps=3, **settings)[1].observed is None
+
+
 def test_no_steps():
     x, y, _ = problem()
     net, trace = train(network(), x, y, optimizer=optax.sgd(0.1), steps=0)
@@ -428,25 +460,59 @@ def test_divergence_is_reported():
 # --- ensembles ---
 
 
-def test_ensemble_equals_its_members(x64):
+INPUTS = [  # bias trained, minibatches: every pair with the inputs that members share, scale, or have to themselves
+    ("shared", True, True), ("scaled", False, True), ("scaled", True, False), ("own", True, True), ("own", False, False)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("inputs", "train_bias", "batched"), INPUTS)
+def test_ensemble_equals_its_members(x64, inputs, train_bias, batched):
     x, y, z = problem()
-    nets, rates = drawn(3, WIDTH), np.array([0.01, 0.1, 1.0])
-    settings = {"loss": "logistic", "steps": 12, "batch_size": 5, "plateau": Plateau(0.5, 1), "trace_every": 6}
-    trained, trace = ensemble(nets, x, y, learning_rate=rates, momentum=0.8, key=KEY, **settings)
-    np.testing.assert_array_equal(trace.step, [0, 6, 12])
+    rng = np.random.default_rng(1)
+    nets, rates, scale = drawn(3, WIDTH), np.array([0.01, 0.3, 30.0]), rng.normal(size=(3, N))
+    nets = TwoLayerNetwork(nets.weight, nets.bias, nets.readout, 0.2, train_bias)
+    own_x = {"shared": np.stack([x] * 3), "scaled": scale[:, :, None] * x, "own": rng.normal(size=(3, N, D))}[inputs]
+    own_y = np.stack([y] * 3) if inputs == "shared" else rng.choice([-1.0, 1.0], size=(3, N))
+    data = {"shared": (x, y), "scaled": (x, own_y), "own": (own_x, own_y)}[inputs]
+    settings = {"loss": "logistic", "steps": 12, "plateau": Plateau(0.5, 0), "trace_at": (4, 5)}
+    settings |= {"observe": lambda f: {"outputs": f(z), "gradient": f.input_gradient(z)}}
+    settings |= {"batch_size": 5} if batched else {}
+    scales = {"scale": scale} if inputs == "scaled" else {}
+    trained, trace = ensemble(nets, *data, **scales, learning_rate=rates, momentum=0.8, key=KEY, **settings)
+    np.testing.assert_array_equal(trace.step, [0, 4, 5, 12])
     assert trained(z).shape == (3, M) and trained.input_gradient(z).shape == (3, M, D)
     assert trained.empirical_ntk(x, z).shape == (3, N, M) and trained.active(z).shape == (3, M, WIDTH)
+    assert trace.observed["outputs"].shape == (3, 4, M) and trace.loss.shape == (3, 4)
+    close = partial(assert_close, tolerance=1e-9)  # at the largest rate rounding grows
     for i, key in enumerate(jax.random.split(KEY, 3)):
         member = jax.tree.map(lambda a, i=i: a[i], nets)
-        alone, own = train(member, x, y, optimizer=paper_optimizer(rates[i], 0.8), key=key, **settings)
+        alone, own = train(member, own_x[i], own_y[i], optimizer=paper_optimizer(rates[i], 0.8), key=key, **settings)
+        close(trained.weight[i], alone.weight)
+        close(trained.bias[i], alone.bias)
+        close(trained(z)[i], alone(z))
+        close(trained.input_gradient(z)[i], alone.input_gradient(z))
+        close(trained.empirical_ntk(x, z)[i], alone.empirical_ntk(x, z))
+        of_member = jax.tree.map(lambda a, i=i: a if a is trace.step else a[i], trace)
+        for name in ("loss", "accuracy", "movement", "flipped", "step_loss", "rate_scale"):
+            close(getattr(of_member, name), getattr(own, name))
+        jax.tree.map(close, of_member.observed, own.observed)
+    assert len(np.unique(trace.rate_scale)) > 1  # the plateau rule had work to do
+
+
+def test_one_member_diverges():
+    x, y, _ = problem()
+    trace = ensemble(drawn(3, WIDTH), x, y, learning_rate=[0.1, 0.1, 1e38], loss="squared", **ONCE)[1]
+    assert trace.status.startswith("diverged") and np.isfinite(trace.loss[:2]).all()
+
+
+def test_ensemble_with_any_optimizer(x64):
+    x, y, z = problem()
+    nets, optimizer = drawn(2, WIDTH), optax.adam(0.1)
+    settings = {"optimizer": optimizer, "loss": "logistic", **ONCE}
+    trained, _ = ensemble(nets, x, y, **settings)
+    for i in range(2):
+        alone, _ = train(jax.tree.map(lambda a, i=i: a[i], nets), x, y, **settings)
         assert_close(trained(z)[i], alone(z))
-        assert_close(trained.input_gradient(z)[i], alone.input_gradient(z))
-        assert_close(trained.empirical_ntk(x, z)[i], alone.empirical_ntk(x, z))
-        assert_close(trace.step_loss[i], own.step_loss)
-        assert_close(trace.rate_scale[i], own.rate_scale)
-        assert_close(trace.movement[i], own.movement)
-    one_diverges = ensemble(nets, x, y, learning_rate=[0.1, 0.1, 1e308], momentum=0.8, key=KEY, **settings)[1]
-    assert one_diverges.status.startswith("diverged") and np.isfinite(one_diverges.loss[:2]).all()
 
 
 # --- learners ---
@@ -457,7 +523,10 @@ def two_clouds() -> Any:
     return np.random.default_rng(1).normal(size=(40, 10)) + 0.7 * y[:, None], y
 
 
-@pytest.mark.parametrize("options", [{}, {"doubled": True}, {"centred": True, "train_bias": True}], ids=str)
+ENSEMBLES = [{"members": 3}, {"members": 2, "centred": True, "doubled": True}]
+
+
+@pytest.mark.parametrize("options", [{}, {"doubled": True}, {"centred": True, "train_bias": True}, *ENSEMBLES], ids=str)
 def test_learner_in_the_experiment(options):
     x, y = two_clouds()
     learner = NetworkLearner(200, optimizer=paper_optimizer(0.2), steps=60, **options)
@@ -465,7 +534,8 @@ def test_learner_in_the_experiment(options):
     setting = {"size": 1.0, "targets": "balanced", "key": KEY}
     r = learn(learner, (x, y), **setting)
     kind = networks.Centred if options.get("centred") else TwoLayerNetwork
-    assert isinstance(r.f, kind) and isinstance(r.g, kind)
+    f, g = (p.networks if "members" in options else p for p in (r.f, r.g))
+    assert isinstance(f, kind) and isinstance(g, kind)
     gradient = np.asarray(r.f.input_gradient(x))
     wanted = gradient / np.linalg.norm(gradient, axis=1, keepdims=True) * np.asarray(r.perturbation.targets)[:, None]
     np.testing.assert_allclose(r.perturbation.delta, wanted, atol=1e-5)
@@ -475,9 +545,44 @@ def test_learner_in_the_experiment(options):
     # f and g are different networks, and the same key gives the same ones again.
     again = learn(learner, (x, y), **setting)
     np.testing.assert_array_equal(again.g(x), r.g(x))
-    first = r.f.initial if isinstance(r.f, networks.Centred) else r.f
-    second = r.g.initial if isinstance(r.g, networks.Centred) else r.g
+    first, second = (p.initial if isinstance(p, networks.Centred) else p for p in (f, g))
     assert not np.array_equal(first.readout, second.readout)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_ensemble_learner_is_the_mean_of_its_networks(centred):
+    x, y, z = problem()
+    optimizer = paper_optimizer(0.3)
+    settings = {"steps": 8, "batch_size": 5, "loss": "logistic"}
+    f = NetworkLearner(WIDTH, 0.2, True, optimizer=optimizer, members=3, centred=centred, **settings)(x, y, KEY)
+    init_key, batch_key = jax.random.split(KEY)
+    outputs, gradients = [], []
+    for init, batch in zip(jax.random.split(init_key, 3), jax.random.split(batch_key, 3), strict=True):
+        initial = TwoLayerNetwork.init(D, WIDTH, 0.2, True, key=init)
+        net, _ = train(initial, x, y, optimizer=optimizer, key=batch, trace_every=8, **settings)
+        net = net.centred(initial) if centred else net
+        outputs.append(net(z))
+        gradients.append(net.input_gradient(z))
+    assert np.std(outputs, axis=0).min() > 1e-3
+    np.testing.assert_allclose(f(z), np.mean(outputs, axis=0), atol=1e-5)
+    np.testing.assert_allclose(f.input_gradient(z), np.mean(gradients, axis=0), atol=1e-5)
+    assert f(z).shape == (M,) and f.input_gradient(z).shape == (M, D)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_ensemble_learner_beside_a_kernel(first):
+    """Twenty networks of 100 neurons are near the kernel's predictor, in either place."""
+    x, y = two_clouds()
+    limit = pk.KernelLearner(pk.TwoLayerNTK(), dynamics=pk.HeavyBall(0.02, 30))
+    networks_ = NetworkLearner(100, optimizer=paper_optimizer(0.02), steps=30, doubled=True, members=20)
+    setting = {"size": 1.0, "scenario": "b", "targets": "balanced", "key": KEY}
+    learners = (networks_, limit) if first else (limit, networks_)
+    mixed = learn(learners[0], (x, y), learner_g=learners[1], **setting)
+    wanted = learn(limit, (x, y), **setting)
+    assert isinstance(mixed.f if first else mixed.g, networks.Mean)
+    for got, expected in ((mixed.f, wanted.f), (mixed.g, wanted.g)):
+        expected = np.asarray(expected(x))
+        assert np.abs(got(x) - expected).max() < 0.25 * np.abs(expected).max()  # 1000 pairs in all, as below
 
 
 def test_network_as_second_learner_only():
@@ -541,14 +646,17 @@ def test_every_object_survives_flattening_jit_and_pickling():
 
 def test_no_second_compilation(monkeypatch):
     traced = []
-    loss = networks._LOSSES["identity"]
-    monkeypatch.setitem(networks._LOSSES, "identity", lambda f, y: traced.append(0) or loss(f, y))
+    loss = training.LOSSES["identity"]
+    monkeypatch.setitem(training.LOSSES, "identity", lambda f, y: traced.append(0) or loss(f, y))
     x, y, _ = problem(n=N + 1)  # a shape of its own: nothing is compiled yet
     for rate, seed in ((0.1, 0), (0.2, 1)):
         _, trace = train(network(seed=seed), x, y, optimizer=paper_optimizer(rate), steps=20)
         assert len(trace.step) == 21
         counts = len(traced) if rate == 0.1 else counts
     assert 0 < counts == len(traced) <= 4  # the measurement and the steps, each with its shapes
+
+    train(network(), x, y, optimizer=paper_optimizer(0.1), steps=30, trace_at=(1, 2, 5, 12, 29))
+    assert len(traced) == counts  # stretches of 1, 2, 3, 4, 7 and 17 steps
 
     # A state that begins with JAX's weak type, as jnp.asarray(0.0) has, and loses it in the first step.
     def update(updates, state, params=None):
@@ -613,6 +721,16 @@ OPTIONS = {"optimizer": SGD, "steps": 2}
         (lambda: train(network(), X, Y, batch_size=4, **OPTIONS), "key must be given"),
         (lambda: train(network(), X, Y, plateau=True, **OPTIONS), "plateau must be .*Plateau.* got True"),
         (lambda: train(network(), X, Y, trace_every=0, **OPTIONS), "trace_every must be at least 1; got 0"),
+        (
+            lambda: train(network(), X, Y, trace_every=1, trace_at=(1,), **OPTIONS),
+            r"trace_every and trace_at exclude each other; got 1 and \(1,\)",
+        ),
+        (lambda: train(network(), X, Y, trace_at=(2, 1), **OPTIONS), r"trace_at must increase.* got \(2, 1\)"),
+        (lambda: train(network(), X, Y, trace_at=(1, 3), **OPTIONS), r"trace_at must .* last step, 2; got \(1, 3\)"),
+        (lambda: train(network(), X, Y, trace_at=(0.5,), **OPTIONS), "every step of trace_at must be a whole number"),
+        (lambda: train(network(), X, Y, trace_at=(-1,), **OPTIONS), "every step of trace_at must be at least 0"),
+        (lambda: train(network(), X, Y, trace_at=1, **OPTIONS), "trace_at must be a sequence .* got 1"),
+        (lambda: train(network(), X, Y, observe=1, **OPTIONS), "observe must be a function.* got 1"),
         (lambda: train(network(), X, Y, progress=print, **OPTIONS), "progress must have a method update"),
         (lambda: paper_optimizer(-1.0), "learning_rate must be >= 0 and finite; got -1"),
         (lambda: paper_optimizer(1.0, 1.0), "momentum must be < 1; got 1"),
@@ -622,6 +740,22 @@ OPTIONS = {"optimizer": SGD, "steps": 2}
         (lambda: ensemble(network(), X, Y, learning_rate=0.1, steps=2), r"nets must be .*\(k, width, d\); got .*12, 4"),
         (lambda: ensemble(drawn(2, 4), X, Y, learning_rate=[0.1] * 3, steps=2), r"learning_rate must be .*\(2,\)"),
         (lambda: ensemble(drawn(2, 4), X, Y, learning_rate=[0.1, -1], steps=2), "learning_rate must be >= 0"),
+        (lambda: ensemble(drawn(2, 4), X, Y, steps=2), "one of learning_rate and optimizer"),
+        (lambda: ensemble(drawn(2, 4), X, Y, learning_rate=0.1, **OPTIONS), "one of learning_rate and optimizer"),
+        (lambda: ensemble(drawn(2, 4), [X] * 3, Y, **OPTIONS), r"x must have shape .*\(2, n, 4\).* got \(3, 17, 4\)"),
+        (lambda: ensemble(drawn(2, 4), X[:, 1:], Y, **OPTIONS), r"x must have rows of shape \(4,\)"),
+        (lambda: ensemble(drawn(2, 4), X[0], Y, **OPTIONS), r"x must have shape \(n, d\)"),
+        (lambda: ensemble(drawn(2, 4), X, [Y] * 3, **OPTIONS), r"y must have shape .*\(2, 17\).* got \(3, 17\)"),
+        (lambda: ensemble(drawn(2, 4), X, [Y, 2 * Y], **OPTIONS), r"y must be -1 or \+1; found -2, -1, 1, 2"),
+        (lambda: ensemble(drawn(2, 4), X, Y, scale=Y, **OPTIONS), r"scale must have shape \(2, 17\).* got \(17,\)"),
+        (lambda: ensemble(drawn(2, 4), X, Y, scale=[Y, Y * np.nan], **OPTIONS), "scale must be finite"),
+        (lambda: ensemble(drawn(2, 4), [X] * 2, Y, scale=[Y] * 2, **OPTIONS), "scale multiplies shared inputs"),
+        (lambda: ensemble(drawn(2, 4), X, Y, batch_size=18, key=KEY, **OPTIONS), "batch_size must be at most .* 17"),
+        (
+            lambda: ensemble(drawn(2, 4), X, Y, observe=lambda f: f(X).mean(0), **OPTIONS),
+            r"observe must return arrays whose first axis .* 2 networks; got shape \(17,\)",
+        ),
+        (lambda: NetworkLearner(4, members=0, **OPTIONS), "members must be at least 1; got 0"),
         (lambda: NetworkLearner(5, doubled=True, **OPTIONS), "width must be even"),
         (lambda: NetworkLearner(4, slope=-1.0, **OPTIONS), "slope must be"),
         (lambda: NetworkLearner(4, loss="hinge", **OPTIONS), "loss must be one of"),

@@ -321,7 +321,7 @@ def _print(configuration: dict[str, Any], metrics: dict[str, Any]) -> None:
     rows = reports.table(metrics)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(*reports.text_row(row, widths), sep="\n")
     print()
     for sentence in reports.sentences(c, metrics):
         print(sentence)

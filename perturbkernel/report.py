@@ -9,7 +9,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,8 +36,8 @@ class Report:
     arrays: Mapping[str, np.ndarray]
 
 
-def environment() -> dict[str, Any]:
-    """Versions, device and Python, for a result file."""
+def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Versions, those of further `packages` included, device, processor and Python, for a result file."""
 
     def installed(name: str) -> str | None:
         try:
@@ -46,12 +47,24 @@ def environment() -> dict[str, Any]:
 
     return {
         "perturbkernel": __version__,
-        "versions": {name: installed(name) for name in _PACKAGES},
+        "versions": {name: installed(name) for name in (*_PACKAGES, *packages)},
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
     }
+
+
+def _processor() -> str:
+    """The processor's model where the system names one, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def write_whole(folder: str | os.PathLike, marker: str, write: Callable[[Path], None]) -> Path:
@@ -135,14 +148,19 @@ def figures(report: Report) -> dict[str, Callable[[], Figure]]:
     }
 
 
+def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
+    """Writes `name`.svg and `name`.png; returns the PNG, for a page."""
+    (folder / f"{name}.svg").write_bytes(plots.render(figure, "svg"))
+    picture = plots.render(figure, "png")
+    (folder / f"{name}.png").write_bytes(picture)
+    return picture
+
+
 def _draw(report: Report, folder: Path) -> None:
     pictures = {}
     for name, draw in figures(report).items():
         figure = draw()
-        for kind in ("svg", "png"):
-            picture = plots.render(figure, kind)
-            (folder / f"{name}.{kind}").write_bytes(picture)
-        pictures[name] = base64.b64encode(picture).decode()
+        pictures[name] = write_figure(figure, folder, name)
     (folder / "report.html").write_text(_page(report, pictures), encoding="utf-8")
 
 
@@ -206,46 +224,74 @@ def sentences(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> l
 
 
 _CSS = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
 th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
 code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; } details { margin-top: 1.5rem; }
 """
 
 
-def _page(report: Report, pictures: Mapping[str, str]) -> str:
-    e = html.escape
-    c = report.configuration
-
-    def rows(cells, tag="td"):
-        return "<tr>" + "".join(f"<{tag}>{e(str(cell))}</{tag}>" for cell in cells) + "</tr>"
-
-    head, *body = table(report.metrics)
-    numbers = rows(head, "th") + "".join(rows(row) for row in body)
-    settings = "".join(
-        rows((k, json.dumps(v) if not isinstance(v, str) else v)) for k, v in c.items() if k != "command"
-    )
-    machine = "".join(rows((k, v)) for k, v in report.environment.items())
-    shown = "".join(
-        f'<figure><img alt="{e(name.replace("_", " "))}" src="data:image/png;base64,{picture}">'
-        f"<figcaption>{e(_CAPTIONS[name])}</figcaption></figure>"
-        for name, picture in pictures.items()
-    )
-    words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
+def html_page(title: str, body: str, css: str = "") -> str:
+    """A whole document that needs nothing beside it; `title` is text, `body` HTML."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>perturbkernel: {e(c["data"])}</title><style>{_CSS}</style></head><body>
-<h1>Learning from adversarial perturbations: {e(c["data"])}, {e(c["carrier"])}</h1>
+<title>{html.escape(title)}</title><style>{_CSS}{css}</style></head><body>
+{body}
+</body></html>
+"""
+
+
+def html_table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kinds: Iterable[str] = ()) -> str:
+    """Cells of any kind, escaped; `kinds` are classes, one a row."""
+
+    def row(cells, tag="td", kind=""):
+        said = f' class="{kind}"' if kind else ""
+        return f"<tr{said}>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    rows = list(rows)
+    kinds = list(kinds) or [""] * len(rows)
+    body = "".join(row(cells, kind=kind) for cells, kind in zip(rows, kinds, strict=True))
+    return f"<table>{row(head, 'th') if head else ''}{body}</table>"
+
+
+def html_figure(name: str, picture: bytes, caption: str = "") -> str:
+    """A PNG inside the page."""
+    said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    encoded = base64.b64encode(picture).decode()
+    return f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">{said}</figure>'
+
+
+def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """One row of a table on the terminal, as many lines as its longest cell takes when wrapped to `widths`."""
+    wrapped = [textwrap.wrap(cell, max(width, 1)) or [""] for cell, width in zip(cells, widths, strict=True)]
+    padded = [
+        [(cell[i] if i < len(cell) else "").ljust(width) for cell, width in zip(wrapped, widths, strict=True)]
+        for i in range(max(map(len, wrapped)))
+    ]
+    return ["  ".join(line).rstrip() for line in padded]
+
+
+def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
+    e = html.escape
+    c = report.configuration
+    head, *body = table(report.metrics)
+    settings = [(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in c.items() if k != "command"]
+    shown = "".join(
+        html_figure(name.replace("_", " "), picture, _CAPTIONS[name]) for name, picture in pictures.items()
+    )
+    words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
+    return html_page(
+        f"perturbkernel: {c['data']}",
+        f"""<h1>Learning from adversarial perturbations: {e(c["data"])}, {e(c["carrier"])}</h1>
 <p>A wide network f was trained on {c["n_train"]} points, every point was perturbed by {c["size"]:g} ({e(c["norm"])})
 toward a random label, and a second network g was trained on nothing but the result. All of it in closed form.</p>
 <ul>{words}</ul>
-<table>{numbers}</table>
+{html_table(body, head)}
 {shown}
 <h2>What was asked</h2>
 <p><code>{e(c["command"])}</code></p>
-<table>{settings}</table>
-<details><summary>Versions and machine</summary><table>{machine}</table></details>
-</body></html>
-"""
+{html_table(settings)}
+<details><summary>Versions and machine</summary>{html_table(report.environment.items())}</details>""",
+    )

@@ -1,6 +1,5 @@
 """Verdicts on disk: `verify.json`, `verify.npz` with the arrays of its figures, and a self-contained `verify.html`."""
 
-import base64
 import dataclasses
 import html
 import json
@@ -126,42 +125,28 @@ def _panel(axis, v: Verdict) -> None:
 
 
 _CSS = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: left; padding: .25rem 1rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-figure { margin: 1rem 0; } img { max-width: 100%; }
-.fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; }
-.holds { color: #00694c; } code { background: #f4f4f4; padding: .1rem .3rem; }
+.fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; } .holds { color: #00694c; }
 """
 
 
 def _page(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
     e = html.escape
-
-    def cells(values, tag: str = "td", kind: str = "") -> str:
-        return f'<tr class="{kind}">' + "".join(f"<{tag}>{e(str(value))}</{tag}>" for value in values) + "</tr>"
-
     parts = []
     for section, of_section in groupby(verdicts, lambda verdict: verdict.id.partition(".")[0]):
         members = list(of_section)
-        parts.append(f"<h2>{section}. {e(SECTIONS[section])}</h2><table>{cells(HEAD, 'th')}")
-        parts += [cells(row(verdict), kind=verdict.verdict) for verdict in members]
-        parts.append("</table>")
+        parts.append(f"<h2>{section}. {e(SECTIONS[section])}</h2>")
+        parts.append(reports.html_table(map(row, members), HEAD, [verdict.verdict for verdict in members]))
         parts += [f"<p>{e(v.name)} {v.verdict}: {e(v.reason)}.</p>" for v in members if v.reason]
         for number, of_result in groupby(members, lambda verdict: verdict.id):
-            picture = base64.b64encode(plots.render(figure(list(of_result)), "png")).decode()
-            parts.append(f'<figure><img alt="result {e(number)}" src="data:image/png;base64,{picture}"></figure>')
-    settings = "".join(cells(pair) for pair in content["configuration"].items())
-    machine = "".join(cells(pair) for pair in content["environment"].items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>perturbkernel verify</title><style>{_CSS}</style></head><body>
-<h1>The theory, tried on finite networks</h1>
+            picture = plots.render(figure(list(of_result)), "png")
+            parts.append(reports.html_figure(f"result {number}", picture))
+    return reports.html_page(
+        "perturbkernel verify",
+        f"""<h1>The theory, tried on finite networks</h1>
 <p>{e(content["summary"])}.</p><p>{e(EXPLANATION)} In the figures every point is one observation; below the diagonal a
 bound holds.</p>
 {"".join(parts)}
-<h2>What was asked</h2><table>{settings}</table>
-<h2>Versions and machine</h2><table>{machine}</table>
-</body></html>
-"""
+<h2>What was asked</h2>{reports.html_table(content["configuration"].items())}
+<h2>Versions and machine</h2>{reports.html_table(content["environment"].items())}""",
+        _CSS,
+    )

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from perturbkernel.checks import check_count
+from perturbkernel.report import text_row
 from perturbkernel.verify import concentration, facts, gradients, kernels, lazy, matching, randomness
 from perturbkernel.verify.protocol import Check, Sample, Setting, Verdict, judge
 
@@ -169,20 +170,15 @@ def table(verdicts: Sequence[Verdict], width: int = 150) -> str:
     sizes = [max(len(cells[i]) for cells in [HEAD, *rows]) for i in range(len(HEAD))]
     sizes[2] = min(sizes[2], 34)
     sizes[1] = max(30, width - sum(sizes) + sizes[1] - 2 * (len(HEAD) - 1))
-    lines, section = [_line(HEAD, sizes), "-" * (sum(sizes) + 2 * (len(HEAD) - 1))], None
+    lines, section = [*text_row(HEAD, sizes), "-" * (sum(sizes) + 2 * (len(HEAD) - 1))], None
     for cells in rows:
         if (number := cells[0].partition(".")[0]) != section:
             section = number
             lines.append(f"[{section}] {SECTIONS[section]}")
-        wrapped = [textwrap.wrap(cell, size) or [""] for cell, size in zip(cells, sizes, strict=True)]
-        for i in range(max(map(len, wrapped))):
-            lines.append(_line([cell[i] if i < len(cell) else "" for cell in wrapped], sizes))
+        lines += text_row(cells, sizes)
     lines.append("")
     for verdict in verdicts:
         if verdict.reason:
             lines += textwrap.wrap(f"{verdict.name} {verdict.verdict}: {verdict.reason}.", width)
     return "\n".join([*lines, *textwrap.wrap(EXPLANATION, width), "", summary(verdicts)])
 
-
-def _line(cells: Sequence[str], sizes: Sequence[int]) -> str:
-    return "  ".join(cell.ljust(size) for cell, size in zip(cells, sizes, strict=True)).rstrip()

@@ -1,0 +1,221 @@
+"""How the suite measures: interleaved runs, ratios of neighbouring times, and rows that fail in words.
+
+A group of the suite is a `Group`: a name, what its numbers mean, and cases. A case measures one thing at one size and
+returns `Row`s; `compare` makes them from competing functions.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+# Threads of a BLAS or of XLA spin for a while after a product, and would take the next method's cores.
+PAUSE = 0.02
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked: small sizes, the seed of all data, the number of rounds (None: a group's own)."""
+
+    quick: bool = False
+    seed: int = 0
+    repeats: int | None = None
+
+    def rounds(self, full: int, quick: int) -> int:
+        """How many rounds to run."""
+        return self.repeats or (quick if self.quick else full)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the result: `subject` against `reference`, on `sizes`.
+
+    Attributes:
+        what: the thing that is computed.
+        sizes: shapes, dtype, data.
+        subject: the method that is measured.
+        reference: what its numbers are relative to.
+        samples: the numbers, one a round; what they are, the group says. Their median and quartiles are shown.
+        seconds: median time of one run of the subject, where times are measured.
+        curve: for growth, (size, median seconds) pairs.
+        note: a remark.
+        status: "ok", "skipped" (cannot be measured here), or "failed".
+        reason: why, unless ok.
+        group: filled in by the suite.
+    """
+
+    what: str
+    sizes: str
+    subject: str
+    reference: str
+    samples: tuple[float, ...] = ()
+    seconds: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    note: str = ""
+    status: str = "ok"
+    reason: str = ""
+    group: str = ""
+
+    @property
+    def quartiles(self) -> tuple[float, float, float] | None:
+        """Lower quartile, median, upper quartile of the samples; None without samples or if one is not finite."""
+        if not self.samples or not np.isfinite(self.samples).all():
+            return None
+        low, median, high = np.quantile(self.samples, [0.25, 0.5, 0.75])
+        return float(low), float(median), float(high)
+
+    def but(self, error: Exception) -> "Row":
+        """This row with the error in words; what is not installed is skipped, everything else failed."""
+        if isinstance(error, NotHere):
+            return replace(self, status="skipped", reason=str(error))
+        words = " ".join(str(error).split())[:300]
+        return replace(self, status="failed", reason=f"{type(error).__name__}: {words}")
+
+
+class NotHere(Exception):
+    """A method that cannot be measured on this machine, in words: not installed, no such operation."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing at one size. `name` is what `--only group.name` selects; `measure` returns its rows."""
+
+    name: str
+    sizes: str
+    measure: Callable[[], Iterable[Row]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cases that belong together.
+
+    Attributes:
+        name: for `--only`.
+        title: a heading.
+        measures: what the rows' numbers are, the axis of their figure.
+        cases: from the settings.
+        one: what 1 means in the figure, if it means something.
+    """
+
+    name: str
+    title: str
+    measures: str
+    cases: Callable[[Settings], Sequence[Case]]
+    one: str = ""
+
+
+Builder = Callable[[], Callable[[], Any]]
+
+
+def times(
+    calls: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter, pause: float = PAUSE
+) -> np.ndarray:
+    """(rounds, calls) seconds, A B C A B C ...; each result is waited for. Warm up the calls before."""
+    seconds = np.empty((rounds, len(calls)))
+    for i in range(rounds):
+        for j, call in enumerate(calls):
+            time.sleep(pause)
+            began = clock()
+            jax.block_until_ready(call())
+            seconds[i, j] = clock() - began
+    return seconds
+
+
+def difference(result: Any, truth: Any) -> float:
+    """Largest difference of two arrays, relative to the largest entry of `truth`; infinite if one is not finite."""
+    result, truth = np.asarray(result, float), np.asarray(truth, float)
+    if result.shape != truth.shape or not np.isfinite(result).all():
+        return np.inf
+    return float(np.abs(result - truth).max() / (np.abs(truth).max() or 1))
+
+
+def compare(
+    what: str,
+    sizes: str,
+    reference: tuple[str, Builder],
+    methods: Mapping[str, Builder],
+    rounds: int,
+    *,
+    tolerance: float | None = None,
+    same_result: bool = False,
+    remark: Callable[[Any, Any], str] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+    pause: float = PAUSE,
+) -> list[Row]:
+    """Times methods against a reference, A B A B ..., in this process: one row a method, ratios of neighbours.
+
+    Args:
+        what, sizes: for the rows.
+        reference: name and builder of what the times are divided by. If it raises, no row can be measured.
+        methods: name -> builder. A builder prepares and returns the function to be timed, which is called once before
+            (compilation). One that raises has a row that says so, and the others go on.
+        rounds: how often each is timed.
+        tolerance: results must be equal to this relative difference, or the row fails.
+        same_result: they must equal that of the reference; otherwise, that of the first method.
+        remark: from the results of method and reference, a note for the row.
+        clock, pause: of `times`.
+    """
+    name, build = reference
+    try:
+        base = build()
+        of_base = jax.block_until_ready(base())
+    except Exception as error:
+        return [Row(what, sizes, subject, name).but(error) for subject in methods]
+    truth, rows = (of_base if same_result else None), []
+    for subject, builder in methods.items():
+        row = Row(what, sizes, subject, name)
+        try:
+            call = builder()
+            result = jax.block_until_ready(call())
+            note = "" if remark is None else remark(result, of_base)
+            if tolerance is not None and truth is not None:
+                off = difference(result, truth)
+                if not off <= tolerance:
+                    other = name if same_result else next(iter(methods))
+                    raise ArithmeticError(f"its result differs from that of {other} by {off:.2g} of the largest entry")
+                note = f"results differ by {off:.0e}"
+            truth = result if truth is None else truth
+            seconds = times((base, call), rounds, clock, pause)
+            ratios = tuple((seconds[:, 1] / seconds[:, 0]).tolist())
+            rows.append(replace(row, samples=ratios, seconds=float(np.median(seconds[:, 1])), note=note))
+        except Exception as error:
+            rows.append(row.but(error))
+    return rows
+
+
+def power(sizes: Sequence[float], seconds: np.ndarray) -> tuple[float, ...]:
+    """The exponent p of seconds ~ size^p by least squares in logarithms, one a round; seconds (rounds, sizes)."""
+    x = np.log(np.asarray(sizes, float))
+    x = x - x.mean()
+    return tuple((np.log(seconds) @ x / (x @ x)).tolist())
+
+
+@dataclass
+class Outcome:
+    """All rows of a run, and how long it took."""
+
+    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Whether a row failed; skipped ones did not."""
+        return any(row.status == "failed" for row in self.rows)
+
+
+def run(chosen: Sequence[tuple[Group, Case]], progress: Callable[[str], None] | None = None) -> Outcome:
+    """Measures the cases one after the other; a case that raises becomes a failed row."""
+    outcome, began = Outcome(), time.perf_counter()
+    for group, case in chosen:
+        if progress is not None:
+            progress(f"{group.name}.{case.name}")
+        try:
+            rows = list(case.measure())
+        except Exception as error:
+            rows = [Row(case.name, case.sizes, "perturbkernel", "").but(error)]
+        outcome.rows += [replace(row, group=group.name) for row in rows]
+    outcome.seconds = time.perf_counter() - began
+    return outcome

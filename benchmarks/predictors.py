@@ -1,0 +1,117 @@
+"""Trained predictors and attacks on them, against neural-tangents' `predict` with autodiff for input gradients.
+
+perturbkernel trains in float64 whatever the data (squared, logistic); neural-tangents in the precision of its kernel,
+float32 here. Its fit for the squared loss cannot be traced, so it runs eagerly; kernels, their derivatives and the
+differential equations of the other losses are jitted, once.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from perturbkernel import GradientFlow, TwoLayerNTK, data, fit, perturb
+from perturbkernel.perturbations import normalise
+
+from . import alternatives as other
+from .harness import Case, Group, Row, Settings, compare
+
+TIME, SIZE = 1.0, 0.1
+LOSSES: dict[str, Callable[..., Any]] = {
+    "identity": lambda outputs, targets: -jnp.mean(targets * outputs),
+    "squared": lambda outputs, targets: jnp.mean((outputs - targets) ** 2) / 2,
+    "logistic": lambda outputs, targets: jnp.mean(jax.nn.softplus(-targets * outputs)),
+}
+TASKS = {
+    "outputs": "fit and outputs at new points",
+    "gradients": "input gradients at new points",
+    "perturbations": "fit and perturbation of every training point",
+}
+
+
+def _neural_tangents(loss: str, task: str, x, y, z) -> Callable[[], Any]:
+    kernel, predict = other.tangents(), other.neural_tangents("predict")
+    matrix = jax.jit(lambda z, x: kernel(z, x, "ntk"))
+    pull_back = jax.jit(lambda z, x, cotangent: jax.vjp(lambda z: kernel(z, x, "ntk"), z)[1](cotangent)[0])
+
+    def trained(gram, y):
+        """Trains; the function from K(z, x) to outputs at z."""
+        if loss == "squared":
+            f = predict.gradient_descent_mse(gram, y[:, None])
+        else:
+            f = predict.gradient_descent(LOSSES[loss], gram, y[:, None])
+        return lambda queries: f(TIME, 0.0, 0.0, queries)[1][:, 0]
+
+    def evaluate(gram, y, queries):
+        return trained(gram, y)(queries)
+
+    def cotangent(gram, y, queries):
+        return jax.grad(lambda queries: jnp.sum(trained(gram, y)(queries)))(queries)
+
+    if loss != "squared":
+        evaluate, cotangent = jax.jit(evaluate), jax.jit(cotangent)
+    if task == "outputs":
+        return lambda: evaluate(matrix(x, x), y, matrix(z, x))
+    if task == "perturbations":
+
+        def attack():
+            gram = matrix(x, x)
+            return SIZE * y[:, None] * normalise(pull_back(x, x, cotangent(gram, y, gram)), "l2")
+
+        return attack
+    gram = matrix(x, x)
+    if loss == "squared":
+        of_trained = trained(gram, y)
+        differentiate = jax.grad(lambda queries: jnp.sum(of_trained(queries)))
+        return lambda: pull_back(z, x, differentiate(matrix(z, x)))
+    return lambda: pull_back(z, x, cotangent(gram, y, matrix(z, x)))
+
+
+def _perturbkernel(loss: str, task: str, x, y, z) -> Callable[[], Any]:
+    train = partial(fit, TwoLayerNTK(0.0, train_bias=True), x, y, loss=loss, dynamics=GradientFlow(TIME))
+    if task == "outputs":
+        return lambda: train()(z)
+    if task == "perturbations":
+        return lambda: perturb(train(), x, y, size=SIZE).delta
+    return partial(train().input_gradient, z)
+
+
+def _sizes(settings: Settings) -> tuple[int, int, int]:
+    return (400, 400, 100) if settings.quick else (1000, 1000, 784)
+
+
+def _measure(loss: str, task: str, settings: Settings) -> list[Row]:
+    n, m, d = _sizes(settings)
+    drawn = data.shifted_gaussian(n + m, d, 0.1, key=jax.random.key(settings.seed))
+    x, y, z = drawn.inputs[:n], drawn.targets[:n], drawn.inputs[n:]
+    return compare(
+        f"{loss} loss: {TASKS[task]}",
+        _described(settings),
+        ("neural-tangents", partial(_neural_tangents, loss, task, x, y, z)),
+        {"perturbkernel": partial(_perturbkernel, loss, task, x, y, z)},
+        settings.rounds(7, 3),
+        tolerance=1e-2,
+        same_result=True,
+    )
+
+
+def _described(settings: Settings) -> str:
+    n, m, d = _sizes(settings)
+    return f"n = {n}, m = {m}, d = {d}"
+
+
+def _cases(settings: Settings) -> list[Case]:
+    return [
+        Case(loss, _described(settings), partial(_measure, loss, task, settings)) for loss in LOSSES for task in TASKS
+    ]
+
+
+GROUP = Group(
+    "predictors",
+    "Predictors and attacks",
+    "time / time of neural-tangents' predict with autodiff, for the same result",
+    _cases,
+    one="neural-tangents",
+)

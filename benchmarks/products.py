@@ -1,0 +1,91 @@
+"""Kernel products: the kernel matrix, its product with a vector, and the gradient of that, at three dimensions."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perturbkernel import TwoLayerNTK
+from perturbkernel.tiles import EXACT
+
+from . import alternatives as other
+from .harness import Builder, Case, Group, Row, Settings, compare
+
+# (points, queries, dimension): synthetic data, MNIST, CIFAR-10
+SHAPES = ((8192, 4096, 100), (4096, 4096, 784), (4096, 4096, 3072))
+QUICK = ((2048, 2048, 100), (1024, 1024, 784), (1024, 1024, 3072))
+
+product = jax.jit(lambda x, z: jnp.matmul(x, z.T, precision=EXACT))
+
+
+def points(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (n, d), z (m, d) standard normal and coef (n,) = +-1/n, float32."""
+    n, m, d = shape
+    rng = np.random.default_rng(seed)
+    x, z = (rng.standard_normal((rows, d), np.float32) for rows in (n, m))
+    return x, z, np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32) / np.float32(n)
+
+
+def described(shape: tuple[int, int, int]) -> str:
+    """As the rows say it: points x queries x dimension."""
+    n, m, d = shape
+    return f"{n} x {m} x {d} float32"
+
+
+def _methods(what: str, x: np.ndarray, z: np.ndarray, coef: np.ndarray) -> dict[str, Builder]:
+    kernel = TwoLayerNTK(0.0, train_bias=True)
+    on_device = jnp.asarray(z), jnp.asarray(x), jnp.asarray(coef)
+    if what == "ntk":
+        z_, x_, _ = on_device
+        return {
+            "perturbkernel": lambda: partial(kernel.ntk, z_, x_),
+            "NumPy": lambda: partial(other.numpy_ntk, z, x),
+            "scikit-learn": lambda: other.sklearn_ntk(z, x),
+            "neural-tangents": lambda: partial(other.tangents_ntk(), z_, x_),
+        }
+    if what == "matvec":
+
+        def sklearn():
+            ntk = other.sklearn_ntk(z, x)
+            return lambda: ntk() @ coef
+
+        return {
+            "perturbkernel": lambda: partial(kernel.matvec, *on_device),
+            "NumPy": lambda: partial(other.numpy_matvec, z, x, coef),
+            "scikit-learn": sklearn,
+            "neural-tangents": lambda: partial(other.tangents_matvec(), *on_device),
+        }
+    return {
+        "perturbkernel": lambda: partial(kernel.input_gradient, *on_device),
+        "NumPy": lambda: partial(other.numpy_input_gradient, z, x, coef),
+        "neural-tangents": lambda: partial(other.tangents_input_gradient(), *on_device),
+    }
+
+
+def _measure(what: str, shape: tuple[int, int, int], settings: Settings) -> list[Row]:
+    x, z, coef = points(shape, settings.seed)
+    base = partial(product, jnp.asarray(x), jnp.asarray(z))
+    methods: Mapping[str, Builder] = _methods(what, x, z, coef)
+    # Angles by arccos of a rounded cosine, as the alternatives take them, are right to about 3e-4.
+    return compare(
+        what, described(shape), ("one x @ z.T", lambda: base), methods, settings.rounds(9, 5), tolerance=1e-2
+    )
+
+
+def _cases(settings: Settings) -> list[Case]:
+    return [
+        Case(what, described(shape), partial(_measure, what, shape, settings))
+        for what in ("matvec", "input_gradient", "ntk")
+        for shape in (QUICK if settings.quick else SHAPES)
+    ]
+
+
+GROUP = Group(
+    "products",
+    "Kernel products",
+    "time / time of one jitted float32 product x @ z.T that stores its result",
+    _cases,
+    one="the matrix product",
+)

@@ -24,6 +24,7 @@ from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.learning import SCENARIOS, TARGET_RULES, learn_from_perturbations
 from perturbkernel.perturbations import DIRECTIONS, NORMS
 from perturbkernel.predictors import KernelLearner
+from perturbkernel.reproduce import command as reproduction
 from perturbkernel.solvers import LOSSES
 from perturbkernel.studies import accuracy_against_size, decision_map
 
@@ -49,8 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
     _add_run(commands)
     _add_verify(commands)
+    reproduction.add(commands, _EXIT_CODES, argparse.RawDescriptionHelpFormatter)
     page = commands.add_parser("report", help="draw the figures and page of a saved result again")
-    page.add_argument("folder", metavar="DIR", help="what `run --out DIR` wrote")
+    page.add_argument("folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote")
     page.set_defaults(function=_report)
     return parser
 
@@ -328,7 +330,10 @@ def _print(configuration: dict[str, Any], metrics: dict[str, Any]) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    print(f"report: {reports.redraw(args.folder) / 'report.html'}")
+    if (Path(args.folder) / reproduction.RECORD).is_file():
+        print(f"page: {reproduction.load(args.folder).save()}")
+    else:
+        print(f"report: {reports.redraw(args.folder) / 'report.html'}")
     return 0
 
 

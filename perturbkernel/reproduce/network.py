@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,16 @@ from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.learning import accuracy
 from perturbkernel.perturbations import cosine, normalise
 from perturbkernel.reproduce.datasets import draw, targets
+
+
+class _Seen(eqx.Module):
+    """Outputs at z and, with x, gradients there. A pytree, not a closure: compiled once for all data of a shape."""
+
+    z: Array
+    x: Array | None = None
+
+    def __call__(self, net: networks.TwoLayerNetwork):
+        return net(self.z) if self.x is None else (net(self.z), net.input_gradient(self.x))
 
 
 def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -43,10 +54,7 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
         chosen = np.array([int(np.flatnonzero(trace.step == step)[0]) for step in steps])
         return jax.tree.map(lambda a: a[:, chosen], trace.observed), np.isfinite(np.asarray(trace.step_loss)).all(1)
 
-    def seen_f(net):
-        return net(z), net.input_gradient(x)
-
-    (outputs_f, gradients), finite_f = train(key_f, rates_f, x, y, config["steps_f"], seen_f)
+    (outputs_f, gradients), finite_f = train(key_f, rates_f, x, y, config["steps_f"], _Seen(z, x))
     direction = TwoLayerNTK(config["slope"], train_bias=True).phi_matmul(x, x, (y / n)[:, None] * x)
     shape = (len(rates_f), len(config["steps_f"]))
     standard, along = np.zeros(shape), np.zeros(shape)
@@ -76,11 +84,7 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _second(train, key, config, x, target, unit, rates, z) -> tuple[list[Array], bool]:
     """Outputs (sizes) of (rates, steps, m) of second networks on the perturbations target_n size unit_n."""
-    sizes, steps, k = config["sizes"], config["steps_g"], len(rates)
-
-    def seen(net):
-        return net(z)
-
+    sizes, steps, k, seen = config["sizes"], config["steps_g"], len(rates), _Seen(z)
     if config["scenario"] == "a":
         # All sizes share their directions: one ensemble whose members scale the rows.
         scale = jnp.repeat(jnp.asarray(sizes), k)[:, None] * target[None, :]

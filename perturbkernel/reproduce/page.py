@@ -21,7 +21,7 @@ from perturbkernel.reproduce.figures import describe, map_figure, panel_figure
 from perturbkernel.reproduce.plan import Options
 from perturbkernel.reproduce.specification import Panel, Setting, decision_map, panel
 
-_RECORD = "reproduction.json"
+RECORD = "reproduction.json"
 
 
 class Reproduction:
@@ -124,7 +124,7 @@ class Reproduction:
         for name, text in (
             ("summary.json", json.dumps(summary, indent=1)),
             ("index.html", self._page(summary)),
-            (_RECORD, json.dumps({"options": asdict(self.options), "environment": reports.environment()}, indent=1)),
+            (RECORD, json.dumps({"options": asdict(self.options), "environment": reports.environment()}, indent=1)),
         ):
             write_whole(self.folder / name, lambda file, text=text: file.write(text.encode() + b"\n"))
         return self.folder / "index.html"
@@ -143,33 +143,34 @@ class Reproduction:
         e = html.escape
         parts = []
         for name in self.names:
-            stem = file_name(name)
-            words = describe(self.panel(name)) if name in summary["panels"] else ""
-            rows = "".join(_row(name, q, named) for q, named in summary["panels"].get(name, {}).get("distance", {}).items())
-            table = f"<table>{rows}</table>" if rows else ""
+            stem = e(file_name(name))
+            panel_summary = summary["panels"].get(name)
+            words = describe(self.panel(name)) if panel_summary else ""
+            rows = [] if panel_summary is None else list(_gaps(panel_summary["distance"]))
+            table = reports.html_table(rows, ("mean distance from the published values", "")) if rows else ""
             parts.append(
-                f'<figure id="{e(stem)}"><a href="figures/{e(stem)}.svg"><img alt="{e(name)}" '
-                f'src="figures/{e(stem)}.png"></a><figcaption>{e(words)}</figcaption>{table}</figure>'
+                f'<figure id="{stem}"><a href="figures/{stem}.svg"><img alt="{e(name)}" src="figures/{stem}.png"></a>'
+                f"<figcaption>{e(words)}</figcaption>{table}</figure>"
             )
         links = " · ".join(f'<a href="#{e(file_name(name))}">{e(name)}</a>' for name in self.names)
         asked = ", ".join(f"{k}: {v}" for k, v in asdict(self.options).items() if k != "names" and v is not None)
-        return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>perturbkernel: the paper reproduced</title><style>{reports.CSS}</style></head><body>
-<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
+        return reports.html_page(
+            "perturbkernel: the paper reproduced",
+            f"""<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
 <p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error about 0.01). Blue: the
 kernel limit in closed form; the band is the middle 80 % over draws of data and of target labels. Orange: networks of
 finite width trained by the published recipe, at the best of the published learning rates for each point and quantity, as
-published; the band is over seeds. The table under a figure is the mean distance from the published values.</p>
+published; the band is over seeds.</p>
 <p>{e(asked)}</p><p>{links}</p>
-{"".join(parts)}
-</body></html>"""
+{"".join(parts)}""",
+        )
 
 
-def _row(name: str, quantity: str, named: dict[str, Any]) -> str:
-    cells = [f"{n}: {gap['mean']:.3f}" for n, gap in named.items() if gap is not None]
-    text = "; ".join(cells)
-    return f"<tr><td>{html.escape(quantity)}</td><td>{html.escape(text)}</td></tr>" if cells else ""
+def _gaps(distances: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    for quantity, named in distances.items():
+        said = "; ".join(f"{name} {gap['mean']:.3f}" for name, gap in named.items() if gap is not None)
+        if said:
+            yield quantity, said
 
 
 def file_name(name: str) -> str:
@@ -179,9 +180,9 @@ def file_name(name: str) -> str:
 def load(folder: str | os.PathLike) -> Reproduction:
     """The reproduction that a folder holds. Raises FileNotFoundError if it holds none that was finished."""
     try:
-        content = json.loads((Path(folder) / _RECORD).read_text())
+        content = json.loads((Path(folder) / RECORD).read_text())
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no finished reproduction (no {_RECORD})") from None
+        raise FileNotFoundError(f"{folder} holds no finished reproduction (no {RECORD})") from None
     options = content["options"]
     return Reproduction(folder, Options(**(options | {"names": tuple(options["names"])})))
 

@@ -3,6 +3,7 @@
 from perturbkernel import data as data
 from perturbkernel import networks as networks
 from perturbkernel import report as report
+from perturbkernel import reproduce as reproduce
 from perturbkernel import theory as theory
 from perturbkernel._version import __version__ as __version__
 from perturbkernel.architectures import ArchitectureNTK as ArchitectureNTK

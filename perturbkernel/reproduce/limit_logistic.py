@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 from perturbkernel.dynamics import HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.learning import accuracy
-from perturbkernel.logistic import heavy_ball_path, largest_eigenvalue, logistic_path
+from perturbkernel.logistic import logistic_path
 from perturbkernel.perturbations import cosine, normalise
 from perturbkernel.reproduce.datasets import Drawn
+from perturbkernel.solvers import _iterate_logistic, _largest_eigenvalue
 
 # Accuracies are counted to 0.01: outputs right to a thousandth of their size are enough.
 _TOLERANCE = 1e-3
-MOMENTUM = HeavyBall(1.0, 1).momentum
 
 
 def _coefficients(
@@ -24,15 +24,17 @@ def _coefficients(
 ) -> tuple[Float[Array, "n k"], np.ndarray]:
     """Dual coefficients after each (learning rate, steps), from zero, and whether each rate is beyond the stable one."""
     gram = kernel.ntk(x)
-    f0 = jnp.zeros_like(y)
+    balls = [HeavyBall(rate, steps) for rate, steps in schedules]
     if dynamics == "flow":
-        times = np.array([HeavyBall(rate, steps).effective_time for rate, steps in schedules])
-        order = np.argsort(times)
-        alpha = logistic_path(gram, y, f0, times[order], rtol=_TOLERANCE)[np.argsort(order)]
+        times = np.array([ball.effective_time for ball in balls])
+        path = logistic_path(jax.tree_util.Partial(jnp.matmul, gram), y, None, times, rtol=_TOLERANCE)
+        if not np.isfinite(np.asarray(path.dual_coef)).all():
+            raise RuntimeError(f"the logistic flow came to time {float(path.time):g} of {times.max():g}")
+        coef = path.dual_coef
     else:
-        alpha = jnp.stack([heavy_ball_path(gram, y, f0, HeavyBall(rate, steps)) for rate, steps in schedules])
-    stable = 8 * (1 + MOMENTUM) * len(y) / float(largest_eigenvalue(gram))
-    return alpha.T, np.array([rate > stable for rate, _ in schedules])
+        coef = jnp.stack([y * _iterate_logistic(gram, y, jnp.zeros_like(y), ball.rates, ball.momentum) for ball in balls])
+    stable = 8 * (1 + balls[0].momentum) * len(y) / float(_largest_eigenvalue(gram))
+    return coef.T, np.array([rate > stable for rate, _ in schedules])
 
 
 def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, Array], dynamics: str):

@@ -37,7 +37,8 @@ def describe(p: Panel) -> str:
     """The panel's setting in a line."""
     s = p.settings[-1]
     told = {
-        "n": f"n = {s.n:,}", "d": f"d = {s.d:,}", "width": f"width {s.width:,}", "size": f"size {s.size:g}",
+        "n": f"n = {s.n:,}", "d": f"d = {s.d:,}", "width": f"width {s.width:,}",
+        "size": "size in proportion to √d" if p.varies == "d" else f"size {s.size:g}",
         "steps_f": f"{s.steps_f:,} steps", "slope": f"slope {s.slope:g}",
     }  # fmt: skip
     if s.is_image:

@@ -57,9 +57,13 @@ def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, Arra
             delta = size * normalise(gradient, "l2")
             for rule, columns in labels.items():
                 for target in columns.T:
-                    r = x * (scenario == "b") + target[:, None] * delta
-                    coef_g, _ = _coefficients(kernel, r, target, schedules_g, dynamics)
-                    outputs_g = kernel.matvec(z, r, coef_g)
+                    if scenario == "a" and size == 0:
+                        # All points coincide at zero: the sign of every output is that of the majority.
+                        outputs_g = jnp.full((len(z), len(schedules_g)), target.sum())
+                    else:
+                        r = x * (scenario == "b") + target[:, None] * delta
+                        coef_g, _ = _coefficients(kernel, r, target, schedules_g, dynamics)
+                        outputs_g = kernel.matvec(z, r, coef_g)
                     for j, schedule_g in enumerate(schedules_g):
                         pair = float(accuracy(outputs_g[:n, j], y)), float(accuracy(outputs_g[n:, j], f_sign))
                         second.setdefault((scenario, size, schedule, schedule_g, rule), []).append(pair)

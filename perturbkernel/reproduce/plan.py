@@ -31,7 +31,7 @@ MODES = ("limit", "network", "both")
 STUDIES = ("theory-vs-width",)
 # Draws of target labels by coin flips and balanced ones, and of initial functions.
 _IDENTITY_DRAWS = (16, 16)
-_LOGISTIC_DRAWS = {"small": (4, 4), "paper": (1, 0)}
+_LOGISTIC_DRAWS = {"small": (2, 2), "paper": (1, 0)}
 _INITIAL_DRAWS = {"small": 4, "paper": 1}
 
 Cell = dict[str, Any]

@@ -59,7 +59,7 @@ PANELS = (
     ),
     Panel(
         "Perturbations turn to the limit's direction",
-        [Line("angle_random", "grad f", GREY), Line("angle", "grad f - grad f0", PLUS)],
+        [Line("angle_random", "with f0", GREY), Line("angle", "centred", PLUS)],
         "angle, degrees",
         180 / np.pi,
     ),
@@ -78,7 +78,7 @@ PANELS = (
             Line("sign_a", "(a) centred", PLUS),
             Line("sign_b", "(b) centred", G_COLOUR, slope=False),
         ],
-        "share of queries with another sign",
+        "share with another sign",
     ),
 )
 TIMES = (("naive", "rate k", MINUS), ("late", "rate k / (1 - momentum)", G_COLOUR), ("effective", "tau_k", PLUS))

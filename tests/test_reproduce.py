@@ -455,15 +455,19 @@ def test_both_modes_on_one_page(tmp_path):
 
 
 def test_idx_files_are_used_where_given(tmp_path, rng):
-    from tests.common import write_idx_folder
-
-    write_idx_folder(tmp_path / "mnist", rng, n=120)
-    options = plan.Options(("mnist_a/size/identity",), "limit", mnist=str(tmp_path / "mnist"))
+    for prefix in ("train", "t10k"):
+        for name, content, dimensions in (
+            ("images-idx3", rng.integers(0, 256, (90, 28, 28)), (90, 28, 28)),
+            ("labels-idx1", np.arange(90) % 3, (90,)),
+        ):
+            header = bytes([0, 0, 8, len(dimensions)]) + b"".join(size.to_bytes(4, "big") for size in dimensions)
+            (tmp_path / f"{prefix}-{name}-ubyte").write_bytes(header + content.astype(np.uint8).tobytes())
+    options = plan.Options(("mnist_a/size/identity",), "limit", mnist=str(tmp_path))
     setting = options.panels[0].settings[0]
     config = plan.data_config(setting, 0, options.sources)
-    assert config["name"] == "mnist" and config["path"] == str(tmp_path / "mnist")
-    drawn = datasets.draw(config)
-    assert plan.factors(setting, options)[1] == pytest.approx(np.sqrt(12_700 / len(drawn.y)), abs=1e-3)
+    assert config["name"] == "mnist" and config["path"] == str(tmp_path)
+    assert datasets.draw(config).x.shape == (60, 784)
+    assert plan.factors(setting, options)[1] == pytest.approx(np.sqrt(12_700 / 60), abs=1e-3)
 
 
 def test_panel_figures_say_what_was_reduced():

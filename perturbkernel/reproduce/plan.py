@@ -32,6 +32,8 @@ STUDIES = ("theory-vs-width",)
 # Draws of target labels by coin flips and balanced ones, and of initial functions.
 _IDENTITY_DRAWS = (16, 16)
 _LOGISTIC_DRAWS = {"small": (2, 2), "paper": (1, 0)}
+# Pairs of networks at every width of theory-vs-width, for each seed asked for: its rates want intervals.
+_WIDTH_SEEDS = {"small": 10, "paper": 50}
 _INITIAL_DRAWS = {"small": 4, "paper": 1}
 
 Cell = dict[str, Any]
@@ -189,7 +191,7 @@ def map_cell(m: Map, mode: str, options: Options) -> Cell:
 
 
 def study_cells(name: str, options: Options) -> list[Cell]:
-    return [{"function": name, "config": config} for config in width.cells(options.scale, 10 * options.seeds)]
+    return [{"function": name, "config": config} for config in width.cells(options.scale, _WIDTH_SEEDS[options.scale] * options.seeds)]
 
 
 def cells(options: Options) -> list[Cell]:

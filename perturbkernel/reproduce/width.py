@@ -27,10 +27,10 @@ from perturbkernel import data, theory
 from perturbkernel.checks import check_choice, check_count
 from perturbkernel.dynamics import GradientFlow, HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.learning import draw_targets, learn_from_perturbations
+from perturbkernel.learning import draw_targets
 from perturbkernel.networks import TwoLayerNetwork, paper_optimizer, train
-from perturbkernel.perturbations import cosine, normalise
-from perturbkernel.predictors import KernelLearner
+from perturbkernel.perturbations import cosine, normalise, perturb
+from perturbkernel.predictors import fit
 from perturbkernel.reproduce import width_figure
 from perturbkernel.reproduce.width_summary import Arrays, Results
 from perturbkernel.reproduce.width_summary import summarise as summarise
@@ -104,8 +104,9 @@ def measure(config: dict[str, Any]) -> Arrays:
         angle, angle_random (s, n): radians between grad f - grad f0, respectively grad f, and v + zeta;
         g_a, g_b, g_random_a, g_random_b (s, m): g's outputs, centred or with f0 and g0, in scenario (a) or (b);
 
-    and what they are compared with: zeta (n, d); limit_kernel, limit_output, limit_gradient, limit_g_a and limit_g_b, the
-    limit's K, T f_hat, v + zeta and outputs g; closed_*, root mean squares that the theory has in closed form. Part "effective_time": change (s, k, m), f - f0 after each number of steps.
+    and what they are compared with: zeta (n, d); the limit's K, T f_hat, v + zeta and outputs g as limit_kernel,
+    limit_output, limit_gradient, limit_g_a and limit_g_b; closed_*, root mean squares that the theory has in closed
+    form. Part "effective_time": change (s, k, m), f - f0 after each number of steps.
 
     Raises ValueError for a width that is no multiple of BLOCK or an unknown part.
     """
@@ -135,13 +136,12 @@ def _problem(s: Setting) -> tuple[jax.Array, ...]:
 
 def _limit(s: Setting, x, y, z, targets, width: int) -> tuple[Arrays, Arrays]:
     """What infinitely wide networks do, and the sizes of errors that are known in closed form."""
-    kernel, everywhere = TwoLayerNTK(s.slope), np.concatenate([x, z])
-    first, second = (KernelLearner(kernel, dynamics=GradientFlow(t)) for t in (s.time, s.time_g))
+    kernel, everywhere = TwoLayerNTK(s.slope), jnp.concatenate([x, z])
+    f = fit(kernel, x, y, dynamics=GradientFlow(s.time))
+    delta = perturb(f, x, targets, size=s.size).delta
     pairs = {
-        f"limit_g_{scenario}": learn_from_perturbations(
-            first, (x, y), scenario=scenario, size=s.size, targets=targets, learner_g=second, key=jax.random.key(0)
-        ).g(z)
-        for scenario in "ab"
+        f"limit_g_{scenario}": fit(kernel, carrier + delta, targets, dynamics=GradientFlow(s.time_g))(z)
+        for scenario, carrier in (("a", jnp.zeros_like(x)), ("b", x))
     }
     constants = theory.derive_constants(kernel, x, y, z)
     v, gradient = theory.direction(kernel, x, y, x), theory.limit_gradient(kernel, x, y, x)

@@ -59,7 +59,7 @@ PANELS = (
     ),
     Panel(
         "Perturbations turn to the limit's direction",
-        [Line("angle_random", "grad f", GREY), Line("angle", "grad f - grad f0", PLUS)],
+        [Line("angle_random", "with f0", GREY), Line("angle", "centred", PLUS)],
         "angle, degrees",
         180 / np.pi,
     ),
@@ -78,7 +78,7 @@ PANELS = (
             Line("sign_a", "(a) centred", PLUS),
             Line("sign_b", "(b) centred", G_COLOUR, slope=False),
         ],
-        "share of queries with another sign",
+        "share with another sign",
     ),
 )
 TIMES = (("naive", "rate k", MINUS), ("late", "rate k / (1 - momentum)", G_COLOUR), ("effective", "tau_k", PLUS))
@@ -117,8 +117,11 @@ def _axes(axis: Axes, ticks: Sequence[int], **labels: str) -> None:
 
 
 def _against_width(axis: Axes, panel: Panel, quantities: Mapping[str, Any]) -> None:
-    shown = [(line, quantities[line.name]) for line in panel.lines if line.name in quantities]
-    widths = np.array(shown[0][1]["widths"] if shown else [1.0], float)
+    if not quantities:
+        axis.set_axis_off()
+        return
+    shown = [(line, quantities[line.name]) for line in panel.lines]
+    widths = np.array(shown[0][1]["widths"], float)
     _axes(axis, [int(width) for width in widths[:: 1 + len(widths) // 5]], xlabel="width", ylabel=panel.ylabel)
     for line, q in shown:
         unit = panel.unit / q["scale"]
@@ -145,9 +148,12 @@ def _label(line: Line, q: Mapping[str, Any]) -> str:
     if not line.fitted or q["rate"] is None:
         return line.label
     low, high = q["interval"]
-    half = "" if low is None or high is None else f" ± {(high - low) / 2:.2f}"
+    half = None if low is None or high is None else (high - low) / 2
+    digits = 3 if half is not None and half < 0.005 else 2
+    rate = round(q["rate"], digits) + 0.0  # no minus before zero
+    chance = "" if half is None else f" ± {half:.{digits}f}"
     theory = " to ".join(_power(power) for power in sorted(set(q["theory"])))
-    return f"{line.label}: {q['rate']:.2f}{half} (theory {theory})".replace("-0.00", "0.00")
+    return f"{line.label}: {rate:.{digits}f}{chance} (theory {theory})"
 
 
 def _power(power: float) -> str:

@@ -49,7 +49,7 @@ def ensemble(
     """Trains k networks at once, each with its own state, rate and minibatches, and with its own data if need be.
 
     Each comes out as `train` gives it, to rounding. Members with the same inputs share every product with them, k width
-    neurons at once.
+    neurons at once; members with inputs of their own take turns at every step.
 
     Args:
         nets: k networks as one pytree: `jax.vmap(lambda key: TwoLayerNetwork.init(d, width, key=key))(keys)`.
@@ -67,7 +67,8 @@ def ensemble(
     Returns:
         The k trained networks, nets(z) of shape (k, m), and their Trace with a leading axis k.
 
-    Raises as `train` does. Memory: two arrays of (k width, batch_size or n), beside the data.
+    Raises as `train` does. Memory: two arrays of (k width, batch_size or n), a record of the trace (k width, n); with
+    inputs of their own one member's share of that, and x.
     """
     if not isinstance(nets, TwoLayerNetwork) or nets.weight.ndim != 3:
         got = f"weight {nets.weight.shape}" if isinstance(nets, TwoLayerNetwork) else type(nets).__name__
@@ -87,12 +88,17 @@ def ensemble(
                 got = f"got shape {array.shape}"
                 raise ValueError(f"observe must return arrays whose first axis is that of the {k} networks; {got}")
 
-    if optimizer is None:
-        init = lambda begin: jax.vmap(lambda p, rate: paper_optimizer(rate, momentum).init(p))(begin, rates)  # noqa: E731
-    else:
-        init = jax.vmap(optimizer.init)
-    axes: list[Any] = [None if a is None or a.ndim == alone else 0 for a, alone in zip(data, (2, 1, 1), strict=True)]
-    settings = {"rules": rules._replace(axes=Data(*axes)), "records": records, "progress": progress, "observe": observe}
+    def init(begin):
+        if optimizer is not None:
+            return jax.vmap(optimizer.init)(begin)
+        return jax.vmap(lambda params, rate: paper_optimizer(rate, momentum).init(params))(begin, rates)
+
+    settings = {
+        "rules": rules._replace(shared=data.x.ndim == 2),
+        "records": records,
+        "progress": progress,
+        "observe": observe,
+    }
     return fit_and_record(nets, data, init, None if key is None else jax.random.split(key, k), **settings)
 
 
@@ -127,7 +133,7 @@ def _checked_data(x, y, scale, k: int, d: int, *, labels: bool) -> Data:
         if scale.shape != (k, n):
             raise ValueError(f"scale must have shape ({k}, {n}), a number a network and point; got {scale.shape}")
         check_finite(scale, "scale")
-    return Data(x, y, scale)
+    return Data(x, jnp.broadcast_to(y, (k, n)), scale)
 
 
 class NetworkLearner(eqx.Module):

@@ -129,7 +129,10 @@ class Trace(eqx.Module):
 
 
 class Data(NamedTuple):
-    """Inputs (n, d), targets (n,), and what row n of the inputs is multiplied by, (n,), if it is to be."""
+    """Inputs (n, d), targets (n,), and what row n of the inputs is multiplied by, (n,), if it is to be.
+
+    Of an ensemble, targets and scale have a leading axis of members, and the inputs too unless they are shared.
+    """
 
     x: Array
     y: Array
@@ -137,18 +140,26 @@ class Data(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What is compiled into a step. `axes`: of an ensemble, which parts of the data have an axis of members."""
+    """What is compiled into a step. `shared`: of an ensemble, whether its members see the same inputs; else None."""
 
     loss: str
     update: Callable
     takes_value: bool
     batch_size: int | None
     plateau: Plateau | None
-    axes: Data | None = None
+    shared: bool | None = None
 
-    def each(self, function: Callable, *in_axes) -> Callable:
-        """`function` for one network, or at once for every member of an ensemble."""
-        return function if self.axes is None else jax.vmap(function, in_axes)
+    def each(self, function: Callable) -> Callable:
+        """`function(network and state, initial network, data, key)` for one network, or for every member.
+
+        Members with inputs of their own take turns: on a CPU a batched product costs a third more than its parts.
+        """
+        if self.shared is None:
+            return function
+        if self.shared:
+            data: list[Any] = [None, 0, 0]
+            return jax.vmap(function, (0, 0, Data(*data), 0))
+        return lambda *args: lax.map(lambda member: function(*member), args)
 
     def batches(self, n: int) -> int:
         return 1 if self.batch_size is None else -(-n // self.batch_size)
@@ -160,7 +171,7 @@ def params(net: TwoLayerNetwork) -> dict[str, Array]:
 
 @partial(jax.jit, static_argnames="rules")
 def _measure(net: TwoLayerNetwork, initial: TwoLayerNetwork, data: Data, *, rules: Rules) -> tuple[Array, ...]:
-    def measure(net, initial, data):
+    def measure(net, initial, data, _):
         u, before = (f._preactivations(data.x, data.scale) for f in (net, initial))
         outputs = net._readout(u)
         moved = optax.tree.norm(jax.tree.map(jnp.subtract, params(net), params(initial)))
@@ -168,7 +179,7 @@ def _measure(net: TwoLayerNetwork, initial: TwoLayerNetwork, data: Data, *, rule
         loss = LOSSES[rules.loss](outputs, data.y).mean()
         return loss, accuracy(outputs, jnp.sign(data.y)), moved / optax.tree.norm(params(initial)), flipped
 
-    return rules.each(measure, 0, 0, rules.axes)(net, initial, data)
+    return rules.each(measure)(net, initial, data, None)
 
 
 @partial(jax.jit, static_argnames="rules")
@@ -193,7 +204,7 @@ def _advance(carry, stop, net: TwoLayerNetwork, data: Data, key, *, rules: Rules
         there = (position * size + jnp.arange(size) < n).astype(data.x.dtype)
         return jax.tree.map(lambda a: a[rows], data), there / there.sum(), order
 
-    def one_step(member, net, data, key, step):
+    def one_step(step, member, net, data, key):
         parameters, state, plateau_state, order = member
         data, share, order = batch(order, data, key, step)
 
@@ -214,7 +225,7 @@ def _advance(carry, stop, net: TwoLayerNetwork, data: Data, key, *, rules: Rules
 
     def body(carry):
         step, member, logs = carry
-        member, log = rules.each(one_step, 0, 0, rules.axes, 0, None)(member, net, data, key, step)
+        member, log = rules.each(partial(one_step, step))(member, net, data, key)
         logs = jax.tree.map(lambda all_, new: lax.dynamic_update_index_in_dim(all_, new, step, -1), logs, log)
         return step + 1, member, logs
 

@@ -35,10 +35,16 @@ def add(commands, epilog: str, formatter) -> None:
         "  perturbkernel reproduce theory-vs-width                     # rates of finite networks\n\n" + epilog,
         formatter_class=formatter,
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="`list`, or panels, studies, maps: whole or beginnings")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="`list`, or panels, studies, maps: whole or beginnings"
+    )
     parser.add_argument("--all", action="store_true", help="every panel, map and study")
-    parser.add_argument("--mode", choices=MODES, default="both", help="limit: closed form; network: finite width (both)")
-    parser.add_argument("--scale", choices=SCALES, default="small", help="small: reduced sizes (default); paper: published")
+    parser.add_argument(
+        "--mode", choices=MODES, default="both", help="limit: closed form; network: finite width (both)"
+    )
+    parser.add_argument(
+        "--scale", choices=SCALES, default="small", help="small: reduced sizes (default); paper: published"
+    )
     parser.add_argument("--seeds", type=int, default=2, help="draws of data, initialisations and targets (default 2)")
     parser.add_argument(
         "--targets", choices=("coin_flip", "balanced"), default="coin_flip",
@@ -62,7 +68,9 @@ def _reproduce(args: argparse.Namespace) -> int:
         print(listing())
         return 0
     if args.all == bool(args.names):
-        raise ValueError("name what to reproduce, or give --all (and not both); `perturbkernel reproduce list` lists it")
+        raise ValueError(
+            "name what to reproduce, or give --all (and not both); `perturbkernel reproduce list` lists it"
+        )
     began = time.perf_counter()
     with contextlib.ExitStack() as stack:
         executor = None if args.dask is None else stack.enter_context(_dask(args.dask))

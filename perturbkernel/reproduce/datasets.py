@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -63,14 +62,21 @@ def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> f
     return float(np.round(np.sqrt(published_n / n), 4)) if n < published_n else 1.0
 
 
-def targets(n: int, draws: dict[str, int], key: PRNGKeyArray) -> dict[str, Float[Array, "n s"]]:
-    """So many draws of target labels by each rule, as columns."""
-    from perturbkernel.learning import draw_targets
+def targets(config: dict[str, Any], n: int, draws: dict[str, int]) -> dict[str, Float[np.ndarray, "n s"]]:
+    """So many draws of target labels by each rule ("coin_flip", "balanced"), as columns; the first are the same however
+    many are asked for.
 
-    keys = dict(zip(draws, jax.random.split(key, len(draws)), strict=True))
-    return {
-        rule: jnp.stack([draw_targets(rule, n, key=k) for k in jax.random.split(keys[rule], count)], axis=1)
-        if count
-        else jnp.zeros((n, 0))
-        for rule, count in draws.items()
-    }
+    In NumPy: every data set has a size of its own, for which JAX would compile each operation.
+    """
+    drawn = {}
+    for rule, count in draws.items():
+        columns = np.empty((n, count), np.float32)
+        for column in range(count):
+            rng = np.random.default_rng([config["seed"], column, rule == "balanced"])
+            if rule == "coin_flip":
+                columns[:, column] = rng.integers(0, 2, n) * 2 - 1
+            else:
+                sign = rng.integers(0, 2) * 2 - 1  # of the odd one
+                columns[:, column] = rng.permutation(np.where(np.arange(n) % 2 == 0, sign, -sign))
+        drawn[rule] = columns
+    return drawn

@@ -74,7 +74,9 @@ def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str 
             style = {"color": colour, "ls": "--" if scaled else line, "lw": 1.1 if line == ":" or scaled else 1.7}
             if base == "limit" and quantity == "standard" and "limit_zero" in curves[quantity]:
                 style["zorder"] = 3
-            axis.plot(p.values, curve["mean"], marker=".", ms=5, label=label + (", scaled sizes" if scaled else ""), **style)
+            axis.plot(
+                p.values, curve["mean"], marker=".", ms=5, label=label + (", scaled sizes" if scaled else ""), **style
+            )
             if band and not scaled:
                 axis.fill_between(p.values, curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
         if logarithmic:
@@ -84,7 +86,9 @@ def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str 
     handles: dict[str, object] = {}
     for axis in axes:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    fig.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=3 if len(axes) > 1 else 2, fontsize=7.5)
+    fig.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=3 if len(axes) > 1 else 2, fontsize=7.5
+    )
     lines = [p.id, describe(p), *([f"reduced: {p.reduction}"] if p.reduction else []), *([note] if note else [])]
     fig.suptitle("\n".join(lines), fontsize=8.5, x=0.01, ha="left")
     return fig

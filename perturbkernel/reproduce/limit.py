@@ -10,10 +10,10 @@ given the first network's initial function f0, which is in the perturbations too
 initial functions; each training is integrated once, for all its times.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from scipy.special import ndtr
@@ -21,7 +21,7 @@ from scipy.special import ndtr
 from perturbkernel.dynamics import HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.reproduce.datasets import Drawn, draw, targets
-from perturbkernel.reproduce.sweep import Combination, second_networks
+from perturbkernel.reproduce.sweep import Combination, first_network, padded, second_networks
 from perturbkernel.two_layer import TwoLayerNetwork
 
 RULES = ("coin_flip", "balanced")
@@ -55,13 +55,13 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     Returns arrays with a leading axis of requests: "standard_zero", "perturbation_zero_<rule>" (r, draws) and
     "agreement_zero_<rule>" from zero initial functions; for the identity loss "standard", "perturbation_<rule>",
     "agreement_<rule>", with initial functions, averaged over their draws; "cosine", "cosine_zero" with the theory's
-    direction; for the logistic loss "unstable_f": whether the rate is beyond the stable one.
+    direction; for the logistic loss "unstable_f", whether the rate is beyond the stable one, and no cosine.
     """
     drawn = draw(config["data"])
     kernel = TwoLayerNTK(config["slope"], train_bias=True)
     requests = [Request(*row) for row in config["requests"]]
     draws = dict(zip(RULES, config["draws"], strict=True))
-    labels = targets(len(drawn.y), draws, jax.random.fold_in(drawn.key, 1))
+    labels = targets(config["data"], len(drawn.y), draws)
     if config["loss"] == "identity":
         return _identity(kernel, drawn, requests, labels, config["initial_draws"])
     from perturbkernel.reproduce.limit_logistic import logistic
@@ -74,18 +74,18 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (1 + np.sign(outputs) * labels).mean(-1) / 2
 
 
-def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, Array], initial_draws: int):
+def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, np.ndarray], initial_draws: int):
     x, n, d = drawn.x, *drawn.x.shape
     y = np.asarray(drawn.y)
-    z = jnp.concatenate([x, drawn.fresh])
-    f_hat = np.asarray(kernel.matvec(z, x, y / n))
-    gradient = np.asarray(kernel.input_gradient(x, x, y / n))
-    direction = np.asarray(kernel.phi_matmul(x, x, (y / n)[:, None] * np.asarray(x)))
+    # Fresh points after the padded training points: z has a round size too.
+    z, fresh = np.concatenate([padded(x), drawn.fresh]), slice(-len(drawn.fresh), None)
+    f_hat, gradient, direction = first_network(kernel, z, x, y)
+    gradient, direction = gradient[:n], direction[:n]
     deviation = np.sqrt((1 + kernel.slope**2) / 2 * (1 + np.sum(np.square(z), axis=1) / d))  # of f0(z)
     initial = []
     for key in jax.random.split(jax.random.fold_in(drawn.key, 2), initial_draws):
-        net = TwoLayerNetwork.init(d, _WIDTH, kernel.slope, True, key=key)
-        initial.append((np.asarray(net(z)), np.asarray(net.input_gradient(x))))
+        outputs, gradients = _initial_function(kernel.slope, padded(z), padded(x), key)
+        initial.append((np.asarray(outputs)[: len(z)], np.asarray(gradients)[:n]))
 
     # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no time matters ...
     plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
@@ -110,17 +110,14 @@ def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, A
     g_hat = second_networks(kernel, z, [x, gradient, *[start for _, start in initial]], combinations, columns)
     g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
     from_zero = {
-        key: (_accuracy(g[:, :n], y), _accuracy(g[:, n:], np.sign(f_hat[n:])))
+        key: (_accuracy(g[:, :n], y), _accuracy(g[:, fresh], np.sign(f_hat[fresh])))
         for key, g in zip(plain, g_hat[: len(plain)], strict=True)
     }
     random = g_hat[len(plain) :].reshape(initial_draws, len(timed), *g_hat.shape[1:])
 
     result: dict[str, list] = {name: [] for name in ("standard_zero", "standard", "cosine_zero", "cosine")}
     result |= {
-        f"{name}{kind}_{rule}": []
-        for name in ("perturbation", "agreement")
-        for kind in ("_zero", "")
-        for rule in RULES
+        f"{name}{kind}_{rule}": [] for name in ("perturbation", "agreement") for kind in ("_zero", "") for rule in RULES
     }
 
     def add(name: str, values: np.ndarray) -> None:
@@ -138,12 +135,18 @@ def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, A
         right, same = [], []
         for (start, _), g in zip(initial, random[:, timed.index((r.scenario, r.size, r.time_f))], strict=True):
             margin = r.time_g * g / deviation
-            f_sign = np.sign(start[n:] + r.time_f * f_hat[n:])
+            f_sign = np.sign(start[fresh] + r.time_f * f_hat[fresh])
             right.append(ndtr(y * margin[:, :n]).mean(1))
-            same.append(ndtr(f_sign * margin[:, n:]).mean(1))
+            same.append(ndtr(f_sign * margin[:, fresh]).mean(1))
         add("perturbation", np.mean(right, axis=0))
         add("agreement", np.mean(same, axis=0))
     return {name: np.asarray(values) for name, values in result.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _initial_function(slope: float, z: Array, x: Array, key: Array) -> tuple[Array, Array]:
+    net = TwoLayerNetwork.init(x.shape[1], _WIDTH, slope, True, key=key)
+    return net(z), net.input_gradient(x)
 
 
 def _inverse(length: np.ndarray) -> np.ndarray:

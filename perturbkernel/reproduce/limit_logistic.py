@@ -11,7 +11,7 @@ from perturbkernel.dynamics import HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.learning import accuracy
 from perturbkernel.logistic import logistic_path
-from perturbkernel.perturbations import cosine, normalise
+from perturbkernel.perturbations import normalise
 from perturbkernel.reproduce.datasets import Drawn
 from perturbkernel.solvers import _iterate_logistic, _largest_eigenvalue
 
@@ -32,31 +32,31 @@ def _coefficients(
             raise RuntimeError(f"the logistic flow came to time {float(path.time):g} of {times.max():g}")
         coef = path.dual_coef
     else:
-        coef = jnp.stack([y * _iterate_logistic(gram, y, jnp.zeros_like(y), ball.rates, ball.momentum) for ball in balls])
+        coef = jnp.stack(
+            [y * _iterate_logistic(gram, y, jnp.zeros_like(y), ball.rates, ball.momentum) for ball in balls]
+        )
     stable = 8 * (1 + balls[0].momentum) * len(y) / float(_largest_eigenvalue(gram))
     return coef.T, np.array([rate > stable for rate, _ in schedules])
 
 
-def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, Array], dynamics: str):
+def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, np.ndarray], dynamics: str):
     """The result of a cell whose loss is logistic; see `limit_cell`."""
     x, y, n = drawn.x, drawn.y, len(drawn.y)
     z = jnp.concatenate([x, drawn.fresh])
     schedules_f = list(dict.fromkeys((r.learning_rate_f, r.steps_f) for r in requests))
     coef_f, unstable = _coefficients(kernel, x, y, schedules_f, dynamics)
     outputs_f = kernel.matvec(z, x, coef_f)
-    direction = kernel.phi_matmul(x, x, (y / n)[:, None] * x)
     first, second = {}, {}
     for k, schedule in enumerate(schedules_f):
         gradient = kernel.input_gradient(x, x, coef_f[:, k])
-        along = float(jnp.nanmean(jnp.abs(cosine(gradient, direction))))
-        first[schedule] = float(accuracy(outputs_f[:n, k], y)), along, bool(unstable[k])
+        first[schedule] = float(accuracy(outputs_f[:n, k], y)), bool(unstable[k])
         mine = [r for r in requests if (r.learning_rate_f, r.steps_f) == schedule]
         schedules_g = list(dict.fromkeys((r.learning_rate_g, r.steps_g) for r in mine))
         f_sign = jnp.sign(outputs_f[n:, k])
         for scenario, size in dict.fromkeys((r.scenario, r.size) for r in mine):
             delta = size * normalise(gradient, "l2")
             for rule, columns in labels.items():
-                for target in columns.T:
+                for target in jnp.asarray(columns.T):
                     if scenario == "a" and size == 0:
                         # All points coincide at zero: the sign of every output is that of the majority.
                         outputs_g = jnp.full((len(z), len(schedules_g)), target.sum())
@@ -67,11 +67,11 @@ def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, Arra
                     for j, schedule_g in enumerate(schedules_g):
                         pair = float(accuracy(outputs_g[:n, j], y)), float(accuracy(outputs_g[n:, j], f_sign))
                         second.setdefault((scenario, size, schedule, schedule_g, rule), []).append(pair)
-    result: dict[str, list] = {name: [] for name in ("standard_zero", "cosine_zero", "unstable_f")}
+    result: dict[str, list] = {name: [] for name in ("standard_zero", "unstable_f")}
     result |= {f"{name}_zero_{rule}": [] for name in ("perturbation", "agreement") for rule in labels}
     for r in requests:
         schedule, schedule_g = (r.learning_rate_f, r.steps_f), (r.learning_rate_g, r.steps_g)
-        for name, value in zip(("standard_zero", "cosine_zero", "unstable_f"), first[schedule], strict=True):
+        for name, value in zip(("standard_zero", "unstable_f"), first[schedule], strict=True):
             result[name].append(value)
         for rule in labels:
             pairs = np.array(second.get((r.scenario, r.size, schedule, schedule_g, rule), [])).reshape(-1, 2)

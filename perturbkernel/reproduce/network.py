@@ -39,9 +39,9 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     drawn = draw(config["data"])
     x, y, n = drawn.x, drawn.y, len(drawn.y)
     z = jnp.concatenate([x, drawn.fresh])
-    key_f, key_g, key_targets = jax.random.split(drawn.key, 3)
+    key_f, key_g = jax.random.split(drawn.key)
     rates_f, rates_g = (jnp.asarray(config[f"learning_rates_{name}"]) for name in "fg")
-    target = targets(n, {config["targets"]: 1}, key_targets)[config["targets"]][:, 0]
+    target = jnp.asarray(targets(config["data"], n, {config["targets"]: 1})[config["targets"]][:, 0])
 
     def train(key, rates, inputs, labels, steps, observe, scale=None):
         """One network a rate from the same initialisation, on inputs (times scale, (k, n), for each of them)."""

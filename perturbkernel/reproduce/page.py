@@ -55,9 +55,7 @@ class Reproduction:
     def map(self, map_id: str) -> dict[str, dict[str, np.ndarray]]:
         """Mode -> arrays of a decision map; see `maps.map_limit_cell`."""
         m = decision_map(map_id, self.options.scale)
-        return {
-            mode: store.load(self.folder, plan.map_cell(m, mode, self.options)) for mode in self.options.modes
-        }
+        return {mode: store.load(self.folder, plan.map_cell(m, mode, self.options)) for mode in self.options.modes}
 
     def study(self, name: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """Configuration and arrays of every cell of a study."""
@@ -75,7 +73,9 @@ class Reproduction:
         notes = [self._note(p.settings[0])]
         if rates := assemble.unstable_rates(p, self.options, self.folder):
             said = ", ".join(f"{rate:g}" for rate in rates)
-            notes.append(f"rates {said} of the first network are beyond the stable ones in the limit of gradient descent")
+            notes.append(
+                f"rates {said} of the first network are beyond the stable ones in the limit of gradient descent"
+            )
         return panel_figure(p, self.curves(name), "; ".join(note for note in notes if note))
 
     def _note(self, setting: Setting) -> str:
@@ -135,7 +135,9 @@ class Reproduction:
         for p in self.options.panels:
             for quantity, curves in self.curves(p.id).items():
                 gaps = {name: assemble.distance(curve, p, quantity) for name, curve in curves.items()}
-                shown = [f"{name} {gap['mean']:.3f}" for name, gap in gaps.items() if gap is not None and " " not in name]
+                shown = [
+                    f"{name} {gap['mean']:.3f}" for name, gap in gaps.items() if gap is not None and " " not in name
+                ]
                 rows.append((p.id, quantity, ", ".join(shown) or "no published values here"))
         return rows
 

@@ -191,7 +191,10 @@ def map_cell(m: Map, mode: str, options: Options) -> Cell:
 
 
 def study_cells(name: str, options: Options) -> list[Cell]:
-    return [{"function": name, "config": config} for config in width.cells(options.scale, _WIDTH_SEEDS[options.scale] * options.seeds)]
+    return [
+        {"function": name, "config": config}
+        for config in width.cells(options.scale, _WIDTH_SEEDS[options.scale] * options.seeds)
+    ]
 
 
 def cells(options: Options) -> list[Cell]:

@@ -20,12 +20,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from perturbkernel.activations import angle_of_product
+from perturbkernel.activations import angle_of_product, products_and_angles
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.tiles import EXACT, accumulate
 
 # Rows of queries and of points in a tile: the products of every matrix and the draws' sums stay in the cache.
 _BLOCK = (512, 1024)
+_ROUND = 256
 
 
 class Combination(NamedTuple):
@@ -35,6 +36,39 @@ class Combination(NamedTuple):
 
     carrier: Float[np.ndarray, "b n"]
     delta: Float[np.ndarray, "b n"]
+
+
+def padded(array) -> np.ndarray:
+    """The last row repeated up to a round number: data sets of nearly the same size share what is compiled."""
+    array = np.asarray(array)
+    return np.pad(array, [(0, -len(array) % _ROUND)] + [(0, 0)] * (array.ndim - 1), mode="edge")
+
+
+def first_network(
+    kernel: TwoLayerNTK, z: Float[Array, "m d"], x: Float[Array, "n d"], y: Float[Array, " n"]
+) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m d"], Float[np.ndarray, "m d"]]:
+    """f_hat(z) = (1/n) sum_n y_n K(x_n, z), its gradient in z, and the part of the gradient with the gates held fixed,
+    v(z) = (1/n) sum_n y_n Phi(x_n, z) x_n: three products for all of them.
+    """
+    weights = np.zeros(-(-len(y) // _ROUND) * _ROUND, np.asarray(x).dtype)
+    weights[: len(y)] = np.asarray(y) / len(y)
+    sums = _first(kernel, padded(z), padded(x), weights)
+    f, gradient, direction = (np.asarray(a)[: len(z)] for a in sums)
+    return f, gradient, direction
+
+
+@partial(jax.jit, static_argnums=0)
+def _first(kernel: TwoLayerNTK, z: Array, x: Array, weights: Array) -> tuple[Array, Array, Array]:
+    cone, c = (1 - kernel.slope) ** 2 / (2 * np.pi), float(kernel.train_bias)
+
+    def tile(z, x, weights):
+        (product, theta), pullback = jax.vjp(lambda z: products_and_angles(z, x), z)
+        phi = ((1 + kernel.slope**2) / 2 - cone * theta) * weights
+        linear = (product + c) * weights
+        (gradient,) = pullback((phi, -cone * linear))
+        return jnp.sum(phi * (product + c), axis=1), gradient, jnp.matmul(phi, x, precision=EXACT)
+
+    return accumulate(tile, z, x, weights, _BLOCK)
 
 
 def kernel_of_product(kernel: TwoLayerNTK, product: Array, square_z: Array, square_x: Array, d: int) -> Array:
@@ -53,20 +87,23 @@ def second_networks(
 ) -> Float[np.ndarray, "j m s"]:
     """g(z) a unit of training time, for every combination j and every column of targets."""
     rows = [np.asarray(m) for m in matrices]
+    dtype = rows[0].dtype
     inner = np.array([[np.einsum("nd,nd->n", a, b) for b in rows] for a in rows])  # (b, b, n)
-    plus, minus = (np.stack([c.carrier + sign * c.delta for c in combinations]) for sign in (1, -1))  # (j, b, n)
-    squares = tuple(np.maximum(np.einsum("jbn,abn,jan->nj", r, inner, r), 0) for r in (plus, minus))
-    coefficients = tuple(r.transpose(2, 0, 1) for r in (plus, minus))
-    dtype = z.dtype
-    sums = _sweep(
-        kernel, z, jnp.sum(z**2, axis=1), tuple(matrices), *jax.tree.map(lambda a: jnp.asarray(a, dtype), (coefficients, squares)),
-        jnp.asarray(targets, dtype),
-    )  # fmt: skip
-    return np.asarray(sums).transpose(1, 0, 2) / len(targets)
+    both = [np.stack([c.carrier + sign * c.delta for c in combinations]) for sign in (1, -1)]  # (j, b, n)
+    squares = [np.maximum(np.einsum("jbn,abn,jan->nj", r, inner, r), 0) for r in both]
+    coefficients = [r.transpose(2, 0, 1) for r in both]
+    # Of h+ and h- a draw of targets takes one for each n: h+ with weight 1 where y = 1, h- with -1 elsewhere.
+    weights = [np.zeros((-(-len(targets) // _ROUND) * _ROUND, targets.shape[1]), dtype) for _ in both]
+    for weight, sign in zip(weights, (1, -1), strict=True):
+        weight[: len(targets)] = (np.asarray(targets) + sign) / 2
+    m, z = len(z), padded(z)
+    points = jax.tree.map(lambda a: padded(a).astype(dtype), (rows, coefficients, squares))
+    sums = np.asarray(_sweep(kernel, z, np.sum(z**2, axis=1), points, weights))[:m]
+    return sums.transpose(1, 0, 2) / len(targets)
 
 
 @partial(jax.jit, static_argnums=0)
-def _sweep(kernel, z, z_square, matrices, coefficients, squares, targets):
+def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, points, weights) -> Array:
     d = z.shape[1]
 
     def tile(query, points, weights):
@@ -82,7 +119,6 @@ def _sweep(kernel, z, z_square, matrices, coefficients, squares, targets):
                 product = sum(p * c[b][None, :] for b, p in enumerate(products))
                 return kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
 
-            # Of h+ and h- a draw of targets takes one for each n: h+ with weight 1 where y = 1, h- with -1 elsewhere.
             return sum(
                 jnp.matmul(kernel_tile(c, square), w, precision=EXACT)
                 for c, square, w in zip(coefficients, squares, weights, strict=True)
@@ -90,5 +126,4 @@ def _sweep(kernel, z, z_square, matrices, coefficients, squares, targets):
 
         return lax.map(one, jnp.eye(len(coefficients[0]), dtype=z.dtype)).transpose(1, 0, 2)
 
-    weights = ((targets + 1) / 2, (targets - 1) / 2)
-    return accumulate(tile, (z, z_square), (matrices, coefficients, squares), weights, _BLOCK)
+    return accumulate(tile, (z, z_square), points, weights, _BLOCK)

@@ -54,9 +54,7 @@ def _measure(loss: str, settings: Settings) -> list[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [
-        Case(loss, _described(settings), partial(_measure, loss, settings)) for loss in ("identity", "logistic")
-    ]
+    return [Case(loss, _described(settings), partial(_measure, loss, settings)) for loss in ("identity", "logistic")]
 
 
 GROUP = Group(

@@ -41,9 +41,7 @@ def _measure(what: str, settings: Settings) -> list[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [
-        Case(what, described(SHAPE), partial(_measure, what, settings)) for what in ("matvec", "input_gradient")
-    ]
+    return [Case(what, described(SHAPE), partial(_measure, what, settings)) for what in ("matvec", "input_gradient")]
 
 
 GROUP = Group(

@@ -55,7 +55,10 @@ def _fit_over_n(settings: Settings) -> list[Row]:
 def _cases(settings: Settings) -> list[Case]:
     return [
         *(Case(what, "over n", partial(_over_n, what, settings)) for what in ("matvec", "input_gradient")),
-        *(Case(what, "over d", partial(_over_d, what, settings)) for what in ("matvec", "input_gradient")),
+        *(
+            Case(what, "over d", partial(_over_d, what, settings))
+            for what in ("matvec", "input_gradient")[: 1 if settings.quick else 2]
+        ),
         Case("fit", "over n", partial(_fit_over_n, settings)),
     ]
 

@@ -278,9 +278,7 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
     c = report.configuration
     head, *body = table(report.metrics)
     settings = [(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in c.items() if k != "command"]
-    shown = "".join(
-        html_figure(name.replace("_", " "), picture, _CAPTIONS[name]) for name, picture in pictures.items()
-    )
+    shown = "".join(html_figure(name.replace("_", " "), picture, _CAPTIONS[name]) for name, picture in pictures.items())
     words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
     return html_page(
         f"perturbkernel: {c['data']}",

@@ -181,4 +181,3 @@ def table(verdicts: Sequence[Verdict], width: int = 150) -> str:
         if verdict.reason:
             lines += textwrap.wrap(f"{verdict.name} {verdict.verdict}: {verdict.reason}.", width)
     return "\n".join([*lines, *textwrap.wrap(EXPLANATION, width), "", summary(verdicts)])
-

@@ -125,7 +125,7 @@ def _measure(kind: str, settings: Settings) -> list[Row]:
                 rows.append(Row(name, kind, subject, "NumPy float64", samples, note=note))
         except Exception as error:
             rows.append(Row("all", kind, subject, "NumPy float64").but(error))
-    return sorted(rows, key=lambda row: row.what)
+    return rows
 
 
 def _cases(settings: Settings) -> list[Case]:

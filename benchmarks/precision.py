@@ -5,7 +5,7 @@ nothing cancels (theory: 0.2 to 0.5). Inputs are float32 numbers, taken as exact
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -72,6 +72,7 @@ def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, floa
     return out
 
 
+@cache
 def _perturbkernel() -> Callable[..., dict[str, Any]]:
     kernel = TwoLayerNTK(0.0, train_bias=True)
     return lambda z, x, coef: {
@@ -81,6 +82,7 @@ def _perturbkernel() -> Callable[..., dict[str, Any]]:
     }
 
 
+@cache
 def _textbook() -> Callable[..., dict[str, Any]]:
     """The formula as it is written, arccos of a clipped cosine, and autodiff."""
 
@@ -101,11 +103,13 @@ def _textbook() -> Callable[..., dict[str, Any]]:
     }
 
 
+@cache
 def _neural_tangents() -> Callable[..., dict[str, Any]]:
     outputs, gradients = other.tangents_matvec(), other.tangents_input_gradient()
     return lambda z, x, coef: {"outputs": outputs(z, x, coef), "gradients": gradients(z, x, coef)}
 
 
+# Cached, so that all kinds of points share one compilation.
 METHODS = {"perturbkernel": _perturbkernel, "arccos and autodiff": _textbook, "neural-tangents": _neural_tangents}
 
 

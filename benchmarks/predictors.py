@@ -79,7 +79,7 @@ def _perturbkernel(loss: str, task: str, x, y, z) -> Callable[[], Any]:
 
 
 def _sizes(settings: Settings) -> tuple[int, int, int]:
-    return (400, 400, 100) if settings.quick else (1000, 1000, 784)
+    return (300, 300, 100) if settings.quick else (1000, 1000, 784)
 
 
 def _measure(loss: str, task: str, settings: Settings) -> list[Row]:

@@ -1,1 +1,89 @@
-"""tmp"""
+"""The benchmark suite behind `perturbkernel bench`; docs/benchmarks.md says how to read it and how to add to it.
+
+`harness` measures, `alternatives` holds the competitors, `page` shows and saves; every other module is a group. In a
+checkout this folder is imported as perturbkernel.benchmarks by `perturbkernel.bench.suite`; a wheel contains it under
+that name.
+"""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from perturbkernel import report
+from perturbkernel.checks import check_count
+
+from . import closed_form, compiling, growth, memory, page, precision, predictors, products
+from .harness import Case as Case
+from .harness import Group as Group
+from .harness import Outcome as Outcome
+from .harness import Row as Row
+from .harness import Settings as Settings
+from .harness import compare as compare
+from .harness import run as run
+
+#: all groups, in the order of table and page; a new group is one entry here
+GROUPS: tuple[Group, ...] = (
+    products.GROUP,
+    predictors.GROUP,
+    closed_form.GROUP,
+    growth.GROUP,
+    memory.GROUP,
+    compiling.GROUP,
+    precision.GROUP,
+)
+
+
+def select(only: str | None, settings: Settings) -> list[tuple[Group, Case]]:
+    """The cases named by "group" or "group.case", separated by commas; all if None. An unknown name is a ValueError."""
+    everything = [(group, case) for group in GROUPS for case in group.cases(settings)]
+    if only is None:
+        return everything
+    wanted = [name.strip() for name in only.split(",")]
+    known = dict.fromkeys(name for group, case in everything for name in (group.name, f"{group.name}.{case.name}"))
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ValueError(f"--only must name groups or cases: {', '.join(known)}; got {', '.join(unknown)!r}")
+    return [(g, case) for g, case in everything if g.name in wanted or f"{g.name}.{case.name}" in wanted]
+
+
+def listing(chosen: Sequence[tuple[Group, Case]]) -> str:
+    """Groups and cases with their sizes, as text."""
+    lines, last = [], None
+    for group, case in chosen:
+        if group is not last:
+            lines += ["", f"{group.name}: {group.title}", f"  ({group.measures})"]
+            last = group
+        line = f"  {f'{group.name}.{case.name}':<32} {case.sizes}"
+        lines += [line] if line != lines[-1] else []
+    return "\n".join(lines[1:])
+
+
+def command(args: argparse.Namespace) -> int:
+    """`perturbkernel bench`: returns the exit status. Bad arguments are a ValueError before anything is measured."""
+    if args.repeats is not None:
+        check_count(args.repeats, "--repeats")
+    check_count(args.seed, "--seed", low=0)
+    if args.out is not None and Path(args.out).is_file():
+        raise ValueError(f"--out must be a folder; {args.out} is a file")
+    settings = Settings(args.quick, args.seed, args.repeats)
+    chosen = select(args.only, settings)
+    if args.list:
+        print(listing(chosen))
+        return 0
+    with tqdm(total=len(chosen), disable=args.quiet or None, leave=False) as bar:
+
+        def progress(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        outcome = run(chosen, progress)
+    environment = report.environment(page.PACKAGES)
+    print(page.text(GROUPS, outcome, environment))
+    if args.out is not None:
+        configuration = {"command": shlex.join(["perturbkernel", *args.argv]), "date": page.today()}
+        folder = page.save(GROUPS, outcome, configuration, environment, args.out)
+        print(f"\nreport: {folder / 'bench.html'}")
+    return int(outcome.failed)

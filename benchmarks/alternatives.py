@@ -73,14 +73,16 @@ def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.n
         product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
         weight = product
         weight *= coef
-        weight /= np.sqrt(1 - rho * rho)
+        with np.errstate(divide="ignore", invalid="ignore"):  # the formula fails at coincident points, as it stands
+            weight /= np.sqrt(1 - rho * rho)
         weight /= (np.float32(2 * np.pi) * d * s_z[rows])[:, None]
         along = np.einsum("mn,mn->m", weight, rho) / s_z[rows]
         weight /= s_x
         phi = _phi(rho)
         phi *= coef
         phi += weight
-        out[rows] = phi @ x - along[:, None] * z[rows]
+        with np.errstate(invalid="ignore"):
+            out[rows] = phi @ x - along[:, None] * z[rows]
     return out
 
 

@@ -32,7 +32,7 @@ def _measure(what: str, settings: Settings) -> list[Row]:
     theirs = {"matvec": other.tangents_matvec, "input_gradient": other.tangents_input_gradient}[what]()
     seconds = []
     n, m, d = SHAPE
-    for i in range(1 + settings.rounds(7, 3)):
+    for i in range(1 + settings.rounds(7, 2)):
         x, z, coef = map(jnp.asarray, points((n, m + i, d), settings.seed))  # a new shape each round
         seconds.append([_compile_seconds(call, (z, x, coef)) for call in (mine, theirs)])
     kept = np.asarray(seconds[1:])  # the first round also loads what is loaded once
@@ -41,9 +41,7 @@ def _measure(what: str, settings: Settings) -> list[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [
-        Case(what, described(SHAPE), partial(_measure, what, settings)) for what in ("matvec", "input_gradient")
-    ]
+    return [Case(what, described(SHAPE), partial(_measure, what, settings)) for what in ("matvec", "input_gradient")]
 
 
 GROUP = Group(

@@ -34,28 +34,34 @@ def _row(what: str, symbol: str, fixed: str, sizes: Sequence[int], calls: Sequen
     return Row(what, described, "perturbkernel", f"{symbol}^p", power(sizes, seconds), curve=curve)
 
 
+def _doubled(first: int, settings: Settings) -> list[int]:
+    """Every size is a compilation: few of them, for quick."""
+    return [first * 4**k for k in range(3)] if settings.quick else [first * 2**k for k in range(7)]
+
+
 def _over_n(what: str, settings: Settings) -> list[Row]:
-    sizes = [POINTS * 2**k for k in (range(4) if settings.quick else range(6))]
+    sizes = _doubled(POINTS // 2, settings)
     calls = [_product(what, (n, QUERIES, DIMENSION), settings.seed) for n in sizes]
-    return [_row(what, "n", f"m = {QUERIES}, d = {DIMENSION}", sizes, calls, settings.rounds(9, 5))]
+    return [_row(what, "n", f"m = {QUERIES}, d = {DIMENSION}", sizes, calls, settings.rounds(9, 3))]
 
 
 def _over_d(what: str, settings: Settings) -> list[Row]:
-    sizes = [256 * 2**k for k in (range(4) if settings.quick else range(6))]
+    sizes = _doubled(128, settings)
     calls = [_product(what, (POINTS, QUERIES, d), settings.seed) for d in sizes]
-    return [_row(what, "d", f"n = {POINTS}, m = {QUERIES}", sizes, calls, settings.rounds(9, 5))]
+    return [_row(what, "d", f"n = {POINTS}, m = {QUERIES}", sizes, calls, settings.rounds(9, 3))]
 
 
 def _fit_over_n(settings: Settings) -> list[Row]:
-    sizes = [200 * 2**k for k in (range(3) if settings.quick else range(4))]
+    sizes = [100 * 2**k for k in (range(3) if settings.quick else range(6))]
     calls = [_fit(n, settings.seed) for n in sizes]
     return [_row("fit, squared loss", "n", f"d = {DIMENSION}", sizes, calls, settings.rounds(5, 3))]
 
 
 def _cases(settings: Settings) -> list[Case]:
+    over_d = ("matvec",) if settings.quick else ("matvec", "input_gradient")
     return [
         *(Case(what, "over n", partial(_over_n, what, settings)) for what in ("matvec", "input_gradient")),
-        *(Case(what, "over d", partial(_over_d, what, settings)) for what in ("matvec", "input_gradient")),
+        *(Case(what, "over d", partial(_over_d, what, settings)) for what in over_d),
         Case("fit", "over n", partial(_fit_over_n, settings)),
     ]
 

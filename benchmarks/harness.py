@@ -42,7 +42,7 @@ class Row:
         seconds: median time of one run of the subject, where times are measured.
         curve: for growth, (size, median seconds) pairs.
         note: a remark.
-        status: "ok", "skipped" (cannot be measured here), or "failed".
+        status: "ok"; "differs", an alternative that computes something else; "skipped", not measurable here; "failed".
         reason: why, unless ok.
         group: filled in by the suite.
     """
@@ -111,7 +111,10 @@ Builder = Callable[[], Callable[[], Any]]
 
 
 def times(
-    calls: Sequence[Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter, pause: float = PAUSE
+    calls: Sequence[Callable[[], Any]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    pause: float = PAUSE,
 ) -> np.ndarray:
     """(rounds, calls) seconds, A B C A B C ...; each result is waited for. Warm up the calls before."""
     seconds = np.empty((rounds, len(calls)))
@@ -153,8 +156,9 @@ def compare(
         methods: name -> builder. A builder prepares and returns the function to be timed, which is called once before
             (compilation). One that raises has a row that says so, and the others go on.
         rounds: how often each is timed.
-        tolerance: results must be equal to this relative difference, or the row fails.
-        same_result: they must equal that of the reference; otherwise, that of the first method.
+        tolerance: results are compared, with this relative difference allowed.
+        same_result: with that of the reference, and a method that differs fails; otherwise with that of the first
+            method, and one that differs is timed all the same, its row says what is wrong with the result.
         remark: from the results of method and reference, a note for the row.
         clock, pause: of `times`.
     """
@@ -170,17 +174,22 @@ def compare(
         try:
             call = builder()
             result = jax.block_until_ready(call())
-            note = "" if remark is None else remark(result, of_base)
+            note, status, reason = "" if remark is None else remark(result, of_base), "ok", ""
             if tolerance is not None and truth is not None:
                 off = difference(result, truth)
-                if not off <= tolerance:
+                if off <= tolerance:
+                    note = f"results differ by {off:.0e}"
+                else:
                     other = name if same_result else next(iter(methods))
-                    raise ArithmeticError(f"its result differs from that of {other} by {off:.2g} of the largest entry")
-                note = f"results differ by {off:.0e}"
+                    words = f"by {off:.0e} of the largest entry" if np.isfinite(off) else "being not finite"
+                    status, reason = "differs", f"its result differs from that of {other}, {words}"
+                    if same_result:
+                        raise ArithmeticError(reason)
             truth = result if truth is None else truth
             seconds = times((base, call), rounds, clock, pause)
             ratios = tuple((seconds[:, 1] / seconds[:, 0]).tolist())
-            rows.append(replace(row, samples=ratios, seconds=float(np.median(seconds[:, 1])), note=note))
+            middle = float(np.median(seconds[:, 1]))
+            rows.append(replace(row, samples=ratios, seconds=middle, note=note, status=status, reason=reason))
         except Exception as error:
             rows.append(row.but(error))
     return rows
@@ -202,7 +211,7 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether a row failed; skipped ones did not."""
+        """Whether a row failed; skipped and differing ones did not."""
         return any(row.status == "failed" for row in self.rows)
 
 

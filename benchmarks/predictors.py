@@ -79,7 +79,7 @@ def _perturbkernel(loss: str, task: str, x, y, z) -> Callable[[], Any]:
 
 
 def _sizes(settings: Settings) -> tuple[int, int, int]:
-    return (400, 400, 100) if settings.quick else (1000, 1000, 784)
+    return (300, 300, 100) if settings.quick else (1000, 1000, 784)
 
 
 def _measure(loss: str, task: str, settings: Settings) -> list[Row]:
@@ -87,8 +87,8 @@ def _measure(loss: str, task: str, settings: Settings) -> list[Row]:
     drawn = data.shifted_gaussian(n + m, d, 0.1, key=jax.random.key(settings.seed))
     x, y, z = drawn.inputs[:n], drawn.targets[:n], drawn.inputs[n:]
     return compare(
-        f"{loss} loss: {TASKS[task]}",
-        _described(settings),
+        TASKS[task],
+        _described(loss, settings),
         ("neural-tangents", partial(_neural_tangents, loss, task, x, y, z)),
         {"perturbkernel": partial(_perturbkernel, loss, task, x, y, z)},
         settings.rounds(7, 3),
@@ -97,14 +97,16 @@ def _measure(loss: str, task: str, settings: Settings) -> list[Row]:
     )
 
 
-def _described(settings: Settings) -> str:
+def _described(loss: str, settings: Settings) -> str:
     n, m, d = _sizes(settings)
-    return f"n = {n}, m = {m}, d = {d}"
+    return f"{loss}, n = {n}, m = {m}, d = {d}"
 
 
 def _cases(settings: Settings) -> list[Case]:
     return [
-        Case(loss, _described(settings), partial(_measure, loss, task, settings)) for loss in LOSSES for task in TASKS
+        Case(task, _described(loss, settings), partial(_measure, loss, task, settings))
+        for task in TASKS
+        for loss in LOSSES
     ]
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from perturbkernel import bench
 from perturbkernel import data as datasets
 from perturbkernel import report as reports
 from perturbkernel import verify as verification
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
     _add_run(commands)
     _add_verify(commands)
-    reproduction.add(commands, _EXIT_CODES, argparse.RawDescriptionHelpFormatter)
+    reproduction.add_command(commands, _EXIT_CODES)
+    bench.add_command(commands, _EXIT_CODES)
     page = commands.add_parser("report", help="draw the figures and page of a saved result again")
     page.add_argument("folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote")
     page.set_defaults(function=_report)

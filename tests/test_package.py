@@ -15,7 +15,7 @@ PACKAGE = ROOT / "perturbkernel"
 ORDER = """
     _version checks files image_files data tiles activations kernels architectures dynamics logistic solvers
     predictors perturbations diagnosis learning theory two_layer training networks studies plots report verify
-    reproduce cli
+    reproduce bench cli
 """.split()  # noqa: SIM905
 
 

@@ -18,7 +18,7 @@ from perturbkernel.reproduce.specification import SCALES, decision_map, map_ids,
 _DEFAULT_OUT = "results/reproduce"
 
 
-def add(commands, epilog: str, formatter) -> None:
+def add_command(commands, epilog: str) -> None:
     """Adds the command to the subparsers of `perturbkernel`."""
     parser = commands.add_parser(
         "reproduce",
@@ -33,7 +33,7 @@ def add(commands, epilog: str, formatter) -> None:
         "  perturbkernel reproduce --all                               # everything at reduced sizes\n"
         "  perturbkernel reproduce --all --mode limit --scale paper    # the closed form at the published sizes\n"
         "  perturbkernel reproduce theory-vs-width                     # rates of finite networks\n\n" + epilog,
-        formatter_class=formatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help="`list`, or panels, studies, maps: whole or beginnings"

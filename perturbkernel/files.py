@@ -4,10 +4,10 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
-def write_whole(path: str | os.PathLike, write: Callable[[IO[bytes]], None]) -> None:
+def write_whole(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
     """Lets `write` fill a binary file, then gives it the name `path`; whoever is killed meanwhile leaves no such file.
 
     Several processes and threads may write the same path: the last one wins, and each file is whole.

@@ -182,12 +182,12 @@ class PerturbationLearning(eqx.Module):
 
 def learn_from_perturbations(
     learner: Callable,
-    train: Dataset,
+    train: Dataset | tuple[ArrayLike, ArrayLike],
     *,
     size: float,
     scenario: str | None = None,
     carrier: Float[ArrayLike, "n ..."] | None = None,
-    targets: str | Float[Array, " n"] = "coin_flip",
+    targets: str | Float[ArrayLike, " n"] = "coin_flip",
     learner_g: Callable | None = None,
     norm: str = "l2",
     direction: str = "gradient",

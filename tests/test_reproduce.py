@@ -1,4 +1,4 @@
-"""The paper's panels: what they ask, one pass for many experiments against one at a time, storage that survives a kill."""
+"""The paper's panels: what they ask, one pass for many experiments, storage that survives a kill."""
 
 import json
 import os
@@ -16,6 +16,8 @@ import pytest
 
 import perturbkernel as pk
 from perturbkernel.cli import main
+from perturbkernel.learning import accuracy as accuracy_of
+from perturbkernel.learning import draw_targets
 from perturbkernel.reproduce import assemble, datasets, figures, limit, network, page, plan, runner, store
 from perturbkernel.reproduce import specification as spec
 from perturbkernel.reproduce.limit import Request
@@ -114,7 +116,7 @@ def test_one_pass_equals_training_one_network_at_a_time(small, slope):
     z = jnp.concatenate([x, drawn.fresh[:40]])
     gradient = pk.fit(kernel, x, y).input_gradient(x)
     key_a, key_b = jax.random.split(jax.random.key(0))
-    labels = np.stack([np.asarray(pk.learning.draw_targets("coin_flip", 60, key=k)) for k in (key_a, key_b)], axis=1)
+    labels = np.stack([np.asarray(draw_targets("coin_flip", 60, key=k)) for k in (key_a, key_b)], axis=1)
     unit = 1 / np.linalg.norm(gradient, axis=1)
     zero, one = np.zeros(60), np.ones(60)
     cases = [(0.0, 0.05), (1.0, 0.7), (1.0, 0.0)]
@@ -152,6 +154,7 @@ def test_limit_cell_equals_learning_from_perturbations(small):
                 assert result[f"perturbation_zero_{rule}"][i, k] == pytest.approx(float(accuracy), abs=1e-6)
                 agreement = float(r.agreement(drawn.fresh))
                 assert result[f"agreement_zero_{rule}"][i, k] == pytest.approx(agreement, abs=2e-3)
+        assert r.cosine is not None
         np.testing.assert_allclose(result["cosine_zero"][i], np.abs(r.cosine).mean(), rtol=1e-5)
 
 
@@ -218,7 +221,7 @@ def test_heavy_ball_steps_exactly_and_names_unstable_rates(small):
     result = limit.limit_cell(cell(requests, "logistic", config, dynamics="heavy_ball"))
     kernel = pk.TwoLayerNTK(0.0, train_bias=True)
     f = pk.fit(kernel, drawn.x, drawn.y, loss="logistic", dynamics=pk.HeavyBall(0.1, 20))
-    expected = float(pk.learning.accuracy(f(drawn.x), drawn.y))
+    expected = float(accuracy_of(f(drawn.x), drawn.y))
     assert result["standard_zero"][0] == pytest.approx(expected, abs=1e-6)
     assert result["unstable_f"].tolist() == [False, True]
 
@@ -253,11 +256,11 @@ def test_network_cell_equals_the_recipe_one_at_a_time(small):
         )[0]
 
     f = trained(key_f, drawn.x, drawn.y, 0.1, 30)
-    assert result["standard"][1, 1] == pytest.approx(float(pk.learning.accuracy(f(drawn.x), drawn.y)), abs=1e-6)
+    assert result["standard"][1, 1] == pytest.approx(float(accuracy_of(f(drawn.x), drawn.y)), abs=1e-6)
     delta = pk.perturb(f, drawn.x, target, size=2.0).delta
     g = trained(key_g, drawn.x + delta, target, 0.3, 40)
     # A point within rounding of the boundary may fall on either side.
-    expected = float(pk.learning.accuracy(g(drawn.x), drawn.y))
+    expected = float(accuracy_of(g(drawn.x), drawn.y))
     assert result["perturbation"][1, 1, 1, 0, 1] == pytest.approx(expected, abs=1 / 60 + 1e-6)
 
 

@@ -31,8 +31,8 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, di
     Curves of the kernel limit: "limit_zero" and "limit_balanced", zero initial functions, coin-flip and balanced
     targets, over seeds and draws; "limit", random initial functions and coin flips, the best of the learning rates.
     Of finite networks: "network", the best of the grid of learning rates for each seed and quantity, as published;
-    "network_grid", over seeds and the whole grid. Names end in " scaled" where images are fewer than published and sizes
-    were scaled up.
+    "network_grid", over seeds and the whole grid. Names end in " scaled" where images are fewer than published and
+    sizes were scaled up.
     """
     curves: dict[str, dict[str, Curve]] = {quantity: {} for quantity in p.curves}
     count = len(plan.factors(p.settings[0], options)) if p.quantity == "accuracy" else 1
@@ -105,8 +105,8 @@ def _loaded(folder: Path, cell: plan.Cell) -> dict[str, np.ndarray]:
 
 
 def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float]:
-    """Published learning rates beyond 8 (1 + momentum) n / lambda_max, where the kernel limit of gradient descent on the
-    logistic loss may oscillate while the flow does not.
+    """Published learning rates beyond 8 (1 + momentum) n / lambda_max, where gradient descent on the logistic loss may
+    oscillate in the kernel limit, while the flow does not.
     """
     if p.settings[0].loss != "logistic" or "limit" not in options.modes:
         return []

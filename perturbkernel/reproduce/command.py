@@ -23,8 +23,8 @@ def add_command(commands, epilog: str) -> None:
     parser = commands.add_parser(
         "reproduce",
         help="the paper's panels and decision maps, in closed form and by networks of finite width",
-        description="Computes panels and decision maps of Kumano, Kera, Yamasaki (NeurIPS 2024): in the kernel limit, in "
-        "closed form, and by networks of finite width trained by the published recipe, beside the published values. "
+        description="Computes panels and decision maps of Kumano, Kera, Yamasaki (NeurIPS 2024): in the kernel limit, "
+        "in closed form, and by networks of finite width trained by the published recipe, beside the published values. "
         "Finished pieces are kept in the folder; a run that was stopped goes on where it was.",
         epilog="examples:\n"
         "  perturbkernel reproduce list                                # what there is\n"
@@ -89,10 +89,9 @@ def _reproduce(args: argparse.Namespace) -> int:
     widths = [max(len(row[i]) for row in rows) for i in range(2)] + [90]
     for row in rows:
         print(*text_row(row, widths), sep="\n")
-    print(
-        f"\n{len(result.cells)} cells, {result.seconds():,.0f} s to compute them; {time.perf_counter() - began:,.0f} s now"
-        f"\npage: {result.folder / 'index.html'}"
-    )
+    now = time.perf_counter() - began
+    print(f"\n{len(result.cells)} cells, {result.seconds():,.0f} s to compute them; {now:,.0f} s now")
+    print(f"page: {result.folder / 'index.html'}")
     return 0
 
 

@@ -1,6 +1,7 @@
 """Figures of the reproduction: a panel's curves beside the published values, and the decision maps."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -83,7 +84,7 @@ def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str 
             axis.set_xscale("log")
         axis.set(title=TITLES[quantity], xlabel=_AXES[p.varies], ylim=(-0.03 if quantity == "cosine" else 0.2, 1.04))
     axes[0].set_ylabel("cosine" if quantities == ["cosine"] else "share of points")
-    handles: dict[str, object] = {}
+    handles: dict[str, Any] = {}
     for axis in axes:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     fig.legend(
@@ -103,13 +104,13 @@ def map_figure(m: Map, maps: Mapping[str, Mapping[str, np.ndarray]], note: str =
     for axis, (mode, values) in zip(axes, maps.items(), strict=True):
         lines = (("f_hat", F_COLOUR, "-", "theory: f-hat = 0"), ("g_hat", G_COLOUR, "--", "theory: g-hat = 0"))
         same = map_axes(
-            axis, ticks, ticks, values["f"], values["g"], values["points"], values["labels"], ("+1", "−1"),
+            axis, ticks, ticks, values["f"], values["g"], values["points"], values["labels"], ("+1", "-1"),
             [(values[name], *look) for name, *look in lines],
         )  # fmt: skip
         title = "kernel limit" if mode == "limit" else f"networks of width {m.setting.width:,}"
         axis.set(title=f"{title}: same decision on {same:.1%} of the plane", xlim=m.limits, ylim=m.limits)
         axis.set_xlabel("along the mean of the +1 inputs")
-    axes[0].set_ylabel("along the mean of the −1 inputs")
+    axes[0].set_ylabel("along the mean of the -1 inputs")
     handles, labels = axes[-1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, markerscale=2)
     s = m.setting

@@ -60,7 +60,7 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     drawn = draw(config["data"])
     kernel = TwoLayerNTK(config["slope"], train_bias=True)
     requests = [Request(*row) for row in config["requests"]]
-    draws = dict(zip(RULES, config["draws"], strict=True))
+    draws: dict[str, int] = dict(zip(RULES, config["draws"], strict=True))
     labels = targets(config["data"], len(drawn.y), draws)
     if config["loss"] == "identity":
         return _identity(kernel, drawn, requests, labels, config["initial_draws"])
@@ -154,8 +154,8 @@ def _inverse(length: np.ndarray) -> np.ndarray:
 
 
 def _mean_cosine(gradient: np.ndarray, direction: np.ndarray, initial_square: float) -> float:
-    """The mean over points of |<v, g>| / (|v| sqrt(|g|^2 + E|grad f0|^2)), g = T grad f_hat: with an initial function the
-    expected cosine to leading order in 1/sqrt(d) (theory: 12.2).
+    """The mean over points of |<v, g>| / (|v| sqrt(|g|^2 + E|grad f0|^2)), g = T grad f_hat: with an initial function
+    the expected cosine to leading order in 1/sqrt(d) (theory: 12.2).
     """
     inner = np.abs(np.sum(gradient * direction, axis=1))
     length = np.sqrt(np.sum(gradient**2, axis=1) + initial_square) * np.linalg.norm(direction, axis=1)

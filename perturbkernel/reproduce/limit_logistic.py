@@ -22,7 +22,7 @@ _TOLERANCE = 1e-3
 def _coefficients(
     kernel: TwoLayerNTK, x: Array, y: Array, schedules: Sequence[tuple[float, int]], dynamics: str
 ) -> tuple[Float[Array, "n k"], np.ndarray]:
-    """Dual coefficients after each (learning rate, steps), from zero, and whether each rate is beyond the stable one."""
+    """Dual coefficients after each (learning rate, steps), from zero, and whether each rate is above the stable one."""
     gram = kernel.ntk(x)
     balls = [HeavyBall(rate, steps) for rate, steps in schedules]
     if dynamics == "flow":

@@ -26,7 +26,7 @@ _SLICE = 4096  # points of the plane at a time: the plane itself need not fit be
 def _plane(x: Array, y: Array, limits, grid: int) -> tuple[Array, Array]:
     """The unit vectors (2, d) and the coordinates (grid^2, 2), s varying fastest."""
     means = jnp.stack([x[y == label].mean(0) for label in (1, -1)])
-    ticks = jnp.linspace(*limits, grid)
+    ticks = jnp.linspace(limits[0], limits[1], grid)
     return normalise(means, "l2"), jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
 
 
@@ -62,8 +62,9 @@ def _map(config: dict[str, Any], learner, learner_g) -> dict[str, np.ndarray]:
 
 
 def map_limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The infinitely wide networks from zero, whose signs are the same at every time: "f", "g" on the grid (rows: second axis), the theory's "f_hat", "g_hat"
-    without bias, and the inputs as "points", "labels".
+    """The infinitely wide networks from zero, whose signs no time changes.
+
+    "f", "g" on the grid (rows: second axis), the theory's "f_hat", "g_hat" without bias, inputs as "points", "labels".
     """
     setting = from_config(config["setting"])
     learner = KernelLearner(TwoLayerNTK(setting.slope, train_bias=True), "identity", GradientFlow(1.0))

@@ -33,8 +33,8 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
             learning_rates_g, steps_f, steps_g, sizes.
 
     Returns:
-        "standard", "cosine" (rates_f, steps_f); "perturbation", "agreement" (rates_f, steps_f, sizes, rates_g, steps_g);
-        "finite_f" (rates_f,) and "finite_g": whether trainings stayed finite.
+        "standard", "cosine" (rates_f, steps_f); "perturbation", "agreement" (rates_f, steps_f, sizes, rates_g,
+        steps_g); "finite_f" (rates_f,) and "finite_g": whether trainings stayed finite.
     """
     drawn = draw(config["data"])
     x, y, n = drawn.x, drawn.y, len(drawn.y)

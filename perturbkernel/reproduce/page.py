@@ -17,6 +17,7 @@ from perturbkernel import report as reports
 from perturbkernel.files import write_whole
 from perturbkernel.reproduce import assemble, plan, store, width
 from perturbkernel.reproduce.assemble import Curve
+from perturbkernel.reproduce.datasets import draw
 from perturbkernel.reproduce.figures import describe, map_figure, panel_figure
 from perturbkernel.reproduce.plan import Options
 from perturbkernel.reproduce.specification import Panel, Setting, decision_map, panel
@@ -83,7 +84,7 @@ class Reproduction:
         if not setting.is_image:
             return ""
         data = plan.data_config(setting, 0, self.options.sources)
-        n = len(plan.draw(data).y)
+        n = len(draw(data).y)
         which = "on the digits 1 and 2 of mnist5k" if data["name"] == "mnist5k" else "on the IDX files"
         published = plan.published_n(setting)
         return f"{which}, n = {n:,}" + (f" (published: {setting.data}, n = {published:,})" if n < published else "")
@@ -161,8 +162,8 @@ class Reproduction:
             f"""<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
 <p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error about 0.01). Blue: the
 kernel limit in closed form; the band is the middle 80 % over draws of data and of target labels. Orange: networks of
-finite width trained by the published recipe, at the best of the published learning rates for each point and quantity, as
-published; the band is over seeds.</p>
+finite width trained by the published recipe, at the best of the published learning rates for each point and quantity,
+as published; the band is over seeds.</p>
 <p>{e(asked)}</p><p>{links}</p>
 {"".join(parts)}""",
         )

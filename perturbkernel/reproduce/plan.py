@@ -12,7 +12,7 @@ from typing import Any
 
 from perturbkernel.checks import check_choice, check_count
 from perturbkernel.reproduce import width
-from perturbkernel.reproduce.datasets import data_config, draw, size_factor
+from perturbkernel.reproduce.datasets import data_config, size_factor
 from perturbkernel.reproduce.limit import Request
 from perturbkernel.reproduce.specification import (
     SCALES,

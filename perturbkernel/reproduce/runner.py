@@ -18,7 +18,7 @@ from perturbkernel.reproduce.maps import map_limit_cell, map_network_cell
 from perturbkernel.reproduce.network import network_cell
 from perturbkernel.reproduce.plan import Cell
 
-# Cells handed to an executor whose size is not known, a cluster's: enough to keep it busy, few enough to share a folder.
+# Cells given to an executor of unknown size, a cluster's: enough to keep it busy, few enough to share a folder.
 _IN_FLIGHT = 256
 
 FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {
@@ -75,7 +75,10 @@ class Here(Executor):
 
 
 def run(
-    cells: Sequence[Cell], folder: str | Path, executor: Executor, progress: Callable[[int, int], None] | None = None
+    cells: Sequence[Cell],
+    folder: str | os.PathLike,
+    executor: Executor,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Computes every cell of which `folder` has no result.
 

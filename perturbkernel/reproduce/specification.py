@@ -163,7 +163,7 @@ def _reduce(settings: list[Setting], base: Setting, study: str, varies: str) -> 
     """The reduced settings, what was reduced in words, and by what factor the varied setting shrank."""
     said, factor = [], 1.0
     if study in _SMALL:
-        cap = dict(zip(("n", "d"), _SMALL[study], strict=True))
+        cap: dict[str, int] = dict(zip(("n", "d"), _SMALL[study], strict=True))
         # The varied one of n and d: published values as far as they go, shrunk only where too few are left.
         few = varies in cap and sum(getattr(s, varies) <= cap[varies] for s in settings) < _SMALL_POINTS
         if few:
@@ -244,5 +244,5 @@ def as_config(setting: Setting) -> dict[str, Any]:
 
 
 def from_config(config: dict[str, Any]) -> Setting:
-    lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
-    return Setting(**(config | lists))
+    frozen: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
+    return Setting(**frozen)

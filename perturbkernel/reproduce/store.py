@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +15,14 @@ import perturbkernel
 from perturbkernel.files import write_whole
 
 # Modules that only show what was computed: a change in them leaves results valid.
-_PRESENTATION = (
-    "cli", "files", "plots", "report", "reproduce/assemble", "reproduce/figures", "reproduce/page", "reproduce/plan",
-    "reproduce/runner", "reproduce/specification", "reproduce/store", "reproduce/__init__",
-)  # fmt: skip
+_PRESENTATION = {
+    *("bench", "cli", "files", "plots", "report"),
+    *(
+        f"reproduce/{name}"
+        for name in ("__init__", "assemble", "command", "figures", "page", "plan", "runner", "store")
+    ),
+    "reproduce/specification",
+}
 _PRESENTATION_FOLDERS = ("verify",)
 
 
@@ -34,30 +39,30 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
-def cell_path(folder: str | Path, cell: dict[str, Any]) -> Path:
+def cell_path(folder: str | os.PathLike, cell: dict[str, Any]) -> Path:
     """Where the result of a cell is, or will be."""
     content = json.dumps([cell, code_version()], sort_keys=True)
     return Path(folder) / "cells" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.npz"
 
 
-def save(folder: str | Path, cell: dict[str, Any], arrays: dict[str, np.ndarray], seconds: float) -> None:
+def save(folder: str | os.PathLike, cell: dict[str, Any], arrays: dict[str, np.ndarray], seconds: float) -> None:
     path = cell_path(folder, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
     header = {"cell": cell, "code": code_version(), "seconds": round(seconds, 3), "finished": time.strftime("%F %T")}
     write_whole(path, lambda file: np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays))  # type: ignore[arg-type]
 
 
-def is_finished(folder: str | Path, cell: dict[str, Any]) -> bool:
+def is_finished(folder: str | os.PathLike, cell: dict[str, Any]) -> bool:
     return cell_path(folder, cell).is_file()
 
 
-def load(folder: str | Path, cell: dict[str, Any]) -> dict[str, np.ndarray]:
+def load(folder: str | os.PathLike, cell: dict[str, Any]) -> dict[str, np.ndarray]:
     """The arrays of a finished cell. Raises FileNotFoundError if it is not finished."""
     with np.load(cell_path(folder, cell), allow_pickle=False) as file:
         return {name: file[name] for name in file.files if name != "header"}
 
 
-def seconds(folder: str | Path, cell: dict[str, Any]) -> float:
+def seconds(folder: str | os.PathLike, cell: dict[str, Any]) -> float:
     """What a finished cell took to compute."""
     with np.load(cell_path(folder, cell), allow_pickle=False) as file:
         return float(json.loads(str(file["header"]))["seconds"])

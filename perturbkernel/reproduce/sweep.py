@@ -1,9 +1,9 @@
 """Second networks for many perturbation sizes, training times and target draws from one pass over the data.
 
-Perturbed points are combinations of the rows of a few matrices B_b (the inputs, gradients): r_n = sum_b c_bn B_bn. A tile
-of products <B_bn, z> therefore serves every combination, and the kernel of each costs one arccos a pair. With
-h_n^+-(z) = K(o_n +- delta_n, z), a second network trained on (o_n + y_n delta_n, y_n) by the identity loss from zero is,
-per unit of time,
+Perturbed points are combinations of the rows of a few matrices B_b (the inputs, gradients): r_n = sum_b c_bn B_bn. A
+tile of products <B_bn, z> therefore serves every combination, and the kernel of each costs one arccos a pair. With
+h_n^+-(z) = K(o_n +- delta_n, z), a second network trained on (o_n + y_n delta_n, y_n) by the identity loss from zero
+is, per unit of time,
 
     g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z) = (1/N) [sum_{y_n = 1} h_n^+(z) - sum_{y_n = -1} h_n^-(z)],
 
@@ -38,21 +38,24 @@ class Combination(NamedTuple):
     delta: Float[np.ndarray, "b n"]
 
 
-def padded(array) -> np.ndarray:
+def padded(array: Array | np.ndarray) -> np.ndarray:
     """The last row repeated up to a round number: data sets of nearly the same size share what is compiled."""
     array = np.asarray(array)
     return np.pad(array, [(0, -len(array) % _ROUND)] + [(0, 0)] * (array.ndim - 1), mode="edge")
 
 
 def first_network(
-    kernel: TwoLayerNTK, z: Float[Array, "m d"], x: Float[Array, "n d"], y: Float[Array, " n"]
+    kernel: TwoLayerNTK,
+    z: Float[Array | np.ndarray, "m d"],
+    x: Float[Array | np.ndarray, "n d"],
+    y: Float[Array | np.ndarray, " n"],
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m d"], Float[np.ndarray, "m d"]]:
     """f_hat(z) = (1/n) sum_n y_n K(x_n, z), its gradient in z, and the part of the gradient with the gates held fixed,
     v(z) = (1/n) sum_n y_n Phi(x_n, z) x_n: three products for all of them.
     """
     weights = np.zeros(-(-len(y) // _ROUND) * _ROUND, np.asarray(x).dtype)
     weights[: len(y)] = np.asarray(y) / len(y)
-    sums = _first(kernel, padded(z), padded(x), weights)
+    sums = _first(kernel, jnp.asarray(padded(z)), jnp.asarray(padded(x)), jnp.asarray(weights))
     f, gradient, direction = (np.asarray(a)[: len(z)] for a in sums)
     return f, gradient, direction
 
@@ -80,10 +83,10 @@ def kernel_of_product(kernel: TwoLayerNTK, product: Array, square_z: Array, squa
 
 def second_networks(
     kernel: TwoLayerNTK,
-    z: Float[Array, "m d"],
-    matrices: Sequence[Float[Array, "n d"]],
+    z: Float[Array | np.ndarray, "m d"],
+    matrices: Sequence[Float[Array | np.ndarray, "n d"]],
     combinations: Sequence[Combination],
-    targets: Float[Array, "n s"],
+    targets: Float[np.ndarray, "n s"],
 ) -> Float[np.ndarray, "j m s"]:
     """g(z) a unit of training time, for every combination j and every column of targets."""
     rows = [np.asarray(m) for m in matrices]
@@ -97,8 +100,8 @@ def second_networks(
     for weight, sign in zip(weights, (1, -1), strict=True):
         weight[: len(targets)] = (np.asarray(targets) + sign) / 2
     m, z = len(z), padded(z)
-    points = jax.tree.map(lambda a: padded(a).astype(dtype), (rows, coefficients, squares))
-    sums = np.asarray(_sweep(kernel, z, np.sum(z**2, axis=1), points, weights))[:m]
+    points = jax.tree.map(lambda a: jnp.asarray(padded(a), dtype), (rows, coefficients, squares))
+    sums = np.asarray(_sweep(kernel, jnp.asarray(z), jnp.asarray(np.sum(z**2, axis=1)), points, weights))[:m]
     return sums.transpose(1, 0, 2) / len(targets)
 
 
@@ -116,13 +119,14 @@ def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, points, weights) -> A
                 # The row of one combination, by a product with a unit vector: XLA would fuse the slice of a loop into
                 # the arithmetic of the tile, which is then not vectorised (6 times slower on a CPU).
                 c, square = jnp.tensordot(choice, c, 1), jnp.matmul(square, choice)
-                product = sum(p * c[b][None, :] for b, p in enumerate(products))
+                product = sum((p * c[b][None, :] for b, p in enumerate(products)), jnp.zeros_like(products[0]))
                 return kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
 
-            return sum(
+            plus, minus = (
                 jnp.matmul(kernel_tile(c, square), w, precision=EXACT)
                 for c, square, w in zip(coefficients, squares, weights, strict=True)
             )
+            return plus + minus
 
         return lax.map(one, jnp.eye(len(coefficients[0]), dtype=z.dtype)).transpose(1, 0, 2)
 

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "perturbkernel"
 
 # A module may import only from modules before it.
 ORDER = """
-    _version checks image_files data tiles activations kernels architectures dynamics logistic solvers predictors
-    perturbations diagnosis learning theory two_layer networks studies plots report verify cli
+    _version checks image_files data tiles activations kernels architectures dynamics gram krylov logistic squared
+    solvers predictors perturbations diagnosis learning theory two_layer networks studies plots report verify cli
 """.split()  # noqa: SIM905
 
 

@@ -353,7 +353,7 @@ def _short_flow(
         return jax.nn.sigmoid(-y * (f0 + scale * operator(y * beta)))
 
     def integrate():
-        solution = diffrax.diffeqsolve(
+        solution: Any = diffrax.diffeqsolve(
             diffrax.ODETerm(velocity),
             diffrax.Tsit5(),
             t0=0.0,

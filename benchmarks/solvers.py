@@ -89,7 +89,7 @@ def flow(n: int = 500, m: int = 50, d: int = 100, until: float = 3.0, repeats: i
     calls = {"fit and predict": ours, "neural-tangents": call, "neural-tangents, jitted": jax.jit(call)}
     seconds = interleaved(calls, repeats)
     with jax.enable_x64(True):
-        exact = [np.asarray(a, float) for a in (x, y, z)]
+        exact: list[Any] = [np.asarray(a, float) for a in (x, y, z)]
         reference = pk.fit(KERNEL, *exact[:2], loss="logistic", dynamics=pk.GradientFlow(until), tolerance=1e-12)(
             exact[2]
         )

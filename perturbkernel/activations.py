@@ -25,6 +25,29 @@ _ARCCOS = (
     0.0012370048538673589,
 )
 
+# The same in powers of e - 1/2, for float64: the degree-18 Chebyshev fit, right to 1.4e-16 relative.
+_ARCCOS_64 = (
+    1.480960979386122,
+    0.15203218246933084,
+    0.044117253271913064,
+    0.017193086871914294,
+    0.0077128656093444345,
+    0.0037572001469517316,
+    0.0019319788745712524,
+    0.0010321326230191084,
+    0.0005673011573010344,
+    0.0003187443501383388,
+    0.00018224361459909973,
+    0.00010561668625541643,
+    6.198746515158411e-05,
+    3.7218149420943136e-05,
+    2.2229988405199135e-05,
+    1.1652074662331296e-05,
+    7.105127320085701e-06,
+    7.799544714783368e-06,
+    4.741069125501733e-06,
+)
+
 # Rounding leaves 1 - rho with an error of about eps * _spread, so the angle of pairs closer than this fraction of it
 # (or of opposite pairs) is computed again from the difference of the points.
 _CLOSE = 1e-3
@@ -40,13 +63,12 @@ def _lengths(x: Float[Array, "n d"]) -> tuple[Array, Array]:
 def _arccos_one_minus(e: Array) -> Array:
     """arccos(1 - e), 0 <= e <= 2."""
     near = jnp.clip(jnp.minimum(e, 2 - e), 0)
-    if e.dtype == jnp.float32:
-        polynomial = jnp.full_like(near, _ARCCOS[-1])
-        for coefficient in _ARCCOS[-2::-1]:
-            polynomial = polynomial * near + coefficient
-        angle = jnp.sqrt(near) * polynomial
-    else:
-        angle = 2 * jnp.arcsin(jnp.sqrt(near / 2))
+    # A polynomial in either precision: XLA's own arcsin takes ten times as long.
+    coefficients, at = (_ARCCOS, near) if e.dtype == jnp.float32 else (_ARCCOS_64, near - 0.5)
+    polynomial = jnp.full_like(near, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        polynomial = polynomial * at + coefficient
+    angle = jnp.sqrt(near) * polynomial
     return jnp.where(e <= 1, angle, np.pi - angle)
 
 

@@ -56,7 +56,7 @@ def as_inputs(value: Any, name: str, *, like: tuple[int, ...] | None = None, fla
     check_finite(array, name)
     if not is_traced(array):
         # Angles need squared lengths.
-        limit = float(np.sqrt(np.finfo(array.dtype).max / array[0].size)) / 4
+        limit = float(np.sqrt(np.finfo(array.dtype).max / (array.size // len(array)))) / 4
         largest = float(np.abs(np.asarray(array)).max())
         if largest > limit:
             raise ValueError(

@@ -1,9 +1,11 @@
-"""How a predictor is trained: gradient flow, or gradient descent with heavy-ball momentum."""
+"""How a predictor is trained, gradient flow or gradient descent with heavy-ball momentum, and what a solver returns."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from perturbkernel.checks import check_count, check_finite, check_number
 
@@ -90,3 +92,11 @@ class HeavyBall:
 
 
 Dynamics = GradientFlow | HeavyBall
+
+
+class Solution(NamedTuple):
+    """Dual coefficients, what happened in words ("ok" if nothing to say), and the numbers behind it."""
+
+    dual_coef: Float[Array, " n"]
+    status: str
+    stats: dict[str, float]

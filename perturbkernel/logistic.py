@@ -8,9 +8,11 @@ the quasi-constant form). Every mode decays without oscillation, so all orders a
 Newton iteration whose systems are symmetric, positive definite and well enough conditioned for conjugate gradients.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,12 +20,17 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import as_float, as_targets, check_count, check_finite, check_number, is_traced
+from perturbkernel.dynamics import HeavyBall, Solution
+from perturbkernel.gram import GramOperator
+from perturbkernel.krylov import largest_eigenvalue
 from perturbkernel.tiles import EXACT
 
 _ORDERS = 5
 _ROWS = _ORDERS + 3  # the state, its differences 1 to 5, and two more that choose the next order
 _NEWTON = 4
 _CG = 200
+_STIFF = 200  # time lambda_max / (4 n) up to which an explicit method needs fewer products: about two for each unit
+_DRIFT = 100  # times the tolerance: rounding beyond this is reported
 
 # Of each order k: sum of 1/j for j <= k; the coefficient kappa that makes the formulas of Shampine and Reichelt a bit
 # more accurate than plain backward differentiation; both combined; the constant of the local error.
@@ -42,6 +49,7 @@ class LogisticPath(NamedTuple):
         time: up to which the integration came; the largest of the times if all went well.
         products: how many products with the Gram matrix were spent.
         steps: accepted steps.
+        last: (n,), dual coefficients at `time`.
         drift: |K dual_coef + f0 - f| at the last time, relative to the largest change of f: the rounding of all
             products, since f is carried along and not computed anew.
     """
@@ -51,6 +59,7 @@ class LogisticPath(NamedTuple):
     time: Float[Array, ""]
     products: Any
     steps: Any
+    last: Float[Array, " n"]
     drift: Float[Array, ""]
 
 
@@ -98,11 +107,11 @@ def logistic_path(
         raise TypeError(f"operator must be a function (n,) -> (n,); got {operator!r}")
     if jax.tree.structure(operator) == jax.tree.structure(0):
         operator = jax.tree_util.Partial(operator)
-    product = jax.eval_shape(operator, y)
+    product: Any = jax.eval_shape(operator, y)
     if product.shape != y.shape:
         raise ValueError(f"operator must map {y.shape} to {y.shape}; it gave {product.shape}")
-    y, f0, times, rtol = (jnp.asarray(a, dtype) for a in (y, f0, times, rtol))
-    return _integrate(operator, y, f0, times, rtol, jnp.asarray(max_products))
+    y, f0, times, relative = (jnp.asarray(a, dtype) for a in (y, f0, times, rtol))
+    return _integrate(operator, y, f0, times, relative, jnp.asarray(max_products))
 
 
 class _State(NamedTuple):
@@ -233,7 +242,7 @@ def _integrate(operator, y: Array, f0: Array, times: Array, rtol: Array, max_pro
     drift = jnp.abs(image(last[0]) - last[1]).max() / jnp.where(largest > 0, largest, 1)
     path = jnp.zeros_like(path).at[order_of_times].set(state.path)
     time = jnp.where(end - state.s > close, unit * jnp.expm1(state.s), latest)
-    return LogisticPath(y * path[:, 0], f0 + y * path[:, 1], time, state.products + 1, state.steps, drift)
+    return LogisticPath(y * path[:, 0], f0 + y * path[:, 1], time, state.products + 1, state.steps, y * last[0], drift)
 
 
 def _rescaled(differences: Array, order: Array, factor: Array) -> Array:
@@ -310,3 +319,83 @@ def _conjugate_gradients(half: Callable, root: Array, right: Array, allowed: Arr
     carry = (zero, zero, right, right, jnp.sum(right**2), jnp.array(jnp.inf, right.dtype), jnp.zeros((), int))
     q, moved, *_, last, count = lax.while_loop(unfinished, iterate, carry)
     return q, moved, last <= allowed, count
+
+
+def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float) -> Solution:
+    """Dual coefficients at one time: an explicit method while the equation is not stiff, otherwise `logistic_path`."""
+    if isinstance(operator, GramOperator) and operator.matrix is not None:
+        found = _short_flow(operator, y, f0, jnp.asarray(time), jnp.asarray(tolerance))
+        dual, steps, done = jax.device_get(found)
+        if done:
+            return Solution(dual, "ok", {"effective_time": time, "solver_steps": int(steps)})
+    found = logistic_path(operator, y, f0, np.array([time]), tolerance)
+    status, drift = "ok", float(found.drift)
+    if not found.time >= time:
+        status = (
+            f"the integration of the logistic flow stopped early, at time {float(found.time):.4g} of {time:.4g}, after "
+            f"{int(found.products)} products with the kernel matrix"
+        )
+    elif drift > _DRIFT * tolerance:
+        status = f"rounding in the logistic flow: outputs are known to {drift:.2g} of their change only"
+    stats = {"effective_time": time, "solver_steps": found.steps, "products": found.products, "drift": drift}
+    return Solution(found.last, status, stats)
+
+
+@jax.jit
+def _short_flow(
+    operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array
+) -> tuple[Array, Array, Array]:
+    """By Tsitouras' method of order 5, if time lambda_max / (4 n) is small enough: (n,), steps, whether done."""
+    scale = time / len(y)
+
+    def velocity(s, beta, args):
+        """Of beta(s) = n alpha / time over s = t / time in [0, 1], of order one whatever n and time."""
+        return jax.nn.sigmoid(-y * (f0 + scale * operator(y * beta)))
+
+    def integrate():
+        solution: Any = diffrax.diffeqsolve(
+            diffrax.ODETerm(velocity),
+            diffrax.Tsit5(),
+            t0=0.0,
+            t1=1.0,
+            dt0=None,
+            y0=jnp.zeros_like(y),
+            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance / 100),
+            max_steps=10_000,
+            throw=False,
+        )
+        done = solution.result == diffrax.RESULTS.successful
+        return y * solution.ys[-1] * scale, solution.stats["num_steps"], done
+
+    stiff = scale * jnp.linalg.norm(operator.matrix) / 4 > _STIFF
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(integrate))
+    return lax.cond(stiff, lambda: nothing, integrate)
+
+
+def heavy_ball(operator: Callable, y: Array, f0: Array, dynamics: HeavyBall) -> Solution:
+    """The recurrence itself: one product a step."""
+    largest, products = largest_eigenvalue(operator, y)
+    stable = 8 * (1 + dynamics.momentum) * len(y) / largest if largest > 0 else np.inf
+    status = "ok"
+    if dynamics.steps and dynamics.rates.max() > stable:
+        status = (
+            f"learning_rate {dynamics.rates.max():g} is beyond 8 (1 + momentum) n / lambda_max = {stable:.6g}: "
+            f"heavy ball on the logistic loss may oscillate"
+        )
+        warnings.warn(status, stacklevel=4)
+    alpha = _iterate(operator, y, f0, jnp.asarray(dynamics.rates), dynamics.momentum)
+    stats = {"effective_time": dynamics.effective_time, "lambda_max": largest, "products": products + dynamics.steps}
+    return Solution(y * alpha, status, stats)
+
+
+@jax.jit
+def _iterate(operator, y: Array, f0: Array, rates: Array, momentum: float | Array) -> Array:
+    def step(carry, rate):
+        alpha, velocity = carry
+        outputs = f0 + operator(y * alpha)
+        velocity = momentum * velocity + jax.nn.sigmoid(-y * outputs) / len(y)
+        return (alpha + rate * velocity, velocity), None
+
+    zero = jnp.zeros_like(y)
+    (alpha, _), _ = lax.scan(step, (zero, zero), rates)
+    return alpha

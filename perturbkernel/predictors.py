@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import as_targets, check_choice, is_traced
+from perturbkernel.checks import as_targets, check_choice, check_number, is_traced
 from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 from perturbkernel.solvers import LOSSES, solve
@@ -50,7 +50,8 @@ class KernelPredictor(eqx.Module):
         dual_coef: (n,).
         initial: f0, a function from (m, ...) to (m,), or None for zero.
         status: "ok", or in words what training met (a singular matrix, an integration that stopped early).
-        stats: numbers of the training: effective_time, and where known lambda_max, condition_number, solver_steps.
+        stats: numbers of the training: effective_time, and where known lambda_max, condition_number, solver_steps; of
+            an iterative method products, tolerance, and what was reached: residual, error or drift (docs/solvers.md).
     """
 
     kernel: Kernel
@@ -163,7 +164,7 @@ def _as_pytree(function: Callable | None) -> Callable | None:
     return jax.tree_util.Partial(function) if is_leaf else function
 
 
-def _check_training(kernel: Any, loss: Any, dynamics: Any) -> None:
+def _check_training(kernel: Any, loss: Any, dynamics: Any, memory: Any, tolerance: Any) -> None:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
     check_choice(loss, "loss", LOSSES)
@@ -171,6 +172,10 @@ def _check_training(kernel: Any, loss: Any, dynamics: Any) -> None:
         raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
     if loss != "squared" and np.isinf(dynamics.effective_time):
         raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
+    if memory is not None:
+        check_number(memory, "memory", low=0)
+    if tolerance is not None:
+        check_number(tolerance, "tolerance", low=1e-12, high=0.1)
 
 
 def fit(
@@ -181,6 +186,8 @@ def fit(
     loss: str = "identity",
     dynamics: Dynamics = GradientFlow(1.0),  # noqa: B008 (immutable)
     initial: Callable | None = None,
+    memory: float | None = None,
+    tolerance: float | None = None,
 ) -> KernelPredictor:
     """Trains an infinitely wide network in closed form.
 
@@ -191,24 +198,29 @@ def fit(
         loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "squared", 1/(2n) sum (f - y)^2.
         dynamics: `GradientFlow(time)` or `HeavyBall(learning_rate, steps, momentum)`.
         initial: the function f0 before training, (m, ...) -> (m,); zero if left out.
+        memory: bytes that the Gram matrix may take; left out, a quarter of what the device has left (1 to 64 GiB).
+            Where it does not fit, products are computed in tiles.
+        tolerance: relative error asked of an iterative method (docs/solvers.md); left out, 1e-9, or 1e-7 for float32
+            inputs. What was reached is in `stats`.
 
     Returns:
-        A KernelPredictor; what training met is in its `status`.
+        A KernelPredictor; what training met, a tolerance that was not reached included, is in its `status`.
 
     Raises:
         ValueError: bad values or shapes; an infinite time for a loss that diverges; for the squared loss a rate beyond
             2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1 + momentum) n / lambda_max.
 
-    Cost: identity O(n); squared and logistic hold the n x n Gram matrix in float64. Theory: section 1.
+    Cost: identity O(n). Squared and logistic, up to 2,000 points: the n x n Gram matrix in float64, O(n^3) for squared;
+    beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory: section 1.
     """
-    _check_training(kernel, loss, dynamics)
+    _check_training(kernel, loss, dynamics, memory, tolerance)
     x = kernel.check_inputs(inputs, "inputs")
     y = as_targets(targets, "targets", len(x), labels=loss != "squared")
     if loss != "identity" and is_traced(x, y):
         raise TypeError(f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside jit')
     initial = _as_pytree(initial)
     f0 = None if initial is None or loss == "identity" else _value_and_pullback(initial, x, "initial")[0]
-    solution = solve(kernel, x, y, f0, loss, dynamics)
+    solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance)
     dtype = jnp.result_type(x, y)
     return KernelPredictor(
         kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats
@@ -224,8 +236,18 @@ class KernelLearner(eqx.Module):
     kernel: Kernel
     loss: str = eqx.field(static=True, default="identity")
     dynamics: Dynamics = GradientFlow(1.0)
+    memory: float | None = eqx.field(static=True, default=None)
+    tolerance: float | None = eqx.field(static=True, default=None)
 
     def __call__(
         self, inputs: Float[Array, "n ..."], targets: Float[Array, " n"], key: PRNGKeyArray | None = None
     ) -> KernelPredictor:
-        return fit(self.kernel, inputs, targets, loss=self.loss, dynamics=self.dynamics)
+        return fit(
+            self.kernel,
+            inputs,
+            targets,
+            loss=self.loss,
+            dynamics=self.dynamics,
+            memory=self.memory,
+            tolerance=self.tolerance,
+        )

@@ -1,0 +1,156 @@
+"""Functions of a large symmetric matrix, applied to a vector by products alone: q(K) b, K^-1 b, lambda_max."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from perturbkernel.tiles import EXACT
+
+_CHUNK = 16  # Lanczos steps between two looks at the error
+
+
+class Answer(NamedTuple):
+    """A vector (n,), its estimated relative error, the products spent, the largest eigenvalue that was met."""
+
+    value: Float[Array, " n"]
+    error: float
+    products: int
+    lambda_max: float
+
+
+def lanczos(operator: Callable, b: Float[Array, " n"], function: Callable, tolerance: float, most: int = 512) -> Answer:
+    """q(K) b for a function q of eigenvalues, by the Lanczos process with full reorthogonalisation.
+
+    With V (n, k) an orthonormal basis of b, K b, ..., K^(k-1) b and T = V^T K V, the answer is |b| V q(T) e_1: exact
+    for polynomials of degree k - 1, and for k = n. The error is estimated by the change over the last 16 steps,
+    relative, in the answer and in K times it, whichever is larger. `function` takes eigenvalues (`most`,), zeros at the
+    end. Stops at `tolerance`, or after `most` products.
+
+    Source: Golub and Van Loan, Matrix Computations, sections 10.1 and 9.1; the basis takes n x most numbers.
+    """
+    n = len(b)
+    most = min(most, n)
+    norm = float(jnp.linalg.norm(b))
+    if norm == 0:
+        return Answer(jnp.zeros_like(b), 0.0, 0, 0.0)
+    basis = jnp.zeros((most + 1, n), b.dtype).at[0].set(b / norm)
+    diagonal, off = np.zeros(most), np.zeros(most)
+    known, last, error, k = np.zeros(most), np.zeros(most), np.inf, 0
+    eigenvalues = np.zeros(most)
+    while k < most and not error <= tolerance:
+        basis, new_diagonal, new_off = _extend(operator, basis, jnp.array(k), jnp.array(min(k + _CHUNK, most)))
+        stop = min(k + _CHUNK, most)
+        diagonal[k:stop], off[k:stop] = np.asarray(new_diagonal)[k:stop], np.asarray(new_off)[k:stop]
+        k = stop
+        tridiagonal = np.diag(diagonal[:k]) + np.diag(off[: k - 1], 1) + np.diag(off[: k - 1], -1)
+        found, vectors = np.linalg.eigh(tridiagonal)
+        eigenvalues[:k] = np.maximum(found, 0)
+        filtered = np.asarray(function(eigenvalues))[:k]
+        last, known = known, np.zeros(most)
+        known[:k] = vectors @ (filtered * vectors[0])
+        change = known[:k] - last[:k]
+        images = [np.linalg.norm(found * (vectors.T @ part)) for part in (change, known[:k])]
+        sizes = np.linalg.norm(change), np.linalg.norm(known)
+        pairs = ((sizes[0], sizes[1]), (images[0], images[1]))
+        error = max(size / of if of > 0 else 0.0 for size, of in pairs)
+        if k == n or off[k - 1] <= 1e-14 * max(eigenvalues.max(), np.finfo(float).tiny):
+            error = 0.0  # the space is exhausted
+    value = norm * jnp.matmul(jnp.asarray(known, b.dtype), basis[:most], precision=EXACT)
+    return Answer(value, float(error), k, float(eigenvalues.max()))
+
+
+@jax.jit
+def _extend(operator, basis: Array, start: Array, stop: Array) -> tuple[Array, Array, Array]:
+    """Rows start + 1 to stop of the basis, and the entries of the tridiagonal matrix belonging to them."""
+
+    def step(k, carry):
+        basis, diagonal, off = carry
+        w = operator(basis[k])
+        size = jnp.linalg.norm(w)
+        first = jnp.dot(basis[k], w, precision=EXACT)
+        for _ in range(2):  # twice is enough
+            w = w - jnp.matmul(jnp.matmul(basis, w, precision=EXACT), basis, precision=EXACT)
+        norm = jnp.linalg.norm(w)
+        # What rounding leaves of a space that is exhausted is no new direction.
+        norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, 0)
+        new = w / jnp.where(norm > 0, norm, 1) * (norm > 0)
+        return basis.at[k + 1].set(new), diagonal.at[k].set(first), off.at[k].set(norm)
+
+    zero = jnp.zeros(basis.shape[0] - 1, basis.dtype)
+    return lax.fori_loop(start, stop, step, (basis, zero, zero))
+
+
+def largest_eigenvalue(operator: Callable, like: Float[Array, " n"], tolerance: float = 1e-8) -> tuple[float, int]:
+    """From below, by the Lanczos process from a random vector, and the products spent."""
+    start = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
+    # The Rayleigh quotient's error is the square of the eigenvector's: ask for the eigenvalue by its own change.
+    found = lanczos(operator, start, lambda values: np.where(values == values.max(), 1.0, 0.0), tolerance**0.5, 64)
+    return found.lambda_max, found.products
+
+
+class Preconditioner(NamedTuple):
+    """U diag(lambda) U^T, a part of K of low rank: `apply` divides by it and leaves what is orthogonal to U alone."""
+
+    vectors: Float[Array, "n r"]
+    values: Float[Array, " r"]
+
+    def apply(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
+        inner = jnp.matmul(v, self.vectors, precision=EXACT)
+        return v + jnp.matmul(self.vectors, (self.values[-1] / self.values - 1) * inner, precision=EXACT)
+
+
+@jax.jit
+def nystrom(columns: Float[Array, "n r"], chosen: Array) -> Preconditioner:
+    """From r columns of K, those of the points `chosen` (r,): the eigenvectors of K_nr K_rr^-1 K_rn.
+
+    Source: Frangella, Tropp and Udell, Randomized Nystrom preconditioning (SIAM J. Matrix Anal. Appl. 2023), with
+    columns for the random test matrix, which spares products with K.
+    """
+    block = columns[chosen]
+    values, vectors = jnp.linalg.eigh((block + block.T) / 2)
+    floor = len(values) * jnp.finfo(columns.dtype).eps * jnp.maximum(values[-1], jnp.finfo(columns.dtype).tiny)
+    root = jnp.where(values > floor, 1 / jnp.sqrt(jnp.maximum(values, floor)), 0)
+    factor = jnp.matmul(columns, vectors * root, precision=EXACT)
+    # The columns that a cut-off eigenvalue leaves zero have singular value zero; they are given the smallest one.
+    u, s, _ = jnp.linalg.svd(factor, full_matrices=False)
+    smallest = jnp.min(jnp.where(s > 1e-6 * s[0], s, jnp.inf))
+    return Preconditioner(u, jnp.maximum(s, jnp.where(jnp.isfinite(smallest), smallest, 1)) ** 2)
+
+
+@jax.jit
+def conjugate_gradients(
+    operator, preconditioner: Preconditioner, b: Array, tolerance: Array, most: Array
+) -> tuple[Array, Array, Array]:
+    """K^-1 b until |b - K x| <= tolerance |b|: the iterate of the smallest residual, that residual / |b|, products."""
+
+    def step(carry):
+        x, residual, direction, product, _, count, best, best_size = carry
+        image = operator(direction)
+        curvature = jnp.dot(direction, image, precision=EXACT)
+        length = jnp.where(curvature > 0, product / jnp.where(curvature > 0, curvature, 1), 0)
+        x, residual = x + length * direction, residual - length * image
+        conditioned = preconditioner.apply(residual)
+        new = jnp.dot(residual, conditioned, precision=EXACT)
+        direction = conditioned + new / jnp.where(product > 0, product, 1) * direction
+        size = jnp.where(curvature > 0, jnp.linalg.norm(residual), -jnp.inf)  # no descent left: stop
+        better = (size < best_size) & (curvature > 0)
+        best, best_size = jnp.where(better, x, best), jnp.where(better, size, best_size)
+        return x, residual, direction, new, size, count + 1, best, best_size
+
+    def unfinished(carry):
+        *_, size, count, _, _ = carry
+        return (size > goal) & (count < most)
+
+    norm = jnp.linalg.norm(b)
+    goal = tolerance * norm
+    conditioned = preconditioner.apply(b)
+    zero = jnp.zeros_like(b)
+    start = jnp.dot(b, conditioned, precision=EXACT)
+    carry = (zero, b, conditioned, start, norm, jnp.zeros((), int), zero, norm)
+    *_, count, best, best_size = lax.while_loop(unfinished, step, carry)
+    return best, best_size / jnp.where(norm > 0, norm, 1), count

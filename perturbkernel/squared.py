@@ -1,0 +1,163 @@
+"""The squared loss 1/(2n) sum (f - y)^2: dual_coef = q(K) (y - f0), q(lambda) = (1 - r(lambda)) / lambda (theory: 1.2).
+
+r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite time, a polynomial
+for heavy ball. A small K is diagonalised or factored; for a large one q(K) is applied by products.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall, Solution
+from perturbkernel.krylov import Preconditioner, conjugate_gradients, lanczos, nystrom
+from perturbkernel.tiles import EXACT
+
+_RANK = 256  # of the preconditioner
+_SOLVES = 12  # refinements
+_PRODUCTS = 2000  # of one solve by conjugate gradients
+
+
+def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
+    """By the eigenvectors of the Gram matrix; infinite time by its Cholesky factor."""
+    if isinstance(dynamics, GradientFlow) and np.isinf(dynamics.time):
+        return _interpolate(gram, residual)
+    n = len(residual)
+    eigenvalues, vectors = jnp.linalg.eigh(gram)
+    eigenvalues = jnp.maximum(eigenvalues, 0)
+    largest = float(eigenvalues[-1])
+    _check_stable(dynamics, n, largest)
+    q = _filter(eigenvalues, n, dynamics)
+    dual = jnp.matmul(vectors, q * jnp.matmul(vectors.T, residual, precision=EXACT), precision=EXACT)
+    return Solution(dual, "ok", {"lambda_max": largest, "effective_time": dynamics.effective_time})
+
+
+def by_products(operator: Callable, residual: Array, dynamics: Dynamics, tolerance: float) -> Solution:
+    """At a finite time: the Lanczos process, for flow and heavy ball alike, up to 512 products and vectors."""
+    n = len(residual)
+    found = lanczos(operator, residual, lambda values: _filter(jnp.asarray(values), n, dynamics), tolerance)
+    _check_stable(dynamics, n, found.lambda_max)
+    status = "ok"
+    if not found.error <= tolerance:
+        status = (
+            f"the Lanczos process stopped after {found.products} products at an estimated relative error of "
+            f"{found.error:.2g}, above the tolerance {tolerance:g}"
+        )
+    stats = {"lambda_max": found.lambda_max, "products": found.products, "error": found.error}
+    return Solution(found.value, status, stats | {"effective_time": dynamics.effective_time})
+
+
+def interpolate_by_products(
+    operator: Callable, exact: Callable | None, columns: Callable[[Array], Array], residual: Array, tolerance: float
+) -> Solution:
+    """K^-1 (y - f0) by conjugate gradients, preconditioned by columns of K at points chosen at random.
+
+    `operator` may be rounded (a float32 matrix): then `exact` is K in float64, and the solution is refined until the
+    exact residual is small; each refinement takes one exact product. `columns` maps indices (r,) to K[:, indices].
+    """
+    n = len(residual)
+    chosen = jnp.asarray(np.sort(np.random.default_rng(0).permutation(n)[: min(_RANK, n // 2)]))
+    empty = Preconditioner(jnp.zeros((n, 1)), jnp.ones(1))
+    preconditioner = nystrom(columns(chosen), chosen) if len(chosen) else empty
+    norm = float(jnp.linalg.norm(residual))
+    dual, left, size, products, refinements = jnp.zeros_like(residual), residual, 1.0, 0, 0
+    while size > tolerance and refinements < _SOLVES:
+        # A rounded operator is not worth solving with beyond three digits a time.
+        goal = max(0.5 * tolerance / size, 0.0 if exact is None else 1e-3)
+        step, reached, spent = conjugate_gradients(
+            operator, preconditioner, left, jnp.asarray(goal), jnp.asarray(_PRODUCTS)
+        )
+        products, refinements = products + int(spent), refinements + 1
+        new = dual + step
+        new_left = residual - (operator if exact is None else exact)(new)
+        new_size = float(jnp.linalg.norm(new_left)) / norm
+        if not new_size < size:
+            break
+        stalled = new_size > 0.5 * size
+        dual, left, size = new, new_left, new_size
+        if stalled or not float(reached) <= goal:
+            break
+    status = "ok"
+    if not size <= tolerance:
+        status = (
+            f"conjugate gradients stopped after {products} products at a relative residual of {size:.2g}, above the "
+            f"tolerance {tolerance:g}: the kernel matrix is singular or nearly so"
+        )
+    stats = {"products": products + refinements, "refinements": refinements, "residual": size}
+    return Solution(dual, status, stats | {"effective_time": np.inf})
+
+
+def _check_stable(dynamics: Dynamics, n: int, largest: float) -> None:
+    if not isinstance(dynamics, HeavyBall):
+        return
+    stable = 2 * (1 + dynamics.momentum) * n / largest if largest > 0 else np.inf
+    if dynamics.steps and dynamics.rates.max() >= stable:
+        raise ValueError(
+            f"learning_rate must be below 2 (1 + momentum) n / lambda_max = {stable:.6g}, beyond which the squared "
+            f"loss diverges on this data; got {dynamics.rates.max():g}"
+        )
+
+
+def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Array:
+    """q at eigenvalues >= 0."""
+    if isinstance(dynamics, HeavyBall):
+        return _heavy_ball_filter(eigenvalues / n, jnp.asarray(dynamics.rates), dynamics.momentum) / n
+    rate = dynamics.time * eigenvalues / n
+    return jnp.where(rate > 0, -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1), dynamics.time / n)
+
+
+@jax.jit
+def _heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: float | Array) -> Array:
+    """(1 - r) / eigenvalue after the given steps, by the recurrence in this very quantity: no cancellation at 0."""
+
+    def step(carry, rate):
+        q, velocity = carry
+        velocity = momentum * velocity + 1 - eigenvalues * q
+        return (q + rate * velocity, velocity), None
+
+    zero = jnp.zeros_like(eigenvalues)
+    return lax.scan(step, (zero, zero), rates)[0][0]
+
+
+def _interpolate(gram: Array, residual: Array) -> Solution:
+    """The limit of infinite time, K^-1 (y - f0); for a singular K it is the pseudo-inverse, and the status says so."""
+    n = len(residual)
+    factor = jax.scipy.linalg.cho_factor(gram, lower=True)
+    dual = jax.scipy.linalg.cho_solve(factor, residual)
+    largest = _power_iteration(gram)
+    condition = largest * _power_iteration(factor)
+    if jnp.isfinite(condition) and condition < 1 / (n * np.finfo(float).eps):
+        return Solution(dual, "ok", {"condition_number": condition, "effective_time": np.inf})
+    eigenvalues, vectors = jnp.linalg.eigh(gram)
+    keep = eigenvalues > n * np.finfo(float).eps * eigenvalues[-1]
+    inverse = jnp.where(keep, 1 / jnp.where(keep, eigenvalues, 1), 0)
+    dual = jnp.matmul(vectors, inverse * jnp.matmul(vectors.T, residual, precision=EXACT), precision=EXACT)
+    left = jnp.abs(jnp.matmul(gram, dual, precision=EXACT) - residual).max()
+    status = (
+        f"singular kernel matrix (numerical rank {int(keep.sum())} of {n}): the limit of gradient flow, by the "
+        f"pseudo-inverse, leaves a largest training error of {float(left):.3g}"
+    )
+    return Solution(dual, status, {"condition_number": np.inf, "effective_time": np.inf})
+
+
+@jax.jit
+def _power_iteration(operator) -> Array:
+    """Of a symmetric matrix, or of the inverse of a Cholesky-factored one: 100 power iterations, from below."""
+
+    def apply(v):
+        if isinstance(operator, tuple):
+            return jax.scipy.linalg.cho_solve((operator[0], True), v)
+        return jnp.matmul(operator, v, precision=EXACT)
+
+    n = jax.tree.leaves(operator)[0].shape[0]
+    start = jax.random.normal(jax.random.key(0), (n,))
+
+    def step(v, _):
+        w = apply(v)
+        norm = jnp.linalg.norm(w)
+        return w / jnp.where(norm > 0, norm, 1), norm
+
+    return lax.scan(step, start / jnp.linalg.norm(start), length=100)[1][-1]

@@ -19,8 +19,10 @@ class Kernel:
     Kernels are immutable, compare by value and are pytrees without leaves: constants under `jit`.
     """
 
-    #: largest tile, (rows of queries, rows of points), that is evaluated at once
-    block: ClassVar[tuple[int, int]] = (1024, 1024)
+    #: bytes for the temporaries of a sum; None: a default for the device
+    memory: ClassVar[int | None] = None
+    #: largest tile, (rows of queries, rows of points), where it does not follow from `memory`
+    block: ClassVar[tuple[int, int] | None] = None
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and differentiated."""
@@ -32,12 +34,13 @@ class Kernel:
 
     def _matrix(self, name: str, x, z) -> Array:
         x = self.check_inputs(x, "x")
-        z = x if z is None else self.check_inputs(z, "z", like=x.shape[1:])
+        z = x if z is None or z is x else self.check_inputs(z, "z", like=x.shape[1:])
         return tiles.matrix(self, name, *_common_dtype(x, z))
 
     def _sum_arguments(self, z, x, coef, coef_name: str, dimensions: tuple[int, ...]) -> tuple[Array, ...]:
+        same = z is x  # the very same points: the sums may use the symmetry
         x = self.check_inputs(x, "x")
-        z = self.check_inputs(z, "z", like=x.shape[1:])
+        z = x if same else self.check_inputs(z, "z", like=x.shape[1:])
         coef = as_float(coef, coef_name)
         if coef.ndim not in dimensions or coef.shape[0] != x.shape[0]:
             wanted = " or ".join({1: f"({x.shape[0]},)", 2: f"({x.shape[0]}, k)"}[k] for k in dimensions)
@@ -91,8 +94,10 @@ class Kernel:
 
 
 def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays of one dtype; what was one array remains one."""
     dtype = jnp.result_type(*arrays)
-    return tuple(a.astype(dtype) for a in arrays)
+    cast = {id(a): a.astype(dtype) for a in arrays}
+    return tuple(cast[id(a)] for a in arrays)
 
 
 @jax.tree_util.register_static

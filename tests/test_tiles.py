@@ -44,7 +44,7 @@ class Quadratic(Kernel):
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 1023, 1024, 1025, 4097, 10_007])
 @pytest.mark.parametrize("limit", [8, 100, 1024])
 def test_tile_sizes_cover_everything_and_waste_little(count, limit):
-    size = tiles._tile_size(count, limit)
+    size = tiles.tile_size(count, limit)
     number = -(-count // size)
     assert size <= limit + 7  # sizes are rounded up to whole vectors of 8
     assert (number - 1) * size < count <= number * size

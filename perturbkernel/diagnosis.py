@@ -14,6 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel import tiles
@@ -57,10 +58,10 @@ def _terms(kernel: Kernel, name: str, query, points, weights) -> tuple[Array, ..
     return tuple(jnp.sum(term, axis=1) for term in terms)
 
 
-def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array) -> tuple[Array, ...]:
+def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array, mesh: Mesh | None) -> tuple[Array, ...]:
     # The variance over balanced targets is that of b around any constant; b itself would cancel in float32.
     first = sum(kernel.ntk(z, p[:1])[:, 0] for p in (plus, minus)) / 2
-    return tiles.sums(_terms, kernel, "ntk", (z, first), (plus, minus), (jnp.ones_like(targets), targets))
+    return tiles.sums(_terms, kernel, "ntk", (z, first), (plus, minus), (jnp.ones_like(targets), targets), mesh=mesh)
 
 
 def diagnose(
@@ -72,10 +73,12 @@ def diagnose(
     labels: Float[ArrayLike, " m"],
     *,
     balanced: bool = False,
+    mesh: Mesh | None = None,
 ) -> Diagnosis:
     """The diagnosis at points z with true labels, for perturbations delta_n = targets_n eps u_n on carrier_n.
 
     `balanced` : the targets were drawn with sum zero (odd n: sum +-1) instead of by independent coin flips.
+    `mesh`: devices that share the work, as in `Kernel.matvec`.
     """
     carrier = kernel.check_inputs(carrier, "carrier")
     z = kernel.check_inputs(z, "z", like=carrier.shape[1:])
@@ -87,7 +90,7 @@ def diagnose(
     n = len(carrier)
     toward = delta * targets.reshape(-1, *(1,) * (delta.ndim - 1))
     signal, b, b_squared, offset, shift, shift_squared = (
-        s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets)
+        s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets, mesh)
     )
     if balanced:
         # E y_n y_k = (s^2 - n) / (n (n - 1)) for n != k, s the sum of the targets: 0, or +-1 for odd n.

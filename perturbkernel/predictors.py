@@ -10,9 +10,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import as_targets, check_choice, is_traced
+from perturbkernel.checks import as_targets, check_choice, check_mesh, is_traced
 from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 from perturbkernel.solvers import LOSSES, solve
@@ -51,6 +52,7 @@ class KernelPredictor(eqx.Module):
         initial: f0, a function from (m, ...) to (m,), or None for zero.
         status: "ok", or in words what training met (a singular matrix, an integration that stopped early).
         stats: numbers of the training: effective_time, and where known lambda_max, condition_number, solver_steps.
+        mesh: the devices that it is evaluated on; every process gets the whole result. None: the default device.
     """
 
     kernel: Kernel
@@ -59,17 +61,22 @@ class KernelPredictor(eqx.Module):
     initial: Callable | None = None
     status: str = eqx.field(static=True, default="ok")
     stats: dict[str, Any] = eqx.field(default_factory=dict)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
-    def __call__(self, z: Float[Array, "m ..."]) -> Float[Array, " m"]:
-        """Outputs (m,) at queries z (m, ...). Reverse-mode differentiable, at training points too."""
+    def __call__(self, z: Float[Array, "m ..."], *, progress: Any = None) -> Float[Array, " m"]:
+        """Outputs (m,) at queries z (m, ...). Reverse-mode differentiable, at training points too.
+
+        `progress` as in `Kernel.matvec`.
+        """
         z = self._queries(z)
-        outputs = self.kernel.matvec(z, self.inputs, self.dual_coef)
+        outputs = self.kernel.matvec(z, self.inputs, self.dual_coef, mesh=self.mesh, progress=progress)
         return outputs if self.initial is None else outputs + _value_and_pullback(self.initial, z, "initial")[0]
 
-    def input_gradient(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
+    def input_gradient(self, z: Float[ArrayLike, "m ..."], *, progress: Any = None) -> Float[Array, "m ..."]:
         """The gradient of f at every row of z, shaped like z: (v + zeta) time for the identity loss (theory: 5.3)."""
         z = self._queries(z)
-        return self._with_initial_gradient(z, self.kernel.input_gradient(z, self.inputs, self.dual_coef))
+        gradient = self.kernel.input_gradient(z, self.inputs, self.dual_coef, mesh=self.mesh, progress=progress)
+        return self._with_initial_gradient(z, gradient)
 
     def frozen_gate_gradient(self, z: Float[ArrayLike, "m d"]) -> Float[Array, "m d"]:
         """The gradient with the gates held fixed, the paper's: grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n.
@@ -82,9 +89,8 @@ class KernelPredictor(eqx.Module):
                 f"frozen gates belong to TwoLayerNTK; this predictor's kernel is {self.kernel!r}. "
                 f'Use direction="gradient"'
             )
-        return self._with_initial_gradient(
-            z, self.kernel.phi_matmul(z, self.inputs, self.dual_coef[:, None] * self.inputs)
-        )
+        weighted = self.dual_coef[:, None] * self.inputs
+        return self._with_initial_gradient(z, self.kernel.phi_matmul(z, self.inputs, weighted, mesh=self.mesh))
 
     def gradient_rounding(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, " m"]:
         """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting duplicates, say)."""
@@ -93,6 +99,8 @@ class KernelPredictor(eqx.Module):
         return jnp.zeros(len(z), bound.dtype) if self.initial is not None else 8 * jnp.finfo(bound.dtype).eps * bound
 
     def _queries(self, z) -> Array:
+        if z is self.inputs:
+            return z
         return self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
 
     def _with_initial_gradient(self, z: Array, gradient: Array) -> Array:
@@ -181,6 +189,7 @@ def fit(
     loss: str = "identity",
     dynamics: Dynamics = GradientFlow(1.0),  # noqa: B008 (immutable)
     initial: Callable | None = None,
+    mesh: Mesh | None = None,
 ) -> KernelPredictor:
     """Trains an infinitely wide network in closed form.
 
@@ -191,6 +200,7 @@ def fit(
         loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "squared", 1/(2n) sum (f - y)^2.
         dynamics: `GradientFlow(time)` or `HeavyBall(learning_rate, steps, momentum)`.
         initial: the function f0 before training, (m, ...) -> (m,); zero if left out.
+        mesh: devices on which the predictor is evaluated, a `jax.sharding.Mesh`; every process gives the same data.
 
     Returns:
         A KernelPredictor; what training met is in its `status`.
@@ -202,6 +212,7 @@ def fit(
     Cost: identity O(n); squared and logistic hold the n x n Gram matrix in float64. Theory: section 1.
     """
     _check_training(kernel, loss, dynamics)
+    check_mesh(mesh)
     x = kernel.check_inputs(inputs, "inputs")
     y = as_targets(targets, "targets", len(x), labels=loss != "squared")
     if loss != "identity" and is_traced(x, y):
@@ -211,7 +222,7 @@ def fit(
     solution = solve(kernel, x, y, f0, loss, dynamics)
     dtype = jnp.result_type(x, y)
     return KernelPredictor(
-        kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats
+        kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats, mesh
     )
 
 
@@ -224,8 +235,9 @@ class KernelLearner(eqx.Module):
     kernel: Kernel
     loss: str = eqx.field(static=True, default="identity")
     dynamics: Dynamics = GradientFlow(1.0)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     def __call__(
         self, inputs: Float[Array, "n ..."], targets: Float[Array, " n"], key: PRNGKeyArray | None = None
     ) -> KernelPredictor:
-        return fit(self.kernel, inputs, targets, loss=self.loss, dynamics=self.dynamics)
+        return fit(self.kernel, inputs, targets, loss=self.loss, dynamics=self.dynamics, mesh=self.mesh)

@@ -25,30 +25,37 @@ EXACT = lax.Precision.HIGHEST  # accelerators would otherwise round the inputs o
 
 # --- tiles and their memory ---
 
-# Temporaries of the widest sum (the gradient), from XLA's own account: arrays of the size of the tile, and copies of
-# the rows that meet in it.
-_ARRAYS, _COPIES = 9, 4
+# Temporaries of the widest sum (a gradient), from XLA's own account: arrays of the size of the tile, and copies of the
+# rows that meet in it.
+_ARRAYS, _COPIES = 10, 6
 
 
 def default_memory() -> int:
-    """Bytes for the temporaries of a sum: 64 MiB on a CPU; a sixteenth of an accelerator's memory, at most 1 GiB."""
+    """Bytes for the temporaries of a sum: 128 MiB on a CPU; a sixteenth of an accelerator's memory, at most 1 GiB."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    return min(stats.get("bytes_limit", 2**30) // 16, 2**30)
+    return min(stats.get("bytes_limit", 2**31) // 16, 2**30)
 
 
-def tile_limits(kernel: Any, row: tuple[int, ...], itemsize: int) -> tuple[int, int]:
-    """The largest (rows of queries, rows of points) of a tile: `kernel.block`, or what fits into `kernel.memory` bytes.
+def tile_limits(kernel: Any, row: tuple[int, ...], itemsize: int, memory: int | None = None) -> tuple[int, int]:
+    """The largest (rows of queries, rows of points) of a tile: `kernel.block`, or what fits into `memory` bytes.
+
+    `memory` None: the kernel's own, or the device's default.
 
     With c = 2 r, the tile takes _ARRAYS 2 r^2 + _COPIES 3 r d numbers. On a CPU a tile beyond 512 x 1024 leaves the
     cache and is slower.
     """
     if kernel.block is not None:
         return kernel.block
-    numbers = (default_memory() if kernel.memory is None else kernel.memory) / itemsize
+    numbers = (memory or kernel.memory or default_memory()) / itemsize
     copies = 3 * _COPIES * int(np.prod(row))
     rows = (np.sqrt(copies**2 + 8 * _ARRAYS * numbers) - copies) / (4 * _ARRAYS)
     rows = min(max(8, int(rows) // 8 * 8), 512 if jax.default_backend() == "cpu" else 4096)
     return rows, 2 * rows
+
+
+def tile_bytes(tile: tuple[int, int], row: tuple[int, ...], itemsize: int) -> int:
+    """At most so much is held beside arguments and results, for kernels without temporaries of their own."""
+    return itemsize * (_ARRAYS * tile[0] * tile[1] + _COPIES * sum(tile) * int(np.prod(row)))
 
 
 def tile_size(count: int, limit: int) -> int:
@@ -98,7 +105,13 @@ def _zeros(shapes: Any, rows: int) -> Any:
 
 
 def accumulate(
-    tile: Callable, queries: Any, points: Any, weights: Any, limits: tuple[int, int], total: Any = None, span: Any = None
+    tile: Callable,
+    queries: Any,
+    points: Any,
+    weights: Any,
+    limits: tuple[int, int],
+    total: Any = None,
+    span: Any = None,
 ) -> Any:
     """Adds `tile(queries, points, weights)` over tiles of points to `total`, for every tile of queries.
 
@@ -268,12 +281,6 @@ def _query_gradient_tile(kernel, name, query, x, coef):
     return jax.vjp(lambda z: _matvec_tile(kernel, name, z, x, coef), z)[1](cotangent)[0]
 
 
-def _query_gradient_pair(kernel, name, z, x, z_weights, x_weights):
-    (z_coef, z_cotangent), (x_coef, x_cotangent) = z_weights, x_weights
-    pull = jax.vjp(partial(kernel.tile, name), z, x)[1]
-    return pull(z_cotangent[:, None] * x_coef)[0], pull(z_coef[:, None] * x_cotangent)[1]
-
-
 def _point_gradient_tile(kernel, name, query, z, cotangent):
     """The gradients in x and coef: now the points are the queries of the sum."""
     return jax.vjp(lambda x, coef: _matvec_tile(kernel, name, z, x, coef), *query)[1](cotangent)
@@ -315,8 +322,6 @@ def query_gradient(
     progress: Any = None,
 ) -> Array:
     """The gradient in z of sum_j cotangent_j matvec(z)_j, shaped like z."""
-    if z is x and mesh is None and coef.ndim == 1:
-        return sums(_query_gradient_pair, kernel, name, None, x, (coef, cotangent), progress=progress)
     return sums(_query_gradient_tile, kernel, name, (z, cotangent), x, coef, mesh=mesh, progress=progress)
 
 

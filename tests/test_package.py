@@ -13,7 +13,7 @@ PACKAGE = ROOT / "perturbkernel"
 
 # A module may import only from modules before it.
 ORDER = """
-    _version checks image_files data tiles activations kernels architectures dynamics solvers predictors
+    _version checks image_files data tiles plans activations kernels architectures dynamics solvers predictors
     perturbations diagnosis learning theory two_layer networks studies plots report verify cli
 """.split()  # noqa: SIM905
 

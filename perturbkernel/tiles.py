@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool
 
 from perturbkernel.checks import is_traced
@@ -200,12 +200,11 @@ def _shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
     def shard(array):
-        xp = jnp if is_traced(array) else np
         padding = [(0, -len(array) % mesh.size)] + [(0, 0)] * (array.ndim - 1)
-        padded = xp.pad(xp.asarray(array), padding, mode=mode) if padding[0][1] else array
-        if xp is jnp:
-            return padded
-        host = np.asarray(padded)
+        if is_traced(array):
+            return jnp.pad(array, padding, mode=mode)
+        host = np.asarray(array)
+        host = np.pad(host, padding, mode=mode) if padding[0][1] else host
         return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(shard, tree)
@@ -238,6 +237,8 @@ def sums(
     """
     m = _rows(points if queries is None else queries)
     if mesh is not None:
+        # What is traced here may be sharded in any way; a mesh with explicit axes would insist on its own.
+        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
         queries, points, weights = (
             _shard(mesh, mode, tree) for mode, tree in (("edge", queries), ("edge", points), ("constant", weights))
         )

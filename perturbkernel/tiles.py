@@ -49,7 +49,7 @@ def tile_limits(kernel: Any, row: tuple[int, ...], itemsize: int, memory: int | 
     numbers = (memory or kernel.memory or default_memory()) / itemsize
     copies = 3 * _COPIES * int(np.prod(row))
     rows = (np.sqrt(copies**2 + 8 * _ARRAYS * numbers) - copies) / (4 * _ARRAYS)
-    rows = min(max(8, int(rows) // 8 * 8), 512 if jax.default_backend() == "cpu" else 4096)
+    rows = min(max(8, int(rows + 1e-6) // 8 * 8), 512 if jax.default_backend() == "cpu" else 4096)
     return rows, 2 * rows
 
 

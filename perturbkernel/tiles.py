@@ -135,7 +135,8 @@ def accumulate(
         here = lax.fori_loop(0, -(-n // columns), add, _zeros(total, rows))
         return _add(total, i, _keep(_own(i, rows, m), here))
 
-    return lax.fori_loop(*(span or (0, -(-m // rows))), one_row_of_tiles, total)
+    begin, end = span or (0, -(-m // rows))
+    return lax.fori_loop(begin, end, one_row_of_tiles, total)
 
 
 def accumulate_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any, span: Any) -> Any:
@@ -163,7 +164,7 @@ def accumulate_pairs(tile: Callable, points: Any, weights: Any, limit: int, tota
         sums, total = lax.fori_loop(i, -(-n // size), add, (_zeros(total, size), total))
         return _add(total, i, _keep(own_i, sums))
 
-    return lax.fori_loop(*span, one_row_of_tiles, total)
+    return lax.fori_loop(span[0], span[1], one_row_of_tiles, total)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(7,))

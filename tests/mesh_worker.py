@@ -51,7 +51,7 @@ def compare(mesh) -> dict[str, float]:
 
     def learn(mesh):
         learner = pk.KernelLearner(KERNEL, mesh=mesh)
-        return pk.learn_from_perturbations(learner, (x, y), scenario="b", size=1.0, key=jax.random.key(0))
+        return pk.learn_from_perturbations(learner, pk.Dataset(x, y), scenario="b", size=1.0, key=jax.random.key(0))
 
     def summary(mesh):
         r = learn(mesh)

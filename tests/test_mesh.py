@@ -16,7 +16,7 @@ import pytest
 import perturbkernel as pk
 
 ROOT = Path(__file__).parent.parent
-X = [[0.0, 1.0], [1.0, 2.0], [2.0, 0.5]]
+X: Any = [[0.0, 1.0], [1.0, 2.0], [2.0, 0.5]]
 
 
 @contextmanager
@@ -79,4 +79,4 @@ def test_bad_meshes_and_progress(call):
 def test_fit_checks_its_mesh_first():
     bad: Any = jax.devices()
     with pytest.raises(TypeError, match="mesh must be"):
-        pk.fit(pk.TwoLayerNTK(), X, [1.0, 2.0, 3.0], mesh=bad)
+        pk.fit(pk.TwoLayerNTK(), X, X[0], mesh=bad)

@@ -73,7 +73,7 @@ def in_bytes(count: float) -> str:
 def in_time(seconds: float) -> str:
     """5400 -> "1.5 h"."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
-        if seconds >= 2 * length or unit == "ms":
+        if seconds >= (2 * length if length > 1 else length) or unit == "ms":
             return f"{seconds / length:.3g} {unit}"
     raise AssertionError
 

@@ -1,10 +1,9 @@
 """Times of the tiled kernel products relative to one jitted product x @ z.T of the same shapes that stores its result.
 
-python benchmarks/roofline.py
+python -m benchmarks.roofline
 """
 
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -17,19 +16,23 @@ from perturbkernel.architectures import load_neural_tangents
 SHAPES = ((8192, 4096, 100), (4096, 4096, 784), (4096, 4096, 3072))  # n, m, d
 
 
-def timed(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of every call, all of them in turn `repeats` times, so that a slow moment meets all alike."""
+def timed(calls: dict[str, Callable], repeats: int) -> dict[str, tuple[float, float]]:
+    """Median seconds on the clock and of processor time of every call.
+
+    The calls take turns, so that a slow moment meets all alike; on a machine with other work trust the processor time.
+    """
     seconds = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
-            start = time.process_time()
+            start = time.perf_counter(), time.process_time()
             jax.block_until_ready(call())
-            seconds[name].append(time.process_time() - start)
-    return {name: statistics.median(each[1:]) for name, each in seconds.items()}  # the first call compiles
+            seconds[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
+    # The first call compiles.
+    return {name: tuple(map(statistics.median, zip(*each[1:], strict=True))) for name, each in seconds.items()}
 
 
-def measure(n: int, m: int, d: int, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each quantity for n training points and m queries in dimension d; float32.
+def measure(n: int, m: int, d: int, repeats: int = 5) -> dict[str, tuple[float, float]]:
+    """Median seconds (clock, processor) of each quantity for n training points and m queries in dimension d; float32.
 
     "product" is x @ z.T, returned; "... (symmetric)" has the first m training points as queries and training points;
     "neural-tangents: ..." is the same kernel and quantity through jitted neural-tangents.
@@ -43,6 +46,7 @@ def measure(n: int, m: int, d: int, repeats: int = 7) -> dict[str, float]:
     matrix = jax.jit(lambda x, z: reference(x, z, "ntk"))
     outputs = jax.jit(lambda z, x, c: reference(z, x, "ntk") @ c)
     gradient = jax.jit(jax.grad(lambda z, x, c: jnp.sum(reference(z, x, "ntk") @ c)))
+    # The very same points as queries and points.
     half, c_half = x[:m], c[:m]
     return timed(
         {
@@ -65,11 +69,13 @@ def measure(n: int, m: int, d: int, repeats: int = 7) -> dict[str, float]:
 def main() -> None:
     for n, m, d in SHAPES:
         seconds = measure(n, m, d)
-        print(f"n = {n}, m = {m}, d = {d}: product {2 * n * m * d / seconds['product'] / 1e9:.0f} GFLOP/s")
-        for name, value in seconds.items():
+        print(f"n = {n}, m = {m}, d = {d}: product {2 * n * m * d / seconds['product'][0] / 1e9:.0f} GFLOP/s")
+        print(f"  {'':34} clock: ms, products   processor: ms, products")
+        for name, each in seconds.items():
             unit = seconds["product (symmetric)" if "symmetric" in name else "product"]
-            print(f"  {name:32} {value * 1e3:8.1f} ms {value / unit:6.2f} products", flush=True)
+            columns = (f"{value * 1e3:12.1f} {value / one:6.2f}" for value, one in zip(each, unit, strict=True))
+            print(f"  {name:34}", *columns, flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -17,6 +17,7 @@ from perturbkernel.learning import PerturbationLearning as PerturbationLearning
 from perturbkernel.learning import learn_from_perturbations as learn_from_perturbations
 from perturbkernel.perturbations import Perturbation as Perturbation
 from perturbkernel.perturbations import perturb as perturb
+from perturbkernel.plans import Plan as Plan
 from perturbkernel.predictors import KernelLearner as KernelLearner
 from perturbkernel.predictors import KernelPredictor as KernelPredictor
 from perturbkernel.predictors import fit as fit

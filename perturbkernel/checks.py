@@ -36,8 +36,10 @@ def as_float(value: Any, name: str) -> Array:
 
 def check_finite(array: Array | np.ndarray, name: str) -> None:
     if not is_traced(array):
-        bad = ~np.isfinite(np.asarray(array))
-        if bad.any():
+        host = np.asarray(array)
+        # NaN passes through both; unlike a mask, two numbers need no memory when the data is large.
+        if host.size and not np.isfinite([host.max(), host.min()]).all():
+            bad = ~np.isfinite(host)
             row = int(np.argwhere(bad)[0][0]) if bad.ndim else 0
             raise ValueError(f"{name} must be finite; got {bad.sum()} NaN or infinite values, the first in row {row}")
 
@@ -57,7 +59,7 @@ def as_inputs(value: Any, name: str, *, like: tuple[int, ...] | None = None, fla
     if not is_traced(array):
         # Angles need squared lengths.
         limit = float(np.sqrt(np.finfo(array.dtype).max / (array.size // len(array)))) / 4
-        largest = float(np.abs(np.asarray(array)).max())
+        largest = float(max(np.asarray(array).max(), -np.asarray(array).min()))
         if largest > limit:
             raise ValueError(
                 f"{name} must stay below {limit:.1e} in {array.dtype}, or squares overflow; got {largest:.1e}"
@@ -120,3 +122,13 @@ def check_key(key: Any) -> None:
     )
     if not is_key:
         raise TypeError(f"key must be one JAX random key, as jax.random.key(0) makes it; got {type(key).__name__}")
+
+
+def check_mesh(mesh: Any) -> None:
+    if mesh is not None and not isinstance(mesh, jax.sharding.Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh such as jax.make_mesh((8,), ('i',)); got {mesh!r}")
+
+
+def check_progress(progress: Any) -> None:
+    if progress is not None and not hasattr(progress, "update"):
+        raise TypeError(f"progress must have a method update(k), as tqdm.tqdm(total=m) has; got {progress!r}")

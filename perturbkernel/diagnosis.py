@@ -10,18 +10,16 @@ where only the offset depends on the targets y. Over coin flips it has mean 0 an
 balanced targets the part of b_n that is constant in n drops out (theory: 12.3, 6.3).
 """
 
-from functools import partial
-
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
+from perturbkernel import tiles
 from perturbkernel.checks import as_inputs, as_targets
 from perturbkernel.kernels import Kernel
-from perturbkernel.tiles import accumulate
 
 
 class Diagnosis(eqx.Module):
@@ -49,22 +47,21 @@ class Diagnosis(eqx.Module):
         return self.probability.mean()
 
 
-@partial(jax.jit, static_argnums=0)
-def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array) -> tuple[Array, ...]:
-    """Sums over n of (h+ - h-)/2, b, b^2 and y b, each (m,)."""
+def _terms(kernel: Kernel, name: str, query, points, weights) -> tuple[Array, ...]:
+    """Sums over a tile's n of (h+ - h-)/2, b, b^2, y b, and of b minus a reference, and its square; each (m,)."""
+    (z, reference), (count, y) = query, weights
+    above, below = (kernel.tile(name, z, p) for p in points)
+    b = (above + below) / 2
+    count, y = count[None, :], y[None, :]
+    shifted = b - reference[:, None]
+    terms = (above - below) / 2 * count, b * count, b**2 * count, b * y, shifted * count, shifted**2 * count
+    return tuple(jnp.sum(term, axis=1) for term in terms)
 
-    def tile(z, points, weights):
-        (z, reference), (count, y) = z, weights
-        above, below = (kernel.tile("ntk", z, p) for p in points)
-        b = (above + below) / 2
-        count, y = count[None, :], y[None, :]
-        shifted = b - reference[:, None]
-        terms = (above - below) / 2 * count, b * count, b**2 * count, b * y, shifted * count, shifted**2 * count
-        return tuple(jnp.sum(term, axis=1) for term in terms)
 
+def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array, mesh: Mesh | None) -> tuple[Array, ...]:
     # The variance over balanced targets is that of b around any constant; b itself would cancel in float32.
-    first = sum(kernel.tile("ntk", z, p[:1])[:, 0] for p in (plus, minus)) / 2
-    return accumulate(tile, (z, first), (plus, minus), (jnp.ones_like(targets), targets), kernel.block)
+    first = sum(kernel.ntk(z, p[:1])[:, 0] for p in (plus, minus)) / 2
+    return tiles.sums(_terms, kernel, "ntk", (z, first), (plus, minus), (jnp.ones_like(targets), targets), mesh=mesh)
 
 
 def diagnose(
@@ -76,10 +73,12 @@ def diagnose(
     labels: Float[ArrayLike, " m"],
     *,
     balanced: bool = False,
+    mesh: Mesh | None = None,
 ) -> Diagnosis:
     """The diagnosis at points z with true labels, for perturbations delta_n = targets_n eps u_n on carrier_n.
 
     `balanced` : the targets were drawn with sum zero (odd n: sum +-1) instead of by independent coin flips.
+    `mesh`: devices that share the work, as in `Kernel.matvec`.
     """
     carrier = kernel.check_inputs(carrier, "carrier")
     z = kernel.check_inputs(z, "z", like=carrier.shape[1:])
@@ -91,7 +90,7 @@ def diagnose(
     n = len(carrier)
     toward = delta * targets.reshape(-1, *(1,) * (delta.ndim - 1))
     signal, b, b_squared, offset, shift, shift_squared = (
-        s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets)
+        s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets, mesh)
     )
     if balanced:
         # E y_n y_k = (s^2 - n) / (n (n - 1)) for n != k, s the sum of the targets: 0, or +-1 for odd n.

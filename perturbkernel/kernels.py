@@ -1,16 +1,26 @@
 """Infinite-width tangent kernels behind one small protocol, and the two-layer kernel of the paper in closed form."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel import tiles
 from perturbkernel.activations import products_and_angles
-from perturbkernel.checks import as_float, as_inputs, check_finite, check_number
+from perturbkernel.checks import (
+    as_float,
+    as_inputs,
+    check_count,
+    check_finite,
+    check_mesh,
+    check_number,
+    check_progress,
+)
+from perturbkernel.plans import Plan, make_plan
 
 
 class Kernel:
@@ -19,8 +29,10 @@ class Kernel:
     Kernels are immutable, compare by value and are pytrees without leaves: constants under `jit`.
     """
 
-    #: largest tile, (rows of queries, rows of points), that is evaluated at once
-    block: ClassVar[tuple[int, int]] = (1024, 1024)
+    #: bytes for the temporaries of a sum; None: a default for the device
+    memory: ClassVar[int | None] = None
+    #: largest tile, (rows of queries, rows of points), where it does not follow from `memory`
+    block: ClassVar[tuple[int, int] | None] = None
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and differentiated."""
@@ -30,14 +42,44 @@ class Kernel:
         """`value` as an array of inputs of this kernel; raises ValueError or TypeError in terms of `name`."""
         return as_inputs(value, name, like=like)
 
+    def plan(
+        self,
+        n: int,
+        m: int | None,
+        d: int | tuple[int, ...],
+        *,
+        what: str = "matvec",
+        columns: int | None = None,
+        devices: int = 1,
+        memory: int | None = None,
+        rate: float | None = None,
+    ) -> Plan:
+        """What a product with n training points and m queries in dimension d will take; print it before the run.
+
+        Args:
+            n, m: how many; m None: the queries are the training points, the very same array.
+            d: the dimension, or the shape of one input.
+            what: "matvec", "input_gradient", "phi_matmul", "ntk", "nngp" or "phi".
+            columns: k, for coefficients (n, k); left out: 1, for `phi_matmul` d.
+            devices: of the mesh.
+            memory: bytes for temporaries on each device, instead of this kernel's own.
+            rate: floating-point operations a second of one device; measured on a few thousand points if left out.
+        """
+        return make_plan(self, n, m, d, what, columns, devices, memory, rate)
+
     def _matrix(self, name: str, x, z) -> Array:
         x = self.check_inputs(x, "x")
-        z = x if z is None else self.check_inputs(z, "z", like=x.shape[1:])
+        z = x if z is None or z is x else self.check_inputs(z, "z", like=x.shape[1:])
         return tiles.matrix(self, name, *_common_dtype(x, z))
 
-    def _sum_arguments(self, z, x, coef, coef_name: str, dimensions: tuple[int, ...]) -> tuple[Array, ...]:
+    def _sum_arguments(
+        self, z, x, coef, coef_name: str, dimensions: tuple[int, ...], mesh, progress
+    ) -> tuple[Array, ...]:
+        check_mesh(mesh)
+        check_progress(progress)
+        same = z is x  # the very same points: the sums may use the symmetry
         x = self.check_inputs(x, "x")
-        z = self.check_inputs(z, "z", like=x.shape[1:])
+        z = x if same else self.check_inputs(z, "z", like=x.shape[1:])
         coef = as_float(coef, coef_name)
         if coef.ndim not in dimensions or coef.shape[0] != x.shape[0]:
             wanted = " or ".join({1: f"({x.shape[0]},)", 2: f"({x.shape[0]}, k)"}[k] for k in dimensions)
@@ -61,29 +103,50 @@ class Kernel:
         """The gate moment; raises TypeError here, since it belongs to TwoLayerNTK."""
         raise TypeError(f"phi belongs to TwoLayerNTK; this kernel is {self!r}")
 
-    def phi_matmul(self, z, x, b):
+    def phi_matmul(self, z, x, b, *, mesh=None, progress=None):
         """Sums of gate moments; raises TypeError here, since they belong to TwoLayerNTK."""
         raise TypeError(f"phi_matmul belongs to TwoLayerNTK; this kernel is {self!r}")
 
     def matvec(
-        self, z: Float[ArrayLike, "m ..."], x: Float[ArrayLike, "n ..."], coef: Float[ArrayLike, "n ..."]
+        self,
+        z: Float[ArrayLike, "m ..."],
+        x: Float[ArrayLike, "n ..."],
+        coef: Float[ArrayLike, "n ..."],
+        *,
+        mesh: Mesh | None = None,
+        progress: Any = None,
     ) -> Float[Array, "m ..."]:
         """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x m matrix is held.
 
-        Reverse-mode differentiable in z, x and coef, by tiled sums again.
+        Reverse-mode differentiable in z, x and coef, by tiled sums again. Where z and x are the very same array, each
+        pair of points is evaluated once, in half the time.
+
+        Args:
+            z, x, coef: (m, ...), (n, ...), (n,) or (n, k).
+            mesh: devices that share the work. Every process holds the arguments and gets the whole result.
+            progress: `progress.update(k)` is called after every k queries: `tqdm.tqdm(total=m)`, say. Outside `jit`.
         """
-        return tiles.matvec(self, "ntk", *self._sum_arguments(z, x, coef, "coef", (1, 2)))
+        arguments = self._sum_arguments(z, x, coef, "coef", (1, 2), mesh, progress)
+        return tiles.matvec(self, "ntk", *arguments, mesh=mesh, progress=progress)
 
     def input_gradient(
-        self, z: Float[ArrayLike, "m ..."], x: Float[ArrayLike, "n ..."], coef: Float[ArrayLike, " n"]
+        self,
+        z: Float[ArrayLike, "m ..."],
+        x: Float[ArrayLike, "n ..."],
+        coef: Float[ArrayLike, " n"],
+        *,
+        mesh: Mesh | None = None,
+        progress: Any = None,
     ) -> Float[Array, "m ..."]:
         """grad_z sum_n coef_n K(x_n, z) at every row of z, shaped like z, in tiles.
 
         Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n, .) has a cone whose
-        symmetric derivative is taken, the limit of finite networks' gradients (theory: 0.4, 5.3).
+        symmetric derivative is taken, the limit of finite networks' gradients (theory: 0.4, 5.3). `mesh` and `progress`
+        as in `matvec`.
         """
-        z, x, coef = self._sum_arguments(z, x, coef, "coef", (1,))
-        return tiles.query_gradient(self, "ntk", z, x, coef, jnp.ones(z.shape[0], z.dtype))
+        z, x, coef = self._sum_arguments(z, x, coef, "coef", (1,), mesh, progress)
+        cotangent = jnp.ones(z.shape[0], z.dtype)
+        return tiles.query_gradient(self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress)
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known; otherwise 0."""
@@ -91,8 +154,10 @@ class Kernel:
 
 
 def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays of one dtype; what was one array remains one."""
     dtype = jnp.result_type(*arrays)
-    return tuple(a.astype(dtype) for a in arrays)
+    cast = {id(a): a.astype(dtype) for a in arrays}
+    return tuple(cast[id(a)] for a in arrays)
 
 
 @jax.tree_util.register_static
@@ -115,8 +180,11 @@ class TwoLayerNTK(Kernel):
 
     slope: float = 0.0
     train_bias: bool = False
+    memory: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self):
+        if self.memory is not None:
+            check_count(self.memory, "memory", low=2**20)
         check_number(self.slope, "slope", low=0, high=1)
         if not isinstance(self.train_bias, bool | np.bool_):
             raise TypeError(f"train_bias must be True or False; got {self.train_bias!r}")
@@ -125,8 +193,9 @@ class TwoLayerNTK(Kernel):
 
     def __repr__(self) -> str:
         trained = "W and b" if self.train_bias else "W"
+        memory = "" if self.memory is None else f", memory={self.memory}"
         return (
-            f"TwoLayerNTK(slope={self.slope:g}, train_bias={self.train_bias})  "
+            f"TwoLayerNTK(slope={self.slope:g}, train_bias={self.train_bias}{memory})  "
             f"# trains {trained}; readout frozen; standard parameterization"
         )
 
@@ -164,7 +233,17 @@ class TwoLayerNTK(Kernel):
         return self._matrix("phi", x, z)
 
     def phi_matmul(
-        self, z: Float[ArrayLike, "m d"], x: Float[ArrayLike, "n d"], b: Float[ArrayLike, "n k"]
+        self,
+        z: Float[ArrayLike, "m d"],
+        x: Float[ArrayLike, "n d"],
+        b: Float[ArrayLike, "n k"],
+        *,
+        mesh: Mesh | None = None,
+        progress: Any = None,
     ) -> Float[Array, "m k"]:
-        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles; b_n = y_n x_n / n gives the paper's direction v."""
-        return tiles.matvec(self, "phi", *self._sum_arguments(z, x, b, "b", (1, 2)))
+        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles; b_n = y_n x_n / n gives the paper's direction v.
+
+        `mesh` and `progress` as in `matvec`.
+        """
+        arguments = self._sum_arguments(z, x, b, "b", (1, 2), mesh, progress)
+        return tiles.matvec(self, "phi", *arguments, mesh=mesh, progress=progress)

@@ -104,6 +104,7 @@ class PerturbationLearning(eqx.Module):
             data.inputs,
             data.targets,
             balanced=self.options["balanced"],
+            mesh=getattr(kernel, "mesh", None),
         )
 
     def control(self, name: str, draw: int = 0) -> Callable:
@@ -254,11 +255,12 @@ def learn_from_perturbations(
     kernel = getattr(learner, "kernel", None)
     along = None
     if isinstance(kernel, TwoLayerNTK):
-        v = kernel.phi_matmul(x, x, data.targets[:, None] * x / len(x))
+        v = kernel.phi_matmul(x, x, data.targets[:, None] * x / len(x), mesh=getattr(learner, "mesh", None))
         along = cosine(y_adv[:, None] * p.delta, v)
     kernel_g = getattr(learner_g, "kernel", None)
     diagnosis = None
     if isinstance(kernel_g, Kernel):
-        diagnosis = diagnose(kernel_g, carrier, p.delta, y_adv, x, data.targets, balanced=balanced)
+        mesh = getattr(learner_g, "mesh", None)
+        diagnosis = diagnose(kernel_g, carrier, p.delta, y_adv, x, data.targets, balanced=balanced, mesh=mesh)
     options = {"size": float(size), "norm": norm, "direction": direction, "bounds": bounds, "balanced": balanced}
     return PerturbationLearning(f, g, p, carrier, along, diagnosis, data, learner_g, options, control_key, g_key)

@@ -1,6 +1,7 @@
 """One-step adversarial perturbations of any differentiable predictor."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ def perturb(
     norm: str = "l2",
     direction: str = "gradient",
     bounds: tuple[float, float] | None = None,
+    progress: Any = None,
 ) -> Perturbation:
     """One step of length `size` from every input toward its target: delta_n = size target_n g_n / |g_n|.
 
@@ -76,6 +78,7 @@ def perturb(
         direction: "gradient", the true gradient; "frozen_gates", the paper's sum_n dual_coef_n Phi(x_n, z) x_n, which
             leaves out the motion of the gates (kernel predictors of TwoLayerNTK only).
         bounds: (low, high) to which inputs + delta is clipped; nothing is clipped without it.
+        progress: `progress.update(k)` is called after every k gradients of a KernelPredictor (not of frozen gates).
 
     Raises:
         ValueError: bad values or shapes, or a predictor whose gradient is not finite. TypeError: frozen gates asked of
@@ -87,7 +90,10 @@ def perturb(
     x = as_inputs(inputs, "inputs")
     y = as_targets(targets, "targets", len(x))
     if direction == "gradient":
-        gradient = input_gradient(predictor, x)
+        if progress is not None and isinstance(predictor, KernelPredictor):
+            gradient = predictor.input_gradient(x, progress=progress)
+        else:
+            gradient = input_gradient(predictor, x)
     elif isinstance(predictor, KernelPredictor):
         gradient = predictor.frozen_gate_gradient(x)
     else:

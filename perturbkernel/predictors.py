@@ -10,9 +10,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import as_targets, check_choice, check_number, is_traced
+from perturbkernel.checks import as_targets, check_choice, check_mesh, check_number, is_traced
 from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 from perturbkernel.solvers import LOSSES, solve
@@ -52,6 +53,7 @@ class KernelPredictor(eqx.Module):
         status: "ok", or in words what training met (a singular matrix, an integration that stopped early).
         stats: numbers of the training: effective_time, and where known lambda_max, condition_number, solver_steps; of
             an iterative method products, tolerance, and what was reached: residual, error or drift (docs/solvers.md).
+        mesh: the devices that it is evaluated on; every process gets the whole result. None: the default device.
     """
 
     kernel: Kernel
@@ -60,17 +62,22 @@ class KernelPredictor(eqx.Module):
     initial: Callable | None = None
     status: str = eqx.field(static=True, default="ok")
     stats: dict[str, Any] = eqx.field(default_factory=dict)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
-    def __call__(self, z: Float[Array, "m ..."]) -> Float[Array, " m"]:
-        """Outputs (m,) at queries z (m, ...). Reverse-mode differentiable, at training points too."""
+    def __call__(self, z: Float[Array, "m ..."], *, progress: Any = None) -> Float[Array, " m"]:
+        """Outputs (m,) at queries z (m, ...). Reverse-mode differentiable, at training points too.
+
+        `progress` as in `Kernel.matvec`.
+        """
         z = self._queries(z)
-        outputs = self.kernel.matvec(z, self.inputs, self.dual_coef)
+        outputs = self.kernel.matvec(z, self.inputs, self.dual_coef, mesh=self.mesh, progress=progress)
         return outputs if self.initial is None else outputs + _value_and_pullback(self.initial, z, "initial")[0]
 
-    def input_gradient(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
+    def input_gradient(self, z: Float[ArrayLike, "m ..."], *, progress: Any = None) -> Float[Array, "m ..."]:
         """The gradient of f at every row of z, shaped like z: (v + zeta) time for the identity loss (theory: 5.3)."""
         z = self._queries(z)
-        return self._with_initial_gradient(z, self.kernel.input_gradient(z, self.inputs, self.dual_coef))
+        gradient = self.kernel.input_gradient(z, self.inputs, self.dual_coef, mesh=self.mesh, progress=progress)
+        return self._with_initial_gradient(z, gradient)
 
     def frozen_gate_gradient(self, z: Float[ArrayLike, "m d"]) -> Float[Array, "m d"]:
         """The gradient with the gates held fixed, the paper's: grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n.
@@ -83,9 +90,8 @@ class KernelPredictor(eqx.Module):
                 f"frozen gates belong to TwoLayerNTK; this predictor's kernel is {self.kernel!r}. "
                 f'Use direction="gradient"'
             )
-        return self._with_initial_gradient(
-            z, self.kernel.phi_matmul(z, self.inputs, self.dual_coef[:, None] * self.inputs)
-        )
+        weighted = self.dual_coef[:, None] * self.inputs
+        return self._with_initial_gradient(z, self.kernel.phi_matmul(z, self.inputs, weighted, mesh=self.mesh))
 
     def gradient_rounding(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, " m"]:
         """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting duplicates, say)."""
@@ -94,6 +100,8 @@ class KernelPredictor(eqx.Module):
         return jnp.zeros(len(z), bound.dtype) if self.initial is not None else 8 * jnp.finfo(bound.dtype).eps * bound
 
     def _queries(self, z) -> Array:
+        if z is self.inputs:
+            return z
         return self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
 
     def _with_initial_gradient(self, z: Array, gradient: Array) -> Array:
@@ -188,6 +196,7 @@ def fit(
     initial: Callable | None = None,
     memory: float | None = None,
     tolerance: float | None = None,
+    mesh: Mesh | None = None,
 ) -> KernelPredictor:
     """Trains an infinitely wide network in closed form.
 
@@ -202,6 +211,7 @@ def fit(
             Where it does not fit, products are computed in tiles.
         tolerance: relative error asked of an iterative method (docs/solvers.md); left out, 1e-9, or 1e-7 for float32
             inputs. What was reached is in `stats`.
+        mesh: devices on which the predictor is evaluated, a `jax.sharding.Mesh`; every process gives the same data.
 
     Returns:
         A KernelPredictor; what training met, a tolerance that was not reached included, is in its `status`.
@@ -214,6 +224,7 @@ def fit(
     beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory: section 1.
     """
     _check_training(kernel, loss, dynamics, memory, tolerance)
+    check_mesh(mesh)
     x = kernel.check_inputs(inputs, "inputs")
     y = as_targets(targets, "targets", len(x), labels=loss != "squared")
     if loss != "identity" and is_traced(x, y):
@@ -223,7 +234,7 @@ def fit(
     solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance)
     dtype = jnp.result_type(x, y)
     return KernelPredictor(
-        kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats
+        kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats, mesh
     )
 
 
@@ -238,6 +249,7 @@ class KernelLearner(eqx.Module):
     dynamics: Dynamics = GradientFlow(1.0)
     memory: float | None = eqx.field(static=True, default=None)
     tolerance: float | None = eqx.field(static=True, default=None)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     def __call__(
         self, inputs: Float[Array, "n ..."], targets: Float[Array, " n"], key: PRNGKeyArray | None = None
@@ -250,4 +262,5 @@ class KernelLearner(eqx.Module):
             dynamics=self.dynamics,
             memory=self.memory,
             tolerance=self.tolerance,
+            mesh=self.mesh,
         )

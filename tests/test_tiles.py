@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -44,7 +45,7 @@ class Quadratic(Kernel):
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 1023, 1024, 1025, 4097, 10_007])
 @pytest.mark.parametrize("limit", [8, 100, 1024])
 def test_tile_sizes_cover_everything_and_waste_little(count, limit):
-    size = tiles._tile_size(count, limit)
+    size = tiles.tile_size(count, limit)
     number = -(-count // size)
     assert size <= limit + 7  # sizes are rounded up to whole vectors of 8
     assert (number - 1) * size < count <= number * size
@@ -89,6 +90,73 @@ def test_every_sum_of_a_kernel_is_the_same_for_every_tile_size(x64, block, m, n)
     np.testing.assert_allclose(kernel.matvec(z, x, c), root**2 @ c, rtol=0, atol=1e-12)
     np.testing.assert_allclose(kernel.ntk(x, z), root.T**2, rtol=0, atol=1e-12)
     np.testing.assert_allclose(kernel.input_gradient(z, x, c), 2 * (root * c) @ x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 8, 37])
+@pytest.mark.parametrize("columns", [(), (2,)])
+def test_pairs_of_the_very_same_points_are_evaluated_once(n, columns, x64):
+    """Equal arrays that are not the same one go the other way: 37 points are 5 x 5 tiles, or 15 of them."""
+    rng = np.random.default_rng(n)
+    x, c = jnp.asarray(rng.normal(size=(n, 3))), jnp.asarray(rng.normal(size=(n, *columns)))
+    kernel: Any = Quadratic()
+    dense = np.asarray((1 + x @ x.T) ** 2)
+    for value, exact in ((kernel.matvec(x, x, c), dense @ c), (kernel.ntk(x), dense), (kernel.ntk(x, x + 0), dense)):
+        np.testing.assert_allclose(value, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
+    matrix = np.asarray(kernel.ntk(np.asarray(x)))
+    np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=1e-12 * dense.max())
+
+    def total(x, c):
+        return jnp.sum(jnp.sin(kernel.matvec(x, x, c))) + jnp.sum(jnp.sin(kernel.ntk(x)))
+
+    def total_of_dense(x, c):
+        return jnp.sum(jnp.sin((1 + x @ x.T) ** 2 @ c)) + jnp.sum(jnp.sin((1 + x @ x.T) ** 2))
+
+    for bar, exact in zip(*(jax.jit(jax.grad(f, (0, 1)))(x, c) for f in (total, total_of_dense)), strict=True):
+        np.testing.assert_allclose(bar, exact, rtol=0, atol=1e-11 * np.abs(exact).max())
+
+
+def test_the_same_points_are_recognised_through_every_door():
+    paths: list[bool] = []
+
+    class Seen(Quadratic):
+        def tile(self, name, z, x):
+            paths.append(z.shape == x.shape)
+            return (1 + z @ x.T) ** 2
+
+    kernel: Any = Seen((8, 16))  # square tiles tell the symmetric sums
+    x = np.random.default_rng(3).normal(size=(37, 3)).astype(np.float32)
+    for points in (x, jnp.asarray(x), x.tolist()):
+        kernel.matvec(points, points, np.ones(37))
+    assert all(paths)
+    kernel.matvec(x, x.copy(), np.ones(37))
+    assert not all(paths)
+
+
+class Count:
+    def __init__(self):
+        self.counts: list[int] = []
+
+    def update(self, k):
+        self.counts.append(k)
+
+
+@pytest.mark.parametrize("what", ["matvec", "matvec, queries = points", "input_gradient"])
+def test_progress_counts_every_query_once_and_changes_nothing(what):
+    rng = np.random.default_rng(4)
+    x, z, c = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((37, 3), (23, 3), (37,)))
+    kernel, count = Quadratic(), Count()
+    call = kernel.input_gradient if what == "input_gradient" else kernel.matvec
+    z = x if "=" in what else z
+    np.testing.assert_array_equal(call(z, x, c, progress=count), call(z, x, c))
+    assert sum(count.counts) == len(z)
+    assert count.counts[:2] == [8, 8]
+
+
+def test_many_tiles_make_a_hundred_steps_at_most():
+    count, x = Count(), jnp.ones((2001, 2))
+    Quadratic().matvec(x, x[:3], jnp.ones(3), progress=count)
+    assert sum(count.counts) == 2001
+    assert 50 < len(count.counts) <= 100
 
 
 # --- visit_flagged ---
@@ -158,34 +226,28 @@ def test_matvec_and_its_derivatives(x64, kernel, columns):
         assert np.sum(bar * direction) == pytest.approx(central_difference(along), rel=1e-7), name
 
 
-def called(jaxpr: Any) -> set[str]:
-    """Names of the jitted functions that a jaxpr calls, at any depth."""
-    names = set()
-    for equation in jaxpr.eqns:
-        names |= {equation.params[k] for k in ("name",) if isinstance(equation.params.get(k), str)}
-        for value in equation.params.values():
-            for part in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(part, "jaxpr", part)
-                names |= called(inner) if hasattr(inner, "eqns") else set()
-    return names
-
-
 @pytest.mark.parametrize(
     ("wanted", "used"),
-    [((0,), {"query_gradient"}), ((1,), {"_point_gradient"}), ((2,), {"_point_gradient"}),
-     ((0, 1, 2), {"query_gradient", "_point_gradient"})],
+    [((0,), {"_query_gradient_tile"}), ((1,), {"_point_gradient_tile"}), ((2,), {"_point_gradient_tile"}),
+     ((0, 1, 2), {"_query_gradient_tile", "_point_gradient_tile"})],
 )  # fmt: skip
-def test_only_the_cotangents_asked_for_are_computed(wanted, used):
+def test_only_the_cotangents_asked_for_are_computed(wanted, used, monkeypatch):
     z, x, c = jnp.ones((M, D)), jnp.full((N, D), 2.0), jnp.ones(N)
-    kernel = Quadratic()
+    kernel, summed = Quadratic(), set()
 
     def total(z, x, c):
         return jnp.sum(kernel.matvec(z, x, c))
 
-    names = called(jax.make_jaxpr(jax.grad(total, wanted))(z, x, c).jaxpr)
-    assert names & {"query_gradient", "_point_gradient"} == used
+    def sums(tile, *arguments, **options):
+        summed.add(tile.__name__)
+        return original(tile, *arguments, **options)
+
+    original = tiles.sums
+    monkeypatch.setattr(tiles, "sums", sums)
+    gradients = jax.grad(total, wanted)(z, x, c)
+    assert summed == {"_matvec_tile"} | used
     everything = jax.grad(total, (0, 1, 2))(z, x, c)
-    for position, gradient in zip(wanted, jax.grad(total, wanted)(z, x, c), strict=True):
+    for position, gradient in zip(wanted, gradients, strict=True):
         np.testing.assert_array_equal(gradient, everything[position])
 
 
@@ -229,12 +291,13 @@ def temporary_bytes(function: Callable, n: int, m: int, d: int, *columns: int) -
 
 
 BIG = 20_000
-SUMS = {
-    "matvec": (KERNEL.matvec, ()),
-    "phi_matmul": (KERNEL.phi_matmul, (3,)),
-    "input_gradient": (KERNEL.input_gradient, ()),
+SUMS: dict[str, tuple[Callable, tuple[int, ...]]] = {
+    "matvec": (lambda k, z, x, c: k.matvec(z, x, c), ()),
+    "matvec, queries = points": (lambda k, z, x, c: k.matvec(x, x, c), ()),
+    "phi_matmul": (lambda k, z, x, c: k.phi_matmul(z, x, c), (3,)),
+    "input_gradient": (lambda k, z, x, c: k.input_gradient(z, x, c), ()),
     "gradient in points": (
-        lambda z, x, c: jax.grad(lambda x, c: jnp.sum(KERNEL.matvec(z, x, c)), (0, 1))(x, c),
+        lambda k, z, x, c: jax.grad(lambda x, c: jnp.sum(k.matvec(z, x, c)), (0, 1))(x, c),
         (),
     ),
 }
@@ -243,10 +306,28 @@ SUMS = {
 @pytest.mark.parametrize("name", SUMS)
 def test_no_n_by_m_matrix_is_held(name):
     function, columns = SUMS[name]
-    used = temporary_bytes(function, BIG, BIG, 20, *columns)
-    tile = 4 * KERNEL.block[0] * KERNEL.block[1]
-    data = 4 * BIG * (20 + 20 + 4)
-    assert used < 16 * tile + 4 * data < BIG * BIG * 4 / 15  # a handful of tiles, and the points cut into tiles
+    used = temporary_bytes(partial(function, KERNEL), BIG, BIG, 20, *columns)
+    assert used < 2**27 < BIG * BIG * 4 / 10  # the default budget
+
+
+@pytest.mark.parametrize("d", [20, 1000])
+@pytest.mark.parametrize("name", SUMS)
+def test_temporaries_stay_within_the_budget(name, d):
+    """XLA's account of what is held beside arguments and results: less than one copy of the points."""
+    memory = 4 * 2**20
+    kernel: Any = TwoLayerNTK(0.2, True, memory=memory)
+    function, columns = SUMS[name]
+    assert memory / 10 < temporary_bytes(partial(function, kernel), 100_000, 90_000, d, *columns) < memory
+
+
+def test_the_tile_follows_from_the_budget():
+    limits = [tiles.tile_limits(TwoLayerNTK(memory=memory), (784,), 4) for memory in (2**20, 2**23, 2**26, 2**40)]
+    assert limits == sorted(limits)
+    assert limits[0] == (16, 32)
+    assert limits[-1] == (512, 1024) == tiles.tile_limits(KERNEL, (3072,), 4)  # by default the best tile, CIFAR too
+    assert tiles.tile_limits(Quadratic((8, 16)), (784,), 4) == (8, 16)
+    for memory, limit in zip((2**20, 2**23), limits, strict=False):
+        assert tiles.tile_bytes(limit, (784,), 4) <= memory
 
 
 def test_the_memory_meter_sees_a_dense_matrix():
@@ -258,7 +339,11 @@ def test_the_memory_meter_sees_a_dense_matrix():
 def test_every_product_asks_for_the_highest_precision(name):
     """Accelerators round the inputs of float32 products otherwise, and theta is lost."""
     function, columns = SUMS[name]
-    products = [line for line in lowered(function, N, M, D, *columns).as_text().splitlines() if "dot_general" in line]
+    products = [
+        line
+        for line in lowered(partial(function, KERNEL), N, M, D, *columns).as_text().splitlines()
+        if "dot_general" in line
+    ]
     assert products
     assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
 

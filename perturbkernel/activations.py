@@ -48,9 +48,12 @@ _ARCCOS_64 = (
     4.741069125501733e-06,
 )
 
-# Rounding leaves 1 - rho with an error of about eps * _spread, so the angle of pairs closer than this fraction of it
-# (or of opposite pairs) is computed again from the difference of the points.
-_CLOSE = 1e-3
+# Rounding leaves 1 - rho = e with an error of about eps * spread, and the angle sqrt(2 e) with eps * spread / sqrt(2 e).
+# Derivatives need its relative error: pairs with e below _CLOSE * spread (and opposite pairs) are repaired, from the
+# difference of the points. For the angle itself the absolute error counts, so that only e below _CLOSE * spread^2 is
+# repaired: few pairs of tiny points, many of which are nearly parallel. A few eps * spread is rounding alone: there
+# identical points hide.
+_CLOSE, _NOISE = 1e-3, 16
 
 
 def _lengths(x: Float[Array, "n d"]) -> tuple[Array, Array]:
@@ -83,8 +86,8 @@ def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int) -
     return _arccos_one_minus(jnp.clip(a + b - a * b - product / (d * s_z * s_x), 0, 2))
 
 
-def _pairwise(z: Array, x: Array) -> tuple[Array, Array, Array]:
-    """<z, x>, 1 - rho, and which pairs need their angle from `_pair`; (rows of z, rows of x).
+def _pairwise(z: Array, x: Array, *, derivative: bool) -> tuple[Array, Array, Array]:
+    """<z, x>, 1 - rho, and which pairs need their angle (or its derivative) from `_pair`; (rows of z, rows of x).
 
     1 - rho = a + b - a b - <z, x> / (d s_z s_x) with a = 1 - 1/s_z, b = 1 - 1/s_x: unlike 1 - (1 + <z, x>/d)/(s_z s_x),
     its error shrinks with the points, which are tiny when a network is trained on perturbations alone.
@@ -94,7 +97,10 @@ def _pairwise(z: Array, x: Array) -> tuple[Array, Array, Array]:
     product = jnp.matmul(z, x.T, precision=EXACT)
     spread = a + b - a * b
     e = spread - product * scale
-    return product, e, jnp.minimum(e, 2 - e) <= _CLOSE * spread
+    near = jnp.minimum(e, 2 - e)
+    if derivative:
+        return product, e, near <= _CLOSE * spread
+    return product, e, near <= jnp.maximum(_CLOSE * spread, _NOISE * float(jnp.finfo(e.dtype).eps)) * spread
 
 
 def _split(a: Array) -> tuple[Array, Array]:
@@ -147,7 +153,7 @@ def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple
     d theta / dz = -w / (d s_z sin theta), of length at most 1 / (sqrt(d) s_z); at coincident points, where theta has a
     cone, it is 0: the central difference and the limit of finite networks (theory: sections 0.3 to 0.5).
     """
-    product, e, close = _pairwise(z, x)
+    product, e, close = _pairwise(z, x, derivative=False)
     row = jnp.arange(z.shape[0])
 
     def repair(column, hit, theta):
@@ -164,7 +170,7 @@ def _forward(z, x):
 
 def _backward(residuals, cotangents):
     z, x = residuals
-    _, e, close = _pairwise(z, x)
+    _, e, close = _pairwise(z, x, derivative=True)
     product_bar, theta_bar = cotangents
     return (
         _gradient(z, x, e, close, product_bar, theta_bar),

@@ -331,6 +331,8 @@ def _matvec_forward(kernel, name, same, mesh, z, x, coef):
     values = z.value, x.value, coef.value
     # None or () : the structure, unlike a value, is known while the backward pass is traced.
     needs = tuple(() if needed else None for needed in (z.perturbed, x.perturbed or coef.perturbed))
+    if is_traced(*values):  # by an outer derivative, perhaps, which needs the rule again
+        return _matvec(kernel, name, same, mesh, *values), (values, needs)
     return _evaluate(kernel, name, same, mesh, None, *values), (values, needs)
 
 

@@ -134,7 +134,7 @@ def test_one_pass_equals_training_one_network_at_a_time(small, slope):
 
 def cell(requests, loss="identity", data=None, **options):
     config = {"data": data, "slope": 0.0, "loss": loss, "requests": [list(r) for r in requests], "draws": [2, 2]}
-    return config | ({"initial_draws": 2} if loss == "identity" else {"dynamics": "flow"}) | options
+    return config | ({"initial_draws": 2, "cosine": True} if loss == "identity" else {"dynamics": "flow"}) | options
 
 
 def test_limit_cell_equals_learning_from_perturbations(small):

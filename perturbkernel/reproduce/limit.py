@@ -21,13 +21,16 @@ from scipy.special import ndtr
 from perturbkernel.dynamics import HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.reproduce.datasets import Drawn, draw, targets
-from perturbkernel.reproduce.sweep import Combination, first_network, padded, second_networks
+from perturbkernel.reproduce.sweep import Combination, first_networks, padded, second_networks
 from perturbkernel.two_layer import TwoLayerNetwork
 
 RULES = ("coin_flip", "balanced")
 # Untrained networks whose outputs and gradients stand for a draw of the initial function: their covariance is exact at
 # any width, and they are Gaussian up to 1/width.
 _WIDTH = 2048
+# An initial gradient shorter than this fraction of the trained one turns perturbations by half a degree: it is then left
+# out of them (the second network's own initial function is not).
+_NEGLIGIBLE = 0.01
 
 
 class Request(NamedTuple):
@@ -54,8 +57,8 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
     Returns arrays with a leading axis of requests: "standard_zero", "perturbation_zero_<rule>" (r, draws) and
     "agreement_zero_<rule>" from zero initial functions; for the identity loss "standard", "perturbation_<rule>",
-    "agreement_<rule>", with initial functions, averaged over their draws; "cosine", "cosine_zero" with the theory's
-    direction; for the logistic loss "unstable_f", whether the rate is beyond the stable one, and no cosine.
+    "agreement_<rule>", with initial functions, averaged over their draws; with `cosine`, "cosine", "cosine_zero" with
+    the theory's direction; for the logistic loss "unstable_f", whether the rate is above the stable one, and no cosine.
     """
     drawn = draw(config["data"])
     kernel = TwoLayerNTK(config["slope"], train_bias=True)
@@ -63,7 +66,7 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     draws: dict[str, int] = dict(zip(RULES, config["draws"], strict=True))
     labels = targets(config["data"], len(drawn.y), draws)
     if config["loss"] == "identity":
-        return _identity(kernel, drawn, requests, labels, config["initial_draws"])
+        return _identity(kernel, drawn, requests, labels, config["initial_draws"], config["cosine"])
     from perturbkernel.reproduce.limit_logistic import logistic
 
     return logistic(kernel, drawn, requests, labels, config["dynamics"])
@@ -74,14 +77,21 @@ def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (1 + np.sign(outputs) * labels).mean(-1) / 2
 
 
-def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, np.ndarray], initial_draws: int):
+def _identity(
+    kernel: TwoLayerNTK, drawn: Drawn, requests: list[Request], labels: dict[str, np.ndarray], initial_draws: int,
+    with_cosine: bool,
+):  # fmt: skip
     x, n, d = drawn.x, *drawn.x.shape
     y = np.asarray(drawn.y)
     # Fresh points after the padded training points: z has a round size too.
     z, fresh = np.concatenate([padded(x), drawn.fresh]), slice(-len(drawn.fresh), None)
-    f_hat, gradient, direction = first_network(kernel, z, x, y)
-    gradient, direction = gradient[:n], direction[:n]
+    first = first_networks(kernel, z, x, (y / n)[:, None], direction=with_cosine)
+    f_hat, gradient = first.outputs[0], first.gradients[0, :n]
     deviation = np.sqrt((1 + kernel.slope**2) / 2 * (1 + np.sum(np.square(z), axis=1) / d))  # of f0(z)
+    zero, one = np.zeros(n), np.ones(n)
+    length, square = np.linalg.norm(gradient, axis=1), (1 + kernel.slope**2) / 2  # of grad f_hat; E|grad f0|^2
+    if np.sqrt(square) < _NEGLIGIBLE * min(r.time_f for r in requests) * np.median(length):
+        initial_draws = 0
     initial = []
     for key in jax.random.split(jax.random.fold_in(drawn.key, 2), initial_draws):
         outputs, gradients = _initial_function(kernel.slope, padded(z), padded(x), key)
@@ -89,8 +99,6 @@ def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, n
 
     # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no time matters ...
     plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
-    zero, one = np.zeros(n), np.ones(n)
-    length = np.linalg.norm(gradient, axis=1)
 
     def combination(scenario: str, size: float, along: np.ndarray, start: dict[int, np.ndarray]) -> Combination:
         starts = [size * start.get(k, zero) for k in range(initial_draws)]
@@ -109,13 +117,11 @@ def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, n
     columns = np.concatenate([labels[rule] for rule in RULES], axis=1)
     g_hat = second_networks(kernel, z, [x, gradient, *[start for _, start in initial]], combinations, columns)
     g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
-    from_zero = {
-        key: (_accuracy(g[:, :n], y), _accuracy(g[:, fresh], np.sign(f_hat[fresh])))
-        for key, g in zip(plain, g_hat[: len(plain)], strict=True)
-    }
+    from_zero = dict(zip(plain, g_hat[: len(plain)], strict=True))
     random = g_hat[len(plain) :].reshape(initial_draws, len(timed), *g_hat.shape[1:])
 
-    result: dict[str, list] = {name: [] for name in ("standard_zero", "standard", "cosine_zero", "cosine")}
+    result: dict[str, list] = {name: [] for name in ("standard_zero", "standard")}
+    result |= {"cosine_zero": [], "cosine": []} if with_cosine else {}
     result |= {
         f"{name}{kind}_{rule}": [] for name in ("perturbation", "agreement") for kind in ("_zero", "") for rule in RULES
     }
@@ -124,16 +130,18 @@ def _identity(kernel, drawn: Drawn, requests: list[Request], labels: dict[str, n
         for rule, part in zip(RULES, np.split(values, [labels[RULES[0]].shape[1]]), strict=True):
             result[f"{name}_{rule}"].append(part)
 
-    standard_zero, along = _accuracy(f_hat[:n], y), _mean_cosine(gradient, direction, 0.0)
     for r in requests:
-        result["standard_zero"].append(standard_zero)
+        result["standard_zero"].append(_accuracy(f_hat[:n], y))
         result["standard"].append(ndtr(y * r.time_f * f_hat[:n] / deviation[:n]).mean())
-        result["cosine_zero"].append(along)
-        result["cosine"].append(_mean_cosine(r.time_f * gradient, direction, (1 + kernel.slope**2) / 2))
-        for name, values in zip(("perturbation", "agreement"), from_zero[r.scenario, r.size], strict=True):
-            add(f"{name}_zero", values)
+        if first.direction is not None:
+            result["cosine_zero"].append(_mean_cosine(gradient, first.direction[:n], 0.0))
+            result["cosine"].append(_mean_cosine(r.time_f * gradient, first.direction[:n], square))
+        g_zero = from_zero[r.scenario, r.size]
+        add("perturbation_zero", _accuracy(g_zero[:, :n], y))
+        add("agreement_zero", _accuracy(g_zero[:, fresh], np.sign(f_hat[fresh])))
         right, same = [], []
-        for (start, _), g in zip(initial, random[:, timed.index((r.scenario, r.size, r.time_f))], strict=True):
+        moved = random[:, timed.index((r.scenario, r.size, r.time_f))] if initial else [g_zero]
+        for (start, _), g in zip(initial or [(np.zeros(len(z)), None)], moved, strict=True):
             margin = r.time_g * g / deviation
             f_sign = np.sign(start[fresh] + r.time_f * f_hat[fresh])
             right.append(ndtr(y * margin[:, :n]).mean(1))

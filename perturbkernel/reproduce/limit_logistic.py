@@ -15,9 +15,10 @@ from perturbkernel.learning import accuracy
 from perturbkernel.logistic import heavy_ball, logistic_path
 from perturbkernel.perturbations import normalise
 from perturbkernel.reproduce.datasets import Drawn
+from perturbkernel.reproduce.sweep import first_networks
 
-# Accuracies are counted to 0.01: outputs right to a thousandth of their size are enough.
-_TOLERANCE = 1e-3
+# Accuracies are counted to 0.01: outputs right to a hundredth of the largest are enough.
+_TOLERANCE = 3e-3
 
 
 def _coefficients(
@@ -44,19 +45,18 @@ def _coefficients(
 def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, np.ndarray], dynamics: str):
     """The result of a cell whose loss is logistic; see `limit_cell`."""
     x, y, n = drawn.x, drawn.y, len(drawn.y)
-    z = jnp.concatenate([x, drawn.fresh])
+    z = np.concatenate([x, drawn.fresh])
     schedules_f = list(dict.fromkeys((r.learning_rate_f, r.steps_f) for r in requests))
     coef_f, unstable = _coefficients(kernel, x, y, schedules_f, dynamics)
-    outputs_f = kernel.matvec(z, x, coef_f)
+    outputs_f, gradients, _ = first_networks(kernel, z, x, coef_f)
     first, second = {}, {}
     for k, schedule in enumerate(schedules_f):
-        gradient = kernel.input_gradient(x, x, coef_f[:, k])
-        first[schedule] = float(accuracy(outputs_f[:n, k], y)), bool(unstable[k])
+        first[schedule] = float(accuracy(outputs_f[k, :n], y)), bool(unstable[k])
         mine = [r for r in requests if (r.learning_rate_f, r.steps_f) == schedule]
         schedules_g = list(dict.fromkeys((r.learning_rate_g, r.steps_g) for r in mine))
-        f_sign = jnp.sign(outputs_f[n:, k])
+        f_sign = np.sign(outputs_f[k, n:])
         for scenario, size in dict.fromkeys((r.scenario, r.size) for r in mine):
-            delta = size * normalise(gradient, "l2")
+            delta = size * normalise(jnp.asarray(gradients[k, :n]), "l2")
             for rule, columns in labels.items():
                 for target in jnp.asarray(columns.T):
                     if scenario == "a" and size == 0:

@@ -123,22 +123,28 @@ def _limit_key(setting: Setting, options: Options) -> str:
 
 
 @functools.cache
-def _limit_requests(scale: str, mnist: str | None, fashion_mnist: str | None) -> dict[str, tuple[Request, ...]]:
-    """Of each limit cell, everything that any panel asks of it, whichever panels are wanted now: a cell that one
-    panel computed then serves the others.
+def _limit_requests(
+    scale: str, mnist: str | None, fashion_mnist: str | None
+) -> tuple[dict[str, tuple[Request, ...]], frozenset[str]]:
+    """Of each limit cell, everything that any panel asks of it, whichever panels are wanted now, and which of them are
+    asked for cosines: a cell that one panel computed then serves the others.
     """
     options = Options((), "limit", scale, mnist=mnist, fashion_mnist=fashion_mnist)
     wanted: dict[str, dict[Request, None]] = {}
-    for panel_id in panel_ids():
-        for setting in panel(panel_id, scale).settings:
+    cosines = set()
+    for p in (panel(panel_id, scale) for panel_id in panel_ids()):
+        for setting in p.settings:
+            if p.quantity == "cosine":
+                cosines.add(_limit_key(setting, options))
             rows = wanted.setdefault(_limit_key(setting, options), {})
             for factor in factors(setting, options):
                 rows.update(dict.fromkeys(_rows(setting, factor)))
-    return {key: tuple(sorted(rows)) for key, rows in wanted.items()}
+    return {key: tuple(sorted(rows)) for key, rows in wanted.items()}, frozenset(cosines)
 
 
 def limit_cell(setting: Setting, seed: int, options: Options) -> Cell:
-    requests = _limit_requests(options.scale, options.mnist, options.fashion_mnist)[_limit_key(setting, options)]
+    everything, cosines = _limit_requests(options.scale, options.mnist, options.fashion_mnist)
+    requests = everything[_limit_key(setting, options)]
     logistic = setting.loss == "logistic"
     config = {
         "data": data_config(setting, seed, options.sources),
@@ -148,7 +154,10 @@ def limit_cell(setting: Setting, seed: int, options: Options) -> Cell:
         "draws": list(_LOGISTIC_DRAWS[options.scale] if logistic else _IDENTITY_DRAWS),
     }
     # The identity loss is the same under either dynamics: heavy ball is the flow at its effective time.
-    config |= {"dynamics": options.dynamics} if logistic else {"initial_draws": _INITIAL_DRAWS[options.scale]}
+    if logistic:
+        config["dynamics"] = options.dynamics
+    else:
+        config |= {"initial_draws": _INITIAL_DRAWS[options.scale], "cosine": _limit_key(setting, options) in cosines}
     return {"function": "limit", "config": config}
 
 

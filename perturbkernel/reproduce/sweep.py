@@ -44,34 +44,50 @@ def padded(array: Array | np.ndarray) -> np.ndarray:
     return np.pad(array, [(0, -len(array) % _ROUND)] + [(0, 0)] * (array.ndim - 1), mode="edge")
 
 
-def first_network(
+class FirstNetworks(NamedTuple):
+    """k networks at m points: outputs, input gradients, and of the first gradient the part with the gates held fixed."""
+
+    outputs: Float[np.ndarray, "k m"]
+    gradients: Float[np.ndarray, "k m d"]
+    direction: Float[np.ndarray, "m d"] | None
+
+
+def first_networks(
     kernel: TwoLayerNTK,
     z: Float[Array | np.ndarray, "m d"],
     x: Float[Array | np.ndarray, "n d"],
-    y: Float[Array | np.ndarray, " n"],
-) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m d"], Float[np.ndarray, "m d"]]:
-    """f_hat(z) = (1/n) sum_n y_n K(x_n, z), its gradient in z, and the part of the gradient with the gates held fixed,
-    v(z) = (1/n) sum_n y_n Phi(x_n, z) x_n: three products for all of them.
+    dual_coef: Float[Array | np.ndarray, "n k"],
+    *,
+    direction: bool = False,
+) -> FirstNetworks:
+    """f_j(z) = sum_n dual_coef_nj K(x_n, z) and its gradient in z for every j, from k + 1 products.
+
+    `direction`: also sum_n dual_coef_n0 Phi(x_n, z) x_n, the paper's direction v for dual_coef = y / n.
     """
-    weights = np.zeros(-(-len(y) // _ROUND) * _ROUND, np.asarray(x).dtype)
-    weights[: len(y)] = np.asarray(y) / len(y)
-    sums = _first(kernel, jnp.asarray(padded(z)), jnp.asarray(padded(x)), jnp.asarray(weights))
-    f, gradient, direction = (np.asarray(a)[: len(z)] for a in sums)
-    return f, gradient, direction
+    rows = -(-len(dual_coef) // _ROUND) * _ROUND
+    coef = np.zeros((rows, np.shape(dual_coef)[1]), np.asarray(x).dtype)
+    coef[: len(dual_coef)] = dual_coef
+    found = _first(kernel, direction, *(jnp.asarray(a) for a in (padded(z), padded(x), coef)))
+    outputs, gradients, fixed = jax.tree.map(lambda a: np.asarray(a)[: len(z)], found)
+    return FirstNetworks(outputs.T, gradients.transpose(1, 0, 2), fixed)
 
 
-@partial(jax.jit, static_argnums=0)
-def _first(kernel: TwoLayerNTK, z: Array, x: Array, weights: Array) -> tuple[Array, Array, Array]:
+@partial(jax.jit, static_argnums=(0, 1))
+def _first(kernel: TwoLayerNTK, direction: bool, z: Array, x: Array, coef: Array):
     cone, c = (1 - kernel.slope) ** 2 / (2 * np.pi), float(kernel.train_bias)
 
-    def tile(z, x, weights):
+    def tile(z, x, coef):
         (product, theta), pullback = jax.vjp(lambda z: products_and_angles(z, x), z)
-        phi = ((1 + kernel.slope**2) / 2 - cone * theta) * weights
-        linear = (product + c) * weights
-        (gradient,) = pullback((phi, -cone * linear))
-        return jnp.sum(phi * (product + c), axis=1), gradient, jnp.matmul(phi, x, precision=EXACT)
+        phi, linear = (1 + kernel.slope**2) / 2 - cone * theta, product + c
 
-    return accumulate(tile, z, x, weights, _BLOCK)
+        def gradient(column):
+            return pullback((phi * column, -cone * linear * column))[0]
+
+        gradients = jnp.stack([gradient(coef[:, j]) for j in range(coef.shape[1])], axis=1)
+        fixed = jnp.matmul(phi * coef[:, 0], x, precision=EXACT) if direction else None
+        return jnp.matmul(phi * linear, coef, precision=EXACT), gradients, fixed
+
+    return accumulate(tile, z, x, coef, _BLOCK)
 
 
 def kernel_of_product(kernel: TwoLayerNTK, product: Array, square_z: Array, square_x: Array, d: int) -> Array:

@@ -28,8 +28,8 @@ RULES = ("coin_flip", "balanced")
 # Untrained networks whose outputs and gradients stand for a draw of the initial function: their covariance is exact at
 # any width, and they are Gaussian up to 1/width.
 _WIDTH = 2048
-# An initial gradient shorter than this fraction of the trained one turns perturbations by half a degree: it is then left
-# out of them (the second network's own initial function is not).
+# An initial gradient shorter than this fraction of the trained one turns perturbations by half a degree: it is left out
+# of them (the second network's own initial function is not).
 _NEGLIGIBLE = 0.01
 
 

@@ -45,7 +45,7 @@ def padded(array: Array | np.ndarray) -> np.ndarray:
 
 
 class FirstNetworks(NamedTuple):
-    """k networks at m points: outputs, input gradients, and of the first gradient the part with the gates held fixed."""
+    """k networks at m points: outputs, input gradients, and of the first gradient the part with gates held fixed."""
 
     outputs: Float[np.ndarray, "k m"]
     gradients: Float[np.ndarray, "k m d"]

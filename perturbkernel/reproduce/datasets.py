@@ -1,5 +1,7 @@
 """The data of an experiment, drawn from a description that JSON holds, so that any process draws the same."""
 
+import functools
+import json
 from typing import Any, NamedTuple
 
 import jax
@@ -52,13 +54,23 @@ def draw(config: dict[str, Any]) -> Drawn:
     return Drawn(train.inputs, train.targets, test.inputs, key)
 
 
+def count(config: dict[str, Any]) -> int:
+    """How many training points `draw` gives."""
+    return config["n"] if "d" in config else _image_count(json.dumps(config))
+
+
+@functools.cache
+def _image_count(config: str) -> int:
+    return len(draw(json.loads(config)).y)
+
+
 def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> float:
     """sqrt(published n / n) for images with fewer points than published: the factor that keeps signal against offset
     of scenario (b) as published; 1 otherwise.
     """
     if not setting.is_image:
         return 1.0
-    n = int(draw(config).x.shape[0])
+    n = count(config)
     return float(np.round(np.sqrt(published_n / n), 4)) if n < published_n else 1.0
 
 

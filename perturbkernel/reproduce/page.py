@@ -17,7 +17,7 @@ from perturbkernel import report as reports
 from perturbkernel.files import write_whole
 from perturbkernel.reproduce import assemble, plan, store, width
 from perturbkernel.reproduce.assemble import Curve
-from perturbkernel.reproduce.datasets import draw
+from perturbkernel.reproduce.datasets import count
 from perturbkernel.reproduce.figures import describe, map_figure, panel_figure
 from perturbkernel.reproduce.plan import Options
 from perturbkernel.reproduce.specification import Panel, Setting, decision_map, panel
@@ -84,7 +84,7 @@ class Reproduction:
         if not setting.is_image:
             return ""
         data = plan.data_config(setting, 0, self.options.sources)
-        n = len(draw(data).y)
+        n = count(data)
         which = "on the digits 1 and 2 of mnist5k" if data["name"] == "mnist5k" else "on the IDX files"
         published = plan.published_n(setting)
         return f"{which}, n = {n:,}" + (f" (published: {setting.data}, n = {published:,})" if n < published else "")

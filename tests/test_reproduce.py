@@ -70,7 +70,7 @@ def test_reduced_panels_stay_within_their_limits(panel_id):
 
 def test_the_reduced_axis_carries_the_published_values():
     p = spec.panel("gaussian_b/size/identity")
-    assert p.axis_factor == pytest.approx(0.2)
+    assert p.axis_factor == pytest.approx(np.sqrt(250 / 10_000))
     assert p.values[-1] == pytest.approx(p.published_values[-1] * p.axis_factor)
     assert spec.panel("shifted_gaussian_a/size/identity").axis_factor == 1
 
@@ -493,7 +493,7 @@ def test_panel_figures_say_what_was_reduced():
     flat = {"mean": [0.5] * 6, "low": [0.4] * 6, "high": [0.6] * 6}
     figure = figures.panel_figure(p, {q: {"limit": flat, "network": flat} for q in p.curves}, "a note")
     title = figure.get_suptitle()
-    assert "10,000 → 400" in title and "a note" in title
+    assert "10,000 → 250" in title and "a note" in title
     assert "scenario (b)" in title
 
 

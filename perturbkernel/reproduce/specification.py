@@ -22,8 +22,8 @@ QUANTITIES = ("standard", "perturbation", "agreement")
 _SMALL = {
     "shifted_gaussian_a": (1000, 100),
     "shifted_gaussian_b": (400, 200),
-    "gaussian_a": (400, 400),
-    "gaussian_b": (400, 400),
+    "gaussian_a": (250, 250),
+    "gaussian_b": (250, 250),
 }
 _SMALL_WIDTH, _SMALL_POINTS, _SMALL_IMAGES, _SMALL_GRID = 200, 6, 1000, 101
 

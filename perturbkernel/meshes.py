@@ -23,7 +23,7 @@ def rows(mesh: Mesh) -> PartitionSpec:
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same devices. What is computed may be sharded in any way; a mesh with explicit axes would insist on its own."""
+    """The same devices; what is computed may be sharded in any way. Explicit axes would insist on their own."""
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 

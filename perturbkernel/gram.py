@@ -54,6 +54,7 @@ def _product(operator: GramOperator, v: Array) -> Array:
     """K v on a mesh."""
     x, matrix, mesh = operator.x, operator.matrix, operator.mesh
     assert mesh is not None
+    v = meshes.replicate(mesh, v)  # or the compiler would deal out the solver's vectors as well, where n can be divided
     if matrix is None:
         coef = jnp.pad(v.astype(x.dtype), [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1))
         image = tiles.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)

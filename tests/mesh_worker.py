@@ -103,7 +103,7 @@ def solve(mesh) -> dict[str, float]:
         settings = {"loss": loss, "dynamics": dynamics, "initial": lambda z: jnp.sin(z[:, 0])}
         f = pk.fit(kernel, x, y, memory=memory, mesh=mesh, **settings)
         assert f.status == "ok", f.status
-        return f.stats, np.asarray(f(z))
+        return f.stats, np.asarray(f(jnp.asarray(z)))
 
     with jax.enable_x64(True):
         for case, (loss, dynamics, number) in CASES[processes].items():

@@ -1,14 +1,23 @@
-"""The Gram matrix of a kernel as a linear operator: held in memory where it fits a budget, in tiles where not."""
+"""The Gram matrix of a kernel as a linear operator: held in memory where it fits a budget, in tiles where not.
+
+On a mesh every device holds its rows of the matrix, or of the points, and computes its rows of each product. Vectors,
+and all that a solver does with them, are whole on every device.
+"""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from perturbkernel import tiles
+from perturbkernel import meshes, tiles
 from perturbkernel.kernels import Kernel
 from perturbkernel.tiles import EXACT
 
@@ -23,39 +32,88 @@ class GramOperator(eqx.Module):
         kernel: K.
         x: (n, ...), the points; products in tiles are in their dtype.
         matrix: (n, n) or None; products with it are in its dtype.
+        mesh: devices that share the work; then rows of x and of the matrix are dealt out to them, padded to a multiple
+            of their number, and K v is whole on every device.
     """
 
     kernel: Kernel
-    x: Float[Array, "n ..."]
-    matrix: Float[Array, "n n"] | None
+    x: Float[Array, "rows ..."]
+    matrix: Float[Array, "rows n"] | None
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     def __call__(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        if self.mesh is not None:
+            return _product(self, v)
         if self.matrix is None:
             return jnp.asarray(tiles.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype)
         return jnp.matmul(self.matrix, v.astype(self.matrix.dtype), precision=EXACT).astype(v.dtype)
 
 
-def gram_operator(kernel: Kernel, x: Float[Array, "n ..."], memory: float | None = None) -> GramOperator:
+@jax.jit
+def _product(operator: GramOperator, v: Array) -> Array:
+    """K v on a mesh."""
+    x, matrix, mesh = operator.x, operator.matrix, operator.mesh
+    assert mesh is not None
+    v = meshes.replicate(mesh, v)  # or the compiler would deal out the solver's vectors as well, where n can be divided
+    if matrix is None:
+        coef = jnp.pad(v.astype(x.dtype), [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1))
+        image = tiles.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
+    else:
+        specs = meshes.rows(mesh), meshes.WHOLE
+        product = jax.shard_map(
+            partial(jnp.matmul, precision=EXACT), mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False
+        )
+        image = product(matrix, v.astype(matrix.dtype))
+    return meshes.replicate(mesh, image)[: len(v)].astype(v.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _rows(kernel: Kernel, mesh: Mesh, own: Array, x: Array) -> Array:
+    """Each device's rows of the Gram matrix, from its own points and all points; zero where its points are padding."""
+
+    def share(own, x):
+        row = lax.axis_index(mesh.axis_names) * len(own) + jnp.arange(len(own))
+        return jnp.where((row < len(x))[:, None], tiles.matrix(kernel, "ntk", own, x), 0)
+
+    split = meshes.rows(mesh)
+    return jax.shard_map(share, mesh=mesh, in_specs=(split, meshes.WHOLE), out_specs=split, check_vma=False)(own, x)
+
+
+def gram_operator(
+    kernel: Kernel, x: Float[Array, "n ..."], memory: float | None = None, mesh: Mesh | None = None
+) -> GramOperator:
     """Products with the Gram matrix of x, in the dtype of x, which is computed once and held if it fits `memory` bytes.
 
-    `memory` None: `available_memory()`. A product with a matrix that is held reads it once; one in tiles evaluates the
-    kernel anew, and holds one tile.
+    `memory`: on each device of the mesh; None: `available_memory(mesh)`. A product with a matrix that is held reads it
+    once; one in tiles evaluates the kernel anew, and holds one tile.
     """
-    memory = available_memory() if memory is None else memory
-    return GramOperator(kernel, x, kernel.ntk(x) if fits(len(x), x.dtype, memory) else None)
+    memory = available_memory(mesh) if memory is None else memory
+    if mesh is None:
+        return GramOperator(kernel, x, kernel.ntk(x) if fits(len(x), x.dtype, memory) else None)
+    mesh = meshes.automatic(mesh)
+    own = meshes.shard(mesh, "edge", x)
+    held = fits(len(x), x.dtype, memory, devices=mesh.size)
+    return GramOperator(kernel, own, _rows(kernel, mesh, own, meshes.replicate(mesh, x)) if held else None, mesh)
 
 
-def fits(n: int, dtype, memory: float, copies: int = 1) -> bool:
-    """Whether `copies` matrices (n, n) take at most `memory` bytes."""
-    return copies * n**2 * jnp.dtype(dtype).itemsize <= memory
+def fits(n: int, dtype, memory: float, copies: int = 1, devices: int = 1) -> bool:
+    """Whether `copies` matrices (n, n), dealt out to devices by rows, take at most `memory` bytes on each."""
+    return copies * n * -(-n // devices) * jnp.dtype(dtype).itemsize <= memory
 
 
-def available_memory() -> int:
-    """Bytes that one Gram matrix may take: a quarter of what the default device has left, within 1 and 64 GiB."""
-    stats = jax.devices()[0].memory_stats() or {}  # None on a CPU
+def available_memory(mesh: Mesh | None = None) -> int:
+    """Bytes that one Gram matrix may take: a quarter of what the default device has left, within 1 and 64 GiB.
+
+    On a mesh, on each device: pretended devices of a host share its memory, and all processes take the least of theirs.
+    """
+    stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     limit = stats.get("bytes_limit")
     left = _host_memory() if limit is None else limit - stats.get("bytes_in_use", 0)
-    return int(min(max(_SHARE * left, _LEAST), _MOST))
+    memory = int(min(max(_SHARE * left, _LEAST), _MOST))
+    if mesh is None:
+        return memory
+    memory //= len(mesh.local_devices) if limit is None and mesh.local_devices else 1
+    return int(np.min(multihost_utils.process_allgather(np.float32(memory))))
 
 
 def _host_memory() -> int:

@@ -1,10 +1,11 @@
 """Networks of finite width: in ensembles, and as learners. `training` trains a single one.
 
-The names of `two_layer` and `training` that a user needs are part of this module's interface.
+The names of `two_layer`, `optimizers` and `training` that a user needs are part of this module's interface.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,14 +13,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import as_float, as_inputs, as_targets, check_count, check_finite, check_key, is_traced
+from perturbkernel import meshes
+from perturbkernel.checks import (
+    as_float,
+    as_inputs,
+    as_targets,
+    check_count,
+    check_finite,
+    check_key,
+    check_mesh,
+    is_traced,
+)
 from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.optimizers import Plateau as Plateau
+from perturbkernel.optimizers import paper_optimizer as paper_optimizer
 from perturbkernel.training import Data, check_batches, checked_records, checked_rules, fit_and_record
-from perturbkernel.training import Plateau as Plateau
 from perturbkernel.training import Trace as Trace
-from perturbkernel.training import paper_optimizer as paper_optimizer
 from perturbkernel.training import train as train
 from perturbkernel.two_layer import Centred as Centred
 from perturbkernel.two_layer import Mean as Mean
@@ -44,6 +56,7 @@ def ensemble(
     trace_at: Sequence[int] | None = None,
     observe: Callable[[TwoLayerNetwork], Any] | None = None,
     progress: Any = None,
+    mesh: Mesh | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[TwoLayerNetwork, Trace]:
     """Trains k networks at once, each with its own state, rate and minibatches, and with its own data if need be.
@@ -61,6 +74,8 @@ def ensemble(
         optimizer: any optax optimizer instead of these two, the same for all members.
         observe: a function of the whole ensemble, `nets` as above, whose arrays begin with the axis k:
             `lambda nets: nets(test)`. Stacked in `trace.observed` as (k, r, ...).
+        mesh: devices that members are dealt out to; each trains its own, without communication. Every process gives
+            the same arguments and gets the whole result. `observe` is computed on all devices together.
         key: random key for the minibatches, split into one a network.
         loss, steps, batch_size, plateau, trace_every, trace_at, progress: as in `train`.
 
@@ -76,6 +91,7 @@ def ensemble(
     k, _, d = nets.weight.shape
     if (learning_rate is None) == (optimizer is None):
         raise TypeError("one of learning_rate and optimizer must be given, and not both")
+    check_mesh(mesh)
     rates = None if learning_rate is None else _checked_rates(learning_rate, k)
     rule = paper_optimizer(0.0, momentum) if optimizer is None else optimizer
     rules = checked_rules(loss, rule, steps, batch_size, plateau)
@@ -94,7 +110,7 @@ def ensemble(
         return jax.vmap(lambda params, rate: paper_optimizer(rate, momentum).init(params))(begin, rates)
 
     settings = {
-        "rules": rules._replace(shared=data.x.ndim == 2),
+        "rules": rules._replace(shared=data.x.ndim == 2, mesh=None if mesh is None else meshes.automatic(mesh)),
         "records": records,
         "progress": progress,
         "observe": observe,
@@ -150,6 +166,7 @@ class NetworkLearner(eqx.Module):
         loss, optimizer, steps, batch_size, plateau: of `train`.
         centred: predict f - f0 instead of f.
         members: how many networks to average; None: one network, no mean.
+        mesh: devices that the members are dealt out to.
     """
 
     width: int = eqx.field(static=True)
@@ -163,6 +180,7 @@ class NetworkLearner(eqx.Module):
     doubled: bool = eqx.field(static=True, default=False, kw_only=True)
     centred: bool = eqx.field(static=True, default=False, kw_only=True)
     members: int | None = eqx.field(static=True, default=None, kw_only=True)
+    mesh: Mesh | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
         check_width(self.width, self.doubled)
@@ -170,6 +188,9 @@ class NetworkLearner(eqx.Module):
         checked_rules(self.loss, self.optimizer, self.steps, self.batch_size, self.plateau)
         if self.members is not None:
             check_count(self.members, "members")
+        check_mesh(self.mesh)
+        if self.mesh is not None and self.members is None:
+            raise ValueError("mesh deals out the members of an ensemble: give members=k with it; got members=None")
 
     @property
     def kernel(self) -> TwoLayerNTK:
@@ -188,7 +209,7 @@ class NetworkLearner(eqx.Module):
 
         k = self.members
         initial = draw(init_key) if k is None else jax.vmap(draw)(jax.random.split(init_key, k))
-        net, trace = (train if k is None else ensemble)(
+        net, trace = (train if k is None else partial(ensemble, mesh=self.mesh))(
             initial, inputs, targets, loss=self.loss, optimizer=self.optimizer, steps=self.steps,
             batch_size=self.batch_size, plateau=self.plateau, trace_at=(), key=batch_key,
         )  # fmt: skip

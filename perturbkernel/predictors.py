@@ -211,7 +211,8 @@ def fit(
             Where it does not fit, products are computed in tiles.
         tolerance: relative error asked of an iterative method (docs/solvers.md); left out, 1e-9, or 1e-7 for float32
             inputs. What was reached is in `stats`.
-        mesh: devices on which the predictor is evaluated, a `jax.sharding.Mesh`; every process gives the same data.
+        mesh: devices that share the products with the Gram matrix and on which the predictor is evaluated, a
+            `jax.sharding.Mesh`; every process gives the same data, and `memory` is on each device.
 
     Returns:
         A KernelPredictor; what training met, a tolerance that was not reached included, is in its `status`.
@@ -231,7 +232,7 @@ def fit(
         raise TypeError(f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside jit')
     initial = _as_pytree(initial)
     f0 = None if initial is None or loss == "identity" else _value_and_pullback(initial, x, "initial")[0]
-    solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance)
+    solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance, mesh)
     dtype = jnp.result_type(x, y)
     return KernelPredictor(
         kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats, mesh

@@ -14,11 +14,12 @@ float64, whatever JAX's setting.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from perturbkernel import logistic, squared
 from perturbkernel.dynamics import Dynamics, GradientFlow, Solution
-from perturbkernel.gram import GramOperator, available_memory, fits, gram_operator
+from perturbkernel.gram import available_memory, fits, gram_operator
 from perturbkernel.kernels import Kernel
 from perturbkernel.logistic import LogisticPath as LogisticPath
 from perturbkernel.logistic import logistic_path as logistic_path
@@ -38,36 +39,39 @@ def solve(
     dynamics: Dynamics,
     memory: float | None = None,
     tolerance: float | None = None,
+    mesh: Mesh | None = None,
 ) -> Solution:
     """Dual coefficients after training on (x, y) from the initial outputs f0 (n,), None for zero.
 
     `memory`: bytes that Gram matrices may take, `gram.available_memory()` if None. `tolerance`: relative; 1e-9, or 1e-7
-    for float32 data, if None. Its meaning depends on the method, docs/solvers.md.
+    for float32 data, if None. Its meaning depends on the method, docs/solvers.md. `mesh`: devices that share the
+    products, and then `memory` is on each; what is solved directly is solved on the default device.
     """
     if loss == "identity":
         time = dynamics.effective_time
         return Solution(y * (time / len(y)), "ok", {"effective_time": time})
     single, n = x.dtype == jnp.float32, len(y)
-    memory = available_memory() if memory is None else memory
+    memory = available_memory(mesh) if memory is None else memory
     tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
     interpolate = loss == "squared" and isinstance(dynamics, GradientFlow) and np.isinf(dynamics.time)
     with jax.enable_x64(True):
         given, x, y = x, jnp.asarray(np.asarray(x), float), jnp.asarray(np.asarray(y), float)
         f0 = jnp.zeros_like(y) if f0 is None else jnp.asarray(np.asarray(f0), float)
         direct = n <= _DIRECT and fits(n, y.dtype, memory, copies=4)
+        mesh = None if direct else mesh
         rounded = None
         if direct and loss == "squared":
             solution = squared.dense(kernel.ntk(x), y - f0, dynamics)
         elif interpolate:
-            rounded = not fits(n, x.dtype, memory)
-            operator = gram_operator(kernel, x.astype(jnp.float32) if rounded else x, memory)
-            exact = GramOperator(kernel, x, None) if rounded else None
+            rounded = not fits(n, x.dtype, memory, devices=1 if mesh is None else mesh.size)
+            operator = gram_operator(kernel, x.astype(jnp.float32) if rounded else x, memory, mesh)
+            exact = gram_operator(kernel, x, 0, mesh) if rounded else None
             solution = squared.interpolate_by_products(
                 operator, exact, lambda chosen: kernel.ntk(x, x[chosen]), y - f0, tolerance
             )
         else:
             rounded = single and not direct
-            operator = gram_operator(kernel, given if rounded else x, memory)
+            operator = gram_operator(kernel, given if rounded else x, memory, mesh)
             if rounded:
                 tolerance = max(tolerance, _ROUNDED)
             if loss == "squared":
@@ -80,4 +84,4 @@ def solve(
         if not direct:
             stats |= {"tolerance": tolerance, "gram_bits": 32.0 if rounded else 64.0}
             stats |= {"gram_held": float(operator.matrix is not None)}
-        return solution._replace(stats=stats)
+        return solution._replace(dual_coef=jnp.asarray(np.asarray(solution.dual_coef)), stats=stats)

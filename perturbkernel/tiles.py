@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
+from perturbkernel import meshes
 from perturbkernel.checks import is_traced
 
 EXACT = lax.Precision.HIGHEST  # accelerators would otherwise round the inputs of float32 products
@@ -189,34 +189,11 @@ def _run(tile, kernel, name, mesh, queries, points, weights, total, span):
             total = accumulate(tile, queries, points, weights, limits, None, (0, 0))
         return lax.fori_loop(0, mesh.size, one_step, ((points, weights), total))[1]
 
-    split, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+    split = meshes.rows(mesh)
     shares = jax.shard_map(
-        share, mesh=mesh, in_specs=(split, split, split, split, whole), out_specs=split, check_vma=False
+        share, mesh=mesh, in_specs=(split, split, split, split, meshes.WHOLE), out_specs=split, check_vma=False
     )
     return shares(queries, points, weights, total, span)
-
-
-def _shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
-    """Rows dealt out to the devices of a mesh, padded to a multiple of their number."""
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-
-    def shard(array):
-        padding = [(0, -len(array) % mesh.size)] + [(0, 0)] * (array.ndim - 1)
-        if is_traced(array):
-            return jnp.pad(array, padding, mode=mode)
-        host = np.asarray(array)
-        host = np.pad(host, padding, mode=mode) if padding[0][1] else host
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-    return jax.tree.map(shard, tree)
-
-
-def _collect(array: Array, rows: int) -> Array:
-    """The first rows of an array on a mesh, as an ordinary array in every process."""
-    if is_traced(array):
-        return array[:rows]
-    host = array if array.is_fully_addressable else multihost_utils.process_allgather(array, tiled=True)
-    return jnp.asarray(np.asarray(host)[:rows])
 
 
 def sums(
@@ -238,10 +215,10 @@ def sums(
     """
     m = _rows(points if queries is None else queries)
     if mesh is not None:
-        # What is traced here may be sharded in any way; a mesh with explicit axes would insist on its own.
-        mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+        mesh = meshes.automatic(mesh)
         queries, points, weights = (
-            _shard(mesh, mode, tree) for mode, tree in (("edge", queries), ("edge", points), ("constant", weights))
+            meshes.shard(mesh, mode, tree)
+            for mode, tree in (("edge", queries), ("edge", points), ("constant", weights))
         )
     leaf = jax.tree.leaves(points)[0]
     devices = 1 if mesh is None else mesh.size
@@ -258,7 +235,7 @@ def sums(
             jax.block_until_ready(total)
             progress.update(min(end * size * devices, m) - done)
             done = min(end * size * devices, m)
-    return total if mesh is None else jax.tree.map(lambda a: _collect(a, m), total)
+    return total if mesh is None else jax.tree.map(lambda a: meshes.collect(a, m), total)
 
 
 # --- sums of a kernel, and their derivatives ---

@@ -15,18 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from perturbkernel import meshes
 from perturbkernel.checks import (
     as_inputs,
     as_targets,
     check_choice,
     check_count,
     check_key,
-    check_number,
     is_traced,
 )
 from perturbkernel.learning import accuracy
+from perturbkernel.optimizers import Plateau
 from perturbkernel.two_layer import TwoLayerNetwork
 
 # Elementwise; training minimises their mean, as `predictors.fit` does.
@@ -35,70 +37,6 @@ LOSSES = {
     "logistic": lambda outputs, targets: jax.nn.softplus(-targets * outputs),
     "squared": lambda outputs, targets: (outputs - targets) ** 2 / 2,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Plateau:
-    """Multiplies the learning rate by `factor` once the loss has stopped falling, by the rules of PyTorch's
-    ReduceLROnPlateau in its default mode ("min", "rel", no cooldown), which the paper's experiments use.
-
-    After every step (with minibatches: every epoch, with the mean loss of its batches) the loss l counts as better if
-    l < best (1 - threshold), and then becomes the best; the rate falls after more than `patience` losses in a row that
-    were not better, beginning with the next step.
-
-    A negative loss, as the identity loss soon is, turns the threshold around: best (1 - threshold) lies *above* best,
-    so a loss that stands still or rises by less than the fraction `threshold` counts as better, and lowers the bar
-    with it. A constant negative loss never reduces the rate; only faster rises do.
-
-    PyTorch leaves rates alone that would change by less than 1e-8; here they go on falling.
-    """
-
-    factor: float = 0.1
-    patience: int = 10
-    threshold: float = 1e-4
-
-    def __post_init__(self):
-        check_number(self.factor, "factor", high=1, open_low=True)
-        check_count(self.patience, "patience", low=0)
-        check_number(self.threshold, "threshold", high=1, open_low=True)
-        if self.factor == 1:
-            raise ValueError("factor must be < 1; got 1")
-
-    def transformation(self, steps_an_epoch: int = 1) -> optax.GradientTransformationExtraArgs:
-        # optax reduces when its count of bad values equals its patience, PyTorch when it exceeds its own.
-        return optax.contrib.reduce_on_plateau(
-            self.factor, self.patience + 1, self.threshold, accumulation_size=steps_an_epoch
-        )
-
-
-class _HeavyBallState(NamedTuple):
-    learning_rate: Array
-    momentum: Array
-    velocity: Any
-
-
-def _heavy_ball_update(updates, state: Any, params=None):
-    velocity = jax.tree.map(lambda v, g: state.momentum * v + g, state.velocity, updates)
-    return jax.tree.map(lambda v: -state.learning_rate * v, velocity), state._replace(velocity=velocity)
-
-
-def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
-    """SGD with heavy-ball momentum 0.9, as in the paper's experiments: `optax.sgd(learning_rate, momentum=momentum)`.
-
-    The numbers live in the optimizer's state, not in its code: `train` compiles once for all rates, and a rate may be
-    traced or differ between members of an ensemble. The paper adds `Plateau()`.
-    """
-    check_number(learning_rate, "learning_rate")
-    check_number(momentum, "momentum", high=1)
-    if not is_traced(momentum) and momentum == 1:
-        raise ValueError("momentum must be < 1; got 1")
-
-    def init(params):
-        dtype = jnp.result_type(*jax.tree.leaves(params))
-        still = jax.tree.map(jnp.zeros_like, params)
-        return _HeavyBallState(jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype), still)
-
-    return optax.GradientTransformation(init, _heavy_ball_update)
 
 
 class Trace(eqx.Module):
@@ -140,7 +78,10 @@ class Data(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What is compiled into a step. `shared`: of an ensemble, whether its members see the same inputs; else None."""
+    """What is compiled into a step. `shared`: of an ensemble, whether its members see the same inputs; else None.
+
+    `mesh`: the devices that an ensemble is dealt out to.
+    """
 
     loss: str
     update: Callable
@@ -148,6 +89,7 @@ class Rules(NamedTuple):
     batch_size: int | None
     plateau: Plateau | None
     shared: bool | None = None
+    mesh: Mesh | None = None
 
     def each(self, function: Callable) -> Callable:
         """`function(network and state, initial network, data, key)` for one network, or for every member.
@@ -160,6 +102,23 @@ class Rules(NamedTuple):
             data: list[Any] = [None, 0, 0]
             return jax.vmap(function, (0, 0, Data(*data), 0))
         return lambda *args: lax.map(lambda member: function(*member), args)
+
+    def dealt(self, function: Callable, *specs: Any) -> Callable:
+        """`function(*arguments)`, on a mesh of every device for its own members: without communication.
+
+        `specs` say which arguments, and in the end which results, begin with the axis of members (True).
+        """
+        mesh = self.mesh
+        if mesh is None:
+            return function
+        *arguments, results = jax.tree.map(lambda own: meshes.rows(mesh) if own else meshes.WHOLE, specs)
+        return jax.shard_map(function, mesh=mesh, in_specs=tuple(arguments), out_specs=results, check_vma=False)
+
+    @property
+    def own(self) -> Data:
+        """Which of the data each member has for itself."""
+        own: list[Any] = [not self.shared, True, True]
+        return Data(*own)
 
     def batches(self, n: int) -> int:
         return 1 if self.batch_size is None else -(-n // self.batch_size)
@@ -179,11 +138,18 @@ def _measure(net: TwoLayerNetwork, initial: TwoLayerNetwork, data: Data, *, rule
         loss = LOSSES[rules.loss](outputs, data.y).mean()
         return loss, accuracy(outputs, jnp.sign(data.y)), moved / optax.tree.norm(params(initial)), flipped
 
-    return rules.each(measure)(net, initial, data, None)
+    each = rules.dealt(rules.each(measure), True, True, rules.own, True, True)
+    return each(net, initial, data, None)
 
 
 @partial(jax.jit, static_argnames="rules")
 def _advance(carry, stop, net: TwoLayerNetwork, data: Data, key, *, rules: Rules):
+    there = (False, True, True)  # the step, and what belongs to members
+    advance = rules.dealt(partial(_steps, rules), there, False, True, rules.own, True, there)
+    return advance(carry, stop, net, data, key)
+
+
+def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
     """Steps until `stop` of them were made. Not a scan: one compilation serves stretches of all lengths."""
     n = data.x.shape[-2]
     size, batches = rules.batch_size or n, rules.batches(n)
@@ -250,21 +216,45 @@ def fit_and_record(
     # Room for a power of two of steps: training for longer seldom compiles anew.
     logs = (jnp.zeros((*members, 1 << max(steps - 1, 1023).bit_length()), dtype),) * 2
     carry = (jnp.zeros((), jnp.int32), (params(net), state, plateau_state, order), logs)
+    if rules.mesh is not None:
+        carry, net, data, key = _dealt_out(rules, rules.mesh, carry, net, data, key)
 
-    observe = None if observe is None else eqx.filter_jit(observe)
     initial, rows = net, []
     for start, stop in itertools.pairwise([0, *records]):
         if stop > start:
             carry = _advance(carry, np.int32(stop), initial, data, key, rules=rules)
             net = dataclasses.replace(initial, **carry[1][0])
-        rows.append((_measure(net, initial, data, rules=rules), None if observe is None else observe(net)))
+        seen = None if observe is None else _observed(observe, net, members, rules.mesh)
+        rows.append((_measure(net, initial, data, rules=rules), seen))
         if progress is not None and stop > start:
             jax.block_until_ready(rows[-1])
             progress.update(stop - start)
-    (loss, share, moved, flipped), seen = jax.tree.map(lambda *row: jnp.stack(row, axis=len(members)), *rows)
-    step_loss, rate_scale = (log[..., :steps] for log in carry[2])
+    measured, seen = jax.tree.map(lambda *row: jnp.stack(row, axis=len(members)), *rows)
+    found = net, measured, seen, [log[..., :steps] for log in carry[2]]
+    if rules.mesh is not None:
+        found = jax.tree.map(lambda a: meshes.collect(a, *members), found)
+    net, (loss, share, moved, flipped), seen, (step_loss, rate_scale) = found
     trace = Trace(np.asarray(records), loss, share, moved, flipped, step_loss, rate_scale, seen)
     return net, _with_status(trace)
+
+
+def _dealt_out(rules: Rules, mesh: Mesh, carry, net: TwoLayerNetwork, data: Data, key) -> tuple:
+    """Members to the devices of the mesh, the last one repeated if need be; what they share to every device."""
+    deal, share = partial(meshes.shard, mesh, "edge"), partial(meshes.replicate, mesh)
+    data = Data(share(data.x) if rules.shared else deal(data.x), deal(data.y), deal(data.scale))
+    if key is not None and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(deal(jax.random.key_data(key)), impl=jax.random.key_impl(key))
+    else:
+        key = deal(key)
+    return (share(carry[0]), *deal(carry[1:])), deal(net), data, key
+
+
+@eqx.filter_jit
+def _observed(observe: Callable, net: TwoLayerNetwork, members: tuple[int, ...], mesh: Mesh | None) -> Any:
+    """What `observe` returns, on a mesh whole on every device."""
+    if mesh is None:
+        return observe(net)
+    return meshes.replicate(mesh, observe(jax.tree.map(lambda a: a[: members[0]], net)))
 
 
 def _strong(leaf):

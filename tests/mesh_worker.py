@@ -6,7 +6,6 @@ Every process has DEVICES virtual CPU devices; process 0 prints what differs fro
 import json
 import os
 import sys
-import time
 
 task, devices, processes, process, port = sys.argv[1], *map(int, sys.argv[2:])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
@@ -14,10 +13,22 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
 import perturbkernel as pk  # noqa: E402
+from perturbkernel.networks import Plateau, TwoLayerNetwork, ensemble  # noqa: E402
 
 KERNEL = pk.TwoLayerNTK(0.2, train_bias=True)
+ROWS: set[int] = set()
+
+
+@jax.tree_util.register_static
+class Recording(pk.TwoLayerNTK):
+    """Notes how many rows the tiles have that are evaluated, when they are traced."""
+
+    def tile(self, name, z, x):
+        ROWS.add(len(z))
+        return super().tile(name, z, x)
 
 
 class Count:
@@ -71,6 +82,76 @@ def compare(mesh) -> dict[str, float]:
     return differences
 
 
+INF = float("inf")
+N = 210 + processes  # 211 is a prime; 212 is even, which the compiler treats differently
+# Loss, dynamics, and the bytes a number of its rows of the Gram matrix that each device may take: 9 hold it in float64,
+# 0 leave tiles.
+CASES = {
+    1: {"interpolation": ("squared", pk.GradientFlow(INF), 9), "heavy ball": ("logistic", pk.HeavyBall(0.3, 40), 0)},
+    2: {"logistic flow": ("logistic", pk.GradientFlow(3.0), 9)},
+}
+
+
+def solve(mesh) -> dict[str, float]:
+    """By products on the mesh, against the direct solution on one device, in float64."""
+    rng, differences = np.random.default_rng(7), {}
+    x, z = (rng.normal(size=(k, 6)) for k in (N, 9))
+    y = np.where(x[:, 0] + rng.normal(size=N) > 0, 1.0, -1.0)
+    share = -(-N // mesh.size)
+
+    def train(kernel, loss, dynamics, memory=None, mesh=None):
+        settings = {"loss": loss, "dynamics": dynamics, "initial": lambda z: jnp.sin(z[:, 0])}
+        f = pk.fit(kernel, x, y, memory=memory, mesh=mesh, **settings)
+        assert f.status == "ok", f.status
+        return f.stats, np.asarray(f(jnp.asarray(z)))
+
+    with jax.enable_x64(True):
+        for case, (loss, dynamics, number) in CASES[processes].items():
+            # The preconditioner of interpolation takes some columns on one device.
+            kernel = KERNEL if case == "interpolation" else Recording(0.2, train_bias=True)
+            ROWS.clear()
+            stats, found = train(kernel, loss, dynamics, number * N * share, mesh)
+            assert stats["gram_held"] == (number > 0)
+            assert case == "interpolation" or max(ROWS) == share, ROWS  # no device computed more than its part
+            exact = train(KERNEL, loss, dynamics)[1] if process == 0 else found
+            differences[case] = float(np.abs(found - exact).max() / np.abs(exact).max())
+    return differences
+
+
+def train_ensembles(mesh) -> dict[str, float]:
+    """Five networks, with minibatches and a rate that falls."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(17, 5)).astype(np.float32)
+    y = np.where(rng.normal(size=(5, 17)) > 0, 1.0, -1.0)
+    draw = jax.vmap(lambda key: TwoLayerNetwork.init(5, 12, 0.2, True, key=key))
+    nets = draw(jax.random.split(jax.random.key(0), 5))
+
+    def run(mesh):
+        def update(updates, state, params=None):
+            # On the mesh the rate is right only where each of its devices trains.
+            rate = 0.5 if mesh is None else 0.5 * jax.lax.psum(1, "i") / mesh.size
+            return jax.tree.map(lambda g: -rate * g, updates), state
+
+        # What couples members sees those that there are, without padding.
+        settings = {"plateau": Plateau(0.5, 0, 0.5), "observe": lambda f: f(x) - f(x).mean(0), "trace_at": (3,)}
+        optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+        return ensemble(
+            nets, x, y, optimizer=optimizer, loss="logistic", steps=9, batch_size=5, **settings, mesh=mesh,
+            key=jax.random.key(1),
+        )  # fmt: skip
+
+    many = run(mesh)
+    one = run(None) if process == 0 else many
+    assert many[0].weight.shape == (5, 12, 5) and many[1].observed.shape == (5, 3, 17)
+    assert len(np.unique(many[1].rate_scale)) > 1
+
+    def off(a, b):
+        a, b = np.asarray(a, float), np.asarray(b, float)
+        return float(np.abs(a - b).max() / (np.abs(a).max() or 1))
+
+    return {"ensemble": max(jax.tree.leaves(jax.tree.map(off, one, many)))}
+
+
 if processes > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"127.0.0.1:{port}", processes, process, heartbeat_timeout_seconds=10)
@@ -78,10 +159,10 @@ assert jax.device_count() == devices * processes
 
 mesh = jax.make_mesh((jax.device_count(),), ("i",))
 if task == "compare":
-    print(json.dumps(compare(mesh)))
-else:  # "for ever": until another process is gone
-    x = jnp.ones((8, 3))
-    while True:
-        KERNEL.matvec(x, x, x[:, 0], mesh=mesh)
-        print("done", flush=True)
-        time.sleep(0.1)
+    print(json.dumps(compare(mesh) | solve(mesh) | train_ensembles(mesh)))
+else:  # "for ever": a million products in one compiled iteration, until another process is gone
+    x = np.random.default_rng(0).normal(size=(20, 3))
+    settings = {"loss": "logistic", "memory": 0, "mesh": mesh}
+    pk.fit(KERNEL, x, np.sign(x[:, 0]), dynamics=pk.HeavyBall(0.1, 3), **settings)
+    print("done", flush=True)
+    pk.fit(KERNEL, x, np.sign(x[:, 0]), dynamics=pk.HeavyBall(0.1, 10**6), **settings)

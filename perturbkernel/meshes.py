@@ -1,0 +1,64 @@
+"""Arrays on a mesh of devices: dealt out by rows, whole on every device, and back as ordinary arrays.
+
+Every process of a run holds the same ordinary arrays and makes the same calls.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from perturbkernel.checks import is_traced
+
+WHOLE = PartitionSpec()
+
+
+def rows(mesh: Mesh) -> PartitionSpec:
+    """The first axis dealt out to all devices, whatever the axes of the mesh."""
+    return PartitionSpec(mesh.axis_names)
+
+
+def automatic(mesh: Mesh) -> Mesh:
+    """The same devices; what is computed may be sharded in any way. Explicit axes would insist on their own."""
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
+    """Rows dealt out to the devices of a mesh, padded to a multiple of their number; `mode` is that of `jnp.pad`."""
+
+    def one(array):
+        padding = [(0, -len(array) % mesh.size)] + [(0, 0)] * (array.ndim - 1)
+        if is_traced(array):
+            return jnp.pad(array, padding, mode=mode)
+        host = np.asarray(array)
+        return _place(mesh, rows(mesh), np.pad(host, padding, mode=mode) if padding[0][1] else host)
+
+    return jax.tree.map(one, tree)
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """Whole arrays on every device of a mesh; inside `jit`, by communication if need be."""
+
+    def one(array):
+        if is_traced(array):
+            return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, WHOLE))
+        return _place(mesh, WHOLE, np.asarray(array))
+
+    return jax.tree.map(one, tree)
+
+
+def _place(mesh: Mesh, spec: PartitionSpec, host: np.ndarray) -> Array:
+    return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
+
+
+def collect(array: Array, count: int) -> Array:
+    """The first `count` rows of an array on a mesh, as an ordinary array in every process."""
+    if is_traced(array):
+        return array[:count]
+    whole = array.is_fully_addressable or array.is_fully_replicated
+    host = array if whole else multihost_utils.process_allgather(array, tiled=True)
+    return jnp.asarray(np.asarray(host)[:count])

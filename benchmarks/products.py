@@ -98,9 +98,10 @@ def _measure(what: str, sizes: str, draw, settings: Settings) -> Iterator[Row]:
 
 def _cases(settings: Settings) -> list[Case]:
     n = QUICK_PERTURBATIONS if settings.quick else PERTURBATIONS
-    same = (QUICK if settings.quick else SHAPES)[1]
+    shapes = QUICK if settings.quick else SHAPES
+    same = (shapes[-1][0], shapes[-1][0], shapes[-1][2])
     drawn = [
-        *((described(shape), partial(points, shape, settings.seed)) for shape in (QUICK if settings.quick else SHAPES)),
+        *((described(shape), partial(points, shape, settings.seed)) for shape in shapes),
         (f"{described(same)}, the same points", partial(same_points, same, settings.seed)),
         (f"{n} x {n} x 784, perturbations", partial(perturbations, n, settings.seed)),
     ]

@@ -58,10 +58,11 @@ def _fit_over_n(settings: Settings) -> list[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    over_d = () if settings.quick else ("matvec", "input_gradient")
+    products = ("matvec",) if settings.quick else ("matvec", "input_gradient")
+    over_d = () if settings.quick else products
     cost = 5 if settings.quick else 50
     return [
-        *(Case(what, "over n", partial(_over_n, what, settings), cost) for what in ("matvec", "input_gradient")),
+        *(Case(what, "over n", partial(_over_n, what, settings), cost) for what in products),
         *(Case(what, "over d", partial(_over_d, what, settings), cost) for what in over_d),
         Case("fit", "over n", partial(_fit_over_n, settings), cost),
     ]

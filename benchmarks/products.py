@@ -106,7 +106,12 @@ def _cases(settings: Settings) -> list[Case]:
         (f"{n} x {n} x 784, perturbations", partial(perturbations, n, settings.seed)),
     ]
     return [
-        Case(what, sizes, partial(_measure, what, sizes, draw, settings), cost=3 if settings.quick else 25)
+        Case(
+            what,
+            sizes,
+            partial(_measure, what, sizes, draw, settings),
+            cost=3 if settings.quick else 90 if "3072" in sizes else 30,
+        )
         for what in ("matvec", "input_gradient", "ntk")
         for sizes, draw in drawn
         if what == "matvec" or "same" not in sizes  # the gradient has no shortcut there

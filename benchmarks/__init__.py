@@ -6,16 +6,16 @@ that name.
 """
 
 import argparse
+import itertools
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from perturbkernel import report
 from perturbkernel.checks import check_count
 
-from . import closed_form, compiling, growth, memory, page, precision, predictors, products
+from . import closed_form, compiling, growth, memory, page, precision, predictors, products, scale, solvers, training
 from .harness import Case as Case
 from .harness import Group as Group
 from .harness import Outcome as Outcome
@@ -29,8 +29,12 @@ GROUPS: tuple[Group, ...] = (
     products.GROUP,
     predictors.GROUP,
     closed_form.GROUP,
+    solvers.GROUP,
+    training.GROUP,
     growth.GROUP,
     memory.GROUP,
+    scale.LARGE,
+    scale.DEVICES,
     compiling.GROUP,
     precision.GROUP,
 )
@@ -50,15 +54,29 @@ def select(only: str | None, settings: Settings) -> list[tuple[Group, Case]]:
 
 
 def listing(chosen: Sequence[tuple[Group, Case]]) -> str:
-    """Groups and cases with their sizes, as text."""
+    """Groups and cases with their sizes and what they take, as text."""
     lines, last = [], None
     for group, case in chosen:
         if group is not last:
             lines += ["", f"{group.name}: {group.title}", f"  ({group.measures})"]
             last = group
-        line = f"  {f'{group.name}.{case.name}':<32} {case.sizes}"
+        line = f"  {f'{group.name}.{case.name}':<32} {case.sizes:<56} {case.about}"
         lines += [line] if line != lines[-1] else []
     return "\n".join(lines[1:])
+
+
+def progress(total: int) -> Callable[[Group, Case | Row], None]:
+    """Prints every case, with what it takes, before it begins, and every row when it is there, on standard error."""
+    begun = itertools.count(1)
+
+    def tell(group: Group, event: Case | Row) -> None:
+        if isinstance(event, Case):
+            line = f"[{next(begun)}/{total}] {group.name}.{event.name}: {event.sizes} ({event.about})"
+        else:
+            line = f"    {event.what}, {event.subject}: {page.result(event)}"
+        print(line, file=sys.stderr, flush=True)
+
+    return tell
 
 
 def command(args: argparse.Namespace) -> int:
@@ -73,13 +91,7 @@ def command(args: argparse.Namespace) -> int:
     if args.list:
         print(listing(chosen))
         return 0
-    with tqdm(total=len(chosen), disable=args.quiet or None, leave=False) as bar:
-
-        def progress(name: str) -> None:
-            bar.set_description(name)
-            bar.update()
-
-        outcome = run(chosen, progress)
+    outcome = run(chosen, None if args.quiet else progress(len(chosen)))
     environment = report.environment(page.PACKAGES)
     print(page.text(GROUPS, outcome, environment))
     if args.out is not None:

@@ -47,8 +47,8 @@ def _blocks(z: np.ndarray):
 
 
 def numpy_ntk(z: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """K(x, z), (m, n)."""
-    s_z, s_x, out = _lengths(z), _lengths(x), np.empty((len(z), len(x)), np.float32)
+    """K(x, z), (m, n), in the dtype of x."""
+    s_z, s_x, out = _lengths(z), _lengths(x), np.empty((len(z), len(x)), x.dtype)
     for rows in _blocks(z):
         product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
         np.multiply(product, _phi(rho), out=out[rows])

@@ -41,7 +41,8 @@ def _measure(what: str, settings: Settings) -> list[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [Case(what, described(SHAPE), partial(_measure, what, settings)) for what in ("matvec", "input_gradient")]
+    products, cost = (("matvec",), 3) if settings.quick else (("matvec", "input_gradient"), 8)
+    return [Case(what, described(SHAPE), partial(_measure, what, settings), cost) for what in products]
 
 
 GROUP = Group(

@@ -28,7 +28,7 @@ def _fit(n: int, seed: int) -> Callable:
 def _row(what: str, symbol: str, fixed: str, sizes: Sequence[int], calls: Sequence[Callable], rounds: int) -> Row:
     for call in calls:
         call()
-    seconds = times(calls, rounds)
+    seconds, _ = times(calls, rounds)
     described = f"{symbol} = {', '.join(map(str, sizes))}; {fixed}"
     curve = tuple(zip(map(float, sizes), np.median(seconds, axis=0).tolist(), strict=True))
     return Row(what, described, "perturbkernel", f"{symbol}^p", power(sizes, seconds), curve=curve)
@@ -58,11 +58,13 @@ def _fit_over_n(settings: Settings) -> list[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    over_d = ("matvec",) if settings.quick else ("matvec", "input_gradient")
+    products = ("matvec",) if settings.quick else ("matvec", "input_gradient")
+    over_d = () if settings.quick else products
+    cost = 5 if settings.quick else 50
     return [
-        *(Case(what, "over n", partial(_over_n, what, settings)) for what in ("matvec", "input_gradient")),
-        *(Case(what, "over d", partial(_over_d, what, settings)) for what in over_d),
-        Case("fit", "over n", partial(_fit_over_n, settings)),
+        *(Case(what, "over n", partial(_over_n, what, settings), cost) for what in products),
+        *(Case(what, "over d", partial(_over_d, what, settings), cost) for what in over_d),
+        Case("fit", "over n", partial(_fit_over_n, settings), cost),
     ]
 
 

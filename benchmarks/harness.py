@@ -4,13 +4,19 @@ A group of the suite is a `Group`: a name, what its numbers mean, and cases. A c
 returns `Row`s; `compare` makes them from competing functions.
 """
 
+import os
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+
+import perturbkernel
 
 # Threads of a BLAS or of XLA spin for a while after a product, and would take the next method's cores.
 PAUSE = 0.02
@@ -40,6 +46,7 @@ class Row:
         reference: what its numbers are relative to.
         samples: the numbers, one a round; what they are, the group says. Their median and quartiles are shown.
         seconds: median time of one run of the subject, where times are measured.
+        processor: the ratio of processor times of this process, its median; other programs disturb it less.
         curve: for growth, (size, median seconds) pairs.
         note: a remark.
         status: "ok"; "differs", an alternative that computes something else; "skipped", not measurable here; "failed".
@@ -53,6 +60,7 @@ class Row:
     reference: str
     samples: tuple[float, ...] = ()
     seconds: float | None = None
+    processor: float | None = None
     curve: tuple[tuple[float, float], ...] = ()
     note: str = ""
     status: str = "ok"
@@ -81,11 +89,24 @@ class NotHere(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """One thing at one size. `name` is what `--only group.name` selects; `measure` returns its rows."""
+    """One thing at one size.
+
+    Attributes:
+        name: what `--only group.name` selects.
+        sizes: as its rows say them.
+        measure: its rows, one after the other.
+        cost: seconds that it takes on two idle cores, very roughly.
+    """
 
     name: str
     sizes: str
     measure: Callable[[], Iterable[Row]]
+    cost: float
+
+    @property
+    def about(self) -> str:
+        """The cost in words."""
+        return f"about {self.cost:.0f} s" if self.cost < 60 else f"minutes: about {self.cost / 60:.0f}"
 
 
 @dataclass(frozen=True)
@@ -115,16 +136,43 @@ def times(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     pause: float = PAUSE,
-) -> np.ndarray:
-    """(rounds, calls) seconds, A B C A B C ...; each result is waited for. Warm up the calls before."""
-    seconds = np.empty((rounds, len(calls)))
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of the clock and of the processor, (rounds, calls) each, A B C A B C ...; each result is waited for.
+
+    Warm up the calls before. The processor time is that of all threads of this process.
+    """
+    seconds, processor = np.empty((2, rounds, len(calls)))
     for i in range(rounds):
         for j, call in enumerate(calls):
             time.sleep(pause)
-            began = clock()
+            worked, began = time.process_time(), clock()
             jax.block_until_ready(call())
-            seconds[i, j] = clock() - began
-    return seconds
+            seconds[i, j], processor[i, j] = clock() - began, time.process_time() - worked
+    return seconds, processor
+
+
+def ratios(times: tuple[np.ndarray, np.ndarray], subject: int, reference: int) -> dict[str, Any]:
+    """The fields "samples", "seconds" and "processor" of a row, from `times`."""
+    seconds, processor = times
+    return {
+        "samples": tuple((seconds[:, subject] / seconds[:, reference]).tolist()),
+        "seconds": float(np.median(seconds[:, subject])),
+        "processor": float(np.median(processor[:, subject] / np.maximum(processor[:, reference], 1e-9))),
+    }
+
+
+def fresh_process(code: str, **environment: str) -> str:
+    """What Python prints on its last line, run in a process of its own that finds this copy of the package.
+
+    Raises RuntimeError with the end of its errors if it fails.
+    """
+    # The package that runs here is found there first, wherever that process starts.
+    paths = [str(Path(perturbkernel.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | environment
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+    return done.stdout.strip().splitlines()[-1]
 
 
 def difference(result: Any, truth: Any) -> float:
@@ -147,8 +195,10 @@ def compare(
     remark: Callable[[Any, Any], str] | None = None,
     clock: Callable[[], float] = time.perf_counter,
     pause: float = PAUSE,
-) -> list[Row]:
+) -> Iterator[Row]:
     """Times methods against a reference, A B A B ..., in this process: one row a method, ratios of neighbours.
+
+    Each row comes as soon as it is measured.
 
     Args:
         what, sizes: for the rows.
@@ -167,8 +217,9 @@ def compare(
         base = build()
         of_base = jax.block_until_ready(base())
     except Exception as error:
-        return [Row(what, sizes, subject, name).but(error) for subject in methods]
-    truth, rows = (of_base if same_result else None), []
+        yield from (Row(what, sizes, subject, name).but(error) for subject in methods)
+        return
+    truth = of_base if same_result else None
     for subject, builder in methods.items():
         row = Row(what, sizes, subject, name)
         try:
@@ -186,13 +237,11 @@ def compare(
                     if same_result:
                         raise ArithmeticError(reason)
             truth = result if truth is None else truth
-            seconds = times((base, call), rounds, clock, pause)
-            ratios = tuple((seconds[:, 1] / seconds[:, 0]).tolist())
-            middle = float(np.median(seconds[:, 1]))
-            rows.append(replace(row, samples=ratios, seconds=middle, note=note, status=status, reason=reason))
+            measured = ratios(times((base, call), rounds, clock, pause), subject=1, reference=0)
+            row = replace(row, **measured, note=note, status=status, reason=reason)
         except Exception as error:
-            rows.append(row.but(error))
-    return rows
+            row = row.but(error)
+        yield row
 
 
 def power(sizes: Sequence[float], seconds: np.ndarray) -> tuple[float, ...]:
@@ -215,16 +264,24 @@ class Outcome:
         return any(row.status == "failed" for row in self.rows)
 
 
-def run(chosen: Sequence[tuple[Group, Case]], progress: Callable[[str], None] | None = None) -> Outcome:
-    """Measures the cases one after the other; a case that raises becomes a failed row."""
+def run(chosen: Sequence[tuple[Group, Case]], progress: Callable[[Group, Case | Row], None] | None = None) -> Outcome:
+    """Measures the cases one after the other; a case that raises becomes a failed row, after those that it had.
+
+    `progress` is given every case before it begins, and every row when it is there.
+    """
     outcome, began = Outcome(), time.perf_counter()
-    for group, case in chosen:
-        if progress is not None:
-            progress(f"{group.name}.{case.name}")
+    tell = progress or (lambda group, event: None)
+
+    def rows(case: Case) -> Iterator[Row]:
         try:
-            rows = list(case.measure())
+            yield from case.measure()
         except Exception as error:
-            rows = [Row(case.name, case.sizes, "perturbkernel", "").but(error)]
-        outcome.rows += [replace(row, group=group.name) for row in rows]
+            yield Row(case.name, case.sizes, "perturbkernel", "").but(error)
+
+    for group, case in chosen:
+        tell(group, case)
+        for row in rows(case):
+            outcome.rows.append(replace(row, group=group.name))
+            tell(group, row)
     outcome.seconds = time.perf_counter() - began
     return outcome

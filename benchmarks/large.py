@@ -94,7 +94,7 @@ def table(rate: float | None = None, d: int = 784) -> str:
 def main() -> None:
     command, *rest = sys.argv[1:] or ["run"]
     if command == "table":
-        print(table(*map(float, rest)))
+        print(table(float(rest[0]) if rest else None))
         return
     kernel = pk.TwoLayerNTK()
     n = int(rest[0]) if rest else 60_000

@@ -1,25 +1,22 @@
 """Peak memory of one product with a large kernel matrix, above the data, each in a fresh process."""
 
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-import perturbkernel
+from perturbkernel import TwoLayerNTK
 
 from . import alternatives as other
-from .harness import Case, Group, NotHere, Row, Settings
+from .harness import Case, Group, NotHere, Row, Settings, fresh_process
 from .products import described, points
 
 METHODS = ("perturbkernel", "NumPy", "scikit-learn", "neural-tangents")
 
 
 def _shape(settings: Settings) -> tuple[int, int, int]:
-    return (8192, 8192, 100) if settings.quick else (16384, 16384, 100)
+    return (6144, 6144, 100) if settings.quick else (16384, 16384, 100)
 
 
 def _kilobytes(name: str) -> int:
@@ -40,7 +37,7 @@ def _prepare(method: str, shape: tuple[int, int, int]):
     on_device = jnp.asarray(z), jnp.asarray(x), jnp.asarray(coef)
     if method == "neural-tangents":
         return partial(other.tangents_matvec(), *on_device)
-    return partial(perturbkernel.TwoLayerNTK(0.0, train_bias=True).matvec, *on_device)
+    return partial(TwoLayerNTK(0.0, train_bias=True).matvec, *on_device)
 
 
 def child(method: str, *shape: int) -> None:
@@ -58,13 +55,7 @@ def child(method: str, *shape: int) -> None:
 def _peak(method: str, shape: tuple[int, int, int]) -> int:
     """Bytes."""
     code = f"from perturbkernel.bench import suite; suite().memory.child({method!r}, *{shape!r})"
-    # The package that runs here is found there first, wherever that process starts.
-    paths = [str(Path(perturbkernel.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}")
-    return 1024 * int(done.stdout.split()[-1])
+    return 1024 * int(fresh_process(code))
 
 
 def _measure(method: str, settings: Settings) -> list[Row]:
@@ -82,7 +73,8 @@ def _measure(method: str, settings: Settings) -> list[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [Case("matvec", described(_shape(settings)), partial(_measure, method, settings)) for method in METHODS]
+    sizes, cost = described(_shape(settings)), 3 if settings.quick else 20
+    return [Case("matvec", sizes, partial(_measure, method, settings), cost) for method in METHODS]
 
 
 GROUP = Group(

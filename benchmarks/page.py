@@ -18,12 +18,12 @@ from .harness import Group, Outcome, Row
 
 PACKAGES = ("scikit-learn", "scipy", "torch")  # beside those that every result names
 
-HEAD = ("what", "sizes", "method", "against", "result (quartiles)", "seconds", "remark")
+HEAD = ("what", "sizes", "method", "against", "result (quartiles)", "processor", "seconds", "remark")
 
 EXPLANATION = (
     "The result is the median, with quartiles, over rounds in which method and reference ran right after each other, "
-    "warmed up before; seconds are the method's median. Below 1 the method needs less than its reference. Growth: the "
-    "exponent. Precision: the largest error of each of several draws."
+    "warmed up before; processor is the median ratio of processor times, seconds are the method's median. Below 1 the "
+    "method needs less than its reference. Growth: the exponent. Precision: the largest error of each of several draws."
 )
 
 
@@ -43,9 +43,9 @@ def result(row: Row) -> str:
 
 def cells(row: Row) -> tuple[str, ...]:
     """The row as text, a cell for each word of `HEAD`."""
-    seconds = "" if row.seconds is None else f"{row.seconds:.3g}"
+    processor, seconds = ("" if value is None else f"{value:.3g}" for value in (row.processor, row.seconds))
     remark = "; ".join(filter(None, (row.note, row.reason)))
-    return row.what, row.sizes, row.subject, row.reference, result(row), seconds, remark
+    return row.what, row.sizes, row.subject, row.reference, result(row), processor, seconds, remark
 
 
 def summary(outcome: Outcome) -> str:

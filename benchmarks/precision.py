@@ -4,7 +4,7 @@ The reference takes the angle of each pair from its sine and cosine, the sine fr
 nothing cancels (theory: 0.2 to 0.5). Inputs are float32 numbers, taken as exact.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
@@ -113,8 +113,7 @@ def _neural_tangents() -> Callable[..., dict[str, Any]]:
 METHODS = {"perturbkernel": _perturbkernel, "arccos and autodiff": _textbook, "neural-tangents": _neural_tangents}
 
 
-def _measure(kind: str, settings: Settings) -> list[Row]:
-    rows = []
+def _measure(kind: str, settings: Settings) -> Iterator[Row]:
     draws = range(settings.seed, settings.seed + settings.rounds(9, 5))
     for subject, build in METHODS.items():
         try:
@@ -126,14 +125,15 @@ def _measure(kind: str, settings: Settings) -> list[Row]:
                 samples = tuple(one[name] for one in found)
                 bad = int(np.sum(~np.isfinite(samples)))
                 note = f"NaN in {bad} of {len(samples)} draws" if bad else ""
-                rows.append(Row(name, kind, subject, "NumPy float64", samples, note=note))
+                yield Row(name, kind, subject, "NumPy float64", samples, note=note)
         except Exception as error:
-            rows.append(Row("all", kind, subject, "NumPy float64").but(error))
-    return rows
+            yield Row("all", kind, subject, "NumPy float64").but(error)
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [Case(kind.split(",")[0].replace(" ", "-"), kind, partial(_measure, kind, settings)) for kind in POINTS]
+    return [
+        Case(kind.split(",")[0].replace(" ", "-"), kind, partial(_measure, kind, settings), cost=1) for kind in POINTS
+    ]
 
 
 GROUP = Group(

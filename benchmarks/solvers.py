@@ -1,126 +1,138 @@
-"""Losses that need solves, timed: functions that return dictionaries of numbers, and a command that prints them.
+"""Losses that need solves, against what one would write instead; docs/solvers.md holds measured numbers."""
 
-    python benchmarks/solvers.py                       # all; --only heavy_ball path flow interpolation to choose
-    python benchmarks/solvers.py --only interpolation --memory 0   # nothing held: products in tiles
-
-Times are seconds, medians over repeats that are interleaved where two things are compared; the first run of each,
-which compiles, is not counted. "peak" is the growth of the process's largest resident size, in bytes.
-"""
-
-import argparse
-import json
-import resource
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
-import perturbkernel as pk
-from perturbkernel.architectures import load_neural_tangents
+from perturbkernel import GradientFlow, HeavyBall, TwoLayerNTK, data, fit
 from perturbkernel.gram import gram_operator
 from perturbkernel.logistic import logistic_path
 
-KERNEL = pk.TwoLayerNTK(0.0, train_bias=True)
+from . import alternatives as other
+from .harness import Case, Group, Row, Settings, compare
+
+KERNEL = TwoLayerNTK(0.0, train_bias=True)
+RATE, STEPS, MOMENTUM = 0.1, 100, 0.9
+FLOW, LATE, RTOL = 3.0, 1e5, 1e-3
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median, least and largest seconds of each call; all of them in turn, `repeats` times, after one that compiles."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in calls.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(call())
-            if repeat:
-                taken[name].append(time.perf_counter() - begin)
-    return {
-        name: {"median": float(np.median(t)), "least": min(t), "largest": max(t), "repeats": len(t)}
-        for name, t in taken.items()
-    }
+def numpy_heavy_ball(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Dual coefficients of the logistic loss: a <- a + RATE v, v <- MOMENTUM v + y sigma(-y K a) / n; float32, (n,)."""
+    gram = other.numpy_ntk(x, x)
+    a = v = np.zeros_like(y)
+    for _ in range(STEPS):
+        v = np.float32(MOMENTUM) * v + y / (1 + np.exp(y * (gram @ a))) / np.float32(len(y))
+        a = a + np.float32(RATE) * v
+    return a
 
 
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _heavy_ball(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
+    drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
+    dynamics = HeavyBall(RATE, STEPS, MOMENTUM)
+    x, y = np.asarray(drawn.inputs), np.asarray(drawn.targets)
+    return compare(
+        f"logistic heavy ball, {STEPS} steps",
+        sizes,
+        ("NumPy", lambda: partial(numpy_heavy_ball, x, y)),
+        {
+            "perturbkernel": lambda: (
+                lambda: fit(KERNEL, drawn.inputs, drawn.targets, loss="logistic", dynamics=dynamics).dual_coef
+            )
+        },
+        settings.rounds(3, 2),
+        tolerance=1e-2,
+        same_result=True,
+    )
 
 
-def heavy_ball(n: int = 10_000, d: int = 784, steps: int = 100, repeats: int = 3) -> dict[str, Any]:
-    """Logistic heavy ball, building the Gram matrix included."""
-    data = pk.data.shifted_gaussian(n, d, key=jax.random.key(0))
-    dynamics = pk.HeavyBall(0.1, steps)
+def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
+    m = n // 10
+    drawn = data.shifted_gaussian(n + m, d, key=jax.random.key(settings.seed))
+    x, y, z = drawn.inputs[:n], drawn.targets[:n], drawn.inputs[n:]
 
-    def call():
-        return pk.fit(KERNEL, data.inputs, data.targets, loss="logistic", dynamics=dynamics)
+    def theirs():
+        predict: Any = other.neural_tangents("predict")
+        kernel = other.tangents_ntk()
+        train, test = kernel(x, x), kernel(z, x)
+        trained = predict.gradient_descent(lambda f, y: jnp.mean(jnp.logaddexp(0, -y * f)), train, y[:, None])
+        return lambda: trained(FLOW, jnp.zeros((n, 1)), jnp.zeros((m, 1)), test)[1][:, 0]
 
-    return {"n": n, "d": d, "steps": steps, "fit": interleaved({"fit": call}, repeats)["fit"], "stats": call().stats}
-
-
-def path(n: int = 10_000, d: int = 10, until: float = 1e5, rtol: float = 1e-3, repeats: int = 1) -> dict[str, Any]:
-    """The logistic flow to a late time: products with a Gram matrix that is held."""
-    data = pk.data.shifted_gaussian(n, d, key=jax.random.key(0))
-    operator = gram_operator(KERNEL, data.inputs)
-    times = np.array([until])
-    found = logistic_path(operator, data.targets, None, times, rtol)
-    seconds = interleaved({"path": lambda: logistic_path(operator, data.targets, None, times, rtol)}, repeats)
-    numbers = {"products": int(found.products), "steps": int(found.steps), "drift": float(found.drift)}
-    return {"n": n, "d": d, "time": until, "rtol": rtol, **numbers, **seconds}
-
-
-def flow(n: int = 500, m: int = 50, d: int = 100, until: float = 3.0, repeats: int = 5) -> dict[str, Any]:
-    """fit and predict against neural_tangents.predict.gradient_descent, which is given its kernel matrices.
-
-    Its call compiles anew each time; "jitted" is the same call inside `jax.jit`, compiled once.
-    """
-    predict: Any = load_neural_tangents("predict")
-    data = pk.data.shifted_gaussian(n + m, d, key=jax.random.key(0))
-    x, y, z = data.inputs[:n], data.targets[:n], data.inputs[n:]
-    train, test = KERNEL.ntk(x), KERNEL.ntk(z, x)
-    theirs = predict.gradient_descent(lambda f, y: jnp.mean(jnp.logaddexp(0, -y * f)), train, y[:, None])
-
-    def call():
-        return theirs(until, jnp.zeros((n, 1)), jnp.zeros((m, 1)), test)[1][:, 0]
-
-    def ours():
-        return pk.fit(KERNEL, x, y, loss="logistic", dynamics=pk.GradientFlow(until))(z)
-
-    calls = {"fit and predict": ours, "neural-tangents": call, "neural-tangents, jitted": jax.jit(call)}
-    seconds = interleaved(calls, repeats)
-    with jax.enable_x64(True):
-        exact: list[Any] = [np.asarray(a, float) for a in (x, y, z)]
-        reference = pk.fit(KERNEL, *exact[:2], loss="logistic", dynamics=pk.GradientFlow(until), tolerance=1e-12)(
-            exact[2]
-        )
-    errors = {k: float(np.abs(np.asarray(f()) - reference).max() / np.abs(reference).max()) for k, f in calls.items()}
-    ratio = seconds["neural-tangents"]["median"] / seconds["fit and predict"]["median"]
-    return {"n": n, "m": m, "d": d, "time": until, "ratio": ratio, "errors": errors, **seconds}
+    return compare(
+        "logistic flow, fit and outputs",
+        f"{sizes}, {m} queries, time {FLOW:g}",
+        ("neural-tangents, which compiles anew", theirs),
+        {"perturbkernel": lambda: lambda: fit(KERNEL, x, y, loss="logistic", dynamics=GradientFlow(FLOW))(z)},
+        settings.rounds(5, 1),
+        tolerance=1e-2,
+        same_result=True,
+        remark=lambda *_: "predictors.outputs: neural-tangents inside jax.jit",
+    )
 
 
-def interpolation(n: int = 20_000, d: int = 100, memory: float | None = None) -> dict[str, Any]:
-    """The squared loss at infinite time by conjugate gradients; one run, compiling included, with its peak memory."""
-    data = pk.data.shifted_gaussian(n, d, key=jax.random.key(0))
-    before, begin = peak_memory(), time.perf_counter()
-    f = pk.fit(KERNEL, data.inputs, data.targets, loss="squared", dynamics=pk.GradientFlow(np.inf), memory=memory)
-    jax.block_until_ready(f.dual_coef)
-    seconds = time.perf_counter() - begin
-    return {
-        "n": n, "d": d, "memory": memory, "seconds": seconds, "peak": peak_memory() - before,
-        "matrix": 4 * n**2, "status": f.status, "stats": f.stats,
-    }  # fmt: skip
+def _path(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
+    drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
+    operator = gram_operator(KERNEL, drawn.inputs)
+    product, until = jax.jit(lambda operator, v: operator(v)), np.array([LATE])
+    return compare(
+        f"logistic flow to time {LATE:g}",
+        f"{sizes}, rtol {RTOL:g}",
+        ("one product K v, K held", lambda: partial(product, operator, drawn.targets)),
+        {"perturbkernel": lambda: lambda: logistic_path(operator, drawn.targets, None, until, RTOL)},
+        settings.rounds(3, 3),
+        remark=lambda path, _: f"{int(path.products)} products, drift {float(path.drift):.0e}",
+    )
 
 
-BENCHMARKS = {"heavy_ball": heavy_ball, "path": path, "flow": flow, "interpolation": interpolation}
+def _interpolation(sizes: str, n: int, d: int, held: bool, settings: Settings) -> Iterator[Row]:
+    drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
+    x, y = drawn.inputs, drawn.targets
+    # Enough for the matrix and too little for a factorisation, or for nothing: the kernel anew for each product.
+    memory = 16.0 * n**2 if held else 0.0
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
-    parser.add_argument("--n", type=int, help="points, instead of each benchmark's own number")
-    parser.add_argument("--d", type=int, help="dimension")
-    parser.add_argument("--memory", type=float, help="bytes for the Gram matrix (interpolation)")
-    given = parser.parse_args()
-    sizes = {name: getattr(given, name) for name in ("n", "d") if getattr(given, name) is not None}
-    for name in given.only:
-        extra = {"memory": given.memory} if name == "interpolation" else {}
-        print(json.dumps({"benchmark": name, **BENCHMARKS[name](**sizes, **extra)}, indent=1), flush=True)
+    def train():
+        f = fit(KERNEL, x, y, loss="squared", dynamics=GradientFlow(np.inf), memory=memory)
+        stats.update(f.stats)
+        return f.dual_coef
+
+    def cholesky():
+        exact = np.asarray(x, float)
+        return scipy.linalg.solve(other.numpy_ntk(exact, exact), np.asarray(y, float), assume_a="pos")
+
+    stats: dict[str, Any] = {}
+    return compare(
+        "interpolation, conjugate gradients",
+        sizes if held else f"{sizes}, in tiles",
+        ("Cholesky in float64, SciPy", lambda: cholesky)
+        if held
+        else ("one matvec", lambda: partial(KERNEL.matvec, x, x, y)),
+        {"perturbkernel": lambda: train},
+        settings.rounds(3, 1) if held else settings.rounds(1, 1),
+        tolerance=1e-2 if held else None,
+        same_result=held,
+        remark=lambda *_: ", ".join(f"{name} {value:.3g}" for name, value in stats.items()),
+    )
+
+
+def _cases(settings: Settings) -> list[Case]:
+    def case(name, measure, full, quick, *more):
+        n, d, cost = quick if settings.quick else full
+        sizes = f"n = {n}, d = {d}"
+        return Case(name, sizes, partial(measure, sizes, n, d, *more, settings), cost=cost)
+
+    cases = [
+        case("heavy-ball", _heavy_ball, (10_000, 784, 90), (1_000, 784, 5)),
+        case("flow", _flow, (500, 100, 30), (200, 100, 10)),
+        case("interpolation", _interpolation, (8_000, 100, 120), (1_000, 100, 4), True),
+    ]
+    if settings.quick:
+        return cases
+    path, tiles = (10_000, 10, 150), (20_000, 100, 900)
+    return [*cases, case("path", _path, path, path), case("tiles", _interpolation, tiles, tiles, False)]
+
+
+GROUP = Group("solvers", "Losses that need solves", "time / time of the reference", _cases, one="the reference")

@@ -48,8 +48,8 @@ def add_command(commands, epilog: str) -> None:
         "bench",
         help="measure speed, memory, compile time and precision against what one would use instead",
         description="Measures ratios in interleaved runs: kernel products against a matrix product, NumPy, "
-        "scikit-learn and neural-tangents; training and attacks; growth; memory; compile time; precision. "
-        "docs/benchmarks.md explains the rows. Exit status 1 if one fails; what is not installed is skipped.",
+        "scikit-learn and neural-tangents; training and attacks; solvers; growth; memory; devices; compile time; "
+        "precision. See docs/benchmarks.md. Exit status 1 if one fails; what is not installed is skipped.",
         epilog="examples:\n"
         "  perturbkernel bench --quick                               # everything at small sizes, two minutes\n"
         "  perturbkernel bench --only products,precision --out DIR   # two groups; page and figures in DIR\n"

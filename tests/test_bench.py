@@ -1,5 +1,6 @@
 """The benchmark suite: interleaving and ratios on fake clocks, rows that fail in words, and the command end to end."""
 
+import importlib
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -45,7 +47,8 @@ class Clock:
 
 def compared(clock: Clock, methods, rounds: int = 3, reference=None, **options):
     reference = reference or clock.method("ref", 9, *[2.0] * 40)
-    return suite.compare("sum", "n = 1", ("ref", lambda: reference), methods, rounds, clock=clock, pause=0, **options)
+    rows = suite.compare("sum", "n = 1", ("ref", lambda: reference), methods, rounds, clock=clock, pause=0, **options)
+    return list(rows)
 
 
 def test_runs_are_interleaved_and_the_warm_up_is_not_counted():
@@ -90,7 +93,7 @@ def test_a_method_that_fails_has_a_row_and_the_others_go_on():
     assert [row.status for row in rows] == ["failed", "skipped", "failed", "ok"]
     assert rows[0].reason == "RuntimeError: out of memory" and "not installed" in rows[1].reason
     assert rows[3].samples == (0.5, 0.5, 0.5)
-    no_reference = suite.compare("sum", "n = 1", ("ref", absent), builders, 3)
+    no_reference = list(suite.compare("sum", "n = 1", ("ref", absent), builders, 3))
     assert {row.status for row in no_reference} == {"skipped"} and len(no_reference) == 4
 
 
@@ -123,9 +126,128 @@ def test_a_case_that_raises_is_reported_and_does_not_stop_the_run():
 
     good = suite.Row("sum", "n = 1", "a", "ref", samples=(1.0,))
     group = suite.Group("fake", "A fake group", "time / time", lambda settings: [])
-    outcome = suite.run([(group, suite.Case("bad", "n = 2", raises)), (group, suite.Case("good", "", lambda: [good]))])
+    outcome = suite.run(
+        [(group, suite.Case("bad", "n = 2", raises, 1)), (group, suite.Case("good", "", lambda: [good], 1))]
+    )
     assert [row.status for row in outcome.rows] == ["failed", "ok"] and outcome.failed
     assert outcome.rows[0].reason == "ValueError: no such matrix" and outcome.rows[1].group == "fake"
+
+
+def test_rows_are_told_as_soon_as_they_are_there():
+    told = []
+
+    def measure():
+        for i in (1, 2):
+            assert len(told) == i
+            yield suite.Row("sum", f"n = {i}", "a", "ref", samples=(1.0,))
+        raise ValueError("too large")
+
+    case = suite.Case("sums", "n", measure, cost=1)
+    outcome = suite.run([(suite.Group("g", "G", "x", lambda s: []), case)], lambda group, event: told.append(event))
+    assert told[0] is case and [row.sizes for row in told[1:3]] == ["n = 1", "n = 2"]
+    assert [row.status for row in outcome.rows] == ["ok", "ok", "failed"]
+
+
+def test_processor_times_stand_beside_those_of_the_clock(monkeypatch):
+    clock, work = Clock(), Clock()
+    monkeypatch.setattr(harness.time, "process_time", work)
+    works, waits = work.method("works", 3, 4), clock.method("waits", 7, 8)
+    seconds, processor = harness.times([works, waits], 2, clock, pause=0)
+    assert seconds.tolist() == [[0, 7], [0, 8]] and processor.tolist() == [[3, 0], [4, 0]]
+    row = harness.ratios((np.array([[2.0, 1], [4, 1], [9, 1]]), np.array([[6.0, 2]] * 3)), subject=0, reference=1)
+    assert row == {"samples": (2, 4, 9), "seconds": 4, "processor": 3}
+
+
+def test_a_fresh_process_finds_this_package_and_fails_in_words():
+    code = "import os, importlib.util as u; print(1); print(u.find_spec('perturbkernel').origin, os.environ['A'])"
+    assert harness.fresh_process(code, A="b") == f"{ROOT / 'perturbkernel' / '__init__.py'} b"
+    with pytest.raises(RuntimeError, match="the process ended with 1: no memory"):
+        harness.fresh_process("raise SystemExit('no memory')")
+
+
+# --- the groups that measure in their own ways ---
+
+
+@pytest.fixture
+def small_training(monkeypatch):
+    for name, value in {"N": 20, "D": 3, "WIDTH": 5}.items():
+        monkeypatch.setattr(suite.training, name, value)
+    # One network, 16 of them, PyTorch with all its threads and with one.
+    monkeypatch.setattr(suite.training, "times", lambda calls, rounds: np.full((2, rounds, 4), [2.0, 48, 8, 4]))
+
+
+def test_without_torch_its_rows_are_skipped(small_training, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    rows = list(suite.training._measure(2, harness.Settings(quick=True)))
+    assert [row.status for row in rows] == ["ok", "skipped", "skipped"]
+    assert rows[1].reason == "torch is not installed" and rows[0].samples == (1.5,) * 3
+
+
+def test_the_faster_of_the_torch_loops_counts(small_training, monkeypatch):
+    monkeypatch.setattr(suite.training, "_torch", lambda: SimpleNamespace(get_num_threads=lambda: 2))
+    monkeypatch.setattr(suite.training, "_torch_loop", lambda torch, net, x, *rest: np.zeros(len(x)))
+    rows = list(suite.training._measure(2, harness.Settings(quick=True)))
+    assert [row.quartiles[1] for row in rows] == [1.5, 0.5, 0.75]
+    assert "one thread; its outputs differ by 1e+00" in rows[1].note
+
+
+def test_interpolation_finds_the_factorisation():
+    (row,) = suite.solvers._interpolation("tiny", 60, 5, True, harness.Settings(quick=True, repeats=1))
+    assert row.status == "ok" and float(row.note.split()[-1]) < 1e-4
+
+
+def test_heavy_ball_written_in_numpy(rng):
+    """The oracle keeps every velocity and sums: a = rate sum_j v_j; float32 is right to 1e-6 or so."""
+    solvers, x, y = suite.solvers, rng.normal(size=(20, 3)).astype(np.float32), rng.choice([-1.0, 1.0], 20)
+    gram, velocities = oracle.ntk(x.astype(float), x.astype(float), 0.0, True), [np.zeros(20)]
+    for _ in range(solvers.STEPS):
+        outputs = gram @ (solvers.RATE * np.sum(velocities, axis=0))
+        velocities.append(solvers.MOMENTUM * velocities[-1] + y * (1 - 1 / (1 + np.exp(-y * outputs))) / 20)
+    wanted = solvers.RATE * np.sum(velocities, axis=0)
+    assert harness.difference(solvers.numpy_heavy_ball(x, y.astype(np.float32)), wanted) < 1e-4
+
+
+def test_devices(monkeypatch, capsys):
+    suite.scale.devices_child("matvec", (30, 20, 5), (1,), 2, 0)
+    (fields,) = json.loads(capsys.readouterr().out)
+    asked = {}
+
+    def process(code, **environment):
+        asked.update(environment, code=code)
+        return json.dumps([fields] * 4)
+
+    monkeypatch.setattr(suite.scale, "fresh_process", process)
+    rows = list(suite.scale._over_devices("matvec", harness.Settings(quick=True)))
+    assert (
+        asked["XLA_FLAGS"].endswith("device_count=8") and "devices_child('matvec', (2048, 2048, 100)" in asked["code"]
+    )
+    assert [row.sizes.split(",")[0] for row in rows] == ["1 device", "2 devices", "4 devices", "8 devices"]
+    assert all(len(row.samples) == 2 and "no speed-up" in row.note for row in rows)
+
+
+def test_large(monkeypatch, capsys):
+    stages, planned = list(suite.scale.STAGES), {}
+
+    class Kernel:
+        def plan(self, n, m, d, what):
+            planned[what, m] = (n, d)
+            return SimpleNamespace(seconds=2.0 if m is None else 4.0)
+
+    ran = {"seconds": dict(zip(stages, (3, 4, 5), strict=True)), "accuracy": (0.9, 0.8), "data": 1024, "above": 2048}
+    large = importlib.import_module(f"{suite.__name__}.large")
+    monkeypatch.setattr(large, "run", lambda n, d, progress: ran)
+    monkeypatch.setattr(suite.scale, "TwoLayerNTK", Kernel)
+    suite.scale.large_child(60)
+    assert planned == dict.fromkeys([("matvec", None), ("input_gradient", None), ("matvec", 60)], (60, 784))
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(suite.scale, "fresh_process", lambda code: printed)
+    rows = list(suite.scale._large(60, harness.Settings(quick=True)))
+    assert [(row.what, row.samples, row.seconds) for row in rows] == [
+        (stages[0], (1.5,), 3), (stages[1], (2.0,), 4), (stages[2], (1.25,), 5),
+    ]  # fmt: skip
+    assert [row.note.partition(";")[0] for row in rows] == [
+        "accuracy of f 0.9000", "in all 2 KiB above the data's 1 KiB", "accuracy of g 0.8000",
+    ]  # fmt: skip
 
 
 # --- the methods that are compared ---
@@ -217,10 +339,12 @@ def fake(monkeypatch):
         raise RuntimeError("no luck")
 
     def cases(rows, *more):
-        return lambda settings: [suite.Case("all", "n = 1", lambda: rows), *more]
+        return lambda settings: [suite.Case("all", "n = 1", lambda: rows, cost=1), *more]
 
     groups = (
-        suite.Group("times", "Times", "time / time", cases(rows, suite.Case("bad", "n", broken)), one="the same"),
+        suite.Group(
+            "times", "Times", "time / time", cases(rows, suite.Case("bad", "n", broken, cost=120)), one="the same"
+        ),
         suite.Group("curves", "Curves", "powers", cases(curves)),
         suite.Group("nothing", "Nothing", "time / time", cases(rows[3:])),
     )
@@ -244,16 +368,23 @@ def test_a_failing_row_is_reported_and_exits_with_1(fake, tmp_path, capsys):
 def test_what_is_skipped_or_differs_does_not_fail(fake, capsys):
     assert main(["bench", "--quiet", "--only", "times.all,curves"]) == 0
     assert "RuntimeError" not in capsys.readouterr().out
+    assert main(["bench", "--only", "times,nothing"]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "[1/3] times.all: n = 1 (about 1 s)" and told[1] == "    a, perturbkernel: 0.6 (0.55 to 0.65)"
+    assert told[5] == "[2/3] times.bad: n (minutes: about 2)" and told[6] == "    bad, perturbkernel: failed"
 
 
 def test_the_list(capsys):
     assert main(["bench", "--list", "--only", "products,memory.matvec"]) == 0
     printed = capsys.readouterr().out
     assert "products.input_gradient" in printed and "8192 x 4096 x 100 float32" in printed and "growth" not in printed
-    assert printed.count("memory.matvec") == 1
+    assert printed.count("memory.matvec") == 1 and re.search(r"products.ntk .* float32 +about \d+ s\n", printed)
     assert main(["bench", "--list", "--quick"]) == 0
     everything = capsys.readouterr().out
     assert all(f"\n{group.name}: {group.title}\n" in "\n" + everything for group in suite.GROUPS)
+    assert "minutes" not in everything
+    assert main(["bench", "--list", "--only", "large"]) == 0
+    assert re.search(r"large.identity +N = 60,000, d = 784 +minutes: about \d", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(

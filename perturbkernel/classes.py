@@ -1,8 +1,8 @@
-"""More than two classes: their encoding, random targets, the margin that an attack increases, and what counts as right.
+"""More than two classes: their encoding, random targets, the margin that an attack increases, what counts as right.
 
-A label is a class index in {0, .., K - 1}, the position in `Dataset.classes`. Class y is trained on as e_y - 1/K (1 - 1/K
-in its own column, -1/K in the others), and the decision is the argmax of the K outputs. At f = 0 every loss of `fit` then
-pulls the outputs of point n along e_y - 1/K, so that all agree at small times.
+A label is a class index in {0, .., K - 1}, the position in `Dataset.classes`. Class y is trained on as e_y - 1/K
+(1 - 1/K in its own column, -1/K in the others), and the decision is the argmax of the K outputs. At f = 0 every loss of
+`fit` then pulls the outputs of point n along e_y - 1/K, so that all agree at small times.
 """
 
 import jax
@@ -82,7 +82,7 @@ def right(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -> Float[A
 
 
 def class_agreement(f: Float[Array, "... m k"], g: Float[Array, "... m k"]) -> Float[Array, "... m"]:
-    """Whether two predictors decide for the same class, point by point: the probability of it, ties broken at random."""
+    """Whether two predictors decide for one class, point by point: the probability of it, ties broken at random."""
     return jnp.sum(decisions(f) * decisions(g), axis=-1)
 
 

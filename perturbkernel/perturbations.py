@@ -97,9 +97,12 @@ def perturb(
     """
     low, high = check_options(size, norm, direction, bounds)
     x = as_inputs(inputs, "inputs")
-    classes = _count_outputs(predictor, x)
-    y = as_targets(targets, "targets", len(x)) if classes is None else class_indices(targets, "targets", len(x), classes)
-    weights = None if classes is None else margin_weights(predictor(x), y)
+    classes = _count_outputs(predictor, x, targets)
+    if classes is None:
+        y, weights = as_targets(targets, "targets", len(x)), None
+    else:
+        y = class_indices(targets, "targets", len(x), classes)
+        weights = margin_weights(predictor(x), y)
     if direction == "gradient":
         if progress is not None and isinstance(predictor, KernelPredictor):
             gradient = predictor.input_gradient(x, weights, progress=progress)
@@ -127,14 +130,17 @@ def perturb(
     return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
 
 
-def _count_outputs(predictor: Callable, x: Array) -> int | None:
-    """K of a predictor with outputs (n, K), K > 1; None for a single output."""
+def _count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
+    """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no class indices."""
     if isinstance(predictor, KernelPredictor):
         return predictor.num_outputs
     if hasattr(predictor, "input_gradient"):
         return None
     shape = getattr(jax.eval_shape(predictor, x), "shape", ())
-    return shape[1] if len(shape) == 2 and shape[0] == len(x) and shape[1] > 1 else None
+    if len(shape) != 2 or shape[0] != len(x) or shape[1] == 1:
+        return None
+    dtype = targets.dtype if isinstance(targets, jax.Array) else np.asarray(targets).dtype
+    return shape[1] if jnp.issubdtype(dtype, jnp.integer) else None
 
 
 def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | None]:

@@ -57,9 +57,8 @@ def input_gradient(
 class KernelPredictor(eqx.Module):
     """f(z) = f0(z) + sum_n dual_coef_n K(x_n, z): an infinitely wide network after training.
 
-    Of K classes it has K outputs, which share the kernel: infinitely wide, they train as independent networks would but
-    for what the loss couples. A pytree: pass it through `jit`, differentiate it, `vmap` it. Evaluation is tiled, so memory does not grow with the
-    number of queries times training points.
+    A network of K outputs has K columns of coefficients and one kernel. A pytree: pass it through `jit`, differentiate
+    it, `vmap` it. Evaluation is tiled, so memory does not grow with the number of queries times training points.
 
     Attributes:
         kernel: the tangent kernel K.
@@ -103,7 +102,8 @@ class KernelPredictor(eqx.Module):
 
         Of K outputs, the gradient of <weights_j, f(z_j)> at z_j, for `weights` (m, K), in one pass.
         """
-        z, weights = self._queries(z), self._weights(z, weights)
+        z = self._queries(z)
+        weights = self._weights(z, weights)
         gradient = self.kernel.input_gradient(
             z, self.inputs, self.dual_coef, weights, mesh=self.mesh, progress=progress
         )
@@ -114,9 +114,12 @@ class KernelPredictor(eqx.Module):
     ) -> Float[Array, "m d"]:
         """The gradient with the gates held fixed, the paper's: grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n.
 
-        Of K outputs, that of <weights_j, f(z_j)>, in one pass a class. It leaves out the motion of the gates, which stays in the limit (zeta of theory 5.3). TwoLayerNTK only.
+        Of K outputs, that of <weights_j, f(z_j)>, in one pass a class.
+
+        It leaves out the motion of the gates, which stays in the limit (zeta of theory 5.3). TwoLayerNTK only.
         """
-        z, weights = self._queries(z), self._weights(z, weights)
+        z = self._queries(z)
+        weights = self._weights(z, weights)
         if not isinstance(self.kernel, TwoLayerNTK):
             raise TypeError(
                 f"frozen gates belong to TwoLayerNTK; this predictor's kernel is {self.kernel!r}. "
@@ -132,7 +135,8 @@ class KernelPredictor(eqx.Module):
         self, z: Float[ArrayLike, "m ..."], weights: Float[ArrayLike, "m k"] | None = None
     ) -> Float[Array, " m"]:
         """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting duplicates, say)."""
-        z, weights = self._queries(z), self._weights(z, weights)
+        z = self._queries(z)
+        weights = self._weights(z, weights)
         size = jnp.abs(self.dual_coef)
         if weights is None:
             bound = self.kernel.gradient_bound(z, self.inputs, size)
@@ -230,7 +234,7 @@ def _check_training(kernel: Any, loss: Any, several: bool, dynamics: Any, memory
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
     if loss in ("logistic", "softmax") and several != (loss == "softmax"):
-        wanted = '(n, K), loss="softmax" for them' if several else '(n,), (n, K) of pk.one_hot(labels, K) for softmax'
+        wanted = '(n, K), loss="softmax" for them' if several else "(n,), (n, K) of pk.one_hot(labels, K) for softmax"
         raise ValueError(f'loss="{loss}" does not go with these targets: they are {wanted}')
     check_choice(loss, "loss", CLASS_LOSSES if several else LOSSES)
     if not isinstance(dynamics, GradientFlow | HeavyBall):
@@ -255,7 +259,7 @@ def _check_probabilities(targets: Array) -> None:
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"targets of the softmax loss must be pk.one_hot(labels, K), or rows of probabilities; row {row} is {y[row]}"
+            f"targets of the softmax loss must be pk.one_hot(labels, K), or probabilities; row {row} is {y[row]}"
         )
 
 

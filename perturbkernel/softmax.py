@@ -3,8 +3,8 @@
 Its gradient in the outputs of point n is (softmax f(x_n) - p_n) / n, so that dual_coef (n, K) grows at
 (p_n - softmax f(x_n)) / n with f = f0 + K dual_coef. Rows of dual_coef sum to zero, as do those of p - softmax.
 
-For two classes and f0 = 0, dual_coef_1 = -dual_coef_2 = a and f_1 - f_2 = 2 K a: with y = +1 for the first class, a grows
-at y sigmoid(-y (f_1 - f_2)) / n, which is the logistic loss of f_1 - f_2 under the doubled kernel.
+For two classes and f0 = 0, dual_coef_1 = -dual_coef_2 = a and f_1 - f_2 = 2 K a: with y = +1 for the first class, a
+grows at y sigmoid(-y (f_1 - f_2)) / n, which is the logistic loss of f_1 - f_2 under the doubled kernel.
 """
 
 import warnings
@@ -59,7 +59,7 @@ def _flow(operator, p: Array, f0: Array, time: Array, tolerance: Array) -> tuple
 
 
 def heavy_ball(operator: Callable, p: Array, f0: Array, dynamics: HeavyBall) -> Solution:
-    """The recurrence itself: one product a step. The softmax has curvature at most 1/2, twice that of the logistic loss."""
+    """The recurrence itself: one product a step. Softmax has curvature at most 1/2, twice that of the logistic loss."""
     largest, products = largest_eigenvalue(operator, p[:, 0])
     stable = 4 * (1 + dynamics.momentum) * len(p) / largest if largest > 0 else jnp.inf
     status = "ok"

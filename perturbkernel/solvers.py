@@ -9,9 +9,9 @@ The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the m
 With targets (n, K) there are K outputs and n x K coefficients. Identity, L = -(1/n) sum <y, f>, and squared treat every
 column by itself; softmax, the cross-entropy, couples them (`softmax`).
 
-Up to 2,000 points all but the first hold the n x n Gram matrix in float64 and solve directly. Beyond, or where four such
-matrices exceed the memory allowed, products with the matrix are all they use: docs/solvers.md. Coefficients are always
-float64, whatever JAX's setting.
+Up to 2,000 points all but the first hold the n x n Gram matrix in float64 and solve directly. Beyond, or where four
+such matrices exceed the memory allowed, products with the matrix are all they use: docs/solvers.md. Coefficients are
+always float64, whatever JAX's setting.
 """
 
 import jax
@@ -43,7 +43,7 @@ def solve(
     memory: float | None = None,
     tolerance: float | None = None,
 ) -> Solution:
-    """Dual coefficients after training on (x, y) from the initial outputs f0, shaped like y: (n,) or (n, K); None: zero.
+    """Dual coefficients after training on (x, y) from the initial outputs f0, (n,) or (n, K) as y, None for zero.
 
     `memory`: bytes that Gram matrices may take, `gram.available_memory()` if None. `tolerance`: relative; 1e-9, or 1e-7
     for float32 data, if None. Its meaning depends on the method, docs/solvers.md.

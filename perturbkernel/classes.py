@@ -78,7 +78,7 @@ def class_accuracy(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -
 
 def right(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -> Float[Array, "... m"]:
     """`class_accuracy`, point by point."""
-    return jnp.take_along_axis(decisions(outputs), jnp.reshape(labels, (-1, 1)), axis=-1)[..., 0]
+    return jnp.sum(decisions(outputs) * jax.nn.one_hot(labels, outputs.shape[-1]), axis=-1)
 
 
 def class_agreement(f: Float[Array, "... m k"], g: Float[Array, "... m k"]) -> Float[Array, "... m"]:

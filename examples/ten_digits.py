@@ -4,9 +4,10 @@
     python examples/ten_digits.py --time-g 1000        # g trained longer learns the wrong labels themselves
 
 f learns handwritten digits by gradient flow on the squared loss. Every training digit is perturbed by one step toward
-another class: the next one (0 toward 1, .., 9 toward 0), or one drawn from the other nine. g is trained on the perturbed
-digits with the target classes as labels, every one of which is wrong (scenario b), or on the perturbations alone (a).
-Prints the accuracy on clean held-out digits, in all and for each class, and draws the perturbations and both confusions.
+another class: the next one (0 toward 1, .., 9 toward 0), or one drawn from the other nine. g is trained on the
+perturbed digits with the target classes as labels, every one of which is wrong (scenario b), or on the perturbations
+alone (a).
+Prints the accuracy on clean held-out digits, in all and for each class; draws perturbations and confusions.
 """
 
 import argparse
@@ -68,8 +69,8 @@ def main() -> None:
 
 def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
     matplotlib.rcParams.update({"font.size": 9, "axes.titlesize": 9})
-    figure = Figure(figsize=(10, 6.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 3.2))
+    figure = Figure(figsize=(10, 7.2), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3.3, 3.9))
     axes = top.subplots(3, 10)
     p = runs["b", "random_other"].perturbation
     mean = jnp.stack([p.delta[p.targets == k].mean(0) for k in range(10)])
@@ -92,8 +93,13 @@ def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
     for axis, (title, predictor) in zip(bottom.subplots(1, len(panels)), panels, strict=True):
         shares = confusion(predictor(test.inputs), test)
         axis.imshow(shares, cmap="viridis", vmin=0, vmax=1)
-        axis.set(xticks=range(10), yticks=range(10), xlabel="decision", title=f"{title}\n{np.diag(shares).mean():.1%}")
-    bottom.suptitle("held-out digits: true class (rows) against decision, and accuracy")
+        axis.set(
+            xticks=range(10),
+            yticks=range(10),
+            xlabel="decision",
+            ylabel="true class",
+            title=f"{title}\n{np.diag(shares).mean():.1%}",
+        )
     figure.savefig(path, dpi=130)
 
 

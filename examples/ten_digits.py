@@ -11,6 +11,7 @@ Prints the accuracy on clean held-out digits, in all and for each class; draws p
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,8 @@ def main() -> None:
 def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
     matplotlib.rcParams.update({"font.size": 9, "axes.titlesize": 9})
     figure = Figure(figsize=(10, 7.2), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3.3, 3.9))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(3.3, 3.9))
+    top, bottom = parts
     axes = top.subplots(3, 10)
     p = runs["b", "random_other"].perturbation
     mean = jnp.stack([p.delta[p.targets == k].mean(0) for k in range(10)])

@@ -348,14 +348,15 @@ def test_input_gradients_of_a_combination_of_outputs(initial):
     z = np.concatenate([X[:4], Z[4:]])
     weights = np.random.default_rng(1).normal(size=(N, K))
     f = fit(KERNEL, X, Y, dynamics=Flow(3.0), initial=initial)
-    added = 0 if initial is None else np.asarray(jax.grad(lambda z: jnp.sum(weights * start(z)))(jnp.asarray(z)))
-    exact, frozen = (
+    added: Any = 0 if initial is None else np.asarray(jax.grad(lambda z: jnp.sum(weights * start(z)))(jnp.asarray(z)))
+    combined: Any = (
         added + sum(weights[:, k, None] * gradient(z, X, np.asarray(f.dual_coef)[:, k]) for k in range(K))
         for gradient in (
-            lambda *a: oracle.input_gradient(*a, SLOPE, True),
-            lambda *a: oracle.frozen_gate_direction(*a, SLOPE),
+            lambda z, x, coef: oracle.input_gradient(z, x, coef, SLOPE, True),
+            lambda z, x, coef: oracle.frozen_gate_direction(z, x, coef, SLOPE),
         )
     )
+    exact, frozen = combined
     assert largest_row(np.asarray(f.input_gradient(z, weights)) - exact) <= 1e-11 * largest_row(exact)
     assert largest_row(np.asarray(f.frozen_gate_gradient(z, weights)) - frozen) <= 1e-11 * largest_row(frozen)
     if initial is None:
@@ -578,7 +579,7 @@ def test_a_second_network_learns_three_digits_from_wrong_labels():
 def test_predictors_of_several_outputs_are_saved_and_compiled(tmp_path):
     f = trained()
     f.save(tmp_path / "f.npz")
-    again = pk.KernelPredictor.load(tmp_path / "f.npz")
+    again: Any = pk.KernelPredictor.load(tmp_path / "f.npz")
     assert again.num_outputs == K and trained(time=3.0).num_outputs == K
     np.testing.assert_array_equal(again(Z), f(Z))
     weights = jnp.ones((N, K))

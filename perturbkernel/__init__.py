@@ -7,6 +7,7 @@ from perturbkernel import reproduce as reproduce
 from perturbkernel import theory as theory
 from perturbkernel._version import __version__ as __version__
 from perturbkernel.architectures import ArchitectureNTK as ArchitectureNTK
+from perturbkernel.classes import one_hot as one_hot
 from perturbkernel.data import Dataset as Dataset
 from perturbkernel.diagnosis import Diagnosis as Diagnosis
 from perturbkernel.dynamics import GradientFlow as GradientFlow

@@ -48,7 +48,7 @@ _ARCCOS_64 = (
     4.741069125501733e-06,
 )
 
-# Rounding leaves 1 - rho = e with an error of eps * spread, so the angle sqrt(2 e) with eps * spread / sqrt(2 e).
+# Rounding leaves 1 - rho = e with an error of eps spread, so the angle sqrt(2 e) with eps spread / sqrt(2 e).
 # Derivatives need its relative error: pairs with e below _CLOSE * spread (and opposite pairs) are repaired, from the
 # difference of the points. For the angle itself the absolute error counts, so that only e below _CLOSE * spread^2 is
 # repaired: few pairs of tiny points, many of which are nearly parallel. A few eps * spread is rounding alone: there

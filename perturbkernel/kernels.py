@@ -133,19 +133,29 @@ class Kernel:
         self,
         z: Float[ArrayLike, "m ..."],
         x: Float[ArrayLike, "n ..."],
-        coef: Float[ArrayLike, " n"],
+        coef: Float[ArrayLike, "n ..."],
+        weights: Float[ArrayLike, "m k"] | None = None,
         *,
         mesh: Mesh | None = None,
         progress: Any = None,
     ) -> Float[Array, "m ..."]:
         """grad_z sum_n coef_n K(x_n, z) at every row of z, shaped like z, in tiles.
 
+        For coef (n, k), k outputs, `weights` (m, k) says which combination of them: the gradient of
+        sum_nk weights_jk coef_nk K(x_n, z) at z_j.
+
         Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n, .) has a cone whose
         symmetric derivative is taken, the limit of finite networks' gradients (theory: 0.4, 5.3). `mesh` and `progress`
         as in `matvec`.
         """
-        z, x, coef = self._sum_arguments(z, x, coef, "coef", (1,), mesh, progress)
-        cotangent = jnp.ones(z.shape[0], z.dtype)
+        z, x, coef = self._sum_arguments(z, x, coef, "coef", (1,) if weights is None else (2,), mesh, progress)
+        if weights is None:
+            cotangent = jnp.ones(z.shape[0], z.dtype)
+        else:
+            cotangent = as_float(weights, "weights").astype(z.dtype)
+            if cotangent.shape != (len(z), coef.shape[1]):
+                wanted = f"({len(z)}, {coef.shape[1]}), a row for each row of z and a column for each of coef"
+                raise ValueError(f"weights must have shape {wanted}; got {cotangent.shape}")
         return tiles.query_gradient(self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress)
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:

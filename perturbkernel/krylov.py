@@ -99,9 +99,9 @@ class Preconditioner(NamedTuple):
     vectors: Float[Array, "n r"]
     values: Float[Array, " r"]
 
-    def apply(self, v: Float[Array, " n"]) -> Float[Array, " n"]:
-        inner = jnp.matmul(v, self.vectors, precision=EXACT)
-        return v + jnp.matmul(self.vectors, (self.values[-1] / self.values - 1) * inner, precision=EXACT)
+    def apply(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        inner = jnp.matmul(v.T, self.vectors, precision=EXACT)
+        return v + jnp.matmul(self.vectors, ((self.values[-1] / self.values - 1) * inner).T, precision=EXACT)
 
 
 @jax.jit
@@ -126,31 +126,40 @@ def nystrom(columns: Float[Array, "n r"], chosen: Array) -> Preconditioner:
 def conjugate_gradients(
     operator, preconditioner: Preconditioner, b: Array, tolerance: Array, most: Array
 ) -> tuple[Array, Array, Array]:
-    """K^-1 b until |b - K x| <= tolerance |b|: the iterate of the smallest residual, that residual / |b|, products."""
+    """K^-1 b until |b - K x| <= tolerance |b|: the iterate of the smallest residual, that residual / |b|, products.
+
+    b (n, k): every column by itself, products in common; the relative residuals are (k,), as may be the tolerance.
+    """
+
+    def dot(a, b):
+        return jnp.einsum("n...,n...->...", a, b, precision=EXACT)
 
     def step(carry):
-        x, residual, direction, product, _, count, best, best_size = carry
+        x, residual, direction, product, size, count, best, best_size = carry
+        active = size > goal  # a column that is done stays as it is
         image = operator(direction)
-        curvature = jnp.dot(direction, image, precision=EXACT)
-        length = jnp.where(curvature > 0, product / jnp.where(curvature > 0, curvature, 1), 0)
+        curvature = dot(direction, image)
+        descent = active & (curvature > 0)
+        length = jnp.where(descent, product / jnp.where(descent, curvature, 1), 0)
         x, residual = x + length * direction, residual - length * image
         conditioned = preconditioner.apply(residual)
-        new = jnp.dot(residual, conditioned, precision=EXACT)
+        new = dot(residual, conditioned)
         direction = conditioned + new / jnp.where(product > 0, product, 1) * direction
-        size = jnp.where(curvature > 0, jnp.linalg.norm(residual), -jnp.inf)  # no descent left: stop
-        better = (size < best_size) & (curvature > 0)
+        # No descent left: stop.
+        size = jnp.where(active, jnp.where(descent, jnp.linalg.norm(residual, axis=0), -jnp.inf), size)
+        better = (size < best_size) & descent
         best, best_size = jnp.where(better, x, best), jnp.where(better, size, best_size)
         return x, residual, direction, new, size, count + 1, best, best_size
 
     def unfinished(carry):
         *_, size, count, _, _ = carry
-        return (size > goal) & (count < most)
+        return (size > goal).any() & (count < most)
 
-    norm = jnp.linalg.norm(b)
+    norm = jnp.linalg.norm(b, axis=0)
     goal = tolerance * norm
     conditioned = preconditioner.apply(b)
     zero = jnp.zeros_like(b)
-    start = jnp.dot(b, conditioned, precision=EXACT)
+    start = dot(b, conditioned)
     carry = (zero, b, conditioned, start, norm, jnp.zeros((), int), zero, norm)
     *_, count, best, best_size = lax.while_loop(unfinished, step, carry)
     return best, best_size / jnp.where(norm > 0, norm, 1), count

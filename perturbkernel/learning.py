@@ -7,9 +7,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from perturbkernel.checks import as_inputs, as_targets, check_choice, check_count, check_key
+from perturbkernel.classes import class_agreement, class_indices, draw_classes, one_hot, right
 from perturbkernel.data import Dataset, from_arrays
 from perturbkernel.diagnosis import Diagnosis, diagnose
 from perturbkernel.kernels import Kernel, TwoLayerNTK
@@ -21,7 +22,7 @@ CONTROLS = ("unperturbed", "random", "shuffled")
 
 
 class Pair(NamedTuple):
-    """A number for the first and for the second network."""
+    """A number (or one for each class, (K,)) for the first and for the second network."""
 
     f: Array
     g: Array
@@ -51,16 +52,37 @@ def draw_targets(rule: str, n: int, *, key: PRNGKeyArray) -> Float[Array, " n"]:
     return jax.random.permutation(order, alternating) * (jax.random.rademacher(sign, (), float) if n % 2 else 1)
 
 
+def encoded(targets: Array, classes: int) -> Array:
+    """What a learner is given: two classes' targets (n,) as they are, otherwise `one_hot`, (n, K)."""
+    return targets if classes == 2 else one_hot(targets, classes)
+
+
+def share_right(outputs: Array, data: Dataset) -> Array:
+    """(m,), 1 where the outputs, (m,) or (m, K), decide for the class of the row; ties count their fair share."""
+    return (1 + jnp.sign(outputs) * data.targets) / 2 if len(data.classes) == 2 else right(outputs, data.targets)
+
+
+def class_means(values: Array, data: Dataset) -> Array:
+    """(K,), the mean over the rows of each class, NaN for one without rows."""
+    members = one_hot(data.labels, len(data.classes), centred=False)
+    return jnp.sum(members * values[:, None], axis=0) / members.sum(0)
+
+
 class PerturbationLearning(eqx.Module):
     """What `learn_from_perturbations` did; a pytree.
+
+    For K > 2 classes f and g have K outputs and decide by the largest; perturbation.targets are class indices; `cosine`
+    and `diagnosis` are None, as the theory behind them is that of two classes.
 
     Attributes:
         f, g: the two predictors.
         perturbation: `delta`, `targets`, `zero_gradient`.
         carrier: (n, ...), what the perturbations were added to: zero in scenario (a), the inputs in (b).
         cosine: (n,), the signed cosine of targets_n delta_n with the theory's direction
-            v(x_n) = (1/N) sum_k y_k Phi(x_k, x_n) x_k; NaN where either is zero; None without a TwoLayerNTK.
-        diagnosis: signal and random offset of g at the clean training points; None for learners without a kernel.
+            v(x_n) = (1/N) sum_k y_k Phi(x_k, x_n) x_k; NaN where either is zero; None without a TwoLayerNTK, and
+            for K > 2 classes.
+        diagnosis: signal and random offset of g at the clean training points; None for learners without a kernel, and
+            for K > 2 classes.
         train: the data set that f was trained on.
         options: size, norm, direction, bounds, balanced (whether the targets were).
     """
@@ -82,16 +104,35 @@ class PerturbationLearning(eqx.Module):
         """Carrier + delta: the inputs that g was trained on."""
         return self.carrier + self.perturbation.delta
 
-    def accuracy(self, data: Dataset) -> Pair:
-        """Accuracy of f and of g on clean data with its true labels."""
-        return Pair(accuracy(self.f(data.inputs), data.targets), accuracy(self.g(data.inputs), data.targets))
+    def accuracy(self, data: Dataset, *, per_class: bool = False) -> Pair:
+        """Accuracy of f and of g on clean data with its true labels; `per_class`: of each class, (K,), NaN if empty."""
+        self._check_classes(data)
+        shares = (share_right(predictor(data.inputs), data) for predictor in (self.f, self.g))
+        return Pair(*(class_means(share, data) if per_class else share.mean() for share in shares))
 
-    def agreement(self, z: Float[ArrayLike, "m ..."]) -> Array:
-        """The share of points z at which f and g have the same sign."""
-        return agreement(self.f(z), self.g(z))
+    def agreement(self, z: Float[ArrayLike, "m ..."] | Dataset, *, per_class: bool = False) -> Array:
+        """The share of points z at which f and g have the same sign, or decide for the same class.
+
+        `per_class`: for the points of each true class, (K,); then z is a Dataset.
+        """
+        points = z.inputs if isinstance(z, Dataset) else z
+        f, g = self.f(points), self.g(points)
+        same = class_agreement(f, g) if f.ndim == 2 else (1 + jnp.sign(f) * jnp.sign(g)) / 2
+        if not per_class:
+            return same.mean()
+        if not isinstance(z, Dataset):
+            raise TypeError(f"z must be a Dataset for agreement per class; got {type(z).__name__}")
+        self._check_classes(z)
+        return class_means(same, z)
+
+    def _check_classes(self, data: Dataset) -> None:
+        if len(data.classes) != len(self.train.classes):
+            raise ValueError(f"data must have the classes of the training data, {self.train.classes}; got {data!r}")
 
     def diagnose(self, data: Dataset) -> Diagnosis:
         """The diagnosis at other labelled points than the training data."""
+        if len(self.train.classes) > 2:
+            raise TypeError(f"a diagnosis is for two classes; these are {len(self.train.classes)}")
         if self.diagnosis is None:
             raise TypeError("a diagnosis needs a second learner with an infinite-width kernel (attribute `kernel`)")
         kernel: Any = self.learner_g
@@ -112,7 +153,7 @@ class PerturbationLearning(eqx.Module):
 
         "unperturbed": the bare carrier with the same targets; "random": carrier plus random directions of the same
         sizes; "shuffled": the perturbed carrier with half of the targets, chosen at random, turned around, so that
-        targets and perturbations are uncorrelated.
+        targets and perturbations are uncorrelated (K classes: moved on by 0 to K - 1, each equally often).
         """
         check_choice(name, "name", CONTROLS)
         noise_key, shuffle_key, learner_key = jax.random.split(jax.random.fold_in(self.key, draw), 3)
@@ -124,8 +165,12 @@ class PerturbationLearning(eqx.Module):
             length = jnp.linalg.norm(delta.reshape(len(delta), -1), axis=1)
             inputs = inputs + normalise(direction, "l2") * length.reshape(-1, *(1,) * (delta.ndim - 1))
         elif name == "shuffled":
-            inputs, targets = inputs + delta, targets * draw_targets("balanced", len(targets), key=shuffle_key)
-        return self.learner_g(inputs, targets, learner_key)
+            inputs, classes = inputs + delta, len(self.train.classes)
+            if classes == 2:
+                targets = targets * draw_targets("balanced", len(targets), key=shuffle_key)
+            else:
+                targets = (targets + draw_classes("balanced", targets, classes, key=shuffle_key)) % classes
+        return self.learner_g(inputs, encoded(targets, len(self.train.classes)), learner_key)
 
     def evaluate(
         self, test: Dataset | None = None, fresh: Float[ArrayLike, "m ..."] | None = None, control_draws: int = 1
@@ -145,6 +190,8 @@ class PerturbationLearning(eqx.Module):
             "cosine": {"mean", "min"} or None; "zero_gradients": a count; "diagnosis": means over the training points.
         """
         check_count(control_draws, "control_draws")
+        if test is not None:
+            self._check_classes(test)
         sets = {"train": self.train} | ({} if test is None else {"test": test})
         if fresh is None and test is not None:
             fresh = test.inputs
@@ -153,7 +200,7 @@ class PerturbationLearning(eqx.Module):
 
         def accuracies(predictor) -> dict[str, float]:
             parts = jnp.split(predictor(clean), ends)
-            return {name: float(accuracy(out, sets[name].targets)) for name, out in zip(sets, parts, strict=True)}
+            return {name: float(share_right(out, sets[name]).mean()) for name, out in zip(sets, parts, strict=True)}
 
         def control(name) -> dict[str, list[float]]:
             draws = [
@@ -188,7 +235,7 @@ def learn_from_perturbations(
     size: float,
     scenario: str | None = None,
     carrier: Float[ArrayLike, "n ..."] | None = None,
-    targets: str | Float[ArrayLike, " n"] = "coin_flip",
+    targets: str | Float[ArrayLike, " n"] | Int[ArrayLike, " n"] = "coin_flip",
     learner_g: Callable | None = None,
     norm: str = "l2",
     direction: str = "gradient",
@@ -198,15 +245,18 @@ def learn_from_perturbations(
 ) -> PerturbationLearning:
     """Trains f on clean data, perturbs every training point toward a random label, and trains g on the perturbations.
 
-    delta_n = size target_n grad f(x_n) / |grad f(x_n)|; g learns carrier_n + delta_n with label target_n.
+    delta_n = size target_n grad f(x_n) / |grad f(x_n)|; g learns carrier_n + delta_n with label target_n. With K > 2
+    classes the step is toward class target_n as in `perturb`, and learners are given `one_hot` targets, (n, K).
 
     Args:
         learner: (inputs, targets, key) -> predictor, `KernelLearner` for instance; trains f, and g unless `learner_g`.
-        train: a Dataset, or a pair (inputs, targets).
+        train: a Dataset, or a pair (inputs, targets) of two classes.
         size: of each perturbation, in the units of the inputs.
         scenario: "a" (default), perturbations alone: carrier zero; "b", perturbed data: carrier = the inputs.
         carrier: (n, ...), to add the perturbations to anything else; then leave `scenario` out.
-        targets: "coin_flip", "balanced" (sum zero; odd n: +-1), or an array of labels in {-1, +1}.
+        targets: "coin_flip", "balanced" (sum zero; odd n: +-1), or an array of labels in {-1, +1}. For K > 2 classes
+            "coin_flip" (any class), "balanced" (equally often), "random_other" (any but the true one), "next" (the true
+            one plus one, modulo K), or class indices (`classes.draw_classes`).
         learner_g: another learner for g: another kernel, loss, dynamics, or a finite network.
         norm, direction, bounds: as in `perturb`. Bounds clip x_n + delta_n.
         progress: called with the name of each stage as it begins.
@@ -219,7 +269,7 @@ def learn_from_perturbations(
     `diagnosis`, `targets="balanced"`, and `train_bias=False`. Source: Kumano, Kera, Yamasaki (NeurIPS 2024), Section 4.
     """
     data = train if isinstance(train, Dataset) else from_arrays(*train)
-    x = data.inputs
+    x, n = data.inputs, data.n
     check_key(key)
     check_options(size, norm, direction, bounds)
     if carrier is not None and scenario is not None:
@@ -237,21 +287,27 @@ def learn_from_perturbations(
             raise TypeError(f"{name} must be a function (inputs, targets, key) -> predictor; got {value!r}")
     targets_key, f_key, g_key, control_key = jax.random.split(key, 4)
     balanced = isinstance(targets, str) and targets == "balanced"
-    if isinstance(targets, str):
+    classes = len(data.classes)
+    if isinstance(targets, str) and classes == 2:
         y_adv = draw_targets(targets, len(x), key=targets_key)
+    elif isinstance(targets, str):
+        y_adv = draw_classes(targets, data.targets, classes, key=targets_key)
     else:
-        y_adv = as_targets(targets, "targets", len(x))
+        y_adv = as_targets(targets, "targets", n) if classes == 2 else class_indices(targets, "targets", n, classes)
     tell = progress or (lambda stage: None)
 
     tell("training f")
-    f = learner(x, data.targets, f_key)
+    f = learner(x, encoded(data.targets, classes), f_key)
     tell("perturbing")
     p = perturb(f, x, y_adv, size=size, norm=norm, direction=direction, bounds=bounds)
     tell("training g")
     learner_g = learner if learner_g is None else learner_g
-    g = learner_g(carrier + p.delta, y_adv, g_key)
+    g = learner_g(carrier + p.delta, encoded(y_adv, classes), g_key)
 
     tell("comparing with the theory")
+    options = {"size": float(size), "norm": norm, "direction": direction, "bounds": bounds, "balanced": balanced}
+    if classes > 2:
+        return PerturbationLearning(f, g, p, carrier, None, None, data, learner_g, options, control_key, g_key)
     kernel = getattr(learner, "kernel", None)
     along = None
     if isinstance(kernel, TwoLayerNTK):
@@ -262,5 +318,4 @@ def learn_from_perturbations(
     if isinstance(kernel_g, Kernel):
         mesh = getattr(learner_g, "mesh", None)
         diagnosis = diagnose(kernel_g, carrier, p.delta, y_adv, x, data.targets, balanced=balanced, mesh=mesh)
-    options = {"size": float(size), "norm": norm, "direction": direction, "bounds": bounds, "balanced": balanced}
     return PerturbationLearning(f, g, p, carrier, along, diagnosis, data, learner_g, options, control_key, g_key)

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from perturbkernel.checks import as_float, as_inputs, as_targets, check_choice, check_number, is_traced
+from perturbkernel.classes import class_indices, margin_weights
 from perturbkernel.predictors import KernelPredictor, input_gradient
 
 NORMS = ("l2", "linf")
@@ -20,12 +22,12 @@ class Perturbation(eqx.Module):
 
     Attributes:
         delta: (n, ...), shaped like the inputs; its size is in input units, a norm over all axes but the first.
-        targets: (n,), the labels in {-1, +1} that `inputs + delta` moves toward.
+        targets: (n,), the labels that `inputs + delta` moves toward: in {-1, +1}, or class indices.
         zero_gradient: (n,), True where the gradient is zero (to rounding), no direction exists, and delta is 0.
     """
 
     delta: Float[Array, "n ..."]
-    targets: Float[Array, " n"]
+    targets: Float[Array, " n"] | Int[Array, " n"]
     zero_gradient: Bool[Array, " n"]
 
 
@@ -55,7 +57,7 @@ def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, "
 def perturb(
     predictor: Callable,
     inputs: Float[ArrayLike, "n ..."],
-    targets: Float[ArrayLike, " n"],
+    targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
     *,
     size: float,
     norm: str = "l2",
@@ -68,11 +70,18 @@ def perturb(
     g_n is the gradient of the predictor at input n (linf: its sign). The gradient of the predictor is normalised, not
     that of a loss, whose factor cancels in exact arithmetic and underflows in floating point when it saturates.
 
+    For a predictor with K outputs targets are classes t_n, and delta_n = size g_n / |g_n| with g_n the gradient of the
+    margin M_t = f_t - log sum_{k != t} exp f_k, that is sum_k (e_t - q)_k grad f_k, q the softmax over the other
+    classes. The cross-entropy toward t, which Ilyas et al. (NeurIPS 2019) minimise, is log(1 + exp(-M_t)): the same
+    direction, without the factor that underflows. q depends on the scale of f: it is uniform for f near 0, and all on
+    the strongest other class for f large. For two classes g_n is the gradient of f_t - f_other.
+
     Args:
-        predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,) or (n, 1) that
-            treats rows independently: a Flax or Equinox model, a lambda.
+        predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,), (n, 1) or (n, K)
+            that treats rows independently: a Flax or Equinox model, a lambda. One that is no KernelPredictor and has a
+            method `input_gradient` of its own is taken to have one output.
         inputs: (n, ...).
-        targets: (n,) in {-1, +1}: the label each input is moved toward.
+        targets: (n,) in {-1, +1}: the label each input is moved toward; for K outputs class indices, integers.
         size: norm of each perturbation, in the units of the inputs, over all axes but the first.
         norm: "l2" or "linf".
         direction: "gradient", the true gradient; "frozen_gates", the paper's sum_n dual_coef_n Phi(x_n, z) x_n, which
@@ -88,14 +97,19 @@ def perturb(
     """
     low, high = check_options(size, norm, direction, bounds)
     x = as_inputs(inputs, "inputs")
-    y = as_targets(targets, "targets", len(x))
+    classes = _count_outputs(predictor, x, targets)
+    if classes is None:
+        y, weights = as_targets(targets, "targets", len(x)), None
+    else:
+        y = class_indices(targets, "targets", len(x), classes)
+        weights = margin_weights(predictor(x), y)
     if direction == "gradient":
         if progress is not None and isinstance(predictor, KernelPredictor):
-            gradient = predictor.input_gradient(x, progress=progress)
+            gradient = predictor.input_gradient(x, weights, progress=progress)
         else:
-            gradient = input_gradient(predictor, x)
+            gradient = input_gradient(predictor, x, weights)
     elif isinstance(predictor, KernelPredictor):
-        gradient = predictor.frozen_gate_gradient(x)
+        gradient = predictor.frozen_gate_gradient(x, weights)
     else:
         raise TypeError(
             f'direction="frozen_gates" needs a KernelPredictor of TwoLayerNTK; got {type(predictor).__name__}. '
@@ -106,13 +120,27 @@ def perturb(
         bad = ~np.isfinite(np.asarray(flat)).all(1)
         if bad.any():
             raise ValueError(f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})")
-    rounding = predictor.gradient_rounding(x) if isinstance(predictor, KernelPredictor) else jnp.zeros(len(x))
+    exact = not isinstance(predictor, KernelPredictor)
+    rounding = jnp.zeros(len(x)) if exact else predictor.gradient_rounding(x, weights)
     zero = flat.max(1) * jnp.sqrt(flat.shape[1]) <= rounding
     step = jnp.where(_column(zero, x), 0, normalise(gradient, norm))
-    delta = _column(size * y, x) * step
+    delta = _column(size * y, x) * step if classes is None else size * step
     if bounds is not None:
         delta = jnp.where(_column(zero, x), 0, jnp.clip(x + delta, low, high) - x)
     return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
+
+
+def _count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
+    """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no class indices."""
+    if isinstance(predictor, KernelPredictor):
+        return predictor.num_outputs
+    if hasattr(predictor, "input_gradient"):
+        return None
+    shape = getattr(jax.eval_shape(predictor, x), "shape", ())
+    if len(shape) != 2 or shape[0] != len(x) or shape[1] == 1:
+        return None
+    dtype = targets.dtype if isinstance(targets, jax.Array) else np.asarray(targets).dtype
+    return shape[1] if jnp.issubdtype(dtype, jnp.integer) else None
 
 
 def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | None]:

@@ -13,43 +13,58 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import as_targets, check_choice, check_mesh, check_number, is_traced
+from perturbkernel.checks import (
+    as_class_targets,
+    as_float,
+    as_targets,
+    check_choice,
+    check_mesh,
+    check_number,
+    is_traced,
+)
 from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
 from perturbkernel.kernels import Kernel, TwoLayerNTK
-from perturbkernel.solvers import LOSSES, solve
+from perturbkernel.solvers import CLASS_LOSSES, LOSSES, solve
 
 
-def _value_and_pullback(function: Callable, z: Array, name: str) -> tuple[Array, Callable]:
-    """function(z) as (m,), checked, and the vector-Jacobian product that takes (m,) to the shape of z."""
+def _value_and_pullback(function: Callable, z: Array, name: str, columns: int | None = None) -> tuple[Array, Callable]:
+    """function(z) as (m,), or (m, columns), checked, and the vector-Jacobian product from there to the shape of z."""
     outputs, pullback = jax.vjp(function, z)
+    if columns is not None:
+        if outputs.shape != (len(z), columns):
+            raise ValueError(f"{name} must map inputs {z.shape} to ({len(z)}, {columns}); it gave {outputs.shape}")
+        return outputs, lambda cotangent: pullback(cotangent)[0]
     if outputs.shape not in ((len(z),), (len(z), 1)):
         raise ValueError(f"{name} must map inputs {z.shape} to one output a row, ({len(z)},); it gave {outputs.shape}")
     return outputs.reshape(len(z)), lambda cotangent: pullback(cotangent.reshape(outputs.shape))[0]
 
 
-def input_gradient(predictor: Callable, z: Float[Array, "m ..."]) -> Float[Array, "m ..."]:
-    """The gradient of each row's output with respect to that row, shaped like z.
+def input_gradient(
+    predictor: Callable, z: Float[Array, "m ..."], weights: Float[Array, "m k"] | None = None
+) -> Float[Array, "m ..."]:
+    """The gradient of each row's output with respect to that row, shaped like z; of K outputs, of <weights_j, f(z_j)>.
 
     For a predictor with a method `input_gradient` that is it; otherwise one reverse pass, for any function of JAX
-    arrays that treats rows independently and returns (m,) or (m, 1).
+    arrays that treats rows independently and returns (m,) or (m, 1), or with `weights` (m, K) returns (m, K).
     """
     if hasattr(predictor, "input_gradient"):
-        return predictor.input_gradient(z)
-    outputs, pullback = _value_and_pullback(predictor, z, "predictor")
-    return pullback(jnp.ones_like(outputs))
+        return predictor.input_gradient(z) if weights is None else predictor.input_gradient(z, weights)
+    columns = None if weights is None else weights.shape[1]
+    outputs, pullback = _value_and_pullback(predictor, z, "predictor", columns)
+    return pullback(jnp.ones_like(outputs) if weights is None else weights.astype(outputs.dtype))
 
 
 class KernelPredictor(eqx.Module):
     """f(z) = f0(z) + sum_n dual_coef_n K(x_n, z): an infinitely wide network after training.
 
-    A pytree: pass it through `jit`, differentiate it, `vmap` it. Evaluation is tiled, so memory does not grow with the
-    number of queries times training points.
+    A network of K outputs has K columns of coefficients and one kernel. A pytree: pass it through `jit`, differentiate
+    it, `vmap` it. Evaluation is tiled, so memory does not grow with the number of queries times training points.
 
     Attributes:
         kernel: the tangent kernel K.
         inputs: the training inputs x, (n, ...).
-        dual_coef: (n,).
-        initial: f0, a function from (m, ...) to (m,), or None for zero.
+        dual_coef: (n,), or (n, K) for K outputs.
+        initial: f0, a function from (m, ...) to (m,) or (m, K), or None for zero.
         status: "ok", or in words what training met (a singular matrix, an integration that stopped early).
         stats: numbers of the training: effective_time, and where known lambda_max, condition_number, solver_steps; of
             an iterative method products, tolerance, and what was reached: residual, error or drift (docs/solvers.md).
@@ -58,45 +73,76 @@ class KernelPredictor(eqx.Module):
 
     kernel: Kernel
     inputs: Float[Array, "n ..."]
-    dual_coef: Float[Array, " n"]
+    dual_coef: Float[Array, "n ..."]
     initial: Callable | None = None
     status: str = eqx.field(static=True, default="ok")
     stats: dict[str, Any] = eqx.field(default_factory=dict)
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
-    def __call__(self, z: Float[Array, "m ..."], *, progress: Any = None) -> Float[Array, " m"]:
-        """Outputs (m,) at queries z (m, ...). Reverse-mode differentiable, at training points too.
+    @property
+    def num_outputs(self) -> int | None:
+        """K, the number of outputs; None for a single one, of shape (m,)."""
+        return self.dual_coef.shape[1] if self.dual_coef.ndim == 2 else None
+
+    def __call__(self, z: Float[Array, "m ..."], *, progress: Any = None) -> Float[Array, "m ..."]:
+        """Outputs (m,), or (m, K), at queries z (m, ...). Reverse-mode differentiable, at training points too.
 
         `progress` as in `Kernel.matvec`.
         """
         z = self._queries(z)
         outputs = self.kernel.matvec(z, self.inputs, self.dual_coef, mesh=self.mesh, progress=progress)
-        return outputs if self.initial is None else outputs + _value_and_pullback(self.initial, z, "initial")[0]
+        if self.initial is None:
+            return outputs
+        return outputs + _value_and_pullback(self.initial, z, "initial", self.num_outputs)[0]
 
-    def input_gradient(self, z: Float[ArrayLike, "m ..."], *, progress: Any = None) -> Float[Array, "m ..."]:
-        """The gradient of f at every row of z, shaped like z: (v + zeta) time for the identity loss (theory: 5.3)."""
+    def input_gradient(
+        self, z: Float[ArrayLike, "m ..."], weights: Float[ArrayLike, "m k"] | None = None, *, progress: Any = None
+    ) -> Float[Array, "m ..."]:
+        """The gradient of f at every row of z, shaped like z: (v + zeta) time for the identity loss (theory: 5.3).
+
+        Of K outputs, the gradient of <weights_j, f(z_j)> at z_j, for `weights` (m, K), in one pass.
+        """
         z = self._queries(z)
-        gradient = self.kernel.input_gradient(z, self.inputs, self.dual_coef, mesh=self.mesh, progress=progress)
-        return self._with_initial_gradient(z, gradient)
+        weights = self._weights(z, weights)
+        gradient = self.kernel.input_gradient(
+            z, self.inputs, self.dual_coef, weights, mesh=self.mesh, progress=progress
+        )
+        return self._with_initial_gradient(z, gradient, weights)
 
-    def frozen_gate_gradient(self, z: Float[ArrayLike, "m d"]) -> Float[Array, "m d"]:
+    def frozen_gate_gradient(
+        self, z: Float[ArrayLike, "m d"], weights: Float[ArrayLike, "m k"] | None = None
+    ) -> Float[Array, "m d"]:
         """The gradient with the gates held fixed, the paper's: grad f0(z) + sum_n dual_coef_n Phi(x_n, z) x_n.
+
+        Of K outputs, that of <weights_j, f(z_j)>, in one pass a class.
 
         It leaves out the motion of the gates, which stays in the limit (zeta of theory 5.3). TwoLayerNTK only.
         """
         z = self._queries(z)
+        weights = self._weights(z, weights)
         if not isinstance(self.kernel, TwoLayerNTK):
             raise TypeError(
                 f"frozen gates belong to TwoLayerNTK; this predictor's kernel is {self.kernel!r}. "
                 f'Use direction="gradient"'
             )
-        weighted = self.dual_coef[:, None] * self.inputs
-        return self._with_initial_gradient(z, self.kernel.phi_matmul(z, self.inputs, weighted, mesh=self.mesh))
+        gradient = jnp.zeros_like(z)
+        for k, coef in enumerate(self.dual_coef.reshape(len(self.inputs), -1).T):
+            part = self.kernel.phi_matmul(z, self.inputs, coef[:, None] * self.inputs, mesh=self.mesh)
+            gradient = part if weights is None else gradient + weights[:, k, None] * part
+        return self._with_initial_gradient(z, gradient, weights)
 
-    def gradient_rounding(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, " m"]:
+    def gradient_rounding(
+        self, z: Float[ArrayLike, "m ..."], weights: Float[ArrayLike, "m k"] | None = None
+    ) -> Float[Array, " m"]:
         """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting duplicates, say)."""
         z = self._queries(z)
-        bound = self.kernel.gradient_bound(z, self.inputs, jnp.abs(self.dual_coef))
+        weights = self._weights(z, weights)
+        size = jnp.abs(self.dual_coef)
+        if weights is None:
+            bound = self.kernel.gradient_bound(z, self.inputs, size)
+        else:
+            each = jax.vmap(lambda size: self.kernel.gradient_bound(z, self.inputs, size), 1, 1)(size)
+            bound = jnp.sum(jnp.abs(weights) * each, axis=1)
         return jnp.zeros(len(z), bound.dtype) if self.initial is not None else 8 * jnp.finfo(bound.dtype).eps * bound
 
     def _queries(self, z) -> Array:
@@ -104,8 +150,20 @@ class KernelPredictor(eqx.Module):
             return z
         return self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
 
-    def _with_initial_gradient(self, z: Array, gradient: Array) -> Array:
-        return gradient if self.initial is None else gradient + input_gradient(self.initial, z)
+    def _weights(self, z: Array, weights: Any) -> Array | None:
+        """`weights` as (m, K), or None for a single output."""
+        if weights is not None:
+            weights = as_float(weights, "weights")
+        found, wanted = None if weights is None else weights.shape, self.num_outputs and (len(z), self.num_outputs)
+        if found != wanted:
+            raise ValueError(
+                f"weights must be {'left out for a single output' if wanted is None else f'of shape {wanted}'}, the "
+                f"combination of outputs that is differentiated at each row of z; got {found}"
+            )
+        return weights
+
+    def _with_initial_gradient(self, z: Array, gradient: Array, weights: Array | None) -> Array:
+        return gradient if self.initial is None else gradient + input_gradient(self.initial, z, weights)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one .npz file (whole or not at all). An initial function is not saved: give it to `load` again."""
@@ -172,10 +230,13 @@ def _as_pytree(function: Callable | None) -> Callable | None:
     return jax.tree_util.Partial(function) if is_leaf else function
 
 
-def _check_training(kernel: Any, loss: Any, dynamics: Any, memory: Any, tolerance: Any) -> None:
+def _check_training(kernel: Any, loss: Any, several: bool, dynamics: Any, memory: Any, tolerance: Any) -> None:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
-    check_choice(loss, "loss", LOSSES)
+    if loss in ("logistic", "softmax") and several != (loss == "softmax"):
+        wanted = '(n, K), loss="softmax" for them' if several else "(n,), (n, K) of pk.one_hot(labels, K) for softmax"
+        raise ValueError(f'loss="{loss}" does not go with these targets: they are {wanted}')
+    check_choice(loss, "loss", CLASS_LOSSES if several else LOSSES)
     if not isinstance(dynamics, GradientFlow | HeavyBall):
         raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
     if loss != "squared" and np.isinf(dynamics.effective_time):
@@ -186,10 +247,26 @@ def _check_training(kernel: Any, loss: Any, dynamics: Any, memory: Any, toleranc
         check_number(tolerance, "tolerance", low=1e-12, high=0.1)
 
 
+def _check_probabilities(targets: Array) -> None:
+    """Rows that are probabilities, or those minus 1/K."""
+    if is_traced(targets):
+        return
+    y = np.asarray(targets, float)
+    sums = y.sum(1)
+    allowed = 8 * float(np.sqrt(y.shape[1])) * float(jnp.finfo(targets.dtype).eps)
+    wrong = np.minimum(np.abs(sums), np.abs(sums - 1)) > allowed
+    wrong |= (y + (1 - sums[:, None]) / y.shape[1]).min(1) < -allowed
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"targets of the softmax loss must be pk.one_hot(labels, K), or probabilities; row {row} is {y[row]}"
+        )
+
+
 def fit(
     kernel: Kernel,
     inputs: Float[ArrayLike, "n ..."],
-    targets: Float[ArrayLike, " n"],
+    targets: Float[ArrayLike, "n ..."],
     *,
     loss: str = "identity",
     dynamics: Dynamics = GradientFlow(1.0),  # noqa: B008 (immutable)
@@ -203,10 +280,13 @@ def fit(
     Args:
         kernel: the tangent kernel of the network.
         inputs: (n, d) training points ((n, h, w, c) for convolutional kernels).
-        targets: (n,), -1 or +1; any real numbers for the squared loss.
-        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "squared", 1/(2n) sum (f - y)^2.
+        targets: (n,), -1 or +1; any real numbers for the squared loss. (n, K) for K outputs: `pk.one_hot(labels, K)`,
+            e_y - 1/K, for K classes; any real numbers for the identity and squared losses.
+        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "squared", 1/(2n) sum (f - y)^2. For
+            targets (n, K): "identity", -(1/n) sum_n <y_n, f(x_n)>; "squared", 1/(2n) sum_n |f(x_n) - y_n|^2; "softmax",
+            -(1/n) sum_n <p_n, log softmax f(x_n)> with p_n = y_n + 1/K, or rows y_n = p_n that are probabilities.
         dynamics: `GradientFlow(time)` or `HeavyBall(learning_rate, steps, momentum)`.
-        initial: the function f0 before training, (m, ...) -> (m,); zero if left out.
+        initial: the function f0 before training, (m, ...) -> (m,) or (m, K); zero if left out.
         memory: bytes that the Gram matrix may take; left out, a quarter of what the device has left (1 to 64 GiB).
             Where it does not fit, products are computed in tiles.
         tolerance: relative error asked of an iterative method (docs/solvers.md); left out, 1e-9, or 1e-7 for float32
@@ -219,19 +299,27 @@ def fit(
 
     Raises:
         ValueError: bad values or shapes; an infinite time for a loss that diverges; for the squared loss a rate beyond
-            2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1 + momentum) n / lambda_max.
+            2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1 + momentum) n / lambda_max, softmax
+            beyond half of that.
 
     Cost: identity O(n). Squared and logistic, up to 2,000 points: the n x n Gram matrix in float64, O(n^3) for squared;
     beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory: section 1.
     """
-    _check_training(kernel, loss, dynamics, memory, tolerance)
+    several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
+    _check_training(kernel, loss, several, dynamics, memory, tolerance)
     check_mesh(mesh)
     x = kernel.check_inputs(inputs, "inputs")
-    y = as_targets(targets, "targets", len(x), labels=loss != "squared")
+    if several:
+        y = as_class_targets(targets, "targets", len(x))
+    else:
+        y = as_targets(targets, "targets", len(x), labels=loss != "squared")
+    if loss == "softmax":
+        _check_probabilities(y)
     if loss != "identity" and is_traced(x, y):
         raise TypeError(f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside jit')
     initial = _as_pytree(initial)
-    f0 = None if initial is None or loss == "identity" else _value_and_pullback(initial, x, "initial")[0]
+    columns = y.shape[1] if several else None
+    f0 = None if initial is None or loss == "identity" else _value_and_pullback(initial, x, "initial", columns)[0]
     solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance, mesh)
     dtype = jnp.result_type(x, y)
     return KernelPredictor(
@@ -253,7 +341,7 @@ class KernelLearner(eqx.Module):
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
     def __call__(
-        self, inputs: Float[Array, "n ..."], targets: Float[Array, " n"], key: PRNGKeyArray | None = None
+        self, inputs: Float[Array, "n ..."], targets: Float[Array, "n ..."], key: PRNGKeyArray | None = None
     ) -> KernelPredictor:
         return fit(
             self.kernel,

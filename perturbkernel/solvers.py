@@ -6,9 +6,12 @@ The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the m
 - squared, L = 1/(2n) sum (f - y)^2: every eigenvector of the Gram matrix evolves by itself (`squared`).
 - logistic, l(s) = log(1 + e^-s): a differential equation (flow) or recurrence (heavy ball) for n numbers (`logistic`).
 
-Up to 2,000 points the last two hold the n x n Gram matrix in float64 and solve directly. Beyond, or where four such
-matrices exceed the memory allowed, products with the matrix are all they use: docs/solvers.md. Coefficients are always
-float64, whatever JAX's setting.
+With targets (n, K) there are K outputs and n x K coefficients. Identity, L = -(1/n) sum <y, f>, and squared treat every
+column by itself; softmax, the cross-entropy, couples them (`softmax`).
+
+Up to 2,000 points all but the first hold the n x n Gram matrix in float64 and solve directly. Beyond, or where four
+such matrices exceed the memory allowed, products with the matrix are all they use: docs/solvers.md. Coefficients are
+always float64, whatever JAX's setting.
 """
 
 import jax
@@ -17,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from perturbkernel import logistic, squared
+from perturbkernel import logistic, softmax, squared
 from perturbkernel.dynamics import Dynamics, GradientFlow, Solution
 from perturbkernel.gram import available_memory, fits, gram_operator
 from perturbkernel.kernels import Kernel
@@ -25,6 +28,7 @@ from perturbkernel.logistic import LogisticPath as LogisticPath
 from perturbkernel.logistic import logistic_path as logistic_path
 
 LOSSES = ("identity", "logistic", "squared")
+CLASS_LOSSES = ("identity", "squared", "softmax")  # of targets (n, K)
 
 _DIRECT = 2000  # points up to which the Gram matrix is diagonalised or factored
 _ROUNDED = 1e-6  # relative error of a product with a float32 Gram matrix
@@ -41,7 +45,7 @@ def solve(
     tolerance: float | None = None,
     mesh: Mesh | None = None,
 ) -> Solution:
-    """Dual coefficients after training on (x, y) from the initial outputs f0 (n,), None for zero.
+    """Dual coefficients after training on (x, y) from the initial outputs f0, (n,) or (n, K) as y, None for zero.
 
     `memory`: bytes that Gram matrices may take, `gram.available_memory()` if None. `tolerance`: relative; 1e-9, or 1e-7
     for float32 data, if None. Its meaning depends on the method, docs/solvers.md. `mesh`: devices that share the
@@ -76,6 +80,12 @@ def solve(
                 tolerance = max(tolerance, _ROUNDED)
             if loss == "squared":
                 solution = squared.by_products(operator, y - f0, dynamics, tolerance)
+            elif loss == "softmax":
+                p = y + (1 - y.sum(1, keepdims=True)) / y.shape[1]  # from the centred targets, or p itself
+                if isinstance(dynamics, GradientFlow):
+                    solution = softmax.flow(operator, p, f0, dynamics.time, tolerance)
+                else:
+                    solution = softmax.heavy_ball(operator, p, f0, dynamics)
             elif isinstance(dynamics, GradientFlow):
                 solution = logistic.flow(operator, y, f0, dynamics.time, tolerance)
             else:

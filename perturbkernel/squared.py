@@ -1,7 +1,8 @@
 """The squared loss 1/(2n) sum (f - y)^2: dual_coef = q(K) (y - f0), q(lambda) = (1 - r(lambda)) / lambda (theory: 1.2).
 
 r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite time, a polynomial
-for heavy ball. A small K is diagonalised or factored; for a large one q(K) is applied by products.
+for heavy ball. A small K is diagonalised or factored; for a large one q(K) is applied by products. With targets (n, k)
+every column is a problem of its own with the same K, and shares its factors.
 """
 
 from collections.abc import Callable
@@ -31,23 +32,29 @@ def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
     largest = float(eigenvalues[-1])
     _check_stable(dynamics, n, largest)
     q = _filter(eigenvalues, n, dynamics)
-    dual = jnp.matmul(vectors, q * jnp.matmul(vectors.T, residual, precision=EXACT), precision=EXACT)
+    dual = _apply(vectors, q, residual)
     return Solution(dual, "ok", {"lambda_max": largest, "effective_time": dynamics.effective_time})
 
 
 def by_products(operator: Callable, residual: Array, dynamics: Dynamics, tolerance: float) -> Solution:
-    """At a finite time: the Lanczos process, for flow and heavy ball alike, up to 512 products and vectors."""
+    """At a finite time: the Lanczos process, for flow and heavy ball alike, up to 512 products and vectors a column."""
     n = len(residual)
-    found = lanczos(operator, residual, lambda values: _filter(jnp.asarray(values), n, dynamics), tolerance)
-    _check_stable(dynamics, n, found.lambda_max)
+    found = [
+        lanczos(operator, column, lambda values: _filter(jnp.asarray(values), n, dynamics), tolerance)
+        for column in residual.reshape(n, -1).T
+    ]
+    lambda_max, error = (max(getattr(one, name) for one in found) for name in ("lambda_max", "error"))
+    products = sum(one.products for one in found)
+    _check_stable(dynamics, n, lambda_max)
     status = "ok"
-    if not found.error <= tolerance:
+    if not all(one.error <= tolerance for one in found):
         status = (
-            f"the Lanczos process stopped after {found.products} products at an estimated relative error of "
-            f"{found.error:.2g}, above the tolerance {tolerance:g}"
+            f"the Lanczos process stopped after {products} products at an estimated relative error of "
+            f"{error:.2g}, above the tolerance {tolerance:g}"
         )
-    stats = {"lambda_max": found.lambda_max, "products": found.products, "error": found.error}
-    return Solution(found.value, status, stats | {"effective_time": dynamics.effective_time})
+    stats = {"lambda_max": lambda_max, "products": products, "error": error}
+    value = jnp.stack([one.value for one in found], axis=1).reshape(residual.shape)
+    return Solution(value, status, stats | {"effective_time": dynamics.effective_time})
 
 
 def interpolate_by_products(
@@ -62,7 +69,8 @@ def interpolate_by_products(
     chosen = jnp.asarray(np.sort(np.random.default_rng(0).permutation(n)[: min(_RANK, n // 2)]))
     empty = Preconditioner(jnp.zeros((n, 1)), jnp.ones(1))
     preconditioner = nystrom(columns(chosen), chosen) if len(chosen) else empty
-    norm = float(jnp.linalg.norm(residual))
+    norm = np.linalg.norm(residual, axis=0)
+    norm = np.where(norm > 0, norm, 1)
     dual, left, size, products, refinements = jnp.zeros_like(residual), residual, 1.0, 0, 0
     while size > tolerance and refinements < _SOLVES:
         # A rounded operator is not worth solving with beyond three digits a time.
@@ -73,12 +81,12 @@ def interpolate_by_products(
         products, refinements = products + int(spent), refinements + 1
         new = dual + step
         new_left = residual - (operator if exact is None else exact)(new)
-        new_size = float(jnp.linalg.norm(new_left)) / norm
+        new_size = float((np.linalg.norm(new_left, axis=0) / norm).max())
         if not new_size < size:
             break
         stalled = new_size > 0.5 * size
         dual, left, size = new, new_left, new_size
-        if stalled or not float(reached) <= goal:
+        if stalled or not float(reached.max()) <= goal:
             break
     status = "ok"
     if not size <= tolerance:
@@ -134,13 +142,18 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     keep = eigenvalues > n * np.finfo(float).eps * eigenvalues[-1]
     inverse = jnp.where(keep, 1 / jnp.where(keep, eigenvalues, 1), 0)
-    dual = jnp.matmul(vectors, inverse * jnp.matmul(vectors.T, residual, precision=EXACT), precision=EXACT)
+    dual = _apply(vectors, inverse, residual)
     left = jnp.abs(jnp.matmul(gram, dual, precision=EXACT) - residual).max()
     status = (
         f"singular kernel matrix (numerical rank {int(keep.sum())} of {n}): the limit of gradient flow, by the "
         f"pseudo-inverse, leaves a largest training error of {float(left):.3g}"
     )
     return Solution(dual, status, {"condition_number": np.inf, "effective_time": np.inf})
+
+
+def _apply(vectors: Array, values: Array, b: Array) -> Array:
+    """V diag(values) V^T b."""
+    return jnp.matmul(vectors, (values * jnp.matmul(b.T, vectors, precision=EXACT)).T, precision=EXACT)
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from perturbkernel.checks import check_count, check_number
 from perturbkernel.data import Dataset
 from perturbkernel.diagnosis import diagnose
 from perturbkernel.kernels import Kernel
-from perturbkernel.learning import PerturbationLearning, accuracy
+from perturbkernel.learning import PerturbationLearning, encoded, share_right
 from perturbkernel.perturbations import perturb
 
 
@@ -27,19 +27,20 @@ class SizeCurve(NamedTuple):
 def accuracy_against_size(r: PerturbationLearning, data: Dataset, sizes: Sequence[float]) -> SizeCurve:
     """Trains g again at each size, with the same f, targets and directions; accuracy on `data`.
 
-    `expected` is None if g's learner has no infinite-width kernel.
+    `expected` is None if g's learner has no infinite-width kernel, or for K > 2 classes.
     """
     for size in sizes:
         check_number(size, "sizes")
     options, p, x = r.options, r.perturbation, r.train.inputs
     names = ("norm", "direction", "bounds")
     kernel = getattr(r.learner_g, "kernel", None)
-    kernel = kernel if isinstance(kernel, Kernel) else None
+    classes = len(r.train.classes)
+    kernel = kernel if isinstance(kernel, Kernel) and classes == 2 else None
     measured, expected = [], []
     for size in sizes:
         delta = perturb(r.f, x, p.targets, size=size, **{name: options[name] for name in names}).delta
-        g = r.learner_g(r.carrier + delta, p.targets, r.g_key)
-        measured.append(accuracy(g(data.inputs), data.targets))
+        g = r.learner_g(r.carrier + delta, encoded(p.targets, classes), r.g_key)
+        measured.append(share_right(g(data.inputs), data).mean())
         if kernel is not None:
             d = diagnose(kernel, r.carrier, delta, p.targets, data.inputs, data.targets, balanced=options["balanced"])
             expected.append(d.expected_accuracy)
@@ -64,6 +65,8 @@ class DecisionMap(NamedTuple):
 def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
     """Outputs of f and g on the plane of DecisionMap, on a square grid that covers the projected training data."""
     check_count(resolution, "resolution", low=2)
+    if len(r.train.classes) > 2:
+        raise ValueError(f"a decision map is of two classes; these are {len(r.train.classes)}")
     x, y = np.asarray(r.train.inputs, float), np.asarray(r.train.targets)
     if len(np.unique(y)) < 2:
         raise ValueError("a decision map needs training points of both classes; got one")

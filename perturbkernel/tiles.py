@@ -300,7 +300,7 @@ def query_gradient(
     mesh: Mesh | None = None,
     progress: Any = None,
 ) -> Array:
-    """The gradient in z of sum_j cotangent_j matvec(z)_j, shaped like z."""
+    """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k) for coef (n, k)."""
     return sums(_query_gradient_tile, kernel, name, (z, cotangent), x, coef, mesh=mesh, progress=progress)
 
 

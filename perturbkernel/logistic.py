@@ -8,7 +8,6 @@ the quasi-constant form). Every mode decays without oscillation, so all orders a
 Newton iteration whose systems are symmetric, positive definite and well enough conditioned for conjugate gradients.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,10 +18,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
+from perturbkernel import descent
 from perturbkernel.checks import as_float, as_targets, check_count, check_finite, check_number, is_traced
 from perturbkernel.dynamics import HeavyBall, Solution
 from perturbkernel.gram import GramOperator
-from perturbkernel.krylov import largest_eigenvalue
 from perturbkernel.tiles import EXACT
 
 _ORDERS = 5
@@ -373,29 +372,10 @@ def _short_flow(
 
 
 def heavy_ball(operator: Callable, y: Array, f0: Array, dynamics: HeavyBall) -> Solution:
-    """The recurrence itself: one product a step."""
-    largest, products = largest_eigenvalue(operator, y)
-    stable = 8 * (1 + dynamics.momentum) * len(y) / largest if largest > 0 else np.inf
-    status = "ok"
-    if dynamics.steps and dynamics.rates.max() > stable:
-        status = (
-            f"learning_rate {dynamics.rates.max():g} is beyond 8 (1 + momentum) n / lambda_max = {stable:.6g}: "
-            f"heavy ball on the logistic loss may oscillate"
-        )
-        warnings.warn(status, stacklevel=4)
-    alpha = _iterate(operator, y, f0, jnp.asarray(dynamics.rates), dynamics.momentum)
-    stats = {"effective_time": dynamics.effective_time, "lambda_max": largest, "products": products + dynamics.steps}
-    return Solution(y * alpha, status, stats)
+    """The recurrence itself; the logistic loss has curvature at most 1/4."""
+    pull = jax.tree_util.Partial(_pull, y)
+    return descent.heavy_ball(operator, pull, f0, dynamics, loss="logistic", curvature=1 / 4)
 
 
-@jax.jit
-def _iterate(operator, y: Array, f0: Array, rates: Array, momentum: float | Array) -> Array:
-    def step(carry, rate):
-        alpha, velocity = carry
-        outputs = f0 + operator(y * alpha)
-        velocity = momentum * velocity + jax.nn.sigmoid(-y * outputs) / len(y)
-        return (alpha + rate * velocity, velocity), None
-
-    zero = jnp.zeros_like(y)
-    (alpha, _), _ = lax.scan(step, (zero, zero), rates)
-    return alpha
+def _pull(y: Array, outputs: Array) -> Array:
+    return y * jax.nn.sigmoid(-y * outputs)

@@ -7,18 +7,16 @@ For two classes and f0 = 0, dual_coef_1 = -dual_coef_2 = a and f_1 - f_2 = 2 K a
 grows at y sigmoid(-y (f_1 - f_2)) / n, which is the logistic loss of f_1 - f_2 under the doubled kernel.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
+from perturbkernel import descent
 from perturbkernel.dynamics import HeavyBall, Solution
-from perturbkernel.krylov import largest_eigenvalue
 
 _STEPS = 10_000
 
@@ -59,28 +57,10 @@ def _flow(operator, p: Array, f0: Array, time: Array, tolerance: Array) -> tuple
 
 
 def heavy_ball(operator: Callable, p: Array, f0: Array, dynamics: HeavyBall) -> Solution:
-    """The recurrence itself: one product a step. Softmax has curvature at most 1/2, twice that of the logistic loss."""
-    largest, products = largest_eigenvalue(operator, p[:, 0])
-    stable = 4 * (1 + dynamics.momentum) * len(p) / largest if largest > 0 else jnp.inf
-    status = "ok"
-    if dynamics.steps and dynamics.rates.max() > stable:
-        status = (
-            f"learning_rate {dynamics.rates.max():g} is beyond 4 (1 + momentum) n / lambda_max = {stable:.6g}: "
-            f"heavy ball on the softmax loss may oscillate"
-        )
-        warnings.warn(status, stacklevel=4)
-    dual = _iterate(operator, p, f0, jnp.asarray(dynamics.rates), dynamics.momentum)
-    stats = {"effective_time": dynamics.effective_time, "lambda_max": largest, "products": products + dynamics.steps}
-    return Solution(dual, status, stats)
+    """The recurrence itself; softmax has curvature at most 1/2, twice that of the logistic loss."""
+    pull = jax.tree_util.Partial(_pull, p)
+    return descent.heavy_ball(operator, pull, f0, dynamics, loss="softmax", curvature=1 / 2)
 
 
-@jax.jit
-def _iterate(operator, p: Array, f0: Array, rates: Array, momentum: float | Array) -> Array:
-    def step(carry, rate):
-        dual, velocity = carry
-        outputs = f0 + operator(dual)
-        velocity = momentum * velocity + (p - jax.nn.softmax(outputs, axis=1)) / len(p)
-        return (dual + rate * velocity, velocity), None
-
-    zero = jnp.zeros_like(p)
-    return lax.scan(step, (zero, zero), rates)[0][0]
+def _pull(p: Array, outputs: Array) -> Array:
+    return p - jax.nn.softmax(outputs, axis=1)

@@ -1,0 +1,50 @@
+"""Heavy ball on a loss of the outputs, as the recurrence itself: one product with the Gram matrix a step."""
+
+import warnings
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from perturbkernel.dynamics import HeavyBall, Solution
+from perturbkernel.krylov import largest_eigenvalue
+
+
+def heavy_ball(
+    operator: Callable, pull: Callable, f0: Array, dynamics: HeavyBall, *, loss: str, curvature: float
+) -> Solution:
+    """Dual coefficients, shaped like f0: v <- momentum v + pull(f0 + K dual) / n, dual <- dual + rate v, from zero.
+
+    `operator`: V (n,) or (n, k) -> K v; `pull`: minus the gradient of each point's loss in its outputs. Both are
+    pytrees. The second derivative of that loss is at most `curvature`: rates beyond 2 (1 + momentum) n / (curvature
+    lambda_max) may oscillate, which is warned of and said in the status.
+    """
+    n = len(f0)
+    largest, products = largest_eigenvalue(operator, f0.reshape(n, -1)[:, 0])
+    bound = 2 / curvature
+    stable = bound * (1 + dynamics.momentum) * n / largest if largest > 0 else np.inf
+    status = "ok"
+    if dynamics.steps and dynamics.rates.max() > stable:
+        status = (
+            f"learning_rate {dynamics.rates.max():g} is beyond {bound:g} (1 + momentum) n / lambda_max = {stable:.6g}: "
+            f"heavy ball on the {loss} loss may oscillate"
+        )
+        warnings.warn(status, stacklevel=5)
+    dual = _iterate(operator, pull, f0, jnp.asarray(dynamics.rates), dynamics.momentum)
+    stats = {"effective_time": dynamics.effective_time, "lambda_max": largest, "products": products + dynamics.steps}
+    return Solution(dual, status, stats)
+
+
+@jax.jit
+def _iterate(operator, pull, f0: Array, rates: Array, momentum: float | Array) -> Array:
+    def step(carry, rate):
+        dual, velocity = carry
+        velocity = momentum * velocity + pull(f0 + operator(dual)) / len(f0)
+        return (dual + rate * velocity, velocity), None
+
+    zero = jnp.zeros_like(f0)
+    (dual, _), _ = lax.scan(step, (zero, zero), rates)
+    return dual

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -23,6 +22,7 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
+from perturbkernel.files import write_whole
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 from perturbkernel.solvers import CLASS_LOSSES, LOSSES, solve
 
@@ -167,7 +167,6 @@ class KernelPredictor(eqx.Module):
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes one .npz file (whole or not at all). An initial function is not saved: give it to `load` again."""
-        path = Path(path)
         kernel = {"class": type(self.kernel).__name__}
         if isinstance(self.kernel, TwoLayerNTK):
             kernel |= {"slope": self.kernel.slope, "train_bias": self.kernel.train_bias}
@@ -178,18 +177,8 @@ class KernelPredictor(eqx.Module):
             "status": self.status,
             "stats": {name: float(value) for name, value in self.stats.items()},
         }
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with open(unfinished, "wb") as file:
-                np.savez(
-                    file,
-                    header=np.array(json.dumps(header)),
-                    inputs=np.asarray(self.inputs),
-                    dual_coef=np.asarray(self.dual_coef),
-                )
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        arrays: dict[str, Any] = {"inputs": np.asarray(self.inputs), "dual_coef": np.asarray(self.dual_coef)}
+        write_whole(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **arrays))
 
     @classmethod
     def load(

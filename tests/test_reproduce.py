@@ -422,7 +422,7 @@ def test_killed_and_started_again_gives_the_same(finished, tmp_path):
 
 
 def test_results_load_and_figures_rebuild_without_computing(finished, monkeypatch, capsys):
-    monkeypatch.setattr(runner, "compute_cell", lambda cell: pytest.fail("computed again"))
+    monkeypatch.setattr(runner, "compute", lambda job: pytest.fail("computed again"))
     result = pk.reproduce.load(finished)
     curves = result.curves(PANEL)
     assert len(curves["perturbation"]["limit"]["mean"]) == len(result.panel(PANEL).values)

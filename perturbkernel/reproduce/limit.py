@@ -20,7 +20,7 @@ from scipy.special import ndtr
 
 from perturbkernel.dynamics import HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.reproduce.datasets import Drawn, draw, targets
+from perturbkernel.reproduce.datasets import Drawn, accuracy, draw, targets
 from perturbkernel.reproduce.sweep import Combination, first_networks, padded, second_networks
 from perturbkernel.two_layer import TwoLayerNetwork
 
@@ -70,11 +70,6 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     from perturbkernel.reproduce.limit_logistic import logistic
 
     return logistic(kernel, drawn, requests, labels, config["dynamics"])
-
-
-def _accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`learning.accuracy` in NumPy: a cell has shapes of its own, for which JAX would compile every small operation."""
-    return (1 + np.sign(outputs) * labels).mean(-1) / 2
 
 
 def _identity(
@@ -131,14 +126,14 @@ def _identity(
             result[f"{name}_{rule}"].append(part)
 
     for r in requests:
-        result["standard_zero"].append(_accuracy(f_hat[:n], y))
+        result["standard_zero"].append(accuracy(f_hat[:n], y))
         result["standard"].append(ndtr(y * r.time_f * f_hat[:n] / deviation[:n]).mean())
         if first.direction is not None:
             result["cosine_zero"].append(_mean_cosine(gradient, first.direction[:n], 0.0))
             result["cosine"].append(_mean_cosine(r.time_f * gradient, first.direction[:n], square))
         g_zero = from_zero[r.scenario, r.size]
-        add("perturbation_zero", _accuracy(g_zero[:, :n], y))
-        add("agreement_zero", _accuracy(g_zero[:, fresh], np.sign(f_hat[fresh])))
+        add("perturbation_zero", accuracy(g_zero[:, :n], y))
+        add("agreement_zero", accuracy(g_zero[:, fresh], np.sign(f_hat[fresh])))
         right, same = [], []
         moved = random[:, timed.index((r.scenario, r.size, r.time_f))] if initial else [g_zero]
         for (start, _), g in zip(initial or [(np.zeros(len(z)), None)], moved, strict=True):

@@ -1,6 +1,8 @@
 """Computes the cells that are missing, on any `concurrent.futures.Executor`, and stores each as it finishes."""
 
 import contextlib
+import itertools
+import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -30,9 +32,22 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {
 }
 
 
-def compute_cell(cell: Cell) -> tuple[dict[str, np.ndarray], float]:
-    """One cell, anywhere: needs nothing but this package. Returns its arrays and the seconds it took."""
-    return store.compute(FUNCTIONS, cell)
+def compute(job: Sequence[Cell]) -> list[tuple[dict[str, np.ndarray], float]]:
+    """Some cells, anywhere: needs nothing but this package. Returns the arrays of each and the seconds it took."""
+    return [store.compute(FUNCTIONS, cell) for cell in job]
+
+
+def _jobs(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """What is handed out at once. Networks that differ in their seed only run the same program, and compiling it takes
+    as long as they do: one process takes them all.
+    """
+
+    def program(cell: Cell) -> str:
+        if cell["function"] != "network":
+            return json.dumps(cell)
+        return json.dumps(cell | {"config": cell["config"] | {"data": cell["config"]["data"] | {"seed": None}}})
+
+    return [list(job) for _, job in itertools.groupby(cells, program)]
 
 
 def _prepare_worker(threads: int) -> None:
@@ -82,8 +97,8 @@ def run(
 ) -> None:
     """Computes every cell of which `folder` has no result.
 
-    Cells are handed out one by one, each looked up again just before, so that processes working on one folder share the
-    work; should two compute the same cell, the results are equal and either file is whole. `progress(finished, all)` is
+    Cells are handed out a few at a time, each looked up again just before, so that processes working on one folder
+    share the work; should two compute the same cell, the results are equal and either file is whole. `progress(finished, all)` is
     called at the start and after each cell.
 
     Raises:
@@ -97,26 +112,28 @@ def run(
         return
     # Another process on this folder begins elsewhere in the list.
     start = os.getpid() % len(missing) if any(Path(folder).glob("cells/*.npz")) else 0
-    queue = iter(missing[start:] + missing[:start])
-    running: dict[Future, Cell] = {}
+    queue = iter(_jobs(missing[start:] + missing[:start]))
+    running: dict[Future, list[Cell]] = {}
     in_flight = {Here: 1, ProcessPoolExecutor: 2 * (os.cpu_count() or 1)}.get(type(executor), _IN_FLIGHT)
     while True:
-        while len(running) < in_flight and (cell := next(queue, None)) is not None:
-            if store.is_finished(folder, cell):
-                done += 1
+        while len(running) < in_flight and (job := next(queue, None)) is not None:
+            left = [cell for cell in job if not store.is_finished(folder, cell)]
+            if left:
+                running[executor.submit(compute, left)] = left
+            if len(left) < len(job):
+                done += len(job) - len(left)
                 tell(done, len(cells))
-            else:
-                running[executor.submit(compute_cell, cell)] = cell
         if not running:
             break
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            cell = running.pop(future)
+            job = running.pop(future)
             if (error := future.exception()) is not None:
-                failures.append((cell, error))
+                failures += [(cell, error) for cell in job]
                 continue
-            store.save(folder, cell, *future.result())
-            done += 1
-            tell(done, len(cells))
+            for cell, result in zip(job, future.result(), strict=True):
+                store.save(folder, cell, *result)
+                done += 1
+                tell(done, len(cells))
     if failures:
         cell, error = failures[0]
         raise RuntimeError(

@@ -1,8 +1,10 @@
-"""Heavy ball on a loss of the outputs, as the recurrence itself: one product with the Gram matrix a step."""
+"""Descent on a loss of the outputs by products with the Gram matrix: heavy ball, and flow that is not stiff."""
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from jaxtyping import Array
 
 from perturbkernel.dynamics import HeavyBall, Solution
 from perturbkernel.krylov import largest_eigenvalue
+
+_STEPS = 10_000
 
 
 def heavy_ball(
@@ -48,3 +52,33 @@ def _iterate(operator, pull, f0: Array, rates: Array, momentum: float | Array) -
     zero = jnp.zeros_like(f0)
     (dual, _), _ = lax.scan(step, (zero, zero), rates)
     return dual
+
+
+@jax.jit
+def flow(
+    operator: Callable, pull: Callable, f0: Array, time: Array, tolerance: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Gradient flow, d dual / dt = pull(f0 + K dual) / n from zero, by the explicit method of Dormand and Prince of
+    order 8: 13 products a step, and about two steps for each unit of curvature lambda_max time / n.
+
+    Returns dual coefficients shaped like f0, the steps, the share of the time that was reached, and whether all of it.
+    """
+    scale = time / len(f0)
+
+    def velocity(s, beta, args):
+        """Of beta(s) = n dual / time over s = t / time in [0, 1], of order one whatever n and time."""
+        return pull(f0 + scale * operator(beta))
+
+    solution: Any = diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity),
+        diffrax.Dopri8(),
+        t0=0.0,
+        t1=1.0,
+        dt0=None,
+        y0=jnp.zeros_like(f0),
+        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance / 100),
+        max_steps=_STEPS,
+        throw=False,
+    )
+    done = solution.result == diffrax.RESULTS.successful
+    return solution.ys[-1] * scale, solution.stats["num_steps"], solution.ts[-1], done

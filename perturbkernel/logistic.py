@@ -11,7 +11,6 @@ Newton iteration whose systems are symmetric, positive definite and well enough 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -344,29 +343,13 @@ def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float)
 def _short_flow(
     operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array
 ) -> tuple[Array, Array, Array]:
-    """By Tsitouras' method of order 5, if time lambda_max / (4 n) is small enough: (n,), steps, whether done."""
-    scale = time / len(y)
-
-    def velocity(s, beta, args):
-        """Of beta(s) = n alpha / time over s = t / time in [0, 1], of order one whatever n and time."""
-        return jax.nn.sigmoid(-y * (f0 + scale * operator(y * beta)))
+    """By an explicit method, if time lambda_max / (4 n) is small enough: (n,), steps, whether done."""
 
     def integrate():
-        solution: Any = diffrax.diffeqsolve(
-            diffrax.ODETerm(velocity),
-            diffrax.Tsit5(),
-            t0=0.0,
-            t1=1.0,
-            dt0=None,
-            y0=jnp.zeros_like(y),
-            stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance / 100),
-            max_steps=10_000,
-            throw=False,
-        )
-        done = solution.result == diffrax.RESULTS.successful
-        return y * solution.ys[-1] * scale, solution.stats["num_steps"], done
+        dual, steps, _, done = descent.flow(operator, jax.tree_util.Partial(_pull, y), f0, time, tolerance)
+        return dual, steps, done
 
-    stiff = scale * jnp.linalg.norm(operator.matrix) / 4 > _STIFF
+    stiff = time / len(y) * jnp.linalg.norm(operator.matrix) / 4 > _STIFF
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(integrate))
     return lax.cond(stiff, lambda: nothing, integrate)
 

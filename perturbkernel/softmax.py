@@ -8,9 +8,7 @@ grows at y sigmoid(-y (f_1 - f_2)) / n, which is the logistic loss of f_1 - f_2 
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -18,12 +16,12 @@ from jaxtyping import Array
 from perturbkernel import descent
 from perturbkernel.dynamics import HeavyBall, Solution
 
-_STEPS = 10_000
-
 
 def flow(operator: Callable, p: Array, f0: Array, time: float, tolerance: float) -> Solution:
-    """Gradient flow by Tsitouras' method of order 5: explicit, some time lambda_max / (6 n) steps of six products."""
-    dual, steps, reached, done = jax.device_get(_flow(operator, p, f0, jnp.asarray(time), jnp.asarray(tolerance)))
+    """Gradient flow by an explicit method; a long one takes many steps."""
+    pull = jax.tree_util.Partial(_pull, p)
+    found = descent.flow(operator, pull, f0, jnp.asarray(time), jnp.asarray(tolerance))
+    dual, steps, reached, done = jax.device_get(found)
     status = "ok"
     if not done:
         status = (
@@ -31,29 +29,6 @@ def flow(operator: Callable, p: Array, f0: Array, time: float, tolerance: float)
             f"after {int(steps)} steps"
         )
     return Solution(dual, status, {"effective_time": time, "solver_steps": int(steps)})
-
-
-@jax.jit
-def _flow(operator, p: Array, f0: Array, time: Array, tolerance: Array) -> tuple[Array, ...]:
-    scale = time / len(p)
-
-    def velocity(s, beta, args):
-        """Of beta(s) = n dual_coef / time over s = t / time in [0, 1], of order one whatever n and time."""
-        return p - jax.nn.softmax(f0 + scale * operator(beta), axis=1)
-
-    solution: Any = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        diffrax.Tsit5(),
-        t0=0.0,
-        t1=1.0,
-        dt0=None,
-        y0=jnp.zeros_like(p),
-        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance / 100),
-        max_steps=_STEPS,
-        throw=False,
-    )
-    done = solution.result == diffrax.RESULTS.successful
-    return solution.ys[-1] * scale, solution.stats["num_steps"], solution.ts[-1], done
 
 
 def heavy_ball(operator: Callable, p: Array, f0: Array, dynamics: HeavyBall) -> Solution:

@@ -13,8 +13,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import expit, logsumexp, softmax
 
 import perturbkernel as pk
-from perturbkernel import classes, learning, studies
-from perturbkernel import softmax as softmax_module
+from perturbkernel import classes, descent, learning, studies
 from perturbkernel.architectures import load_neural_tangents
 
 # Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
@@ -303,7 +302,7 @@ def test_softmax_in_float32_is_solved_in_float64():
 
 
 def test_what_softmax_training_meets_is_said(monkeypatch):
-    monkeypatch.setattr(softmax_module, "_STEPS", 3)
+    monkeypatch.setattr(descent, "_STEPS", 3)
     four = one_hot(LABELS, 4)  # a shape of its own, which is traced under the patch
     f = fit(KERNEL, X, four, loss="softmax", dynamics=Flow(1e3))
     assert f.status.startswith("the integration of the softmax flow stopped early, at time ")

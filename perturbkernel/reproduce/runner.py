@@ -98,8 +98,8 @@ def run(
     """Computes every cell of which `folder` has no result.
 
     Cells are handed out a few at a time, each looked up again just before, so that processes working on one folder
-    share the work; should two compute the same cell, the results are equal and either file is whole. `progress(finished, all)` is
-    called at the start and after each cell.
+    share the work; should two compute the same cell, the results are equal and either file is whole.
+    `progress(finished, all)` is called at the start and after each cell.
 
     Raises:
         RuntimeError: a cell failed; raised after all the others were computed and stored.

@@ -54,6 +54,8 @@ _ARCCOS_64 = (
 # repaired: few pairs of tiny points, many of which are nearly parallel. A few eps * spread is rounding alone: there
 # identical points hide.
 _CLOSE, _NOISE = 1e-3, 16
+# Repairs of a row, one after the other, up to which they cost less than a better product for the whole tile.
+_CROWD = 8
 
 
 def _lengths(x: Float[Array, "n d"]) -> tuple[Array, Array]:
@@ -101,6 +103,38 @@ def _pairwise(z: Array, x: Array, *, derivative: bool) -> tuple[Array, Array, Ar
     if derivative:
         return product, e, near <= _CLOSE * spread
     return product, e, near <= jnp.maximum(_CLOSE * spread, _NOISE * float(jnp.finfo(e.dtype).eps)) * spread
+
+
+def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]:
+    """1 - rho and which pairs need repair, where many points lie along one direction v, as perturbations do.
+
+    With z = alpha_z v + z', x = alpha_x v + x' and G = |z|^2 |x|^2 - <z, x>^2, without the terms that cancel,
+
+        s_z^2 s_x^2 (1 - rho^2) = |z - x|^2 / d + G / d^2,   |z - x|^2 = (alpha_z - alpha_x)^2 + |z' - x'|^2,
+        G = alpha_z^2 |x'|^2 + alpha_x^2 |z'|^2 + |z'|^2 |x'|^2 - 2 alpha_z alpha_x <z', x'> - <z', x'>^2,
+
+    so that rounding leaves errors of eps |z'|^2 and eps alpha |alpha_z - alpha_x| instead of eps |z|^2.
+    """
+    d = z.shape[1]
+    v = jnp.matmul(jnp.matmul(x, x[jnp.argmax(jnp.sum(x**2, axis=1))], precision=EXACT), x, precision=EXACT)
+    v = v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
+
+    def parts(points):
+        (s, _), alpha = _lengths(points), jnp.matmul(points, v, precision=EXACT)
+        across = points - alpha[:, None] * v
+        return s, alpha / np.sqrt(d), across / np.sqrt(d), jnp.sum(across**2, axis=1) / d
+
+    (s_z, alpha_z, z, square_z), (s_x, alpha_x, x, square_x) = parts(z), parts(x)
+    s_z, alpha_z, square_z = s_z[:, None], alpha_z[:, None], square_z[:, None]
+    product = jnp.matmul(z, x.T, precision=EXACT)
+    spread = square_z + square_x + alpha_z**2 * square_x + alpha_x**2 * square_z + square_z * square_x
+    along = alpha_z * alpha_x
+    square = jnp.clip(spread + (alpha_z - alpha_x) ** 2 - (2 + 2 * along + product) * product, 0)
+    rho = (1 + along + product) / (s_z * s_x)
+    better = rho > 0
+    resolved = jnp.maximum(_CLOSE * spread, _CLOSE**2 * (alpha_z**2 + alpha_x**2))
+    exact = square / (s_z * s_x) ** 2 / jnp.where(better, 1 + rho, 1)
+    return jnp.where(better, exact, e), jnp.where(better, square <= resolved, close)
 
 
 def _split(a: Array) -> tuple[Array, Array]:
@@ -171,6 +205,8 @@ def _forward(z, x):
 def _backward(residuals, cotangents):
     z, x = residuals
     _, e, close = _pairwise(z, x, derivative=True)
+    crowded = jnp.any(jnp.sum(close, axis=1) > _CROWD)
+    e, close = lax.cond(crowded, _deflated, lambda z, x, e, close: (e, close), z, x, e, close)
     product_bar, theta_bar = cotangents
     return (
         _gradient(z, x, e, close, product_bar, theta_bar),

@@ -59,7 +59,7 @@ def _synthetic(name: str, n: int, d: int, rng: np.random.Generator) -> tuple[np.
     """What `data.gaussian` and `data.shifted_gaussian` draw, in NumPy: for every size JAX would compile anew."""
     x = rng.standard_normal((n, d), np.float32)
     if name == "gaussian":
-        return x, rng.choice(np.float32([1, -1]), n)
+        return x, rng.choice(np.array([1, -1], np.float32), n)
     y = rng.permutation(np.where(np.arange(n) < (n + 1) // 2, np.float32(1), np.float32(-1)))
     x += np.float32(0.3) * y[:, None]
     return x, y

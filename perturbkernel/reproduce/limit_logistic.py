@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from perturbkernel.dynamics import HeavyBall
-from perturbkernel.gram import gram_operator
+from perturbkernel.gram import GramOperator, gram_operator
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.krylov import largest_eigenvalue
 from perturbkernel.learning import accuracy
@@ -22,10 +22,9 @@ _TOLERANCE = 3e-3
 
 
 def _coefficients(
-    kernel: TwoLayerNTK, x: Array, y: Array, schedules: Sequence[tuple[float, int]], dynamics: str
-) -> tuple[Float[Array, "n k"], np.ndarray]:
-    """Dual coefficients after each (learning rate, steps), from zero, and whether each rate is above the stable one."""
-    operator = gram_operator(kernel, x)
+    operator: GramOperator, y: Array, schedules: Sequence[tuple[float, int]], dynamics: str
+) -> Float[Array, "n k"]:
+    """Dual coefficients after each (learning rate, steps), from zero."""
     balls = [HeavyBall(rate, steps) for rate, steps in schedules]
     if dynamics == "flow":
         times = np.array([ball.effective_time for ball in balls])
@@ -37,9 +36,12 @@ def _coefficients(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unstable rates are part of the result
             coef = jnp.stack([heavy_ball(operator, y, jnp.zeros_like(y), ball).dual_coef for ball in balls])
+    return coef.T
+
+
+def _stable_rate(operator: GramOperator, y: Array) -> float:
     largest, _ = largest_eigenvalue(operator, y, tolerance=1e-2)
-    stable = 8 * (1 + balls[0].momentum) * len(y) / largest
-    return coef.T, np.array([rate > stable for rate, _ in schedules])
+    return 8 * (1 + HeavyBall(1.0, 1).momentum) * len(y) / largest
 
 
 def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, np.ndarray], dynamics: str):
@@ -47,16 +49,19 @@ def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, np.n
     x, y, n = drawn.x, drawn.y, len(drawn.y)
     z = np.concatenate([x, drawn.fresh])
     schedules_f = list(dict.fromkeys((r.learning_rate_f, r.steps_f) for r in requests))
-    coef_f, unstable = _coefficients(kernel, x, y, schedules_f, dynamics)
-    outputs_f, gradients, _ = first_networks(kernel, z, x, coef_f)
+    operator = gram_operator(kernel, x)
+    coef_f, stable = _coefficients(operator, y, schedules_f, dynamics), _stable_rate(operator, y)
+    outputs_f = np.concatenate([operator(coef_f), kernel.matvec(drawn.fresh, x, coef_f)]).T
+    del operator  # its matrix: that of a second network takes its place
+    gradients = first_networks(kernel, x, x, coef_f).gradients
     first, second = {}, {}
     for k, schedule in enumerate(schedules_f):
-        first[schedule] = float(accuracy(outputs_f[k, :n], y)), bool(unstable[k])
+        first[schedule] = float(accuracy(outputs_f[k, :n], y)), schedule[0] > stable
         mine = [r for r in requests if (r.learning_rate_f, r.steps_f) == schedule]
         schedules_g = list(dict.fromkeys((r.learning_rate_g, r.steps_g) for r in mine))
         f_sign = np.sign(outputs_f[k, n:])
         for scenario, size in dict.fromkeys((r.scenario, r.size) for r in mine):
-            delta = size * normalise(jnp.asarray(gradients[k, :n]), "l2")
+            delta = size * normalise(jnp.asarray(gradients[k]), "l2")
             for rule, columns in labels.items():
                 for target in jnp.asarray(columns.T):
                     if scenario == "a" and size == 0:
@@ -64,7 +69,7 @@ def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, np.n
                         outputs_g = jnp.full((len(z), len(schedules_g)), target.sum())
                     else:
                         r = x * (scenario == "b") + target[:, None] * delta
-                        coef_g, _ = _coefficients(kernel, r, target, schedules_g, dynamics)
+                        coef_g = _coefficients(gram_operator(kernel, r), target, schedules_g, dynamics)
                         outputs_g = kernel.matvec(z, r, coef_g)
                     for j, schedule_g in enumerate(schedules_g):
                         pair = float(accuracy(outputs_g[:n, j], y)), float(accuracy(outputs_g[n:, j], f_sign))

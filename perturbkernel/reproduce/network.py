@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -14,8 +15,8 @@ from perturbkernel.reproduce.datasets import accuracy, draw, targets
 class _Seen(eqx.Module):
     """Outputs at z and, with x, gradients there. A pytree, not a closure: compiled once for all data of a shape."""
 
-    z: Array | np.ndarray
-    x: Array | np.ndarray | None = None
+    z: Array
+    x: Array | None = None
 
     def __call__(self, net: networks.TwoLayerNetwork):
         return net(self.z) if self.x is None else (net(self.z), net.input_gradient(self.x))
@@ -55,7 +56,9 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
     # Scenario (a) scales its inputs; with a scale of one here, both trainings are the same program.
     scale = np.ones((len(rates_f), n), x.dtype) if config["scenario"] == "a" else None
-    (outputs_f, gradients), finite_f = train(key_f, rates_f, x, y, config["steps_f"], _Seen(z, x), scale)
+    (outputs_f, gradients), finite_f = train(
+        key_f, rates_f, x, y, config["steps_f"], _Seen(jnp.asarray(z), jnp.asarray(x)), scale
+    )
     direction = _direction(config["slope"], x, y)
     shape = (len(rates_f), len(config["steps_f"]))
     standard, along = np.zeros(shape), np.zeros(shape)
@@ -99,7 +102,7 @@ def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _second(train, key, config, x, target, unit, rates, z) -> tuple[list[np.ndarray], bool]:
     """Outputs (sizes) of (rates, steps, m) of second networks on the perturbations target_n size unit_n."""
-    sizes, steps, k, seen = config["sizes"], config["steps_g"], len(rates), _Seen(z)
+    sizes, steps, k, seen = config["sizes"], config["steps_g"], len(rates), _Seen(jnp.asarray(z))
     if config["scenario"] == "a":
         # All sizes share their directions: one ensemble whose members scale the rows.
         scale = np.repeat(np.asarray(sizes, x.dtype), k)[:, None] * target[None, :]

@@ -168,3 +168,28 @@ def test_theta_gradient_is_exactly_zero_at_coincident_points(dtype):
             z_bar, x_bar = pullback(a[:M], a, ones, none)  # the product's derivative is untouched
             np.testing.assert_allclose(z_bar, np.tile(N * a[0], (M, 1)), rtol=4 * N * EPS[dtype])
             np.testing.assert_allclose(x_bar, np.tile(M * a[0], (N, 1)), rtol=4 * N * EPS[dtype])
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-4), (np.float64, 1e-12)])
+@pytest.mark.parametrize(("length", "offset"), [(1e-3, 0.0), (1.0, 0.0), (30.0, 0.0), (1.0, 1e-3)])
+def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, length, offset):
+    """As perturbations do: +- one direction, 1 % off it, lengths 2 % apart; two of them the same point."""
+    rng = np.random.default_rng(7)
+    count, d = 40, 64
+    direction, noise = rng.normal(size=d), rng.normal(size=(count, d))
+    sign, scale = rng.choice([-1, 1], (count, 1)), 1 + 0.02 * rng.normal(size=(count, 1))
+    x = length * sign * scale * (direction + 0.01 * noise) + offset * rng.normal(size=d)
+    x[-1] = x[0]
+    x = representable(x, dtype)
+    z, w = x[::-1][:20], representable(rng.normal(size=(20, count)), dtype)
+    with precision(dtype):
+        close = activations._pairwise(jnp.asarray(z), jnp.asarray(x), derivative=True)[2]
+        assert (np.asarray(close).sum(axis=1) > activations._CROWD).any()
+        rest = activations._deflated(jnp.asarray(z), jnp.asarray(x), *map(jnp.asarray, (1.0 * close, close)))[1]
+        # Mended by the product itself; large opposite points are for the repair of single pairs, before and after.
+        assert (np.asarray(rest) & (np.sign(z @ x.T) > 0)).sum() <= 21 + 1
+        gradients = pullback(z, x, np.zeros(w.shape), w)
+    for gradient, (a, b, weights) in zip(gradients, ((z, x, w), (x, z, w.T)), strict=True):
+        exact = np.stack([row @ angle_gradients(b, q) for row, q in zip(weights, a, strict=True)])
+        unit = np.abs(weights).sum(axis=1) / np.sqrt(d + np.sum(a**2, axis=1))
+        assert (np.linalg.norm(np.asarray(gradient, float) - exact, axis=1) <= error * unit).all()

@@ -28,12 +28,12 @@ class PlainFormulas(Extension):
 
 
 class SharedEntries(griffe.Extension):
-    """An entry "n, m: how many" describes both: its name is "n, m", and m no type of n."""
+    """An entry "n, m: how many" describes both: its name is "n, m", m is no type of n, and () is none either."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
-            shared = re.compile(r"^( +)(\w+(?:, \w+)+):", re.M)
-            obj.docstring.value = shared.sub(lambda m: m[1] + m[2].replace(" ", NO_BREAK) + ":", obj.docstring.value)
+            shared = re.compile(r"^( +)([a-z]\w*(?:, \w+)+):", re.M)
+            obj.docstring.value = shared.sub(lambda m: m[1] + m[2].replace(" ", NO_BREAK) + " ():", obj.docstring.value)
 
 
 @event_priority(100)  # before mkdocstrings takes the list

@@ -54,8 +54,12 @@ def test_formulas_are_drawn_by_the_browser(site):
     assert "(y_n k_n(z))_+ and (y_n k_n(z))_-" in text(site / "api" / "theory.html")
 
 
-def test_a_parameter_list_keeps_shared_entries(site):
-    assert "n,\N{NO-BREAK SPACE}m" in text(site / "api" / "kernels.html")
+def test_entries_of_several_names_are_shown_as_such(site):
+    """Neither with a name as the type of another, nor with the type of the entry before."""
+    pages = (text(site / "api" / name) for name in ("kernels.html", "studies.html"))
+    kernels, studies = (re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page)) for page in pages)
+    assert " n, m – how many" in kernels
+    assert " median, worst – over draws" in studies
 
 
 def test_the_build_refuses_what_is_broken(tmp_path):

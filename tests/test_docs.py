@@ -58,8 +58,8 @@ def test_entries_of_several_names_are_shown_as_such(site):
     """Neither with a name as the type of another, nor with the type of the entry before."""
     pages = (text(site / "api" / name) for name in ("kernels.html", "studies.html"))
     kernels, studies = (re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page)) for page in pages)
-    assert " n, m – how many" in kernels
-    assert " median, worst – over draws" in studies
+    assert " n, m \N{EN DASH} how many" in kernels
+    assert " median, worst \N{EN DASH} over draws" in studies
 
 
 def test_the_build_refuses_what_is_broken(tmp_path):

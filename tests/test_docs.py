@@ -69,11 +69,11 @@ def test_the_build_refuses_what_is_broken(tmp_path):
     for name in ("perturbkernel", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     with open(tmp_path / "docs" / "index.md", "a") as page:
-        page.write("\n[a](nowhere.md) [b](concepts.md#nowhere) [c][perturbkernel.nowhere]\n")
+        page.write("\n[a](nowhere.md) [b](concepts.md#nowhere) [c][perturbkernel.nowhere] $\\nowhere$\n")
     (tmp_path / "docs" / "orphan.md").write_text("# Not in the navigation\n")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0
-    for complaint in ("nowhere.md", "#nowhere", "perturbkernel.nowhere", "orphan.md"):
+    for complaint in ("nowhere.md", "#nowhere", "perturbkernel.nowhere", r"formula \\nowhere", "orphan.md"):
         assert re.search(rf"WARNING.*{complaint}|- {complaint}", done.stderr), (complaint, done.stderr)
 
 

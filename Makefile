@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 
-.PHONY: run test lint clean
+.PHONY: run test lint docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -21,6 +21,10 @@ lint: $(STAMP)-test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The manual in site/; `make test` builds it too, into a temporary folder.
+docs: $(STAMP)-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # neural-tangents' own metadata asks for TensorFlow, which its kernels do not use: it and the project go in with
 # --no-deps, everything else from requirements.txt.
 $(STAMP): requirements.txt pyproject.toml
@@ -32,11 +36,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps --editable .
 	touch $@
 
-# The extra `test`, read from pyproject.toml so that it is listed once.
+# The extras `test` and `docs`, read from pyproject.toml so that they are listed once.
 $(STAMP)-test: $(STAMP)
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"], sep="\n")' > $(VENV)/requirements-test.txt
+	$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["test"], *extras["docs"], sep="\n")' > $(VENV)/requirements-test.txt
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-test.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) results build dist *.egg-info
+	rm -rf $(VENV) results site build dist *.egg-info

@@ -184,6 +184,7 @@ class TwoLayerNTK(Kernel):
         slope: of the leaky ReLU for negative inputs, in [0, 1]; 0 is ReLU, 1 a linear network.
         train_bias: False (c = 0): only W is trained, the paper's theory. True (c = 1): the biases too, the paper's
             published code; the kernel gains Phi.
+        memory: bytes for the temporaries of a sum, on each device; a default for the device if left out.
 
     Source: Kumano, Kera, Yamasaki (NeurIPS 2024), Section 4; theory 0.1.
     """

@@ -433,6 +433,9 @@ def test_results_load_and_figures_rebuild_without_computing(finished, monkeypatc
     assert main(arguments(finished, "--workers", "0")) == 0
     text = (finished / "index.html").read_text()
     assert all(name in text for name in QUICK)
+    # The page speaks of what it shows, in the words of the legends.
+    assert "Blue: the kernel limit" in text and "Orange" not in text
+    assert "<td>kernel limit, initial functions zero</td>" in text and "limit_zero" not in text
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["panels"][PANEL]["curves"] == curves
     with pytest.raises(FileNotFoundError, match="no finished reproduction"):

@@ -34,6 +34,12 @@ _LOOKS = {
 }
 
 
+def curve_label(name: str) -> str:
+    """A curve's name in the legend."""
+    base, _, scaled = name.partition(" ")
+    return _LOOKS[base][0] + (", scaled sizes" if scaled else "")
+
+
 def describe(p: Panel) -> str:
     """The panel's setting in a line."""
     s = p.settings[-1]
@@ -69,15 +75,13 @@ def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str 
             )  # fmt: skip
         for name, curve in curves[quantity].items():
             base, _, scaled = name.partition(" ")
-            label, colour, line, band = _LOOKS[base]
+            _, colour, line, band = _LOOKS[base]
             if scaled and base not in ("limit", "network"):
                 continue
             style = {"color": colour, "ls": "--" if scaled else line, "lw": 1.1 if line == ":" or scaled else 1.7}
             if base == "limit" and quantity == "standard" and "limit_zero" in curves[quantity]:
                 style["zorder"] = 3
-            axis.plot(
-                p.values, curve["mean"], marker=".", ms=5, label=label + (", scaled sizes" if scaled else ""), **style
-            )
+            axis.plot(p.values, curve["mean"], marker=".", ms=5, label=curve_label(name), **style)
             if band and not scaled:
                 axis.fill_between(p.values, curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
         if logarithmic:
@@ -115,7 +119,7 @@ def map_figure(m: Map, maps: Mapping[str, Mapping[str, np.ndarray]], note: str =
     fig.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, markerscale=2)
     s = m.setting
     told = f"scenario ({s.scenario}), n = {s.n:,}, d = {s.d:,}, size {s.size:g}; grey: different decisions"
-    lines = [m.id, told, f"published look: {m.published_look}"]
+    lines = [m.id, told, f"published look: {m.published_look.replace('^', '-hat')}"]
     lines += [f"reduced: {m.reduction}"] if m.reduction else []
     fig.suptitle("\n".join(lines + ([note] if note else [])), fontsize=8, x=0.01, ha="left", wrap=True)
     return fig

@@ -18,11 +18,20 @@ from perturbkernel.files import write_whole
 from perturbkernel.reproduce import assemble, plan, store, width
 from perturbkernel.reproduce.assemble import Curve
 from perturbkernel.reproduce.datasets import count
-from perturbkernel.reproduce.figures import describe, map_figure, panel_figure
+from perturbkernel.reproduce.figures import curve_label, describe, map_figure, panel_figure
 from perturbkernel.reproduce.plan import Options
 from perturbkernel.reproduce.specification import Panel, Setting, decision_map, panel
 
 RECORD = "reproduction.json"
+# What the lines of each mode are.
+_LINES = {
+    "limit": "Blue: the kernel limit in closed form, with random initial functions (solid; the band is the middle 80 % "
+    "over draws of data and of target labels) and without (dotted). Green: without them, with as many labels +1 as -1.",
+    "network": "Orange: networks of finite width trained by the published recipe, at the best of its rates for each "
+    "point and quantity, as published (solid; the band is over seeds), and their mean over the rates (dotted).",
+}
+# A panel of three axes is legible on a phone only if it may be wider than the screen.
+_CSS = "figure { overflow-x: auto; } .wide > a > img { min-width: 44rem; }"
 
 
 class Reproduction:
@@ -149,10 +158,11 @@ class Reproduction:
             stem = e(file_name(name))
             panel_summary = summary["panels"].get(name)
             words = describe(self.panel(name)) if panel_summary else ""
-            rows = [] if panel_summary is None else list(_gaps(panel_summary["distance"]))
-            table = reports.html_table(rows, ("mean distance from the published values", "")) if rows else ""
+            table = _gaps(panel_summary["distance"]) if panel_summary else ""
+            wide = ' class="wide"' if panel_summary else ""
             parts.append(
-                f'<figure id="{stem}"><a href="figures/{stem}.svg"><img alt="{e(name)}" src="figures/{stem}.png"></a>'
+                f'<figure id="{stem}"{wide}>'
+                f'<a href="figures/{stem}.svg"><img alt="{e(name)}" src="figures/{stem}.png"></a>'
                 f"<figcaption>{e(words)}</figcaption>{table}</figure>"
             )
         links = " · ".join(f'<a href="#{e(file_name(name))}">{e(name)}</a>' for name in self.names)
@@ -160,20 +170,25 @@ class Reproduction:
         return reports.html_page(
             "perturbkernel: the paper reproduced",
             f"""<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
-<p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error about 0.01). Blue: the
-kernel limit in closed form; the band is the middle 80 % over draws of data and of target labels. Orange: networks of
-finite width trained by the published recipe, at the best of the published learning rates for each point and quantity,
-as published; the band is over seeds.</p>
+<p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error about 0.01).
+{" ".join(_LINES[mode] for mode in self.options.modes)} Dashed: larger perturbations, where images are fewer than
+published.</p>
 <p>{e(asked)}</p><p>{links}</p>
 {"".join(parts)}""",
+            _CSS,
         )
 
 
-def _gaps(distances: dict[str, Any]) -> Iterable[tuple[str, str]]:
-    for quantity, named in distances.items():
-        said = "; ".join(f"{name} {gap['mean']:.3f}" for name, gap in named.items() if gap is not None)
-        if said:
-            yield quantity, said
+def _gaps(distances: dict[str, Any]) -> str:
+    """A table: a row a curve that has published values beside it, a column a quantity."""
+    names = dict.fromkeys(name for named in distances.values() for name, gap in named.items() if gap is not None)
+
+    def shown(quantity: str, name: str) -> str:
+        gap = distances[quantity].get(name)
+        return "" if gap is None else f"{gap['mean']:.3f}"
+
+    rows = [(curve_label(name), *(shown(quantity, name) for quantity in distances)) for name in names]
+    return reports.html_table(rows, ("mean distance from the published values", *distances)) if rows else ""
 
 
 def file_name(name: str) -> str:

@@ -7,9 +7,8 @@
 | module          | theory         | what                                                                          |
 | --------------- | -------------- | ----------------------------------------------------------------------------- |
 | `leading`       | 5.3, 6.1, 6.2  | f_hat, the direction v, zeta, the three g_hat, psi, the spread condition      |
-| `constants`     | 2, 3           | `derive_constants`: one record of a training set at query points
-   | | `concentration` | 2              | finite-width kernels against the limit, and their exact variances
-    |
+| `constants`     | 2, 3           | `derive_constants`: one record of a training set at query points              |
+| `concentration` | 2              | finite-width kernels against the limit, and their exact variances             |
 | `lazy`          | 3              | motion of gates; certified gates of one initialisation; a priori bounds       |
 | `initial`       | 4              | the function before training                                                  |
 | `gradients`     | 5              | the gradient's exact decomposition, its bounds, the cosine                    |

@@ -16,9 +16,9 @@ from perturbkernel.theory.arguments import (
 from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.pairs import gate_matrix, tiles
 
-#: Exponents of width at fixed data and time: the kernel, the fraction of flipped gates, f - f0 - T f_hat, the gradient
-#: against its limit (measured), the initial function. Theory: 8.8.
 WIDTH_RATES = {"kernel": -0.5, "flipped_fraction": -0.5, "output": -0.5, "gradient": -0.25, "initial_output": 0.0}
+"""Exponents of width at fixed data and time: the kernel, the fraction of flipped gates, f - f0 - T f_hat, the gradient
+against its limit (measured), the initial function. Theory: 8.8."""
 
 
 def label_effect_bound(

@@ -244,8 +244,7 @@ def match(
         delta: split evenly over the events used: three for f and for g (two without B_0), one for the labels unless
             psi is zero or "fixed", one for "a_priori".
         rule: how the targets were drawn: "coin_flip", "balanced" (uniformly, sum zero), or "fixed", any targets fixed
-        before g
-            was initialised, for which |psi| is evaluated exactly.
+            before g was initialised, for which |psi| is evaluated exactly.
         start: of both networks, as in `predictor_error`.
         version: of C_xi. "signed": |(1/n) sum Phi(r_n, z)/nu_n <xi(x_n), z>|; "absolute": the same with absolute
             values inside; "a_priori": no measured xi, but g_hat_v with weights 1/|v(x_n)| and

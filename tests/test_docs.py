@@ -1,0 +1,164 @@
+"""The manual: it builds without a warning, names everything public, and its code runs."""
+
+import ast
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import zlib
+from pathlib import Path
+
+import pytest
+
+from perturbkernel import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+FENCE = re.compile(r"(?:^<!-- (not run|quick): (.*?) -->\n+)?^( *)```(\w+)\n(.*?)^\3```$", re.M | re.S)
+
+
+def build(project: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(project / "mkdocs.yml")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    return subprocess.run([*command, "--site-dir", str(site)], capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    done = build(ROOT, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+# --- the build ---
+
+
+def test_pages_need_no_network(site):
+    for page in site.glob("**/*.html"):
+        assert not re.search(r'<(script|link|img|iframe)\b[^>]*(src|href)="(https?:)?//', text(page)), page
+
+
+def test_formulas_are_drawn_by_the_browser(site):
+    """In plain text too: what a docstring writes as an inner product is shown as one."""
+    concepts, kernels = text(site / "concepts.html"), text(site / "api" / "kernels.html")
+    assert concepts.count("<math") > 20 and "arithmatex" not in concepts
+    assert "phi(&lt;w_i, x&gt; + b_i)" in kernels
+    assert "(y_n k_n(z))_+ and (y_n k_n(z))_-" in text(site / "api" / "theory.html")
+
+
+def test_entries_of_several_names_are_shown_as_such(site):
+    """Neither with a name as the type of another, nor with the type of the entry before."""
+    pages = (text(site / "api" / name) for name in ("kernels.html", "studies.html"))
+    kernels, studies = (re.sub(r"\s+", " ", re.sub("<[^>]+>", "", page)) for page in pages)
+    assert " n, m \N{EN DASH} how many" in kernels
+    assert " median, worst \N{EN DASH} over draws" in studies
+
+
+def test_the_build_refuses_what_is_broken(tmp_path):
+    """All at once, since a build takes seconds."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    for name in ("perturbkernel", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    with open(tmp_path / "docs" / "index.md", "a") as page:
+        page.write("\n[a](nowhere.md) [b](concepts.md#nowhere) [c][perturbkernel.nowhere] $\\nowhere$\n")
+    (tmp_path / "docs" / "orphan.md").write_text("# Not in the navigation\n")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode != 0
+    for complaint in ("nowhere.md", "#nowhere", "perturbkernel.nowhere", r"formula \\nowhere", "orphan.md"):
+        assert re.search(rf"WARNING.*{complaint}|- {complaint}", done.stderr), (complaint, done.stderr)
+
+
+# --- the API reference ---
+
+
+# Of pages that other modules write; without an underscore since those import them.
+BUILDING_BLOCKS = ("html_figure", "html_page", "html_table", "text_row", "write_figure", "write_whole")
+
+
+def module_file(module: str) -> Path | None:
+    path = ROOT.joinpath(*module.split("."))
+    found = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in found if file.exists()), None)
+
+
+def public_names(module: str) -> dict[str, str]:
+    """Name -> where it is defined, of a module and of the public modules in it: `X as X` imports and definitions."""
+    file, names = module_file(module), {}
+    assert file is not None, module
+    for node in ast.parse(text(file)).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("perturbkernel"):
+            for alias in node.names:
+                if alias.asname == alias.name and not alias.name.startswith("_"):
+                    target = f"{node.module}.{alias.name}"
+                    is_module = module_file(target) is not None and node.module == module
+                    names |= public_names(target) if is_module else {f"{module}.{alias.name}": target}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            names[f"{module}.{node.name}"] = f"{module}.{node.name}"
+    return names
+
+
+def test_every_public_name_is_in_the_reference(site):
+    names = public_names("perturbkernel") | public_names("perturbkernel.verify")
+    assert len(names) > 100 and "perturbkernel.theory.bounds.kernel_bound" in names
+    # The inventory by which other manuals refer to this one: four lines, then compressed lines of "name role ...".
+    lines = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode().splitlines()
+    listed = {line.split(" ")[0] for line in lines}
+    missing = {name for name, defined in names.items() if not {name, defined} & listed}
+    assert missing == {f"perturbkernel.report.{name}" for name in BUILDING_BLOCKS}
+
+
+# --- the code on the pages ---
+
+
+def snippets(page: Path, language: str) -> list[tuple[int, str, str, str]]:
+    """(line, what the comment before it says, its argument, code) of each fence."""
+    content = text(page)
+    return [
+        (content.count("\n", 0, match.start(5)), match[1] or "", match[2] or "", textwrap.dedent(match[5]))
+        for match in FENCE.finditer(content)
+        if match[4] == language
+    ]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES[1:] if snippets(p, "python")], ids=lambda page: page.stem)
+def test_snippets_run(page, tmp_path, monkeypatch, capsys):
+    """All of a page in one namespace; what the README has too, in tests/test_package.py.
+
+    `<!-- quick: a -> b -->` before a snippet makes it smaller here, `<!-- not run: why -->` leaves it out.
+    """
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "snippet"}
+    for line, comment, argument, code in snippets(page, "python"):
+        if comment == "not run" or code in text(PAGES[0]):
+            continue
+        if comment == "quick":
+            for change in argument.split("; "):
+                large, small = change.split(" -> ")
+                assert large in code, f"{page.name}:{line}: nothing to replace by {small}"
+                code = code.replace(large, small)
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # a traceback shows the page's line
+        printed = capsys.readouterr().out
+        for expected in re.findall(r"# prints (.+)", code):
+            assert expected.strip() in printed, f"{page.name}:{line}"
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p, "sh")], ids=lambda page: page.stem)
+def test_commands_exist(page):
+    for line, _, _, code in snippets(page, "sh"):
+        for words in (shlex.split(command, comments=True) for command in code.splitlines()):
+            if words[:1] == ["perturbkernel"]:
+                try:
+                    cli._parser().parse_args(words[1:])
+                except SystemExit as error:
+                    assert error.code == 0, f"{page.name}:{line}: {shlex.join(words)}"
+            elif words[:1] == ["python"] and words[1].endswith(".py") and "/" in words[1]:
+                assert (ROOT / words[1]).is_file(), f"{page.name}:{line}: {words[1]}"

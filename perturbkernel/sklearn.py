@@ -44,20 +44,20 @@ class _NTKEstimator(BaseEstimator):
     tolerance: float | None
     predictor_: KernelPredictor
 
-    def _train(self, inputs: np.ndarray, targets: Any, loss: str) -> None:
+    def _train(self, inputs: Any, targets: Any, loss: str) -> None:
         kernel = TwoLayerNTK(self.slope, self.train_bias) if self.kernel is None else self.kernel
         dynamics = GradientFlow(self.time) if self.dynamics is None else self.dynamics
         f = fit(kernel, inputs, targets, loss=loss, dynamics=dynamics, tolerance=self.tolerance)
         if f.status != "ok":
             warnings.warn(f.status, ConvergenceWarning, stacklevel=3)
-        # As NumPy arrays they stay float64 in a pickle: JAX would read its own back as float32 where x64 is not enabled.
+        # NumPy arrays stay float64 in a pickle; JAX would read its own back as float32 where x64 is not enabled.
         self.predictor_ = eqx.tree_at(lambda f: (f.inputs, f.dual_coef), f, replace_fn=np.asarray)
 
     def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        inputs: Any = validate_data(self, X, dtype=np.float64, reset=False)
         with jax.enable_x64(True):
-            return np.array(self.predictor_(X))  # a copy: arrays of JAX are read-only
+            return np.array(self.predictor_(inputs))  # a copy: arrays of JAX are read-only
 
 
 class NTKClassifier(ClassifierMixin, _NTKEstimator):
@@ -81,8 +81,8 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         classes_: (K,), sorted. Of two, the first is -1.
         n_features_in_: d.
 
-    `fit` warns (ConvergenceWarning) where `predictor_.status` is not "ok", and raises ValueError for one class alone and
-    for what `pk.fit` does not take. Memory and time: those of `pk.fit`, O(n^2) and O(n^3).
+    `fit` warns (ConvergenceWarning) where `predictor_.status` is not "ok", and raises ValueError for one class alone
+    and for what `pk.fit` does not take. Memory and time: those of `pk.fit`, O(n^2) and O(n^3).
     """
 
     def __init__(
@@ -99,15 +99,15 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
     def fit(self, X, y) -> "NTKClassifier":
         """Trains on X (n, d) and labels y (n,) of any type; NumPy, JAX, lists or data frames."""
         check_choice(self.loss, "loss", LOSSES)
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        inputs, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, indices = np.unique(y, return_inverse=True)
         if len(self.classes_) == 1:
-            raise ValueError(f"y must have at least two classes; got one class, {self.classes_[0]!r}")
+            raise ValueError(f"y must have at least two classes; got one class, {self.classes_[0]}")
         several = len(self.classes_) > 2
         with jax.enable_x64(True):
             targets = one_hot(indices, len(self.classes_)) if several else 2.0 * indices - 1
-            self._train(X, targets, "softmax" if several and self.loss == "logistic" else self.loss)
+            self._train(inputs, targets, "softmax" if several and self.loss == "logistic" else self.loss)
         return self
 
     def decision_function(self, X) -> np.ndarray:
@@ -135,14 +135,15 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         of `classes_`.
         """
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float64, reset=False)
+        inputs: Any = validate_data(self, X, dtype=np.float64, reset=False)
         y = np.asarray(y)
-        if not np.isin(y, self.classes_).all():
-            raise ValueError(f"y must be among the classes {self.classes_}; found {y[~np.isin(y, self.classes_)][0]!r}")
+        unknown = y[~np.isin(y, self.classes_)]
+        if unknown.size:
+            raise ValueError(f"y must be among the classes {self.classes_}; found {unknown[0]}")
         indices = np.searchsorted(self.classes_, y)
         with jax.enable_x64(True):
             targets = indices if len(self.classes_) > 2 else 2.0 * indices - 1
-            return X + np.asarray(perturb(self.predictor_, X, targets, size=size, norm=norm).delta)
+            return inputs + np.asarray(perturb(self.predictor_, inputs, targets, size=size, norm=norm).delta)
 
 
 class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
@@ -171,11 +172,11 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
 
     def fit(self, X, y) -> "NTKRegressor":
         """Trains on X (n, d) and targets y (n,) or (n, k); NumPy, JAX, lists or data frames."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        inputs, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
         y = np.asarray(y, float)
         self._column = y.ndim == 2 and y.shape[1] == 1
         with jax.enable_x64(True):
-            self._train(X, y.ravel() if self._column else y, "squared")
+            self._train(inputs, y.ravel() if self._column else y, "squared")
         return self
 
     def predict(self, X) -> np.ndarray:

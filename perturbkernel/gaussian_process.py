@@ -55,7 +55,7 @@ class Gaussian(eqx.Module):
 class InitialFunction(eqx.Module):
     """A draw of the initial function, given by its values at some points: f0(z) = sum_n coef_n S(x_n, z).
 
-    The pass to take as `fit(initial=...)`. At its points it has the joint distribution of f0; anywhere else it is f0's
+    For `fit(initial=...)`. At its points it has the joint distribution of f0; anywhere else it is f0's
     expectation given the values there, which varies less than f0.
 
     Attributes:

@@ -96,7 +96,7 @@ Dynamics = GradientFlow | HeavyBall
 
 
 def to_numbers(dynamics: Dynamics) -> tuple[Any, ...]:
-    """Its arguments as leaves of a pytree: unlike the dynamics themselves they are no constants of compiled functions."""
+    """Its arguments as leaves of a pytree: unlike dynamics themselves they are no constants of compiled functions."""
     if isinstance(dynamics, GradientFlow):
         return (dynamics.time,)
     rate = dynamics.learning_rate

@@ -8,6 +8,7 @@ largest over draws of noise and labels. Without perturbations (size 0) noise tea
 """
 
 import argparse
+from typing import Any
 
 import jax
 import matplotlib
@@ -46,7 +47,7 @@ def main() -> None:
         for row, image in enumerate((noise[i] + direction[i], direction[i])):
             axis = figure.add_subplot(grid[row, k], xticks=[], yticks=[])
             limit = float(np.abs(image).max())
-            colours = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if row else {"cmap": "gray_r"}
+            colours: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if row else {"cmap": "gray_r"}
             axis.imshow(np.asarray(image).reshape(28, 28), **colours)
             axis.set(title="" if row else f'labelled "{test.classes[int(labels[i] < 0)]}"')
             axis.set_ylabel(("what g sees", "perturbation in it")[row] if k == 0 else "")

@@ -8,6 +8,7 @@ the perturbation that moves it toward the other class, and the two means that it
 """
 
 import argparse
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,9 @@ def main() -> None:
         print(f"from {own} toward {other}: cosine of the perturbation with the difference of the means {cosine:.5f}")
         for k, (axis, image) in enumerate(zip(axes[row], (z, delta, toward, away), strict=True)):
             limit = float(jnp.abs(image).max())
-            colours = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if k == 1 else {"cmap": "gray_r"}
+            colours: dict[str, Any] = (
+                {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if k == 1 else {"cmap": "gray_r"}
+            )
             axis.imshow(np.asarray(image).reshape(28, 28), **colours)
             axis.set(xticks=[], yticks=[], title=TITLES[k].format(own=own, other=other, cosine=cosine))
             axis.spines[:].set_visible(False)

@@ -1,10 +1,14 @@
 """The programs in examples/, run as a person runs them, on small settings; and the notebook."""
 
+import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 
 import matplotlib
+import nbclient
+import nbformat
 import pytest
 from matplotlib.image import imread
 
@@ -33,3 +37,20 @@ def test_a_program_ends_in_a_picture(name, tmp_path, monkeypatch, capsys):
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert expected in capsys.readouterr().out
     assert imread(picture).std() > 0.01  # something is drawn
+
+
+def test_the_notebook_runs_and_is_committed_without_outputs(tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))  # this checkout, wherever the kernel starts
+    notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+    with warnings.catch_warnings():  # of the protocol's own packages
+        warnings.simplefilter("ignore")
+        nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
+    accuracies = re.findall(r"\b[fg] (0\.\d+|1\.0+)\b", printed)
+    assert len(accuracies) == 2
+    assert all(float(accuracy) > 0.9 for accuracy in accuracies)
+    assert "certified" in printed
+    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 2

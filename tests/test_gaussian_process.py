@@ -156,7 +156,7 @@ def test_wide_networks_spread_as_the_distribution_says():
     nets = jax.vmap(lambda key: pk.networks.TwoLayerNetwork.init(D, width, 0.2, True, key=key))(keys)
     trained, _ = pk.networks.ensemble(nets, X, Y, learning_rate=rate, momentum=0.0, loss="squared", steps=steps)
     found = fit(KERNEL, X, Y, loss="squared", dynamics=pk.HeavyBall(rate, steps, 0.0)).distribution(Z)
-    draws = np.asarray(trained(Z))
+    draws = np.asarray(trained(jnp.asarray(Z)))
     ratio = draws.std(0) / np.asarray(found.std)
     # The error of a standard deviation is 1 / sqrt(2 count) = 4.4 %; finite width adds a few percent.
     assert np.all(np.abs(ratio - 1) < 0.25)

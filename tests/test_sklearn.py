@@ -147,7 +147,9 @@ def test_perturb_moves_points_toward_classes():
 
 
 def test_the_predictor_is_a_jax_function_and_survives_a_pickle():
-    model = pickle.loads(pickle.dumps(NTKRegressor().fit(X, X[:, 0])))
+    before = NTKRegressor().fit(X, X[:, 0])
+    model = pickle.loads(pickle.dumps(before))
+    np.testing.assert_array_equal(model.predict(Z), before.predict(Z))
     f = model.predictor_
     with jax.enable_x64(True):
         z = jnp.asarray(Z)

@@ -30,11 +30,15 @@ def main() -> None:
     parser.add_argument("--delta", type=float, default=0.1)
     parser.add_argument("--size", type=float, default=1.0)
     parser.add_argument("--training", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--digits", type=int, default=1000, help="how many to split 4:1 (default 1000, all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", default="certified_digits.png")
     args = parser.parse_args()
 
-    train, test = pk.data.mnist5k(classes=(1, 2)).split(test=0.2, key=jax.random.key(0))
+    digits = pk.data.mnist5k(classes=(1, 2))
+    if args.digits < digits.n:
+        digits = digits.subset(args.digits, key=jax.random.key(0))
+    train, test = digits.split(test=0.2, key=jax.random.key(0))
     x, y, z = train.inputs, train.targets, test.inputs
     f_key, g_key, target_key = jax.random.split(jax.random.key(args.seed), 3)
     targets = jax.random.rademacher(target_key, (train.n,), x.dtype)

@@ -12,6 +12,9 @@ from perturbkernel.data import Dataset as Dataset
 from perturbkernel.diagnosis import Diagnosis as Diagnosis
 from perturbkernel.dynamics import GradientFlow as GradientFlow
 from perturbkernel.dynamics import HeavyBall as HeavyBall
+from perturbkernel.gaussian_process import Gaussian as Gaussian
+from perturbkernel.gaussian_process import InitialFunction as InitialFunction
+from perturbkernel.gaussian_process import sample_initial as sample_initial
 from perturbkernel.kernels import Kernel as Kernel
 from perturbkernel.kernels import TwoLayerNTK as TwoLayerNTK
 from perturbkernel.learning import PerturbationLearning as PerturbationLearning

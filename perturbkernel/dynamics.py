@@ -1,7 +1,8 @@
 """How a predictor is trained, gradient flow or gradient descent with heavy-ball momentum, and what a solver returns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -92,6 +93,22 @@ class HeavyBall:
 
 
 Dynamics = GradientFlow | HeavyBall
+
+
+def to_numbers(dynamics: Dynamics) -> tuple[Any, ...]:
+    """Its arguments as leaves of a pytree: unlike dynamics themselves they are no constants of compiled functions."""
+    if isinstance(dynamics, GradientFlow):
+        return (dynamics.time,)
+    rate = dynamics.learning_rate
+    return np.asarray(rate) if isinstance(rate, tuple) else rate, dynamics.steps, dynamics.momentum
+
+
+def from_numbers(numbers: Sequence[Any]) -> Dynamics:
+    """The inverse of `to_numbers`."""
+    if len(numbers) == 1:
+        return GradientFlow(float(numbers[0]))
+    rate, steps, momentum = (np.asarray(number) for number in numbers)
+    return HeavyBall(rate, int(steps), float(momentum))
 
 
 class Solution(NamedTuple):

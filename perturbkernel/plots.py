@@ -6,9 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg", force=False)
-
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure

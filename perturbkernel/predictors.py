@@ -21,8 +21,9 @@ from perturbkernel.checks import (
     check_number,
     is_traced,
 )
-from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall
+from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall, from_numbers, to_numbers
 from perturbkernel.files import write_whole
+from perturbkernel.gaussian_process import Gaussian, trained_covariance
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 from perturbkernel.solvers import CLASS_LOSSES, LOSSES, solve
 
@@ -69,6 +70,8 @@ class KernelPredictor(eqx.Module):
         stats: numbers of the training: effective_time, and where known lambda_max, condition_number, solver_steps; of
             an iterative method products, tolerance, and what was reached: residual, error or drift (docs/solvers.md).
         mesh: the devices that it is evaluated on; every process gets the whole result. None: the default device.
+        loss, dynamics: how it was trained, dynamics as the numbers they were made of; `distribution` asks. None, ():
+            not known.
     """
 
     kernel: Kernel
@@ -78,13 +81,19 @@ class KernelPredictor(eqx.Module):
     status: str = eqx.field(static=True, default="ok")
     stats: dict[str, Any] = eqx.field(default_factory=dict)
     mesh: Mesh | None = eqx.field(static=True, default=None)
+    loss: str | None = eqx.field(static=True, default=None)
+    dynamics: tuple = ()
+
+    # As for any function: `jax.jit(f)` hashes f, and arrays have no hash.
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
 
     @property
     def num_outputs(self) -> int | None:
         """K, the number of outputs; None for a single one, of shape (m,)."""
         return self.dual_coef.shape[1] if self.dual_coef.ndim == 2 else None
 
-    def __call__(self, z: Float[Array, "m ..."], *, progress: Any = None) -> Float[Array, "m ..."]:
+    def __call__(self, z: Float[ArrayLike, "m ..."], *, progress: Any = None) -> Float[Array, "m ..."]:
         """Outputs (m,), or (m, K), at queries z (m, ...). Reverse-mode differentiable, at training points too.
 
         `progress` as in `Kernel.matvec`.
@@ -145,6 +154,29 @@ class KernelPredictor(eqx.Module):
             bound = jnp.sum(jnp.abs(weights) * each, axis=1)
         return jnp.zeros(len(z), bound.dtype) if self.initial is not None else 8 * jnp.finfo(bound.dtype).eps * bound
 
+    def distribution(self, z: Float[ArrayLike, "m ..."]) -> Gaussian:
+        """Mean and covariance of the outputs at z (m, ...) over random initial functions, in closed form.
+
+        The mean is f(z), trained from f0 = 0. With S = `kernel.nngp` the covariance is S(z, z') for the identity loss;
+        for the squared loss (I - A) S (I - A)^T in short, with A(z) = K(z, X) q(K(X, X)) what training makes of the
+        targets (theory: 1.2, 12.1). K outputs are independent, and each has that covariance. Outside `jit` only.
+
+        Cost, squared loss: O(n^3 + n^2 m), and n x n matrices, in float64.
+
+        Raises:
+            ValueError: another loss, whose outputs are not Gaussian; a predictor that was trained from an initial
+                function of its own (`initial`), or that does not say how it was trained.
+        """
+        if self.loss not in ("identity", "squared"):
+            loss = "which this predictor does not say" if self.loss is None else f"not for {self.loss!r}"
+            raise ValueError(f"the distribution is known for loss 'identity' and 'squared', {loss}")
+        if self.initial is not None:
+            raise ValueError("the distribution over random initial functions needs a predictor trained without initial")
+        z = self._queries(z)
+        mean = self(z)
+        covariance = trained_covariance(self.kernel, self.inputs, z, self.loss, from_numbers(self.dynamics))
+        return Gaussian(mean, covariance.astype(mean.dtype))
+
     def _queries(self, z) -> Array:
         if z is self.inputs:
             return z
@@ -176,6 +208,8 @@ class KernelPredictor(eqx.Module):
             "initial": self.initial is not None,
             "status": self.status,
             "stats": {name: float(value) for name, value in self.stats.items()},
+            "loss": self.loss,
+            "dynamics": [np.asarray(number).tolist() for number in self.dynamics],
         }
         arrays: dict[str, Any] = {"inputs": np.asarray(self.inputs), "dual_coef": np.asarray(self.dual_coef)}
         write_whole(path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **arrays))
@@ -192,6 +226,8 @@ class KernelPredictor(eqx.Module):
                 header = json.loads(str(file["header"]))
                 inputs, dual_coef = file["inputs"], file["dual_coef"]
             saved, status, stats, has_initial = (header[k] for k in ("kernel", "status", "stats", "initial"))
+            loss, dynamics = header.get("loss"), header.get("dynamics", ())  # older files lack them
+            numbers = to_numbers(from_numbers(dynamics)) if dynamics else ()
         except FileNotFoundError:
             raise
         except Exception as error:
@@ -210,6 +246,8 @@ class KernelPredictor(eqx.Module):
             _as_pytree(initial),
             status,
             stats,
+            loss=loss,
+            dynamics=numbers,
         )
 
 
@@ -312,7 +350,15 @@ def fit(
     solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance, mesh)
     dtype = jnp.result_type(x, y)
     return KernelPredictor(
-        kernel, x.astype(dtype), jnp.asarray(solution.dual_coef, dtype), initial, solution.status, solution.stats, mesh
+        kernel,
+        x.astype(dtype),
+        jnp.asarray(solution.dual_coef, dtype),
+        initial,
+        solution.status,
+        solution.stats,
+        mesh,
+        loss,
+        to_numbers(dynamics),
     )
 
 

@@ -14,8 +14,8 @@ PACKAGE = ROOT / "perturbkernel"
 # A module may import only from modules before it.
 ORDER = """
     _version checks classes files image_files data meshes tiles plans activations kernels architectures dynamics gram
-    krylov descent logistic softmax squared solvers predictors perturbations diagnosis learning theory two_layer
-    optimizers training networks studies plots report verify reproduce bench cli
+    krylov descent logistic softmax squared solvers gaussian_process predictors perturbations diagnosis learning theory
+    two_layer optimizers training networks studies plots report verify reproduce bench sklearn cli
 """.split()  # noqa: SIM905
 
 
@@ -53,7 +53,7 @@ def test_only_architectures_touches_neural_tangents():
 def test_no_private_jax_and_no_heavy_imports():
     code = "import sys, perturbkernel; print(*sorted(sys.modules), sep='\\n')"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    for unwanted in ("tensorflow", "torch", "matplotlib.pyplot", "mlxtend", "pandas", "neural_tangents"):
+    for unwanted in ("tensorflow", "torch", "matplotlib.pyplot", "mlxtend", "pandas", "neural_tangents", "sklearn"):
         assert unwanted not in loaded
     for path in PACKAGE.glob("**/*.py"):
         assert "jax._src" not in path.read_text(), path

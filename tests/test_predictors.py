@@ -384,6 +384,37 @@ def test_predictors_are_arguments_of_compiled_functions(initial):
     np.testing.assert_allclose(evaluate(twice, Z) - base, 2 * (f(Z) - base), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["identity", "squared"])
+def test_predictors_are_functions_of_jax(loss, x64):
+    """Transformed themselves, and inside a function that is; at training points too."""
+    f = fit(BIASED, X, Y, loss=loss)
+    z = jnp.asarray(np.concatenate([Z, X[:3]]))
+    values, gradients = np.asarray(f(z)), np.asarray(f.input_gradient(z))
+    at = lambda point: f(point[None])[0]  # noqa: E731
+    for outputs in (jax.jit(f)(z), jax.vmap(at)(z), jax.vmap(f)(z[:, None])[:, 0], jax.jit(lambda z: f(2 * z / 2))(z)):
+        np.testing.assert_allclose(outputs, values, rtol=0, atol=1e-12)
+    for outputs in (
+        jax.jit(f.input_gradient)(z),
+        jax.vmap(jax.grad(at))(z),
+        jax.grad(lambda z: jax.jit(f)(z).sum())(z),
+    ):
+        np.testing.assert_allclose(outputs, gradients, rtol=0, atol=1e-12)
+    assert jax.grad(at)(z[0]).shape == (D,)
+    assert f != fit(BIASED, X, Y, loss=loss)  # compared as functions are, so that compiled ones are not mixed up
+
+
+def test_arrays_of_every_kind_train_and_attack_alike(x64):
+    for loss in LOSSES:
+        results = []
+        for kind in (np.asarray, jnp.asarray, lambda a: np.asarray(a).tolist()):
+            f = fit(W_ONLY, kind(X), kind(Y), loss=loss)
+            delta = pk.perturb(f, kind(X), kind(Y), size=0.5).delta
+            results.append([f(kind(Z)), f.input_gradient(kind(Z)), delta])
+        for other in results[1:]:
+            for one, first in zip(other, results[0], strict=True):
+                np.testing.assert_array_equal(one, first)
+
+
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("kernel", ["W and b", "network"])
 def test_gradients_at_training_points_duplicates_and_zero(kernel, initial):

@@ -9,7 +9,8 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from perturbkernel import tiles
-from perturbkernel.attacks import (
+from perturbkernel.checks import check_count, check_number
+from perturbkernel.objectives import (
     Problem,
     check_memory,
     check_result,
@@ -22,7 +23,6 @@ from perturbkernel.attacks import (
     rows_within,
     within,
 )
-from perturbkernel.checks import check_count, check_number
 from perturbkernel.perturbations import is_zero
 from perturbkernel.projections import Box, clip, headroom, lengths, rank, reach
 
@@ -67,8 +67,8 @@ def _order(score: Array, p: Array) -> Array:
 def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, norm: str, box: Box, steps, tolerance):
     """Closer and closer points beyond the boundary, from the perturbation `start`: (delta, order, size), inf if none.
 
-    Until one is found: steps to the boundary of the linearised predictor, from point to point, and twice, four times
-    as far. From then on the gradient at the boundary gives the nearest point of the linearised boundary; a part of the
+    Until one is found: the nearest point of the linearised boundary; if it is not beyond, Euclidean steps to that
+    boundary from point to point; each also twice, four times as far, and so on. From then on the gradient at the boundary gives the nearest point of the linearised boundary; a part of the
     way there, as much as gets closer, and back along the line from the input to the boundary.
     """
 
@@ -76,24 +76,26 @@ def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, n
         i, delta, order, size, part, _ = carry
         found = jnp.isfinite(size)
         gap, g, zero = evaluate(delta)
-        rest = None if box is None else (box[0] - delta, box[1] - delta)
-        # Beyond the linearised boundary: where the first step falls short, more so from step to step.
-        outward = reach(g, jnp.maximum(-gap, 0) * (1.02 + 0.1 * i), norm, rest)
-        outward = jnp.where(zero[:, None] | (gap > 0)[:, None], 0, outward)
+        still = zero | (gap > 0)
         nearest = reach(g, jnp.maximum(jnp.sum(g * delta, axis=1) - gap, 0), norm, box)
+        nearest = jnp.where(zero[:, None], 0, nearest)
+        # Beyond the linearised boundary: where the first step falls short, more so from step to step.
+        outward = jnp.where(still[:, None], 0, reach(g, jnp.maximum(-gap, 0) * (1.02 + 0.1 * i), "l2"))
+        own = ((i == 0) & ~still)[:, None]
         limit = size * (1 - tolerance / 4)
 
         def proposal(j, part):
             if norm == "l0":
-                kept = jnp.abs(g) * headroom(g, box) * jnp.where(delta != 0, 1 / part[:, None], 1)
-                here = jnp.where(rank(kept) < size[:, None] - 1, jnp.sign(g) * headroom(g, box), 0)
-                score = kept
+                score = jnp.abs(g) * headroom(g, box) * jnp.where(delta != 0, 1 / part[:, None], 1)
+                corner = jnp.sign(g) * headroom(g, box)
+                moved = jnp.where(delta != 0, delta + part[:, None] * (corner - delta), corner)
+                here = jnp.where(rank(score) < size[:, None] - 1, moved, 0)
             else:
                 here = delta + part[:, None] * (nearest - delta)
                 length = lengths(here, norm)
                 here = clip(here * (limit / jnp.where(length > 0, length, 1))[:, None], box)
                 score = here
-            there = clip(delta + 2.0**j * outward, box)
+            there = clip(2.0**j * jnp.where(own, 1.02 * nearest, outward) + jnp.where(own, 0, delta), box)
             p = jnp.where(found[:, None], here, there)
             return p, _order(jnp.where(found[:, None], score, g * there), p) if norm == "l0" else order
 
@@ -119,7 +121,7 @@ def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, n
         begin = delta, order, part, none > 0, none, none + 1, at_zero, none + 1
         p, p_order, part, hit, _, high, _, _ = lax.fori_loop(0, _LINE, line, begin)
         closer = _path(p, p_order, high, norm, box)
-        first_step = clip(delta + outward, box)
+        first_step = jnp.where(own, delta, clip(delta + outward, box))
         stationary = found & (size - lengths(nearest, norm) <= tolerance * size) if norm != "l0" else size <= 1
         delta = jnp.where(hit[:, None], closer, jnp.where(found[:, None], delta, first_step))
         order = jnp.where(hit[:, None], p_order, order)
@@ -157,9 +159,10 @@ def _bracket(value: Callable, p: Array, order: Array, norm: str, box: Box, toler
     _, low, high = lax.while_loop(unfinished, narrow, (0, 0 * one, one))
     if norm != "l0":
 
+        width = high - low
+
         def widen(side, carry):
             low, high = carry
-            width = high - low
             t = jnp.where(side == 0, high + width, low - width)
             beyond = value(_path(p, order, t, norm, box)) > 0
             return jnp.where((side == 1) & ~beyond & (t > 0), t, low), jnp.where((side == 0) & beyond, t, high)
@@ -200,7 +203,7 @@ def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, n
             step = reach(gradient_at(predictor, x, shape, target, other - own), gap.astype(x.dtype), norm, box)
             return jnp.where((gap > 0)[:, None], step, jnp.inf)
 
-        if nearest > 1:
+        if nearest > 1 and classes is not None:
             shifts = jnp.arange(1, classes)
             distances = lax.map(lambda k: lengths(toward((target + k) % classes), norm), shifts)
             chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % classes  # (K - 1, m)
@@ -244,7 +247,7 @@ def minimum_norm(
     away: bool = False,
     bounds: tuple[ArrayLike, ArrayLike] | None = None,
     starts: int | None = None,
-    tolerance: float = 1e-4,
+    tolerance: float | None = None,
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> MinimumNorm:
@@ -269,7 +272,8 @@ def minimum_norm(
         starts: how many points the search begins from; the smallest result counts. For one output, or toward a class,
             they are the input, then random points at the smallest size found. Away from a class: the boundaries of
             the nearest classes first, at most three unless asked for, then random points. Left out: no random ones.
-        tolerance: `inside` is smaller than `delta` by at most so much of its size (l0: by one entry).
+        tolerance: `inside` is smaller than `delta` by at most so much of its size (l0: by one entry), and the norm is
+            minimised to a quarter of that. Left out: 1e-4, or 1e-3 for float32 inputs.
         key: random key, for random starts.
 
     Returns:
@@ -279,8 +283,9 @@ def minimum_norm(
 
     Sources: Moosavi-Dezfooli et al. (CVPR 2016), DeepFool; Croce and Hein (ICML 2020), the projection in a box.
     """
-    problem = checked_problem(predictor, inputs, targets, norm, away, bounds)
+    problem = checked_problem(predictor, inputs, targets, norm, away, bounds, own=True)
     check_count(steps, "steps")
+    tolerance = (1e-4 if problem.x.dtype == jnp.float64 else 1e-3) if tolerance is None else tolerance
     check_number(tolerance, "tolerance", low=1e-6, high=0.1)
     check_memory(memory)
     if starts is not None:

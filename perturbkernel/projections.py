@@ -103,11 +103,8 @@ def reach(g: Float[Array, "m d"], gain: Float[Array, " m"], norm: str, box: Box 
     order = jnp.argsort(-(m if norm == "l1" else m * room), axis=1, stable=True)
     m, room = (jnp.take_along_axis(a, order, 1) for a in (m, room))
     missing = gain - _before(m * room)
-    if norm == "l1":
-        amount = jnp.clip(missing / jnp.where(m > 0, m, 1), 0, room)
-    else:
-        amount = jnp.where(missing > 0, room, 0)
-    return jnp.sign(g) * _put_back(amount, order)
+    least = missing / jnp.where(m > 0, m, 1) if norm == "l1" else jnp.where(missing > 0, room, 0)
+    return jnp.sign(g) * _put_back(jnp.clip(least, 0, room), order)
 
 
 def clip(d: Float[Array, "m d"], box: Box) -> Float[Array, "m d"]:

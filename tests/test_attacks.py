@@ -1,0 +1,316 @@
+"""attacks.py, boundary.py, projections.py: every attack against its definition, in double precision unless said.
+
+Parameters of a predictor are no part of its program: tests that share norm, bounds and shapes share a compilation.
+"""
+
+import functools
+import itertools
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from common import D, N, compilations, precision
+from scipy.optimize import linprog, minimize
+
+import perturbkernel as pk
+from perturbkernel import objectives, projections
+from perturbkernel.architectures import load_neural_tangents
+
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+attack: Any = pk.attack
+minimum_norm: Any = pk.minimum_norm
+universal: Any = pk.universal
+NORMS = projections.NORMS
+RNG = np.random.default_rng(8)
+X = RNG.uniform(-1, 1, size=(N, D))
+X[0] = 1.0  # a corner of the box
+W = RNG.normal(size=D)
+BOX = (-1.0, 1.0)
+ONES = np.ones(N)
+
+
+def lengths(delta: Any, norm: str) -> np.ndarray:
+    flat = np.asarray(delta, float).reshape(len(delta), -1)
+    return {
+        "l2": lambda: np.linalg.norm(flat, axis=1),
+        "linf": lambda: np.abs(flat).max(1),
+        "l1": lambda: np.abs(flat).sum(1),
+        "l0": lambda: (flat != 0).sum(1),
+    }[norm]()
+
+
+def _surface(w, b, curvature, z):
+    return z @ w + b + curvature * (jnp.sin(3 * z).sum(1) + (z**2).sum(1))
+
+
+def surface(w: Any = W, b: float = 0.3, curvature: float = 0.0) -> Any:
+    """A linear function of the inputs, or with curvature one whose gradient turns; one program for all."""
+    return jax.tree_util.Partial(_surface, jnp.asarray(w), jnp.asarray(b), jnp.asarray(curvature))
+
+
+@functools.cache
+def trained(classes: int = 2) -> Any:
+    """Closed form, on labels that no line separates."""
+    rng = np.random.default_rng(1)
+    x = rng.uniform(-1, 1, size=(40, D))
+    inner = (x**2).sum(1) < 1.6
+    y = np.where(inner, 1.0, -1.0) if classes == 2 else pk.one_hot(inner + (x[:, 0] > 0), 3)
+    return pk.fit(pk.TwoLayerNTK(0.1, True), x, y, loss="squared", dynamics=pk.GradientFlow(1e3))
+
+
+# --- the geometry of the norms ---
+
+M = 13
+G = RNG.normal(size=(M, D))
+G[0], G[1, 2:], G[2] = 0, 0, 1  # no direction, few entries, ties
+LOW, HIGH = -RNG.uniform(0, 1, size=(M, D)), RNG.uniform(0, 1, size=(M, D))
+LOW[3:5], HIGH[4:6], HIGH[6, :3] = -np.inf, np.inf, 0  # unbounded on a side, on both; the input on faces of the box
+SIZES = {"l2": 0.8, "linf": 0.4, "l1": 1.1, "l0": 2}
+
+
+def best_gain(g: np.ndarray, low: np.ndarray, high: np.ndarray, size: float, norm: str) -> float:
+    """max <g, d> over the ball and the box, by a general solver, or of all choices of entries."""
+    if norm == "l0":
+        gains = np.maximum(g * low, g * high)
+        return max(gains[list(chosen)].sum() for chosen in itertools.combinations(range(D), int(size)))
+    low, high = np.maximum(low, -size), np.minimum(high, size)
+    if norm == "l2":
+        ball = {"type": "ineq", "fun": lambda d: size**2 - d @ d, "jac": lambda d: -2 * d}
+        return -minimize(
+            lambda d: -g @ d, 0.1 * size * np.sign(g), jac=lambda d: -g, bounds=list(zip(low, high, strict=True)),
+            constraints=ball, method="SLSQP", options={"ftol": 1e-15, "maxiter": 500},
+        ).fun  # fmt: skip
+    total = [size if norm == "l1" else D * size]  # of up + down, where d = up - down
+    bounds = list(zip(np.zeros(2 * D), np.concatenate([high, -low]), strict=True))
+    return -linprog(np.concatenate([-g, g]), np.ones((1, 2 * D)), total, bounds=bounds).fun
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_steps_projections_and_nearest_points_are_exact(norm, x64):
+    """Steps by another solver; projections and nearest points by certificates that only the exact ones have."""
+    size = SIZES[norm]
+    low, high = (np.clip(b, -3, 3) if norm == "l0" else b for b in (LOW, HIGH))
+    box = jnp.asarray(low), jnp.asarray(high)
+    steepest, project, reach = (
+        jax.jit(lambda a, b, f=f: f(a, b, norm, box))
+        for f in (projections.steepest, projections.project, projections.reach)
+    )
+    sizes = np.full((M, 1), size, float)
+    step = np.asarray(steepest(G, sizes))
+    gains = (G * step).sum(1)
+    exact = [best_gain(*row, size, norm) for row in zip(G, low, high, strict=True)]
+    np.testing.assert_allclose(gains, exact, rtol=1e-6 if norm == "l2" else 1e-12, atol=1e-12)  # SLSQP: 1e-7
+    # P is the projection of u if and only if no feasible point lies further along u - P.
+    u = 2 * G
+    near = np.asarray(project(u, sizes))
+    if norm == "l0":  # not convex: all choices of entries
+        kept = [np.isin(np.arange(D), chosen) for chosen in itertools.combinations(range(D), size)]
+        each = [np.sum((u - np.where(k, np.clip(u, low, high), 0)) ** 2, axis=1) for k in kept]
+        np.testing.assert_allclose(np.sum((u - near) ** 2, axis=1), np.min(each, axis=0), rtol=1e-14)
+    else:
+        further = ((u - near) * np.asarray(steepest(u - near, sizes))).sum(1) - ((u - near) * near).sum(1)
+        assert further.max() <= 1e-13
+        inside = np.asarray(project(0.01 * step, sizes))
+        np.testing.assert_allclose(inside, 0.01 * step, rtol=1e-13)
+    for d in (step, near):
+        assert (lengths(d, norm) <= size * (1 + 1e-14)).all()
+        assert ((d >= low) & (d <= high)).all()
+    # The smallest d that gains as much: the best of its own size gains no more.
+    wanted = 0.7 * gains
+    least = np.asarray(reach(G, wanted))
+    assert ((least >= low) & (least <= high)).all()
+    needed = lengths(least, norm)
+    assert (needed <= size * (1 + 1e-14)).all()
+    if norm == "l0":
+        assert ((G * least).sum(1) >= wanted).all()
+        below = (G * np.asarray(steepest(G, needed[:, None] - 1.0))).sum(1)
+        assert ((below < wanted) | (wanted == 0)).all()
+    else:
+        np.testing.assert_allclose((G * least).sum(1), wanted, rtol=1e-13)
+        np.testing.assert_allclose((G * np.asarray(steepest(G, needed[:, None]))).sum(1), wanted, rtol=1e-13)
+    corner = np.asarray(reach(G, np.full(M, 1e9)))[7:]  # no further than the box
+    np.testing.assert_array_equal(corner, np.where(G > 0, high, low)[7:])
+
+
+# --- attacks of a given size ---
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_one_step_is_that_of_perturb(dtype, norm):
+    x, targets = X.astype(dtype), np.where(np.arange(N) % 3 == 0, 1.0, -1.0)
+    with precision(dtype):
+        f = surface(curvature=0.5)
+        p, q = attack(f, x, targets, size=0.3, norm=norm, steps=1), pk.perturb(f, x, targets, size=0.3, norm=norm)
+        opposite = attack(f, x, -targets, size=0.3, norm=norm, steps=1, away=True)
+    assert p.delta.dtype == dtype
+    np.testing.assert_allclose(p.delta, q.delta, atol=4 * np.finfo(dtype).eps)
+    np.testing.assert_array_equal(p.delta, opposite.delta)
+    np.testing.assert_array_equal(p.targets, opposite.targets)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_sizes_and_bounds_are_met_and_more_steps_are_better(norm, x64):
+    size = SIZES[norm]
+    linear, curved = surface(), surface(curvature=0.5)
+    low, high = BOX[0] - X, BOX[1] - X
+    p = attack(linear, X, ONES, size=size, norm=norm, steps=7, bounds=BOX)
+    exact = [best_gain(W, *row, size, norm) for row in zip(low, high, strict=True)]
+    np.testing.assert_allclose(p.delta @ W, exact, rtol=1e-6 if norm == "l2" else 1e-12)  # of the oracle
+    # The first step from the input is the whole one, so that no number of steps is worse than it.
+    one = np.asarray(projections.steepest(curved_gradient(X), float(size), norm, (low, high)))
+    at_least, means = np.maximum(curved(X), curved(X + one)), []
+    for steps in (2, 20):
+        p = attack(curved, X, ONES, size=size, norm=norm, steps=steps, bounds=BOX)
+        assert (lengths(p.delta, norm) <= size * (1 + 1e-14)).all()
+        moved = X + np.asarray(p.delta)
+        assert (moved >= BOX[0]).all() and (moved <= BOX[1]).all()
+        gain = np.asarray(curved(moved))
+        assert (gain >= at_least - 1e-12).all()
+        means.append(gain.mean())
+    assert means[1] > means[0] > at_least.mean() > curved(X).mean() + 0.5
+
+
+def curved_gradient(z: np.ndarray) -> Any:
+    return W + 0.5 * (3 * np.cos(3 * z) + 2 * z)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+def test_steps_of_a_given_size_are_projected_gradient_ascent(norm, momentum, x64):
+    """The textbook loop, in NumPy; the best of its iterates."""
+    size, rate, steps = 0.9, 0.25, 6
+    f = surface(curvature=0.5)
+    p = attack(f, X, ONES, size=size, norm=norm, steps=steps, step_size=rate, momentum=momentum)
+    delta, velocity, iterates = np.zeros_like(X), np.zeros_like(X), [np.zeros_like(X)]
+    for _ in range(steps):
+        g = curved_gradient(X + delta)
+        velocity = momentum * velocity + g / np.abs(g).sum(1, keepdims=True)
+        if norm == "linf":
+            delta = np.clip(delta + rate * np.sign(velocity), -size, size)
+        else:
+            delta = delta + rate * velocity / np.linalg.norm(velocity, axis=1, keepdims=True)
+            delta = delta * np.minimum(1, size / np.linalg.norm(delta, axis=1, keepdims=True))
+        iterates.append(delta)
+    values = np.array([f(X + delta) for delta in iterates])
+    exact = np.array(iterates)[values.argmax(0), np.arange(N)]
+    np.testing.assert_allclose(p.delta, exact, atol=1e-13)
+
+
+def test_random_starts_keep_the_best_and_follow_the_key(x64):
+    """Two maxima at +-1 of each entry: the smaller one is where the gradient at 0 points to."""
+    hills = lambda z: jnp.sum(jnp.where(z > 0, z, -3 * (z + 0.3)), axis=1)  # noqa: E731
+    x = np.full((N, D), 0.01)
+    options = {"size": 1.0, "norm": "linf", "steps": 5}
+    once = np.asarray(attack(hills, x, ONES, **options).delta)
+    np.testing.assert_array_equal(once, 1)
+    p, q, other = (attack(hills, x, ONES, starts=6, key=jax.random.key(k), **options).delta for k in (0, 0, 1))
+    np.testing.assert_array_equal(p, q)
+    assert not np.array_equal(p, other)
+    assert (np.asarray(hills(x + p)) > np.asarray(hills(x + once)) + 0.5).all()
+    assert np.abs(p).max() <= 1
+
+
+def three(w: Any, z: Any) -> Any:
+    """Three linear outputs."""
+    return z @ w.T + jnp.arange(3.0)
+
+
+W3 = RNG.normal(size=(3, D))
+
+
+def test_classes_are_moved_toward_or_away_from(x64):
+    f = jax.tree_util.Partial(three, jnp.asarray(W3))
+    labels = np.asarray(f(X).argmax(1))
+    q = pk.perturb(f, X, (labels + 1) % 3, size=0.4)
+    one = attack(f, X, (labels + 1) % 3, size=0.4, steps=1)
+    np.testing.assert_allclose(one.delta, q.delta, atol=1e-15)
+    toward = attack(f, X, (labels + 1) % 3, size=2.0)
+    away = attack(f, X, labels, size=2.0, away=True)
+
+    def entropy(p, t):
+        return -np.asarray(jax.nn.log_softmax(f(X + p.delta)))[np.arange(N), t]
+
+    for p, t, sign in ((toward, (labels + 1) % 3, 1), (away, labels, -1)):
+        np.testing.assert_allclose(lengths(p.delta, "l2"), 2, rtol=1e-14)
+        assert (sign * entropy(p, t) < sign * entropy(q, t)).all()
+    assert (f(X + away.delta).argmax(1) != labels).mean() > 0.7
+
+
+# --- the smallest change of sign ---
+
+
+def check_bracket(f: Any, x: np.ndarray, r: Any, norm: str, tolerance: float) -> None:
+    """The decision has changed at delta and not just short of it, on one path."""
+
+    def decisions(z):
+        out = np.asarray(f(z))
+        return np.sign(out) if out.ndim == 1 else out.argmax(1)
+
+    found = np.asarray(r.found)
+    moved = found & (np.asarray(r.size) > 0)
+    np.testing.assert_array_equal(decisions(x + r.delta)[moved] != decisions(x)[moved], True)
+    np.testing.assert_array_equal(decisions(x + r.inside)[found], decisions(x)[found])
+    np.testing.assert_allclose(lengths(r.delta, norm)[found], r.size[found], rtol=1e-6)
+    inside, outside = np.asarray(r.inside)[moved], np.asarray(r.delta)[moved]
+    if norm == "l0":
+        np.testing.assert_array_equal(lengths(inside, norm), lengths(outside, norm) - 1)
+        assert ((inside == outside) | (inside == 0)).all()
+    else:
+        ratio = lengths(inside, norm) / lengths(outside, norm)
+        assert (ratio >= 1 - tolerance).all() and (ratio < 1).all()
+        np.testing.assert_allclose(inside, outside, atol=tolerance * np.abs(outside).max())
+
+
+@pytest.mark.parametrize(("norm", "bounds"), [("l2", None), ("linf", BOX), ("l1", None), ("l0", BOX)])
+def test_the_smallest_change_of_sign(norm, bounds, x64):
+    """Linear: |f| / |w|_dual, in a box by its certificate. Curved: no attack of a smaller size succeeds."""
+    linear, curved = surface(), surface(0.5 * W, 0.7, 0.5)
+    low, high = ((b - X) if bounds else np.full_like(X, s) for b, s in zip(BOX, (-np.inf, np.inf), strict=True))
+    r = minimum_norm(linear, X, norm=norm, bounds=bounds)
+    values = np.asarray(linear(X))
+    check_bracket(linear, X, r, norm, 1e-4)
+    np.testing.assert_array_equal(r.targets, -np.sign(values))
+    for i in np.flatnonzero(r.found):
+        towards = -np.sign(values[i]) * W
+        if norm == "l0":
+            sizes = [s for s in range(1, D + 1) if best_gain(towards, low[i], high[i], s, norm) > abs(values[i])]
+            assert r.size[i] == sizes[0]
+        else:
+            np.testing.assert_allclose(best_gain(towards, low[i], high[i], float(r.size[i]), norm), abs(values[i]), rtol=1e-4)
+    reachable = np.maximum(-np.sign(values)[:, None] * W * low, -np.sign(values)[:, None] * W * high).sum(1)
+    np.testing.assert_array_equal(r.found, reachable > np.abs(values))
+    r = minimum_norm(curved, X, norm=norm, bounds=bounds)
+    check_bracket(curved, X, r, norm, 1e-4)
+    assert np.asarray(r.found).sum() >= N - 4
+    assert bounds is None or ((X + np.asarray(r.delta) >= -1) & (X + np.asarray(r.delta) <= 1)).all()
+
+
+def slsqp(f: Any, x: np.ndarray, start: np.ndarray) -> float:
+    """The distance of the boundary of a trained predictor from x, by SciPy from `start`, with the NumPy reference."""
+    points, coef = np.asarray(f.inputs), np.asarray(f.dual_coef)
+    boundary = {
+        "type": "eq",
+        "fun": lambda z: oracle.matvec(z[None], points, coef, 0.1, True)[0],
+        "jac": lambda z: oracle.input_gradient(z[None], points, coef, 0.1, True)[0],
+    }
+    found = minimize(
+        lambda z: np.sum((z - x) ** 2), start, jac=lambda z: 2 * (z - x), method="SLSQP", constraints=boundary,
+        options={"ftol": 1e-12, "maxiter": 200},
+    )  # fmt: skip
+    return float(np.sqrt(found.fun)) if abs(boundary["fun"](found.x)) < 1e-6 else np.inf
+
+
+def test_the_smallest_change_of_a_trained_predictor_is_not_beaten(x64):
+    """By SciPy's SLSQP from the input, from our point and from random ones: to the tolerance asked for, 1e-4."""
+    f, x = trained(), X[:8]
+    r = minimum_norm(f, x)
+    check_bracket(f, x, r, "l2", 1e-4)
+    rng = np.random.default_rng(2)
+    for i in range(len(x)):
+        starts = [x[i], x[i] + np.asarray(r.delta[i]), *(x[i] + rng.normal(size=(3, D)))]
+        assert r.size[i] <= min(slsqp(f, x[i], start) for start in starts) * (1 + 1e-4)

@@ -67,9 +67,10 @@ def _order(score: Array, p: Array) -> Array:
 def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, norm: str, box: Box, steps, tolerance):
     """Closer and closer points beyond the boundary, from the perturbation `start`: (delta, order, size), inf if none.
 
-    Until one is found: the nearest point of the linearised boundary; if it is not beyond, Euclidean steps to that
-    boundary from point to point; each also twice, four times as far, and so on. From then on the gradient at the boundary gives the nearest point of the linearised boundary; a part of the
-    way there, as much as gets closer, and back along the line from the input to the boundary.
+    Until one is found: to the nearest point of the linearised boundary; where that is not beyond, Euclidean steps to
+    the boundary from point to point; each also twice, four times as far, and so on. From then on the gradient at the
+    boundary gives the nearest point of the linearised boundary; a part of the way there, as much as gets closer, and
+    back along the line from the input to the boundary.
     """
 
     def body(carry):
@@ -158,7 +159,6 @@ def _bracket(value: Callable, p: Array, order: Array, norm: str, box: Box, toler
 
     _, low, high = lax.while_loop(unfinished, narrow, (0, 0 * one, one))
     if norm != "l0":
-
         width = high - low
 
         def widen(side, carry):

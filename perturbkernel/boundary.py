@@ -137,8 +137,8 @@ def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, n
     return delta, order, size
 
 
-def _bracket(value: Callable, p: Array, order: Array, norm: str, box: Box, tolerance) -> tuple[Array, Array]:
-    """(outside, inside): two points of the path to p, beyond the boundary and short of it, by bisection.
+def _bracket(value: Callable, p: Array, order: Array, wanted: Array, norm: str, box: Box, tolerance):
+    """(outside, inside): two points of the path to p, beyond the boundary and short of it, by bisection, where wanted.
 
     They differ by `tolerance` of their size, or one entry. What is in between is cut down to a third, and widened on
     both sides: a value that rounds differently elsewhere has the same sign.
@@ -146,16 +146,19 @@ def _bracket(value: Callable, p: Array, order: Array, norm: str, box: Box, toler
     one = jnp.ones(len(p), p.dtype)
     allowed = 0.99 / jnp.maximum(lengths(p, "l0"), 1) if norm == "l0" else tolerance / 3 * one
 
+    def wide(low, high):
+        return wanted & (high - low > (allowed if norm == "l0" else allowed * high))
+
     def narrow(carry):
         i, low, high = carry
         t = (low + high) / 2
         beyond = value(_path(p, order, t, norm, box)) > 0
-        return i + 1, jnp.where(beyond, low, t), jnp.where(beyond, t, high)
+        low, high = jnp.where(wide(low, high) & ~beyond, t, low), jnp.where(wide(low, high) & beyond, t, high)
+        return i + 1, low, high
 
     def unfinished(carry):
         i, low, high = carry
-        width = allowed if norm == "l0" else allowed * high
-        return (i < 60) & jnp.any(high - low > width)
+        return (i < 60) & jnp.any(wide(low, high))
 
     _, low, high = lax.while_loop(unfinished, narrow, (0, 0 * one, one))
     if norm != "l0":
@@ -225,11 +228,10 @@ def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, n
         order = jnp.zeros(x.shape if norm == "l0" else (len(x), 1), int)
         best = jnp.zeros_like(x), order, jnp.full(len(x), jnp.inf, x.dtype)
         delta, order, size = lax.fori_loop(0, starts, one_start, best)
-        outside, inside = _bracket(value, delta, order, norm, box, tolerance)
-        outside, inside = within(x, outside, bounds), within(x, inside, bounds)
         found, already = jnp.isfinite(size), at_zero >= 0
-        kept = (found & ~already)[:, None]
-        outside, inside = jnp.where(kept, outside, 0), jnp.where(kept, inside, 0)
+        kept = found & ~already
+        pair = _bracket(value, delta, order, kept, norm, box, tolerance)
+        outside, inside = (jnp.where(kept[:, None], within(x, point, bounds), 0) for point in pair)
         size = jnp.where(already, 0, jnp.where(found, lengths(outside, norm), jnp.inf))
         return outside, inside, size, target, finite
 

@@ -15,8 +15,8 @@ from perturbkernel.perturbations import check_gradient, checked_bounds, count_ou
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import NORMS, Box, lengths, project
 
-# Arrays of the size of the inputs that an attack holds at once, sorted copies included; from XLA's own account.
-_COPIES = 32
+# Arrays of the size of the inputs that an attack holds at once: at most 22 by the account of XLA on a CPU, of l0 and l1.
+_COPIES = 24
 
 
 class Problem(NamedTuple):
@@ -52,6 +52,12 @@ def checked_problem(
     low, high = checked_bounds(bounds)
     x = as_inputs(inputs, "inputs")
     classes = count_outputs(predictor, x, np.zeros(0, int) if targets is None else targets)
+    shape = getattr(jax.eval_shape(predictor, x), "shape", None)
+    if classes is None and shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(
+            f"predictor must map inputs {x.shape} to one output a row, ({len(x)},), or to K with class indices as "
+            f"targets; it gave {shape}"
+        )
     if targets is None:
         target, away = None, classes is not None
     elif classes is None:

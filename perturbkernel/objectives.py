@@ -15,7 +15,7 @@ from perturbkernel.perturbations import check_gradient, checked_bounds, count_ou
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import NORMS, Box, lengths, project
 
-# Arrays of the size of the inputs that an attack holds at once: at most 22 by the account of XLA on a CPU, of l0 and l1.
+# Arrays of the size of the inputs that an attack holds at once: at most 22 (l0, l1), by XLA's account on a CPU.
 _COPIES = 24
 
 

@@ -24,6 +24,7 @@ from perturbkernel.architectures import load_neural_tangents
 attack: Any = pk.attack
 minimum_norm: Any = pk.minimum_norm
 universal: Any = pk.universal
+steepest: Any = projections.steepest
 NORMS = projections.NORMS
 RNG = np.random.default_rng(8)
 X = RNG.uniform(-1, 1, size=(N, D))
@@ -95,12 +96,11 @@ def test_steps_projections_and_nearest_points_are_exact(norm, x64):
     size = SIZES[norm]
     low, high = (np.clip(b, -3, 3) if norm == "l0" else b for b in (LOW, HIGH))
     box = jnp.asarray(low), jnp.asarray(high)
-    steepest, project, reach = (
-        jax.jit(lambda a, b, f=f: f(a, b, norm, box))
-        for f in (projections.steepest, projections.project, projections.reach)
+    climb, project, reach = (
+        jax.jit(lambda a, b, f=f: f(a, b, norm, box)) for f in (steepest, projections.project, projections.reach)
     )
     sizes = np.full((M, 1), size, float)
-    step = np.asarray(steepest(G, sizes))
+    step = np.asarray(climb(G, sizes))
     gains = (G * step).sum(1)
     exact = [best_gain(*row, size, norm) for row in zip(G, low, high, strict=True)]
     np.testing.assert_allclose(gains, exact, rtol=1e-6 if norm == "l2" else 1e-12, atol=1e-12)  # SLSQP: 1e-7
@@ -112,7 +112,7 @@ def test_steps_projections_and_nearest_points_are_exact(norm, x64):
         each = [np.sum((u - np.where(k, np.clip(u, low, high), 0)) ** 2, axis=1) for k in kept]
         np.testing.assert_allclose(np.sum((u - near) ** 2, axis=1), np.min(each, axis=0), rtol=1e-14)
     else:
-        further = ((u - near) * np.asarray(steepest(u - near, sizes))).sum(1) - ((u - near) * near).sum(1)
+        further = ((u - near) * np.asarray(climb(u - near, sizes))).sum(1) - ((u - near) * near).sum(1)
         assert further.max() <= 1e-13
         inside = np.asarray(project(0.01 * step, sizes))
         np.testing.assert_allclose(inside, 0.01 * step, rtol=1e-13)
@@ -127,11 +127,11 @@ def test_steps_projections_and_nearest_points_are_exact(norm, x64):
     assert (needed <= size * (1 + 1e-14)).all()
     if norm == "l0":
         assert ((G * least).sum(1) >= wanted).all()
-        below = (G * np.asarray(steepest(G, needed[:, None] - 1.0))).sum(1)
+        below = (G * np.asarray(climb(G, needed[:, None] - 1.0))).sum(1)
         assert ((below < wanted) | (wanted == 0)).all()
     else:
         np.testing.assert_allclose((G * least).sum(1), wanted, rtol=1e-13)
-        np.testing.assert_allclose((G * np.asarray(steepest(G, needed[:, None]))).sum(1), wanted, rtol=1e-13)
+        np.testing.assert_allclose((G * np.asarray(climb(G, needed[:, None]))).sum(1), wanted, rtol=1e-13)
     corner = np.asarray(reach(G, np.full(M, 1e9)))[7:]  # no further than the box
     np.testing.assert_array_equal(corner, np.where(G > 0, high, low)[7:])
 
@@ -161,7 +161,7 @@ def test_sizes_and_bounds_are_met_and_more_steps_are_better(norm, x64):
     exact = [best_gain(W, *row, size, norm) for row in zip(low, high, strict=True)]
     np.testing.assert_allclose(p.delta @ W, exact, rtol=1e-6 if norm == "l2" else 1e-12)  # of the oracle
     # The first step from the input is the whole one, so that no number of steps is worse than it.
-    one = np.asarray(projections.steepest(curved_gradient(X), float(size), norm, (low, high)))
+    one = np.asarray(steepest(curved_gradient(X), float(size), norm, (low, high)))
     at_least, means = np.maximum(curved(X), curved(X + one)), []
     for steps in (2, 20):
         p = attack(curved, X, ONES, size=size, norm=norm, steps=steps, bounds=BOX)
@@ -399,7 +399,7 @@ def test_one_direction_within_bounds_counts_what_is_clipped(x64):
 
 
 def test_networks_are_attacked_in_parts_as_a_whole(x64):
-    net = pk.networks.TwoLayerNetwork.init(D, 64, 0.1, key=jax.random.key(0))
+    net: Any = pk.networks.TwoLayerNetwork.init(D, 64, 0.1, key=jax.random.key(0))
     assert objectives.rows_within(2**20, net, jnp.asarray(X), (D,)) >= N
     x = np.tile(X, (60, 1)) * np.linspace(0.5, 1.5, 60 * N)[:, None]
     rows = objectives.rows_within(2**20, net, jnp.asarray(x), (D,))

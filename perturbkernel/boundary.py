@@ -206,14 +206,15 @@ def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, n
             step = reach(gradient_at(predictor, x, shape, target, other - own), gap.astype(x.dtype), norm, box)
             return jnp.where((gap > 0)[:, None], step, jnp.inf)
 
-        if nearest > 1 and classes is not None:
+        several = away and classes is not None and classes > 2
+        if several:
             shifts = jnp.arange(1, classes)
             distances = lax.map(lambda k: lengths(toward((target + k) % classes), norm), shifts)
             chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % classes  # (K - 1, m)
 
         def one_start(start, best):
             begin = jnp.zeros_like(x)
-            if nearest > 1:
+            if several:
                 step = toward(chosen[jnp.minimum(start, nearest - 1)])
                 begin = jnp.where(jnp.isfinite(step).all(1, keepdims=True), 1.02 * step, 0)
                 begin = clip(begin, box)

@@ -174,6 +174,20 @@ def test_sizes_and_bounds_are_met_and_more_steps_are_better(norm, x64):
     assert means[1] > means[0] > at_least.mean() > curved(X).mean() + 0.5
 
 
+def test_bounds_are_met_to_the_last_bit():
+    """In float32, whose sums with the longest step that is allowed round beyond the bounds now and then."""
+    end = RNG.uniform(0.3, 0.9, size=(500, D)).astype(np.float32)
+    x = (RNG.uniform(-1, 1, size=(500, D)) * end).astype(np.float32)
+    for sign in (1, -1):
+        delta = sign * end - x
+        assert (np.abs(x + delta) > end).any()
+        moved = x + np.asarray(
+            objectives.within(jnp.asarray(x), jnp.asarray(delta), (jnp.asarray(-end), jnp.asarray(end)))
+        )
+        assert (np.abs(moved) <= end).all()
+        np.testing.assert_allclose(moved, sign * end, rtol=3e-7)
+
+
 def curved_gradient(z: np.ndarray) -> Any:
     return W + 0.5 * (3 * np.cos(3 * z) + 2 * z)
 
@@ -318,21 +332,24 @@ def test_the_smallest_change_of_a_trained_predictor_is_not_beaten(x64):
 
 def test_the_nearest_class_is_found(x64):
     """Linear outputs: the nearest of the hyperplanes between the class and another."""
-    f = jax.tree_util.Partial(three, jnp.asarray(W3))
+    w = np.stack([W3[0], W3[2] + 0.3 * W3[1], W3[2]])  # two outputs close to each other, whose boundary is far
+    f = jax.tree_util.Partial(three, jnp.asarray(w))
     out, own = np.asarray(f(X)), np.asarray(f(X).argmax(1))
     r = minimum_norm(f, X)
     check_bracket(f, X, r, "l2", 1e-4)
     np.testing.assert_array_equal(r.targets, own)
-    apart = np.linalg.norm(W3[own][:, None] - W3, axis=2)
+    apart = np.linalg.norm(w[own][:, None] - w, axis=2)
     every = np.where(apart > 0, (out.max(1)[:, None] - out) / np.where(apart > 0, apart, 1), np.inf)
     np.testing.assert_allclose(r.size, every.min(1), rtol=1e-4)
+    assert (every.argmin(1) != np.where(apart > 0, out, -np.inf).argmax(1)).sum() > 1  # not that of the next output
+    np.testing.assert_allclose(minimum_norm(f, X, starts=1).size, every.min(1), rtol=1e-4)
     # Toward a class: a point that has it already needs nothing.
-    r = minimum_norm(f, X, np.full(N, 1), steps=10)
-    there = own == 1
+    r = minimum_norm(f, X, np.full(N, 0), steps=10)
+    there = own == 0
     assert 0 < there.sum() < N
     assert not np.asarray(r.size)[there].any() and not np.asarray(r.delta)[there].any()
-    assert (f(X + r.delta).argmax(1) == 1).all()
-    assert (np.asarray(r.size) >= np.where(there, 0, every[:, 1])).all()
+    assert (f(X + r.delta).argmax(1) == 0).all()
+    assert (np.asarray(r.size) >= np.where(there, 0, every[:, 0])).all()
 
 
 def test_wrong_signs_need_nothing_and_flat_points_are_reported(x64):

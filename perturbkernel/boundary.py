@@ -128,7 +128,7 @@ def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, n
         order = jnp.where(hit[:, None], p_order, order)
         size = jnp.where(hit, lengths(closer, norm), size)
         part = jnp.where(hit, jnp.minimum(1, 2 * part), part)
-        return i + 1, delta, order, size, part, (stationary & ~hit) | (part < tolerance)
+        return i + 1, delta, order, size, part, (stationary & ~hit) | (part < tolerance) | (at_zero >= 0)
 
     size = jnp.full(len(start), jnp.inf, start.dtype)
     order = jnp.zeros(start.shape if norm == "l0" else (len(start), 1), int)
@@ -200,16 +200,16 @@ def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, n
         finite, at_zero = jnp.isfinite(g).all(1), at_zero.astype(x.dtype)
 
         def toward(other):
-            """To the boundary of class `other`, to first order."""
+            """To the boundary of class `other`, to first order; infinite where no step leads there."""
             own, other = (jax.nn.one_hot(k, outputs.shape[1], dtype=outputs.dtype) for k in (target, other))
             gap = jnp.sum((own - other) * outputs, axis=1)
             step = reach(gradient_at(predictor, x, shape, target, other - own), gap.astype(x.dtype), norm, box)
-            return jnp.where((gap > 0)[:, None], step, jnp.inf)
+            return jnp.where(((gap > 0) & step.any(1))[:, None], step, jnp.inf)
 
         several = away and classes is not None and classes > 2
         if several:
             shifts = jnp.arange(1, classes)
-            distances = lax.map(lambda k: lengths(toward((target + k) % classes), norm), shifts)
+            distances = lax.map(lambda k: lengths(toward((target + k) % outputs.shape[1]), norm), shifts)
             chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % classes  # (K - 1, m)
 
         def one_start(start, best):

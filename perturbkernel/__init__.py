@@ -7,6 +7,10 @@ from perturbkernel import reproduce as reproduce
 from perturbkernel import theory as theory
 from perturbkernel._version import __version__ as __version__
 from perturbkernel.architectures import ArchitectureNTK as ArchitectureNTK
+from perturbkernel.attacks import attack as attack
+from perturbkernel.attacks import universal as universal
+from perturbkernel.boundary import MinimumNorm as MinimumNorm
+from perturbkernel.boundary import minimum_norm as minimum_norm
 from perturbkernel.classes import one_hot as one_hot
 from perturbkernel.data import Dataset as Dataset
 from perturbkernel.diagnosis import Diagnosis as Diagnosis

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from perturbkernel.checks import as_float, as_inputs, as_targets, check_choice, check_number, is_traced
 from perturbkernel.classes import class_indices, margin_weights
 from perturbkernel.predictors import KernelPredictor, input_gradient
+from perturbkernel.projections import normalise as normalise
 
 NORMS = ("l2", "linf")
 DIRECTIONS = ("gradient", "frozen_gates")
@@ -33,18 +34,6 @@ class Perturbation(eqx.Module):
 
 def _column(values: Array, like: Array) -> Array:
     return values.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ..."]:
-    """The direction of unit norm that increases a function fastest: g / |g| for l2, sign(g) for linf; 0 for g = 0."""
-    if norm == "linf":
-        return jnp.sign(gradient)
-    axes = tuple(range(1, gradient.ndim))
-    # Divided by its largest entry first, a tiny gradient does not underflow when squared.
-    largest = jnp.abs(gradient).max(axes, keepdims=True)
-    scaled = gradient / jnp.where(largest > 0, largest, 1)
-    length = jnp.sqrt(jnp.sum(scaled**2, axes, keepdims=True))
-    return scaled / jnp.where(length > 0, length, 1)
 
 
 def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, " n"]:
@@ -97,7 +86,7 @@ def perturb(
     """
     low, high = check_options(size, norm, direction, bounds)
     x = as_inputs(inputs, "inputs")
-    classes = _count_outputs(predictor, x, targets)
+    classes = count_outputs(predictor, x, targets)
     if classes is None:
         y, weights = as_targets(targets, "targets", len(x)), None
     else:
@@ -115,14 +104,8 @@ def perturb(
             f'direction="frozen_gates" needs a KernelPredictor of TwoLayerNTK; got {type(predictor).__name__}. '
             f'Use direction="gradient"'
         )
-    flat = jnp.abs(gradient).reshape(len(x), -1)
-    if not is_traced(gradient):
-        bad = ~np.isfinite(np.asarray(flat)).all(1)
-        if bad.any():
-            raise ValueError(f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})")
-    exact = not isinstance(predictor, KernelPredictor)
-    rounding = jnp.zeros(len(x)) if exact else predictor.gradient_rounding(x, weights)
-    zero = flat.max(1) * jnp.sqrt(flat.shape[1]) <= rounding
+    check_gradient(gradient)
+    zero = is_zero(predictor, x, weights, gradient)
     step = jnp.where(_column(zero, x), 0, normalise(gradient, norm))
     delta = _column(size * y, x) * step if classes is None else size * step
     if bounds is not None:
@@ -130,7 +113,23 @@ def perturb(
     return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
 
 
-def _count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
+def check_gradient(gradient: Array) -> None:
+    """Raises for a gradient, one row a point, that is not finite."""
+    if not is_traced(gradient):
+        bad = ~np.isfinite(np.asarray(gradient)).reshape(len(gradient), -1).all(1)
+        if bad.any():
+            raise ValueError(f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})")
+
+
+def is_zero(predictor: Callable, x: Array, weights: Array | None, gradient: Array) -> Bool[Array, " n"]:
+    """Where the gradient is zero: to rounding for kernel predictors, whose terms may cancel; exactly for others."""
+    exact = not isinstance(predictor, KernelPredictor)
+    rounding = jnp.zeros(len(x)) if exact else predictor.gradient_rounding(x, weights)
+    flat = jnp.abs(gradient).reshape(len(x), -1)
+    return flat.max(1) * jnp.sqrt(flat.shape[1]) <= rounding
+
+
+def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
     """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no class indices."""
     if isinstance(predictor, KernelPredictor):
         return predictor.num_outputs
@@ -148,10 +147,10 @@ def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | 
     check_choice(norm, "norm", NORMS)
     check_choice(direction, "direction", DIRECTIONS)
     check_number(size, "size")
-    return _checked_bounds(bounds)
+    return checked_bounds(bounds)
 
 
-def _checked_bounds(bounds) -> tuple[Array | None, Array | None]:
+def checked_bounds(bounds) -> tuple[Array | None, Array | None]:
     if bounds is None:
         return None, None
     try:

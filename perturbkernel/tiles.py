@@ -101,6 +101,20 @@ def _zeros(shapes: Any, rows: int) -> Any:
     return jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), s.dtype), shapes)
 
 
+def by_rows(function: Callable, tree: Any, limit: int) -> Any:
+    """function(tree), which treats rows one by one, for about `limit` rows at once."""
+    n = _rows(tree)
+    size = tile_size(n, limit)
+    if size == n:
+        return function(tree)
+
+    def write(i, result):
+        part = function(_part(tree, i, size))
+        return jax.tree.map(lambda a, b: lax.dynamic_update_slice_in_dim(a, b, _start(i, size, n), 0), result, part)
+
+    return lax.fori_loop(0, -(-n // size), write, _zeros(jax.eval_shape(function, _part(tree, 0, size)), n))
+
+
 # --- sums ---
 
 

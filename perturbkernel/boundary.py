@@ -210,7 +210,7 @@ def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, n
         if several:
             shifts = jnp.arange(1, classes)
             distances = lax.map(lambda k: lengths(toward((target + k) % outputs.shape[1]), norm), shifts)
-            chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % classes  # (K - 1, m)
+            chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % outputs.shape[1]  # (K - 1, m)
 
         def one_start(start, best):
             begin = jnp.zeros_like(x)

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "perturbkernel"
 
 # A module may import only from modules before it.
 ORDER = """
-    _version checks classes files image_files data meshes tiles plans activations kernels architectures dynamics gram
-    krylov descent logistic softmax squared solvers predictors perturbations diagnosis learning theory two_layer
-    optimizers training networks studies plots report verify reproduce bench cli
+    _version checks classes files image_files data meshes footprints tiles plans activations kernels architectures
+    dynamics gram krylov descent logistic softmax squared solvers predictors perturbations diagnosis learning theory
+    two_layer optimizers training networks studies plots report verify reproduce bench cli
 """.split()  # noqa: SIM905
 
 

@@ -99,7 +99,7 @@ def draw(results: Results) -> Figure:
         axes[1, 0].set_ylabel("agreement of g with f")
         upper.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
         upper.suptitle(
-            "Against depth: what fully connected networks g learn from the perturbations of a network f of the same kind.  "
+            "Against depth: what fully connected networks g learn from perturbations of an f of their own kind.  "
             "Squared loss, infinite width.\n"
             f"{_SIZES.format(**depth['setting'])}; bands: all seeds.", fontsize=10, x=0.01, ha="left",
         )  # fmt: skip

@@ -147,6 +147,7 @@ class ArchitectureNTK(Kernel):
         return cls(network, f"{blocks} residual block{'s' * (blocks > 1)}, {activation}", None, memory)
 
     def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
+        """As of every kernel; with an `input_shape`, rows of that shape or flat."""
         array = super().check_inputs(value, name, like)
         shape = self.input_shape
         if shape is not None and array.shape[1:] not in (shape, (math.prod(shape),)):

@@ -38,6 +38,13 @@ class Kernel:
         """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and differentiated."""
         raise TypeError(f"{type(self).__name__} does not define tiles")
 
+    def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
+        """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape `row`.
+
+        A tile of r queries and c points takes  a r c + b (r + c)  numbers at most.
+        """
+        return tiles.ARRAYS, tiles.COPIES * int(np.prod(row))
+
     def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
         """`value` as an array of inputs of this kernel; raises ValueError or TypeError in terms of `name`."""
         return as_inputs(value, name, like=like)

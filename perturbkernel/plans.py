@@ -27,7 +27,7 @@ class Plan:
         devices: how many share the work.
         tile: (rows of queries, rows of points) evaluated at once.
         tiles: how many, on all devices together.
-        memory: bytes of temporaries on each device, at most (more for kernels with a `block` of their own).
+        memory: bytes of temporaries on each device, at most.
         data, result: bytes of inputs and coefficients, and of the result, in all.
         operations: floating-point operations of the matrix products.
         rate: operations a second at which one device runs this product, everything included.
@@ -122,7 +122,7 @@ def make_plan(
         devices,
         tile,
         count,
-        tiles.tile_bytes(tile, row, itemsize),
+        tiles.tile_bytes(kernel, tile, row, itemsize),
         itemsize * ((n if symmetric else n + m) * numbers + (0 if what in MATRICES else n * columns)),
         itemsize * result.get(what, m * columns),
         operations * (rows + 1) / (2 * rows) if halved else operations,

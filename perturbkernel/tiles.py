@@ -19,15 +19,16 @@ from jaxtyping import Array, Bool
 
 from perturbkernel import meshes
 from perturbkernel.checks import is_traced
+from perturbkernel.footprints import footprint
 
 EXACT = lax.Precision.HIGHEST  # accelerators would otherwise round the inputs of float32 products
 
 
 # --- tiles and their memory ---
 
-# Temporaries of the widest sum (a gradient), from XLA's own account: arrays of the size of the tile, and copies of the
-# rows that meet in it.
-_ARRAYS, _COPIES = 10, 6
+# Temporaries of the widest sum (a gradient) of a two-layer kernel, from XLA's own account: arrays of the size of the
+# tile, and copies of the rows that meet in it.
+ARRAYS, COPIES = 10, 6
 
 
 def default_memory() -> int:
@@ -41,28 +42,29 @@ def tile_limits(kernel: Any, row: tuple[int, ...], itemsize: int, memory: int | 
 
     `memory` None: the kernel's own, or the device's default.
 
-    With c = 2 r, the tile takes _ARRAYS 2 r^2 + _COPIES 3 r d numbers. On a CPU a tile beyond 512 x 1024 leaves the
-    cache and is slower.
+    With (a, b) = kernel.footprint(row) and c = 2 r, the tile takes 2 a r^2 + 3 b r numbers. On a CPU a tile beyond
+    512 x 1024 leaves the cache and is slower.
     """
     if kernel.block is not None:
         return kernel.block
     numbers = (memory or kernel.memory or default_memory()) / itemsize
-    copies = 3 * _COPIES * int(np.prod(row))
-    rows = (np.sqrt(copies**2 + 8 * _ARRAYS * numbers) - copies) / (4 * _ARRAYS)
-    rows = min(max(8, int(rows + 1e-6) // 8 * 8), 512 if jax.default_backend() == "cpu" else 4096)
+    pair, each = kernel.footprint(row)
+    rows = int((np.sqrt(9 * each**2 + 8 * pair * numbers) - 3 * each) / (4 * pair) + 1e-6)
+    rows = min(rows // 8 * 8 or max(rows, 1), 512 if jax.default_backend() == "cpu" else 4096)
     return rows, 2 * rows
 
 
-def tile_bytes(tile: tuple[int, int], row: tuple[int, ...], itemsize: int) -> int:
-    """At most so much is held beside arguments and results, for kernels without temporaries of their own."""
-    return itemsize * (_ARRAYS * tile[0] * tile[1] + _COPIES * sum(tile) * int(np.prod(row)))
+def tile_bytes(kernel: Any, tile: tuple[int, int], row: tuple[int, ...], itemsize: int) -> int:
+    """At most so much is held beside arguments and results."""
+    pair, each = kernel.footprint(row)
+    return int(itemsize * (pair * tile[0] * tile[1] + each * sum(tile)))
 
 
 def tile_size(count: int, limit: int) -> int:
     """The size of equal tiles, at most about `limit` long, that waste the fewest rows."""
     tiles = -(-count // limit)
     size = -(-count // tiles)
-    return size if tiles == 1 else min(-(-size // 8) * 8, count)
+    return size if tiles == 1 or limit < 8 else min(-(-size // 8) * 8, count)
 
 
 def _rows(tree: Any) -> int:
@@ -277,6 +279,16 @@ def _query_gradient_tile(kernel, name, query, x, coef):
 def _point_gradient_tile(kernel, name, query, z, cotangent):
     """The gradients in x and coef: now the points are the queries of the sum."""
     return jax.vjp(lambda x, coef: _matvec_tile(kernel, name, z, x, coef), *query)[1](cotangent)
+
+
+def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]:
+    """(numbers a pair, numbers a row) that a tile of the widest sum, a gradient, holds at once; read off its trace."""
+
+    def gradient(z, x):
+        ones = jnp.ones(len(z), z.dtype), jnp.ones(len(x), x.dtype)
+        return _query_gradient_tile(kernel, "ntk", (z, ones[0]), x, ones[1])
+
+    return footprint(gradient, row)
 
 
 def matvec(

@@ -265,15 +265,6 @@ def test_a_convolutional_network_from_images_to_perturbations():
         with pytest.raises(ValueError, match=r"z must have rows of shape \(4, 4, 1\), as the training inputs; got"):
             f(wrong)
 
-    # A data set holds flat rows: a learner of one's own gives them back their shape.
-    def learner(inputs, targets, key):
-        trained = pk.fit(k, inputs.reshape(-1, 4, 4, 1), targets, dynamics=pk.GradientFlow(3.0))
-        return lambda z: trained(z.reshape(-1, 4, 4, 1))
-
-    r: Any = pk.learn_from_perturbations(learner, (images, y), size=0.5, scenario="b", key=KEY)  # pyright: ignore[reportArgumentType]
-    np.testing.assert_allclose(np.linalg.norm(r.perturbation.delta, axis=1), 0.5, rtol=1e-5)
-    assert r.g(r.train.inputs).shape == (6,)
-
 
 # --- kernels as values ---
 
@@ -287,12 +278,6 @@ def test_kernels_are_values_without_leaves():
     assert repr(one) == "ArchitectureNTK(a, neural_tangents.stax; every weight and bias of the network trained)"
     with pytest.raises(AttributeError):
         one.name = "c"
-
-
-def test_blocks_do_not_change_the_sums(x64):
-    """Tiles of 8 x 8 instead of one."""
-    small = ArchitectureNTK(paper(0.2), block=(8, 8))
-    np.testing.assert_allclose(small.matvec(Z, X, COEF), oracle.matvec(Z, X, COEF, 0.2, True), rtol=0, atol=1e-11)
 
 
 # --- messages ---
@@ -310,14 +295,14 @@ def test_what_is_no_network(network):
         ArchitectureNTK(network)
 
 
-@pytest.mark.parametrize("block", [(0, 4), (4, 2.0), 4, (4,), (4, 4, 4), None])
-def test_bad_blocks(block):
-    with pytest.raises((TypeError, ValueError), match="block must be"):
-        ArchitectureNTK(NETWORKS["relu"](), block=block)
-
-
-def test_a_block_may_be_a_list():
-    assert hash(ArchitectureNTK(kernel("relu").network, block=[8, 8])) is not None
+@pytest.mark.parametrize(
+    "options",
+    [{"memory": 1000}, {"memory": 2.0**21}, {"input_shape": 4}, {"input_shape": ()}, {"input_shape": (4, 0)},
+     {"input_shape": (4, 2.0)}],
+)  # fmt: skip
+def test_bad_options(options):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))} must be"):
+        ArchitectureNTK(NETWORKS["relu"](), **options)
 
 
 IMAGES = np.ones((3, 4, 4, 1), np.float32)
@@ -327,7 +312,7 @@ IMAGES = np.ones((3, 4, 4, 1), np.float32)
     ("network", "x", "message"),
     [
         (lambda: stax.serial(stax.Conv(1, (3, 3)), stax.Relu()), IMAGES,
-         r"network must have one output a point; its kernel has shape \(3, 3, 2, 2, 2, 2\).*"
+         r"network must have one output a point; its kernel has shape \(n, m, 2, 2, 2, 2\).*"
          r"End it with stax\.Flatten\(\) or stax\.GlobalAvgPool\(\), then stax\.Dense\(1\)"),
         (convolution, IMAGES.reshape(3, -1), r"ArchitectureNTK\(.* cannot take inputs with rows of shape \(16,\)"),
         (NETWORKS["relu"], IMAGES[0, 0, :, 0], r"x must have shape \(n, d\), or \(n, h, w, c\) for convolutional"),

@@ -327,7 +327,7 @@ def test_the_tile_follows_from_the_budget():
     assert limits[-1] == (512, 1024) == tiles.tile_limits(KERNEL, (3072,), 4)  # by default the best tile, CIFAR too
     assert tiles.tile_limits(Quadratic((8, 16)), (784,), 4) == (8, 16)
     for memory, limit in zip((2**20, 2**23), limits, strict=False):
-        assert tiles.tile_bytes(limit, (784,), 4) <= memory
+        assert tiles.tile_bytes(KERNEL, limit, (784,), 4) <= memory
 
 
 def test_the_memory_meter_sees_a_dense_matrix():

@@ -32,7 +32,9 @@ def add_command(commands, epilog: str) -> None:
         "  perturbkernel reproduce mnist_a map --mode limit            # a study's panels and all maps, closed form\n"
         "  perturbkernel reproduce --all                               # everything at reduced sizes\n"
         "  perturbkernel reproduce --all --mode limit --scale paper    # the closed form at the published sizes\n"
-        "  perturbkernel reproduce theory-vs-width                     # rates of finite networks\n\n" + epilog,
+        "  perturbkernel reproduce theory-vs-width                     # rates of finite networks\n"
+        "  perturbkernel reproduce architectures                       # deep, convolutional, residual networks\n\n"
+        + epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
@@ -85,10 +87,13 @@ def _reproduce(args: argparse.Namespace) -> int:
             dynamics=args.dynamics, mnist=args.mnist, fashion_mnist=args.fashion_mnist, executor=executor,
             workers=args.workers, progress=progress,
         )  # fmt: skip
-    rows = [("panel", "quantity", "mean distance from the published values"), *result.table()]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)] + [90]
-    for row in rows:
-        print(*text_row(row, widths), sep="\n")
+    if table := result.table():
+        rows = [("panel", "quantity", "mean distance from the published values"), *table]
+        widths = [max(len(row[i]) for row in rows) for i in range(2)] + [90]
+        for row in rows:
+            print(*text_row(row, widths), sep="\n")
+    for name in result.options.studies:
+        print(f"\n{name}: {STUDIES[name].about}\n{STUDIES[name].module.text(result.study(name))}")
     now = time.perf_counter() - began
     print(f"\n{len(result.cells)} cells, {result.seconds():,.0f} s to compute them; {now:,.0f} s now")
     print(f"page: {result.folder / 'index.html'}")
@@ -112,7 +117,7 @@ def listing() -> str:
     for name in map_ids():
         s = decision_map(name, "paper").setting
         rows.append((name, f"decision map: {s.data.replace('_', ' ')}, n = {s.n:,}, d = {s.d:,}, size {s.size:g}"))
-    rows += [(name, "rates at which finite networks approach the kernel limit") for name in STUDIES]
+    rows += [(name, study.about) for name, study in STUDIES.items()]
     assert len(rows) == len(names())
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:{width}}  {text}" for name, text in rows)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from perturbkernel import plots
 from perturbkernel import report as reports
 from perturbkernel.files import write_whole
-from perturbkernel.reproduce import assemble, plan, store, width
+from perturbkernel.reproduce import assemble, plan, store
 from perturbkernel.reproduce.assemble import Curve
 from perturbkernel.reproduce.datasets import count
 from perturbkernel.reproduce.figures import curve_label, describe, map_figure, panel_figure
@@ -75,7 +75,7 @@ class Reproduction:
     def figure(self, name: str) -> Figure:
         """The figure of a panel, map or study."""
         if name in plan.STUDIES:
-            return width.draw(self.study(name))
+            return plan.STUDIES[name].module.draw(self.study(name))
         if name.startswith("map/"):
             m = decision_map(name, self.options.scale)
             return map_figure(m, self.map(name), self._note(m.setting))
@@ -118,7 +118,7 @@ class Reproduction:
                     for quantity, named in curves.items()
                 },
             }
-        studies = {name: width.summarise(self.study(name)) for name in self.options.studies}
+        studies = {name: plan.STUDIES[name].module.summarise(self.study(name)) for name in self.options.studies}
         return {"panels": panels, "studies": studies}
 
     def save(self) -> Path:
@@ -158,6 +158,7 @@ class Reproduction:
             stem = e(file_name(name))
             panel_summary = summary["panels"].get(name)
             words = describe(self.panel(name)) if panel_summary else ""
+            words = plan.STUDIES[name].about if name in plan.STUDIES else words
             table = _gaps(panel_summary["distance"]) if panel_summary else ""
             wide = ' class="wide"' if panel_summary else ""
             parts.append(

@@ -8,10 +8,10 @@ point of a panel with one seed, and panels that share a point share its cell.
 import functools
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from perturbkernel.checks import check_choice, check_count
-from perturbkernel.reproduce import width
+from perturbkernel.reproduce import architectures, width
 from perturbkernel.reproduce.datasets import data_config, size_factor
 from perturbkernel.reproduce.limit import Request
 from perturbkernel.reproduce.specification import (
@@ -28,15 +28,37 @@ from perturbkernel.reproduce.specification import (
 )
 
 MODES = ("limit", "network", "both")
-STUDIES = ("theory-vs-width",)
 # Draws of target labels by coin flips and balanced ones, and of initial functions.
 _IDENTITY_DRAWS = (16, 16)
 _LOGISTIC_DRAWS = {"small": (2, 2), "paper": (1, 0)}
-# Pairs of networks at every width of theory-vs-width, for each seed asked for: its rates want intervals.
-_WIDTH_SEEDS = {"small": 10, "paper": 50}
 _INITIAL_DRAWS = {"small": 4, "paper": 1}
 
 Cell = dict[str, Any]
+
+
+class Study(NamedTuple):
+    """What goes beyond the paper's panels: a module with `cells`, `measure`, `summarise`, `draw` and `text`.
+
+    Attributes:
+        module: the study.
+        about: what it is, in a line.
+        seeds: scale -> independent draws for each seed that is asked for.
+    """
+
+    module: Any
+    about: str
+    seeds: dict[str, int]
+
+
+STUDIES = {
+    # Rates want intervals, and these networks are cheap.
+    "theory-vs-width": Study(
+        width, "rates at which finite networks approach the kernel limit", {"small": 10, "paper": 50}
+    ),
+    "architectures": Study(
+        architectures, "deep, convolutional and residual networks; transfer between them", {"small": 2, "paper": 5}
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -200,10 +222,9 @@ def map_cell(m: Map, mode: str, options: Options) -> Cell:
 
 
 def study_cells(name: str, options: Options) -> list[Cell]:
-    return [
-        {"function": name, "config": config}
-        for config in width.cells(options.scale, _WIDTH_SEEDS[options.scale] * options.seeds)
-    ]
+    study = STUDIES[name]
+    configs = study.module.cells(options.scale, study.seeds[options.scale] * options.seeds)
+    return [{"function": name, "config": config} for config in configs]
 
 
 def cells(options: Options) -> list[Cell]:

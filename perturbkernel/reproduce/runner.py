@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from perturbkernel.reproduce import store, width
+from perturbkernel.reproduce import store
 from perturbkernel.reproduce.limit import limit_cell
 from perturbkernel.reproduce.maps import map_limit_cell, map_network_cell
 from perturbkernel.reproduce.network import network_cell
-from perturbkernel.reproduce.plan import Cell
+from perturbkernel.reproduce.plan import STUDIES, Cell
 
 # Cells given to an executor of unknown size, a cluster's: enough to keep it busy, few enough to share a folder.
 _IN_FLIGHT = 256
@@ -28,7 +28,7 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {
     "network": network_cell,
     "map_limit": map_limit_cell,
     "map_network": map_network_cell,
-    "theory-vs-width": width.measure,
+    **{name: study.module.measure for name, study in STUDIES.items()},
 }
 
 

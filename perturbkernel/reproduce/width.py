@@ -34,6 +34,7 @@ from perturbkernel.predictors import fit
 from perturbkernel.reproduce import width_figure
 from perturbkernel.reproduce.width_summary import Arrays, Results
 from perturbkernel.reproduce.width_summary import summarise as summarise
+from perturbkernel.reproduce.width_summary import text as text
 
 #: Neurons that are drawn and trained together; every width is a multiple.
 BLOCK = 256

@@ -143,6 +143,18 @@ def summarise(results: Results) -> dict[str, Any]:
     return {"quantities": quantities, "effective_time": _time_summary(results), "confidence": CONFIDENCE}
 
 
+def text(results: Results) -> str:
+    """The powers of width as lines: found, with its interval, and what the theory allows."""
+    rows = [("power of width", "found", "95 % interval", "theory")]
+    for q in summarise(results)["quantities"].values():
+        found, low, high = ("-" if v is None else f"{v:.3f}" for v in (q["rate"], *q["interval"]))
+        rows.append(
+            (q["statement"], found, f"{low} to {high}", " to ".join(f"{v:g}" for v in sorted(set(q["theory"]))))
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
 def _plain(values) -> list[float | None]:
     """Numbers that JSON has."""
     return [float(value) if np.isfinite(value) else None for value in np.asarray(values)]

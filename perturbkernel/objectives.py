@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool
 from perturbkernel import tiles
 from perturbkernel.checks import as_inputs, as_targets, check_choice, check_key, check_number, is_traced
 from perturbkernel.classes import class_indices, margin, margin_weights
+from perturbkernel.footprints import footprint
 from perturbkernel.perturbations import check_gradient, checked_bounds, count_outputs
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import NORMS, Box, lengths, project
@@ -132,29 +133,19 @@ def gradient_at(predictor: Callable, z: Array, shape: tuple[int, ...], target: A
 def rows_within(memory: float | None, predictor: Callable, x: Array, shape: tuple[int, ...]) -> int:
     """How many points are attacked at once in `memory` bytes; None: the device's default, `tiles.default_memory`.
 
-    A kernel predictor's own temporaries are limited by its kernel. Of another, those of one point are all numbers that
-    a gradient writes when nothing is fused, from its trace.
+    A kernel predictor's own temporaries are limited by its kernel. Of another, those of one point are what a gradient
+    holds at once, from its trace.
     """
     own = _COPIES * x.shape[1] * x.dtype.itemsize
     plain = predictor.initial if isinstance(predictor, KernelPredictor) else predictor
     if plain is not None:
 
-        def written(rows: int) -> int:
-            z = jax.ShapeDtypeStruct((rows, x.shape[1]), x.dtype)
-            return _written(jax.make_jaxpr(lambda z: jax.vjp(lambda z: outputs_at(plain, z, shape), z)[0])(z).jaxpr)
+        def gradient(z: Array, _: Array) -> Array:
+            outputs, pull_back = jax.vjp(lambda z: outputs_at(plain, z, shape), z)
+            return pull_back(outputs)[0]
 
-        own += 2 * (written(16) - written(8)) // 8  # the backward pass: as much again
+        own += footprint(gradient, x.shape[1:])[1] * x.dtype.itemsize
     return max(1, int((memory or tiles.default_memory()) // own))
-
-
-def _written(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        total += sum(v.aval.size * v.aval.dtype.itemsize for v in equation.outvars if hasattr(v.aval, "size"))
-        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "jaxpr")):
-            inner = getattr(inner, "jaxpr", inner)
-            total += _written(inner) if hasattr(inner, "eqns") else 0
-    return total
 
 
 def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> Array:

@@ -339,7 +339,7 @@ def learn_from_perturbations(
     elif isinstance(targets, str):
         if at == "carrier" and targets in ("random_other", "next"):
             raise ValueError(f'targets="{targets}" needs a true class, which a carrier has not; got at="carrier"')
-        labels = jnp.resize(data.targets, m)
+        labels = jnp.resize(data.targets, (m,))
         y_adv = draw_classes(targets, labels, classes, key=targets_key)
     else:
         y_adv = as_targets(targets, "targets", m) if classes == 2 else class_indices(targets, "targets", m, classes)

@@ -68,7 +68,7 @@ class Digits:
     digits: tuple[int, int] = (3, 8)
     others: tuple[int, int] = (0, 1)
     per_point: tuple[int, ...] = (1, 2, 4)
-    size: float = 2.0
+    size: float = 0.3
     time: float = 1e3
 
 

@@ -22,6 +22,7 @@ from perturbkernel.reproduce import carriers, carriers_figure, plan, store
 
 learn: Any = pk.learn_from_perturbations
 fit: Any = pk.fit
+train: Any = pk.networks.train
 KEY = jax.random.key(3)
 SLOPE, TIME, SIZE = 0.2, 3.0, 0.5
 KERNEL = pk.TwoLayerNTK(SLOPE, train_bias=True)
@@ -201,8 +202,8 @@ def test_exponential_heavy_ball(x64):
 
 def test_exponential_loss_of_networks(x64):
     """One step of gradient descent in NumPy: outputs and their gradient through the mean of exp(-y f)."""
-    net = pk.networks.TwoLayerNetwork.init(D, 16, SLOPE, True, key=KEY)
-    after, trace = pk.networks.train(net, X, Y, loss="exponential", optimizer=optax.sgd(0.1), steps=1)
+    net: Any = pk.networks.TwoLayerNetwork.init(D, 16, SLOPE, True, key=KEY)
+    after, trace = train(net, X, Y, loss="exponential", optimizer=optax.sgd(0.1), steps=1)
     f = np.asarray(net(X))
     assert trace.loss[0] == pytest.approx(np.exp(-Y * f).mean(), rel=1e-12)
     w, b, a = (np.asarray(v) for v in (net.weight, net.bias, net.readout))

@@ -103,7 +103,7 @@ def draw(results: Results) -> Figure:
             _digits_panel(axis, loss, summary["digits"][loss], summary["setting"]["digits"])
     axes[0].set(ylim=(0.3, 1.03), ylabel="accuracy of g")
     lines = [
-        "Perturbations teach, whatever carries them; carriers alone teach nothing (dashed: g trained on them unperturbed)."
+        "Perturbations teach, whatever carries them; carriers alone do not (dashed: g trained on them unperturbed)."
     ]
     if "noise" in summary["setting"]:
         said = "Left: N = {n:,} points with random labels, {m:,} noise points, {seeds} seeds"

@@ -139,7 +139,7 @@ def _noise_panel(axis: Axes, kind: str, found: Mapping[str, Any], setting: Mappi
     if kind in PUBLISHED:
         axis.plot(
             np.array(PUBLISHED["d"]) / PUBLISHED_N, PUBLISHED[kind], "o", ms=8, mfc="none", color="black",
-            label=f"published (ICLR 2024), N = {PUBLISHED_N:,} assumed",
+            label=f"published (ICLR 2024); N = {PUBLISHED_N:,} assumed, size fitted",
         )  # fmt: skip
     _finish(axis, f"{kind.capitalize()} noise: labels of unseen points", "dimension d / N", (0.1, 1, 10))
 

@@ -19,6 +19,8 @@ from perturbkernel.perturbations import Perturbation, check_options, cosine, nor
 SCENARIOS = ("a", "b")
 TARGET_RULES = ("coin_flip", "balanced")
 CONTROLS = ("unperturbed", "random", "shuffled")
+NOISES = ("uniform", "gaussian")
+PLACES = ("data", "carrier")
 
 
 class Pair(NamedTuple):
@@ -52,6 +54,17 @@ def draw_targets(rule: str, n: int, *, key: PRNGKeyArray) -> Float[Array, " n"]:
     return jax.random.permutation(order, alternating) * (jax.random.rademacher(sign, (), float) if n % 2 else 1)
 
 
+def draw_noise(name: str, m: int, shape: tuple[int, ...], dtype: Any = None, *, key: PRNGKeyArray) -> Array:
+    """Noise to carry perturbations, (m, *shape), independent entries: "uniform" on [-1, 1]; "gaussian", N(0, 1)."""
+    check_choice(name, "carrier", NOISES)
+    check_count(m, "carrier_points")
+    check_key(key)
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    if name == "uniform":
+        return jax.random.uniform(key, (m, *shape), dtype, -1, 1)
+    return jax.random.normal(key, (m, *shape), dtype)
+
+
 def encoded(targets: Array, classes: int) -> Array:
     """What a learner is given: two classes' targets (n,) as they are, otherwise `one_hot`, (n, K)."""
     return targets if classes == 2 else one_hot(targets, classes)
@@ -77,21 +90,21 @@ class PerturbationLearning(eqx.Module):
     Attributes:
         f, g: the two predictors.
         perturbation: `delta`, `targets`, `zero_gradient`.
-        carrier: (n, ...), what the perturbations were added to: zero in scenario (a), the inputs in (b).
-        cosine: (n,), the signed cosine of targets_n delta_n with the theory's direction
-            v(x_n) = (1/N) sum_k y_k Phi(x_k, x_n) x_k; NaN where either is zero; None without a TwoLayerNTK, and
-            for K > 2 classes.
+        carrier: (m, ...), what the perturbations were added to: zero in scenario (a), the inputs in (b).
+        cosine: (m,), the signed cosine of targets_i delta_i with the theory's direction
+            v(a_i) = (1/n) sum_k y_k Phi(x_k, a_i) x_k at the points `attacked`; NaN where either is zero; None without
+            a TwoLayerNTK, and for K > 2 classes.
         diagnosis: signal and random offset of g at the clean training points; None for learners without a kernel, and
             for K > 2 classes.
         train: the data set that f was trained on.
-        options: size, norm, direction, bounds, balanced (whether the targets were).
+        options: size, norm, direction, bounds, balanced (whether the targets were), at ("data" or "carrier").
     """
 
     f: Any
     g: Any
     perturbation: Perturbation
-    carrier: Float[Array, "n ..."]
-    cosine: Float[Array, " n"] | None
+    carrier: Float[Array, "m ..."]
+    cosine: Float[Array, " m"] | None
     diagnosis: Diagnosis | None
     train: Dataset
     learner_g: Callable
@@ -100,7 +113,12 @@ class PerturbationLearning(eqx.Module):
     g_key: PRNGKeyArray
 
     @property
-    def perturbed(self) -> Float[Array, "n ..."]:
+    def attacked(self) -> Float[Array, "m ..."]:
+        """The points at which f's gradient gave the perturbations: the training points, in turn, or the carrier."""
+        return _attacked(self.train.inputs, self.carrier, self.options["at"])
+
+    @property
+    def perturbed(self) -> Float[Array, "m ..."]:
         """Carrier + delta: the inputs that g was trained on."""
         return self.carrier + self.perturbation.delta
 
@@ -228,14 +246,23 @@ class PerturbationLearning(eqx.Module):
         }
 
 
+def _attacked(x: Array, carrier: Array, at: str) -> Array:
+    if at == "carrier":
+        return carrier
+    turns = len(carrier) // len(x)
+    return x if turns == 1 else jnp.tile(x, (turns, *(1,) * (x.ndim - 1)))
+
+
 def learn_from_perturbations(
     learner: Callable,
     train: Dataset | tuple[ArrayLike, ArrayLike],
     *,
     size: float,
     scenario: str | None = None,
-    carrier: Float[ArrayLike, "n ..."] | None = None,
-    targets: str | Float[ArrayLike, " n"] | Int[ArrayLike, " n"] = "coin_flip",
+    carrier: str | Float[ArrayLike, "m ..."] | None = None,
+    carrier_points: int | None = None,
+    at: str = "data",
+    targets: str | Float[ArrayLike, " m"] | Int[ArrayLike, " m"] = "coin_flip",
     learner_g: Callable | None = None,
     norm: str = "l2",
     direction: str = "gradient",
@@ -245,20 +272,27 @@ def learn_from_perturbations(
 ) -> PerturbationLearning:
     """Trains f on clean data, perturbs every training point toward a random label, and trains g on the perturbations.
 
-    delta_n = size target_n grad f(x_n) / |grad f(x_n)|; g learns carrier_n + delta_n with label target_n. With K > 2
-    classes the step is toward class target_n as in `perturb`, and learners are given `one_hot` targets, (n, K).
+    delta_i = size target_i grad f(a_i) / |grad f(a_i)|; g learns carrier_i + delta_i with label target_i, i = 1 .. m.
+    The attacked points a_i are the training points, m = n, or k n of them in k turns (`at="data"`); or the carrier
+    itself (`at="carrier"`), any m. With K > 2 classes the step is toward class target_i as in `perturb`, and learners
+    are given `one_hot` targets, (m, K).
 
     Args:
         learner: (inputs, targets, key) -> predictor, `KernelLearner` for instance; trains f, and g unless `learner_g`.
         train: a Dataset, or a pair (inputs, targets) of two classes.
         size: of each perturbation, in the units of the inputs.
         scenario: "a" (default), perturbations alone: carrier zero; "b", perturbed data: carrier = the inputs.
-        carrier: (n, ...), to add the perturbations to anything else; then leave `scenario` out.
-        targets: "coin_flip", "balanced" (sum zero; odd n: +-1), or an array of labels in {-1, +1}. For K > 2 classes
-            "coin_flip" (any class), "balanced" (equally often), "random_other" (any but the true one), "next" (the true
-            one plus one, modulo K), or class indices (`classes.draw_classes`).
+        carrier: (m, ...), to add the perturbations to anything else, images of another data set for instance; or
+            "uniform" or "gaussian", noise on [-1, 1] or N(0, 1) (`draw_noise`). Then leave `scenario` out.
+        carrier_points: m, for noise; n if left out.
+        at: where f's gradient is taken. "data": at training point i mod n, and added to carrier i, so that m must be a
+            multiple of n. "carrier": at carrier i, an adversarial example of the carrier (Kumano, Kera, Yamasaki, ICLR
+            2024, whose noise and images these are). `evaluate` puts g of the bare carriers beside either.
+        targets: "coin_flip", "balanced" (sum zero; odd m: +-1), or an array of labels in {-1, +1}, (m,). For K > 2
+            classes "coin_flip" (any class), "balanced" (equally often), "random_other" (any but the true one), "next"
+            (the true one plus one, modulo K; both for `at="data"`), or class indices (`classes.draw_classes`).
         learner_g: another learner for g: another kernel, loss, dynamics, or a finite network.
-        norm, direction, bounds: as in `perturb`. Bounds clip x_n + delta_n.
+        norm, direction, bounds: as in `perturb`. Bounds clip a_i + delta_i.
         progress: called with the name of each stage as it begins.
         key: random key; the same key gives the same result.
 
@@ -272,16 +306,28 @@ def learn_from_perturbations(
     x, n = data.inputs, data.n
     check_key(key)
     check_options(size, norm, direction, bounds)
+    check_choice(at, "at", PLACES)
+    if carrier is None and at == "carrier":
+        raise ValueError('at="carrier" needs a carrier, an array or "uniform" or "gaussian"; got None')
     if carrier is not None and scenario is not None:
         raise ValueError("scenario and carrier exclude each other: a scenario names a carrier (a: zero, b: the inputs)")
+    if carrier_points is not None and not isinstance(carrier, str):
+        raise ValueError(f'carrier_points is for noise, carrier="uniform" or "gaussian"; got {carrier_points}')
     if carrier is None:
         scenario = "a" if scenario is None else scenario
         check_choice(scenario, "scenario", SCENARIOS)
         carrier = jnp.zeros_like(x) if scenario == "a" else x
+    elif isinstance(carrier, str):
+        m, noise_key = n if carrier_points is None else carrier_points, jax.random.fold_in(key, 1)
+        carrier = draw_noise(carrier, m, x.shape[1:], x.dtype, key=noise_key)
     else:
         carrier = as_inputs(carrier, "carrier", like=x.shape[1:])
-        if len(carrier) != len(x):
-            raise ValueError(f"carrier must have one row a training point, {len(x)}; got {len(carrier)}")
+    if at == "data" and len(carrier) % n:
+        raise ValueError(
+            f"carrier must have one row a training point, {n}, or a multiple; got {len(carrier)}. Perturbed at the "
+            f'carrier itself, at="carrier", it may have any number'
+        )
+    attacked, m = _attacked(x, carrier, at), len(carrier)
     for name, value in (("learner", learner), ("learner_g", learner_g or learner)):
         if not callable(value):
             raise TypeError(f"{name} must be a function (inputs, targets, key) -> predictor; got {value!r}")
@@ -289,29 +335,33 @@ def learn_from_perturbations(
     balanced = isinstance(targets, str) and targets == "balanced"
     classes = len(data.classes)
     if isinstance(targets, str) and classes == 2:
-        y_adv = draw_targets(targets, len(x), key=targets_key)
+        y_adv = draw_targets(targets, m, key=targets_key)
     elif isinstance(targets, str):
-        y_adv = draw_classes(targets, data.targets, classes, key=targets_key)
+        if at == "carrier" and targets in ("random_other", "next"):
+            raise ValueError(f'targets="{targets}" needs a true class, which a carrier has not; got at="carrier"')
+        labels = jnp.resize(data.targets, (m,))
+        y_adv = draw_classes(targets, labels, classes, key=targets_key)
     else:
-        y_adv = as_targets(targets, "targets", n) if classes == 2 else class_indices(targets, "targets", n, classes)
+        y_adv = as_targets(targets, "targets", m) if classes == 2 else class_indices(targets, "targets", m, classes)
     tell = progress or (lambda stage: None)
 
     tell("training f")
     f = learner(x, encoded(data.targets, classes), f_key)
     tell("perturbing")
-    p = perturb(f, x, y_adv, size=size, norm=norm, direction=direction, bounds=bounds)
+    p = perturb(f, attacked, y_adv, size=size, norm=norm, direction=direction, bounds=bounds)
     tell("training g")
     learner_g = learner if learner_g is None else learner_g
     g = learner_g(carrier + p.delta, encoded(y_adv, classes), g_key)
 
     tell("comparing with the theory")
-    options = {"size": float(size), "norm": norm, "direction": direction, "bounds": bounds, "balanced": balanced}
+    options: dict[str, Any] = {"size": float(size), "norm": norm, "direction": direction, "bounds": bounds}
+    options |= {"balanced": balanced, "at": at}
     if classes > 2:
         return PerturbationLearning(f, g, p, carrier, None, None, data, learner_g, options, control_key, g_key)
     kernel = getattr(learner, "kernel", None)
     along = None
     if isinstance(kernel, TwoLayerNTK):
-        v = kernel.phi_matmul(x, x, data.targets[:, None] * x / len(x), mesh=getattr(learner, "mesh", None))
+        v = kernel.phi_matmul(attacked, x, data.targets[:, None] * x / len(x), mesh=getattr(learner, "mesh", None))
         along = cosine(y_adv[:, None] * p.delta, v)
     kernel_g = getattr(learner_g, "kernel", None)
     diagnosis = None

@@ -1,14 +1,16 @@
-"""The logistic loss without an eigendecomposition: gradient flow to any time from few products with the Gram matrix.
+"""Logistic and exponential loss without an eigendecomposition: gradient flow to any time from few Gram products.
 
-With alpha_n >= 0 the dual coefficients are y_n alpha_n and alpha_n grows at sigmoid(-y_n f(x_n)) / n (theory: 1.3). The
-equation is stiff, and progress is made in log(time): classes that a kernel hardly separates take times of 1e5, while
-the fastest mode lasts 4 n / lambda_max. So the integrator is implicit and works in log(time): backward differentiation
-of variable order 1 to 5 and variable step (Shampine and Reichelt, The MATLAB ODE suite, SIAM J. Sci. Comput. 1997, in
-the quasi-constant form). Every mode decays without oscillation, so all orders are stable for every step. Each step is a
-Newton iteration whose systems are symmetric, positive definite and well enough conditioned for conjugate gradients.
+With alpha_n >= 0 the dual coefficients are y_n alpha_n and alpha_n grows at sigmoid(-y_n f(x_n)) / n (theory: 1.3), for
+the exponential loss exp(-y f) at exp(-y_n f(x_n)) / n. The equation is stiff, and progress is made in log(time):
+classes that a kernel hardly separates take times of 1e5, while the fastest mode lasts 4 n / lambda_max. So the
+integrator is implicit and works in log(time): backward differentiation of variable order 1 to 5 and variable step
+(Shampine and Reichelt, The MATLAB ODE suite, SIAM J. Sci. Comput. 1997, in the quasi-constant form). Every mode decays
+without oscillation, so all orders are stable for every step. Each step is a Newton iteration whose systems are
+symmetric, positive definite and well enough conditioned for conjugate gradients.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +29,13 @@ _ORDERS = 5
 _ROWS = _ORDERS + 3  # the state, its differences 1 to 5, and two more that choose the next order
 _NEWTON = 4
 _CG = 200
+_PRODUCTS = 20_000  # with the Gram matrix, at most
 _STIFF = 200  # time lambda_max / (4 n) up to which an explicit method needs fewer products: about two for each unit
+# -l'(s) at the margin s = y f. Both losses have |l'''| <= l'', which Newton's iteration relies on.
+_SPEED: dict[str, Callable[[Array], Array]] = {
+    "logistic": lambda s: jax.nn.sigmoid(-s),
+    "exponential": lambda s: jnp.exp(-s),
+}
 _DRIFT = 100  # times the tolerance: rounding beyond this is reported
 
 # Of each order k: sum of 1/j for j <= k; the coefficient kappa that makes the formulas of Shampine and Reichelt a bit
@@ -67,7 +75,7 @@ def logistic_path(
     f0: Float[ArrayLike, " n"] | None,
     times: Float[ArrayLike, " k"],
     rtol: float = 1e-4,
-    max_products: int = 20_000,
+    max_products: int = _PRODUCTS,
 ) -> LogisticPath:
     """Dual coefficients of gradient flow on the logistic loss at several times, from one integration.
 
@@ -109,7 +117,7 @@ def logistic_path(
     if product.shape != y.shape:
         raise ValueError(f"operator must map {y.shape} to {y.shape}; it gave {product.shape}")
     y, f0, times, relative = (jnp.asarray(a, dtype) for a in (y, f0, times, rtol))
-    return _integrate(operator, y, f0, times, relative, jnp.asarray(max_products))
+    return _integrate(operator, y, f0, times, relative, jnp.asarray(max_products), loss="logistic")
 
 
 class _State(NamedTuple):
@@ -124,8 +132,10 @@ class _State(NamedTuple):
     path: Array  # (k, 2, n)
 
 
-@jax.jit
-def _integrate(operator, y: Array, f0: Array, times: Array, rtol: Array, max_products: Array) -> LogisticPath:
+@partial(jax.jit, static_argnames="loss")
+def _integrate(
+    operator, y: Array, f0: Array, times: Array, rtol: Array, max_products: Array, *, loss: str
+) -> LogisticPath:
     n, dtype = len(y), y.dtype
     start = y * f0
 
@@ -133,7 +143,11 @@ def _integrate(operator, y: Array, f0: Array, times: Array, rtol: Array, max_pro
         return y * operator(y * v).astype(dtype)
 
     def velocity(change):
-        return jax.nn.sigmoid(-start - change) / n
+        return _SPEED[loss](start + change) / n
+
+    def steepness(speed):
+        """Minus the derivative of the velocity, from the velocity."""
+        return speed * (1 - n * speed) if loss == "logistic" else speed
 
     # Time begins to be logarithmic when outputs have changed by about one.
     first = jnp.stack([velocity(0), image(velocity(0))])
@@ -178,7 +192,7 @@ def _integrate(operator, y: Array, f0: Array, times: Array, rtol: Array, max_pro
             [jnp.linalg.norm(predicted[0]), jnp.maximum(jnp.abs(predicted[1]).max(), jnp.abs(differences[0, 1]).max())]
         )
 
-        correction, converged, products = _newton(image, velocity, start, predicted, memory, scale, allowed[1] / 10)
+        correction, converged, products = _newton(image, velocity, steepness, predicted, memory, scale, allowed[1] / 10)
 
         def size(e):
             """Of an error, in units of what is allowed."""
@@ -259,24 +273,22 @@ def _rescaled(differences: Array, order: Array, factor: Array) -> Array:
     return differences.at[: _ORDERS + 1].set(new)
 
 
-def _newton(image, velocity, start, predicted, memory, scale, allowed):
+def _newton(image, velocity, steepness, predicted, memory, scale, allowed):
     """Solves x = scale velocity(x) - memory for x = predicted + correction.
 
-    x = (alpha, its image). With w = scale sigma' / n and S = diag(sqrt(w)), the Newton system (1 + w K) delta = r
+    x = (alpha, its image). With w = scale steepness and S = diag(sqrt(w)), the Newton system (1 + w K) delta = r
     becomes (1 + S K S) q = S K r, delta = r - S q: symmetric, no eigenvalue below one. What Newton leaves is at most
-    half the square of the last change of an output, since |sigma''| <= sigma'.
+    half the square of the last change of an output (to leading order), since |l'''| <= l''.
 
     Returns the correction, whether found, products spent.
     """
-    n = len(start)
 
     def iterate(carry):
         correction, _, count, products = carry
         change = predicted[1] + correction[1]
         speed = velocity(change)
         residual = scale * jnp.stack([speed, image(speed)]) - memory - correction
-        slope = scale * speed * (1 - n * speed)
-        root = jnp.sqrt(slope)
+        root = jnp.sqrt(scale * steepness(speed))
         q, step, solved, spent = _conjugate_gradients(lambda p: image(root * p), root, root * residual[1], allowed)
         delta = jnp.stack([residual[0] - root * q, residual[1] - step])
         largest = jnp.minimum(jnp.abs(delta[1]).max(), 1)
@@ -319,46 +331,64 @@ def _conjugate_gradients(half: Callable, root: Array, right: Array, allowed: Arr
     return q, moved, last <= allowed, count
 
 
-def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float) -> Solution:
-    """Dual coefficients at one time: an explicit method while the equation is not stiff, otherwise `logistic_path`."""
+def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float, loss: str = "logistic") -> Solution:
+    """Dual coefficients at one time: an explicit method while the equation is not stiff, otherwise as `logistic_path`.
+
+    `loss`: "logistic" or "exponential".
+    """
     if isinstance(operator, GramOperator) and operator.matrix is not None:
-        found = _short_flow(operator, y, f0, jnp.asarray(time), jnp.asarray(tolerance))
+        found = _short_flow(operator, y, f0, jnp.asarray(time), jnp.asarray(tolerance), loss=loss)
         dual, steps, done = jax.device_get(found)
         if done:
             return Solution(dual, "ok", {"effective_time": time, "solver_steps": int(steps)})
-    found = logistic_path(operator, y, f0, np.array([time]), tolerance)
+    found = _integrate(operator, y, f0, jnp.array([time]), jnp.asarray(tolerance), jnp.asarray(_PRODUCTS), loss=loss)
     status, drift = "ok", float(found.drift)
     if not found.time >= time:
         status = (
-            f"the integration of the logistic flow stopped early, at time {float(found.time):.4g} of {time:.4g}, after "
+            f"the integration of the {loss} flow stopped early, at time {float(found.time):.4g} of {time:.4g}, after "
             f"{int(found.products)} products with the kernel matrix"
         )
     elif drift > _DRIFT * tolerance:
-        status = f"rounding in the logistic flow: outputs are known to {drift:.2g} of their change only"
+        status = f"rounding in the {loss} flow: outputs are known to {drift:.2g} of their change only"
     stats = {"effective_time": time, "solver_steps": found.steps, "products": found.products, "drift": drift}
     return Solution(found.last, status, stats)
 
 
-@jax.jit
+@partial(jax.jit, static_argnames="loss")
 def _short_flow(
-    operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array
+    operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array, *, loss: str
 ) -> tuple[Array, Array, Array]:
-    """By an explicit method, if time lambda_max / (4 n) is small enough: (n,), steps, whether done."""
+    """By an explicit method, if time lambda_max curvature / n is small enough: (n,), steps, whether done."""
 
     def integrate():
-        dual, steps, _, done = descent.flow(operator, jax.tree_util.Partial(_pull, y), f0, time, tolerance)
+        dual, steps, _, done = descent.flow(operator, jax.tree_util.Partial(_PULLS[loss], y), f0, time, tolerance)
         return dual, steps, done
 
-    stiff = time / len(y) * jnp.linalg.norm(operator.matrix) / 4 > _STIFF
+    # The curvature of the exponential loss is the loss itself, which falls.
+    curvature = 1 / 4 if loss == "logistic" else jnp.exp(-y * f0).max()
+    stiff = time / len(y) * jnp.linalg.norm(operator.matrix) * curvature > _STIFF
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(integrate))
     return lax.cond(stiff, lambda: nothing, integrate)
 
 
-def heavy_ball(operator: Callable, y: Array, f0: Array, dynamics: HeavyBall) -> Solution:
-    """The recurrence itself; the logistic loss has curvature at most 1/4."""
-    pull = jax.tree_util.Partial(_pull, y)
-    return descent.heavy_ball(operator, pull, f0, dynamics, loss="logistic", curvature=1 / 4)
+def heavy_ball(operator: Callable, y: Array, f0: Array, dynamics: HeavyBall, loss: str = "logistic") -> Solution:
+    """The recurrence itself. The logistic loss has curvature at most 1/4; the exponential one has no bound but,
+    while it falls, that of its start; steps that are too long end in infinities, which the status says.
+    """
+    curvature = 1 / 4 if loss == "logistic" else float(jnp.exp(-y * f0).max())
+    pull = jax.tree_util.Partial(_PULLS[loss], y)
+    found = descent.heavy_ball(operator, pull, f0, dynamics, loss=loss, curvature=curvature)
+    if not bool(jnp.isfinite(found.dual_coef).all()):
+        found = found._replace(status=f"heavy ball on the {loss} loss diverged: coefficients are not finite")
+    return found
 
 
-def _pull(y: Array, outputs: Array) -> Array:
-    return y * jax.nn.sigmoid(-y * outputs)
+def _pull_logistic(y: Array, outputs: Array) -> Array:
+    return y * _SPEED["logistic"](y * outputs)
+
+
+def _pull_exponential(y: Array, outputs: Array) -> Array:
+    return y * _SPEED["exponential"](y * outputs)
+
+
+_PULLS = {"logistic": _pull_logistic, "exponential": _pull_exponential}  # objects that compile once

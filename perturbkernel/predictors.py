@@ -260,7 +260,7 @@ def _as_pytree(function: Callable | None) -> Callable | None:
 def _check_training(kernel: Any, loss: Any, several: bool, dynamics: Any, memory: Any, tolerance: Any) -> None:
     if not isinstance(kernel, Kernel):
         raise TypeError(f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}")
-    if loss in ("logistic", "softmax") and several != (loss == "softmax"):
+    if loss in ("logistic", "exponential", "softmax") and several != (loss == "softmax"):
         wanted = '(n, K), loss="softmax" for them' if several else "(n,), (n, K) of pk.one_hot(labels, K) for softmax"
         raise ValueError(f'loss="{loss}" does not go with these targets: they are {wanted}')
     check_choice(loss, "loss", CLASS_LOSSES if several else LOSSES)
@@ -309,9 +309,10 @@ def fit(
         inputs: (n, d) training points ((n, h, w, c) for convolutional kernels).
         targets: (n,), -1 or +1; any real numbers for the squared loss. (n, K) for K outputs: `pk.one_hot(labels, K)`,
             e_y - 1/K, for K classes; any real numbers for the identity and squared losses.
-        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "squared", 1/(2n) sum (f - y)^2. For
-            targets (n, K): "identity", -(1/n) sum_n <y_n, f(x_n)>; "squared", 1/(2n) sum_n |f(x_n) - y_n|^2; "softmax",
-            -(1/n) sum_n <p_n, log softmax f(x_n)> with p_n = y_n + 1/K, or rows y_n = p_n that are probabilities.
+        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean of exp(-y f);
+            "squared", 1/(2n) sum (f - y)^2. For targets (n, K): "identity", -(1/n) sum_n <y_n, f(x_n)>; "squared",
+            1/(2n) sum_n |f(x_n) - y_n|^2; "softmax", -(1/n) sum_n <p_n, log softmax f(x_n)> with p_n = y_n + 1/K, or
+            rows y_n = p_n that are probabilities.
         dynamics: `GradientFlow(time)` or `HeavyBall(learning_rate, steps, momentum)`.
         initial: the function f0 before training, (m, ...) -> (m,) or (m, K); zero if left out.
         memory: bytes that the Gram matrix may take; left out, a quarter of what the device has left (1 to 64 GiB).
@@ -327,10 +328,10 @@ def fit(
     Raises:
         ValueError: bad values or shapes; an infinite time for a loss that diverges; for the squared loss a rate beyond
             2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1 + momentum) n / lambda_max, softmax
-            beyond half of that.
+            beyond half of that, the exponential one beyond a quarter at f0 = 0.
 
-    Cost: identity O(n). Squared and logistic, up to 2,000 points: the n x n Gram matrix in float64, O(n^3) for squared;
-    beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory: section 1.
+    Cost: identity O(n). The others, up to 2,000 points: the n x n Gram matrix in float64, O(n^3) for squared; beyond,
+    tens to hundreds of products with it, in the dtype of the inputs. Theory: section 1.
     """
     several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
     _check_training(kernel, loss, several, dynamics, memory, tolerance)

@@ -4,7 +4,8 @@ The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the m
 
 - identity, l(s) = -s: the gradient never changes; dual_coef = (tau / n) y at effective time tau. No Gram matrix.
 - squared, L = 1/(2n) sum (f - y)^2: every eigenvector of the Gram matrix evolves by itself (`squared`).
-- logistic, l(s) = log(1 + e^-s): a differential equation (flow) or recurrence (heavy ball) for n numbers (`logistic`).
+- logistic, l(s) = log(1 + e^-s), and exponential, l(s) = e^-s: a differential equation (flow) or recurrence (heavy
+  ball) for n numbers (`logistic`).
 
 With targets (n, K) there are K outputs and n x K coefficients. Identity, L = -(1/n) sum <y, f>, and squared treat every
 column by itself; softmax, the cross-entropy, couples them (`softmax`).
@@ -27,7 +28,7 @@ from perturbkernel.kernels import Kernel
 from perturbkernel.logistic import LogisticPath as LogisticPath
 from perturbkernel.logistic import logistic_path as logistic_path
 
-LOSSES = ("identity", "logistic", "squared")
+LOSSES = ("identity", "logistic", "exponential", "squared")
 CLASS_LOSSES = ("identity", "squared", "softmax")  # of targets (n, K)
 
 _DIRECT = 2000  # points up to which the Gram matrix is diagonalised or factored
@@ -87,9 +88,9 @@ def solve(
                 else:
                     solution = softmax.heavy_ball(operator, p, f0, dynamics)
             elif isinstance(dynamics, GradientFlow):
-                solution = logistic.flow(operator, y, f0, dynamics.time, tolerance)
+                solution = logistic.flow(operator, y, f0, dynamics.time, tolerance, loss)
             else:
-                solution = logistic.heavy_ball(operator, y, f0, dynamics)
+                solution = logistic.heavy_ball(operator, y, f0, dynamics, loss)
         stats = {name: float(value) for name, value in solution.stats.items()}
         if not direct:
             stats |= {"tolerance": tolerance, "gram_bits": 32.0 if rounded else 64.0}

@@ -31,7 +31,7 @@ def accuracy_against_size(r: PerturbationLearning, data: Dataset, sizes: Sequenc
     """
     for size in sizes:
         check_number(size, "sizes")
-    options, p, x = r.options, r.perturbation, r.train.inputs
+    options, p, x = r.options, r.perturbation, r.attacked
     names = ("norm", "direction", "bounds")
     kernel = getattr(r.learner_g, "kernel", None)
     classes = len(r.train.classes)

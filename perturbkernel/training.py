@@ -35,6 +35,7 @@ from perturbkernel.two_layer import TwoLayerNetwork
 LOSSES = {
     "identity": lambda outputs, targets: -targets * outputs,
     "logistic": lambda outputs, targets: jax.nn.softplus(-targets * outputs),
+    "exponential": lambda outputs, targets: jnp.exp(-targets * outputs),
     "squared": lambda outputs, targets: (outputs - targets) ** 2 / 2,
 }
 
@@ -295,7 +296,8 @@ def train(
         net: the network to begin from; it is not changed.
         x: (n, d).
         y: (n,), -1 or +1; any real numbers for the squared loss.
-        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "squared", 1/(2n) sum (f - y)^2.
+        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean of exp(-y f);
+            "squared", 1/(2n) sum (f - y)^2.
         optimizer: any optax optimizer. Training is compiled once per optimizer object, so build it once and reuse it;
             `paper_optimizer` is compiled once for all its rates.
         steps: how many updates; `plateau`: reduces the rate when the loss stops falling.

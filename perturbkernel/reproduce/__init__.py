@@ -43,7 +43,7 @@ def reproduce(
 
     Args:
         names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings ("mnist_a", "map"), or
-            "theory-vs-width", "architectures"; all of them for an empty sequence. `names()` lists them.
+            "theory-vs-width", "architectures", "carriers"; all of them for an empty sequence. `names()` lists them.
         folder: where results are kept and looked for.
         mode: "limit", the closed form; "network", finite width; or "both".
         scale: "small", reduced sizes, minutes in all; "paper", the published ones.

@@ -33,7 +33,8 @@ def add_command(commands, epilog: str) -> None:
         "  perturbkernel reproduce --all                               # everything at reduced sizes\n"
         "  perturbkernel reproduce --all --mode limit --scale paper    # the closed form at the published sizes\n"
         "  perturbkernel reproduce theory-vs-width                     # rates of finite networks\n"
-        "  perturbkernel reproduce architectures                       # deep, convolutional, residual networks\n\n"
+        "  perturbkernel reproduce architectures                       # deep, convolutional, residual networks\n"
+        "  perturbkernel reproduce carriers                            # noise and other images as carriers\n\n"
         + epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

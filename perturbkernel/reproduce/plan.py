@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from perturbkernel.checks import check_choice, check_count
-from perturbkernel.reproduce import architectures, width
+from perturbkernel.reproduce import architectures, carriers, width
 from perturbkernel.reproduce.datasets import data_config, size_factor
 from perturbkernel.reproduce.limit import Request
 from perturbkernel.reproduce.specification import (
@@ -57,6 +57,11 @@ STUDIES = {
     ),
     "architectures": Study(
         architectures, "deep, convolutional and residual networks; transfer between them", {"small": 2, "paper": 5}
+    ),
+    "carriers": Study(
+        carriers,
+        "perturbations on noise and on other images, beside the same carriers unperturbed",
+        {"small": 2, "paper": 1},
     ),
 }
 

@@ -21,7 +21,12 @@ _PRESENTATION = {
         f"reproduce/{name}"
         for name in ("__init__", "assemble", "command", "figures", "page", "plan", "runner", "store")
     ),
-    *("reproduce/specification", "reproduce/architectures_figure", "reproduce/width_figure"),
+    *(
+        "reproduce/specification",
+        "reproduce/architectures_figure",
+        "reproduce/carriers_figure",
+        "reproduce/width_figure",
+    ),
 }
 _PRESENTATION_FOLDERS = ("verify",)
 

@@ -579,7 +579,7 @@ BAD = [
     ({"bounds": 1}, ValueError, r"bounds must be \(low, high\)"),
     ({"scenario": "c"}, ValueError, "scenario must be one of 'a', 'b'; got 'c'"),
     ({"scenario": "b", "carrier": X}, ValueError, "scenario and carrier exclude each other"),
-    ({"carrier": X[:3]}, ValueError, "carrier must have one row a training point, 17; got 3"),
+    ({"carrier": X[:3]}, ValueError, "carrier must have one row a training point, 17, or a multiple; got 3"),
     ({"carrier": X[:, :3]}, ValueError, r"carrier must have rows of shape \(5,\), as the training inputs; got \(3,\)"),
     ({"carrier": X * np.nan}, ValueError, "carrier must be finite"),
     ({"targets": "random"}, ValueError, "targets must be one of 'coin_flip', 'balanced'; got 'random'"),

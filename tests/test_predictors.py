@@ -659,7 +659,7 @@ FIT: dict[str, Any] = {"kernel": BIASED, "inputs": X, "targets": Y}
 BAD_FITS = [
     ({"kernel": "relu"}, TypeError, r"kernel must be a perturbkernel kernel such as TwoLayerNTK\(\); got 'relu'"),
     ({"kernel": pk.TwoLayerNTK}, TypeError, "kernel must be a perturbkernel kernel"),
-    ({"loss": "mse"}, ValueError, "loss must be one of 'identity', 'logistic', 'squared'; got 'mse'"),
+    ({"loss": "mse"}, ValueError, "loss must be one of 'identity', 'logistic', 'exponential', 'squared'; got 'mse'"),
     ({"loss": None}, ValueError, "loss must be one of .*; got None"),
     ({"dynamics": 1.0}, TypeError, "dynamics must be a GradientFlow or a HeavyBall; got 1.0"),
     ({"dynamics": GradientFlow(INF)}, ValueError, "time must be finite for the identity loss.*; got inf"),

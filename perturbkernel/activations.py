@@ -205,7 +205,9 @@ def _forward(z, x):
 def _backward(residuals, cotangents):
     z, x = residuals
     _, e, close = _pairwise(z, x, derivative=True)
-    crowded = jnp.any(jnp.sum(close, axis=1) > _CROWD)
+    # Far out the products of lengths outgrow the small angles, and only pairs one by one are right.
+    near = jnp.maximum(jnp.sum(z**2, axis=1).max(), jnp.sum(x**2, axis=1).max()) <= 4 * z.shape[1]
+    crowded = near & jnp.any(jnp.sum(close, axis=1) > _CROWD)
     e, close = lax.cond(crowded, _deflated, lambda z, x, e, close: (e, close), z, x, e, close)
     product_bar, theta_bar = cotangents
     return (

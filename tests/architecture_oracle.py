@@ -50,7 +50,7 @@ def convolution(s: State, w: float, b: float, side: int, stride: int = 1) -> Sta
                     slice(3 - before + o, 3 - before + o + (count - 1) * stride + 1, stride) for o in (i, j)
                 )
                 total = total + padded[(..., *(2 if pairs else 1) * (rows, columns))]
-        return w**2 / 9 * total.reshape(*a.shape[:axes], *(2 if pairs else 1) * (count**2,))
+        return w**2 / 9 * np.asarray(total).reshape(*a.shape[:axes], *(2 if pairs else 1) * (count**2,))
 
     cross, left, right = (summed(a, pairs) + b**2 for a, pairs in ((s.cross, True), (s.left, False), (s.right, False)))
     return State(cross, left, right, summed(s.ntk, True) + cross)

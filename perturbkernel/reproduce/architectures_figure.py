@@ -88,7 +88,7 @@ def draw(results: Results) -> Figure:
     summary = summarise(results)
     depth, transfer = summary["depth"], summary["transfer"]
     fig = figure(12.5, 12)
-    upper, lower = fig.subfigures(2, 1, height_ratios=[1.2, 1])
+    upper, lower = fig.subfigures(2, 1, height_ratios=[1.2, 1])  # pyright: ignore[reportGeneralTypeIssues]
     panels = [(name, activation) for name in _DATA for activation in depth.get(name, ())]
     if panels:
         axes = upper.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)

@@ -1,6 +1,7 @@
 """Fixtures for every test module, and how Hypothesis runs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +11,18 @@ from hypothesis import settings
 # The first example compiles, which takes any deadline's worth; the same examples everywhere make a failure repeatable.
 settings.register_profile("perturbkernel", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("perturbkernel")
+
+
+# Linux allows a process 65,530 memory maps, and XLA aborts without one; each compiled program takes several.
+_MAPS, _MANY = Path("/proc/self/maps"), 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_make_room() -> Iterator[None]:
+    """A worker compiles some ten thousand programs in all; those of earlier modules are seldom needed again."""
+    yield
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

@@ -253,7 +253,7 @@ def test_norm_and_bounds_are_those_of_perturb():
         r.perturbation.delta, pk.perturb(r.f, x.inputs, r.perturbation.targets, **options).delta
     )
     assert np.abs(r.perturbed).max() <= 1 + 1e-6
-    assert r.options == options | {"direction": "gradient", "balanced": False}
+    assert r.options == options | {"direction": "gradient", "balanced": False, "at": "data"}
 
 
 def test_results_are_pytrees_that_can_be_pickled():

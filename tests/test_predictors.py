@@ -302,7 +302,7 @@ def test_a_logistic_flow_that_cannot_finish_says_so_in_words(monkeypatch, x64):
     assert f.status == "ok"
     np.testing.assert_allclose(f(X[:3]), 0, atol=1e-4)  # two opposite labels: undecided
     assert (f(X[3:14]) * Y[3:14] > 5).all()
-    monkeypatch.setattr(logistic, "logistic_path", functools.partial(logistic.logistic_path, max_products=200))
+    monkeypatch.setattr(logistic, "_PRODUCTS", 200)
     f = fit(BIASED, CONFLICT_X, CONFLICT_Y, **flow)
     assert re.match(r"the integration of the logistic flow stopped early, at time .* of 1e\+08, after 2", f.status)
     assert f.stats["products"] >= 200 and np.isfinite(f(Z)).all()

@@ -77,7 +77,7 @@ def _arccos_one_minus(e: Array) -> Array:
     return jnp.where(e <= 1, angle, np.pi - angle)
 
 
-def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int) -> Array:
+def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int | Array) -> Array:
     """theta from <z, x>, |z|^2 and |x|^2 alone (broadcast), for sums over many pairs.
 
     The error is about eps for most pairs but sqrt(eps) where z and x nearly coincide, 3e-4 in float32: too large for

@@ -30,22 +30,24 @@ class GramOperator(eqx.Module):
 
     Attributes:
         kernel: K.
-        x: (n, ...), the points; products in tiles are in their dtype.
+        x: (n, ...), the points, where there is no matrix: what is compiled for a matrix knows nothing of their size.
+            Products in tiles are in their dtype.
         matrix: (n, n) or None; products with it are in its dtype.
         mesh: devices that share the work; then rows of x and of the matrix are dealt out to them, padded to a multiple
             of their number, and K v is whole on every device.
     """
 
     kernel: Kernel
-    x: Float[Array, "rows ..."]
+    x: Float[Array, "rows ..."] | None
     matrix: Float[Array, "rows n"] | None
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
     def __call__(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         if self.mesh is not None:
             return _product(self, v)
-        if self.matrix is None:
+        if self.x is not None:
             return jnp.asarray(tiles.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype)
+        assert self.matrix is not None
         return jnp.matmul(self.matrix, v.astype(self.matrix.dtype), precision=EXACT).astype(v.dtype)
 
 
@@ -55,10 +57,11 @@ def _product(operator: GramOperator, v: Array) -> Array:
     x, matrix, mesh = operator.x, operator.matrix, operator.mesh
     assert mesh is not None
     v = meshes.replicate(mesh, v)  # or the compiler would deal out the solver's vectors as well, where n can be divided
-    if matrix is None:
+    if x is not None:
         coef = jnp.pad(v.astype(x.dtype), [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1))
         image = tiles.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
     else:
+        assert matrix is not None
         specs = meshes.rows(mesh), meshes.WHOLE
         product = jax.shard_map(
             partial(jnp.matmul, precision=EXACT), mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False
@@ -89,11 +92,13 @@ def gram_operator(
     """
     memory = available_memory(mesh) if memory is None else memory
     if mesh is None:
-        return GramOperator(kernel, x, kernel.ntk(x) if fits(len(x), x.dtype, memory) else None)
+        held = fits(len(x), x.dtype, memory)
+        return GramOperator(kernel, None if held else x, kernel.ntk(x) if held else None)
     mesh = meshes.automatic(mesh)
     own = meshes.shard(mesh, "edge", x)
     held = fits(len(x), x.dtype, memory, devices=mesh.size)
-    return GramOperator(kernel, own, _rows(kernel, mesh, own, meshes.replicate(mesh, x)) if held else None, mesh)
+    matrix = _rows(kernel, mesh, own, meshes.replicate(mesh, x)) if held else None
+    return GramOperator(kernel, None if held else own, matrix, mesh)
 
 
 def fits(n: int, dtype, memory: float, copies: int = 1, devices: int = 1) -> bool:

@@ -2,7 +2,10 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -15,7 +18,8 @@ from perturbkernel.learning import accuracy
 from perturbkernel.logistic import heavy_ball, logistic_path
 from perturbkernel.perturbations import normalise
 from perturbkernel.reproduce.datasets import Drawn
-from perturbkernel.reproduce.sweep import first_networks
+from perturbkernel.reproduce.sweep import first_networks, inner_products, kernel_of_product
+from perturbkernel.tiles import EXACT, by_rows
 
 # Accuracies are counted to 0.01: outputs right to a hundredth of the largest are enough.
 _TOLERANCE = 3e-3
@@ -44,33 +48,71 @@ def _stable_rate(operator: GramOperator, y: Array) -> float:
     return 8 * (1 + HeavyBall(1.0, 1).momentum) * len(y) / largest
 
 
+class _Points(NamedTuple):
+    """Training points of a second network, carrier x_n + along_n delta_n, in terms of products that are shared."""
+
+    carrier: float
+    along: Array
+    square: Array  # |carrier x_n + along_n delta_n|^2
+
+
+@partial(jax.jit, static_argnums=0)
+def _gram(kernel: TwoLayerNTK, products: tuple[Array, Array, Array], points: _Points, d: Array) -> Array:
+    (xx, x_delta, delta_delta), (c, s, square) = products, points
+    n = len(s)
+    product = c * (c * xx[:n] + s * x_delta[:n] + s[:, None] * x_delta[:n].T) + s[:, None] * s * delta_delta
+    return kernel_of_product(kernel, product, square[:, None], square[None, :], d)
+
+
+@partial(jax.jit, static_argnums=0)
+def _outputs(
+    kernel: TwoLayerNTK, products: tuple[Array, Array, Array], points: _Points, z_square: Array, coef: Array, d: Array
+) -> Array:
+    (zx, z_delta, _), (c, s, square) = products, points
+
+    def rows(block):
+        zx, z_delta, z_square = block
+        tile = kernel_of_product(kernel, c * zx + s * z_delta, z_square[:, None], square[None, :], d)
+        return jnp.matmul(tile, coef, precision=EXACT)
+
+    return by_rows(rows, (zx, z_delta, z_square), 512)
+
+
 def logistic(kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, np.ndarray], dynamics: str):
     """The result of a cell whose loss is logistic; see `limit_cell`."""
-    x, y, n = drawn.x, drawn.y, len(drawn.y)
+    x, y, (n, d) = np.asarray(drawn.x), drawn.y, drawn.x.shape
     z = np.concatenate([x, drawn.fresh])
+    z_square = jnp.asarray(np.sum(z**2, axis=1))
     schedules_f = list(dict.fromkeys((r.learning_rate_f, r.steps_f) for r in requests))
-    operator = gram_operator(kernel, x)
+    operator = gram_operator(kernel, drawn.x)
     coef_f, stable = _coefficients(operator, y, schedules_f, dynamics), _stable_rate(operator, y)
     outputs_f = np.concatenate([operator(coef_f), kernel.matvec(drawn.fresh, x, coef_f)]).T
     del operator  # its matrix: that of a second network takes its place
     gradients = first_networks(kernel, x, x, coef_f).gradients
     first, second = {}, {}
+    zx = jnp.asarray(inner_products(z, x))
     for k, schedule in enumerate(schedules_f):
         first[schedule] = float(accuracy(outputs_f[k, :n], y)), schedule[0] > stable
         mine = [r for r in requests if (r.learning_rate_f, r.steps_f) == schedule]
         schedules_g = list(dict.fromkeys((r.learning_rate_g, r.steps_g) for r in mine))
         f_sign = np.sign(outputs_f[k, n:])
+        delta = np.asarray(normalise(jnp.asarray(gradients[k]), "l2"))
+        # Every scenario, size and draw of targets is made of these products.
+        products = zx, jnp.asarray(inner_products(z, delta)), jnp.asarray(inner_products(delta, delta))
         for scenario, size in dict.fromkeys((r.scenario, r.size) for r in mine):
-            delta = size * normalise(jnp.asarray(gradients[k]), "l2")
             for rule, columns in labels.items():
-                for target in jnp.asarray(columns.T):
+                for target in columns.T:
                     if scenario == "a" and size == 0:
                         # All points coincide at zero: the sign of every output is that of the majority.
                         outputs_g = jnp.full((len(z), len(schedules_g)), target.sum())
                     else:
-                        r = x * (scenario == "b") + target[:, None] * delta
-                        coef_g = _coefficients(gram_operator(kernel, r), target, schedules_g, dynamics)
-                        outputs_g = kernel.matvec(z, r, coef_g)
+                        carrier, along = float(scenario == "b"), np.float32(size) * target
+                        square = np.sum((carrier * x + along[:, None] * delta) ** 2, axis=1)
+                        points = _Points(carrier, jnp.asarray(along), jnp.asarray(square))
+                        gram = GramOperator(kernel, None, _gram(kernel, products, points, d))
+                        coef_g = _coefficients(gram, jnp.asarray(target), schedules_g, dynamics)
+                        del gram
+                        outputs_g = _outputs(kernel, products, points, z_square, coef_g, d)
                     for j, schedule_g in enumerate(schedules_g):
                         pair = float(accuracy(outputs_g[:n, j], y)), float(accuracy(outputs_g[n:, j], f_sign))
                         second.setdefault((scenario, size, schedule, schedule_g, rule), []).append(pair)

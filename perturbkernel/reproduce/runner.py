@@ -50,6 +50,10 @@ def _jobs(cells: Sequence[Cell]) -> list[list[Cell]]:
     return [list(job) for _, job in itertools.groupby(cells, program)]
 
 
+# Threads of NumPy's products, read when it is loaded: before a worker runs anything of ours.
+_NUMPY_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
 def _prepare_worker(threads: int) -> None:
     """In a local worker, before JAX starts: so many threads, and no life without the parent."""
     os.environ["NPROC"] = str(threads)  # what XLA's CPU backend sizes its thread pool by
@@ -68,13 +72,16 @@ def local_processes(workers: int | None = None) -> Iterator[Executor]:
     """Processes of this machine, a core each if left out, that end with this one, however it ends."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = cores if workers is None else workers
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _prepare_worker, (max(1, cores // workers),)
-    )
+    threads = max(1, cores // workers)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (threads,))
+    before = dict(os.environ)
+    os.environ.update({name: str(threads) for name in _NUMPY_THREADS if name not in before})
     try:
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+        for name in set(_NUMPY_THREADS) - set(before):
+            os.environ.pop(name, None)
 
 
 class Here(Executor):

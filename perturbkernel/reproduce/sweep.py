@@ -44,6 +44,16 @@ def padded(array: Array | np.ndarray) -> np.ndarray:
     return np.pad(array, [(0, -len(array) % _ROUND)] + [(0, 0)] * (array.ndim - 1), mode="edge")
 
 
+def inner_products(z: Float[np.ndarray, "m d"], x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m n"]:
+    """<z_i, x_j> by NumPy, which compiles nothing anew for each size; where z begins with x, half of that part."""
+    n, products = len(x), np.empty((len(z), len(x)), x.dtype)
+    symmetric = n if np.array_equal(z[:n], x) else 0
+    if symmetric:
+        np.matmul(x, x.T, out=products[:n])
+    np.matmul(z[symmetric:], x.T, out=products[symmetric:])
+    return products
+
+
 class FirstNetworks(NamedTuple):
     """k networks at m points: outputs, input gradients, and of the first gradient the part with gates held fixed."""
 
@@ -90,7 +100,7 @@ def _first(kernel: TwoLayerNTK, direction: bool, z: Array, x: Array, coef: Array
     return accumulate(tile, z, x, coef, _BLOCK)
 
 
-def kernel_of_product(kernel: TwoLayerNTK, product: Array, square_z: Array, square_x: Array, d: int) -> Array:
+def kernel_of_product(kernel: TwoLayerNTK, product: Array, square_z: Array, square_x: Array, d: int | Array) -> Array:
     """K(x, z) from <x, z> and the squared lengths (broadcast); right to 1e-4 where z and x nearly coincide."""
     theta = angle_of_product(product, square_z, square_x, d)
     phi = (1 + kernel.slope**2) / 2 - (1 - kernel.slope) ** 2 / (2 * np.pi) * theta

@@ -1,6 +1,6 @@
 """Functions of a large symmetric matrix, applied to a vector by products alone: q(K) b, K^-1 b, lambda_max."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -33,35 +33,55 @@ def lanczos(operator: Callable, b: Float[Array, " n"], function: Callable, toler
 
     Source: Golub and Van Loan, Matrix Computations, sections 10.1 and 9.1; the basis takes n x most numbers.
     """
-    n = len(b)
-    most = min(most, n)
+    most = min(most, len(b))
     norm = float(jnp.linalg.norm(b))
     if norm == 0:
         return Answer(jnp.zeros_like(b), 0.0, 0, 0.0)
-    basis = jnp.zeros((most + 1, n), b.dtype).at[0].set(b / norm)
-    diagonal, off = np.zeros(most), np.zeros(most)
-    known, last, error, k = np.zeros(most), np.zeros(most), np.inf, 0
-    eigenvalues = np.zeros(most)
-    while k < most and not error <= tolerance:
-        basis, new_diagonal, new_off = _extend(operator, basis, jnp.array(k), jnp.array(min(k + _CHUNK, most)))
-        stop = min(k + _CHUNK, most)
-        diagonal[k:stop], off[k:stop] = np.asarray(new_diagonal)[k:stop], np.asarray(new_off)[k:stop]
-        k = stop
-        tridiagonal = np.diag(diagonal[:k]) + np.diag(off[: k - 1], 1) + np.diag(off[: k - 1], -1)
-        found, vectors = np.linalg.eigh(tridiagonal)
-        eigenvalues[:k] = np.maximum(found, 0)
+    known, error, eigenvalues, ritz = np.zeros(most), np.inf, np.zeros(most), None
+    for ritz in _ritz(operator, b / norm, most):
+        k, vectors = ritz.products, ritz.vectors
+        eigenvalues[:k] = np.maximum(ritz.values, 0)
         filtered = np.asarray(function(eigenvalues))[:k]
         last, known = known, np.zeros(most)
         known[:k] = vectors @ (filtered * vectors[0])
         change = known[:k] - last[:k]
-        images = [np.linalg.norm(found * (vectors.T @ part)) for part in (change, known[:k])]
+        images = [np.linalg.norm(ritz.values * (vectors.T @ part)) for part in (change, known[:k])]
         sizes = np.linalg.norm(change), np.linalg.norm(known)
         pairs = ((sizes[0], sizes[1]), (images[0], images[1]))
-        error = max(size / of if of > 0 else 0.0 for size, of in pairs)
-        if k == n or off[k - 1] <= 1e-14 * max(eigenvalues.max(), np.finfo(float).tiny):
-            error = 0.0  # the space is exhausted
-    value = norm * jnp.matmul(jnp.asarray(known, b.dtype), basis[:most], precision=EXACT)
-    return Answer(value, float(error), k, float(eigenvalues.max()))
+        error = 0.0 if ritz.exhausted else max(size / of if of > 0 else 0.0 for size, of in pairs)
+        if error <= tolerance:
+            break
+    assert ritz is not None
+    value = norm * jnp.matmul(jnp.asarray(known, b.dtype), ritz.basis[:most], precision=EXACT)
+    return Answer(value, float(error), ritz.products, float(eigenvalues.max()))
+
+
+class _Ritz(NamedTuple):
+    """The Lanczos process so far. `residuals`: |K u - value u| of the Ritz vectors u = basis^T vectors."""
+
+    products: int
+    basis: Float[Array, "rows n"]
+    values: Float[np.ndarray, " k"]  # ascending
+    vectors: Float[np.ndarray, "k k"]
+    residuals: Float[np.ndarray, " k"]
+    exhausted: bool  # the values are eigenvalues
+
+
+def _ritz(operator: Callable, start: Float[Array, " n"], most: int) -> Iterator[_Ritz]:
+    """The Lanczos process from a vector of length one, after every 16 of at most `most` <= n products."""
+    n = len(start)
+    basis = jnp.zeros((most + 1, n), start.dtype).at[0].set(start)
+    diagonal, off, k = np.zeros(most), np.zeros(most), 0
+    while k < most:
+        stop = min(k + _CHUNK, most)
+        basis, new_diagonal, new_off = _extend(operator, basis, np.int32(k), np.int32(stop))
+        diagonal[k:stop], off[k:stop] = np.asarray(new_diagonal)[k:stop], np.asarray(new_off)[k:stop]
+        k = stop
+        values, vectors = np.linalg.eigh(np.diag(diagonal[:k]) + np.diag(off[: k - 1], 1) + np.diag(off[: k - 1], -1))
+        exhausted = k == n or off[k - 1] <= 1e-14 * max(values[-1], np.finfo(float).tiny)
+        yield _Ritz(k, basis, values, vectors, abs(off[k - 1] * vectors[-1]), exhausted)
+        if exhausted:
+            return
 
 
 @jax.jit
@@ -86,11 +106,19 @@ def _extend(operator, basis: Array, start: Array, stop: Array) -> tuple[Array, A
 
 
 def largest_eigenvalue(operator: Callable, like: Float[Array, " n"], tolerance: float = 1e-8) -> tuple[float, int]:
-    """From below, by the Lanczos process from a random vector, and the products spent."""
-    start = jax.random.normal(jax.random.key(0), like.shape, like.dtype)
-    # The Rayleigh quotient's error is the square of the eigenvector's: ask for the eigenvalue by its own change.
-    found = lanczos(operator, start, lambda values: np.where(values == values.max(), 1.0, 0.0), tolerance**0.5, 64)
-    return found.lambda_max, found.products
+    """From below, by the Lanczos process from a random vector, and the products spent, at most 64.
+
+    With r the residual of the Ritz vector and g the distance to the next Ritz value, the error is about r^2 / g, and at
+    most r (Parlett, The Symmetric Eigenvalue Problem, section 11.7); it is asked to be below `tolerance`, relative.
+    """
+    start = np.random.default_rng(0).standard_normal(len(like)).astype(like.dtype)
+    k, largest = 0, 0.0
+    for ritz in _ritz(operator, start / np.linalg.norm(start), min(64, len(start))):
+        k, values, residual = ritz.products, ritz.values, ritz.residuals[-1]
+        largest, gap = max(values[-1], 0.0), values[-1] - values[-2] if k > 1 else 0.0
+        if ritz.exhausted or residual * min(1.0, residual / gap if gap > 0 else 1.0) <= tolerance * largest:
+            break
+    return float(largest), k
 
 
 class Preconditioner(NamedTuple):

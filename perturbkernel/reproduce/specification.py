@@ -18,14 +18,14 @@ from perturbkernel.checks import check_choice
 SCALES = ("small", "paper")
 QUANTITIES = ("standard", "perturbation", "agreement")
 
-# What the reduced scale does to a study: (n, d). Images keep d, and n is what there is, at most 1,000.
+# What the reduced scale does to a study: (n, d). Images keep d, and n is what there is, at most 500.
 _SMALL = {
     "shifted_gaussian_a": (1000, 100),
     "shifted_gaussian_b": (400, 200),
     "gaussian_a": (250, 250),
     "gaussian_b": (250, 250),
 }
-_SMALL_WIDTH, _SMALL_POINTS, _SMALL_IMAGES, _SMALL_GRID = 200, 6, 1000, 101
+_SMALL_WIDTH, _SMALL_POINTS, _SMALL_IMAGES, _SMALL_GRID = 200, 6, 500, 101
 
 
 @dataclass(frozen=True)

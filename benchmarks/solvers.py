@@ -39,7 +39,7 @@ def _heavy_ball(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]
     return compare(
         f"logistic heavy ball, {STEPS} steps",
         sizes,
-        ("NumPy", lambda: partial(numpy_heavy_ball, x, y)),
+        ("NumPy, float32", lambda: partial(numpy_heavy_ball, x, y)),
         {
             "perturbkernel": lambda: (
                 lambda: fit(KERNEL, drawn.inputs, drawn.targets, loss="logistic", dynamics=dynamics).dual_coef

@@ -22,7 +22,7 @@ from perturbkernel._version import __version__
 from perturbkernel.data import Dataset
 from perturbkernel.dynamics import GradientFlow, HeavyBall
 from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.learning import SCENARIOS, TARGET_RULES, learn_from_perturbations
+from perturbkernel.learning import NOISES, PLACES, SCENARIOS, TARGET_RULES, learn_from_perturbations
 from perturbkernel.perturbations import DIRECTIONS, NORMS
 from perturbkernel.predictors import KernelLearner
 from perturbkernel.reproduce import command as reproduction
@@ -69,6 +69,7 @@ def _add_run(commands) -> None:
         "  perturbkernel run                                          # real digits, scenario (a)\n"
         "  perturbkernel run --scenario b --size 1.4 --out results    # perturbed digits; page and figures\n"
         "  perturbkernel run --data shifted_gaussian --n 1000 --d 100 --size 0.01 --train-bias\n"
+        "  perturbkernel run --carrier uniform --carrier-points 4000 --at carrier    # perturbed noise\n"
         "  perturbkernel run --data mine.npz --classes cat dog --loss logistic --time 3\n\n" + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -87,7 +88,15 @@ def _add_run(commands) -> None:
 
     group = run.add_argument_group("perturbations")
     group.add_argument("--scenario", choices=SCENARIOS, help="a: perturbations alone (default); b: added to the data")
-    group.add_argument("--carrier", metavar="FILE", help="instead of a scenario: .npy array that they are added to")
+    group.add_argument(
+        "--carrier",
+        metavar="FILE",
+        help="instead of a scenario: what they are added to, a .npy array, or uniform or gaussian noise",
+    )
+    group.add_argument("--carrier-points", type=int, metavar="M", help="of noise (default: as many as training points)")
+    group.add_argument(
+        "--at", choices=PLACES, default="data", help="perturb the training points (default), or the carrier itself"
+    )
     group.add_argument("--size", type=float, default=0.14, help="of each, in input units (default 0.14)")
     group.add_argument("--norm", choices=NORMS, default="l2")
     group.add_argument("--direction", choices=DIRECTIONS, default="gradient", help="frozen_gates: the paper's theory")
@@ -231,11 +240,13 @@ def _run(args: argparse.Namespace) -> int:
             bar.update()
 
         train, test = _load(args, key_data)
-        carrier = None if args.carrier is None else np.load(args.carrier, allow_pickle=False)
+        noise = args.carrier is None or args.carrier in NOISES
+        carrier = args.carrier if noise else np.load(args.carrier, allow_pickle=False)
         r = learn_from_perturbations(
-            learner, train, size=args.size, scenario=args.scenario, carrier=carrier, targets=args.targets,
-            learner_g=learner_g, norm=args.norm, direction=args.direction,
-            bounds=None if args.bounds is None else tuple(args.bounds), progress=progress, key=key_run,
+            learner, train, size=args.size, scenario=args.scenario, carrier=carrier,
+            carrier_points=args.carrier_points, at=args.at, targets=args.targets, learner_g=learner_g, norm=args.norm,
+            direction=args.direction, bounds=None if args.bounds is None else tuple(args.bounds), progress=progress,
+            key=key_run,
         )  # fmt: skip
         fresh = test
         if args.data in ("gaussian", "shifted_gaussian"):
@@ -244,7 +255,10 @@ def _run(args: argparse.Namespace) -> int:
         progress("evaluating, with controls")
         metrics = r.evaluate(test, fresh.inputs, control_draws=args.control_draws)
         metrics["status"] = {name: getattr(p, "status", "ok") for name, p in (("f", r.f), ("g", r.g))}
-        carrier_name = f"carrier {args.carrier}" if args.carrier else f"scenario ({args.scenario or 'a'})"
+        carrier_name = f"scenario ({args.scenario or 'a'})"
+        if args.carrier is not None:
+            there = ", perturbed there" if args.at == "carrier" else ""
+            carrier_name = f"carrier {args.carrier}, {len(r.carrier)} points{there}"
         configuration = {
             "command": shlex.join(["perturbkernel", *args.argv]),
             "data": train.name,
@@ -254,6 +268,7 @@ def _run(args: argparse.Namespace) -> int:
             "n_test": test.n,
             "d": train.d,
             "carrier": carrier_name,
+            "at": args.at,
             "size": args.size,
             "norm": args.norm,
             "direction": args.direction,
@@ -282,7 +297,10 @@ def _run(args: argparse.Namespace) -> int:
 def _arrays(r, test: Dataset, fresh: Dataset, curve, plane) -> dict[str, Any]:
     """What the figures need, and what a user would want to compute with."""
     p, x, y = r.perturbation, r.train.inputs, r.train.targets
-    sample = np.concatenate([np.flatnonzero(np.asarray(y) == label)[:4] for label in (1, -1)])
+    # Of a carrier that was perturbed itself no true label is known.
+    known = r.options["at"] == "data"
+    chosen = np.asarray(y if known else p.targets)
+    sample = np.concatenate([np.flatnonzero(chosen == label)[:4] for label in (1, -1)])
     arrays = {
         "delta": p.delta,
         "targets": p.targets,
@@ -295,9 +313,9 @@ def _arrays(r, test: Dataset, fresh: Dataset, curve, plane) -> dict[str, Any]:
         "fresh_f": r.f(fresh.inputs),
         "fresh_g": r.g(fresh.inputs),
         "fresh_labels": fresh.targets,
-        "sample_inputs": x[sample],
+        "sample_inputs": r.attacked[sample],
         "sample_deltas": p.delta[sample],
-        "sample_labels": y[sample],
+        **({"sample_labels": y[sample]} if known else {}),
         "sample_targets": p.targets[sample],
         "mean_toward": jnp.stack([_mean_where(p.delta, p.targets == label) for label in (1, -1)]),
         "mean_difference": _mean_where(x, y > 0) - _mean_where(x, y < 0),

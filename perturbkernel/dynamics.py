@@ -16,7 +16,7 @@ from perturbkernel.checks import check_count, check_finite, check_number
 class GradientFlow:
     """d theta / dt = -grad L for `time` (learning rate x steps, in the limit of small rates).
 
-    `time` may be infinite for the squared loss; the identity and logistic losses have no minimum and diverge.
+    `time` may be infinite for the squared loss; the others have no minimum, and f grows without end.
     """
 
     time: float

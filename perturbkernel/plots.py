@@ -46,9 +46,10 @@ def figure(width: float, height: float) -> Figure:
 
 @styled
 def perturbations(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int] | None) -> Figure:
-    """Some training points with their perturbations, and the mean perturbation toward each class.
+    """Some points with their perturbations, and the mean perturbation toward each class.
 
-    Uses `sample_inputs`, `sample_deltas`, `sample_labels`, `sample_targets`, `mean_toward` (2, d), `mean_difference`.
+    Uses `sample_inputs`, `sample_deltas`, `sample_labels` where known, `sample_targets`, `mean_toward` (2, d),
+    `mean_difference`.
     """
     return (_images if image_shape is not None else _profiles)(arrays, classes, image_shape)
 
@@ -69,9 +70,11 @@ def _images(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
         axis.spines[:].set_visible(False)
 
     limit = float(np.quantile(np.abs(deltas), 0.995)) or 1.0
+    labels = arrays.get("sample_labels")
     for i in range(count):
-        label, target = (classes[0 if arrays[f"sample_{kind}"][i] > 0 else 1] for kind in ("labels", "targets"))
-        show(grid[0, i], inputs[i], f"a {label}", ylabel="" if i else "input")
+        target = classes[0 if arrays["sample_targets"][i] > 0 else 1]
+        name = "carrier" if labels is None else f"a {classes[0 if labels[i] > 0 else 1]}"
+        show(grid[0, i], inputs[i], name, ylabel="" if i else "input")
         show(grid[1, i], deltas[i], f"toward {target}", limit, ylabel="" if i else "perturbation")
     for i, name in enumerate(classes):
         show(grid[:, count + 1 + i], means[i], f"mean perturbation toward {name}", float(np.abs(means).max()) or 1.0)

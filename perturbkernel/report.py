@@ -277,14 +277,16 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
     e = html.escape
     c = report.configuration
     head, *body = table(report.metrics)
+    what = "every point of the carrier was" if c.get("at") == "carrier" else "every one of them was"
     settings = [(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in c.items() if k != "command"]
     shown = "".join(html_figure(name.replace("_", " "), picture, _CAPTIONS[name]) for name, picture in pictures.items())
     words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
     return html_page(
         f"perturbkernel: {c['data']}",
         f"""<h1>Learning from adversarial perturbations: {e(c["data"])}, {e(c["carrier"])}</h1>
-<p>A wide network f was trained on {c["n_train"]} points, every point was perturbed by {c["size"]:g} ({e(c["norm"])})
-toward a random label, and a second network g was trained on nothing but the result. All of it in closed form.</p>
+<p>A wide network f was trained on {c["n_train"]} points, {e(what)} perturbed by {c["size"]:g}
+({e(c["norm"])}) toward a random label, and
+a second network g was trained on nothing but the result. All of it in closed form.</p>
 <ul>{words}</ul>
 {html_table(body, head)}
 {shown}

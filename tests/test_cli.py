@@ -135,6 +135,18 @@ def test_ones_own_data_and_carrier(tmp_path, capsys):
     assert "cat against dog, 32 training and 8 test points, d = 3; carrier" in capsys.readouterr().out
 
 
+def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
+    run = ["run", "--quiet", "--n", "60", "--size", "5", "--carrier", "uniform", "--carrier-points", "70"]
+    assert main([*run, "--at", "carrier", "--out", str(tmp_path)]) == 0
+    assert "carrier uniform, 70 points, perturbed there, size 5" in " ".join(capsys.readouterr().out.split())
+    arrays = report.load(tmp_path).arrays
+    assert arrays["delta"].shape == (70, 784) and np.abs(arrays["sample_inputs"]).max() <= 1
+    page = (tmp_path / "report.html").read_text()
+    assert "every point of the carrier was perturbed by 5" in page
+    assert main(run) == 2  # at the data, noise comes in turns of the training points
+    assert "multiple" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -157,6 +169,8 @@ def test_ones_own_data_and_carrier(tmp_path, capsys):
         ([*SMALL, "--slope", "2"], "slope must be >= 0 and <= 1; got 2"),
         ([*SMALL, "--bounds", "1", "0"], "bounds must have low < high"),
         ([*SMALL, "--carrier", "absent.npy"], "absent.npy"),
+        ([*SMALL, "--at", "carrier"], 'at="carrier" needs a carrier'),
+        ([*SMALL, "--carrier-points", "9"], 'carrier_points is for noise, carrier="uniform" or "gaussian"'),
         ([*SMALL, "--control-draws", "0"], "control_draws must be at least 1"),
         (["report", "absent"], "absent holds no finished result"),
     ],

@@ -29,6 +29,7 @@ _ORDERS = 5
 _ROWS = _ORDERS + 3  # the state, its differences 1 to 5, and two more that choose the next order
 _NEWTON = 4
 _CG = 200
+_INNER = 1 / 3  # what Newton and conjugate gradients may leave, of the error allowed a step
 _PRODUCTS = 20_000  # with the Gram matrix, at most
 _STIFF = 200  # time lambda_max / (4 n) up to which an explicit method needs fewer products: about two for each unit
 # -l'(s) at the margin s = y f. Both losses have |l'''| <= l'', which Newton's iteration relies on.
@@ -192,7 +193,9 @@ def _integrate(
             [jnp.linalg.norm(predicted[0]), jnp.maximum(jnp.abs(predicted[1]).max(), jnp.abs(differences[0, 1]).max())]
         )
 
-        correction, converged, products = _newton(image, velocity, steepness, predicted, memory, scale, allowed[1] / 10)
+        correction, converged, products = _newton(
+            image, velocity, steepness, predicted, memory, scale, _INNER * allowed[1]
+        )
 
         def size(e):
             """Of an error, in units of what is allowed."""

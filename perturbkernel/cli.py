@@ -240,8 +240,9 @@ def _run(args: argparse.Namespace) -> int:
             bar.update()
 
         train, test = _load(args, key_data)
-        noise = args.carrier is None or args.carrier in NOISES
-        carrier = args.carrier if noise else np.load(args.carrier, allow_pickle=False)
+        carrier = args.carrier
+        if carrier is not None and carrier not in NOISES:
+            carrier = np.load(carrier, allow_pickle=False)
         r = learn_from_perturbations(
             learner, train, size=args.size, scenario=args.scenario, carrier=carrier,
             carrier_points=args.carrier_points, at=args.at, targets=args.targets, learner_g=learner_g, norm=args.norm,

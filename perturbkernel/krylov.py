@@ -111,9 +111,9 @@ def largest_eigenvalue(operator: Callable, like: Float[Array, " n"], tolerance: 
     With r the residual of the Ritz vector and g the distance to the next Ritz value, the error is about r^2 / g, and at
     most r (Parlett, The Symmetric Eigenvalue Problem, section 11.7); it is asked to be below `tolerance`, relative.
     """
-    start = np.random.default_rng(0).standard_normal(len(like)).astype(like.dtype)
+    start = jnp.asarray(np.random.default_rng(0).standard_normal(len(like)), like.dtype)
     k, largest = 0, 0.0
-    for ritz in _ritz(operator, start / np.linalg.norm(start), min(64, len(start))):
+    for ritz in _ritz(operator, start / jnp.linalg.norm(start), min(64, len(start))):
         k, values, residual = ritz.products, ritz.values, ritz.residuals[-1]
         largest, gap = max(values[-1], 0.0), values[-1] - values[-2] if k > 1 else 0.0
         if ritz.exhausted or residual * min(1.0, residual / gap if gap > 0 else 1.0) <= tolerance * largest:

@@ -29,7 +29,7 @@ _ORDERS = 5
 _ROWS = _ORDERS + 3  # the state, its differences 1 to 5, and two more that choose the next order
 _NEWTON = 4
 _CG = 200
-_INNER = 1 / 3  # what Newton and conjugate gradients may leave, of the error allowed a step
+_INNER = 1 / 4  # what Newton and conjugate gradients may leave, of the error allowed a step
 _PRODUCTS = 20_000  # with the Gram matrix, at most
 _STIFF = 200  # time lambda_max / (4 n) up to which an explicit method needs fewer products: about two for each unit
 # -l'(s) at the margin s = y f. Both losses have |l'''| <= l'', which Newton's iteration relies on.

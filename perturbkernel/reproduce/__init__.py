@@ -81,8 +81,8 @@ def reproduce(
         context = runner.local_processes(workers)
     with context as pool:
         runner.run(wanted, folder, pool, progress)
-    result = Reproduction(folder, together(folder, options))
-    result.save()
+        result = Reproduction(folder, together(folder, options))
+        result.save(pool if executor is None else None)  # workers elsewhere may not see the folder
     return result
 
 

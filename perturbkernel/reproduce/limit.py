@@ -116,6 +116,7 @@ def _identity(
     random = g_hat[len(plain) :].reshape(initial_draws, len(timed), *g_hat.shape[1:])
 
     result: dict[str, list] = {name: [] for name in ("standard_zero", "standard")}
+    cosine = zero if first.direction is None else _cosine(gradient, first.direction[:n])
     result |= {"cosine_zero": [], "cosine": []} if with_cosine else {}
     result |= {
         f"{name}{kind}_{rule}": [] for name in ("perturbation", "agreement") for kind in ("_zero", "") for rule in RULES
@@ -129,8 +130,10 @@ def _identity(
         result["standard_zero"].append(accuracy(f_hat[:n], y))
         result["standard"].append(ndtr(y * r.time_f * f_hat[:n] / deviation[:n]).mean())
         if first.direction is not None:
-            result["cosine_zero"].append(_mean_cosine(gradient, first.direction[:n], 0.0))
-            result["cosine"].append(_mean_cosine(r.time_f * gradient, first.direction[:n], square))
+            result["cosine_zero"].append(np.mean(cosine))
+            # With an initial function the expected cosine to leading order in 1/sqrt(d) (theory: 12.2).
+            whole = np.sqrt((r.time_f * length) ** 2 + square)
+            result["cosine"].append(np.mean(cosine * r.time_f * length * _inverse(whole)))
         g_zero = from_zero[r.scenario, r.size]
         add("perturbation_zero", accuracy(g_zero[:, :n], y))
         add("agreement_zero", accuracy(g_zero[:, fresh], np.sign(f_hat[fresh])))
@@ -156,10 +159,7 @@ def _inverse(length: np.ndarray) -> np.ndarray:
     return 1 / np.where(length > 0, length, np.inf)
 
 
-def _mean_cosine(gradient: np.ndarray, direction: np.ndarray, initial_square: float) -> float:
-    """The mean over points of |<v, g>| / (|v| sqrt(|g|^2 + E|grad f0|^2)), g = T grad f_hat: with an initial function
-    the expected cosine to leading order in 1/sqrt(d) (theory: 12.2).
-    """
-    inner = np.abs(np.sum(gradient * direction, axis=1))
-    length = np.sqrt(np.sum(gradient**2, axis=1) + initial_square) * np.linalg.norm(direction, axis=1)
-    return float(np.mean(inner * _inverse(length)))
+def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|<a_i, b_i>| / (|a_i| |b_i|) of the rows; 0 where one is zero."""
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.abs(np.einsum("nd,nd->n", a, b)) * _inverse(lengths)

@@ -44,8 +44,8 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
     def train(key, rates, inputs, labels, steps, observe, scale):
         """One network a rate from the same initialisation, on inputs times scale (k, n) for each of them."""
-        net = networks.TwoLayerNetwork.init(x.shape[1], config["width"], config["slope"], True, key=key)
-        nets = jax.tree.map(lambda a: np.broadcast_to(np.asarray(a), (len(rates), *a.shape)), net)
+        net = _network(x.shape[1], config["width"], config["slope"], key)
+        nets = jax.tree.map(lambda a: np.broadcast_to(a, (len(rates), *a.shape)), net)
         _, trace = networks.ensemble(
             nets, inputs, labels, learning_rate=rates, loss=config["loss"], plateau=networks.Plateau(),
             steps=max(steps), trace_at=tuple(sorted(steps)), observe=observe, scale=scale,
@@ -83,6 +83,17 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
         "finite_f": np.asarray(finite_f),
         "finite_g": np.asarray(finite_g),
     }
+
+
+def _network(d: int, width: int, slope: float, key: Array) -> networks.TwoLayerNetwork:
+    """`TwoLayerNetwork.init` with a trained bias, to rounding, from a generator compiled for powers of two only:
+    the threefry bits of a number depend on its place alone.
+    """
+    count = width * (d + 2)
+    drawn = np.asarray(jax.random.normal(key, (1 << (count - 1).bit_length(),)))[:count].reshape(width, d + 2)
+    root_d, root_width = np.sqrt([d, width]).astype(drawn.dtype)
+    weight, bias, readout = drawn[:, :d] / root_d, drawn[:, d], drawn[:, d + 1] / root_width
+    return networks.TwoLayerNetwork(weight, bias, readout, slope, True)  # type: ignore[arg-type]
 
 
 def _normalised(v: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import html
 import json
 import os
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +89,13 @@ class Reproduction:
             )
         return panel_figure(p, self.curves(name), "; ".join(note for note in notes if note))
 
+    def _draw(self, name: str) -> None:
+        drawn = self.figure(name)
+        for kind in ("svg", "png"):
+            picture = plots.render(drawn, kind)
+            path = self.folder / "figures" / f"{file_name(name)}.{kind}"
+            write_whole(path, lambda file, picture=picture: file.write(picture))
+
     def _note(self, setting: Setting) -> str:
         """Where the images are not those of the paper."""
         if not setting.is_image:
@@ -121,15 +129,13 @@ class Reproduction:
         studies = {name: plan.STUDIES[name].module.summarise(self.study(name)) for name in self.options.studies}
         return {"panels": panels, "studies": studies}
 
-    def save(self) -> Path:
-        """Draws every figure and writes `index.html`, `summary.json` and the record of what the folder holds."""
-        figures = self.folder / "figures"
-        figures.mkdir(parents=True, exist_ok=True)
-        for name in self.names:
-            drawn = self.figure(name)
-            for kind in ("svg", "png"):
-                picture = plots.render(drawn, kind)
-                write_whole(figures / f"{file_name(name)}.{kind}", lambda file, picture=picture: file.write(picture))
+    def save(self, executor: Executor | None = None) -> Path:
+        """Draws every figure and writes `index.html`, `summary.json` and the record of what the folder holds.
+
+        `executor`: draws the figures, if its workers see the folder.
+        """
+        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
+        list((map if executor is None else executor.map)(self._draw, self.names))
         summary = self.summary()
         for name, text in (
             ("summary.json", json.dumps(summary, indent=1)),

@@ -229,7 +229,7 @@ def compare(
             if tolerance is not None and truth is not None:
                 off = difference(result, truth)
                 if off <= tolerance:
-                    note = f"results differ by {off:.0e}"
+                    note += f"{'; ' if note else ''}results differ by {off:.0e}"
                 else:
                     other = name if same_result else next(iter(methods))
                     words = f"by {off:.0e} of the largest entry" if np.isfinite(off) else "being not finite"

@@ -14,12 +14,12 @@ from perturbkernel.gram import gram_operator
 from perturbkernel.logistic import logistic_path
 
 from . import alternatives as other
-from .harness import Case, Group, Row, Settings, compare
+from .harness import Case, Group, Row, Settings, compare, difference
 
 KERNEL = TwoLayerNTK(0.0, train_bias=True)
 RATE, STEPS, MOMENTUM = 0.1, 100, 0.9
 FLOW, LATE, RTOL = 3.0, 1e5, 1e-3
-_TOLERANCE = 1e-7  # what `fit` asks of float32 inputs; neural-tangents comes that close
+_TOLERANCE = 1e-5  # local: the error at the end, which the row says, is below that of neural-tangents in float32
 
 
 def numpy_heavy_ball(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -70,11 +70,18 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
             operator, test = gram_operator(KERNEL, exact), KERNEL.ntk(queries, exact)
             none = jnp.zeros_like(targets)
 
-        def run():
+        def run(tolerance=_TOLERANCE):
             with jax.enable_x64(True):
-                return test @ logistic.flow(operator, targets, none, FLOW, _TOLERANCE).dual_coef
+                return test @ logistic.flow(operator, targets, none, FLOW, tolerance).dual_coef
 
+        truth["outputs"] = run(1e-12)
         return run
+
+    def errors(ours, others) -> str:
+        off = [difference(found, truth["outputs"]) for found in (ours, others)]
+        return f"errors {off[0]:.0e} and {off[1]:.0e}"
+
+    truth: dict[str, Any] = {}
 
     return compare(
         "logistic flow and outputs, kernel matrices given",
@@ -89,7 +96,7 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
         settings.rounds(5, 1),
         tolerance=1e-2,
         same_result=True,
-        remark=lambda *_: "predictors.outputs: neural-tangents inside jax.jit",
+        remark=errors,
     )
 
 

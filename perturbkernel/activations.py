@@ -4,6 +4,9 @@ An input x enters the network's first layer as x_bar = (x / sqrt(d), 1), of leng
 moments of a leaky ReLU depend on the angle theta(x, z) between x_bar and z_bar and on the product <x, z>.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,21 +91,20 @@ def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int | 
     return _arccos_one_minus(jnp.clip(a + b - a * b - product / (d * s_z * s_x), 0, 2))
 
 
-def _pairwise(z: Array, x: Array, *, derivative: bool) -> tuple[Array, Array, Array]:
-    """<z, x>, 1 - rho, and which pairs need their angle (or its derivative) from `_pair`; (rows of z, rows of x).
+def _separation(z: Array, x: Array, product: Array, *, derivative: bool) -> tuple[Array, Array]:
+    """1 - rho, and which pairs need their angle (or its derivative) from `_pair`; (rows of z, rows of x).
 
     1 - rho = a + b - a b - <z, x> / (d s_z s_x) with a = 1 - 1/s_z, b = 1 - 1/s_x: unlike 1 - (1 + <z, x>/d)/(s_z s_x),
     its error shrinks with the points, which are tiny when a network is trained on perturbations alone.
     """
     (s_z, a), (s_x, b) = _lengths(z), _lengths(x)
     a, b, scale = a[:, None], b[None, :], 1 / (s_z[:, None] * s_x[None, :] * z.shape[1])  # symmetric in z and x
-    product = jnp.matmul(z, x.T, precision=EXACT)
     spread = a + b - a * b
     e = spread - product * scale
     near = jnp.minimum(e, 2 - e)
     if derivative:
-        return product, e, near <= _CLOSE * spread
-    return product, e, near <= jnp.maximum(_CLOSE * spread, _NOISE * float(jnp.finfo(e.dtype).eps)) * spread
+        return e, near <= _CLOSE * spread
+    return e, near <= jnp.maximum(_CLOSE * spread, _NOISE * float(jnp.finfo(e.dtype).eps)) * spread
 
 
 def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]:
@@ -187,7 +189,12 @@ def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple
     d theta / dz = -w / (d s_z sin theta), of length at most 1 / (sqrt(d) s_z); at coincident points, where theta has a
     cone, it is 0: the central difference and the limit of finite networks (theory: sections 0.3 to 0.5).
     """
-    product, e, close = _pairwise(z, x, derivative=False)
+    product = jnp.matmul(z, x.T, precision=EXACT)
+    return product, _angles(z, x, product)
+
+
+def _angles(z: Array, x: Array, product: Array) -> Array:
+    e, close = _separation(z, x, product, derivative=False)
     row = jnp.arange(z.shape[0])
 
     def repair(column, hit, theta):
@@ -195,7 +202,22 @@ def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple
         exact = jnp.arctan2(sine, 1 - e[row, column])
         return theta.at[row, column].set(jnp.where(hit, exact, theta[row, column]))
 
-    return product, visit_flagged(close, repair, _arccos_one_minus(e))
+    return visit_flagged(close, repair, _arccos_one_minus(e))
+
+
+def reduce_products_and_angles(reduce: Callable, z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Any:
+    """reduce(*products_and_angles(z, x)), where the result shows a NaN if an angle is NaN; not to be differentiated.
+
+    Angles that need repair are NaN at first. Whether there are any is then seen in the result, a few sums, and not in
+    a pass of its own over all pairs; without them the angles are never stored.
+    """
+    product = jnp.matmul(z, x.T, precision=EXACT)
+    e, close = _separation(z, x, product, derivative=False)
+    quick = reduce(product, jnp.where(close, jnp.nan, _arccos_one_minus(e)))
+    missing = jnp.array([jnp.isnan(sums).any() for sums in jax.tree.leaves(quick)]).any()
+    return lax.cond(
+        missing, lambda z, x, product: reduce(product, _angles(z, x, product)), lambda *_: quick, z, x, product
+    )
 
 
 def _forward(z, x):
@@ -204,7 +226,7 @@ def _forward(z, x):
 
 def _backward(residuals, cotangents):
     z, x = residuals
-    _, e, close = _pairwise(z, x, derivative=True)
+    e, close = _separation(z, x, jnp.matmul(z, x.T, precision=EXACT), derivative=True)
     # Far out the products of lengths outgrow the small angles, and only pairs one by one are right.
     near = jnp.maximum(jnp.sum(z**2, axis=1).max(), jnp.sum(x**2, axis=1).max()) <= 4 * z.shape[1]
     crowded = near & jnp.any(jnp.sum(close, axis=1) > _CROWD)

@@ -1,5 +1,6 @@
 """Infinite-width tangent kernels behind one small protocol, and the two-layer kernel of the paper in closed form."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel import tiles
-from perturbkernel.activations import products_and_angles
+from perturbkernel.activations import products_and_angles, reduce_products_and_angles
 from perturbkernel.checks import (
     as_float,
     as_inputs,
@@ -37,6 +38,10 @@ class Kernel:
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and differentiated."""
         raise TypeError(f"{type(self).__name__} does not define tiles")
+
+    def reduced(self, name: str, reduce: Callable[[Array], Any], z: Array, x: Array) -> Any:
+        """reduce(self.tile(name, z, x)), where a NaN in the tile shows in the result; not differentiated."""
+        return reduce(self.tile(name, z, x))
 
     def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
         """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape `row`.
@@ -221,9 +226,9 @@ class TwoLayerNTK(Kernel):
         """(n, d) arrays; images are to be flattened."""
         return as_inputs(value, name, like=like, flat=True)
 
-    def tile(self, name: str, z: Array, x: Array) -> Array:
-        """Dense "phi", "ntk" or "nngp", (rows of z, rows of x)."""
-        product, theta = products_and_angles(z, x)
+    def tile(self, name: str, z: Array, x: Array, pairs: tuple[Array, Array] | None = None) -> Array:
+        """Dense "phi", "ntk" or "nngp", (rows of z, rows of x), from `products_and_angles(z, x)` or from `pairs`."""
+        product, theta = pairs or products_and_angles(z, x)
         cone = (1 - self.slope) ** 2 / (2 * np.pi)
         phi = (1 + self.slope**2) / 2 - cone * theta
         if name == "phi":
@@ -232,6 +237,9 @@ class TwoLayerNTK(Kernel):
             return phi * (product + float(self.train_bias))
         s_z, s_x = (jnp.sqrt(1 + jnp.sum(points**2, axis=1) / points.shape[1]) for points in (z, x))
         return phi * (1 + product / x.shape[1]) + cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
+
+    def reduced(self, name: str, reduce: Callable[[Array], Any], z: Array, x: Array) -> Any:
+        return reduce_products_and_angles(lambda *pairs: reduce(self.tile(name, z, x, pairs)), z, x)
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
         """From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory: 0.1, 0.3)."""

@@ -263,22 +263,25 @@ def _row_sums(tile: Array, coef: Array) -> Array:
 
 
 def _matvec_tile(kernel, name, z, x, coef):
-    return _row_sums(kernel.tile(name, z, x), coef)
+    return kernel.reduced(name, lambda tile: _row_sums(tile, coef), z, x)
 
 
 def _matvec_pair(kernel, name, z, x, z_coef, x_coef):
-    tile = kernel.tile(name, z, x)
-    return _row_sums(tile, x_coef), _row_sums(tile.T, z_coef)
+    return kernel.reduced(name, lambda tile: (_row_sums(tile, x_coef), _row_sums(tile.T, z_coef)), z, x)
+
+
+def _differentiable_tile(kernel, name, z, x, coef):
+    return _row_sums(kernel.tile(name, z, x), coef)
 
 
 def _query_gradient_tile(kernel, name, query, x, coef):
     z, cotangent = query
-    return jax.vjp(lambda z: _matvec_tile(kernel, name, z, x, coef), z)[1](cotangent)[0]
+    return jax.vjp(lambda z: _differentiable_tile(kernel, name, z, x, coef), z)[1](cotangent)[0]
 
 
 def _point_gradient_tile(kernel, name, query, z, cotangent):
     """The gradients in x and coef: now the points are the queries of the sum."""
-    return jax.vjp(lambda x, coef: _matvec_tile(kernel, name, z, x, coef), *query)[1](cotangent)
+    return jax.vjp(lambda x, coef: _differentiable_tile(kernel, name, z, x, coef), *query)[1](cotangent)
 
 
 def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]:
@@ -359,11 +362,11 @@ _matvec.defvjp(_matvec_forward, _matvec_backward, symbolic_zeros=True)
 
 def matrix(kernel, name: str, x: Array, z: Array) -> Array:
     """The whole matrix, (n, m), filled in tiles so that temporaries stay small; where z is x, half of them."""
-    return _matrix(kernel, name, x, None if z is x else z)
+    return _matrix(kernel, name, is_traced(x, z), x, None if z is x else z)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _matrix(kernel, name, x, z):
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _matrix(kernel, name, differentiable, x, z):
     limits = tile_limits(kernel, x.shape[1:], x.dtype.itemsize)
     other = x if z is None else z
     rows = tile_size(len(x), limits[0])
@@ -376,7 +379,11 @@ def _matrix(kernel, name, x, z):
     def fill(step, matrix):
         part, other_part = _part(x, i[step], rows), _part(other, j[step], columns)
         start = _start(i[step], rows, len(x)), _start(j[step], columns, len(other))
-        tile = kernel.tile(name, part, other_part)
+        tile = (
+            kernel.tile(name, part, other_part)
+            if differentiable
+            else kernel.reduced(name, lambda tile: tile, part, other_part)
+        )
         matrix = lax.dynamic_update_slice(matrix, tile, start)
         return lax.dynamic_update_slice(matrix, tile.T, start[::-1]) if z is None else matrix
 

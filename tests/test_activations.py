@@ -183,7 +183,7 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
     x = representable(x, dtype)
     z, w = x[::-1][:20], representable(rng.normal(size=(20, count)), dtype)
     with precision(dtype):
-        close = activations._pairwise(jnp.asarray(z), jnp.asarray(x), derivative=True)[2]
+        close = activations._separation(*map(jnp.asarray, (z, x, z @ x.T)), derivative=True)[1]
         assert (np.asarray(close).sum(axis=1) > activations._CROWD).any()
         rest = activations._deflated(jnp.asarray(z), jnp.asarray(x), *map(jnp.asarray, (1.0 * close, close)))[1]
         # Mended by the product itself; large opposite points are for the repair of single pairs, before and after.

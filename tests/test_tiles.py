@@ -356,7 +356,7 @@ class Counting(TwoLayerNTK):
 
     traces: ClassVar[list[str]] = []
 
-    def tile(self, name, z, x):
+    def tile(self, name, z, x, pairs=None):
         self.traces.append(name)
         return (self.slope + z @ x.T) ** 2
 

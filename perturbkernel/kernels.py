@@ -23,6 +23,9 @@ from perturbkernel.checks import (
 )
 from perturbkernel.plans import Plan, make_plan
 
+# Pairs of a tile from which on a sixth less time is worth compiling its evaluation twice.
+_LARGE_TILE = 2**18
+
 
 class Kernel:
     """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else follows from it.
@@ -239,6 +242,9 @@ class TwoLayerNTK(Kernel):
         return phi * (1 + product / x.shape[1]) + cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
 
     def reduced(self, name: str, reduce: Callable[[Array], Any], z: Array, x: Array) -> Any:
+        """reduce(self.tile(name, z, x)); a large tile is evaluated without looking for pairs to repair first."""
+        if len(z) * len(x) < _LARGE_TILE:
+            return super().reduced(name, reduce, z, x)
         return reduce_products_and_angles(lambda *pairs: reduce(self.tile(name, z, x, pairs)), z, x)
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:

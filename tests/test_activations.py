@@ -193,3 +193,23 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
         exact = np.stack([row @ angle_gradients(b, q) for row, q in zip(weights, a, strict=True)])
         unit = np.abs(weights).sum(axis=1) / np.sqrt(d + np.sum(a**2, axis=1))
         assert (np.linalg.norm(np.asarray(gradient, float) - exact, axis=1) <= error * unit).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_find_the_pairs_to_repair(dtype):
+    """With pairs that coincide, nearly so or are opposite, and without any, the sums are those of exact angles."""
+    rng = np.random.default_rng(9)
+    z, x = (representable(rng.normal(size=(size, 6)), dtype) for size in (9, 12))
+    special = z.copy()
+    special[:3] = x[0], -x[1], x[2] * (1 + 1e-5)
+
+    def reduce(product, theta):
+        return jnp.sum(theta, axis=1), jnp.sum(product * theta, axis=0)
+
+    run = jax.jit(lambda z, x: activations.reduce_products_and_angles(reduce, z, x))
+    with precision(dtype):
+        for points in (z, representable(special, dtype)):
+            expected = reduce(*activations.products_and_angles(jnp.asarray(points), jnp.asarray(x)))
+            for found, wanted in zip(run(jnp.asarray(points), jnp.asarray(x)), expected, strict=True):
+                assert np.isfinite(found).all()
+                np.testing.assert_allclose(found, wanted, rtol=50 * EPS[dtype], atol=50 * EPS[dtype])

@@ -75,6 +75,22 @@ def test_ordinary_data_is_right_relative_to_the_results_themselves(kernel, dtype
             assert np.abs(values[name] - exact).max() <= error * np.abs(exact).max(), (category, name)
 
 
+def test_large_tiles_with_and_without_pairs_to_repair():
+    """Tiles of more than `_LARGE_TILE` pairs are evaluated in another way: right at new points and at the points."""
+    rng = np.random.default_rng(11)
+    x, new = (rng.normal(size=(size, 4)).astype(np.float32) for size in (530, 520))
+    x[7] = x[400]
+    coef = rng.normal(size=(len(x), 2)).astype(np.float32)
+    for z in (new, x.copy(), x):
+        exact = oracle.ntk(x.astype(float), z.astype(float), KERNEL.slope, KERNEL.train_bias)
+        for found, wanted in (
+            (KERNEL.ntk(x, None if z is x else z), exact),
+            (KERNEL.matvec(z, x, coef), exact.T @ coef),
+            (KERNEL.matvec(z, x, coef[:, 0]), exact.T @ coef[:, 0]),
+        ):
+            assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=label)
 @given(seed=SEEDS, category=st.sampled_from(CATEGORIES), scale=SCALES)
 @example(seed=1, category="collinear", scale=1e5)

@@ -78,7 +78,7 @@ def test_ordinary_data_is_right_relative_to_the_results_themselves(kernel, dtype
 def test_large_tiles_with_and_without_pairs_to_repair():
     """Tiles of more than `_LARGE_TILE` pairs are evaluated in another way: right at new points and at the points."""
     rng = np.random.default_rng(11)
-    x, new = (rng.normal(size=(size, 4)).astype(np.float32) for size in (530, 520))
+    x, new = (rng.normal(size=(size, 4)).astype(np.float32) for size in (1024, 512))
     x[7] = x[400]
     coef = rng.normal(size=(len(x), 2)).astype(np.float32)
     for z in (new, x.copy(), x):

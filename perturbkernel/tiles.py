@@ -377,13 +377,9 @@ def _matrix(kernel, name, differentiable, x, z):
     i, j = jnp.asarray(i), jnp.asarray(j)
 
     def fill(step, matrix):
-        part, other_part = _part(x, i[step], rows), _part(other, j[step], columns)
+        pair = _part(x, i[step], rows), _part(other, j[step], columns)
         start = _start(i[step], rows, len(x)), _start(j[step], columns, len(other))
-        tile = (
-            kernel.tile(name, part, other_part)
-            if differentiable
-            else kernel.reduced(name, lambda tile: tile, part, other_part)
-        )
+        tile = kernel.tile(name, *pair) if differentiable else kernel.reduced(name, lambda tile: tile, *pair)
         matrix = lax.dynamic_update_slice(matrix, tile, start)
         return lax.dynamic_update_slice(matrix, tile.T, start[::-1]) if z is None else matrix
 

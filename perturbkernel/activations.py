@@ -4,16 +4,13 @@ An input x enters the network's first layer as x_bar = (x / sqrt(d), 1), of leng
 moments of a leaky ReLU depend on the angle theta(x, z) between x_bar and z_bar and on the product <x, z>.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from perturbkernel.tiles import EXACT, visit_flagged
+from perturbkernel.tiles import EXACT, row_sums, visit_flagged
 
 # arccos(1 - e) / sqrt(e) on [0, 1]: the degree-7 Chebyshev fit, lowest power first. The angle's error is 2.5e-8, below
 # what float32 resolves.
@@ -69,15 +66,15 @@ def _lengths(x: Float[Array, "n d"]) -> tuple[Array, Array]:
 
 
 def _arccos_one_minus(e: Array) -> Array:
-    """arccos(1 - e), 0 <= e <= 2."""
-    near = jnp.clip(jnp.minimum(e, 2 - e), 0)
+    """arccos(1 - e), 0 <= e <= 2; NaN beyond."""
+    near = jnp.where(e > 1, 2 - e, e)
     # A polynomial in either precision: XLA's own arcsin takes ten times as long.
     coefficients, at = (_ARCCOS, near) if e.dtype == jnp.float32 else (_ARCCOS_64, near - 0.5)
     polynomial = jnp.full_like(near, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         polynomial = polynomial * at + coefficient
     angle = jnp.sqrt(near) * polynomial
-    return jnp.where(e <= 1, angle, np.pi - angle)
+    return jnp.where(e > 1, np.pi - angle, angle)
 
 
 def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int | Array) -> Array:
@@ -91,20 +88,24 @@ def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int | 
     return _arccos_one_minus(jnp.clip(a + b - a * b - product / (d * s_z * s_x), 0, 2))
 
 
-def _separation(z: Array, x: Array, product: Array, *, derivative: bool) -> tuple[Array, Array]:
-    """1 - rho, and which pairs need their angle (or its derivative) from `_pair`; (rows of z, rows of x).
+def _separation(z: Array, x: Array, product: Array) -> tuple[Array, Array]:
+    """1 - rho, and `spread`, the size of the terms that it is the difference of; (rows of z, rows of x).
 
     1 - rho = a + b - a b - <z, x> / (d s_z s_x) with a = 1 - 1/s_z, b = 1 - 1/s_x: unlike 1 - (1 + <z, x>/d)/(s_z s_x),
     its error shrinks with the points, which are tiny when a network is trained on perturbations alone.
     """
     (s_z, a), (s_x, b) = _lengths(z), _lengths(x)
-    a, b, scale = a[:, None], b[None, :], 1 / (s_z[:, None] * s_x[None, :] * z.shape[1])  # symmetric in z and x
-    spread = a + b - a * b
-    e = spread - product * scale
-    near = jnp.minimum(e, 2 - e)
+    inverse_z, inverse_x = (1 / (s * z.shape[1] ** 0.5) for s in (s_z, s_x))  # a division of pairs would cost more
+    spread = a[:, None] + b[None, :] - a[:, None] * b[None, :]
+    return spread - product * (inverse_z[:, None] * inverse_x[None, :]), spread
+
+
+def _unresolved(e: Array, spread: Array, *, derivative: bool) -> Array:
+    """Which pairs need their angle, or its derivative, from `_pair`: more of them for the derivative."""
+    near = jnp.where(e > 1, 2 - e, e)
     if derivative:
-        return e, near <= _CLOSE * spread
-    return e, near <= jnp.maximum(_CLOSE * spread, _NOISE * float(jnp.finfo(e.dtype).eps)) * spread
+        return near <= _CLOSE * spread
+    return near <= jnp.maximum(_CLOSE * spread, _NOISE * float(jnp.finfo(e.dtype).eps)) * spread
 
 
 def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]:
@@ -194,7 +195,7 @@ def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple
 
 
 def _angles(z: Array, x: Array, product: Array) -> Array:
-    e, close = _separation(z, x, product, derivative=False)
+    e, spread = _separation(z, x, product)
     row = jnp.arange(z.shape[0])
 
     def repair(column, hit, theta):
@@ -202,22 +203,7 @@ def _angles(z: Array, x: Array, product: Array) -> Array:
         exact = jnp.arctan2(sine, 1 - e[row, column])
         return theta.at[row, column].set(jnp.where(hit, exact, theta[row, column]))
 
-    return visit_flagged(close, repair, _arccos_one_minus(e))
-
-
-def reduce_products_and_angles(reduce: Callable, z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Any:
-    """reduce(*products_and_angles(z, x)), where the result shows a NaN if an angle is NaN; not to be differentiated.
-
-    Angles that need repair are NaN at first. Whether there are any is then seen in the result, a few sums, and not in
-    a pass of its own over all pairs; without them the angles are never stored.
-    """
-    product = jnp.matmul(z, x.T, precision=EXACT)
-    e, close = _separation(z, x, product, derivative=False)
-    quick = reduce(product, jnp.where(close, jnp.nan, _arccos_one_minus(e)))
-    missing = jnp.array([jnp.isnan(sums).any() for sums in jax.tree.leaves(quick)]).any()
-    return lax.cond(
-        missing, lambda z, x, product: reduce(product, _angles(z, x, product)), lambda *_: quick, z, x, product
-    )
+    return visit_flagged(_unresolved(e, spread, derivative=False), repair, _arccos_one_minus(e))
 
 
 def _forward(z, x):
@@ -226,7 +212,8 @@ def _forward(z, x):
 
 def _backward(residuals, cotangents):
     z, x = residuals
-    e, close = _separation(z, x, jnp.matmul(z, x.T, precision=EXACT), derivative=True)
+    e, spread = _separation(z, x, jnp.matmul(z, x.T, precision=EXACT))
+    close = _unresolved(e, spread, derivative=True)
     # Far out the products of lengths outgrow the small angles, and only pairs one by one are right.
     near = jnp.maximum(jnp.sum(z**2, axis=1).max(), jnp.sum(x**2, axis=1).max()) <= 4 * z.shape[1]
     crowded = near & jnp.any(jnp.sum(close, axis=1) > _CROWD)
@@ -240,10 +227,8 @@ def _backward(residuals, cotangents):
 
 def _gradient(z, x, e, close, product_bar, theta_bar):
     """The cotangent of z; all pairs that are not close through one product with x, the others one by one."""
-    (s_z, _), (s_x, _) = _lengths(z), _lengths(x)
-    weight = -theta_bar / (z.shape[1] * s_z)[:, None]
-    sine = jnp.sqrt(e * (2 - e))
-    kappa = jnp.where(close, 0, weight / jnp.where(close, 1, sine))
+    weight = _gradient_weight(z, theta_bar)
+    kappa = jnp.where(close, 0, weight * lax.rsqrt(jnp.where(close, 1, e * (2 - e))))
     rows = jnp.arange(z.shape[0])
 
     def add(column, hit, total):
@@ -251,9 +236,52 @@ def _gradient(z, x, e, close, product_bar, theta_bar):
         differs = hit & (sine > 0)
         return total + jnp.where(differs, weight[rows, column] / jnp.where(differs, sine, 1), 0)[:, None] * w
 
-    along_z = jnp.sum(kappa * (1 - e), axis=1) / s_z
-    gradient = jnp.matmul(product_bar + kappa / s_x[None, :], x, precision=EXACT) - along_z[:, None] * z
-    return visit_flagged(close, add, gradient)
+    return visit_flagged(close, add, _smooth_gradient(z, x, e, kappa, product_bar))
+
+
+def _gradient_weight(z, theta_bar):
+    """What w / sin(theta) is multiplied by in the gradient of theta, a pair."""
+    return theta_bar * (-1 / (z.shape[1] * _lengths(z)[0]))[:, None]
+
+
+def _smooth_gradient(z, x, e, kappa, product_bar):
+    """sum_j product_bar_j x_j + kappa_j w_j for every row of z, w_j = x_j / s_j - rho_j z / s_z."""
+    (s_z, _), (s_x, _) = _lengths(z), _lengths(x)
+    along_z = row_sums(kappa * (1 - e)) / s_z
+    return jnp.matmul(product_bar + kappa * (1 / s_x)[None, :], x, precision=EXACT) - along_z[:, None] * z
 
 
 products_and_angles.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def quick_products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple[Array, Array]:
+    """`products_and_angles` for most pairs: angles that need repair are NaN, and so are gradients that contain such.
+
+    Whether there are any is then seen in the sums, and not in a pass of its own over all pairs.
+    """
+    product = jnp.matmul(z, x.T, precision=EXACT)
+    e, spread = _separation(z, x, product)
+    return product, jnp.where(_unresolved(e, spread, derivative=False), jnp.nan, _arccos_one_minus(e))
+
+
+def _quick_forward(z, x):
+    return quick_products_and_angles(z, x), (z, x)
+
+
+def _quick_backward(residuals, cotangents):
+    z, x = residuals
+    e, spread = _separation(z, x, jnp.matmul(z, x.T, precision=EXACT))
+    inverse_sine = jnp.where(_unresolved(e, spread, derivative=True), jnp.nan, lax.rsqrt(e * (2 - e)))
+
+    def gradient(z, x, e, inverse_sine, product_bar, theta_bar):
+        return _smooth_gradient(z, x, e, _gradient_weight(z, theta_bar) * inverse_sine, product_bar)
+
+    product_bar, theta_bar = cotangents
+    return (
+        gradient(z, x, e, inverse_sine, product_bar, theta_bar),
+        gradient(x, z, e.T, inverse_sine.T, product_bar.T, theta_bar.T),
+    )
+
+
+quick_products_and_angles.defvjp(_quick_forward, _quick_backward)

@@ -20,7 +20,8 @@ from jaxtyping import Array
 
 from perturbkernel.checks import check_choice, check_count, check_number
 from perturbkernel.kernels import Kernel
-from perturbkernel.tiles import EXACT, gradient_footprint, visit_flagged
+from perturbkernel.products import gradient_footprint
+from perturbkernel.tiles import EXACT, visit_flagged
 
 
 def load_neural_tangents(name: str = "stax") -> ModuleType:

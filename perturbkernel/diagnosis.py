@@ -17,7 +17,7 @@ from jax.scipy.special import ndtr
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
-from perturbkernel import tiles
+from perturbkernel import products, tiles
 from perturbkernel.checks import as_inputs, as_targets
 from perturbkernel.kernels import Kernel
 
@@ -47,21 +47,26 @@ class Diagnosis(eqx.Module):
         return self.probability.mean()
 
 
-def _terms(kernel: Kernel, name: str, query, points, weights) -> tuple[Array, ...]:
+def _terms(kernel: Kernel, name: str, query, points, weights, before) -> tuple[Array, ...]:
     """Sums over a tile's n of (h+ - h-)/2, b, b^2, y b, and of b minus a reference, and its square; each (m,)."""
-    (z, reference), (count, y) = query, weights
-    above, below = (kernel.tile(name, z, p) for p in points)
-    b = (above + below) / 2
-    count, y = count[None, :], y[None, :]
-    shifted = b - reference[:, None]
-    terms = (above - below) / 2 * count, b * count, b**2 * count, b * y, shifted * count, shifted**2 * count
-    return tuple(jnp.sum(term, axis=1) for term in terms)
+
+    def sums(tile, query, points):
+        (z, reference), (plus, minus, (count, y)) = query, points
+        above, below = (tile(z, p) for p in (plus, minus))
+        b = (above + below) / 2
+        count, y = count[None, :], y[None, :]
+        shifted = b - reference[:, None]
+        terms = (above - below) / 2 * count, b * count, b**2 * count, b * y, shifted * count, shifted**2 * count
+        return tuple(jnp.sum(term, axis=1) for term in terms)
+
+    return products.evaluate_tile(sums, kernel, name, query, (*points, weights), before)
 
 
 def _sums(kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array, mesh: Mesh | None) -> tuple[Array, ...]:
     # The variance over balanced targets is that of b around any constant; b itself would cancel in float32.
     first = sum(kernel.ntk(z, p[:1])[:, 0] for p in (plus, minus)) / 2
-    return tiles.sums(_terms, kernel, "ntk", (z, first), (plus, minus), (jnp.ones_like(targets), targets), mesh=mesh)
+    weights = jnp.ones_like(targets), targets
+    return tiles.sums(_terms, kernel, "ntk", False, (z, first), (plus, minus), weights, mesh=mesh)
 
 
 def diagnose(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel import squared, tiles
+from perturbkernel import products, squared
 from perturbkernel.checks import check_count, check_key
 from perturbkernel.dynamics import Dynamics
 from perturbkernel.gram import available_memory, fits
@@ -72,7 +72,7 @@ class InitialFunction(eqx.Module):
         """Values (m,) or (m, K) at z. Reverse-mode differentiable."""
         z = self.kernel.check_inputs(z, "z", like=self.points.shape[1:])
         dtype = jnp.result_type(z, self.points)
-        return tiles.matvec(self.kernel, "nngp", *(a.astype(dtype) for a in (z, self.points, self.coef)))
+        return products.matvec(self.kernel, "nngp", *(a.astype(dtype) for a in (z, self.points, self.coef)))
 
 
 def sample_initial(

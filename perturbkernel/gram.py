@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from perturbkernel import meshes, tiles
+from perturbkernel import meshes, products
 from perturbkernel.kernels import Kernel
 from perturbkernel.tiles import EXACT
 
@@ -46,7 +46,7 @@ class GramOperator(eqx.Module):
         if self.mesh is not None:
             return _product(self, v)
         if self.x is not None:
-            return jnp.asarray(tiles.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype)
+            return jnp.asarray(products.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype)
         assert self.matrix is not None
         return jnp.matmul(self.matrix, v.astype(self.matrix.dtype), precision=EXACT).astype(v.dtype)
 
@@ -59,7 +59,7 @@ def _product(operator: GramOperator, v: Array) -> Array:
     v = meshes.replicate(mesh, v)  # or the compiler would deal out the solver's vectors as well, where n can be divided
     if x is not None:
         coef = jnp.pad(v.astype(x.dtype), [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1))
-        image = tiles.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
+        image = products.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
     else:
         assert matrix is not None
         specs = meshes.rows(mesh), meshes.WHOLE
@@ -76,7 +76,7 @@ def _rows(kernel: Kernel, mesh: Mesh, own: Array, x: Array) -> Array:
 
     def share(own, x):
         row = lax.axis_index(mesh.axis_names) * len(own) + jnp.arange(len(own))
-        return jnp.where((row < len(x))[:, None], tiles.matrix(kernel, "ntk", own, x), 0)
+        return jnp.where((row < len(x))[:, None], products.matrix(kernel, "ntk", own, x), 0)
 
     split = meshes.rows(mesh)
     return jax.shard_map(share, mesh=mesh, in_specs=(split, meshes.WHOLE), out_specs=split, check_vma=False)(own, x)

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
-from perturbkernel import tiles
-from perturbkernel.activations import products_and_angles, reduce_products_and_angles
+from perturbkernel import products, tiles
+from perturbkernel.activations import products_and_angles, quick_products_and_angles
 from perturbkernel.checks import (
     as_float,
     as_inputs,
@@ -22,9 +22,6 @@ from perturbkernel.checks import (
     check_progress,
 )
 from perturbkernel.plans import Plan, make_plan
-
-# Pairs of a tile from which on a sixth less time is worth compiling its evaluation twice.
-_LARGE_TILE = 2**18
 
 
 class Kernel:
@@ -37,14 +34,16 @@ class Kernel:
     memory: ClassVar[int | None] = None
     #: largest tile, (rows of queries, rows of points), where it does not follow from `memory`
     block: ClassVar[tuple[int, int] | None] = None
+    #: `tile`, faster, but NaN at pairs that take more care, and with NaN gradients; None: there is no such way
+    quick_tile: ClassVar[Callable[[str, Array, Array], Array] | None] = None
+
+    def __init_subclass__(cls):
+        if "tile" in vars(cls) and "quick_tile" not in vars(cls):
+            cls.quick_tile = None  # the inherited one belongs to another tile
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and differentiated."""
         raise TypeError(f"{type(self).__name__} does not define tiles")
-
-    def reduced(self, name: str, reduce: Callable[[Array], Any], z: Array, x: Array) -> Any:
-        """reduce(self.tile(name, z, x)), where a NaN in the tile shows in the result; not differentiated."""
-        return reduce(self.tile(name, z, x))
 
     def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
         """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape `row`.
@@ -85,7 +84,7 @@ class Kernel:
     def _matrix(self, name: str, x, z) -> Array:
         x = self.check_inputs(x, "x")
         z = x if z is None or z is x else self.check_inputs(z, "z", like=x.shape[1:])
-        return tiles.matrix(self, name, *_common_dtype(x, z))
+        return products.matrix(self, name, *_common_dtype(x, z))
 
     def _sum_arguments(
         self, z, x, coef, coef_name: str, dimensions: tuple[int, ...], mesh, progress
@@ -142,7 +141,7 @@ class Kernel:
             progress: `progress.update(k)` is called after every k queries: `tqdm.tqdm(total=m)`, say. Outside `jit`.
         """
         arguments = self._sum_arguments(z, x, coef, "coef", (1, 2), mesh, progress)
-        return tiles.matvec(self, "ntk", *arguments, mesh=mesh, progress=progress)
+        return products.matvec(self, "ntk", *arguments, mesh=mesh, progress=progress)
 
     def input_gradient(
         self,
@@ -171,7 +170,7 @@ class Kernel:
             if cotangent.shape != (len(z), coef.shape[1]):
                 wanted = f"({len(z)}, {coef.shape[1]}), a row for each row of z and a column for each of coef"
                 raise ValueError(f"weights must have shape {wanted}; got {cotangent.shape}")
-        return tiles.query_gradient(self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress)
+        return products.query_gradient(self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress)
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known; otherwise 0."""
@@ -229,9 +228,15 @@ class TwoLayerNTK(Kernel):
         """(n, d) arrays; images are to be flattened."""
         return as_inputs(value, name, like=like, flat=True)
 
-    def tile(self, name: str, z: Array, x: Array, pairs: tuple[Array, Array] | None = None) -> Array:
-        """Dense "phi", "ntk" or "nngp", (rows of z, rows of x), from `products_and_angles(z, x)` or from `pairs`."""
-        product, theta = pairs or products_and_angles(z, x)
+    def tile(self, name: str, z: Array, x: Array) -> Array:
+        """Dense "phi", "ntk" or "nngp", (rows of z, rows of x)."""
+        return self._tile(name, z, x, *products_and_angles(z, x))
+
+    def quick_tile(self, name: str, z: Array, x: Array) -> Array:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The same but NaN where points nearly coincide, or are opposite."""
+        return self._tile(name, z, x, *quick_products_and_angles(z, x))
+
+    def _tile(self, name: str, z: Array, x: Array, product: Array, theta: Array) -> Array:
         cone = (1 - self.slope) ** 2 / (2 * np.pi)
         phi = (1 + self.slope**2) / 2 - cone * theta
         if name == "phi":
@@ -240,12 +245,6 @@ class TwoLayerNTK(Kernel):
             return phi * (product + float(self.train_bias))
         s_z, s_x = (jnp.sqrt(1 + jnp.sum(points**2, axis=1) / points.shape[1]) for points in (z, x))
         return phi * (1 + product / x.shape[1]) + cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
-
-    def reduced(self, name: str, reduce: Callable[[Array], Any], z: Array, x: Array) -> Any:
-        """reduce(self.tile(name, z, x)); a large tile is evaluated without looking for pairs to repair first."""
-        if len(z) * len(x) < _LARGE_TILE:
-            return super().reduced(name, reduce, z, x)
-        return reduce_products_and_angles(lambda *pairs: reduce(self.tile(name, z, x, pairs)), z, x)
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
         """From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory: 0.1, 0.3)."""
@@ -278,4 +277,4 @@ class TwoLayerNTK(Kernel):
         `mesh` and `progress` as in `matvec`.
         """
         arguments = self._sum_arguments(z, x, b, "b", (1, 2), mesh, progress)
-        return tiles.matvec(self, "phi", *arguments, mesh=mesh, progress=progress)
+        return products.matvec(self, "phi", *arguments, mesh=mesh, progress=progress)

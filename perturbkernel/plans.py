@@ -103,12 +103,14 @@ def make_plan(
     check_number(rate, "rate", open_low=True)
     itemsize = jnp.result_type(float).itemsize
     symmetric = m is None
-    halved = symmetric and devices == 1 and what != "input_gradient"
+    sums = what in ("matvec", "phi_matmul")
+    halved = sums and symmetric and devices == 1
+    tall = sums and columns <= tiles.TALL and not halved
     m = n if m is None else m
     own_n, own_m = -(-n // devices), -(-m // devices)
-    limits = tiles.tile_limits(kernel, row, itemsize, memory)
+    limits = tiles.tile_limits(kernel, row, itemsize, memory, tall=tall)
     side = tiles.tile_size(own_m, limits[0])
-    tile = (side, side) if halved else (side, tiles.tile_size(own_n, limits[1]))
+    tile = (side, side) if halved else tiles.tile_shape(own_m, own_n, limits)
     rows, columns_of_tiles = -(-own_m // tile[0]), -(-own_n // tile[1])
     count = rows * (rows + 1) // 2 if halved else rows * columns_of_tiles * devices**2
     operations = float(n) * m * (2 * numbers * PRODUCTS[what] + (2 * columns if columns > 1 else 0))
@@ -133,7 +135,7 @@ def make_plan(
 def _measured_rate(kernel: Any, row: tuple[int, ...], what: str, columns: int) -> float:
     """Operations a second of the very product on two tiles by one, the best of three runs."""
     itemsize = jnp.result_type(float).itemsize
-    m, n = tiles.tile_limits(kernel, row, itemsize)
+    m, n = tiles.tile_limits(kernel, row, itemsize, tall=False)
     keys = jax.random.split(jax.random.key(0), 3)
     z, x = (jax.random.normal(key, (count, *row)) for key, count in zip(keys, (2 * m, n), strict=False))
     coef = jax.random.normal(keys[2], (n, columns) if columns > 1 else (n,))

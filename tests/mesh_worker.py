@@ -26,9 +26,9 @@ ROWS: set[int] = set()
 class Recording(pk.TwoLayerNTK):
     """Notes how many rows the tiles have that are evaluated, when they are traced."""
 
-    def tile(self, name, z, x, pairs=None):
+    def tile(self, name, z, x):
         ROWS.add(len(z))
-        return super().tile(name, z, x, pairs)
+        return super().tile(name, z, x)
 
 
 class Count:

@@ -183,7 +183,8 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
     x = representable(x, dtype)
     z, w = x[::-1][:20], representable(rng.normal(size=(20, count)), dtype)
     with precision(dtype):
-        close = activations._separation(*map(jnp.asarray, (z, x, z @ x.T)), derivative=True)[1]
+        separation = activations._separation(*map(jnp.asarray, (z, x, z @ x.T)))
+        close = activations._unresolved(*separation, derivative=True)
         assert (np.asarray(close).sum(axis=1) > activations._CROWD).any()
         rest = activations._deflated(jnp.asarray(z), jnp.asarray(x), *map(jnp.asarray, (1.0 * close, close)))[1]
         # Mended by the product itself; large opposite points are for the repair of single pairs, before and after.
@@ -196,20 +197,26 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_sums_find_the_pairs_to_repair(dtype):
-    """With pairs that coincide, nearly so or are opposite, and without any, the sums are those of exact angles."""
+def test_quick_angles_are_the_same_or_missing(dtype):
+    """Where points coincide, nearly so or are opposite, angles are NaN, and gradients in their rows and columns."""
     rng = np.random.default_rng(9)
     z, x = (representable(rng.normal(size=(size, 6)), dtype) for size in (9, 12))
-    special = z.copy()
-    special[:3] = x[0], -x[1], x[2] * (1 + 1e-5)
+    z[:3] = representable(np.stack([x[0], -300 * x[1], x[2] * (1 + 1e-5)]), dtype)
+    x[1] *= 300
+    bars = tuple(representable(rng.normal(size=(9, 12)), dtype) for _ in range(2))
 
-    def reduce(product, theta):
-        return jnp.sum(theta, axis=1), jnp.sum(product * theta, axis=0)
+    @jax.jit
+    def everything(z, x):
+        both = products_and_angles, activations.quick_products_and_angles
+        return [(values, pull(bars)) for values, pull in (jax.vjp(f, z, x) for f in both)]
 
-    run = jax.jit(lambda z, x: activations.reduce_products_and_angles(reduce, z, x))
     with precision(dtype):
-        for points in (z, representable(special, dtype)):
-            expected = reduce(*activations.products_and_angles(jnp.asarray(points), jnp.asarray(x)))
-            for found, wanted in zip(run(jnp.asarray(points), jnp.asarray(x)), expected, strict=True):
-                assert np.isfinite(found).all()
-                np.testing.assert_allclose(found, wanted, rtol=50 * EPS[dtype], atol=50 * EPS[dtype])
+        ((product, theta), gradients), ((same_product, quick), quick_gradients) = everything(z, x)
+    np.testing.assert_array_equal(product, same_product)
+    missing = np.isnan(quick)
+    assert missing[range(3), range(3)].all() and missing.sum() == 3
+    np.testing.assert_allclose(np.asarray(quick)[~missing], np.asarray(theta)[~missing], rtol=4 * EPS[dtype])
+    for gradient, own, rows in zip(gradients, quick_gradients, (9, 12), strict=True):
+        assert (np.isnan(own) == (np.arange(rows) < 3)[:, None]).all()
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(own[3:], gradient[3:], rtol=0, atol=50 * EPS[dtype] * scale)

@@ -75,20 +75,37 @@ def test_ordinary_data_is_right_relative_to_the_results_themselves(kernel, dtype
             assert np.abs(values[name] - exact).max() <= error * np.abs(exact).max(), (category, name)
 
 
-def test_large_tiles_with_and_without_pairs_to_repair():
-    """Tiles of more than `_LARGE_TILE` pairs are evaluated in another way: right at new points and at the points."""
+@pytest.mark.parametrize("which", ["new points", "some of the points", "the points", "the very same points"])
+def test_large_tiles_with_and_without_pairs_to_repair(which):
+    """Tiles of more than `LARGE_TILE` pairs are evaluated quickly first: right at new points and at the points."""
     rng = np.random.default_rng(11)
-    x, new = (rng.normal(size=(size, 4)).astype(np.float32) for size in (1024, 512))
-    x[7] = x[400]
-    coef = rng.normal(size=(len(x), 2)).astype(np.float32)
-    for z in (new, x.copy(), x):
-        exact = oracle.ntk(x.astype(float), z.astype(float), KERNEL.slope, KERNEL.train_bias)
-        for found, wanted in (
-            (KERNEL.ntk(x, None if z is x else z), exact),
-            (KERNEL.matvec(z, x, coef), exact.T @ coef),
-            (KERNEL.matvec(z, x, coef[:, 0]), exact.T @ coef[:, 0]),
-        ):
-            assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    x = rng.normal(size=(1100, 4)).astype(np.float32)
+    x[7], x[900] = x[400], -100 * x[1000]
+    z = {
+        "new points": rng.normal(size=(701, 4)).astype(np.float32),
+        "some of the points": np.concatenate([rng.normal(size=(690, 4)), x[:20]]).astype(np.float32),
+        "the points": x.copy(),
+        "the very same points": x,
+    }[which]
+    coef, bar = (rng.normal(size=size).astype(np.float32) for size in ((len(x), 2), len(z)))
+    exact = oracle.ntk(x.astype(float), z.astype(float), KERNEL.slope, KERNEL.train_bias)
+    gradients = [
+        matrix_gradient("ntk", KERNEL, x.astype(float), z.astype(float), np.outer(coef[:, 0], weights))
+        for weights in (np.ones(len(z)), bar)
+    ]
+    at_points = matrix_gradient("ntk", KERNEL, z.astype(float), x.astype(float), np.outer(bar, coef[:, 0]))
+    at_z, at_x = jax.grad(lambda z, x: jnp.sum(bar * KERNEL.matvec(z, x, coef[:, 0])), (0, 1))(
+        jnp.asarray(z), jnp.asarray(x)
+    )
+    for name, found, wanted, error in (
+        ("ntk", KERNEL.ntk(x, None if z is x else z), exact, 1e-5),
+        ("matvec, (n, 2)", KERNEL.matvec(z, x, coef), exact.T @ coef, 1e-5),
+        ("matvec", KERNEL.matvec(z, x, coef[:, 0]), exact.T @ coef[:, 0], 1e-5),
+        ("input_gradient", KERNEL.input_gradient(z, x, coef[:, 0]), gradients[0], 1e-4),
+        ("gradient in z", at_z, gradients[1], 1e-4),
+        ("gradient in x", at_x, at_points, 1e-4),
+    ):
+        assert np.abs(found - wanted).max() <= error * np.abs(wanted).max(), name
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=label)

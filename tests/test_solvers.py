@@ -226,9 +226,9 @@ class Recording(pk.TwoLayerNTK):
 
     block = (64, 64)
 
-    def tile(self, name, z, x, pairs=None):
+    def tile(self, name, z, x):
         traced.add((len(z), len(x)))
-        return super().tile(name, z, x, pairs)
+        return super().tile(name, z, x)
 
     def _matrix(self, name, x, z):
         made.add((len(x), len(x if z is None else z)))

@@ -182,6 +182,12 @@ def _pair(z: Array, x: Array) -> tuple[Array, Array]:
     return sine, w
 
 
+def _pair_where(hit: Array, z: Array, x: Array) -> tuple[Array, Array]:
+    """`_pair` of the rows that are hit; 0 at once if all of them coincide, as each point does with itself."""
+    differs = jnp.max(jnp.where(hit[:, None], jnp.abs(x - z), 0)) > 0
+    return lax.cond(differs, _pair, lambda z, x: (jnp.zeros(len(z), z.dtype), jnp.zeros(z.shape, z.dtype)), z, x)
+
+
 @jax.custom_vjp
 def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple[Array, Array]:
     """<z, x> and theta(z, x), both (rows of z, rows of x).
@@ -199,7 +205,7 @@ def _angles(z: Array, x: Array, product: Array) -> Array:
     row = jnp.arange(z.shape[0])
 
     def repair(column, hit, theta):
-        sine, _ = _pair(z, x[column])
+        sine, _ = _pair_where(hit, z, x[column])
         exact = jnp.arctan2(sine, 1 - e[row, column])
         return theta.at[row, column].set(jnp.where(hit, exact, theta[row, column]))
 
@@ -232,7 +238,7 @@ def _gradient(z, x, e, close, product_bar, theta_bar):
     rows = jnp.arange(z.shape[0])
 
     def add(column, hit, total):
-        sine, w = _pair(z, x[column])
+        sine, w = _pair_where(hit, z, x[column])
         differs = hit & (sine > 0)
         return total + jnp.where(differs, weight[rows, column] / jnp.where(differs, sine, 1), 0)[:, None] * w
 

@@ -133,7 +133,7 @@ class Kernel:
         """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x m matrix is held.
 
         Reverse-mode differentiable in z, x and coef, by tiled sums again. Where z and x are the very same array, each
-        pair of points is evaluated once, in half the time.
+        pair of points is evaluated once, in as little as half the time.
 
         Args:
             z, x, coef: (m, ...), (n, ...), (n,) or (n, k).

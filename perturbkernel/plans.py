@@ -22,8 +22,8 @@ class Plan:
     Attributes:
         what: the product.
         n, m, d: training points, queries, numbers an input.
-        symmetric: the queries are the training points, the very same array. Sums and matrices on one device then
-            evaluate each pair once.
+        symmetric: the queries are the training points, the very same array. Sums on one device then evaluate each
+            pair once.
         devices: how many share the work.
         tile: (rows of queries, rows of points) evaluated at once.
         tiles: how many, on all devices together.

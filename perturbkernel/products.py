@@ -24,6 +24,7 @@ from perturbkernel.tiles import (
     leading,
     part_of,
     part_start,
+    plus,
     row_sums,
     sums,
     tile_limits,
@@ -40,10 +41,6 @@ def _weighted(tile: Array, coef: Array) -> Array:
     return row_sums(tile * coef[None, :]) if coef.ndim == 1 else jnp.matmul(tile, coef, precision=EXACT)
 
 
-def _plus(before: Any, sums: Any) -> Any:
-    return sums if before is None else jax.tree.map(jnp.add, before, sums)
-
-
 def _first(rows: Array) -> Array:
     """(rows,): NaN where the tile has one, since every column of a row of sums then is."""
     return rows.reshape(len(rows), -1)[:, 0]
@@ -56,17 +53,19 @@ def evaluate_tile(function: Callable, kernel: Any, name: str, queries: Any, poin
     """
     tile, rows = partial(kernel.tile, name), leading(queries)
     if kernel.quick_tile is None or rows * leading(points) < LARGE_TILE:
-        return _plus(before, function(tile, queries, points))
-    result = _plus(before, function(partial(kernel.quick_tile, name), queries, points))
+        return plus(before, function(tile, queries, points))
+    result = plus(before, function(partial(kernel.quick_tile, name), queries, points))
     missing = jnp.isnan(sum(_first(leaf) for leaf in jax.tree.leaves(result)))
     size = tile_size(rows, _MENDED)
+    if size == rows:  # not a loop, out of which XLA would move what is the same in every step, and always do it
+        return lax.cond(missing.any(), lambda: plus(before, function(tile, queries, points)), lambda: result)
     starts = part_start(np.arange(-(-rows // size)), size, rows)
     hit = missing[starts[:, None] + np.arange(size)].any(axis=1)
     order = jnp.argsort(~hit)
 
     def mend(step, result):
         part, sums = (part_of(tree, order[step], size) for tree in (queries, before))
-        return write_part(result, order[step], _plus(sums, function(tile, part, points)))
+        return write_part(result, order[step], plus(sums, function(tile, part, points)))
 
     return lax.fori_loop(0, jnp.sum(hit), mend, result)
 

@@ -155,8 +155,26 @@ def by_rows(function: Callable, tree: Any, limit: int) -> Any:
 # --- sums ---
 
 
-def accumulate(
-    tile: Callable,
+def plus(before: Any, sums: Any) -> Any:
+    return sums if before is None else jax.tree.map(jnp.add, before, sums)
+
+
+def accumulate(tile: Callable, queries: Any, points: Any, weights: Any, limits: tuple[int, int]) -> Any:
+    """The sum of `tile(queries, points, weights)` over tiles of points, for every tile of queries.
+
+    `queries` (leading axis m), `points` and `weights` (leading axis n) are pytrees; the result has leading axis m.
+    `limits` bounds the tile by (rows of queries, rows of points). The tile must be linear in `weights`: where the last
+    tile repeats points of the one before, its weights are 0.
+    """
+
+    def step(queries, points, weights, before):
+        return plus(before, tile(queries, points, weights))
+
+    return fold(step, queries, points, weights, limits)
+
+
+def fold(
+    step: Callable,
     queries: Any,
     points: Any,
     weights: Any,
@@ -164,25 +182,22 @@ def accumulate(
     total: Any = None,
     span: Any = None,
 ) -> Any:
-    """Adds up tiles of points for every tile of queries: sums = tile(queries, points, weights, sums), 0 at first.
+    """`accumulate` with sums = step(queries, points, weights, sums), which may add in the loop that makes the terms.
 
-    `queries` (leading axis m), `points` and `weights` (leading axis n) are pytrees; the result has leading axis m, and
-    is `total`, what was there before, plus the sums. `limits` bounds the tile by (rows of queries, rows of points);
-    `span` is a range of tiles of queries (default: all).
-    The tile must be linear in `weights`: where the last tile repeats points of the one before, its weights are 0.
+    `total` is what was there before, and `span` a range of tiles of queries (default: all).
     """
     m, n = leading(queries), leading(points)
     rows, columns = tile_shape(m, n, limits)
     if total is None:
         first = part_of(queries, 0, rows), *(part_of(tree, 0, columns) for tree in (points, weights))
-        total = _zeros(jax.eval_shape(tile, *first, None), m)
+        total = _zeros(jax.eval_shape(step, *first, None), m)
 
     def one_row_of_tiles(i, total):
         query = part_of(queries, i, rows)
 
         def add(j, here):
             weight = _keep(_own(j, columns, n), part_of(weights, j, columns))
-            return tile(query, part_of(points, j, columns), weight, here)
+            return step(query, part_of(points, j, columns), weight, here)
 
         here = lax.fori_loop(0, -(-n // columns), add, _zeros(total, rows))
         return _add(total, i, _keep(_own(i, rows, m), here))
@@ -191,8 +206,8 @@ def accumulate(
     return lax.fori_loop(begin, end, one_row_of_tiles, total)
 
 
-def accumulate_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any, span: Any) -> Any:
-    """The same where queries and points coincide, from the tiles on and above the diagonal.
+def fold_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any, span: Any) -> Any:
+    """`fold` where queries and points coincide, from the tiles on and above the diagonal.
 
     `tile(points_i, points_j, weights_i, weights_j, i == j)` returns what j adds to the sums at i, and what i adds at j.
     """
@@ -223,23 +238,23 @@ def accumulate_pairs(tile: Callable, points: Any, weights: Any, limit: int, tota
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(8,))
 def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
-    """`accumulate`, `accumulate_pairs` where `queries` is None, or on a mesh all devices' shares of it."""
+    """`fold`, `fold_pairs` where `queries` is None, or on a mesh all devices' shares of it."""
     tile = partial(tile, kernel, name)
     limits = _limits(kernel, points, tall)
     if queries is None:
-        return accumulate_pairs(tile, points, weights, limits[0], total, span)
+        return fold_pairs(tile, points, weights, limits[0], total, span)
     if mesh is None:
-        return accumulate(tile, queries, points, weights, limits, total, span)
+        return fold(tile, queries, points, weights, limits, total, span)
 
     def share(queries, points, weights, total, span):
         def one_step(_, carry):
             (points, weights), total = carry
-            total = accumulate(tile, queries, points, weights, limits, total, span)
+            total = fold(tile, queries, points, weights, limits, total, span)
             ring = [(device, (device + 1) % mesh.size) for device in range(mesh.size)]
             return jax.tree.map(lambda a: lax.ppermute(a, mesh.axis_names, ring), (points, weights)), total
 
         if total is None:
-            total = accumulate(tile, queries, points, weights, limits, None, (0, 0))
+            total = fold(tile, queries, points, weights, limits, None, (0, 0))
         return lax.fori_loop(0, mesh.size, one_step, ((points, weights), total))[1]
 
     split = meshes.rows(mesh)
@@ -266,10 +281,10 @@ def sums(
     mesh: Mesh | None = None,
     progress: Any = None,
 ) -> Any:
-    """`accumulate` for tile(kernel, name, queries, points, weights, sums), compiled once for each kernel and shapes.
+    """`fold` for tile(kernel, name, queries, points, weights, sums), compiled once for each kernel and shapes.
 
     `tall`: the shape of the tiles, see `tile_limits`. `queries` None: they are the points, and tile is one of
-    `accumulate_pairs`. `mesh`: every process holds all the arguments and gets the whole result; each device computes
+    `fold_pairs`. `mesh`: every process holds all the arguments and gets the whole result; each device computes
     its share of the queries. `progress.update(k)` is called after every k queries; under a trace it is not.
     """
     m = leading(points if queries is None else queries)

@@ -1,6 +1,7 @@
 """A figure for a group from its rows alone: marks on a logarithmic axis, or growth curves."""
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import matplotlib
 import numpy as np
@@ -83,7 +84,7 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
                 **hollow,
             )
     last = axes[-1]
-    last.set_xlabel(group.measures + (f"\n1 = {group.one}" if group.one else ""))
+    last.set_xlabel(fill(group.measures, 60) + (f"\n1 = {group.one}" if group.one else ""))
     if high / low < 1000:
         last.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -98,6 +98,7 @@ def tile_size(count: int, limit: int) -> int:
 
 
 def leading(tree: Any) -> int:
+    """How many rows the arrays of the tree have."""
     return jax.tree.leaves(tree)[0].shape[0]
 
 
@@ -106,10 +107,12 @@ def leading(tree: Any) -> int:
 
 
 def part_start(index: Any, size: int, count: int) -> Any:
+    """The first row of part `index`."""
     return jnp.minimum(index * size, count - size)
 
 
 def part_of(tree: Any, index: Any, size: int) -> Any:
+    """Part `index` of every array."""
     return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, part_start(index, size, len(a)), size), tree)
 
 
@@ -130,6 +133,7 @@ def _add(total: Any, index: Any, part: Any) -> Any:
 
 
 def write_part(whole: Any, index: Any, part: Any) -> Any:
+    """`whole` with part `index` replaced."""
     return jax.tree.map(
         lambda a, b: lax.dynamic_update_slice_in_dim(a, b, part_start(index, len(b), len(a)), 0), whole, part
     )
@@ -156,6 +160,7 @@ def by_rows(function: Callable, tree: Any, limit: int) -> Any:
 
 
 def plus(before: Any, sums: Any) -> Any:
+    """before + sums, array by array; `before` None is nothing."""
     return sums if before is None else jax.tree.map(jnp.add, before, sums)
 
 

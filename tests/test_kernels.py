@@ -75,6 +75,18 @@ def test_ordinary_data_is_right_relative_to_the_results_themselves(kernel, dtype
             assert np.abs(values[name] - exact).max() <= error * np.abs(exact).max(), (category, name)
 
 
+def test_a_subclass_with_tiles_of_its_own_does_not_keep_the_quick_ones():
+    class Doubled(TwoLayerNTK):
+        def tile(self, name, z, x):
+            return 2 * super().tile(name, z, x)
+
+    rng = np.random.default_rng(12)
+    x, z = (rng.normal(size=(size, 4)).astype(np.float32) for size in (600, 500))
+    doubled: Any = Doubled()
+    np.testing.assert_allclose(doubled.ntk(x, z), 2 * RELU.ntk(x, z), rtol=1e-5, atol=1e-5)
+    assert Doubled.quick_tile is None and TwoLayerNTK.quick_tile is not None
+
+
 @pytest.mark.parametrize("which", ["new points", "some of the points", "the points", "the very same points"])
 def test_large_tiles_with_and_without_pairs_to_repair(which):
     """Tiles of more than `LARGE_TILE` pairs are evaluated quickly first: right at new points and at the points."""

@@ -1,8 +1,9 @@
-"""The benchmark suite behind `perturbkernel bench`; docs/benchmarks.md says how to read it and how to add to it.
+"""The benchmark suite behind `perturbkernel bench`; docs/benchmarks.md says how to read it and how
+to add to it.
 
-`harness` measures, `alternatives` holds the competitors, `page` shows and saves; every other module is a group. In a
-checkout this folder is imported as perturbkernel.benchmarks by `perturbkernel.bench.suite`; a wheel contains it under
-that name.
+`harness` measures, `alternatives` holds the competitors, `page` shows and saves; every other module
+is a group. In a checkout this folder is imported as perturbkernel.benchmarks by
+`perturbkernel.bench.suite`; a wheel contains it under that name.
 """
 
 import argparse
@@ -15,7 +16,19 @@ from pathlib import Path
 from perturbkernel import report
 from perturbkernel.checks import check_count
 
-from . import closed_form, compiling, growth, memory, page, precision, predictors, products, scale, solvers, training
+from . import (
+    closed_form,
+    compiling,
+    growth,
+    memory,
+    page,
+    precision,
+    predictors,
+    products,
+    scale,
+    solvers,
+    training,
+)
 from .harness import Case as Case
 from .harness import Group as Group
 from .harness import Outcome as Outcome
@@ -41,16 +54,24 @@ GROUPS: tuple[Group, ...] = (
 
 
 def select(only: str | None, settings: Settings) -> list[tuple[Group, Case]]:
-    """The cases named by "group" or "group.case", separated by commas; all if None. An unknown name is a ValueError."""
+    """The cases named by "group" or "group.case", separated by commas; all if None. An unknown name
+    is a ValueError.
+    """
     everything = [(group, case) for group in GROUPS for case in group.cases(settings)]
     if only is None:
         return everything
     wanted = [name.strip() for name in only.split(",")]
-    known = dict.fromkeys(name for group, case in everything for name in (group.name, f"{group.name}.{case.name}"))
+    known = dict.fromkeys(
+        name for group, case in everything for name in (group.name, f"{group.name}.{case.name}")
+    )
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        raise ValueError(f"--only must name groups or cases: {', '.join(known)}; got {', '.join(unknown)!r}")
-    return [(g, case) for g, case in everything if g.name in wanted or f"{g.name}.{case.name}" in wanted]
+        raise ValueError(
+            f"--only must name groups or cases: {', '.join(known)}; got {', '.join(unknown)!r}"
+        )
+    return [
+        (g, case) for g, case in everything if g.name in wanted or f"{g.name}.{case.name}" in wanted
+    ]
 
 
 def listing(chosen: Sequence[tuple[Group, Case]]) -> str:
@@ -66,12 +87,16 @@ def listing(chosen: Sequence[tuple[Group, Case]]) -> str:
 
 
 def progress(total: int) -> Callable[[Group, Case | Row], None]:
-    """Prints every case, with what it takes, before it begins, and every row when it is there, on standard error."""
+    """Prints every case, with what it takes, before it begins, and every row when it is there, on
+    standard error.
+    """
     begun = itertools.count(1)
 
     def tell(group: Group, event: Case | Row) -> None:
         if isinstance(event, Case):
-            line = f"[{next(begun)}/{total}] {group.name}.{event.name}: {event.sizes} ({event.about})"
+            line = (
+                f"[{next(begun)}/{total}] {group.name}.{event.name}: {event.sizes} ({event.about})"
+            )
         else:
             line = f"    {event.what}, {event.subject}: {page.result(event)}"
         print(line, file=sys.stderr, flush=True)
@@ -80,7 +105,9 @@ def progress(total: int) -> Callable[[Group, Case | Row], None]:
 
 
 def command(args: argparse.Namespace) -> int:
-    """`perturbkernel bench`: returns the exit status. Bad arguments are a ValueError before anything is measured."""
+    """`perturbkernel bench`: returns the exit status. Bad arguments are a ValueError before
+    anything is measured.
+    """
     if args.repeats is not None:
         check_count(args.repeats, "--repeats")
     check_count(args.seed, "--seed", low=0)

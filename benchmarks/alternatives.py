@@ -1,8 +1,9 @@
-"""What a person would use instead: NumPy, scikit-learn and neural-tangents for the kernel with trained biases.
+"""What a person would use instead: NumPy, scikit-learn and neural-tangents for the kernel with
+trained biases.
 
-The kernel is K(x, z) = Phi(x, z) (<x, z> + 1), Phi = 1/2 - theta/(2 pi), theta the angle of (x/sqrt(d), 1) and
-(z/sqrt(d), 1): ReLU, biases trained, the one that all four can compute. z (m, d) are queries, x (n, d) points, as in
-`TwoLayerNTK.matvec(z, x, coef)`.
+The kernel is K(x, z) = Phi(x, z) (<x, z> + 1), Phi = 1/2 - theta/(2 pi), theta the angle of
+(x/sqrt(d), 1) and (z/sqrt(d), 1): ReLU, biases trained, the one that all four can compute. z (m, d)
+are queries, x (n, d) points, as in `TwoLayerNTK.matvec(z, x, coef)`.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from .harness import NotHere
 ROWS = 1024  # of queries at once in NumPy: the block then stays in the cache between the elementwise passes
 
 
-def _numpy_block(z: np.ndarray, x: np.ndarray, s_z: np.ndarray, s_x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _numpy_block(
+    z: np.ndarray, x: np.ndarray, s_z: np.ndarray, s_x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """<z, x> + 1 and rho, in place wherever possible."""
     product = z @ x.T
     rho = product / np.float32(x.shape[1])
@@ -66,14 +69,18 @@ def numpy_matvec(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
 
 
 def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
-    """Its gradient in z, (m, d): grad K = Phi x + (<x, z> + 1) (xbar - rho zbar) / (2 pi d s_z sin theta)."""
+    """Its gradient in z, (m, d): grad K = Phi x + (<x, z> + 1) (xbar - rho zbar) / (2 pi d s_z sin
+    theta).
+    """
     d, s_z, s_x = np.float32(x.shape[1]), _lengths(z), _lengths(x)
     out = np.empty_like(z)
     for rows in _blocks(z):
         product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
         weight = product
         weight *= coef
-        with np.errstate(divide="ignore", invalid="ignore"):  # the formula fails at coincident points, as it stands
+        with np.errstate(
+            divide="ignore", invalid="ignore"
+        ):  # the formula fails at coincident points, as it stands
             weight /= np.sqrt(1 - rho * rho)
         weight /= (np.float32(2 * np.pi) * d * s_z[rows])[:, None]
         along = np.einsum("mn,mn->m", weight, rho) / s_z[rows]
@@ -87,7 +94,9 @@ def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.n
 
 
 def sklearn_ntk(z: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
-    """K(x, z), (m, n), from scikit-learn's pairwise kernels; returns the call. Raises NotHere without scikit-learn."""
+    """K(x, z), (m, n), from scikit-learn's pairwise kernels; returns the call. Raises NotHere
+    without scikit-learn.
+    """
     try:
         from sklearn.metrics.pairwise import cosine_similarity, linear_kernel
     except ModuleNotFoundError:
@@ -104,7 +113,9 @@ def sklearn_ntk(z: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def tangents() -> Callable[..., Any]:
-    """neural-tangents' kernel function of the same network: kernel(z, x, "ntk"). Raises NotHere without it."""
+    """neural-tangents' kernel function of the same network: kernel(z, x, "ntk"). Raises NotHere
+    without it.
+    """
     stax = neural_tangents("stax")
     dense = stax.Dense(1, W_std=1, b_std=1, parameterization="standard")
     return stax.serial(dense, stax.LeakyRelu(0.0))[2]

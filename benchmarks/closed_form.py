@@ -1,8 +1,8 @@
 """The closed form against training the network, for the same deliverable.
 
-Deliverable: the accuracy, on held-out digits, 1 against 2, of a network g trained on nothing but the perturbations of
-another, f (scenario (a), coin-flip targets). The closed form gives it for infinite width; training draws two networks
-and runs gradient descent on each.
+Deliverable: the accuracy, on held-out digits, 1 against 2, of a network g trained on nothing but
+the perturbations of another, f (scenario (a), coin-flip targets). The closed form gives it for
+infinite width; training draws two networks and runs gradient descent on each.
 """
 
 from collections.abc import Iterator
@@ -32,8 +32,12 @@ def _described(settings: Settings) -> str:
 
 def _measure(loss: str, settings: Settings) -> Iterator[Row]:
     n, width, steps = _sizes(settings)
-    subset_key, split_key, targets_key, f_key, g_key = jax.random.split(jax.random.key(settings.seed), 5)
-    train, test = data.mnist5k(classes=(1, 2)).subset(n, key=subset_key).split(test=0.2, key=split_key)
+    subset_key, split_key, targets_key, f_key, g_key = jax.random.split(
+        jax.random.key(settings.seed), 5
+    )
+    train, test = (
+        data.mnist5k(classes=(1, 2)).subset(n, key=subset_key).split(test=0.2, key=split_key)
+    )
     targets = draw_targets("coin_flip", train.n, key=targets_key)
 
     def accuracy_of_g(learner):
@@ -42,21 +46,26 @@ def _measure(loss: str, settings: Settings) -> Iterator[Row]:
         return accuracy(g(test.inputs), test.targets)
 
     closed = KernelLearner(TwoLayerNTK(), loss, HeavyBall(RATE, steps, MOMENTUM))
-    network = NetworkLearner(width, loss=loss, optimizer=optax.sgd(RATE, momentum=MOMENTUM), steps=steps, centred=True)
+    network = NetworkLearner(
+        width, loss=loss, optimizer=optax.sgd(RATE, momentum=MOMENTUM), steps=steps, centred=True
+    )
     return compare(
         f"accuracy of g, {loss} loss",
         _described(settings),
         ("training two networks", lambda: partial(accuracy_of_g, network)),
         {"perturbkernel": lambda: partial(accuracy_of_g, closed)},
         settings.rounds(7, 2),
-        remark=lambda mine, theirs: f"accuracy {float(mine):.3f} (trained network {float(theirs):.3f})",
+        remark=lambda mine, theirs: (
+            f"accuracy {float(mine):.3f} (trained network {float(theirs):.3f})"
+        ),
     )
 
 
 def _cases(settings: Settings) -> list[Case]:
     cost = 4 if settings.quick else 40
     return [
-        Case(loss, _described(settings), partial(_measure, loss, settings), cost) for loss in ("identity", "logistic")
+        Case(loss, _described(settings), partial(_measure, loss, settings), cost)
+        for loss in ("identity", "logistic")
     ]
 
 

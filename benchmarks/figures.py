@@ -30,17 +30,26 @@ def figure(group: Group, rows: Sequence[Row]) -> Figure | None:
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Colour and mark of every method, perturbkernel's always the same."""
     others = [name for name in dict.fromkeys(row.subject for row in rows) if name != _OURS]
-    styles = {name: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)]) for i, name in enumerate(others)}
+    styles = {
+        name: (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)])
+        for i, name in enumerate(others)
+    }
     return {_OURS: (plots.PLUS, "o")} | styles
 
 
 def _marks(group: Group, rows: Sequence[Row]) -> Figure:
-    """A panel a computation, a line a size, a mark a method with its quartiles; NaN at the right edge."""
+    """A panel a computation, a line a size, a mark a method with its quartiles; NaN at the right
+    edge.
+    """
     panels = list(dict.fromkeys(row.what for row in rows))
-    lines = {what: list(dict.fromkeys(row.sizes for row in rows if row.what == what)) for what in panels}
+    lines = {
+        what: list(dict.fromkeys(row.sizes for row in rows if row.what == what)) for what in panels
+    }
     heights = [len(lines[what]) + 0.9 for what in panels]
     drawing = Figure(figsize=(7.2, 0.36 * sum(heights) + 0.9), layout="constrained")
-    axes = drawing.subplots(len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    axes = drawing.subplots(
+        len(panels), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )[:, 0]
     values = [v for row in rows if row.quartiles for v in row.quartiles if v > 0] or [1.0]
     low, high = min(values) / 1.6, max(values) * 1.6
     if group.one:
@@ -48,7 +57,11 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
     unbounded = any(row.quartiles is None for row in rows)
     edge = high
     high = high * (high / low) ** 0.06 if unbounded else high
-    styles = {name: style for name, style in _styles(rows).items() if any(row.subject == name for row in rows)}
+    styles = {
+        name: style
+        for name, style in _styles(rows).items()
+        if any(row.subject == name for row in rows)
+    }
     for axis, what in zip(axes, panels, strict=True):
         sizes = lines[what]
         axis.set(xscale="log", xlim=(low, high), ylim=(len(sizes) - 0.5, -0.5))
@@ -69,7 +82,9 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
             y = sizes.index(row.sizes) + 0.14 * (place - (len(styles) - 1) / 2)
             if row.quartiles is None:
                 axis.plot([edge], [y], mark, color=colour, ms=6, mfc="white", clip_on=False)
-                axis.annotate("NaN", (edge, y), (6, 0), textcoords="offset points", va="center", color=colour)
+                axis.annotate(
+                    "NaN", (edge, y), (6, 0), textcoords="offset points", va="center", color=colour
+                )
                 continue
             first, median, third = row.quartiles
             axis.plot([first, third], [y, y], color=colour, lw=2, alpha=0.5, solid_capstyle="butt")
@@ -90,7 +105,10 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
         last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for axis in axes:
         axis.xaxis.set_minor_formatter(NullFormatter())
-    handles = [last.plot([], [], mark, color=colour, label=name)[0] for name, (colour, mark) in styles.items()]
+    handles = [
+        last.plot([], [], mark, color=colour, label=name)[0]
+        for name, (colour, mark) in styles.items()
+    ]
     drawing.legend(handles=handles, loc="outside upper right", ncols=4)
     return drawing
 
@@ -100,7 +118,9 @@ def _curves(rows: Sequence[Row]) -> Figure:
     symbols = list(dict.fromkeys(row.reference[0] for row in rows))
     drawing = Figure(figsize=(3.8 * len(symbols) + 0.4, 3.4), layout="constrained")
     names = list(dict.fromkeys(row.what for row in rows))
-    for axis, symbol in zip(drawing.subplots(1, len(symbols), squeeze=False)[0], symbols, strict=True):
+    for axis, symbol in zip(
+        drawing.subplots(1, len(symbols), squeeze=False)[0], symbols, strict=True
+    ):
         for row in rows:
             if row.reference[0] != symbol:
                 continue
@@ -113,13 +133,18 @@ def _curves(rows: Sequence[Row]) -> Figure:
             axis.loglog(x, y, mark, color=colour, ms=5, label=label)
             middle = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
             axis.loglog(x, middle[1] * (x / middle[0]) ** power, "-", color=colour, lw=1, alpha=0.6)
-        ticks = sorted({size for row in rows if row.reference[0] == symbol for size, _ in row.curve})
+        ticks = sorted(
+            {size for row in rows if row.reference[0] == symbol for size, _ in row.curve}
+        )
         axis.set_xticks(ticks[:: max(1, len(ticks) // 5)])
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(axis="x", which="minor", length=0)
         axis.grid(color="#e5e5e5", lw=0.6)
-        axis.set(xlabel={"n": "training points n", "d": "dimension d"}.get(symbol, symbol), ylabel="seconds")
+        axis.set(
+            xlabel={"n": "training points n", "d": "dimension d"}.get(symbol, symbol),
+            ylabel="seconds",
+        )
         axis.legend(fontsize=7, loc="upper left")
         bottom, top = axis.get_ylim()
         axis.set_ylim(bottom, top * (top / bottom) ** 0.5)

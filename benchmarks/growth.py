@@ -21,11 +21,15 @@ def _product(what: str, shape: tuple[int, int, int], seed: int) -> Callable:
 
 def _fit(n: int, seed: int) -> Callable:
     x, _, coef = map(jnp.asarray, points((n, 1, DIMENSION), seed))
-    train = partial(fit, TwoLayerNTK(), x, jnp.sign(coef), loss="squared", dynamics=GradientFlow(1.0))
+    train = partial(
+        fit, TwoLayerNTK(), x, jnp.sign(coef), loss="squared", dynamics=GradientFlow(1.0)
+    )
     return lambda: train().dual_coef
 
 
-def _row(what: str, symbol: str, fixed: str, sizes: Sequence[int], calls: Sequence[Callable], rounds: int) -> Row:
+def _row(
+    what: str, symbol: str, fixed: str, sizes: Sequence[int], calls: Sequence[Callable], rounds: int
+) -> Row:
     for call in calls:
         call()
     seconds, _ = times(calls, rounds)
@@ -68,4 +72,6 @@ def _cases(settings: Settings) -> list[Case]:
     ]
 
 
-GROUP = Group("growth", "Growth", "exponent p of time ~ size^p, fitted over all sizes of a round", _cases)
+GROUP = Group(
+    "growth", "Growth", "exponent p of time ~ size^p, fitted over all sizes of a round", _cases
+)

@@ -1,7 +1,8 @@
-"""How the suite measures: interleaved runs, ratios of neighbouring times, and rows that fail in words.
+"""How the suite measures: interleaved runs, ratios of neighbouring times, and rows that fail in
+words.
 
-A group of the suite is a `Group`: a name, what its numbers mean, and cases. A case measures one thing at one size and
-returns `Row`s; `compare` makes them from competing functions.
+A group of the suite is a `Group`: a name, what its numbers mean, and cases. A case measures one
+thing at one size and returns `Row`s; `compare` makes them from competing functions.
 """
 
 import os
@@ -18,13 +19,16 @@ import numpy as np
 
 import perturbkernel
 
-# Threads of a BLAS or of XLA spin for a while after a product, and would take the next method's cores.
+# Threads of a BLAS or of XLA spin for a while after a product, and would take the next method's
+# cores.
 PAUSE = 0.02
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked: small sizes, the seed of all data, the number of rounds (None: a group's own)."""
+    """What the user asked: small sizes, the seed of all data, the number of rounds (None: a group's
+    own).
+    """
 
     quick: bool = False
     seed: int = 0
@@ -44,12 +48,15 @@ class Row:
         sizes: shapes, dtype, data.
         subject: the method that is measured.
         reference: what its numbers are relative to.
-        samples: the numbers, one a round; what they are, the group says. Their median and quartiles are shown.
+        samples: the numbers, one a round; what they are, the group says. Their median and quartiles
+            are shown.
         seconds: median time of one run of the subject, where times are measured.
-        processor: the ratio of processor times of this process, its median; other programs disturb it less.
+        processor: the ratio of processor times of this process, its median; other programs disturb
+            it less.
         curve: for growth, (size, median seconds) pairs.
         note: a remark.
-        status: "ok"; "differs", an alternative that computes something else; "skipped", not measurable here; "failed".
+        status: "ok"; "differs", an alternative that computes something else; "skipped", not
+            measurable here; "failed".
         reason: why, unless ok.
         group: filled in by the suite.
     """
@@ -69,14 +76,18 @@ class Row:
 
     @property
     def quartiles(self) -> tuple[float, float, float] | None:
-        """Lower quartile, median, upper quartile of the samples; None without samples or if one is not finite."""
+        """Lower quartile, median, upper quartile of the samples; None without samples or if one is
+        not finite.
+        """
         if not self.samples or not np.isfinite(self.samples).all():
             return None
         low, median, high = np.quantile(self.samples, [0.25, 0.5, 0.75])
         return float(low), float(median), float(high)
 
     def but(self, error: Exception) -> "Row":
-        """This row with the error in words; what is not installed is skipped, everything else failed."""
+        """This row with the error in words; what is not installed is skipped, everything else
+        failed.
+        """
         if isinstance(error, NotHere):
             return replace(self, status="skipped", reason=str(error))
         words = " ".join(str(error).split())[:300]
@@ -106,7 +117,9 @@ class Case:
     @property
     def about(self) -> str:
         """The cost in words."""
-        return f"about {self.cost:.0f} s" if self.cost < 60 else f"minutes: about {self.cost / 60:.0f}"
+        return (
+            f"about {self.cost:.0f} s" if self.cost < 60 else f"minutes: about {self.cost / 60:.0f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,8 @@ def times(
     clock: Callable[[], float] = time.perf_counter,
     pause: float = PAUSE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of the clock and of the processor, (rounds, calls) each, A B C A B C ...; each result is waited for.
+    """Seconds of the clock and of the processor, (rounds, calls) each, A B C A B C ...; each result
+    is waited for.
 
     Warm up the calls before. The processor time is that of all threads of this process.
     """
@@ -157,26 +171,35 @@ def ratios(times: tuple[np.ndarray, np.ndarray], subject: int, reference: int) -
     return {
         "samples": tuple((seconds[:, subject] / seconds[:, reference]).tolist()),
         "seconds": float(np.median(seconds[:, subject])),
-        "processor": float(np.median(processor[:, subject] / np.maximum(processor[:, reference], 1e-9))),
+        "processor": float(
+            np.median(processor[:, subject] / np.maximum(processor[:, reference], 1e-9))
+        ),
     }
 
 
 def fresh_process(code: str, **environment: str) -> str:
-    """What Python prints on its last line, run in a process of its own that finds this copy of the package.
+    """What Python prints on its last line, run in a process of its own that finds this copy of the
+    package.
 
     Raises RuntimeError with the end of its errors if it fails.
     """
     # The package that runs here is found there first, wherever that process starts.
     paths = [str(Path(perturbkernel.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | environment
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=variables, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=variables, capture_output=True, text=True
+    )
     if done.returncode:
-        raise RuntimeError(f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}")
+        raise RuntimeError(
+            f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
+        )
     return done.stdout.strip().splitlines()[-1]
 
 
 def difference(result: Any, truth: Any) -> float:
-    """Largest difference of two arrays, relative to the largest entry of `truth`; infinite if one is not finite."""
+    """Largest difference of two arrays, relative to the largest entry of `truth`; infinite if one
+    is not finite.
+    """
     result, truth = np.asarray(result, float), np.asarray(truth, float)
     if result.shape != truth.shape or not np.isfinite(result).all():
         return np.inf
@@ -196,19 +219,23 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
     pause: float = PAUSE,
 ) -> Iterator[Row]:
-    """Times methods against a reference, A B A B ..., in this process: one row a method, ratios of neighbours.
+    """Times methods against a reference, A B A B ..., in this process: one row a method, ratios of
+    neighbours.
 
     Each row comes as soon as it is measured.
 
     Args:
         what, sizes: for the rows.
-        reference: name and builder of what the times are divided by. If it raises, no row can be measured.
-        methods: name -> builder. A builder prepares and returns the function to be timed, which is called once before
-            (compilation). One that raises has a row that says so, and the others go on.
+        reference: name and builder of what the times are divided by. If it raises, no row can be
+            measured.
+        methods: name -> builder. A builder prepares and returns the function to be timed, which is
+            called once before (compilation). One that raises has a row that says so, and the others
+            go on.
         rounds: how often each is timed.
         tolerance: results are compared, with this relative difference allowed.
-        same_result: with that of the reference, and a method that differs fails; otherwise with that of the first
-            method, and one that differs is timed all the same, its row says what is wrong with the result.
+        same_result: with that of the reference, and a method that differs fails; otherwise with
+            that of the first method, and one that differs is timed all the same, its row says what
+            is wrong with the result.
         remark: from the results of method and reference, a note for the row.
         clock, pause: of `times`.
     """
@@ -232,7 +259,11 @@ def compare(
                     note += f"{'; ' if note else ''}results differ by {off:.0e}"
                 else:
                     other = name if same_result else next(iter(methods))
-                    words = f"by {off:.0e} of the largest entry" if np.isfinite(off) else "being not finite"
+                    words = (
+                        f"by {off:.0e} of the largest entry"
+                        if np.isfinite(off)
+                        else "being not finite"
+                    )
                     status, reason = "differs", f"its result differs from that of {other}, {words}"
                     if same_result:
                         raise ArithmeticError(reason)
@@ -245,7 +276,9 @@ def compare(
 
 
 def power(sizes: Sequence[float], seconds: np.ndarray) -> tuple[float, ...]:
-    """The exponent p of seconds ~ size^p by least squares in logarithms, one a round; seconds (rounds, sizes)."""
+    """The exponent p of seconds ~ size^p by least squares in logarithms, one a round; seconds
+    (rounds, sizes).
+    """
     x = np.log(np.asarray(sizes, float))
     x = x - x.mean()
     return tuple((np.log(seconds) @ x / (x @ x)).tolist())
@@ -264,8 +297,12 @@ class Outcome:
         return any(row.status == "failed" for row in self.rows)
 
 
-def run(chosen: Sequence[tuple[Group, Case]], progress: Callable[[Group, Case | Row], None] | None = None) -> Outcome:
-    """Measures the cases one after the other; a case that raises becomes a failed row, after those that it had.
+def run(
+    chosen: Sequence[tuple[Group, Case]],
+    progress: Callable[[Group, Case | Row], None] | None = None,
+) -> Outcome:
+    """Measures the cases one after the other; a case that raises becomes a failed row, after those
+    that it had.
 
     `progress` is given every case before it begins, and every row when it is there.
     """

@@ -1,4 +1,5 @@
-"""The identity loss on as many points as a data set has: one network, every perturbation, a second network.
+"""The identity loss on as many points as a data set has: one network, every perturbation, a second
+network.
 
 python -m benchmarks.large run [N]      trains, perturbs and evaluates on N points (60,000), d = 784
 python -m benchmarks.large table [RATE] extrapolates time and memory to larger N and more devices
@@ -30,8 +31,11 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run(n: int = 60_000, d: int = 784, memory: int | None = None, progress: bool = True) -> dict[str, Any]:
-    """f on n synthetic points, all n perturbations, g trained on perturbed data, and both accuracies on all points.
+def run(
+    n: int = 60_000, d: int = 784, memory: int | None = None, progress: bool = True
+) -> dict[str, Any]:
+    """f on n synthetic points, all n perturbations, g trained on perturbed data, and both
+    accuracies on all points.
 
     Args:
         n, d: points and dimension of a shifted Gaussian.
@@ -39,8 +43,8 @@ def run(n: int = 60_000, d: int = 784, memory: int | None = None, progress: bool
         progress: a bar a stage, on standard error.
 
     Returns:
-        "seconds" a stage; "accuracy" of f and g; "data", the bytes of the data set; "above", the peak of the resident
-        memory above what was held with JAX started and the data there.
+        "seconds" a stage; "accuracy" of f and g; "data", the bytes of the data set; "above", the
+        peak of the resident memory above what was held with JAX started and the data there.
     """
     train = pk.data.shifted_gaussian(n, d, shift=0.1, key=jax.random.key(0))
     jax.block_until_ready(train.inputs)
@@ -61,22 +65,31 @@ def run(n: int = 60_000, d: int = 784, memory: int | None = None, progress: bool
     f = pk.fit(kernel, train.inputs, train.targets, dynamics=pk.GradientFlow(10.0))
     outputs_f = timed("f at its training points", lambda each: f(train.inputs, progress=each))
     targets = draw_targets("coin_flip", n, key=jax.random.key(1))
-    p = timed("perturbations", lambda each: pk.perturb(f, train.inputs, targets, size=SIZE, progress=each))
+    p = timed(
+        "perturbations", lambda each: pk.perturb(f, train.inputs, targets, size=SIZE, progress=each)
+    )
     g = pk.fit(kernel, train.inputs + p.delta, targets, dynamics=pk.GradientFlow(10.0))
     del p
     outputs_g = timed("g at the clean points", lambda each: g(train.inputs, progress=each))
     return {
         "seconds": seconds,
-        "accuracy": tuple(float(accuracy(outputs, train.targets)) for outputs in (outputs_f, outputs_g)),
+        "accuracy": tuple(
+            float(accuracy(outputs, train.targets)) for outputs in (outputs_f, outputs_g)
+        ),
         "data": data,
         "above": peak() - held,
     }
 
 
 def table(rate: float | None = None, d: int = 784) -> str:
-    """Extrapolated from one device's rate (measured here if left out): the time of `run` and memory a device."""
+    """Extrapolated from one device's rate (measured here if left out): the time of `run` and memory
+    a device.
+    """
     kernel, lines = pk.TwoLayerNTK(), []
-    rates = {what: rate or kernel.plan(4096, 4096, d, what=what).rate for what in ("matvec", "input_gradient")}
+    rates = {
+        what: rate or kernel.plan(4096, 4096, d, what=what).rate
+        for what in ("matvec", "input_gradient")
+    }
     for n in (10**4, 10**5, 10**6, 10**7):
         for devices in (1, 8, 64):
             same, gradient, other = (
@@ -85,10 +98,17 @@ def table(rate: float | None = None, d: int = 784) -> str:
             )
             seconds = same.seconds + gradient.seconds + other.seconds
             memory = gradient.memory + (gradient.data * 2 + gradient.result) / devices
-            lines.append(f"| {n:,} | {devices} | {in_time(seconds)} | {in_bytes(memory)} | {in_bytes(same.data)} |")
-    head = ["| N | devices | time | memory a device | data a host |", "| --- | --- | --- | --- | --- |"]
+            lines.append(
+                f"| {n:,} | {devices} | {in_time(seconds)} | {in_bytes(memory)} | {in_bytes(same.data)} |"
+            )
+    head = [
+        "| N | devices | time | memory a device | data a host |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     rates_text = ", ".join(f"{what} {value / 1e9:.0f} GFLOP/s" for what, value in rates.items())
-    return "\n".join([f"Extrapolated, not measured, from one device's rate: {rates_text}.", "", *head, *lines])
+    return "\n".join(
+        [f"Extrapolated, not measured, from one device's rate: {rates_text}.", "", *head, *lines]
+    )
 
 
 def main() -> None:

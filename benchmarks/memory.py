@@ -68,8 +68,19 @@ def _measure(method: str, settings: Settings) -> list[Row]:
         other.tangents()
     matrix = 4 * shape[0] * shape[1]
     peaks = [_peak(method, shape) for _ in range(settings.rounds(3, 1))]
-    note = f"{sorted(peaks)[len(peaks) // 2] / 2**20:.0f} MiB; the matrix has {matrix / 2**20:.0f} MiB"
-    return [Row("matvec", described(shape), method, "the matrix", tuple(peak / matrix for peak in peaks), note=note)]
+    note = (
+        f"{sorted(peaks)[len(peaks) // 2] / 2**20:.0f} MiB; the matrix has {matrix / 2**20:.0f} MiB"
+    )
+    return [
+        Row(
+            "matvec",
+            described(shape),
+            method,
+            "the matrix",
+            tuple(peak / matrix for peak in peaks),
+            note=note,
+        )
+    ]
 
 
 def _cases(settings: Settings) -> list[Case]:

@@ -1,4 +1,6 @@
-"""Rows as a table on the terminal, and on disk: `bench.json`, figures, and a self-contained `bench.html`."""
+"""Rows as a table on the terminal, and on disk: `bench.json`, figures, and a self-contained
+`bench.html`.
+"""
 
 import dataclasses
 import html
@@ -18,7 +20,16 @@ from .harness import Group, Outcome, Row
 
 PACKAGES = ("scikit-learn", "scipy", "torch")  # beside those that every result names
 
-HEAD = ("what", "sizes", "method", "against", "result (quartiles)", "processor", "seconds", "remark")
+HEAD = (
+    "what",
+    "sizes",
+    "method",
+    "against",
+    "result (quartiles)",
+    "processor",
+    "seconds",
+    "remark",
+)
 
 EXPLANATION = (
     "The result is the median, with quartiles, over rounds in which method and reference ran right after each other, "
@@ -43,14 +54,19 @@ def result(row: Row) -> str:
 
 def cells(row: Row) -> tuple[str, ...]:
     """The row as text, a cell for each word of `HEAD`."""
-    processor, seconds = ("" if value is None else f"{value:.3g}" for value in (row.processor, row.seconds))
+    processor, seconds = (
+        "" if value is None else f"{value:.3g}" for value in (row.processor, row.seconds)
+    )
     remark = "; ".join(filter(None, (row.note, row.reason)))
     return row.what, row.sizes, row.subject, row.reference, result(row), processor, seconds, remark
 
 
 def summary(outcome: Outcome) -> str:
     """How many rows, and how they ended."""
-    count = {status: sum(row.status == status for row in outcome.rows) for status in ("differs", "skipped", "failed")}
+    count = {
+        status: sum(row.status == status for row in outcome.rows)
+        for status in ("differs", "skipped", "failed")
+    }
     ended = {"differs": "with another result", "skipped": "skipped", "failed": "failed"}
     said = "".join(f", {number} {ended[status]}" for status, number in count.items() if number)
     return f"{len(outcome.rows)} rows in {outcome.seconds:.0f} s{said}"
@@ -59,7 +75,9 @@ def summary(outcome: Outcome) -> str:
 def machine(environment: Mapping[str, Any]) -> str:
     """Processor, device and versions in a line."""
     e = environment
-    versions = ", ".join(f"{name} {version}" for name, version in e["versions"].items() if version is not None)
+    versions = ", ".join(
+        f"{name} {version}" for name, version in e["versions"].items() if version is not None
+    )
     return (
         f"{e['processor']}, {e['cores']} cores; JAX on {e['backend']} ({e['device']}); Python {e['python']}; "
         f"perturbkernel {e['perturbkernel']}, {versions}"
@@ -71,7 +89,9 @@ def _members(groups: Sequence[Group], outcome: Outcome) -> list[tuple[Group, lis
     return [(group, rows) for group, rows in found if rows]
 
 
-def text(groups: Sequence[Group], outcome: Outcome, environment: Mapping[str, Any], width: int = 170) -> str:
+def text(
+    groups: Sequence[Group], outcome: Outcome, environment: Mapping[str, Any], width: int = 170
+) -> str:
     """The table for the terminal."""
     rows = [cells(row) for row in outcome.rows]
     widths = [max(len(row[i]) for row in [HEAD, *rows]) for i in range(len(HEAD))]
@@ -83,7 +103,15 @@ def text(groups: Sequence[Group], outcome: Outcome, environment: Mapping[str, An
         lines.append(f"[{group.name}] {group.title}: {group.measures}")
         for row in members:
             lines += report.text_row(cells(row), widths)
-    return "\n".join([*lines, "", *report.text_row([EXPLANATION], [width]), machine(environment), summary(outcome)])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *report.text_row([EXPLANATION], [width]),
+            machine(environment),
+            summary(outcome),
+        ]
+    )
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -111,7 +139,9 @@ def save(
             "configuration": dict(configuration),
             "summary": summary(outcome),
             "environment": dict(environment),
-            "groups": {group.name: {"title": group.title, "measures": group.measures} for group in groups},
+            "groups": {
+                group.name: {"title": group.title, "measures": group.measures} for group in groups
+            },
             "rows": [_plain(row) for row in outcome.rows],
         }
         parts = []
@@ -126,7 +156,9 @@ def save(
 {"".join(parts)}
 <h2>What was asked</h2>{report.html_table(configuration.items())}
 <h2>Versions and machine</h2>{report.html_table(environment.items())}"""
-        (aside / "bench.html").write_text(report.html_page("perturbkernel bench", body, _CSS), encoding="utf-8")
+        (aside / "bench.html").write_text(
+            report.html_page("perturbkernel bench", body, _CSS), encoding="utf-8"
+        )
         (aside / "bench.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     return report.write_whole(folder, "bench.json", write)

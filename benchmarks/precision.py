@@ -1,7 +1,9 @@
-"""How right float32 is: largest errors of angles, outputs and input gradients against NumPy in float64.
+"""How right float32 is: largest errors of angles, outputs and input gradients against NumPy in
+float64.
 
-The reference takes the angle of each pair from its sine and cosine, the sine from the difference of the points, so that
-nothing cancels (theory: 0.2 to 0.5). Inputs are float32 numbers, taken as exact.
+The reference takes the angle of each pair from its sine and cosine, the sine from the difference of
+the points, so that nothing cancels (theory: 0.2 to 0.5). Inputs are float32 numbers, taken as
+exact.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,13 +24,17 @@ N, M, D = 256, 64, 100
 POINTS = {
     "new points": lambda x, rng: rng.standard_normal((M, D)),
     "training points": lambda x, rng: x[:M],
-    "near training points, 1e-4": lambda x, rng: x[:M] + 1e-4 * rng.standard_normal((M, D)) / np.sqrt(D),
+    "near training points, 1e-4": lambda x, rng: (
+        x[:M] + 1e-4 * rng.standard_normal((M, D)) / np.sqrt(D)
+    ),
     "tiny inputs, norm 1e-3": lambda x, rng: 1e-3 * rng.standard_normal((M, D)) / np.sqrt(D),
 }
 
 
 def draw(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z (M, D), x (N, D), coef (N,), float32. Tiny: both are, as when a network trains on perturbations alone."""
+    """z (M, D), x (N, D), coef (N,), float32. Tiny: both are, as when a network trains on
+    perturbations alone.
+    """
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((N, D)) * (1e-3 / np.sqrt(D) if kind.startswith("tiny") else 1)
     x = x.astype(np.float32).astype(float)
@@ -37,7 +43,9 @@ def draw(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.ndarray]:
-    """The "angles" (M, N), "outputs" (M,) and "gradients" (M, D) of the kernel with trained biases, in float64."""
+    """The "angles" (M, N), "outputs" (M,) and "gradients" (M, D) of the kernel with trained biases,
+    in float64.
+    """
     z, x, coef = (a.astype(float) for a in (z, x, coef))
     d, angles, outputs, gradients = x.shape[1], [], [], []
     for q in z:
@@ -45,7 +53,8 @@ def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.nd
         ratio = e @ q / square
         side = e - ratio[:, None] * q
         s_squared = 1 + square / d
-        sine = np.sqrt((ratio**2 * square + s_squared * np.sum(side**2, axis=1)) / d)  # s_x s_q sin(theta)
+        # S_x s_q sin(theta)
+        sine = np.sqrt((ratio**2 * square + s_squared * np.sum(side**2, axis=1)) / d)
         theta = np.arctan2(sine, 1 + x @ q / d)
         phi, linear = 0.5 - theta / (2 * np.pi), x @ q + 1
         tangent = side + (ratio / s_squared)[:, None] * q
@@ -53,12 +62,16 @@ def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.nd
         angles.append(theta)
         outputs.append(coef @ (phi * linear))
         gradients.append((coef * phi) @ x + turn @ tangent)
-    return {"angles": np.stack(angles), "outputs": np.stack(outputs), "gradients": np.stack(gradients)}
+    return {
+        "angles": np.stack(angles),
+        "outputs": np.stack(outputs),
+        "gradients": np.stack(gradients),
+    }
 
 
 def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, float]:
-    """Largest error: of an angle, relative to it (an angle 0: absolute); of outputs, to the largest; of gradients, to
-    the longest. NaN stays NaN.
+    """Largest error: of an angle, relative to it (an angle 0: absolute); of outputs, to the
+    largest; of gradients, to the longest. NaN stays NaN.
     """
     out = {}
     for name, value in got.items():
@@ -68,7 +81,9 @@ def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, floa
         elif name == "outputs":
             out[name] = float(off.max() / np.abs(true).max())
         else:
-            out[name] = float(np.linalg.norm(off, axis=1).max() / np.linalg.norm(true, axis=1).max())
+            out[name] = float(
+                np.linalg.norm(off, axis=1).max() / np.linalg.norm(true, axis=1).max()
+            )
     return out
 
 
@@ -110,7 +125,11 @@ def _neural_tangents() -> Callable[..., dict[str, Any]]:
 
 
 # Cached, so that all kinds of points share one compilation.
-METHODS = {"perturbkernel": _perturbkernel, "arccos and autodiff": _textbook, "neural-tangents": _neural_tangents}
+METHODS = {
+    "perturbkernel": _perturbkernel,
+    "arccos and autodiff": _textbook,
+    "neural-tangents": _neural_tangents,
+}
 
 
 def _measure(kind: str, settings: Settings) -> Iterator[Row]:
@@ -132,7 +151,8 @@ def _measure(kind: str, settings: Settings) -> Iterator[Row]:
 
 def _cases(settings: Settings) -> list[Case]:
     return [
-        Case(kind.split(",")[0].replace(" ", "-"), kind, partial(_measure, kind, settings), cost=1) for kind in POINTS
+        Case(kind.split(",")[0].replace(" ", "-"), kind, partial(_measure, kind, settings), cost=1)
+        for kind in POINTS
     ]
 
 

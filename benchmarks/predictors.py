@@ -1,8 +1,10 @@
-"""Trained predictors and attacks on them, against neural-tangents' `predict` with autodiff for input gradients.
+"""Trained predictors and attacks on them, against neural-tangents' `predict` with autodiff for
+input gradients.
 
-perturbkernel trains in float64 whatever the data (squared, logistic); neural-tangents in the precision of its kernel,
-float32 here. Its fit for the squared loss cannot be traced, so it runs eagerly; kernels, their derivatives and the
-differential equations of the other losses are jitted, once.
+perturbkernel trains in float64 whatever the data (squared, logistic); neural-tangents in the
+precision of its kernel, float32 here. Its fit for the squared loss cannot be traced, so it runs
+eagerly; kernels, their derivatives and the differential equations of the other losses are jitted,
+once.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,7 +36,9 @@ TASKS = {
 def _neural_tangents(loss: str, task: str, x, y, z) -> Callable[[], Any]:
     kernel, predict = other.tangents(), other.neural_tangents("predict")
     matrix = jax.jit(lambda z, x: kernel(z, x, "ntk"))
-    pull_back = jax.jit(lambda z, x, cotangent: jax.vjp(lambda z: kernel(z, x, "ntk"), z)[1](cotangent)[0])
+    pull_back = jax.jit(
+        lambda z, x, cotangent: jax.vjp(lambda z: kernel(z, x, "ntk"), z)[1](cotangent)[0]
+    )
 
     def trained(gram, y):
         """Trains; the function from K(z, x) to outputs at z."""
@@ -70,7 +74,9 @@ def _neural_tangents(loss: str, task: str, x, y, z) -> Callable[[], Any]:
 
 
 def _perturbkernel(loss: str, task: str, x, y, z) -> Callable[[], Any]:
-    train = partial(fit, TwoLayerNTK(0.0, train_bias=True), x, y, loss=loss, dynamics=GradientFlow(TIME))
+    train = partial(
+        fit, TwoLayerNTK(0.0, train_bias=True), x, y, loss=loss, dynamics=GradientFlow(TIME)
+    )
     if task == "outputs":
         return lambda: train()(z)
     if task == "perturbations":
@@ -105,7 +111,10 @@ def _described(loss: str, settings: Settings) -> str:
 def _cases(settings: Settings) -> list[Case]:
     return [
         Case(
-            task, _described(loss, settings), partial(_measure, loss, task, settings), cost=3 if settings.quick else 30
+            task,
+            _described(loss, settings),
+            partial(_measure, loss, task, settings),
+            cost=3 if settings.quick else 30,
         )
         for task in TASKS
         if task != "gradients" or not settings.quick

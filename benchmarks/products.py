@@ -1,7 +1,8 @@
 """Kernel products: the kernel matrix, its product with a vector, and the gradient of that.
 
-Random points at three dimensions, and the hardest points in practice: the perturbations that a second network is
-trained on, which all point in nearly the same or the opposite direction, so that the angles of many pairs cancel.
+Random points at three dimensions, and the hardest points in practice: the perturbations that a
+second network is trained on, which all point in nearly the same or the opposite direction, so that
+the angles of many pairs cancel.
 """
 
 from collections.abc import Iterator
@@ -34,7 +35,9 @@ def points(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarr
     return x, z, np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32) / np.float32(n)
 
 
-def same_points(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def same_points(
+    shape: tuple[int, int, int], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The points of that shape as their own queries: x = z."""
     x, _, coef = points(shape, seed)
     return x, x, coef
@@ -45,7 +48,11 @@ def perturbations(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     choose, draw = jax.random.split(jax.random.key(seed))
     digits = data.mnist5k(classes=(1, 2)).subset(n, key=choose)
     targets = draw_targets("coin_flip", n, key=draw)
-    delta = np.asarray(perturb(fit(TwoLayerNTK(), digits.inputs, digits.targets), digits.inputs, targets, size=1).delta)
+    delta = np.asarray(
+        perturb(
+            fit(TwoLayerNTK(), digits.inputs, digits.targets), digits.inputs, targets, size=1
+        ).delta
+    )
     return delta, delta, np.asarray(targets) / np.float32(n)
 
 
@@ -63,7 +70,9 @@ def _methods(what: str, x: np.ndarray, z: np.ndarray, coef: np.ndarray) -> dict[
     if what == "ntk":
         z_ = on_device[0]
         return {
-            "perturbkernel": lambda: partial(kernel.ntk, x_) if z is x else partial(kernel.ntk, z_, x_),
+            "perturbkernel": lambda: (
+                partial(kernel.ntk, x_) if z is x else partial(kernel.ntk, z_, x_)
+            ),
             "NumPy": lambda: partial(other.numpy_ntk, z, x),
             "scikit-learn": lambda: other.sklearn_ntk(z, x),
             "neural-tangents": lambda: partial(other.tangents_ntk(), z_, x_),
@@ -92,7 +101,12 @@ def _measure(what: str, sizes: str, draw, settings: Settings) -> Iterator[Row]:
     base = partial(product, jnp.asarray(x), jnp.asarray(z))
     # Angles by arccos of a rounded cosine, as the alternatives take them, are right to about 3e-4.
     return compare(
-        what, sizes, ("one x @ z.T", lambda: base), _methods(what, x, z, coef), settings.rounds(9, 3), tolerance=1e-2
+        what,
+        sizes,
+        ("one x @ z.T", lambda: base),
+        _methods(what, x, z, coef),
+        settings.rounds(9, 3),
+        tolerance=1e-2,
     )
 
 

@@ -1,6 +1,7 @@
 """Many devices and many points, each in a fresh process.
 
-The number of devices of a CPU has to be set before JAX starts, and the peak of the memory is that of a whole process.
+The number of devices of a CPU has to be set before JAX starts, and the peak of the memory is that
+of a whole process.
 """
 
 import json
@@ -20,11 +21,19 @@ from .products import described, points
 
 COUNTS = (1, 2, 4, 8)
 DIMENSION = 784
-STAGES = {"f at its training points": "matvec", "perturbations": "input_gradient", "g at the clean points": "matvec"}
+STAGES = {
+    "f at its training points": "matvec",
+    "perturbations": "input_gradient",
+    "g at the clean points": "matvec",
+}
 
 
-def devices_child(what: str, shape: Sequence[int], counts: Sequence[int], rounds: int, seed: int) -> None:
-    """What the fresh process with max(counts) devices runs: prints the fields of a row for each count, as JSON."""
+def devices_child(
+    what: str, shape: Sequence[int], counts: Sequence[int], rounds: int, seed: int
+) -> None:
+    """What the fresh process with max(counts) devices runs: prints the fields of a row for each
+    count, as JSON.
+    """
     n, m, d = shape
     x, z, coef = map(jnp.asarray, points((n, m, d), seed))
     product = partial(getattr(TwoLayerNTK(0.0, train_bias=True), what), z, x, coef)
@@ -38,12 +47,20 @@ def devices_child(what: str, shape: Sequence[int], counts: Sequence[int], rounds
 
 def _over_devices(what: str, settings: Settings) -> Iterator[Row]:
     shape, rounds = _shape(settings), settings.rounds(9, 3)
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(COUNTS)}"
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(COUNTS)}"
+    )
     code = f"from perturbkernel.bench import suite; suite().scale.devices_child({what!r}, {shape}, {COUNTS}, {rounds}, "
     printed = fresh_process(f"{code}{settings.seed})", XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     note = f"virtual devices that share {os.cpu_count()} cores: what dividing costs, no speed-up"
     for k, fields in zip(COUNTS, json.loads(printed), strict=True):
-        row = Row(what, f"{k} device{'s' * (k > 1)}, {described(shape)}", "perturbkernel", "no mesh", note=note)
+        row = Row(
+            what,
+            f"{k} device{'s' * (k > 1)}, {described(shape)}",
+            "perturbkernel",
+            "no mesh",
+            note=note,
+        )
         yield replace(row, **{**fields, "samples": tuple(fields["samples"])})
 
 
@@ -52,9 +69,14 @@ def _shape(settings: Settings) -> tuple[int, int, int]:
 
 
 def _device_cases(settings: Settings) -> list[Case]:
-    sizes, cost = f"1 to 8 virtual devices, {described(_shape(settings))}", 9 if settings.quick else 60
+    sizes, cost = (
+        f"1 to 8 virtual devices, {described(_shape(settings))}",
+        9 if settings.quick else 60,
+    )
     products = ("matvec",) if settings.quick else ("matvec", "input_gradient")
-    return [Case(what, sizes, partial(_over_devices, what, settings), cost=cost) for what in products]
+    return [
+        Case(what, sizes, partial(_over_devices, what, settings), cost=cost) for what in products
+    ]
 
 
 DEVICES = Group(
@@ -67,13 +89,18 @@ DEVICES = Group(
 
 
 def large_child(n: int) -> None:
-    """What the fresh process runs: prints what the plan promises and what `large.run` measures, as JSON."""
+    """What the fresh process runs: prints what the plan promises and what `large.run` measures, as
+    JSON.
+    """
     from . import large  # here, so that `python -m benchmarks.large` is not imported before it runs
 
     kernel = TwoLayerNTK()
     # The last stage has other points than queries; the plan's rate is measured on two tiles.
     sizes = dict(zip(STAGES, (None, None, n), strict=True))
-    plans = {stage: kernel.plan(n, sizes[stage], DIMENSION, what=what).seconds for stage, what in STAGES.items()}
+    plans = {
+        stage: kernel.plan(n, sizes[stage], DIMENSION, what=what).seconds
+        for stage, what in STAGES.items()
+    }
     print(json.dumps({"planned": plans, **large.run(n, DIMENSION, progress=False)}))
 
 
@@ -91,7 +118,15 @@ def _large(n: int, settings: Settings) -> Iterator[Row]:
         seconds, planned = ([run[key][stage] for run in runs] for key in ("seconds", "planned"))
         samples = tuple(a / b for a, b in zip(seconds, planned, strict=True))
         note = f"{notes[stage]}; planned: {in_time(planned[0])}"
-        yield Row(stage, _described(n), "perturbkernel", "the plan", samples, seconds=sorted(seconds)[-1], note=note)
+        yield Row(
+            stage,
+            _described(n),
+            "perturbkernel",
+            "the plan",
+            samples,
+            seconds=sorted(seconds)[-1],
+            note=note,
+        )
 
 
 def _described(n: int) -> str:

@@ -1,4 +1,6 @@
-"""Losses that need solves, against what one would write instead; docs/solvers.md holds measured numbers."""
+"""Losses that need solves, against what one would write instead; docs/solvers.md holds measured
+numbers.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,7 +25,9 @@ _TOLERANCE = 1e-5  # local: the error at the end, which the row says, is below t
 
 
 def numpy_heavy_ball(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Dual coefficients of the logistic loss: a <- a + RATE v, v <- MOMENTUM v + y sigma(-y K a) / n; float32, (n,)."""
+    """Dual coefficients of the logistic loss: a <- a + RATE v, v <- MOMENTUM v + y sigma(-y K a) /
+    n; float32, (n,).
+    """
     gram = other.numpy_ntk(x, x)
     a = v = np.zeros_like(y)
     for _ in range(STEPS):
@@ -42,7 +46,11 @@ def _heavy_ball(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]
         ("NumPy, float32", lambda: partial(numpy_heavy_ball, x, y)),
         {
             "perturbkernel": lambda: (
-                lambda: fit(KERNEL, drawn.inputs, drawn.targets, loss="logistic", dynamics=dynamics).dual_coef
+                lambda: (
+                    fit(
+                        KERNEL, drawn.inputs, drawn.targets, loss="logistic", dynamics=dynamics
+                    ).dual_coef
+                )
             )
         },
         settings.rounds(3, 2),
@@ -60,7 +68,9 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
         predict: Any = other.neural_tangents("predict")
         kernel = other.tangents_ntk()
         train, test = kernel(x, x), kernel(z, x)
-        trained = predict.gradient_descent(lambda f, y: jnp.mean(jnp.logaddexp(0, -y * f)), train, y[:, None])
+        trained = predict.gradient_descent(
+            lambda f, y: jnp.mean(jnp.logaddexp(0, -y * f)), train, y[:, None]
+        )
         return lambda: trained(FLOW, jnp.zeros((n, 1)), jnp.zeros((m, 1)), test)[1][:, 0]
 
     def given():
@@ -108,7 +118,11 @@ def _path(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
         f"logistic flow to time {LATE:g}",
         f"{sizes}, rtol {RTOL:g}",
         ("one product K v, K held", lambda: partial(product, operator, drawn.targets)),
-        {"perturbkernel": lambda: lambda: logistic_path(operator, drawn.targets, None, until, RTOL)},
+        {
+            "perturbkernel": lambda: (
+                lambda: logistic_path(operator, drawn.targets, None, until, RTOL)
+            )
+        },
         settings.rounds(3, 3),
         remark=lambda path, _: f"{int(path.products)} products, drift {float(path.drift):.0e}",
     )
@@ -117,7 +131,8 @@ def _path(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
 def _interpolation(sizes: str, n: int, d: int, held: bool, settings: Settings) -> Iterator[Row]:
     drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
     x, y = drawn.inputs, drawn.targets
-    # Enough for the matrix and too little for a factorisation, or for nothing: the kernel anew for each product.
+    # Enough for the matrix and too little for a factorisation, or for nothing: the kernel anew for
+    # each product.
     memory = 16.0 * n**2 if held else 0.0
 
     def train():
@@ -127,7 +142,9 @@ def _interpolation(sizes: str, n: int, d: int, held: bool, settings: Settings) -
 
     def cholesky():
         exact = np.asarray(x, float)
-        return scipy.linalg.solve(other.numpy_ntk(exact, exact), np.asarray(y, float), assume_a="pos")
+        return scipy.linalg.solve(
+            other.numpy_ntk(exact, exact), np.asarray(y, float), assume_a="pos"
+        )
 
     stats: dict[str, Any] = {}
     return compare(
@@ -158,7 +175,17 @@ def _cases(settings: Settings) -> list[Case]:
     if settings.quick:
         return cases
     path, tiles = (10_000, 10, 150), (20_000, 100, 900)
-    return [*cases, case("path", _path, path, path), case("tiles", _interpolation, tiles, tiles, False)]
+    return [
+        *cases,
+        case("path", _path, path, path),
+        case("tiles", _interpolation, tiles, tiles, False),
+    ]
 
 
-GROUP = Group("solvers", "Losses that need solves", "time / time of the reference", _cases, one="the reference")
+GROUP = Group(
+    "solvers",
+    "Losses that need solves",
+    "time / time of the reference",
+    _cases,
+    one="the reference",
+)

@@ -1,8 +1,9 @@
-"""Training finite networks: one alone, an ensemble of 16, and the loop that PyTorch's users write, if it is installed.
+"""Training finite networks: one alone, an ensemble of 16, and the loop that PyTorch's users write,
+if it is installed.
 
-The task is the paper's: N = 1000 points, d = 100, width 100, full-batch SGD with momentum 0.9, logistic loss, float32.
-PyTorch runs with all its threads and with one, since on a busy machine its threads wait for each other; the faster of
-both counts.
+The task is the paper's: N = 1000 points, d = 100, width 100, full-batch SGD with momentum 0.9,
+logistic loss, float32. PyTorch runs with all its threads and with one, since on a busy machine its
+threads wait for each other; the faster of both counts.
 """
 
 import importlib
@@ -29,10 +30,14 @@ def _torch() -> Any:
         raise NotHere("torch is not installed") from None
 
 
-def _torch_loop(torch: Any, net: networks.TwoLayerNetwork, x, y, steps: int, threads: int) -> np.ndarray:
+def _torch_loop(
+    torch: Any, net: networks.TwoLayerNetwork, x, y, steps: int, threads: int
+) -> np.ndarray:
     """The same training as PyTorch's users write it; returns the outputs at the end."""
     torch.set_num_threads(threads)
-    inputs, targets, bias, readout = (torch.tensor(np.asarray(a)) for a in (x, y, net.bias, net.readout))
+    inputs, targets, bias, readout = (
+        torch.tensor(np.asarray(a)) for a in (x, y, net.bias, net.readout)
+    )
     weight = torch.tensor(np.asarray(net.weight), requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=RATE, momentum=MOMENTUM)
 
@@ -64,7 +69,10 @@ def _measure(steps: int, settings: Settings) -> Iterator[Row]:
     absent = None
     try:
         torch = _torch()
-        calls += [partial(_torch_loop, torch, net, x, y, steps, threads) for threads in (torch.get_num_threads(), 1)]
+        calls += [
+            partial(_torch_loop, torch, net, x, y, steps, threads)
+            for threads in (torch.get_num_threads(), 1)
+        ]
     except NotHere as error:
         absent = error
     results = [np.asarray(call()) for call in calls]
@@ -73,7 +81,9 @@ def _measure(steps: int, settings: Settings) -> Iterator[Row]:
     processor[:, 1] /= MEMBERS
     one, each = "perturbkernel", f"perturbkernel, each of {MEMBERS}"
     sizes = _described(steps)
-    yield Row(WHAT, sizes, each, "one network", **ratios((seconds, processor), subject=1, reference=0))
+    yield Row(
+        WHAT, sizes, each, "one network", **ratios((seconds, processor), subject=1, reference=0)
+    )
     for i, subject in enumerate((one, each)):
         row = Row(WHAT, sizes, subject, TORCH)
         if absent is not None:
@@ -82,7 +92,14 @@ def _measure(steps: int, settings: Settings) -> Iterator[Row]:
         faster = min(2, 3, key=lambda j: float(np.median(seconds[:, j])))
         threads = "all its threads" if faster == 2 else "one thread"
         note = f"PyTorch with {threads}; its outputs differ by {difference(results[2], results[0]):.0e}"
-        yield Row(WHAT, sizes, subject, TORCH, note=note, **ratios((seconds, processor), subject=i, reference=faster))
+        yield Row(
+            WHAT,
+            sizes,
+            subject,
+            TORCH,
+            note=note,
+            **ratios((seconds, processor), subject=i, reference=faster),
+        )
 
 
 def _described(steps: int) -> str:
@@ -94,4 +111,10 @@ def _cases(settings: Settings) -> list[Case]:
     return [Case("full-batch", _described(steps), partial(_measure, steps, settings), cost=cost)]
 
 
-GROUP = Group("training", "Training networks", "time of a network / time of the reference", _cases, one="the reference")
+GROUP = Group(
+    "training",
+    "Training networks",
+    "time of a network / time of the reference",
+    _cases,
+    one="the reference",
+)

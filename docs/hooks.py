@@ -1,4 +1,6 @@
-"""What the manual needs beside MkDocs: formulas, as MathML and in plain text, and the pictures of examples/."""
+"""What the manual needs beside MkDocs: formulas, as MathML and in plain text, and the pictures of
+examples/.
+"""
 
 import html
 import logging
@@ -20,20 +22,27 @@ log = logging.getLogger("mkdocs.hooks")  # its warnings count
 
 
 class PlainFormulas(Extension):
-    """In docstrings and pages <x, z> is an inner product and no tag, and (a)_+ (b)_+ is not emphasised."""
+    """In docstrings and pages <x, z> is an inner product and no tag, and (a)_+ (b)_+ is not
+    emphasised.
+    """
 
     def extendMarkdown(self, md: Markdown) -> None:
         md.inlinePatterns.deregister("html")
-        md.inlinePatterns.register(SimpleTextInlineProcessor("(_)"), "underscore", 65)  # emphasis has 60
+        # Emphasis has 60.
+        md.inlinePatterns.register(SimpleTextInlineProcessor("(_)"), "underscore", 65)
 
 
 class SharedEntries(griffe.Extension):
-    """An entry "n, m: how many" describes both: its name is "n, m", m is no type of n, and () is none either."""
+    """An entry "n, m: how many" describes both: its name is "n, m", m is no type of n, and () is
+    none either.
+    """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
             shared = re.compile(r"^( +)([a-z]\w*(?:, \w+)+):", re.M)
-            obj.docstring.value = shared.sub(lambda m: m[1] + m[2].replace(" ", NO_BREAK) + " ():", obj.docstring.value)
+            obj.docstring.value = shared.sub(
+                lambda m: m[1] + m[2].replace(" ", NO_BREAK) + " ():", obj.docstring.value
+            )
 
 
 @event_priority(100)  # before mkdocstrings takes the list
@@ -43,7 +52,9 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Pictures that examples write stay beside them; pages name them as ../examples/x.png, which GitHub shows too."""
+    """Pictures that examples write stay beside them; pages name them as ../examples/x.png, which
+    GitHub shows too.
+    """
     for path in sorted((ROOT / "examples").glob("*.png")):
         files.append(File.generated(config, f"examples/{path.name}", abs_src_path=str(path)))
     return files
@@ -57,7 +68,9 @@ def on_page_content(content, page, config, files):
     r"""\(inline\) and \[displayed\] LaTeX as MathML, which browsers draw themselves."""
 
     def formula(match: re.Match[str]) -> str:
-        drawn = convert(html.unescape(match[2]).strip(), display="block" if match[1] == "[" else "inline")
+        drawn = convert(
+            html.unescape(match[2]).strip(), display="block" if match[1] == "[" else "inline"
+        )
         if "\\" in drawn:
             log.warning(f"{page.file.src_uri}: a command in the formula {match[2]} is not known")
         return drawn

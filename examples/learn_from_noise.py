@@ -2,9 +2,10 @@
 
     python examples/learn_from_noise.py
 
-f learns digits. Noise is perturbed by one step toward a random label each; g learns these noise images with these
-labels. Draws what g was trained on, and its accuracy on real digits against the size of the step: mean, least and
-largest over draws of noise and labels. Without perturbations (size 0) noise teaches nothing.
+f learns digits. Noise is perturbed by one step toward a random label each; g learns these noise
+images with these labels. Draws what g was trained on, and its accuracy on real digits against the
+size of the step: mean, least and largest over draws of noise and labels. Without perturbations
+(size 0) noise teaches nothing.
 """
 
 import argparse
@@ -19,7 +20,9 @@ import perturbkernel as pk
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--noise", type=int, default=10_000, help="noise images (default 10000)")
     parser.add_argument("--draws", type=int, default=5, help="of noise and labels (default 5)")
     parser.add_argument("--figure", default="learn_from_noise.png")
@@ -38,7 +41,9 @@ def main() -> None:
             g = pk.fit(pk.TwoLayerNTK(), noise + size * direction, labels)
             accuracy[draw, k] = (np.sign(g(test.inputs)) == test.targets).mean()
     for size, values in zip(sizes, accuracy.T, strict=True):
-        print(f"size {size:.3f}, noise of length {np.sqrt(train.d / 3):.0f}: accuracy {values.mean():.3f}")
+        print(
+            f"size {size:.3f}, noise of length {np.sqrt(train.d / 3):.0f}: accuracy {values.mean():.3f}"
+        )
 
     matplotlib.rcParams.update({"font.size": 9, "axes.titlesize": 9, "legend.frameon": False})
     figure = Figure(figsize=(7.6, 2.9), layout="constrained")
@@ -47,12 +52,16 @@ def main() -> None:
         for row, image in enumerate((noise[i] + direction[i], direction[i])):
             axis = figure.add_subplot(grid[row, k], xticks=[], yticks=[])
             limit = float(np.abs(image).max())
-            colours: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if row else {"cmap": "gray_r"}
+            colours: dict[str, Any] = (
+                {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if row else {"cmap": "gray_r"}
+            )
             axis.imshow(np.asarray(image).reshape(28, 28), **colours)
             axis.set(title="" if row else f'labelled "{test.classes[int(labels[i] < 0)]}"')
             axis.set_ylabel(("what g sees", "perturbation in it")[row] if k == 0 else "")
             axis.spines[:].set_visible(False)
-    axis = figure.add_subplot(grid[:, 3], ylim=(-0.02, 1.04), xlabel="size of the perturbation (l2)")
+    axis = figure.add_subplot(
+        grid[:, 3], ylim=(-0.02, 1.04), xlabel="size of the perturbation (l2)"
+    )
     axis.set_xscale("symlog", linthresh=0.01)
     axis.set_ylabel("accuracy on real digits")
     on_digits = (np.sign(f(test.inputs)) == test.targets).mean()

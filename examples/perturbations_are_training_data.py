@@ -1,10 +1,12 @@
-"""A perturbation is made of training data: a mean of the class it moves toward minus a mean of the other.
+"""A perturbation is made of training data: a mean of the class it moves toward minus a mean of the
+other.
 
     python examples/perturbations_are_training_data.py
 
-The gradient of an infinitely wide network at z is, up to the motion of its gates, the sum over the training data of
-y_n Phi(x_n, z) x_n: both means are weighted by how alike x_n and z are. Draws a held-out digit of each pair of classes,
-the perturbation that moves it toward the other class, and the two means that it is the difference of.
+The gradient of an infinitely wide network at z is, up to the motion of its gates, the sum over the
+training data of y_n Phi(x_n, z) x_n: both means are weighted by how alike x_n and z are. Draws a
+held-out digit of each pair of classes, the perturbation that moves it toward the other class, and
+the two means that it is the difference of.
 """
 
 import argparse
@@ -27,8 +29,12 @@ TITLES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", nargs="+", default=["21", "35", "49"], help="from, toward (default 21 35 49)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--pairs", nargs="+", default=["21", "35", "49"], help="from, toward (default 21 35 49)"
+    )
     parser.add_argument("--figure", default="perturbations_are_training_data.png")
     args = parser.parse_args()
 
@@ -43,16 +49,23 @@ def main() -> None:
         f = pk.fit(kernel, x, y)
         z = test.inputs[jnp.flatnonzero(test.targets < 0)[:1]]
         delta = pk.perturb(f, z, jnp.ones(1), size=1.0).delta[0]
-        toward, away = (kernel.phi_matmul(z, x, jnp.where(y == s, 1 / train.n, 0)[:, None] * x)[0] for s in (1, -1))
+        toward, away = (
+            kernel.phi_matmul(z, x, jnp.where(y == s, 1 / train.n, 0)[:, None] * x)[0]
+            for s in (1, -1)
+        )
         cosine = float(delta @ (toward - away) / jnp.linalg.norm(toward - away))
-        print(f"from {own} toward {other}: cosine of the perturbation with the difference of the means {cosine:.5f}")
+        print(
+            f"from {own} toward {other}: cosine of the perturbation with the difference of the means {cosine:.5f}"
+        )
         for k, (axis, image) in enumerate(zip(axes[row], (z, delta, toward, away), strict=True)):
             limit = float(jnp.abs(image).max())
             colours: dict[str, Any] = (
                 {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if k == 1 else {"cmap": "gray_r"}
             )
             axis.imshow(np.asarray(image).reshape(28, 28), **colours)
-            axis.set(xticks=[], yticks=[], title=TITLES[k].format(own=own, other=other, cosine=cosine))
+            axis.set(
+                xticks=[], yticks=[], title=TITLES[k].format(own=own, other=other, cosine=cosine)
+            )
             axis.spines[:].set_visible(False)
     figure.savefig(args.figure, dpi=130)
     print(f"figure: {args.figure}")

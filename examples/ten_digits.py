@@ -1,13 +1,15 @@
-"""Ten digits: a second network learns them from perturbations toward wrong classes, and from nothing else.
+"""Ten digits: a second network learns them from perturbations toward wrong classes, and from
+nothing else.
 
-    python examples/ten_digits.py                      # 1,000 digits to train on
-    python examples/ten_digits.py --time-g 1000        # g trained longer learns the wrong labels themselves
+    python examples/ten_digits.py                      # 1,000 digits to train on python
+    examples/ten_digits.py --time-g 1000        # g trained longer learns the wrong labels
+    themselves
 
-f learns handwritten digits by gradient flow on the squared loss. Every training digit is perturbed by one step toward
-another class: the next one (0 toward 1, .., 9 toward 0), or one drawn from the other nine. g is trained on the
-perturbed digits with the target classes as labels, every one of which is wrong (scenario b), or on the perturbations
-alone (a).
-Prints the accuracy on clean held-out digits, in all and for each class; draws perturbations and confusions.
+f learns handwritten digits by gradient flow on the squared loss. Every training digit is perturbed
+by one step toward another class: the next one (0 toward 1, .., 9 toward 0), or one drawn from the
+other nine. g is trained on the perturbed digits with the target classes as labels, every one of
+which is wrong (scenario b), or on the perturbations alone (a). Prints the accuracy on clean
+held-out digits, in all and for each class; draws perturbations and confusions.
 """
 
 import argparse
@@ -32,11 +34,19 @@ def confusion(outputs, data: pk.Dataset) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--train", type=int, default=1000, help="digits to train on (default 1000)")
-    parser.add_argument("--size", type=float, default=4.0, help="of each perturbation, l2 (default 4)")
-    parser.add_argument("--time-f", type=float, default=100.0, help="training time of f (default 100)")
-    parser.add_argument("--time-g", type=float, default=30.0, help="training time of g (default 30)")
+    parser.add_argument(
+        "--size", type=float, default=4.0, help="of each perturbation, l2 (default 4)"
+    )
+    parser.add_argument(
+        "--time-f", type=float, default=100.0, help="training time of f (default 100)"
+    )
+    parser.add_argument(
+        "--time-g", type=float, default=30.0, help="training time of g (default 30)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", default="ten_digits.png")
     args = parser.parse_args()
@@ -51,11 +61,19 @@ def main() -> None:
     )
 
     runs = {}
-    print(f"{'accuracy on clean held-out digits':45} {'all':>5}  {'  '.join(f'{c:>4}' for c in test.classes)}")
+    print(
+        f"{'accuracy on clean held-out digits':45} {'all':>5}  {'  '.join(f'{c:>4}' for c in test.classes)}"
+    )
     for scenario, what in (("b", "perturbed digits"), ("a", "perturbations alone")):
         for rule, toward in RULES.items():
             r = pk.learn_from_perturbations(
-                learner, train, learner_g=learner_g, scenario=scenario, size=args.size, targets=rule, key=run_key
+                learner,
+                train,
+                learner_g=learner_g,
+                scenario=scenario,
+                size=args.size,
+                targets=rule,
+                key=run_key,
             )
             (f, g), (each_f, each_g) = r.accuracy(test), r.accuracy(test, per_class=True)
             rows = [(f"g: {what} {toward}", g, each_g)]
@@ -63,7 +81,10 @@ def main() -> None:
                 print(f"{name:45} {accuracy:5.3f}  {'  '.join(f'{share:4.2f}' for share in each)}")
             runs[scenario, rule] = r
     agreement = {what: r.agreement(test) for what, r in runs.items()}
-    print("g decides as f does on " + ", ".join(f"{share:.1%} ({s}, {rule})" for (s, rule), share in agreement.items()))
+    print(
+        "g decides as f does on "
+        + ", ".join(f"{share:.1%} ({s}, {rule})" for (s, rule), share in agreement.items())
+    )
     draw(runs, train, test, args.figure)
     print(f"figure: {args.figure}")
 
@@ -82,7 +103,11 @@ def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
         for k, axis in enumerate(axes[row]):
             image = np.asarray(images[k if row == 2 else shown[k]]).reshape(28, 28)
             limit = np.abs(image).max()
-            colours = {"cmap": "gray_r"} if row == 0 else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+            colours = (
+                {"cmap": "gray_r"}
+                if row == 0
+                else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+            )
             axis.imshow(image, **colours)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
@@ -90,7 +115,9 @@ def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
     top.suptitle("digits, their perturbations, and the mean perturbation toward each class")
 
     panels = [("f, trained on\nthe digits", runs["b", "next"].f)]
-    panels += [(f"g, perturbed digits\n{toward}", runs["b", rule].g) for rule, toward in RULES.items()]
+    panels += [
+        (f"g, perturbed digits\n{toward}", runs["b", rule].g) for rule, toward in RULES.items()
+    ]
     panels += [("g, perturbations alone\ntoward a random other", runs["a", "random_other"].g)]
     for axis, (title, predictor) in zip(bottom.subplots(1, len(panels)), panels, strict=True):
         shares = confusion(predictor(test.inputs), test)

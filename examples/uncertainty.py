@@ -2,8 +2,9 @@
 
     python examples/uncertainty.py
 
-An infinitely wide network starts at a Gaussian random function; the squared loss keeps it Gaussian. Draws its mean, two
-standard deviations and some members of the ensemble, before, during and after training on eight points.
+An infinitely wide network starts at a Gaussian random function; the squared loss keeps it Gaussian.
+Draws its mean, two standard deviations and some members of the ensemble, before, during and after
+training on eight points.
 """
 
 import argparse
@@ -18,7 +19,9 @@ import perturbkernel as pk
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--times", type=float, nargs="+", default=[0, 5, 100, float("inf")])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", default="uncertainty.png")
@@ -36,9 +39,19 @@ def main() -> None:
         for axis, time in zip(axes, args.times, strict=True):
             f = pk.fit(kernel, x, y, loss="squared", dynamics=pk.GradientFlow(time))
             d = f.distribution(z)
-            print(f"time {time:g}: at the data off by {jnp.abs(f(x) - y).max():.3f} at most; std at 0 {d.std[80]:.3f}")
-            axis.fill_between(z[:, 0], d.mean - 2 * d.std, d.mean + 2 * d.std, color="#0072b2", alpha=0.18, lw=0)
-            axis.plot(z[:, 0], d.sample(4, key=jax.random.key(args.seed)).T, color="#0072b2", lw=0.6, alpha=0.7)
+            print(
+                f"time {time:g}: at the data off by {jnp.abs(f(x) - y).max():.3f} at most; std at 0 {d.std[80]:.3f}"
+            )
+            axis.fill_between(
+                z[:, 0], d.mean - 2 * d.std, d.mean + 2 * d.std, color="#0072b2", alpha=0.18, lw=0
+            )
+            axis.plot(
+                z[:, 0],
+                d.sample(4, key=jax.random.key(args.seed)).T,
+                color="#0072b2",
+                lw=0.6,
+                alpha=0.7,
+            )
             axis.plot(z[:, 0], d.mean, color="#333333", lw=1.5)
             axis.plot(x[:, 0], y, "o", color="#d55e00", ms=4)
             axis.set(title=f"time {time:g}", xlabel="input", ylim=(-3.2, 3.2))

@@ -1,4 +1,6 @@
-"""Learning from adversarial perturbations in closed form: infinite-width kernels, attacks and theorems in JAX."""
+"""Learning from adversarial perturbations in closed form: infinite-width kernels, attacks and
+theorems in JAX.
+"""
 
 from perturbkernel import data as data
 from perturbkernel import networks as networks

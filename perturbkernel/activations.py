@@ -1,7 +1,8 @@
 """The angle between augmented points, and its derivative, right to rounding everywhere.
 
-An input x enters the network's first layer as x_bar = (x / sqrt(d), 1), of length s_x = sqrt(1 + |x|^2 / d). All
-moments of a leaky ReLU depend on the angle theta(x, z) between x_bar and z_bar and on the product <x, z>.
+An input x enters the network's first layer as x_bar = (x / sqrt(d), 1), of length s_x = sqrt(1 +
+|x|^2 / d). All moments of a leaky ReLU depend on the angle theta(x, z) between x_bar and z_bar and
+on the product <x, z>.
 """
 
 import jax
@@ -12,8 +13,8 @@ from jaxtyping import Array, Float
 
 from perturbkernel.tiles import EXACT, row_sums, visit_flagged
 
-# arccos(1 - e) / sqrt(e) on [0, 1]: the degree-7 Chebyshev fit, lowest power first. The angle's error is 2.5e-8, below
-# what float32 resolves.
+# arccos(1 - e) / sqrt(e) on [0, 1]: the degree-7 Chebyshev fit, lowest power first. The angle's
+# error is 2.5e-8, below what float32 resolves.
 _ARCCOS = (
     1.4142135437187682,
     0.11785343938986424,
@@ -25,7 +26,8 @@ _ARCCOS = (
     0.0012370048538673589,
 )
 
-# The same in powers of e - 1/2, for float64: the degree-18 Chebyshev fit, right to 1.4e-16 relative.
+# The same in powers of e - 1/2, for float64: the degree-18 Chebyshev fit, right to 1.4e-16
+# relative.
 _ARCCOS_64 = (
     1.480960979386122,
     0.15203218246933084,
@@ -48,13 +50,14 @@ _ARCCOS_64 = (
     4.741069125501733e-06,
 )
 
-# Rounding leaves 1 - rho = e with an error of eps spread, so the angle sqrt(2 e) with eps spread / sqrt(2 e).
-# Derivatives need its relative error: pairs with e below _CLOSE * spread (and opposite pairs) are repaired, from the
-# difference of the points. For the angle itself the absolute error counts, so that only e below _CLOSE * spread^2 is
-# repaired: few pairs of tiny points, many of which are nearly parallel. A few eps * spread is rounding alone: there
-# identical points hide.
+# Rounding leaves 1 - rho = e with an error of eps spread, so the angle sqrt(2 e) with eps spread /
+# sqrt(2 e). Derivatives need its relative error: pairs with e below _CLOSE * spread (and opposite
+# pairs) are repaired, from the difference of the points. For the angle itself the absolute error
+# counts, so that only e below _CLOSE * spread^2 is repaired: few pairs of tiny points, many of
+# which are nearly parallel. A few eps * spread is rounding alone: there identical points hide.
 _CLOSE, _NOISE = 1e-3, 16
-# Repairs of a row, one after the other, up to which they cost less than a better product for the whole tile.
+# Repairs of a row, one after the other, up to which they cost less than a better product for the
+# whole tile.
 _CROWD = 8
 
 
@@ -80,8 +83,9 @@ def _arccos_one_minus(e: Array) -> Array:
 def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int | Array) -> Array:
     """theta from <z, x>, |z|^2 and |x|^2 alone (broadcast), for sums over many pairs.
 
-    The error is about eps for most pairs but sqrt(eps) where z and x nearly coincide, 3e-4 in float32: too large for
-    derivatives, harmless in a sum over n points. `products_and_angles` has no such exception.
+    The error is about eps for most pairs but sqrt(eps) where z and x nearly coincide, 3e-4 in
+    float32: too large for derivatives, harmless in a sum over n points. `products_and_angles` has
+    no such exception.
     """
     s_z, s_x = jnp.sqrt(1 + square_z / d), jnp.sqrt(1 + square_x / d)
     a, b = square_z / d / (1 + s_z) / s_z, square_x / d / (1 + s_x) / s_x
@@ -89,19 +93,24 @@ def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int | 
 
 
 def _separation(z: Array, x: Array, product: Array) -> tuple[Array, Array]:
-    """1 - rho, and `spread`, the size of the terms that it is the difference of; (rows of z, rows of x).
+    """1 - rho, and `spread`, the size of the terms that it is the difference of; (rows of z, rows
+    of x).
 
-    1 - rho = a + b - a b - <z, x> / (d s_z s_x) with a = 1 - 1/s_z, b = 1 - 1/s_x: unlike 1 - (1 + <z, x>/d)/(s_z s_x),
-    its error shrinks with the points, which are tiny when a network is trained on perturbations alone.
+    1 - rho = a + b - a b - <z, x> / (d s_z s_x) with a = 1 - 1/s_z, b = 1 - 1/s_x: unlike 1 - (1 +
+    <z, x>/d)/(s_z s_x), its error shrinks with the points, which are tiny when a network is trained
+    on perturbations alone.
     """
     (s_z, a), (s_x, b) = _lengths(z), _lengths(x)
-    inverse_z, inverse_x = (1 / (s * z.shape[1] ** 0.5) for s in (s_z, s_x))  # a division of pairs would cost more
+    # A division of pairs would cost more.
+    inverse_z, inverse_x = (1 / (s * z.shape[1] ** 0.5) for s in (s_z, s_x))
     spread = a[:, None] + b[None, :] - a[:, None] * b[None, :]
     return spread - product * (inverse_z[:, None] * inverse_x[None, :]), spread
 
 
 def _unresolved(e: Array, spread: Array, *, derivative: bool) -> Array:
-    """Which pairs need their angle, or its derivative, from `_pair`: more of them for the derivative."""
+    """Which pairs need their angle, or its derivative, from `_pair`: more of them for the
+    derivative.
+    """
     near = jnp.where(e > 1, 2 - e, e)
     if derivative:
         return near <= _CLOSE * spread
@@ -109,17 +118,23 @@ def _unresolved(e: Array, spread: Array, *, derivative: bool) -> Array:
 
 
 def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]:
-    """1 - rho and which pairs need repair, where many points lie along one direction v, as perturbations do.
+    """1 - rho and which pairs need repair, where many points lie along one direction v, as
+    perturbations do.
 
-    With z = alpha_z v + z', x = alpha_x v + x' and G = |z|^2 |x|^2 - <z, x>^2, without the terms that cancel,
+    With z = alpha_z v + z', x = alpha_x v + x' and G = |z|^2 |x|^2 - <z, x>^2, without the terms
+    that cancel,
 
-        s_z^2 s_x^2 (1 - rho^2) = |z - x|^2 / d + G / d^2,   |z - x|^2 = (alpha_z - alpha_x)^2 + |z' - x'|^2,
-        G = alpha_z^2 |x'|^2 + alpha_x^2 |z'|^2 + |z'|^2 |x'|^2 - 2 alpha_z alpha_x <z', x'> - <z', x'>^2,
+        s_z^2 s_x^2 (1 - rho^2) = |z - x|^2 / d + G / d^2,   |z - x|^2 = (alpha_z - alpha_x)^2 + |z'
+        - x'|^2, G = alpha_z^2 |x'|^2 + alpha_x^2 |z'|^2 + |z'|^2 |x'|^2 - 2 alpha_z alpha_x <z',
+        x'> - <z', x'>^2,
 
-    so that rounding leaves errors of eps |z'|^2 and eps alpha |alpha_z - alpha_x| instead of eps |z|^2.
+    so that rounding leaves errors of eps |z'|^2 and eps alpha |alpha_z - alpha_x| instead of eps
+    |z|^2.
     """
     d = z.shape[1]
-    v = jnp.matmul(jnp.matmul(x, x[jnp.argmax(jnp.sum(x**2, axis=1))], precision=EXACT), x, precision=EXACT)
+    v = jnp.matmul(
+        jnp.matmul(x, x[jnp.argmax(jnp.sum(x**2, axis=1))], precision=EXACT), x, precision=EXACT
+    )
     v = v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
 
     def parts(points):
@@ -130,7 +145,9 @@ def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]
     (s_z, alpha_z, z, square_z), (s_x, alpha_x, x, square_x) = parts(z), parts(x)
     s_z, alpha_z, square_z = s_z[:, None], alpha_z[:, None], square_z[:, None]
     product = jnp.matmul(z, x.T, precision=EXACT)
-    spread = square_z + square_x + alpha_z**2 * square_x + alpha_x**2 * square_z + square_z * square_x
+    spread = (
+        square_z + square_x + alpha_z**2 * square_x + alpha_x**2 * square_z + square_z * square_x
+    )
     along = alpha_z * alpha_x
     square = jnp.clip(spread + (alpha_z - alpha_x) ** 2 - (2 + 2 * along + product) * product, 0)
     rho = (1 + along + product) / (s_z * s_x)
@@ -141,8 +158,12 @@ def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]
 
 
 def _split(a: Array) -> tuple[Array, Array]:
-    """A = high + low, each with at most half of the significand, so that products of parts are exact."""
-    bits, mask = (jnp.uint32, 0xFFFFF000) if a.dtype == jnp.float32 else (jnp.uint64, 0xFFFFFFFFF8000000)
+    """A = high + low, each with at most half of the significand, so that products of parts are
+    exact.
+    """
+    bits, mask = (
+        (jnp.uint32, 0xFFFFF000) if a.dtype == jnp.float32 else (jnp.uint64, 0xFFFFFFFFF8000000)
+    )
     integer = lax.bitcast_convert_type(a, bits) & jnp.array(mask, bits)
     high = lax.bitcast_convert_type(integer, a.dtype)
     return high, a - high
@@ -151,7 +172,8 @@ def _split(a: Array) -> tuple[Array, Array]:
 def _across(x: Array, z: Array) -> Array:
     """The part of x orthogonal to z, row by row, to an error of about eps^1.5 |x|.
 
-    x - ratio z from exact partial products; the second round removes what the rounding of the ratio left along z.
+    x - ratio z from exact partial products; the second round removes what the rounding of the ratio
+    left along z.
     """
     square = jnp.sum(z**2, axis=1, keepdims=True)
     square = jnp.where(square > 0, square, 1)
@@ -163,19 +185,23 @@ def _across(x: Array, z: Array) -> Array:
 
 
 def _pair(z: Array, x: Array) -> tuple[Array, Array]:
-    """sin(theta) and w = x / s_x - rho z / s_z, row by row, with no cancellation beyond that of x - z.
+    """sin(theta) and w = x / s_x - rho z / s_z, row by row, with no cancellation beyond that of x -
+    z.
 
-    With x - z = along + across, parallel and orthogonal to z: w = (across + along / s_z^2) / s_x and
-    d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
+    With x - z = along + across, parallel and orthogonal to z: w = (across + along / s_z^2) / s_x
+    and d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
     """
     (s_z, _), (s_x, _) = _lengths(z), _lengths(x)
     norm = jnp.linalg.norm(z, axis=1, keepdims=True)
     unit = z / jnp.where(norm > 0, norm, 1)
     difference = x - z
     along = jnp.sum(difference * unit, axis=1, keepdims=True)
-    # x and x - z have the same part across z. x - z was itself rounded, by eps |x - z|: it is the better start only
-    # where it is so short that this is below the error of projecting x.
-    square, short = jnp.sum(x**2, axis=1, keepdims=True), jnp.sum(difference**2, axis=1, keepdims=True)
+    # x and x - z have the same part across z. x - z was itself rounded, by eps |x - z|: it is the
+    # better start only where it is so short that this is below the error of projecting x.
+    square, short = (
+        jnp.sum(x**2, axis=1, keepdims=True),
+        jnp.sum(difference**2, axis=1, keepdims=True),
+    )
     across = _across(jnp.where(short < float(jnp.finfo(x.dtype).eps) * square, difference, x), z)
     w = (across + along / s_z[:, None] ** 2 * unit) / s_x[:, None]
     sine = jnp.sqrt((jnp.sum(across**2, axis=1) + (along[:, 0] / s_z) ** 2) / z.shape[1]) / s_x
@@ -183,18 +209,23 @@ def _pair(z: Array, x: Array) -> tuple[Array, Array]:
 
 
 def _pair_where(hit: Array, z: Array, x: Array) -> tuple[Array, Array]:
-    """`_pair` of the rows that are hit; 0 at once if all of them coincide, as each point does with itself."""
+    """`_pair` of the rows that are hit; 0 at once if all of them coincide, as each point does with
+    itself.
+    """
     differs = jnp.max(jnp.where(hit[:, None], jnp.abs(x - z), 0)) > 0
-    return lax.cond(differs, _pair, lambda z, x: (jnp.zeros(len(z), z.dtype), jnp.zeros(z.shape, z.dtype)), z, x)
+    return lax.cond(
+        differs, _pair, lambda z, x: (jnp.zeros(len(z), z.dtype), jnp.zeros(z.shape, z.dtype)), z, x
+    )
 
 
 @jax.custom_vjp
 def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple[Array, Array]:
     """<z, x> and theta(z, x), both (rows of z, rows of x).
 
-    theta is 0 exactly for identical points. Its derivative, with w = x / s_x - rho z / s_z, is
-    d theta / dz = -w / (d s_z sin theta), of length at most 1 / (sqrt(d) s_z); at coincident points, where theta has a
-    cone, it is 0: the central difference and the limit of finite networks (theory: sections 0.3 to 0.5).
+    theta is 0 exactly for identical points. Its derivative, with w = x / s_x - rho z / s_z, is d
+    theta / dz = -w / (d s_z sin theta), of length at most 1 / (sqrt(d) s_z); at coincident points,
+    where theta has a cone, it is 0: the central difference and the limit of finite networks
+    (theory: sections 0.3 to 0.5).
     """
     product = jnp.matmul(z, x.T, precision=EXACT)
     return product, _angles(z, x, product)
@@ -232,7 +263,9 @@ def _backward(residuals, cotangents):
 
 
 def _gradient(z, x, e, close, product_bar, theta_bar):
-    """The cotangent of z; all pairs that are not close through one product with x, the others one by one."""
+    """The cotangent of z; all pairs that are not close through one product with x, the others one
+    by one.
+    """
     weight = _gradient_weight(z, theta_bar)
     kappa = jnp.where(close, 0, weight * lax.rsqrt(jnp.where(close, 1, e * (2 - e))))
     rows = jnp.arange(z.shape[0])
@@ -240,7 +273,10 @@ def _gradient(z, x, e, close, product_bar, theta_bar):
     def add(column, hit, total):
         sine, w = _pair_where(hit, z, x[column])
         differs = hit & (sine > 0)
-        return total + jnp.where(differs, weight[rows, column] / jnp.where(differs, sine, 1), 0)[:, None] * w
+        return (
+            total
+            + jnp.where(differs, weight[rows, column] / jnp.where(differs, sine, 1), 0)[:, None] * w
+        )
 
     return visit_flagged(close, add, _smooth_gradient(z, x, e, kappa, product_bar))
 
@@ -254,21 +290,29 @@ def _smooth_gradient(z, x, e, kappa, product_bar):
     """sum_j product_bar_j x_j + kappa_j w_j for every row of z, w_j = x_j / s_j - rho_j z / s_z."""
     (s_z, _), (s_x, _) = _lengths(z), _lengths(x)
     along_z = row_sums(kappa * (1 - e)) / s_z
-    return jnp.matmul(product_bar + kappa * (1 / s_x)[None, :], x, precision=EXACT) - along_z[:, None] * z
+    return (
+        jnp.matmul(product_bar + kappa * (1 / s_x)[None, :], x, precision=EXACT)
+        - along_z[:, None] * z
+    )
 
 
 products_and_angles.defvjp(_forward, _backward)
 
 
 @jax.custom_vjp
-def quick_products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple[Array, Array]:
-    """`products_and_angles` for most pairs: angles that need repair are NaN, and so are gradients that contain such.
+def quick_products_and_angles(
+    z: Float[Array, "r d"], x: Float[Array, "c d"]
+) -> tuple[Array, Array]:
+    """`products_and_angles` for most pairs: angles that need repair are NaN, and so are gradients
+    that contain such.
 
     Whether there are any is then seen in the sums, and not in a pass of its own over all pairs.
     """
     product = jnp.matmul(z, x.T, precision=EXACT)
     e, spread = _separation(z, x, product)
-    return product, jnp.where(_unresolved(e, spread, derivative=False), jnp.nan, _arccos_one_minus(e))
+    return product, jnp.where(
+        _unresolved(e, spread, derivative=False), jnp.nan, _arccos_one_minus(e)
+    )
 
 
 def _quick_forward(z, x):
@@ -278,7 +322,9 @@ def _quick_forward(z, x):
 def _quick_backward(residuals, cotangents):
     z, x = residuals
     e, spread = _separation(z, x, jnp.matmul(z, x.T, precision=EXACT))
-    inverse_sine = jnp.where(_unresolved(e, spread, derivative=True), jnp.nan, lax.rsqrt(e * (2 - e)))
+    inverse_sine = jnp.where(
+        _unresolved(e, spread, derivative=True), jnp.nan, lax.rsqrt(e * (2 - e))
+    )
 
     def gradient(z, x, e, inverse_sine, product_bar, theta_bar):
         return _smooth_gradient(z, x, e, _gradient_weight(z, theta_bar) * inverse_sine, product_bar)

@@ -27,9 +27,9 @@ from perturbkernel.tiles import EXACT, visit_flagged
 def load_neural_tangents(name: str = "stax") -> ModuleType:
     """`neural_tangents.<name>` ("stax", "predict"), without running the package's own `__init__`.
 
-    The last release (0.6.5) imports TensorFlow there, and names that JAX has since removed. A bare module with the
-    package's path stands in for it; its kernels need nothing else. A neural_tangents that is already imported is used
-    as it is.
+    The last release (0.6.5) imports TensorFlow there, and names that JAX has since removed. A bare
+    module with the package's path stands in for it; its kernels need nothing else. A
+    neural_tangents that is already imported is used as it is.
 
     Raises:
         ModuleNotFoundError: neural-tangents is not installed.
@@ -37,8 +37,12 @@ def load_neural_tangents(name: str = "stax") -> ModuleType:
     if "neural_tangents" not in sys.modules:
         spec = importlib.machinery.PathFinder.find_spec("neural_tangents")
         if spec is None:
-            raise ModuleNotFoundError("neural-tangents is not installed: pip install --no-deps neural-tangents")
-        bare = importlib.util.module_from_spec(importlib.machinery.ModuleSpec("neural_tangents", None, is_package=True))
+            raise ModuleNotFoundError(
+                "neural-tangents is not installed: pip install --no-deps neural-tangents"
+            )
+        bare = importlib.util.module_from_spec(
+            importlib.machinery.ModuleSpec("neural_tangents", None, is_package=True)
+        )
         bare.__path__ = list(spec.submodule_search_locations or ())
         sys.modules["neural_tangents"] = bare
     return importlib.import_module(f"neural_tangents.{name}")
@@ -50,24 +54,26 @@ class ArchitectureNTK(Kernel):
     """The tangent kernel of any network of `neural_tangents.stax`: deep, convolutional, residual.
 
     Args:
-        network: what `stax.serial(...)` returns. It must end in one output a point: flatten or pool feature maps first.
-            A last `Dense` counts as trained. The paper's network, whose readout is frozen, is
-            stax.serial(stax.Dense(1, W_std=1, b_std=1, parameterization="standard"), stax.LeakyRelu(slope)),
-            and its kernel is that of TwoLayerNTK(slope, train_bias=True).
+        network: what `stax.serial(...)` returns. It must end in one output a point: flatten or pool
+            feature maps first. A last `Dense` counts as trained. The paper's network, whose readout
+            is frozen, is stax.serial(stax.Dense(1, W_std=1, b_std=1, parameterization="standard"),
+            stax.LeakyRelu(slope)), and its kernel is that of TwoLayerNTK(slope, train_bias=True).
         name: how `repr` and reports call it.
-        input_shape: (h, w, c) for a convolutional network on flat rows (n, h w c), which is how a Dataset holds images;
-            gradients and perturbations are then flat too. Left out, a row of inputs has the shape that the network
-            takes: (n, d), or (n, h, w, c).
-        memory: bytes for the tiles of a sum, on each device, as of TwoLayerNTK. What a pair of points takes is read off
-            the network (`footprint`): pooled convolutions hold (h w)^2 numbers and more a pair, a dense layer a few.
-            A tile is one pair at least, whatever the memory.
+        input_shape: (h, w, c) for a convolutional network on flat rows (n, h w c), which is how a
+            Dataset holds images; gradients and perturbations are then flat too. Left out, a row of
+            inputs has the shape that the network takes: (n, d), or (n, h, w, c).
+        memory: bytes for the tiles of a sum, on each device, as of TwoLayerNTK. What a pair of
+            points takes is read off the network (`footprint`): pooled convolutions hold (h w)^2
+            numbers and more a pair, a dense layer a few. A tile is one pair at least, whatever the
+            memory.
 
     `fully_connected`, `convolutional` and `residual` make common ones.
 
-    Points that coincide get the exact K(x, x) and half its gradient, the symmetric convention of TwoLayerNTK; for
-    points that nearly coincide, and for equal patches of different images, the angles are those of neural-tangents,
-    right to about 1e-8 in float64 and 3e-4 in float32. XLA's CPU backend (jaxlib 0.10.2) can crash on float64 input
-    gradients of pooled convolutions, through neural-tangents alone as well; float32 works.
+    Points that coincide get the exact K(x, x) and half its gradient, the symmetric convention of
+    TwoLayerNTK; for points that nearly coincide, and for equal patches of different images, the
+    angles are those of neural-tangents, right to about 1e-8 in float64 and 3e-4 in float32. XLA's
+    CPU backend (jaxlib 0.10.2) can crash on float64 input gradients of pooled convolutions, through
+    neural-tangents alone as well; float32 works.
     """
 
     network: tuple
@@ -76,7 +82,11 @@ class ArchitectureNTK(Kernel):
     memory: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self):
-        if not (isinstance(self.network, tuple) and len(self.network) == 3 and all(map(callable, self.network))):
+        if not (
+            isinstance(self.network, tuple)
+            and len(self.network) == 3
+            and all(map(callable, self.network))
+        ):
             raise TypeError(
                 "network must be the (init_fn, apply_fn, kernel_fn) that a neural_tangents.stax layer returns; "
                 f"got {type(self.network).__name__}"
@@ -91,15 +101,22 @@ class ArchitectureNTK(Kernel):
 
     @classmethod
     def fully_connected(
-        cls, depth: int = 1, activation: str = "relu", *, b_std: float = 0.1, memory: int | None = None
+        cls,
+        depth: int = 1,
+        activation: str = "relu",
+        *,
+        b_std: float = 0.1,
+        memory: int | None = None,
     ) -> "ArchitectureNTK":
-        """`depth` times (Dense, activation), then Dense: `depth` hidden layers, every weight and bias trained.
+        """`depth` times (Dense, activation), then Dense: `depth` hidden layers, every weight and
+        bias trained.
 
         Args:
             depth: at least 1.
             activation: "relu", "leaky_relu" (slope 0.2), "erf" or "gelu".
-            b_std: of the biases, 0 for none. Weights have the W_std that keeps a variance of one from layer to layer,
-                1 / sqrt(E phi(u)^2) for standard normal u: 2^(1/2) for ReLU (He initialisation).
+            b_std: of the biases, 0 for none. Weights have the W_std that keeps a variance of one
+                from layer to layer, 1 / sqrt(E phi(u)^2) for standard normal u: 2^(1/2) for ReLU
+                (He initialisation).
             memory: as above.
 
         Raises ValueError or TypeError for another depth, activation or b_std.
@@ -119,13 +136,16 @@ class ArchitectureNTK(Kernel):
         b_std: float = 0.1,
         memory: int | None = None,
     ) -> "ArchitectureNTK":
-        """`depth` times (3 x 3 convolution, activation), then the mean over places or flattening, then Dense.
+        """`depth` times (3 x 3 convolution, activation), then the mean over places or flattening,
+        then Dense.
 
         Args:
-            input_shape: (h, w, c) of an image; inputs may be flat rows (n, h w c), as in a Dataset, or (n, h, w, c).
+            input_shape: (h, w, c) of an image; inputs may be flat rows (n, h w c), as in a Dataset,
+                or (n, h, w, c).
             depth, activation, b_std, memory: as of `fully_connected`. Images are padded with zeros.
-            pooling: the mean over all places, whose kernel compares every place with every other, (h w)^2 numbers a
-                pair of images; False flattens the maps instead and takes h w of them.
+            pooling: the mean over all places, whose kernel compares every place with every other,
+                (h w)^2 numbers a pair of images; False flattens the maps instead and takes h w of
+                them.
             stride: of the first convolution; 2 leaves a quarter of the places.
         """
         layers = _checked(depth, "depth", activation, b_std)
@@ -137,15 +157,26 @@ class ArchitectureNTK(Kernel):
             raise ValueError(f"input_shape must be (h, w, c); got {shape}")
         network = _convolutional(*layers, pooling, int(stride))
         last = "pooled" if pooling else "flattened"
-        return cls(network, f"{depth} convolution{'s' * (depth > 1)}, {activation}, {last}", shape, memory)
+        return cls(
+            network, f"{depth} convolution{'s' * (depth > 1)}, {activation}, {last}", shape, memory
+        )
 
     @classmethod
     def residual(
-        cls, blocks: int = 2, activation: str = "relu", *, b_std: float = 0.1, memory: int | None = None
+        cls,
+        blocks: int = 2,
+        activation: str = "relu",
+        *,
+        b_std: float = 0.1,
+        memory: int | None = None,
     ) -> "ArchitectureNTK":
-        """Dense, `blocks` times u -> u + Dense(activation(u)), activation, Dense; arguments as of `fully_connected`."""
+        """Dense, `blocks` times u -> u + Dense(activation(u)), activation, Dense; arguments as of
+        `fully_connected`.
+        """
         network = _residual(*_checked(blocks, "blocks", activation, b_std))
-        return cls(network, f"{blocks} residual block{'s' * (blocks > 1)}, {activation}", None, memory)
+        return cls(
+            network, f"{blocks} residual block{'s' * (blocks > 1)}, {activation}", None, memory
+        )
 
     def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
         """As of every kernel; with an `input_shape`, rows of that shape or flat."""
@@ -183,7 +214,9 @@ class ArchitectureNTK(Kernel):
         try:
             kernel = network[2](z, x, name)
         except Exception as error:
-            raise ValueError(f"{self!r} cannot take inputs with rows of shape {z.shape[1:]}: {error}") from error
+            raise ValueError(
+                f"{self!r} cannot take inputs with rows of shape {z.shape[1:]}: {error}"
+            ) from error
         if kernel.shape != (len(z), len(x)):
             found = ", ".join(map(str, kernel.shape[2:]))
             raise ValueError(
@@ -193,11 +226,13 @@ class ArchitectureNTK(Kernel):
         return kernel
 
     def _diagonal(self, name: str, x: Array) -> Array:
-        """K(x_n, x_n), (n,), free of the cusp: rounding would otherwise turn the angle 0 into about 1e-8.
+        """K(x_n, x_n), (n,), free of the cusp: rounding would otherwise turn the angle 0 into about
+        1e-8.
 
-        With the input covariance of a point and itself inflated by t > 0, a ReLU's angle is clipped to exactly 0 and
-        the kernel is affine in t: 2 K(t) - K(2 t) is K(0). For smooth activations the error is some hundred t^2:
-        t = 4 eps^(2/3), small enough for that to be rounding and large against the rounding of a covariance.
+        With the input covariance of a point and itself inflated by t > 0, a ReLU's angle is clipped
+        to exactly 0 and the kernel is affine in t: 2 K(t) - K(2 t) is K(0). For smooth activations
+        the error is some hundred t^2: t = 4 eps^(2/3), small enough for that to be rounding and
+        large against the rounding of a covariance.
         """
         init, apply, identity = load_neural_tangents().Identity()
 
@@ -205,16 +240,21 @@ class ArchitectureNTK(Kernel):
             def inflate(kernel, **_):
                 return kernel.replace(nngp=kernel.nngp + extra * _same_place(kernel))
 
-            inflate.__dict__.update(identity.__dict__)  # the requirements by which layers are chained
+            # The requirements by which layers are chained.
+            inflate.__dict__.update(identity.__dict__)
             network = load_neural_tangents().serial((init, apply, inflate), self.network)
             return self._evaluate(network, name, point[None], point[None])[0, 0]
 
         def variance(point):
-            kernel = self.network[2](point[None], None, "cov1")  # for ReLUs a product, without angles
+            # For ReLUs a product, without angles.
+            kernel = self.network[2](point[None], None, "cov1")
             return kernel.mean()
 
-        # Relative to the output's variance: that of the input may be zero while biases keep the rest of order one.
-        scale = 4 * float(jnp.finfo(x.dtype).eps) ** (2 / 3) * jax.vmap(variance)(lax.stop_gradient(x))
+        # Relative to the output's variance: that of the input may be zero while biases keep the
+        # rest of order one.
+        scale = (
+            4 * float(jnp.finfo(x.dtype).eps) ** (2 / 3) * jax.vmap(variance)(lax.stop_gradient(x))
+        )
         extra = jnp.stack([scale, 2 * scale], axis=1)
         once, twice = jax.vmap(jax.vmap(inflated, (None, 0)))(x, extra).T
         return 2 * once - twice
@@ -223,18 +263,23 @@ class ArchitectureNTK(Kernel):
 def _same_place(kernel: Any) -> Array | float:
     """Where the covariances of two images are those of one place with itself.
 
-    Two places of one image may be alike without being equal, and then the kernel is not affine in what is added.
+    Two places of one image may be alike without being equal, and then the kernel is not affine in
+    what is added.
     """
     if kernel.diagonal_spatial:
         return 1.0
     shape = kernel.nngp.shape  # (1, 1, h, h, w, w)
-    pairs = (jnp.eye(shape[a]).reshape([shape[a] if b in (a, a + 1) else 1 for b in range(len(shape))])
-             for a in range(2, len(shape), 2))  # fmt: skip
+    pairs = (
+        jnp.eye(shape[a]).reshape([shape[a] if b in (a, a + 1) else 1 for b in range(len(shape))])
+        for a in range(2, len(shape), 2)
+    )
     return functools.reduce(jnp.multiply, pairs, jnp.ones(()))
 
 
 @functools.cache
-def _footprint(network: tuple, input_shape: tuple[int, ...] | None, row: tuple[int, ...]) -> tuple[float, float]:
+def _footprint(
+    network: tuple, input_shape: tuple[int, ...] | None, row: tuple[int, ...]
+) -> tuple[float, float]:
     return gradient_footprint(ArchitectureNTK(network, input_shape=input_shape), row)
 
 
@@ -290,13 +335,19 @@ def _residual(blocks: int, activation: str, b_std: float) -> tuple:
     stax, phi, scales = _layers(activation, b_std)
     dense = stax.Dense(1, **scales)
     with _without_fan_in_warnings():
-        block = (stax.FanOut(2), stax.parallel(stax.serial(phi, dense), stax.Identity()), stax.FanInSum())
+        block = (
+            stax.FanOut(2),
+            stax.parallel(stax.serial(phi, dense), stax.Identity()),
+            stax.FanInSum(),
+        )
     return stax.serial(dense, *blocks * block, phi, dense)
 
 
 @contextlib.contextmanager
 def _without_fan_in_warnings():
-    """`FanInSum` says whenever it is evaluated that its inputs are to be independent; once, when made, is enough."""
+    """`FanInSum` says whenever it is evaluated that its inputs are to be independent; once, when
+    made, is enough.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs", UserWarning)
         yield

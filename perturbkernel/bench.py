@@ -1,7 +1,7 @@
 """The command `perturbkernel bench`, and where its suite is.
 
-In a checkout that is the folder benchmarks/ at the top, in an installation the package perturbkernel.benchmarks, which
-is made from it.
+In a checkout that is the folder benchmarks/ at the top, in an installation the package
+perturbkernel.benchmarks, which is made from it.
 """
 
 import argparse
@@ -24,14 +24,17 @@ def suite() -> ModuleType:
     package = Path(__file__).parent
     if (package / "benchmarks" / "__init__.py").is_file():
         return importlib.import_module(_NAME)
-    # A checkout runs the suite that lies beside it, not that of another one that happens to be installed.
+    # A checkout runs the suite that lies beside it, not that of another one that happens to be
+    # installed.
     source = package.parent / "benchmarks" / "__init__.py"
     if not source.is_file():
         raise FileNotFoundError(
             f"the benchmark suite is missing: neither {package / 'benchmarks'} nor {source.parent} holds it; it comes "
             f"with every wheel (pip install .) and every checkout of perturbkernel"
         )
-    spec = importlib.util.spec_from_file_location(_NAME, source, submodule_search_locations=[str(source.parent)])
+    spec = importlib.util.spec_from_file_location(
+        _NAME, source, submodule_search_locations=[str(source.parent)]
+    )
     assert spec is not None and spec.loader is not None
     module = sys.modules[_NAME] = importlib.util.module_from_spec(spec)
     try:
@@ -53,14 +56,19 @@ def add_command(commands, epilog: str) -> None:
         epilog="examples:\n"
         "  perturbkernel bench --quick                               # everything at small sizes, two minutes\n"
         "  perturbkernel bench --only products,precision --out DIR   # two groups; page and figures in DIR\n"
-        "  perturbkernel bench --only products.matvec --repeats 21   # one case, more rounds\n\n" + epilog,
+        "  perturbkernel bench --only products.matvec --repeats 21   # one case, more rounds\n\n"
+        + epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument("--quick", action="store_true", help="small sizes")
     bench.add_argument("--only", metavar="NAMES", help="groups, or group.case, separated by commas")
     bench.add_argument("--list", action="store_true", help="list groups and cases and stop")
-    bench.add_argument("--repeats", type=int, metavar="K", help="rounds of every case, instead of its own number")
+    bench.add_argument(
+        "--repeats", type=int, metavar="K", help="rounds of every case, instead of its own number"
+    )
     bench.add_argument("--seed", type=int, default=0, help="of all data (default 0)")
-    bench.add_argument("--out", metavar="DIR", help="write bench.html, bench.json and the figures there")
+    bench.add_argument(
+        "--out", metavar="DIR", help="write bench.html, bench.json and the figures there"
+    )
     bench.add_argument("--quiet", action="store_true", help="no progress on standard error")
     bench.set_defaults(function=lambda args: suite().command(args))

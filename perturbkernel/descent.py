@@ -1,4 +1,6 @@
-"""Descent on a loss of the outputs by products with the Gram matrix: heavy ball, and flow that is not stiff."""
+"""Descent on a loss of the outputs by products with the Gram matrix: heavy ball, and flow that is
+not stiff.
+"""
 
 import warnings
 from collections.abc import Callable
@@ -18,13 +20,21 @@ _STEPS = 10_000
 
 
 def heavy_ball(
-    operator: Callable, pull: Callable, f0: Array, dynamics: HeavyBall, *, loss: str, curvature: float
+    operator: Callable,
+    pull: Callable,
+    f0: Array,
+    dynamics: HeavyBall,
+    *,
+    loss: str,
+    curvature: float,
 ) -> Solution:
-    """Dual coefficients, shaped like f0: v <- momentum v + pull(f0 + K dual) / n, dual <- dual + rate v, from zero.
+    """Dual coefficients, shaped like f0: v <- momentum v + pull(f0 + K dual) / n, dual <- dual +
+    rate v, from zero.
 
-    `operator`: V (n,) or (n, k) -> K v; `pull`: minus the gradient of each point's loss in its outputs. Both are
-    pytrees. The second derivative of that loss is at most `curvature`: rates beyond 2 (1 + momentum) n / (curvature
-    lambda_max) may oscillate, which is warned of and said in the status.
+    `operator`: V (n,) or (n, k) -> K v; `pull`: minus the gradient of each point's loss in its
+    outputs. Both are pytrees. The second derivative of that loss is at most `curvature`: rates
+    beyond 2 (1 + momentum) n / (curvature lambda_max) may oscillate, which is warned of and said in
+    the status.
     """
     n = len(f0)
     largest, products = largest_eigenvalue(operator, f0.reshape(n, -1)[:, 0])
@@ -38,7 +48,11 @@ def heavy_ball(
         )
         warnings.warn(status, stacklevel=5)
     dual = _iterate(operator, pull, f0, jnp.asarray(dynamics.rates), dynamics.momentum)
-    stats = {"effective_time": dynamics.effective_time, "lambda_max": largest, "products": products + dynamics.steps}
+    stats = {
+        "effective_time": dynamics.effective_time,
+        "lambda_max": largest,
+        "products": products + dynamics.steps,
+    }
     return Solution(dual, status, stats)
 
 
@@ -58,10 +72,12 @@ def _iterate(operator, pull, f0: Array, rates: Array, momentum: float | Array) -
 def flow(
     operator: Callable, pull: Callable, f0: Array, time: Array, tolerance: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Gradient flow, d dual / dt = pull(f0 + K dual) / n from zero, by the explicit method of Dormand and Prince of
-    order 8: 13 products a step, and about two steps for each unit of curvature lambda_max time / n.
+    """Gradient flow, d dual / dt = pull(f0 + K dual) / n from zero, by the explicit method of
+    Dormand and Prince of order 8: 13 products a step, and about two steps for each unit of
+    curvature lambda_max time / n.
 
-    Returns dual coefficients shaped like f0, the steps, the share of the time that was reached, and whether all of it.
+    Returns dual coefficients shaped like f0, the steps, the share of the time that was reached, and
+    whether all of it.
     """
     scale = time / len(f0)
 

@@ -1,4 +1,6 @@
-"""How a predictor is trained, gradient flow or gradient descent with heavy-ball momentum, and what a solver returns."""
+"""How a predictor is trained, gradient flow or gradient descent with heavy-ball momentum, and what
+a solver returns.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +18,8 @@ from perturbkernel.checks import check_count, check_finite, check_number
 class GradientFlow:
     """d theta / dt = -grad L for `time` (learning rate x steps, in the limit of small rates).
 
-    `time` may be infinite for the squared loss; the others have no minimum, and f grows without end.
+    `time` may be infinite for the squared loss; the others have no minimum, and f grows without
+    end.
     """
 
     time: float
@@ -33,14 +36,16 @@ class GradientFlow:
 @jax.tree_util.register_static
 @dataclass(frozen=True, init=False)
 class HeavyBall:
-    """Gradient descent with momentum, as `torch.optim.SGD` and `optax.sgd` define it (no Nesterov, no dampening).
+    """Gradient descent with momentum, as `torch.optim.SGD` and `optax.sgd` define it (no Nesterov,
+    no dampening).
 
     v <- momentum v + grad L,  theta <- theta - learning_rate_j v,  v_0 = 0, for j = 1 .. steps.
 
     Args:
         learning_rate: one rate >= 0, or one per step.
         steps: how many; may be left out when there is a rate per step.
-        momentum: mu in [0, 1); 0 is plain gradient descent. The paper's experiments use 0.9, the default.
+        momentum: mu in [0, 1); 0 is plain gradient descent. The paper's experiments use 0.9, the
+            default.
     """
 
     learning_rate: float | tuple[float, ...]
@@ -57,15 +62,21 @@ class HeavyBall:
             try:
                 rates = np.asarray(learning_rate, dtype=float)
             except (TypeError, ValueError) as error:
-                raise TypeError(f"learning_rate must be one number or (steps,) numbers: {error}") from None
+                raise TypeError(
+                    f"learning_rate must be one number or (steps,) numbers: {error}"
+                ) from None
             if rates.ndim != 1 or rates.size == 0:
-                raise ValueError(f"learning_rate must be one number or (steps,); got shape {rates.shape}")
+                raise ValueError(
+                    f"learning_rate must be one number or (steps,); got shape {rates.shape}"
+                )
             check_finite(rates, "learning_rate")
             if (rates < 0).any():
                 raise ValueError(f"learning_rate must be >= 0 at every step; got {rates.min():g}")
             rate = tuple(rates.tolist())
             if steps is not None and steps != len(rate):
-                raise ValueError(f"learning_rate must have one rate a step; got {len(rate)} rates for {steps} steps")
+                raise ValueError(
+                    f"learning_rate must have one rate a step; got {len(rate)} rates for {steps} steps"
+                )
             steps = len(rate)
         check_count(steps, "steps", low=0)
         check_number(momentum, "momentum", high=1)
@@ -82,21 +93,26 @@ class HeavyBall:
 
     @property
     def effective_time(self) -> float:
-        """tau_k = sum_j rate_j (1 - mu^j) / (1 - mu): with a constant gradient, k steps are gradient flow for tau_k.
+        """tau_k = sum_j rate_j (1 - mu^j) / (1 - mu): with a constant gradient, k steps are
+        gradient flow for tau_k.
 
         Theory: 1.1. For a constant rate, rate / (1 - mu) (k - mu (1 - mu^k) / (1 - mu)).
         """
         j = np.arange(1, self.steps + 1)
-        return float(np.sum(self.rates * -np.expm1(j * np.log(self.momentum)) if self.momentum else self.rates)) / (
-            1 - self.momentum
-        )
+        return float(
+            np.sum(
+                self.rates * -np.expm1(j * np.log(self.momentum)) if self.momentum else self.rates
+            )
+        ) / (1 - self.momentum)
 
 
 Dynamics = GradientFlow | HeavyBall
 
 
 def to_numbers(dynamics: Dynamics) -> tuple[Any, ...]:
-    """Its arguments as leaves of a pytree: unlike dynamics themselves they are no constants of compiled functions."""
+    """Its arguments as leaves of a pytree: unlike dynamics themselves they are no constants of
+    compiled functions.
+    """
     if isinstance(dynamics, GradientFlow):
         return (dynamics.time,)
     rate = dynamics.learning_rate
@@ -112,7 +128,9 @@ def from_numbers(numbers: Sequence[Any]) -> Dynamics:
 
 
 class Solution(NamedTuple):
-    """Dual coefficients, what happened in words ("ok" if nothing to say), and the numbers behind it."""
+    """Dual coefficients, what happened in words ("ok" if nothing to say), and the numbers behind
+    it.
+    """
 
     dual_coef: Float[Array, " n"]
     status: str

@@ -8,9 +8,11 @@ from typing import IO, Any
 
 
 def write_whole(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
-    """Lets `write` fill a binary file, then gives it the name `path`; whoever is killed meanwhile leaves no such file.
+    """Lets `write` fill a binary file, then gives it the name `path`; whoever is killed meanwhile
+    leaves no such file.
 
-    Several processes and threads may write the same path: the last one wins, and each file is whole.
+    Several processes and threads may write the same path: the last one wins, and each file is
+    whole.
     """
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")

@@ -1,4 +1,6 @@
-"""How much memory a tile takes, read off the program that JAX traces for it: no run, no compilation."""
+"""How much memory a tile takes, read off the program that JAX traces for it: no run, no
+compilation.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,16 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Rows of queries and of points of the traced tile: primes, so that the size of an array says what it is made of.
+# Rows of queries and of points of the traced tile: primes, so that the size of an array says what
+# it is made of.
 _QUERIES, _POINTS = 10_007, 10_009
 
 
 def footprint(function: Callable, row: tuple[int, ...]) -> tuple[float, float]:
-    """(numbers a pair, numbers a row) that `function(z, x)` holds at once, with z (r, *row) and x (c, *row).
+    """(numbers a pair, numbers a row) that `function(z, x)` holds at once, with z (r, *row) and x
+    (c, *row).
 
-    A tile of r queries and c points then takes at most  a r c + b (r + c)  numbers of the width of a float32. Arrays
-    live from the operation that makes them to the last that reads them, in the order of the program. XLA, which fuses
-    operations, holds less.
+    A tile of r queries and c points then takes at most  a r c + b (r + c)  numbers of the width of
+    a float32. Arrays live from the operation that makes them to the last that reads them, in the
+    order of the program. XLA, which fuses operations, holds less.
     """
     z, x = (jax.ShapeDtypeStruct((count, *row), jnp.float32) for count in (_QUERIES, _POINTS))
     pair, each = _alive(jax.make_jaxpr(function)(z, x).jaxpr)
@@ -30,7 +34,9 @@ def _size(variable: Any) -> np.ndarray:
     over = [size % count == 0 for count in (_QUERIES, _POINTS)]
     if all(over):
         return width * np.array([size // (_QUERIES * _POINTS), 0])
-    return width * np.array([0, size / (_QUERIES if over[0] else _POINTS if over[1] else _QUERIES + _POINTS)])
+    return width * np.array(
+        [0, size / (_QUERIES if over[0] else _POINTS if over[1] else _QUERIES + _POINTS)]
+    )
 
 
 def _alive(jaxpr: Any) -> np.ndarray:

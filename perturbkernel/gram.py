@@ -1,7 +1,8 @@
-"""The Gram matrix of a kernel as a linear operator: held in memory where it fits a budget, in tiles where not.
+"""The Gram matrix of a kernel as a linear operator: held in memory where it fits a budget, in tiles
+where not.
 
-On a mesh every device holds its rows of the matrix, or of the points, and computes its rows of each product. Vectors,
-and all that a solver does with them, are whole on every device.
+On a mesh every device holds its rows of the matrix, or of the points, and computes its rows of each
+product. Vectors, and all that a solver does with them, are whole on every device.
 """
 
 import os
@@ -26,15 +27,16 @@ _SHARE, _LEAST, _MOST = 0.25, 2**30, 2**36
 
 
 class GramOperator(eqx.Module):
-    """V (n,) or (n, k) -> K v, in the dtype of v. A pytree, so that its arrays are arguments of compiled functions.
+    """V (n,) or (n, k) -> K v, in the dtype of v. A pytree, so that its arrays are arguments of
+    compiled functions.
 
     Attributes:
         kernel: K.
-        x: (n, ...), the points, where there is no matrix: what is compiled for a matrix knows nothing of their size.
-            Products in tiles are in their dtype.
+        x: (n, ...), the points, where there is no matrix: what is compiled for a matrix knows
+            nothing of their size. Products in tiles are in their dtype.
         matrix: (n, n) or None; products with it are in its dtype.
-        mesh: devices that share the work; then rows of x and of the matrix are dealt out to them, padded to a multiple
-            of their number, and K v is whole on every device.
+        mesh: devices that share the work; then rows of x and of the matrix are dealt out to them,
+            padded to a multiple of their number, and K v is whole on every device.
     """
 
     kernel: Kernel
@@ -46,7 +48,9 @@ class GramOperator(eqx.Module):
         if self.mesh is not None:
             return _product(self, v)
         if self.x is not None:
-            return jnp.asarray(products.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype)
+            return jnp.asarray(
+                products.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype
+            )
         assert self.matrix is not None
         return jnp.matmul(self.matrix, v.astype(self.matrix.dtype), precision=EXACT).astype(v.dtype)
 
@@ -56,7 +60,8 @@ def _product(operator: GramOperator, v: Array) -> Array:
     """K v on a mesh."""
     x, matrix, mesh = operator.x, operator.matrix, operator.mesh
     assert mesh is not None
-    v = meshes.replicate(mesh, v)  # or the compiler would deal out the solver's vectors as well, where n can be divided
+    # Or the compiler would deal out the solver's vectors as well, where n can be divided.
+    v = meshes.replicate(mesh, v)
     if x is not None:
         coef = jnp.pad(v.astype(x.dtype), [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1))
         image = products.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
@@ -64,7 +69,11 @@ def _product(operator: GramOperator, v: Array) -> Array:
         assert matrix is not None
         specs = meshes.rows(mesh), meshes.WHOLE
         product = jax.shard_map(
-            partial(jnp.matmul, precision=EXACT), mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False
+            partial(jnp.matmul, precision=EXACT),
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=specs[0],
+            check_vma=False,
         )
         image = product(matrix, v.astype(matrix.dtype))
     return meshes.replicate(mesh, image)[: len(v)].astype(v.dtype)
@@ -72,23 +81,28 @@ def _product(operator: GramOperator, v: Array) -> Array:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _rows(kernel: Kernel, mesh: Mesh, own: Array, x: Array) -> Array:
-    """Each device's rows of the Gram matrix, from its own points and all points; zero where its points are padding."""
+    """Each device's rows of the Gram matrix, from its own points and all points; zero where its
+    points are padding.
+    """
 
     def share(own, x):
         row = lax.axis_index(mesh.axis_names) * len(own) + jnp.arange(len(own))
         return jnp.where((row < len(x))[:, None], products.matrix(kernel, "ntk", own, x), 0)
 
     split = meshes.rows(mesh)
-    return jax.shard_map(share, mesh=mesh, in_specs=(split, meshes.WHOLE), out_specs=split, check_vma=False)(own, x)
+    return jax.shard_map(
+        share, mesh=mesh, in_specs=(split, meshes.WHOLE), out_specs=split, check_vma=False
+    )(own, x)
 
 
 def gram_operator(
     kernel: Kernel, x: Float[Array, "n ..."], memory: float | None = None, mesh: Mesh | None = None
 ) -> GramOperator:
-    """Products with the Gram matrix of x, in the dtype of x, which is computed once and held if it fits `memory` bytes.
+    """Products with the Gram matrix of x, in the dtype of x, which is computed once and held if it
+    fits `memory` bytes.
 
-    `memory`: on each device of the mesh; None: `available_memory(mesh)`. A product with a matrix that is held reads it
-    once; one in tiles evaluates the kernel anew, and holds one tile.
+    `memory`: on each device of the mesh; None: `available_memory(mesh)`. A product with a matrix
+    that is held reads it once; one in tiles evaluates the kernel anew, and holds one tile.
     """
     memory = available_memory(mesh) if memory is None else memory
     if mesh is None:
@@ -102,14 +116,18 @@ def gram_operator(
 
 
 def fits(n: int, dtype, memory: float, copies: int = 1, devices: int = 1) -> bool:
-    """Whether `copies` matrices (n, n), dealt out to devices by rows, take at most `memory` bytes on each."""
+    """Whether `copies` matrices (n, n), dealt out to devices by rows, take at most `memory` bytes
+    on each.
+    """
     return copies * n * -(-n // devices) * jnp.dtype(dtype).itemsize <= memory
 
 
 def available_memory(mesh: Mesh | None = None) -> int:
-    """Bytes that one Gram matrix may take: a quarter of what the default device has left, within 1 and 64 GiB.
+    """Bytes that one Gram matrix may take: a quarter of what the default device has left, within 1
+    and 64 GiB.
 
-    On a mesh, on each device: pretended devices of a host share its memory, and all processes take the least of theirs.
+    On a mesh, on each device: pretended devices of a host share its memory, and all processes take
+    the least of theirs.
     """
     stats = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
     limit = stats.get("bytes_limit")

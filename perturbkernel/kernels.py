@@ -1,4 +1,6 @@
-"""Infinite-width tangent kernels behind one small protocol, and the two-layer kernel of the paper in closed form."""
+"""Infinite-width tangent kernels behind one small protocol, and the two-layer kernel of the paper
+in closed form.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,8 @@ from perturbkernel.plans import Plan, make_plan
 
 
 class Kernel:
-    """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else follows from it.
+    """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else
+    follows from it.
 
     Kernels are immutable, compare by value and are pytrees without leaves: constants under `jit`.
     """
@@ -42,18 +45,23 @@ class Kernel:
             cls.quick_tile = None  # the inherited one belongs to another tile
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
-        """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and differentiated."""
+        """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and
+        differentiated.
+        """
         raise TypeError(f"{type(self).__name__} does not define tiles")
 
     def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
-        """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape `row`.
+        """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape
+        `row`.
 
         A tile of r queries and c points takes  a r c + b (r + c)  numbers at most.
         """
         return tiles.ARRAYS, tiles.COPIES * int(np.prod(row))
 
     def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
-        """`value` as an array of inputs of this kernel; raises ValueError or TypeError in terms of `name`."""
+        """`value` as an array of inputs of this kernel; raises ValueError or TypeError in terms of
+        `name`.
+        """
         return as_inputs(value, name, like=like)
 
     def plan(
@@ -68,7 +76,8 @@ class Kernel:
         memory: int | None = None,
         rate: float | None = None,
     ) -> Plan:
-        """What a product with n training points and m queries in dimension d will take; print it before the run.
+        """What a product with n training points and m queries in dimension d will take; print it
+        before the run.
 
         Args:
             n, m: how many; m None: the queries are the training points, the very same array.
@@ -77,7 +86,8 @@ class Kernel:
             columns: k, for coefficients (n, k); left out: 1, for `phi_matmul` d.
             devices: of the mesh.
             memory: bytes for temporaries on each device, instead of this kernel's own.
-            rate: floating-point operations a second of one device; measured on a few thousand points if left out.
+            rate: floating-point operations a second of one device; measured on a few thousand
+                points if left out.
         """
         return make_plan(self, n, m, d, what, columns, devices, memory, rate)
 
@@ -96,21 +106,32 @@ class Kernel:
         z = x if same else self.check_inputs(z, "z", like=x.shape[1:])
         coef = as_float(coef, coef_name)
         if coef.ndim not in dimensions or coef.shape[0] != x.shape[0]:
-            wanted = " or ".join({1: f"({x.shape[0]},)", 2: f"({x.shape[0]}, k)"}[k] for k in dimensions)
-            raise ValueError(f"{coef_name} must have shape {wanted}, one row a row of x; got {coef.shape}")
+            wanted = " or ".join(
+                {1: f"({x.shape[0]},)", 2: f"({x.shape[0]}, k)"}[k] for k in dimensions
+            )
+            raise ValueError(
+                f"{coef_name} must have shape {wanted}, one row a row of x; got {coef.shape}"
+            )
         check_finite(coef, coef_name)
         return _common_dtype(z, x, coef)
 
-    def ntk(self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None) -> Float[Array, "n m"]:
+    def ntk(
+        self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None
+    ) -> Float[Array, "n m"]:
         """The tangent kernel K(x_n, z_m), (n, m); `z` omitted: K(x, x), with an exact diagonal.
 
-        Differentiable in both arguments; at coincident points the derivative is the symmetric (central) one.
-        Raises ValueError for inputs that are empty, not finite, or of different dimensions.
+        Differentiable in both arguments; at coincident points the derivative is the symmetric
+        (central) one. Raises ValueError for inputs that are empty, not finite, or of different
+        dimensions.
         """
         return self._matrix("ntk", x, z)
 
-    def nngp(self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None) -> Float[Array, "n m"]:
-        """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: K(x, x), exact diagonal."""
+    def nngp(
+        self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None
+    ) -> Float[Array, "n m"]:
+        """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: K(x, x),
+        exact diagonal.
+        """
         return self._matrix("nngp", x, z)
 
     def phi(self, x, z=None):
@@ -130,15 +151,18 @@ class Kernel:
         mesh: Mesh | None = None,
         progress: Any = None,
     ) -> Float[Array, "m ..."]:
-        """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x m matrix is held.
+        """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x
+        m matrix is held.
 
-        Reverse-mode differentiable in z, x and coef, by tiled sums again. Where z and x are the very same array, each
-        pair of points is evaluated once, in as little as half the time.
+        Reverse-mode differentiable in z, x and coef, by tiled sums again. Where z and x are the
+        very same array, each pair of points is evaluated once, in as little as half the time.
 
         Args:
             z, x, coef: (m, ...), (n, ...), (n,) or (n, k).
-            mesh: devices that share the work. Every process holds the arguments and gets the whole result.
-            progress: `progress.update(k)` is called after every k queries: `tqdm.tqdm(total=m)`, say. Outside `jit`.
+            mesh: devices that share the work. Every process holds the arguments and gets the whole
+                result.
+            progress: `progress.update(k)` is called after every k queries: `tqdm.tqdm(total=m)`,
+                say. Outside `jit`.
         """
         arguments = self._sum_arguments(z, x, coef, "coef", (1, 2), mesh, progress)
         return products.matvec(self, "ntk", *arguments, mesh=mesh, progress=progress)
@@ -158,11 +182,13 @@ class Kernel:
         For coef (n, k), k outputs, `weights` (m, k) says which combination of them: the gradient of
         sum_nk weights_jk coef_nk K(x_n, z) at z_j.
 
-        Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n, .) has a cone whose
-        symmetric derivative is taken, the limit of finite networks' gradients (theory: 0.4, 5.3). `mesh` and `progress`
-        as in `matvec`.
+        Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n,
+        .) has a cone whose symmetric derivative is taken, the limit of finite networks' gradients
+        (theory: 0.4, 5.3). `mesh` and `progress` as in `matvec`.
         """
-        z, x, coef = self._sum_arguments(z, x, coef, "coef", (1,) if weights is None else (2,), mesh, progress)
+        z, x, coef = self._sum_arguments(
+            z, x, coef, "coef", (1,) if weights is None else (2,), mesh, progress
+        )
         if weights is None:
             cotangent = jnp.ones(z.shape[0], z.dtype)
         else:
@@ -170,10 +196,14 @@ class Kernel:
             if cotangent.shape != (len(z), coef.shape[1]):
                 wanted = f"({len(z)}, {coef.shape[1]}), a row for each row of z and a column for each of coef"
                 raise ValueError(f"weights must have shape {wanted}; got {cotangent.shape}")
-        return products.query_gradient(self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress)
+        return products.query_gradient(
+            self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress
+        )
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
-        """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known; otherwise 0."""
+        """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known;
+        otherwise 0.
+        """
         return jnp.zeros(z.shape[0], jnp.result_type(z, x, coef))
 
 
@@ -187,18 +217,21 @@ def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class TwoLayerNTK(Kernel):
-    """The tangent kernel of the paper's network f(x) = sum_i a_i phi(<w_i, x> + b_i), phi a leaky ReLU, as width grows.
+    """The tangent kernel of the paper's network f(x) = sum_i a_i phi(<w_i, x> + b_i), phi a leaky
+    ReLU, as width grows.
 
-    w_i ~ N(0, I/d), b_i ~ N(0, 1), readout a_i ~ N(0, 1/width) frozen; gradients with respect to W itself ("standard"
-    parameterization). With theta the angle between (x/sqrt(d), 1) and (z/sqrt(d), 1),
+    w_i ~ N(0, I/d), b_i ~ N(0, 1), readout a_i ~ N(0, 1/width) frozen; gradients with respect to W
+    itself ("standard" parameterization). With theta the angle between (x/sqrt(d), 1) and
+    (z/sqrt(d), 1),
 
         K(x, z) = Phi(x, z) (<x, z> + c),    Phi = (1 + slope^2)/2 - (1 - slope)^2 theta / (2 pi).
 
     Args:
         slope: of the leaky ReLU for negative inputs, in [0, 1]; 0 is ReLU, 1 a linear network.
-        train_bias: False (c = 0): only W is trained, the paper's theory. True (c = 1): the biases too, the paper's
-            published code; the kernel gains Phi.
-        memory: bytes for the temporaries of a sum, on each device; a default for the device if left out.
+        train_bias: False (c = 0): only W is trained, the paper's theory. True (c = 1): the biases
+            too, the paper's published code; the kernel gains Phi.
+        memory: bytes for the temporaries of a sum, on each device; a default for the device if left
+            out.
 
     Source: Kumano, Kera, Yamasaki (NeurIPS 2024), Section 4; theory 0.1.
     """
@@ -244,10 +277,14 @@ class TwoLayerNTK(Kernel):
         if name == "ntk":
             return phi * (product + float(self.train_bias))
         s_z, s_x = (jnp.sqrt(1 + jnp.sum(points**2, axis=1) / points.shape[1]) for points in (z, x))
-        return phi * (1 + product / x.shape[1]) + cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
+        return phi * (1 + product / x.shape[1]) + cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(
+            theta
+        )
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
-        """From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory: 0.1, 0.3)."""
+        """From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2
+        (theory: 0.1, 0.3).
+        """
         d = x.shape[1]
         norm_x, norm_z = jnp.linalg.norm(x, axis=1), jnp.linalg.norm(z, axis=1)
         lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * np.sqrt(d) * jnp.sqrt(1 + norm_z**2 / d))
@@ -256,8 +293,11 @@ class TwoLayerNTK(Kernel):
             norm_z * sum_norms + float(self.train_bias) * jnp.sum(coef)
         )
 
-    def phi(self, x: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"] | None = None) -> Float[Array, "n m"]:
-        """The gate moment Phi(x_n, z_m) = E[phi'(u(x_n)) phi'(u(z_m))], (n, m), between slope and (1 + slope^2)/2.
+    def phi(
+        self, x: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"] | None = None
+    ) -> Float[Array, "n m"]:
+        """The gate moment Phi(x_n, z_m) = E[phi'(u(x_n)) phi'(u(z_m))], (n, m), between slope and
+        (1 + slope^2)/2.
 
         `z` omitted: between the rows of x; the diagonal is exactly (1 + slope^2)/2. Theory: 0.1.
         """
@@ -272,7 +312,8 @@ class TwoLayerNTK(Kernel):
         mesh: Mesh | None = None,
         progress: Any = None,
     ) -> Float[Array, "m k"]:
-        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles; b_n = y_n x_n / n gives the paper's direction v.
+        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles; b_n = y_n x_n / n gives the
+        paper's direction v.
 
         `mesh` and `progress` as in `matvec`.
         """

@@ -1,12 +1,14 @@
-"""Logistic and exponential loss without an eigendecomposition: gradient flow to any time from few Gram products.
+"""Logistic and exponential loss without an eigendecomposition: gradient flow to any time from few
+Gram products.
 
-With alpha_n >= 0 the dual coefficients are y_n alpha_n and alpha_n grows at sigmoid(-y_n f(x_n)) / n (theory: 1.3), for
-the exponential loss exp(-y f) at exp(-y_n f(x_n)) / n. The equation is stiff, and progress is made in log(time):
-classes that a kernel hardly separates take times of 1e5, while the fastest mode lasts 4 n / lambda_max. So the
-integrator is implicit and works in log(time): backward differentiation of variable order 1 to 5 and variable step
-(Shampine and Reichelt, The MATLAB ODE suite, SIAM J. Sci. Comput. 1997, in the quasi-constant form). Every mode decays
-without oscillation, so all orders are stable for every step. Each step is a Newton iteration whose systems are
-symmetric, positive definite and well enough conditioned for conjugate gradients.
+With alpha_n >= 0 the dual coefficients are y_n alpha_n and alpha_n grows at sigmoid(-y_n f(x_n)) /
+n (theory: 1.3), for the exponential loss exp(-y f) at exp(-y_n f(x_n)) / n. The equation is stiff,
+and progress is made in log(time): classes that a kernel hardly separates take times of 1e5, while
+the fastest mode lasts 4 n / lambda_max. So the integrator is implicit and works in log(time):
+backward differentiation of variable order 1 to 5 and variable step (Shampine and Reichelt, The
+MATLAB ODE suite, SIAM J. Sci. Comput. 1997, in the quasi-constant form). Every mode decays without
+oscillation, so all orders are stable for every step. Each step is a Newton iteration whose systems
+are symmetric, positive definite and well enough conditioned for conjugate gradients.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,14 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel import descent
-from perturbkernel.checks import as_float, as_targets, check_count, check_finite, check_number, is_traced
+from perturbkernel.checks import (
+    as_float,
+    as_targets,
+    check_count,
+    check_finite,
+    check_number,
+    is_traced,
+)
 from perturbkernel.dynamics import HeavyBall, Solution
 from perturbkernel.gram import GramOperator
 from perturbkernel.tiles import EXACT
@@ -39,8 +48,9 @@ _SPEED: dict[str, Callable[[Array], Array]] = {
 }
 _DRIFT = 100  # times the tolerance: rounding beyond this is reported
 
-# Of each order k: sum of 1/j for j <= k; the coefficient kappa that makes the formulas of Shampine and Reichelt a bit
-# more accurate than plain backward differentiation; both combined; the constant of the local error.
+# Of each order k: sum of 1/j for j <= k; the coefficient kappa that makes the formulas of Shampine
+# and Reichelt a bit more accurate than plain backward differentiation; both combined; the constant
+# of the local error.
 _GAMMA = np.concatenate([[0], np.cumsum(1 / np.arange(1, _ORDERS + 1))])
 _KAPPA = np.array([0, -0.1850, -1 / 9, -0.0823, -0.0415, 0])
 _ALPHA = (1 - _KAPPA) * _GAMMA
@@ -57,8 +67,8 @@ class LogisticPath(NamedTuple):
         products: how many products with the Gram matrix were spent.
         steps: accepted steps.
         last: (n,), dual coefficients at `time`.
-        drift: |K dual_coef + f0 - f| at the last time, relative to the largest change of f: the rounding of all
-            products, since f is carried along and not computed anew.
+        drift: |K dual_coef + f0 - f| at the last time, relative to the largest change of f: the
+            rounding of all products, since f is carried along and not computed anew.
     """
 
     dual_coef: Float[Array, "k n"]
@@ -78,25 +88,28 @@ def logistic_path(
     rtol: float = 1e-4,
     max_products: int = _PRODUCTS,
 ) -> LogisticPath:
-    """Dual coefficients of gradient flow on the logistic loss at several times, from one integration.
+    """Dual coefficients of gradient flow on the logistic loss at several times, from one
+    integration.
 
     Args:
-        operator: v (n,) -> K v, symmetric positive semidefinite. A pytree (`gram_operator` makes one, or
-            `jax.tree_util.Partial(jnp.matmul, gram)`), so that its arrays are arguments of the compiled function; a
-            plain function works and compiles anew for each function object.
+        operator: v (n,) -> K v, symmetric positive semidefinite. A pytree (`gram_operator` makes
+            one, or `jax.tree_util.Partial(jnp.matmul, gram)`), so that its arrays are arguments of
+            the compiled function; a plain function works and compiles anew for each function
+            object.
         y: (n,), -1 or +1.
         f0: (n,), outputs before training; None for zero.
         times: (k,), >= 0 and finite, in any order; time = learning rate x steps.
-        rtol: the local error of each step, relative to the largest change of an output at a training point and to the
-            norm of alpha. Errors at the times asked for stay within four times this (tests/test_logistic.py).
+        rtol: the local error of each step, relative to the largest change of an output at a
+            training point and to the norm of alpha. Errors at the times asked for stay within four
+            times this (tests/test_logistic.py).
         max_products: the integration stops there, and `time` says how far it came.
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
 
-    Everything is in the common dtype of y and f0: float32 unless those are float64; then rtol is at least 1e-5.
-    Can be called inside `jit`. Cost: some 100 products to time 1e4 where the classes are separable, some 400 to time
-    1e5 where they are not, at rtol=1e-3.
+    Everything is in the common dtype of y and f0: float32 unless those are float64; then rtol is at
+    least 1e-5. Can be called inside `jit`. Cost: some 100 products to time 1e4 where the classes
+    are separable, some 400 to time 1e5 where they are not, at rtol=1e-3.
     """
     y = as_float(y, "y")
     y = as_targets(y, "y", y.size)
@@ -122,7 +135,9 @@ def logistic_path(
 
 
 class _State(NamedTuple):
-    differences: Array  # (_ROWS, 2, n): of alpha, and of its image y K (y alpha), which is carried along
+    differences: (
+        Array  # (_ROWS, 2, n): of alpha, and of its image y K (y alpha), which is carried along
+    )
     s: Array  # log(1 + time / unit)
     step: Array
     order: Array
@@ -164,7 +179,9 @@ def _integrate(
 
         def pending(carry):
             filled, _ = carry
-            return (filled < len(stops)) & (stops[jnp.minimum(filled, len(stops) - 1)] <= state.s + close)
+            return (filled < len(stops)) & (
+                stops[jnp.minimum(filled, len(stops) - 1)] <= state.s + close
+            )
 
         def one(carry):
             filled, path = carry
@@ -190,7 +207,10 @@ def _integrate(
         memory = jnp.tensordot(memory, differences[: _ORDERS + 1], 1, precision=EXACT)
         scale = state.step / alpha * unit * jnp.exp(s)  # d time / d s is unit exp(s)
         allowed = rtol * jnp.array(
-            [jnp.linalg.norm(predicted[0]), jnp.maximum(jnp.abs(predicted[1]).max(), jnp.abs(differences[0, 1]).max())]
+            [
+                jnp.linalg.norm(predicted[0]),
+                jnp.maximum(jnp.abs(predicted[1]).max(), jnp.abs(differences[0, 1]).max()),
+            ]
         )
 
         correction, converged, products = _newton(
@@ -199,7 +219,9 @@ def _integrate(
 
         def size(e):
             """Of an error, in units of what is allowed."""
-            relative = jnp.array([jnp.linalg.norm(e[0]), jnp.abs(e[1]).max()]) / jnp.where(allowed > 0, allowed, 1)
+            relative = jnp.array([jnp.linalg.norm(e[0]), jnp.abs(e[1]).max()]) / jnp.where(
+                allowed > 0, allowed, 1
+            )
             return jnp.where(jnp.isfinite(relative).all(), relative.max(), jnp.inf)
 
         now = size(error[order] * correction)
@@ -224,7 +246,9 @@ def _integrate(
 
         # The order among the present one and its neighbours that allows the longest step.
         lower = jnp.where(order > 1, size(error[order - 1] * differences[order]), jnp.inf)
-        higher = jnp.where(order < _ORDERS, size(error[order + 1] * differences[order + 2]), jnp.inf)
+        higher = jnp.where(
+            order < _ORDERS, size(error[order + 1] * differences[order + 2]), jnp.inf
+        )
         sizes = jnp.stack([lower, now, higher])
         factors = jnp.maximum(sizes, 1e-10) ** (-1 / (order + jnp.arange(3).astype(dtype)))
         best = jnp.argmax(factors)
@@ -237,7 +261,9 @@ def _integrate(
         factor = jnp.where(left > close, jnp.minimum(factor, left / state.step), 1)
         changed = (factor != 1) | (new_order != order)
         return state._replace(
-            differences=lax.cond(factor != 1, _rescaled, lambda d, *_: d, state.differences, new_order, factor),
+            differences=lax.cond(
+                factor != 1, _rescaled, lambda d, *_: d, state.differences, new_order, factor
+            ),
             step=state.step * factor,
             order=new_order,
             equal=jnp.where(changed, 0, state.equal),
@@ -257,7 +283,15 @@ def _integrate(
     drift = jnp.abs(image(last[0]) - last[1]).max() / jnp.where(largest > 0, largest, 1)
     path = jnp.zeros_like(path).at[order_of_times].set(state.path)
     time = jnp.where(end - state.s > close, unit * jnp.expm1(state.s), latest)
-    return LogisticPath(y * path[:, 0], f0 + y * path[:, 1], time, state.products + 1, state.steps, y * last[0], drift)
+    return LogisticPath(
+        y * path[:, 0],
+        f0 + y * path[:, 1],
+        time,
+        state.products + 1,
+        state.steps,
+        y * last[0],
+        drift,
+    )
 
 
 def _rescaled(differences: Array, order: Array, factor: Array) -> Array:
@@ -279,9 +313,10 @@ def _rescaled(differences: Array, order: Array, factor: Array) -> Array:
 def _newton(image, velocity, steepness, predicted, memory, scale, allowed):
     """Solves x = scale velocity(x) - memory for x = predicted + correction.
 
-    x = (alpha, its image). With w = scale steepness and S = diag(sqrt(w)), the Newton system (1 + w K) delta = r
-    becomes (1 + S K S) q = S K r, delta = r - S q: symmetric, no eigenvalue below one. What Newton leaves is at most
-    half the square of the last change of an output (to leading order), since |l'''| <= l''.
+    x = (alpha, its image). With w = scale steepness and S = diag(sqrt(w)), the Newton system (1 + w
+    K) delta = r becomes (1 + S K S) q = S K r, delta = r - S q: symmetric, no eigenvalue below one.
+    What Newton leaves is at most half the square of the last change of an output (to leading
+    order), since |l'''| <= l''.
 
     Returns the correction, whether found, products spent.
     """
@@ -292,7 +327,9 @@ def _newton(image, velocity, steepness, predicted, memory, scale, allowed):
         speed = velocity(change)
         residual = scale * jnp.stack([speed, image(speed)]) - memory - correction
         root = jnp.sqrt(scale * steepness(speed))
-        q, step, solved, spent = _conjugate_gradients(lambda p: image(root * p), root, root * residual[1], allowed)
+        q, step, solved, spent = _conjugate_gradients(
+            lambda p: image(root * p), root, root * residual[1], allowed
+        )
         delta = jnp.stack([residual[0] - root * q, residual[1] - step])
         largest = jnp.minimum(jnp.abs(delta[1]).max(), 1)
         done = solved & (largest**2 / 2 <= allowed)
@@ -303,12 +340,15 @@ def _newton(image, velocity, steepness, predicted, memory, scale, allowed):
         return ~done & (count < _NEWTON)
 
     zero, none = jnp.zeros_like(predicted), jnp.zeros((), int)
-    correction, done, _, products = lax.while_loop(unfinished, iterate, (zero, jnp.array(False), none, none))
+    correction, done, _, products = lax.while_loop(
+        unfinished, iterate, (zero, jnp.array(False), none, none)
+    )
     return correction, done, products
 
 
 def _conjugate_gradients(half: Callable, root: Array, right: Array, allowed: Array):
-    """Solves (1 + root half) q = right, until the image half(q) moves by less than `allowed` at every point.
+    """Solves (1 + root half) q = right, until the image half(q) moves by less than `allowed` at
+    every point.
 
     Returns q, half(q), whether solved, products spent.
     """
@@ -320,22 +360,43 @@ def _conjugate_gradients(half: Callable, root: Array, right: Array, allowed: Arr
         length = square / jnp.maximum(jnp.sum(direction * product), jnp.finfo(right.dtype).tiny)
         residual = residual - length * product
         new = jnp.sum(residual**2)
-        next_direction = residual + new / jnp.maximum(square, jnp.finfo(right.dtype).tiny) * direction
+        next_direction = (
+            residual + new / jnp.maximum(square, jnp.finfo(right.dtype).tiny) * direction
+        )
         last = jnp.abs(length * u).max()
-        return q + length * direction, moved + length * u, residual, next_direction, new, last, count + 1
+        return (
+            q + length * direction,
+            moved + length * u,
+            residual,
+            next_direction,
+            new,
+            last,
+            count + 1,
+        )
 
     def unfinished(carry):
         *_, last, count = carry
         return (last > allowed) & (count < _CG)  # no longer if last is NaN
 
     zero = jnp.zeros_like(right)
-    carry = (zero, zero, right, right, jnp.sum(right**2), jnp.array(jnp.inf, right.dtype), jnp.zeros((), int))
+    carry = (
+        zero,
+        zero,
+        right,
+        right,
+        jnp.sum(right**2),
+        jnp.array(jnp.inf, right.dtype),
+        jnp.zeros((), int),
+    )
     q, moved, *_, last, count = lax.while_loop(unfinished, iterate, carry)
     return q, moved, last <= allowed, count
 
 
-def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float, loss: str = "logistic") -> Solution:
-    """Dual coefficients at one time: an explicit method while the equation is not stiff, otherwise as `logistic_path`.
+def flow(
+    operator: Callable, y: Array, f0: Array, time: float, tolerance: float, loss: str = "logistic"
+) -> Solution:
+    """Dual coefficients at one time: an explicit method while the equation is not stiff, otherwise
+    as `logistic_path`.
 
     `loss`: "logistic" or "exponential".
     """
@@ -344,7 +405,15 @@ def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float,
         dual, steps, done = jax.device_get(found)
         if done:
             return Solution(dual, "ok", {"effective_time": time, "solver_steps": int(steps)})
-    found = _integrate(operator, y, f0, jnp.array([time]), jnp.asarray(tolerance), jnp.asarray(_PRODUCTS), loss=loss)
+    found = _integrate(
+        operator,
+        y,
+        f0,
+        jnp.array([time]),
+        jnp.asarray(tolerance),
+        jnp.asarray(_PRODUCTS),
+        loss=loss,
+    )
     status, drift = "ok", float(found.drift)
     if not found.time >= time:
         status = (
@@ -352,8 +421,15 @@ def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float,
             f"{int(found.products)} products with the kernel matrix"
         )
     elif drift > _DRIFT * tolerance:
-        status = f"rounding in the {loss} flow: outputs are known to {drift:.2g} of their change only"
-    stats = {"effective_time": time, "solver_steps": found.steps, "products": found.products, "drift": drift}
+        status = (
+            f"rounding in the {loss} flow: outputs are known to {drift:.2g} of their change only"
+        )
+    stats = {
+        "effective_time": time,
+        "solver_steps": found.steps,
+        "products": found.products,
+        "drift": drift,
+    }
     return Solution(found.last, status, stats)
 
 
@@ -361,10 +437,14 @@ def flow(operator: Callable, y: Array, f0: Array, time: float, tolerance: float,
 def _short_flow(
     operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array, *, loss: str
 ) -> tuple[Array, Array, Array]:
-    """By an explicit method, if time lambda_max curvature / n is small enough: (n,), steps, whether done."""
+    """By an explicit method, if time lambda_max curvature / n is small enough: (n,), steps, whether
+    done.
+    """
 
     def integrate():
-        dual, steps, _, done = descent.flow(operator, jax.tree_util.Partial(_PULLS[loss], y), f0, time, tolerance)
+        dual, steps, _, done = descent.flow(
+            operator, jax.tree_util.Partial(_PULLS[loss], y), f0, time, tolerance
+        )
         return dual, steps, done
 
     # The curvature of the exponential loss is the loss itself, which falls.
@@ -374,15 +454,20 @@ def _short_flow(
     return lax.cond(stiff, lambda: nothing, integrate)
 
 
-def heavy_ball(operator: Callable, y: Array, f0: Array, dynamics: HeavyBall, loss: str = "logistic") -> Solution:
-    """The recurrence itself. The logistic loss has curvature at most 1/4; the exponential one has no bound but,
-    while it falls, that of its start; steps that are too long end in infinities, which the status says.
+def heavy_ball(
+    operator: Callable, y: Array, f0: Array, dynamics: HeavyBall, loss: str = "logistic"
+) -> Solution:
+    """The recurrence itself. The logistic loss has curvature at most 1/4; the exponential one has
+    no bound but, while it falls, that of its start; steps that are too long end in infinities,
+    which the status says.
     """
     curvature = 1 / 4 if loss == "logistic" else float(jnp.exp(-y * f0).max())
     pull = jax.tree_util.Partial(_PULLS[loss], y)
     found = descent.heavy_ball(operator, pull, f0, dynamics, loss=loss, curvature=curvature)
     if not bool(jnp.isfinite(found.dual_coef).all()):
-        found = found._replace(status=f"heavy ball on the {loss} loss diverged: coefficients are not finite")
+        found = found._replace(
+            status=f"heavy ball on the {loss} loss diverged: coefficients are not finite"
+        )
     return found
 
 

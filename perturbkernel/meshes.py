@@ -1,4 +1,5 @@
-"""Arrays on a mesh of devices: dealt out by rows, whole on every device, and back as ordinary arrays.
+"""Arrays on a mesh of devices: dealt out by rows, whole on every device, and back as ordinary
+arrays.
 
 Every process of a run holds the same ordinary arrays and makes the same calls.
 """
@@ -23,12 +24,16 @@ def rows(mesh: Mesh) -> PartitionSpec:
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same devices; what is computed may be sharded in any way. Explicit axes would insist on their own."""
+    """The same devices; what is computed may be sharded in any way. Explicit axes would insist on
+    their own.
+    """
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
 def shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
-    """Rows dealt out to the devices of a mesh, padded to a multiple of their number; `mode` is that of `jnp.pad`."""
+    """Rows dealt out to the devices of a mesh, padded to a multiple of their number; `mode` is that
+    of `jnp.pad`.
+    """
 
     def one(array):
         padding = [(0, -len(array) % mesh.size)] + [(0, 0)] * (array.ndim - 1)
@@ -52,7 +57,9 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def _place(mesh: Mesh, spec: PartitionSpec, host: np.ndarray) -> Array:
-    return jax.make_array_from_callback(host.shape, NamedSharding(mesh, spec), lambda index: host[index])
+    return jax.make_array_from_callback(
+        host.shape, NamedSharding(mesh, spec), lambda index: host[index]
+    )
 
 
 def collect(array: Array, count: int) -> Array:

@@ -1,4 +1,6 @@
-"""What an attack increases, within which limits, and how many points at once: shared by `attacks` and `boundary`."""
+"""What an attack increases, within which limits, and how many points at once: shared by `attacks`
+and `boundary`.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,14 +11,22 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from perturbkernel import tiles
-from perturbkernel.checks import as_inputs, as_targets, check_choice, check_key, check_number, is_traced
+from perturbkernel.checks import (
+    as_inputs,
+    as_targets,
+    check_choice,
+    check_key,
+    check_number,
+    is_traced,
+)
 from perturbkernel.classes import class_indices, margin, margin_weights
 from perturbkernel.footprints import footprint
 from perturbkernel.perturbations import check_gradient, checked_bounds, count_outputs
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import NORMS, Box, lengths, project
 
-# Arrays of the size of the inputs that an attack holds at once: at most 22 (l0, l1), by XLA's account on a CPU.
+# Arrays of the size of the inputs that an attack holds at once: at most 22 (l0, l1), by XLA's
+# account on a CPU.
 _COPIES = 24
 
 
@@ -24,7 +34,8 @@ class Problem(NamedTuple):
     """Checked arguments, with flat inputs: what the attacks have in common.
 
     Attributes:
-        predictor: without what differs between trainings but not between computations, so that it compiles once.
+        predictor: without what differs between trainings but not between computations, so that it
+            compiles once.
         x: (n, d). shape: of one input.
         classes: K, or None for one output.
         target: (n,), the sign to increase, or a class. None: the predictor's own decision.
@@ -68,13 +79,21 @@ def checked_problem(
         target = class_indices(targets, "targets", len(x), classes)
     if isinstance(predictor, KernelPredictor):
         predictor = KernelPredictor(
-            predictor.kernel, predictor.inputs, predictor.dual_coef, predictor.initial, mesh=predictor.mesh
+            predictor.kernel,
+            predictor.inputs,
+            predictor.dual_coef,
+            predictor.initial,
+            mesh=predictor.mesh,
         )
     x, shape = x.reshape(len(x), -1), x.shape[1:]
-    return Problem(predictor, x, shape, classes, target, away, _flat_bounds(low, high, x, shape, norm))
+    return Problem(
+        predictor, x, shape, classes, target, away, _flat_bounds(low, high, x, shape, norm)
+    )
 
 
-def _flat_bounds(low, high, x: Array, shape: tuple[int, ...], norm: str) -> tuple[Array, Array] | None:
+def _flat_bounds(
+    low, high, x: Array, shape: tuple[int, ...], norm: str
+) -> tuple[Array, Array] | None:
     if low is None or high is None:
         if norm == "l0":
             raise ValueError(
@@ -83,7 +102,10 @@ def _flat_bounds(low, high, x: Array, shape: tuple[int, ...], norm: str) -> tupl
             )
         return None
     try:
-        low, high = (jnp.broadcast_to(b, (len(x), *shape)).reshape(x.shape).astype(x.dtype) for b in (low, high))
+        low, high = (
+            jnp.broadcast_to(b, (len(x), *shape)).reshape(x.shape).astype(x.dtype)
+            for b in (low, high)
+        )
     except ValueError:
         raise ValueError(
             f"bounds must be numbers or arrays that broadcast to the inputs, ({len(x)}, {', '.join(map(str, shape))}); "
@@ -100,18 +122,23 @@ def _flat_bounds(low, high, x: Array, shape: tuple[int, ...], norm: str) -> tupl
     return low, high
 
 
-def objective(outputs: Array, target: Array, away: bool, *, hard: bool) -> tuple[Array, Array | None]:
-    """What an attack increases at each row, (m,), and the weights (m, K) of its gradient in those of the outputs.
+def objective(
+    outputs: Array, target: Array, away: bool, *, hard: bool
+) -> tuple[Array, Array | None]:
+    """What an attack increases at each row, (m,), and the weights (m, K) of its gradient in those
+    of the outputs.
 
-    target f for one output. For K the margin M_t = f_t - log sum_{k != t} exp f_k or, `hard`, f_t - max_{k != t} f_k;
-    `away` turns the sign around.
+    target f for one output. For K the margin M_t = f_t - log sum_{k != t} exp f_k or, `hard`, f_t -
+    max_{k != t} f_k; `away` turns the sign around.
     """
     if outputs.ndim == 1:
         return target * outputs, None
     if hard:
         chosen = jax.nn.one_hot(target, outputs.shape[1], dtype=bool)
         other = jnp.where(chosen, -jnp.inf, outputs).argmax(1)
-        weights = chosen.astype(outputs.dtype) - jax.nn.one_hot(other, outputs.shape[1], dtype=outputs.dtype)
+        weights = chosen.astype(outputs.dtype) - jax.nn.one_hot(
+            other, outputs.shape[1], dtype=outputs.dtype
+        )
         gain = jnp.sum(weights * outputs, axis=1)
     else:
         gain, weights = margin(outputs, target), margin_weights(outputs, target)
@@ -124,17 +151,22 @@ def outputs_at(predictor: Callable, z: Array, shape: tuple[int, ...]) -> Array:
     return outputs.reshape(len(z)) if outputs.size == len(z) else outputs
 
 
-def gradient_at(predictor: Callable, z: Array, shape: tuple[int, ...], target: Array, weights: Array | None) -> Array:
+def gradient_at(
+    predictor: Callable, z: Array, shape: tuple[int, ...], target: Array, weights: Array | None
+) -> Array:
     """The gradient of `objective` at flat inputs, (m, d)."""
-    gradient = input_gradient(predictor, z.reshape(-1, *shape), weights).reshape(z.shape).astype(z.dtype)
+    gradient = (
+        input_gradient(predictor, z.reshape(-1, *shape), weights).reshape(z.shape).astype(z.dtype)
+    )
     return gradient if weights is not None else target[:, None] * gradient
 
 
 def rows_within(memory: float | None, predictor: Callable, x: Array, shape: tuple[int, ...]) -> int:
-    """How many points are attacked at once in `memory` bytes; None: the device's default, `tiles.default_memory`.
+    """How many points are attacked at once in `memory` bytes; None: the device's default,
+    `tiles.default_memory`.
 
-    A kernel predictor's own temporaries are limited by its kernel. Of another, those of one point are what a gradient
-    holds at once, from its trace.
+    A kernel predictor's own temporaries are limited by its kernel. Of another, those of one point
+    are what a gradient holds at once, from its trace.
     """
     own = _COPIES * x.shape[1] * x.dtype.itemsize
     plain = predictor.initial if isinstance(predictor, KernelPredictor) else predictor
@@ -149,15 +181,23 @@ def rows_within(memory: float | None, predictor: Callable, x: Array, shape: tupl
 
 
 def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> Array:
-    """A random point of the ball of radius `size`, for every row; projected to the box, where it is not the whole."""
+    """A random point of the ball of radius `size`, for every row; projected to the box, where it is
+    not the whole.
+    """
 
     def draw(key):
         direction_key, radius_key = jax.random.split(key)
         d = like.shape[1]
         if norm in ("linf", "l0"):
             return jax.random.uniform(direction_key, (d,), like.dtype, -1, 1)
-        draws = (jax.random.normal if norm == "l2" else jax.random.laplace)(direction_key, (d,), like.dtype)
-        return draws / lengths(draws[None], norm) * jax.random.uniform(radius_key, (), like.dtype) ** (1 / d)
+        draws = (jax.random.normal if norm == "l2" else jax.random.laplace)(
+            direction_key, (d,), like.dtype
+        )
+        return (
+            draws
+            / lengths(draws[None], norm)
+            * jax.random.uniform(radius_key, (), like.dtype) ** (1 / d)
+        )
 
     u = jax.vmap(draw)(keys)
     if norm != "l0":

@@ -1,4 +1,6 @@
-"""The optimizer of the paper's experiments: SGD with heavy-ball momentum, and a rate that falls on a plateau."""
+"""The optimizer of the paper's experiments: SGD with heavy-ball momentum, and a rate that falls on
+a plateau.
+"""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -13,16 +15,18 @@ from perturbkernel.checks import check_count, check_number, is_traced
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """Multiplies the learning rate by `factor` once the loss has stopped falling, by the rules of PyTorch's
-    ReduceLROnPlateau in its default mode ("min", "rel", no cooldown), which the paper's experiments use.
+    """Multiplies the learning rate by `factor` once the loss has stopped falling, by the rules of
+    PyTorch's ReduceLROnPlateau in its default mode ("min", "rel", no cooldown), which the paper's
+    experiments use.
 
-    After every step (with minibatches: every epoch, with the mean loss of its batches) the loss l counts as better if
-    l < best (1 - threshold), and then becomes the best; the rate falls after more than `patience` losses in a row that
-    were not better, beginning with the next step.
+    After every step (with minibatches: every epoch, with the mean loss of its batches) the loss l
+    counts as better if l < best (1 - threshold), and then becomes the best; the rate falls after
+    more than `patience` losses in a row that were not better, beginning with the next step.
 
-    A negative loss, as the identity loss soon is, turns the threshold around: best (1 - threshold) lies *above* best,
-    so a loss that stands still or rises by less than the fraction `threshold` counts as better, and lowers the bar
-    with it. A constant negative loss never reduces the rate; only faster rises do.
+    A negative loss, as the identity loss soon is, turns the threshold around: best (1 - threshold)
+    lies *above* best, so a loss that stands still or rises by less than the fraction `threshold`
+    counts as better, and lowers the bar with it. A constant negative loss never reduces the rate;
+    only faster rises do.
 
     PyTorch leaves rates alone that would change by less than 1e-8; here they go on falling.
     """
@@ -39,7 +43,8 @@ class Plateau:
             raise ValueError("factor must be < 1; got 1")
 
     def transformation(self, steps_an_epoch: int = 1) -> optax.GradientTransformationExtraArgs:
-        # optax reduces when its count of bad values equals its patience, PyTorch when it exceeds its own.
+        # optax reduces when its count of bad values equals its patience, PyTorch when it exceeds
+        # its own.
         return optax.contrib.reduce_on_plateau(
             self.factor, self.patience + 1, self.threshold, accumulation_size=steps_an_epoch
         )
@@ -53,14 +58,17 @@ class _HeavyBallState(NamedTuple):
 
 def _heavy_ball_update(updates, state: Any, params=None):
     velocity = jax.tree.map(lambda v, g: state.momentum * v + g, state.velocity, updates)
-    return jax.tree.map(lambda v: -state.learning_rate * v, velocity), state._replace(velocity=velocity)
+    return jax.tree.map(lambda v: -state.learning_rate * v, velocity), state._replace(
+        velocity=velocity
+    )
 
 
 def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
-    """SGD with heavy-ball momentum 0.9, as in the paper's experiments: `optax.sgd(learning_rate, momentum=momentum)`.
+    """SGD with heavy-ball momentum 0.9, as in the paper's experiments: `optax.sgd(learning_rate,
+    momentum=momentum)`.
 
-    The numbers live in the optimizer's state, not in its code: `train` compiles once for all rates, and a rate may be
-    traced or differ between members of an ensemble. The paper adds `Plateau()`.
+    The numbers live in the optimizer's state, not in its code: `train` compiles once for all rates,
+    and a rate may be traced or differ between members of an ensemble. The paper adds `Plateau()`.
     """
     check_number(learning_rate, "learning_rate")
     check_number(momentum, "momentum", high=1)
@@ -70,6 +78,8 @@ def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.Gradie
     def init(params):
         dtype = jnp.result_type(*jax.tree.leaves(params))
         still = jax.tree.map(jnp.zeros_like, params)
-        return _HeavyBallState(jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype), still)
+        return _HeavyBallState(
+            jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype), still
+        )
 
     return optax.GradientTransformation(init, _heavy_ball_update)

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from perturbkernel.checks import as_float, as_inputs, as_targets, check_choice, check_number, is_traced
+from perturbkernel.checks import (
+    as_float,
+    as_inputs,
+    as_targets,
+    check_choice,
+    check_number,
+    is_traced,
+)
 from perturbkernel.classes import class_indices, margin_weights
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import normalise as normalise
@@ -22,9 +29,11 @@ class Perturbation(eqx.Module):
     """Perturbations and what they aim at.
 
     Attributes:
-        delta: (n, ...), shaped like the inputs; its size is in input units, a norm over all axes but the first.
+        delta: (n, ...), shaped like the inputs; its size is in input units, a norm over all axes
+            but the first.
         targets: (n,), the labels that `inputs + delta` moves toward: in {-1, +1}, or class indices.
-        zero_gradient: (n,), True where the gradient is zero (to rounding), no direction exists, and delta is 0.
+        zero_gradient: (n,), True where the gradient is zero (to rounding), no direction exists, and
+            delta is 0.
     """
 
     delta: Float[Array, "n ..."]
@@ -37,7 +46,9 @@ def _column(values: Array, like: Array) -> Array:
 
 
 def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, " n"]:
-    """The signed cosine of each row of a with that of b, (n,); NaN where either is zero and no angle exists."""
+    """The signed cosine of each row of a with that of b, (n,); NaN where either is zero and no
+    angle exists.
+    """
     a, b = (normalise(v, "l2").reshape(len(v), -1) for v in (a, b))
     exists = a.any(1) & b.any(1)
     return jnp.where(exists, jnp.sum(a * b, axis=1), jnp.nan)
@@ -54,35 +65,44 @@ def perturb(
     bounds: tuple[float, float] | None = None,
     progress: Any = None,
 ) -> Perturbation:
-    """One step of length `size` from every input toward its target: delta_n = size target_n g_n / |g_n|.
+    """One step of length `size` from every input toward its target: delta_n = size target_n g_n /
+    |g_n|.
 
-    g_n is the gradient of the predictor at input n (linf: its sign). The gradient of the predictor is normalised, not
-    that of a loss, whose factor cancels in exact arithmetic and underflows in floating point when it saturates.
+    g_n is the gradient of the predictor at input n (linf: its sign). The gradient of the predictor
+    is normalised, not that of a loss, whose factor cancels in exact arithmetic and underflows in
+    floating point when it saturates.
 
-    For a predictor with K outputs targets are classes t_n, and delta_n = size g_n / |g_n| with g_n the gradient of the
-    margin M_t = f_t - log sum_{k != t} exp f_k, that is sum_k (e_t - q)_k grad f_k, q the softmax over the other
-    classes. The cross-entropy toward t, which Ilyas et al. (NeurIPS 2019) minimise, is log(1 + exp(-M_t)): the same
-    direction, without the factor that underflows. q depends on the scale of f: it is uniform for f near 0, and all on
-    the strongest other class for f large. For two classes g_n is the gradient of f_t - f_other.
+    For a predictor with K outputs targets are classes t_n, and delta_n = size g_n / |g_n| with g_n
+    the gradient of the margin M_t = f_t - log sum_{k != t} exp f_k, that is sum_k (e_t - q)_k grad
+    f_k, q the softmax over the other classes. The cross-entropy toward t, which Ilyas et al.
+    (NeurIPS 2019) minimise, is log(1 + exp(-M_t)): the same direction, without the factor that
+    underflows. q depends on the scale of f: it is uniform for f near 0, and all on the strongest
+    other class for f large. For two classes g_n is the gradient of f_t - f_other.
 
     Args:
-        predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,), (n, 1) or (n, K)
-            that treats rows independently: a Flax or Equinox model, a lambda. One that is no KernelPredictor and has a
-            method `input_gradient` of its own is taken to have one output.
+        predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,),
+            (n, 1) or (n, K) that treats rows independently: a Flax or Equinox model, a lambda. One
+            that is no KernelPredictor and has a method `input_gradient` of its own is taken to have
+            one output.
         inputs: (n, ...).
-        targets: (n,) in {-1, +1}: the label each input is moved toward; for K outputs class indices, integers.
+        targets: (n,) in {-1, +1}: the label each input is moved toward; for K outputs class
+            indices, integers.
         size: norm of each perturbation, in the units of the inputs, over all axes but the first.
         norm: "l2" or "linf".
-        direction: "gradient", the true gradient; "frozen_gates", the paper's sum_n dual_coef_n Phi(x_n, z) x_n, which
-            leaves out the motion of the gates (kernel predictors of TwoLayerNTK only).
+        direction: "gradient", the true gradient; "frozen_gates", the paper's sum_n dual_coef_n
+            Phi(x_n, z) x_n, which leaves out the motion of the gates (kernel predictors of
+            TwoLayerNTK only).
         bounds: (low, high) to which inputs + delta is clipped; nothing is clipped without it.
-        progress: `progress.update(k)` is called after every k gradients of a KernelPredictor (not of frozen gates).
+        progress: `progress.update(k)` is called after every k gradients of a KernelPredictor (not
+            of frozen gates).
 
     Raises:
-        ValueError: bad values or shapes, or a predictor whose gradient is not finite. TypeError: frozen gates asked of
+        ValueError: bad values or shapes, or a predictor whose gradient is not finite. TypeError:
+        frozen gates asked of
             another predictor.
 
-    Source: Kumano, Kera, Yamasaki (NeurIPS 2024), equation for the perturbation; theory: section 5, 5.3.
+    Source: Kumano, Kera, Yamasaki (NeurIPS 2024), equation for the perturbation; theory: section 5,
+    5.3.
     """
     low, high = check_options(size, norm, direction, bounds)
     x = as_inputs(inputs, "inputs")
@@ -118,11 +138,17 @@ def check_gradient(gradient: Array) -> None:
     if not is_traced(gradient):
         bad = ~np.isfinite(np.asarray(gradient)).reshape(len(gradient), -1).all(1)
         if bad.any():
-            raise ValueError(f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})")
+            raise ValueError(
+                f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})"
+            )
 
 
-def is_zero(predictor: Callable, x: Array, weights: Array | None, gradient: Array) -> Bool[Array, " n"]:
-    """Where the gradient is zero: to rounding for kernel predictors, whose terms may cancel; exactly for others."""
+def is_zero(
+    predictor: Callable, x: Array, weights: Array | None, gradient: Array
+) -> Bool[Array, " n"]:
+    """Where the gradient is zero: to rounding for kernel predictors, whose terms may cancel;
+    exactly for others.
+    """
     exact = not isinstance(predictor, KernelPredictor)
     rounding = jnp.zeros(len(x)) if exact else predictor.gradient_rounding(x, weights)
     flat = jnp.abs(gradient).reshape(len(x), -1)
@@ -130,7 +156,9 @@ def is_zero(predictor: Callable, x: Array, weights: Array | None, gradient: Arra
 
 
 def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
-    """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no class indices."""
+    """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no
+    class indices.
+    """
     if isinstance(predictor, KernelPredictor):
         return predictor.num_outputs
     if hasattr(predictor, "input_gradient"):

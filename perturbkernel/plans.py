@@ -1,4 +1,6 @@
-"""What a kernel product will take, before it runs: tiles, memory, floating-point operations, seconds."""
+"""What a kernel product will take, before it runs: tiles, memory, floating-point operations,
+seconds.
+"""
 
 import dataclasses
 import time
@@ -12,7 +14,8 @@ from perturbkernel import tiles
 from perturbkernel.checks import check_choice, check_count, check_number
 
 MATRICES = ("ntk", "nngp", "phi")
-PRODUCTS = {"matvec": 1, "phi_matmul": 1, "input_gradient": 2} | dict.fromkeys(MATRICES, 1)  # of size n x m x d
+# Of size n x m x d.
+PRODUCTS = {"matvec": 1, "phi_matmul": 1, "input_gradient": 2} | dict.fromkeys(MATRICES, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +25,8 @@ class Plan:
     Attributes:
         what: the product.
         n, m, d: training points, queries, numbers an input.
-        symmetric: the queries are the training points, the very same array. Sums on one device then evaluate each
-            pair once.
+        symmetric: the queries are the training points, the very same array. Sums on one device then
+            evaluate each pair once.
         devices: how many share the work.
         tile: (rows of queries, rows of points) evaluated at once.
         tiles: how many, on all devices together.
@@ -53,7 +56,11 @@ class Plan:
         return self.operations / self.rate / self.devices
 
     def __str__(self) -> str:
-        points = f"{self.n:,} points with themselves" if self.symmetric else f"{self.n:,} points, {self.m:,} queries"
+        points = (
+            f"{self.n:,} points with themselves"
+            if self.symmetric
+            else f"{self.n:,} points, {self.m:,} queries"
+        )
         return (
             f"{self.what}: {points}, d = {self.d:,}, on {self.devices} device{'s' * (self.devices > 1)}\n"
             f"  tiles        {self.tiles:,} of {self.tile[0]} x {self.tile[1]}\n"
@@ -96,7 +103,11 @@ def make_plan(
     if columns is None:
         columns = numbers if what == "phi_matmul" else 1
     counts = [("n", n), ("columns", columns), ("devices", devices), *(("d", size) for size in row)]
-    for name, value in counts + ([] if m is None else [("m", m)]) + ([] if memory is None else [("memory", memory)]):
+    for name, value in (
+        counts
+        + ([] if m is None else [("m", m)])
+        + ([] if memory is None else [("memory", memory)])
+    ):
         check_count(value, name)
     if rate is None:
         rate = _measured_rate(kernel, row, what, columns)
@@ -125,7 +136,8 @@ def make_plan(
         tile,
         count,
         tiles.tile_bytes(kernel, tile, row, itemsize),
-        itemsize * ((n if symmetric else n + m) * numbers + (0 if what in MATRICES else n * columns)),
+        itemsize
+        * ((n if symmetric else n + m) * numbers + (0 if what in MATRICES else n * columns)),
         itemsize * result.get(what, m * columns),
         operations * (rows + 1) / (2 * rows) if halved else operations,
         float(rate),
@@ -137,7 +149,9 @@ def _measured_rate(kernel: Any, row: tuple[int, ...], what: str, columns: int) -
     itemsize = jnp.result_type(float).itemsize
     m, n = tiles.tile_limits(kernel, row, itemsize, tall=False)
     keys = jax.random.split(jax.random.key(0), 3)
-    z, x = (jax.random.normal(key, (count, *row)) for key, count in zip(keys, (2 * m, n), strict=False))
+    z, x = (
+        jax.random.normal(key, (count, *row)) for key, count in zip(keys, (2 * m, n), strict=False)
+    )
     coef = jax.random.normal(keys[2], (n, columns) if columns > 1 else (n,))
     arguments = (x, z) if what in MATRICES else (z, x, coef)
     seconds = []
@@ -145,4 +159,6 @@ def _measured_rate(kernel: Any, row: tuple[int, ...], what: str, columns: int) -
         began = time.perf_counter()
         jax.block_until_ready(getattr(kernel, what)(*arguments))
         seconds.append(time.perf_counter() - began)
-    return make_plan(kernel, n, 2 * m, row, what, columns, 1, None, 1.0).operations / min(seconds[1:])
+    return make_plan(kernel, n, 2 * m, row, what, columns, 1, None, 1.0).operations / min(
+        seconds[1:]
+    )

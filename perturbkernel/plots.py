@@ -34,7 +34,9 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 
 @styled
 def render(drawn: Figure, kind: str) -> bytes:
-    """The figure as "png" or "svg" bytes, the same for the same figure (no dates, no random identifiers)."""
+    """The figure as "png" or "svg" bytes, the same for the same figure (no dates, no random
+    identifiers).
+    """
     buffer = io.BytesIO()
     drawn.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     return buffer.getvalue()
@@ -45,11 +47,13 @@ def figure(width: float, height: float) -> Figure:
 
 
 @styled
-def perturbations(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int] | None) -> Figure:
+def perturbations(
+    arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int] | None
+) -> Figure:
     """Some points with their perturbations, and the mean perturbation toward each class.
 
-    Uses `sample_inputs`, `sample_deltas`, `sample_labels` where known, `sample_targets`, `mean_toward` (2, d),
-    `mean_difference`.
+    Uses `sample_inputs`, `sample_deltas`, `sample_labels` where known, `sample_targets`,
+    `mean_toward` (2, d), `mean_difference`.
     """
     return (_images if image_shape is not None else _profiles)(arrays, classes, image_shape)
 
@@ -63,7 +67,9 @@ def _images(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
     def show(cell, image, title: str, limit: float | None = None, ylabel: str = ""):
         axis = fig.add_subplot(cell)
         colours: dict[str, Any] = (
-            {"cmap": "gray_r"} if limit is None else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+            {"cmap": "gray_r"}
+            if limit is None
+            else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
         )
         axis.imshow(image.reshape(image_shape), **colours)
         axis.set(xticks=[], yticks=[], title=title, ylabel=ylabel)
@@ -77,7 +83,12 @@ def _images(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
         show(grid[0, i], inputs[i], name, ylabel="" if i else "input")
         show(grid[1, i], deltas[i], f"toward {target}", limit, ylabel="" if i else "perturbation")
     for i, name in enumerate(classes):
-        show(grid[:, count + 1 + i], means[i], f"mean perturbation toward {name}", float(np.abs(means).max()) or 1.0)
+        show(
+            grid[:, count + 1 + i],
+            means[i],
+            f"mean perturbation toward {name}",
+            float(np.abs(means).max()) or 1.0,
+        )
     difference = arrays["mean_difference"]
     title = f"the data: mean {classes[0]} minus mean {classes[1]}"
     show(grid[:, count + 3], difference, title, float(np.abs(difference).max()) or 1.0)
@@ -91,7 +102,11 @@ def _profiles(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
     scale = [np.abs(v).max() or 1 for v in (difference, means)]
     for mean, name, colour in zip(means, classes, (PLUS, MINUS), strict=True):
         axis.scatter(
-            difference / scale[0], mean / scale[1], s=8, color=colour, label=f"mean perturbation toward {name}"
+            difference / scale[0],
+            mean / scale[1],
+            s=8,
+            color=colour,
+            label=f"mean perturbation toward {name}",
         )
     axis.axhline(0, color=GREY, lw=0.5)
     axis.axvline(0, color=GREY, lw=0.5)
@@ -103,7 +118,9 @@ def _profiles(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
 
 @styled
 def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
-    """Outputs of g against those of f on fresh points. Uses `fresh_f`, `fresh_g`, and `fresh_labels` where known."""
+    """Outputs of g against those of f on fresh points. Uses `fresh_f`, `fresh_g`, and
+    `fresh_labels` where known.
+    """
     f, g = (arrays[name] / (np.abs(arrays[name]).max() or 1) for name in ("fresh_f", "fresh_g"))
     labels = arrays.get("fresh_labels")
     fig = figure(4.2, 3.9)
@@ -114,7 +131,15 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
         axis.scatter(f, g, s=7, color=F_COLOUR, alpha=0.5, lw=0)
     else:
         for value, name, colour in ((1, classes[0], PLUS), (-1, classes[1], MINUS)):
-            axis.scatter(f[labels == value], g[labels == value], s=9, color=colour, alpha=0.6, lw=0, label=f"a {name}")
+            axis.scatter(
+                f[labels == value],
+                g[labels == value],
+                s=9,
+                color=colour,
+                alpha=0.6,
+                lw=0,
+                label=f"a {name}",
+            )
         axis.legend(loc="lower right")
     axis.axhline(0, color=GREY, lw=0.7)
     axis.axvline(0, color=GREY, lw=0.7)
@@ -141,40 +166,66 @@ def decision_map(arrays: Arrays, classes: Sequence[str]) -> Figure:
     return fig
 
 
-def map_axes(axis, first, second, f, g, points, labels, classes: Sequence[str], boundaries: Sequence[tuple]) -> float:
-    """Draws where f and g decide alike (grey: differently), `boundaries` (values, colour, line style, name) as their
-    zero lines, and the points; returns the share of the plane with the same decision.
+def map_axes(
+    axis, first, second, f, g, points, labels, classes: Sequence[str], boundaries: Sequence[tuple]
+) -> float:
+    """Draws where f and g decide alike (grey: differently), `boundaries` (values, colour, line
+    style, name) as their zero lines, and the points; returns the share of the plane with the same
+    decision.
     """
     region = np.where(np.sign(f) != np.sign(g), 1, np.where(f > 0, 2, 0))
     colours = ListedColormap(["#fbe3d3", "#8c8c8c", "#d3e6f3"])
-    axis.pcolormesh(first, second, region, cmap=colours, vmin=0, vmax=2, shading="nearest", rasterized=True)
+    axis.pcolormesh(
+        first, second, region, cmap=colours, vmin=0, vmax=2, shading="nearest", rasterized=True
+    )
     for values, colour, style, name in boundaries:
         if values.min() < 0 < values.max():
-            axis.contour(first, second, values, [0], colors=colour, linestyles=style, linewidths=1.6)
+            axis.contour(
+                first, second, values, [0], colors=colour, linestyles=style, linewidths=1.6
+            )
         axis.plot([], [], color=colour, ls=style, label=name)
     shown = np.random.default_rng(0).permutation(len(points))[:1500]
     for value, name, colour in ((1, classes[0], PLUS), (-1, classes[1], MINUS)):
         chosen = shown[labels[shown] == value]
-        axis.scatter(points[chosen, 0], points[chosen, 1], s=5, color=colour, alpha=0.7, lw=0, label=name)
+        axis.scatter(
+            points[chosen, 0], points[chosen, 1], s=5, color=colour, alpha=0.7, lw=0, label=name
+        )
     axis.set_aspect("equal")
     return float(np.mean(region != 1))
 
 
 @styled
 def accuracy_against_size(arrays: Arrays, size: float, f_accuracy: float) -> Figure:
-    """Accuracy of g against perturbation size. Uses `curve_size`, `curve_accuracy`, and `curve_expected` if known."""
+    """Accuracy of g against perturbation size. Uses `curve_size`, `curve_accuracy`, and
+    `curve_expected` if known.
+    """
     fig = figure(4.8, 3.6)
     axis = fig.add_subplot()
     axis.axhline(f_accuracy, color=F_COLOUR, lw=1, label="first network, f")
     axis.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
     if "curve_expected" in arrays:
         axis.plot(
-            arrays["curve_size"], arrays["curve_expected"], color=G_COLOUR, lw=4, alpha=0.3,
+            arrays["curve_size"],
+            arrays["curve_expected"],
+            color=G_COLOUR,
+            lw=4,
+            alpha=0.3,
             label="g, expected over target draws (closed form)",
-        )  # fmt: skip
-    axis.plot(arrays["curve_size"], arrays["curve_accuracy"], "o-", color=G_COLOUR, ms=4, label="g, these targets")
+        )
+    axis.plot(
+        arrays["curve_size"],
+        arrays["curve_accuracy"],
+        "o-",
+        color=G_COLOUR,
+        ms=4,
+        label="g, these targets",
+    )
     axis.axvline(size, color=GREY, lw=0.8, label=f"size of this run, {size:g}")
     axis.set_xscale("log")
-    axis.set(ylim=(-0.02, 1.03), xlabel="perturbation size (input units)", ylabel="accuracy on clean test data")
+    axis.set(
+        ylim=(-0.02, 1.03),
+        xlabel="perturbation size (input units)",
+        ylabel="accuracy on clean test data",
+    )
     axis.legend(loc="lower right", fontsize=8)
     return fig

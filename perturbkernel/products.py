@@ -1,7 +1,7 @@
 """Sums of a kernel over pairs of points, their derivatives, and whole kernel matrices.
 
-A kernel supplies dense tiles, ``kernel.tile(name, z, x) -> (rows of z, rows of x)``, and perhaps quick ones, which are
-NaN at few pairs. `tiles` adds them up.
+A kernel supplies dense tiles, ``kernel.tile(name, z, x) -> (rows of z, rows of x)``, and perhaps
+quick ones, which are NaN at few pairs. `tiles` adds them up.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,11 @@ _MENDED = 256
 
 
 def _weighted(tile: Array, coef: Array) -> Array:
-    return row_sums(tile * coef[None, :]) if coef.ndim == 1 else jnp.matmul(tile, coef, precision=EXACT)
+    return (
+        row_sums(tile * coef[None, :])
+        if coef.ndim == 1
+        else jnp.matmul(tile, coef, precision=EXACT)
+    )
 
 
 def _first(rows: Array) -> Array:
@@ -46,8 +50,11 @@ def _first(rows: Array) -> Array:
     return rows.reshape(len(rows), -1)[:, 0]
 
 
-def evaluate_tile(function: Callable, kernel: Any, name: str, queries: Any, points: Any, before: Any) -> Any:
-    """before + function(tile, queries, points), `before` None for nothing; `function` treats queries one by one.
+def evaluate_tile(
+    function: Callable, kernel: Any, name: str, queries: Any, points: Any, before: Any
+) -> Any:
+    """before + function(tile, queries, points), `before` None for nothing; `function` treats
+    queries one by one.
 
     With the kernel's quick tile first, and for queries that it leaves a NaN in, with its tile.
     """
@@ -57,8 +64,12 @@ def evaluate_tile(function: Callable, kernel: Any, name: str, queries: Any, poin
     result = plus(before, function(partial(kernel.quick_tile, name), queries, points))
     missing = jnp.isnan(sum(_first(leaf) for leaf in jax.tree.leaves(result)))
     size = tile_size(rows, _MENDED)
-    if size == rows:  # not a loop, out of which XLA would move what is the same in every step, and always do it
-        return lax.cond(missing.any(), lambda: plus(before, function(tile, queries, points)), lambda: result)
+    if (
+        size == rows
+    ):  # not a loop, out of which XLA would move what is the same in every step, and always do it
+        return lax.cond(
+            missing.any(), lambda: plus(before, function(tile, queries, points)), lambda: result
+        )
     starts = part_start(np.arange(-(-rows // size)), size, rows)
     hit = missing[starts[:, None] + np.arange(size)].any(axis=1)
     order = jnp.argsort(~hit)
@@ -82,7 +93,8 @@ def _matvec_pair(kernel, name, z, x, z_coef, x_coef, diagonal):
 
     def matvecs(tile):
         values = tile(name, z, x)
-        at_x = jnp.matmul(z_coef.T, values, precision=EXACT).T  # ten times as fast as values.T times a vector
+        # Ten times as fast as values.T times a vector.
+        at_x = jnp.matmul(z_coef.T, values, precision=EXACT).T
         return jnp.matmul(values, x_coef, precision=EXACT), at_x
 
     def careful():
@@ -114,19 +126,31 @@ def _point_gradient_tile(kernel, name, query, z, cotangent, before):
 
 
 def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]:
-    """(numbers a pair, numbers a row) that a tile of the widest sum, a gradient, holds at once; read off its trace."""
+    """(numbers a pair, numbers a row) that a tile of the widest sum, a gradient, holds at once;
+    read off its trace.
+    """
 
     def gradient(z, x):
         ones = jnp.ones(len(z), z.dtype), jnp.ones(len(x), x.dtype)
-        return _query_gradient_tile(kernel, "ntk", (z, ones[0]), x, ones[1], jnp.zeros(z.shape, z.dtype))
+        return _query_gradient_tile(
+            kernel, "ntk", (z, ones[0]), x, ones[1], jnp.zeros(z.shape, z.dtype)
+        )
 
     return footprint(gradient, row)
 
 
 def matvec(
-    kernel, name: str, z: Array, x: Array, coef: Array, *, mesh: Mesh | None = None, progress: Any = None
+    kernel,
+    name: str,
+    z: Array,
+    x: Array,
+    coef: Array,
+    *,
+    mesh: Mesh | None = None,
+    progress: Any = None,
 ) -> Array:
-    """sum_n coef_n kernel(x_n, z_j): (m,) for coef (n,), (m, k) for coef (n, k). Reverse-mode differentiable, once.
+    """sum_n coef_n kernel(x_n, z_j): (m,) for coef (n,), (m, k) for coef (n, k). Reverse-mode
+    differentiable, once.
 
     Where z is x, the very same array, half of the tiles are evaluated.
     """
@@ -159,8 +183,20 @@ def query_gradient(
     mesh: Mesh | None = None,
     progress: Any = None,
 ) -> Array:
-    """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k) for coef (n, k)."""
-    return sums(_query_gradient_tile, kernel, name, False, (z, cotangent), x, coef, mesh=mesh, progress=progress)
+    """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k)
+    for coef (n, k).
+    """
+    return sums(
+        _query_gradient_tile,
+        kernel,
+        name,
+        False,
+        (z, cotangent),
+        x,
+        coef,
+        mesh=mesh,
+        progress=progress,
+    )
 
 
 def _matvec_forward(kernel, name, same, mesh, z, x, coef):
@@ -180,7 +216,9 @@ def _matvec_backward(kernel, name, same, mesh, residuals, cotangent):
     if needs_z is not None:
         z_bar = query_gradient(kernel, name, z, x, coef, cotangent, mesh=mesh)
     if needs_points is not None:
-        x_bar, coef_bar = sums(_point_gradient_tile, kernel, name, False, (x, coef), z, cotangent, mesh=mesh)
+        x_bar, coef_bar = sums(
+            _point_gradient_tile, kernel, name, False, (x, coef), z, cotangent, mesh=mesh
+        )
     return z_bar, x_bar, coef_bar
 
 
@@ -197,17 +235,23 @@ def matrix(kernel, name: str, x: Array, z: Array) -> Array:
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _matrix(kernel, name, differentiable, x, z):
-    """From the quick tile at once, in place of the matrix product, and tiles in which that leaves a NaN once more."""
+    """From the quick tile at once, in place of the matrix product, and tiles in which that leaves a
+    NaN once more.
+    """
     n, m = len(x), len(z)
     quick = None if differentiable or n * m < LARGE_TILE else kernel.quick_tile
     limits = tile_limits(kernel, x.shape[1:], x.dtype.itemsize, tall=False)
-    rows, columns = tile_shape(n, m, limits) if quick is None else (min(n, _MENDED), min(m, _MENDED))
+    rows, columns = (
+        tile_shape(n, m, limits) if quick is None else (min(n, _MENDED), min(m, _MENDED))
+    )
     down, across = -(-n // rows), -(-m // columns)
 
     def fill(step, matrix):
         i, j = step // across, step % across
         tile = kernel.tile(name, part_of(x, i, rows), part_of(z, j, columns))
-        return lax.dynamic_update_slice(matrix, tile, (part_start(i, rows, n), part_start(j, columns, m)))
+        return lax.dynamic_update_slice(
+            matrix, tile, (part_start(i, rows, n), part_start(j, columns, m))
+        )
 
     if quick is None:
         return lax.fori_loop(0, down * across, fill, jnp.zeros((n, m), x.dtype))
@@ -215,6 +259,11 @@ def _matrix(kernel, name, differentiable, x, z):
     # Sums over the columns of each tile: in every row, then in the rows of a tile.
     padded = jnp.pad(matrix, ((0, 0), (0, across * columns - m))).reshape(n * across, columns)
     missing = jnp.isnan(row_sums(padded)).reshape(n, across)
-    missing = jnp.pad(missing, ((0, down * rows - n), (0, 0))).reshape(down, rows, across).any(axis=1).ravel()
+    missing = (
+        jnp.pad(missing, ((0, down * rows - n), (0, 0)))
+        .reshape(down, rows, across)
+        .any(axis=1)
+        .ravel()
+    )
     order = jnp.argsort(~missing)
     return lax.fori_loop(0, jnp.sum(missing), lambda k, matrix: fill(order[k], matrix), matrix)

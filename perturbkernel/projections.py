@@ -1,8 +1,9 @@
-"""The geometry of the norms l2, linf, l1 and l0: steepest steps, projections, nearest points of a half-space, in a box.
+"""The geometry of the norms l2, linf, l1 and l0: steepest steps, projections, nearest points of a
+half-space, in a box.
 
-Rows are flat, (m, d), and treated one by one. A box low <= d <= high holds 0; without one it is all of space. Every
-answer is exact to rounding: each is a one-parameter family, and its parameter solves an equation that is piecewise
-linear between sorted break points.
+Rows are flat, (m, d), and treated one by one. A box low <= d <= high holds 0; without one it is all
+of space. Every answer is exact to rounding: each is a one-parameter family, and its parameter
+solves an equation that is piecewise linear between sorted break points.
 """
 
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ Box = tuple[Float[Array, "m d"], Float[Array, "m d"]] | None
 
 
 def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ..."]:
-    """The direction of unit norm that increases a function fastest: g / |g| for l2, sign(g) for linf; 0 for g = 0."""
+    """The direction of unit norm that increases a function fastest: g / |g| for l2, sign(g) for
+    linf; 0 for g = 0.
+    """
     if norm == "linf":
         return jnp.sign(gradient)
     axes = tuple(range(1, gradient.ndim))
@@ -35,12 +38,16 @@ def lengths(delta: Float[Array, "m d"], norm: str) -> Float[Array, " m"]:
     return jnp.sum(jnp.abs(delta) if norm == "l1" else delta != 0, axis=1, dtype=delta.dtype)
 
 
-def steepest(g: Float[Array, "m d"], size: Array | float, norm: str, box: Box = None) -> Float[Array, "m d"]:
-    """The d of norm at most `size` in the box with the largest <g, d>; `size` is one number or (m, 1).
+def steepest(
+    g: Float[Array, "m d"], size: Array | float, norm: str, box: Box = None
+) -> Float[Array, "m d"]:
+    """The d of norm at most `size` in the box with the largest <g, d>; `size` is one number or (m,
+    1).
 
-    Without a box: size g / |g| (l2), size sign(g) (linf), all in the entry with the largest |g| (l1); l0 needs a box.
-    Entries where g is 0 stay 0. In a box: clip(t g) with t such that the norm is `size`, or all entries saturate (l2);
-    clip(size sign g) (linf); the largest |g| filled first (l1); the `size` entries with the largest gain (l0).
+    Without a box: size g / |g| (l2), size sign(g) (linf), all in the entry with the largest |g|
+    (l1); l0 needs a box. Entries where g is 0 stay 0. In a box: clip(t g) with t such that the norm
+    is `size`, or all entries saturate (l2); clip(size sign g) (linf); the largest |g| filled first
+    (l1); the `size` entries with the largest gain (l0).
     """
     if norm == "linf":
         return clip(size * jnp.sign(g), box)
@@ -58,12 +65,14 @@ def steepest(g: Float[Array, "m d"], size: Array | float, norm: str, box: Box = 
     return jnp.sign(g) * _put_back(filled, order)
 
 
-def project(u: Float[Array, "m d"], size: Array | float, norm: str, box: Box = None) -> Float[Array, "m d"]:
+def project(
+    u: Float[Array, "m d"], size: Array | float, norm: str, box: Box = None
+) -> Float[Array, "m d"]:
     """The point nearest to u, in Euclidean distance, of those of norm at most `size` in the box.
 
     clip(s u), s <= 1, such that the norm is `size` (l2); clip(clip(u, -size, size)) (linf);
-    clip(sign(u) (|u| - lambda)_+) with lambda >= 0 such that the norm is `size` (l1); the `size` entries whose clipped
-    values save the most distance, the others 0 (l0).
+    clip(sign(u) (|u| - lambda)_+) with lambda >= 0 such that the norm is `size` (l1); the `size`
+    entries whose clipped values save the most distance, the others 0 (l0).
     """
     if norm == "linf":
         return clip(jnp.clip(u, -size, size), box)
@@ -79,12 +88,16 @@ def project(u: Float[Array, "m d"], size: Array | float, norm: str, box: Box = N
     room = jnp.minimum(headroom(u, box), size)
     m = jnp.abs(u)
     d = jnp.sign(u) * jnp.clip(m - _threshold(m, room, size), 0, room)
-    length = lengths(d, "l1")[:, None]  # the sums behind lambda round; the norm is met to its own rounding
+    # The sums behind lambda round; the norm is met to its own rounding.
+    length = lengths(d, "l1")[:, None]
     return d * jnp.minimum(1, size / jnp.where(length > 0, length, 1))
 
 
-def reach(g: Float[Array, "m d"], gain: Float[Array, " m"], norm: str, box: Box = None) -> Float[Array, "m d"]:
-    """The smallest d, in the norm, with <g, d> = gain >= 0 in the box (l0: >= gain); its size is gain / |g|_dual.
+def reach(
+    g: Float[Array, "m d"], gain: Float[Array, " m"], norm: str, box: Box = None
+) -> Float[Array, "m d"]:
+    """The smallest d, in the norm, with <g, d> = gain >= 0 in the box (l0: >= gain); its size is
+    gain / |g|_dual.
 
     Where the box does not reach so far, its corner with the largest <g, d>; 0 where g is 0.
     """
@@ -121,7 +134,9 @@ def headroom(g: Array, box: Box) -> Array:
 
 
 def rank(values: Array) -> Array:
-    """The place of every entry in the order of its row, the largest first; the earlier of two that are equal."""
+    """The place of every entry in the order of its row, the largest first; the earlier of two that
+    are equal.
+    """
     return jnp.argsort(jnp.argsort(-values, axis=1, stable=True), axis=1)
 
 
@@ -135,7 +150,8 @@ def _before(a: Array) -> Array:
 
 
 def _crossing(breaks: Array, constant: Array, slope: Array, level: Array | float) -> Array:
-    """(m, 1), the t >= 0 where sum_i (constant_i if t > breaks_i else slope_i t) is `level`; inf if it never is.
+    """(m, 1), the t >= 0 where sum_i (constant_i if t > breaks_i else slope_i t) is `level`; inf if
+    it never is.
 
     constant_i = slope_i breaks_i: each term rises to its break and stays there.
     """
@@ -171,7 +187,8 @@ def _threshold(m: Array, room: Array, size: Array | float) -> Array:
     order = jnp.argsort(-breaks, axis=1)
     breaks, sign = (jnp.take_along_axis(a, order, 1) for a in (breaks, sign))
     count, total = jnp.cumsum(sign, axis=1), jnp.cumsum(sign * breaks, axis=1)
-    within = total - breaks * count <= size  # the sum at lambda = breaks_j; it rises as lambda falls
+    # The sum at lambda = breaks_j; it rises as lambda falls.
+    within = total - breaks * count <= size
     last = jnp.maximum(jnp.sum(within, axis=1, keepdims=True) - 1, 0)
     count, total = (jnp.take_along_axis(a, last, 1) for a in (count, total))
     return jnp.maximum(jnp.where(count > 0.5, (total - size) / jnp.maximum(count, 1), 0), 0)

@@ -1,6 +1,7 @@
 """Results on disk: `report.json`, `arrays.npz`, figures, and one self-contained `report.html`.
 
-A folder is written whole or not at all, and its figures and page can be drawn again without computing anything.
+A folder is written whole or not at all, and its figures and page can be drawn again without
+computing anything.
 """
 
 import base64
@@ -28,7 +29,9 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "neural-tangents", "optax", "equinox", "d
 
 @dataclass(frozen=True)
 class Report:
-    """One experiment: what was asked (`configuration`), what came out (`metrics`), on what, and the arrays."""
+    """One experiment: what was asked (`configuration`), what came out (`metrics`), on what, and the
+    arrays.
+    """
 
     configuration: dict[str, Any]
     metrics: dict[str, Any]
@@ -37,7 +40,9 @@ class Report:
 
 
 def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Versions, those of further `packages` included, device, processor and Python, for a result file."""
+    """Versions, those of further `packages` included, device, processor and Python, for a result
+    file.
+    """
 
     def installed(name: str) -> str | None:
         try:
@@ -52,7 +57,9 @@ def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
     }
 
@@ -68,10 +75,12 @@ def _processor() -> str:
 
 
 def write_whole(folder: str | os.PathLike, marker: str, write: Callable[[Path], None]) -> Path:
-    """Lets `write` fill an empty folder, then moves its files into `folder`, replacing those of an earlier result.
+    """Lets `write` fill an empty folder, then moves its files into `folder`, replacing those of an
+    earlier result.
 
-    The file called `marker`, which makes a folder a result, is removed first and arrives last: a run that is killed
-    leaves the earlier result, or none, but never a mixture. Raises ValueError if `folder` is a file.
+    The file called `marker`, which makes a folder a result, is removed first and arrives last: a
+    run that is killed leaves the earlier result, or none, but never a mixture. Raises ValueError if
+    `folder` is a file.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -144,7 +153,9 @@ def figures(report: Report) -> dict[str, Callable[[], Figure]]:
         "perturbations": lambda: plots.perturbations(arrays, classes, shape),
         "outputs": lambda: plots.outputs(arrays, classes, m["agreement"]),
         "decision_map": lambda: plots.decision_map(arrays, classes),
-        "accuracy_against_size": lambda: plots.accuracy_against_size(arrays, c["size"], m["accuracy"]["f"][test]),
+        "accuracy_against_size": lambda: plots.accuracy_against_size(
+            arrays, c["size"], m["accuracy"]["f"][test]
+        ),
     }
 
 
@@ -218,7 +229,9 @@ def sentences(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> l
             f"{d['expected_accuracy']:.1%} of the training points ({d['assumes']})."
         )
     if metrics["zero_gradients"]:
-        said.append(f"{metrics['zero_gradients']} points had a zero gradient and were left unperturbed.")
+        said.append(
+            f"{metrics['zero_gradients']} points had a zero gradient and were left unperturbed."
+        )
     said += [f"{name}: {status}" for name, status in metrics["status"].items() if status != "ok"]
     return said
 
@@ -243,12 +256,18 @@ def html_page(title: str, body: str, css: str = "") -> str:
 """
 
 
-def html_table(rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kinds: Iterable[str] = ()) -> str:
+def html_table(
+    rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kinds: Iterable[str] = ()
+) -> str:
     """Cells of any kind, escaped; `kinds` are classes, one a row."""
 
     def row(cells, tag="td", kind=""):
         said = f' class="{kind}"' if kind else ""
-        return f"<tr{said}>" + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+        return (
+            f"<tr{said}>"
+            + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells)
+            + "</tr>"
+        )
 
     rows = list(rows)
     kinds = list(kinds) or [""] * len(rows)
@@ -264,10 +283,18 @@ def html_figure(name: str, picture: bytes, caption: str = "") -> str:
 
 
 def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """One row of a table on the terminal, as many lines as its longest cell takes when wrapped to `widths`."""
-    wrapped = [textwrap.wrap(cell, max(width, 1)) or [""] for cell, width in zip(cells, widths, strict=True)]
+    """One row of a table on the terminal, as many lines as its longest cell takes when wrapped to
+    `widths`.
+    """
+    wrapped = [
+        textwrap.wrap(cell, max(width, 1)) or [""]
+        for cell, width in zip(cells, widths, strict=True)
+    ]
     padded = [
-        [(cell[i] if i < len(cell) else "").ljust(width) for cell, width in zip(wrapped, widths, strict=True)]
+        [
+            (cell[i] if i < len(cell) else "").ljust(width)
+            for cell, width in zip(wrapped, widths, strict=True)
+        ]
         for i in range(max(map(len, wrapped)))
     ]
     return ["  ".join(line).rstrip() for line in padded]
@@ -278,8 +305,13 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
     c = report.configuration
     head, *body = table(report.metrics)
     what = "every point of the carrier was" if c.get("at") == "carrier" else "every one of them was"
-    settings = [(k, json.dumps(v) if not isinstance(v, str) else v) for k, v in c.items() if k != "command"]
-    shown = "".join(html_figure(name.replace("_", " "), picture, _CAPTIONS[name]) for name, picture in pictures.items())
+    settings = [
+        (k, json.dumps(v) if not isinstance(v, str) else v) for k, v in c.items() if k != "command"
+    ]
+    shown = "".join(
+        html_figure(name.replace("_", " "), picture, _CAPTIONS[name])
+        for name, picture in pictures.items()
+    )
     words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
     return html_page(
         f"perturbkernel: {c['data']}",

@@ -1,8 +1,10 @@
-"""Infinitely wide networks as scikit-learn estimators, for cross-validation, grid searches and pipelines.
+"""Infinitely wide networks as scikit-learn estimators, for cross-validation, grid searches and
+pipelines.
 
     from perturbkernel.sklearn import NTKClassifier
 
-`import perturbkernel` does not import this module: scikit-learn is the extra `perturbkernel[sklearn]`.
+`import perturbkernel` does not import this module: scikit-learn is the extra
+`perturbkernel[sklearn]`.
 """
 
 import warnings
@@ -34,7 +36,9 @@ LOSSES = ("squared", "logistic", "identity")
 
 
 class _NTKEstimator(BaseEstimator):
-    """What both estimators share. They compute in float64, whatever JAX's setting, and leave that setting alone."""
+    """What both estimators share. They compute in float64, whatever JAX's setting, and leave that
+    setting alone.
+    """
 
     slope: float
     train_bias: bool
@@ -50,7 +54,8 @@ class _NTKEstimator(BaseEstimator):
         f = fit(kernel, inputs, targets, loss=loss, dynamics=dynamics, tolerance=self.tolerance)
         if f.status != "ok":
             warnings.warn(f.status, ConvergenceWarning, stacklevel=3)
-        # NumPy arrays stay float64 in a pickle; JAX would read its own back as float32 where x64 is not enabled.
+        # NumPy arrays stay float64 in a pickle; JAX would read its own back as float32 where x64 is
+        # not enabled.
         self.predictor_ = eqx.tree_at(lambda f: (f.inputs, f.dual_coef), f, replace_fn=np.asarray)
 
     def _outputs(self, X: Any) -> np.ndarray:
@@ -63,30 +68,42 @@ class _NTKEstimator(BaseEstimator):
 class NTKClassifier(ClassifierMixin, _NTKEstimator):
     """An infinitely wide network, trained in closed form, as a classifier of two or more classes.
 
-    Two classes are trained on -1 and +1 with one output, K > 2 classes on e_y - 1/K with K outputs (`pk.one_hot`); the
-    decision is the sign, the largest output. Everything is computed in float64.
+    Two classes are trained on -1 and +1 with one output, K > 2 classes on e_y - 1/K with K outputs
+    (`pk.one_hot`); the decision is the sign, the largest output. Everything is computed in float64.
 
     Args:
-        slope, train_bias: of the two-layer network, see `pk.TwoLayerNTK`. Biases are trained here by default.
-        kernel: any other kernel on (n, d) inputs, `pk.ArchitectureNTK` say, instead of the two-layer network.
+        slope, train_bias: of the two-layer network, see `pk.TwoLayerNTK`. Biases are trained here
+            by default.
+        kernel: any other kernel on (n, d) inputs, `pk.ArchitectureNTK` say, instead of the
+            two-layer network.
         loss: "squared", "logistic" (the cross-entropy of K classes for K > 2) or "identity".
-        time: of gradient flow, learning rate x steps. A short time regularises; infinite, with the squared loss, is
-            interpolation.
-        dynamics: `pk.HeavyBall(learning_rate, steps, momentum)` in place of gradient flow for `time`.
+        time: of gradient flow, learning rate x steps. A short time regularises; infinite, with the
+            squared loss, is interpolation.
+        dynamics: `pk.HeavyBall(learning_rate, steps, momentum)` in place of gradient flow for
+            `time`.
         tolerance: see `pk.fit`.
 
     Attributes:
-        predictor_: the `pk.KernelPredictor`, a JAX function for `jit`, `vmap` and `grad`. It follows JAX's own dtype
-            rules: float64 within `jax.enable_x64(True)`, float32 otherwise.
+        predictor_: the `pk.KernelPredictor`, a JAX function for `jit`, `vmap` and `grad`. It
+            follows JAX's own dtype rules: float64 within `jax.enable_x64(True)`, float32 otherwise.
         classes_: (K,), sorted. Of two, the first is -1.
         n_features_in_: d.
 
-    `fit` warns (ConvergenceWarning) where `predictor_.status` is not "ok", and raises ValueError for one class alone
-    and for what `pk.fit` does not take. Memory and time: those of `pk.fit`, O(n^2) and O(n^3).
+    `fit` warns (ConvergenceWarning) where `predictor_.status` is not "ok", and raises ValueError
+    for one class alone and for what `pk.fit` does not take. Memory and time: those of `pk.fit`,
+    O(n^2) and O(n^3).
     """
 
     def __init__(
-        self, *, slope=0.0, train_bias=True, kernel=None, loss="squared", time=100.0, dynamics=None, tolerance=None
+        self,
+        *,
+        slope=0.0,
+        train_bias=True,
+        kernel=None,
+        loss="squared",
+        time=100.0,
+        dynamics=None,
+        tolerance=None,
     ):
         self.slope = slope
         self.train_bias = train_bias
@@ -107,7 +124,9 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         several = len(self.classes_) > 2
         with jax.enable_x64(True):
             targets = one_hot(indices, len(self.classes_)) if several else 2.0 * indices - 1
-            self._train(inputs, targets, "softmax" if several and self.loss == "logistic" else self.loss)
+            self._train(
+                inputs, targets, "softmax" if several and self.loss == "logistic" else self.loss
+            )
         return self
 
     def decision_function(self, X) -> np.ndarray:
@@ -121,7 +140,9 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
 
     @available_if(lambda self: self.loss == "logistic")
     def predict_proba(self, X) -> np.ndarray:
-        """Probabilities (m, K), the logistic function or the softmax of the outputs. Of the logistic loss alone."""
+        """Probabilities (m, K), the logistic function or the softmax of the outputs. Of the
+        logistic loss alone.
+        """
         outputs = self.decision_function(X)
         if outputs.ndim == 1:
             outputs = np.stack([np.zeros_like(outputs), outputs], axis=1)
@@ -129,10 +150,11 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
             return np.array(jax.nn.softmax(outputs, axis=1))
 
     def perturb(self, X, y, *, size: float, norm: str = "l2") -> np.ndarray:
-        """One adversarial step of length `size` from every row of X toward the class y_n: X + delta, (n, d).
+        """One adversarial step of length `size` from every row of X toward the class y_n: X +
+        delta, (n, d).
 
-        See `pk.perturb`, which takes `predictor_` as well and has more options. Raises ValueError for a y that is none
-        of `classes_`.
+        See `pk.perturb`, which takes `predictor_` as well and has more options. Raises ValueError
+        for a y that is none of `classes_`.
         """
         check_is_fitted(self)
         inputs: Any = validate_data(self, X, dtype=np.float64, reset=False)
@@ -143,13 +165,17 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         indices = np.searchsorted(self.classes_, y)
         with jax.enable_x64(True):
             targets = indices if len(self.classes_) > 2 else 2.0 * indices - 1
-            return inputs + np.asarray(perturb(self.predictor_, inputs, targets, size=size, norm=norm).delta)
+            return inputs + np.asarray(
+                perturb(self.predictor_, inputs, targets, size=size, norm=norm).delta
+            )
 
 
 class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
-    """An infinitely wide network, trained in closed form on the squared loss, for one target or several.
+    """An infinitely wide network, trained in closed form on the squared loss, for one target or
+    several.
 
-    Outputs are not centred: with `train_bias=False` they vanish at x = 0. Everything is computed in float64.
+    Outputs are not centred: with `train_bias=False` they vanish at x = 0. Everything is computed in
+    float64.
 
     Args:
         slope, train_bias, kernel, time, dynamics, tolerance: as of `NTKClassifier`.
@@ -158,11 +184,13 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
         predictor_: the `pk.KernelPredictor`, as of `NTKClassifier`.
         n_features_in_: d.
 
-    `fit` warns (ConvergenceWarning) where `predictor_.status` is not "ok", and raises ValueError for what `pk.fit` does
-    not take. Memory and time: those of `pk.fit`, O(n^2) and O(n^3).
+    `fit` warns (ConvergenceWarning) where `predictor_.status` is not "ok", and raises ValueError
+    for what `pk.fit` does not take. Memory and time: those of `pk.fit`, O(n^2) and O(n^3).
     """
 
-    def __init__(self, *, slope=0.0, train_bias=True, kernel=None, time=100.0, dynamics=None, tolerance=None):
+    def __init__(
+        self, *, slope=0.0, train_bias=True, kernel=None, time=100.0, dynamics=None, tolerance=None
+    ):
         self.slope = slope
         self.train_bias = train_bias
         self.kernel = kernel

@@ -1,10 +1,13 @@
-"""The cross-entropy of K classes, -(1/n) sum_n <p_n, log softmax f(x_n)>, in n x K dual coefficients.
+"""The cross-entropy of K classes, -(1/n) sum_n <p_n, log softmax f(x_n)>, in n x K dual
+coefficients.
 
-Its gradient in the outputs of point n is (softmax f(x_n) - p_n) / n, so that dual_coef (n, K) grows at
-(p_n - softmax f(x_n)) / n with f = f0 + K dual_coef. Rows of dual_coef sum to zero, as do those of p - softmax.
+Its gradient in the outputs of point n is (softmax f(x_n) - p_n) / n, so that dual_coef (n, K) grows
+at (p_n - softmax f(x_n)) / n with f = f0 + K dual_coef. Rows of dual_coef sum to zero, as do those
+of p - softmax.
 
-For two classes and f0 = 0, dual_coef_1 = -dual_coef_2 = a and f_1 - f_2 = 2 K a: with y = +1 for the first class, a
-grows at y sigmoid(-y (f_1 - f_2)) / n, which is the logistic loss of f_1 - f_2 under the doubled kernel.
+For two classes and f0 = 0, dual_coef_1 = -dual_coef_2 = a and f_1 - f_2 = 2 K a: with y = +1 for
+the first class, a grows at y sigmoid(-y (f_1 - f_2)) / n, which is the logistic loss of f_1 - f_2
+under the doubled kernel.
 """
 
 from collections.abc import Callable

@@ -1,18 +1,22 @@
-"""Training a kernel model: the dual coefficients of every loss under every dynamics, by the method that fits.
+"""Training a kernel model: the dual coefficients of every loss under every dynamics, by the method
+that fits.
 
-The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the mean loss over n points (theory: 1),
+The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the mean loss over n
+points (theory: 1),
 
-- identity, l(s) = -s: the gradient never changes; dual_coef = (tau / n) y at effective time tau. No Gram matrix.
-- squared, L = 1/(2n) sum (f - y)^2: every eigenvector of the Gram matrix evolves by itself (`squared`).
-- logistic, l(s) = log(1 + e^-s), and exponential, l(s) = e^-s: a differential equation (flow) or recurrence (heavy
-  ball) for n numbers (`logistic`).
+- identity, l(s) = -s: the gradient never changes; dual_coef = (tau / n) y at effective time tau. No
+  Gram matrix.
+- squared, L = 1/(2n) sum (f - y)^2: every eigenvector of the Gram matrix evolves by itself
+  (`squared`).
+- logistic, l(s) = log(1 + e^-s), and exponential, l(s) = e^-s: a differential equation (flow) or
+  recurrence (heavy ball) for n numbers (`logistic`).
 
-With targets (n, K) there are K outputs and n x K coefficients. Identity, L = -(1/n) sum <y, f>, and squared treat every
-column by itself; softmax, the cross-entropy, couples them (`softmax`).
+With targets (n, K) there are K outputs and n x K coefficients. Identity, L = -(1/n) sum <y, f>, and
+squared treat every column by itself; softmax, the cross-entropy, couples them (`softmax`).
 
-Up to 2,000 points all but the first hold the n x n Gram matrix in float64 and solve directly. Beyond, or where four
-such matrices exceed the memory allowed, products with the matrix are all they use: docs/solvers.md. Coefficients are
-always float64, whatever JAX's setting.
+Up to 2,000 points all but the first hold the n x n Gram matrix in float64 and solve directly.
+Beyond, or where four such matrices exceed the memory allowed, products with the matrix are all they
+use: docs/solvers.md. Coefficients are always float64, whatever JAX's setting.
 """
 
 import jax
@@ -46,11 +50,13 @@ def solve(
     tolerance: float | None = None,
     mesh: Mesh | None = None,
 ) -> Solution:
-    """Dual coefficients after training on (x, y) from the initial outputs f0, (n,) or (n, K) as y, None for zero.
+    """Dual coefficients after training on (x, y) from the initial outputs f0, (n,) or (n, K) as y,
+    None for zero.
 
-    `memory`: bytes that Gram matrices may take, `gram.available_memory()` if None. `tolerance`: relative; 1e-9, or 1e-7
-    for float32 data, if None. Its meaning depends on the method, docs/solvers.md. `mesh`: devices that share the
-    products, and then `memory` is on each; what is solved directly is solved on the default device.
+    `memory`: bytes that Gram matrices may take, `gram.available_memory()` if None. `tolerance`:
+    relative; 1e-9, or 1e-7 for float32 data, if None. Its meaning depends on the method,
+    docs/solvers.md. `mesh`: devices that share the products, and then `memory` is on each; what is
+    solved directly is solved on the default device.
     """
     if loss == "identity":
         time = dynamics.effective_time
@@ -58,7 +64,9 @@ def solve(
     single, n = x.dtype == jnp.float32, len(y)
     memory = available_memory(mesh) if memory is None else memory
     tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
-    interpolate = loss == "squared" and isinstance(dynamics, GradientFlow) and np.isinf(dynamics.time)
+    interpolate = (
+        loss == "squared" and isinstance(dynamics, GradientFlow) and np.isinf(dynamics.time)
+    )
     with jax.enable_x64(True):
         given, x, y = x, jnp.asarray(np.asarray(x), float), jnp.asarray(np.asarray(y), float)
         f0 = jnp.zeros_like(y) if f0 is None else jnp.asarray(np.asarray(f0), float)
@@ -82,7 +90,8 @@ def solve(
             if loss == "squared":
                 solution = squared.by_products(operator, y - f0, dynamics, tolerance)
             elif loss == "softmax":
-                p = y + (1 - y.sum(1, keepdims=True)) / y.shape[1]  # from the centred targets, or p itself
+                # From the centred targets, or p itself.
+                p = y + (1 - y.sum(1, keepdims=True)) / y.shape[1]
                 if isinstance(dynamics, GradientFlow):
                     solution = softmax.flow(operator, p, f0, dynamics.time, tolerance)
                 else:

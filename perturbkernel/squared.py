@@ -1,8 +1,10 @@
-"""The squared loss 1/(2n) sum (f - y)^2: dual_coef = q(K) (y - f0), q(lambda) = (1 - r(lambda)) / lambda (theory: 1.2).
+"""The squared loss 1/(2n) sum (f - y)^2: dual_coef = q(K) (y - f0), q(lambda) = (1 - r(lambda)) /
+lambda (theory: 1.2).
 
-r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite time, a polynomial
-for heavy ball. A small K is diagonalised or factored; for a large one q(K) is applied by products. With targets (n, k)
-every column is a problem of its own with the same K, and shares its factors.
+r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite
+time, a polynomial for heavy ball. A small K is diagonalised or factored; for a large one q(K) is
+applied by products. With targets (n, k) every column is a problem of its own with the same K, and
+shares its factors.
 """
 
 from collections.abc import Callable
@@ -36,14 +38,22 @@ def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
     return Solution(dual, "ok", {"lambda_max": largest, "effective_time": dynamics.effective_time})
 
 
-def by_products(operator: Callable, residual: Array, dynamics: Dynamics, tolerance: float) -> Solution:
-    """At a finite time: the Lanczos process, for flow and heavy ball alike, up to 512 products and vectors a column."""
+def by_products(
+    operator: Callable, residual: Array, dynamics: Dynamics, tolerance: float
+) -> Solution:
+    """At a finite time: the Lanczos process, for flow and heavy ball alike, up to 512 products and
+    vectors a column.
+    """
     n = len(residual)
     found = [
-        lanczos(operator, column, lambda values: _filter(jnp.asarray(values), n, dynamics), tolerance)
+        lanczos(
+            operator, column, lambda values: _filter(jnp.asarray(values), n, dynamics), tolerance
+        )
         for column in residual.reshape(n, -1).T
     ]
-    lambda_max, error = (max(getattr(one, name) for one in found) for name in ("lambda_max", "error"))
+    lambda_max, error = (
+        max(getattr(one, name) for one in found) for name in ("lambda_max", "error")
+    )
     products = sum(one.products for one in found)
     _check_stable(dynamics, n, lambda_max)
     status = "ok"
@@ -58,12 +68,18 @@ def by_products(operator: Callable, residual: Array, dynamics: Dynamics, toleran
 
 
 def interpolate_by_products(
-    operator: Callable, exact: Callable | None, columns: Callable[[Array], Array], residual: Array, tolerance: float
+    operator: Callable,
+    exact: Callable | None,
+    columns: Callable[[Array], Array],
+    residual: Array,
+    tolerance: float,
 ) -> Solution:
-    """K^-1 (y - f0) by conjugate gradients, preconditioned by columns of K at points chosen at random.
+    """K^-1 (y - f0) by conjugate gradients, preconditioned by columns of K at points chosen at
+    random.
 
-    `operator` may be rounded (a float32 matrix): then `exact` is K in float64, and the solution is refined until the
-    exact residual is small; each refinement takes one exact product. `columns` maps indices (r,) to K[:, indices].
+    `operator` may be rounded (a float32 matrix): then `exact` is K in float64, and the solution is
+    refined until the exact residual is small; each refinement takes one exact product. `columns`
+    maps indices (r,) to K[:, indices].
     """
     n = len(residual)
     chosen = jnp.asarray(np.sort(np.random.default_rng(0).permutation(n)[: min(_RANK, n // 2)]))
@@ -112,14 +128,20 @@ def _check_stable(dynamics: Dynamics, n: int, largest: float) -> None:
 def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Array:
     """q at eigenvalues >= 0."""
     if isinstance(dynamics, HeavyBall):
-        return _heavy_ball_filter(eigenvalues / n, jnp.asarray(dynamics.rates), dynamics.momentum) / n
+        return (
+            _heavy_ball_filter(eigenvalues / n, jnp.asarray(dynamics.rates), dynamics.momentum) / n
+        )
     rate = dynamics.time * eigenvalues / n
-    return jnp.where(rate > 0, -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1), dynamics.time / n)
+    return jnp.where(
+        rate > 0, -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1), dynamics.time / n
+    )
 
 
 @jax.jit
 def _heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: float | Array) -> Array:
-    """(1 - r) / eigenvalue after the given steps, by the recurrence in this very quantity: no cancellation at 0."""
+    """(1 - r) / eigenvalue after the given steps, by the recurrence in this very quantity: no
+    cancellation at 0.
+    """
 
     def step(carry, rate):
         q, velocity = carry
@@ -131,7 +153,9 @@ def _heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: float | Array
 
 
 def _interpolate(gram: Array, residual: Array) -> Solution:
-    """The limit of infinite time, K^-1 (y - f0); for a singular K it is the pseudo-inverse, and the status says so."""
+    """The limit of infinite time, K^-1 (y - f0); for a singular K it is the pseudo-inverse, and the
+    status says so.
+    """
     n = len(residual)
     factor = jax.scipy.linalg.cho_factor(gram, lower=True)
     dual = jax.scipy.linalg.cho_solve(factor, residual)
@@ -153,12 +177,16 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
 
 def _apply(vectors: Array, values: Array, b: Array) -> Array:
     """V diag(values) V^T b."""
-    return jnp.matmul(vectors, (values * jnp.matmul(b.T, vectors, precision=EXACT)).T, precision=EXACT)
+    return jnp.matmul(
+        vectors, (values * jnp.matmul(b.T, vectors, precision=EXACT)).T, precision=EXACT
+    )
 
 
 @jax.jit
 def _power_iteration(operator) -> Array:
-    """Of a symmetric matrix, or of the inverse of a Cholesky-factored one: 100 power iterations, from below."""
+    """Of a symmetric matrix, or of the inverse of a Cholesky-factored one: 100 power iterations,
+    from below.
+    """
 
     def apply(v):
         if isinstance(operator, tuple):

@@ -1,4 +1,6 @@
-"""What one looks at after an experiment: accuracy against perturbation size, and the plane of decisions."""
+"""What one looks at after an experiment: accuracy against perturbation size, and the plane of
+decisions.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,14 +19,18 @@ from perturbkernel.perturbations import perturb
 
 
 class SizeCurve(NamedTuple):
-    """Accuracy of g on clean data against perturbation size; `expected` is the mean over target draws (12.3)."""
+    """Accuracy of g on clean data against perturbation size; `expected` is the mean over target
+    draws (12.3).
+    """
 
     size: Float[Array, " s"]
     accuracy: Float[Array, " s"]
     expected: Float[Array, " s"] | None
 
 
-def accuracy_against_size(r: PerturbationLearning, data: Dataset, sizes: Sequence[float]) -> SizeCurve:
+def accuracy_against_size(
+    r: PerturbationLearning, data: Dataset, sizes: Sequence[float]
+) -> SizeCurve:
     """Trains g again at each size, with the same f, targets and directions; accuracy on `data`.
 
     `expected` is None if g's learner has no infinite-width kernel, or for K > 2 classes.
@@ -38,20 +44,33 @@ def accuracy_against_size(r: PerturbationLearning, data: Dataset, sizes: Sequenc
     kernel = kernel if isinstance(kernel, Kernel) and classes == 2 else None
     measured, expected = [], []
     for size in sizes:
-        delta = perturb(r.f, x, p.targets, size=size, **{name: options[name] for name in names}).delta
+        delta = perturb(
+            r.f, x, p.targets, size=size, **{name: options[name] for name in names}
+        ).delta
         g = r.learner_g(r.carrier + delta, encoded(p.targets, classes), r.g_key)
         measured.append(share_right(g(data.inputs), data).mean())
         if kernel is not None:
-            d = diagnose(kernel, r.carrier, delta, p.targets, data.inputs, data.targets, balanced=options["balanced"])
+            d = diagnose(
+                kernel,
+                r.carrier,
+                delta,
+                p.targets,
+                data.inputs,
+                data.targets,
+                balanced=options["balanced"],
+            )
             expected.append(d.expected_accuracy)
-    return SizeCurve(jnp.asarray(sizes), jnp.stack(measured), jnp.stack(expected) if expected else None)
+    return SizeCurve(
+        jnp.asarray(sizes), jnp.stack(measured), jnp.stack(expected) if expected else None
+    )
 
 
 class DecisionMap(NamedTuple):
     """A plane through the data and both networks' outputs on it.
 
-    Coordinates are lengths in input units: first axis along the difference of the class means, the second along the
-    leading principal direction orthogonal to it, origin midway between the class means.
+    Coordinates are lengths in input units: first axis along the difference of the class means, the
+    second along the leading principal direction orthogonal to it, origin midway between the class
+    means.
     """
 
     first: Float[Array, " r"]
@@ -63,7 +82,9 @@ class DecisionMap(NamedTuple):
 
 
 def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
-    """Outputs of f and g on the plane of DecisionMap, on a square grid that covers the projected training data."""
+    """Outputs of f and g on the plane of DecisionMap, on a square grid that covers the projected
+    training data.
+    """
     check_count(resolution, "resolution", low=2)
     if len(r.train.classes) > 2:
         raise ValueError(f"a decision map is of two classes; these are {len(r.train.classes)}")
@@ -84,11 +105,15 @@ def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
     grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
     z = jnp.asarray(origin + grid @ plane, r.train.inputs.dtype).reshape(-1, *x.shape[1:])
     f, g = (predictor(z).reshape(resolution, resolution) for predictor in (r.f, r.g))
-    return DecisionMap(jnp.asarray(ticks), jnp.asarray(ticks), f, g, jnp.asarray(points), r.train.targets)
+    return DecisionMap(
+        jnp.asarray(ticks), jnp.asarray(ticks), f, g, jnp.asarray(points), r.train.targets
+    )
 
 
 def _leading_direction(x: np.ndarray, scale: float) -> np.ndarray:
-    """The first right singular vector, by power iteration; zero if the rows are (one dimension, one line)."""
+    """The first right singular vector, by power iteration; zero if the rows are (one dimension, one
+    line).
+    """
     if np.abs(x).max() <= np.finfo(np.float32).eps * len(x) * scale:
         return np.zeros(x.shape[1])
     v = np.asarray(jax.random.normal(jax.random.key(0), (x.shape[1],)), float)

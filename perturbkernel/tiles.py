@@ -1,8 +1,9 @@
 """The one tiled engine: sums over pairs of points without ever holding an n x m matrix.
 
-A tile is a function of some queries and some points. This module cuts queries and points into tiles and adds the tiles
-up. Memory is that of one tile, whatever n and m. Where queries and points are the same array, every pair of points is
-evaluated once. On a mesh each device holds its share of the queries, and the points go round in a ring.
+A tile is a function of some queries and some points. This module cuts queries and points into tiles
+and adds the tiles up. Memory is that of one tile, whatever n and m. Where queries and points are
+the same array, every pair of points is evaluated once. On a mesh each device holds its share of the
+queries, and the points go round in a ring.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,15 @@ EXACT = lax.Precision.HIGHEST  # accelerators would otherwise round the inputs o
 
 # --- tiles and their memory ---
 
-# Temporaries of the widest sum (a gradient) of a two-layer kernel, from XLA's own account: arrays of the size of the
-# tile, and copies of the rows that meet in it.
+# Temporaries of the widest sum (a gradient) of a two-layer kernel, from XLA's own account: arrays
+# of the size of the tile, and copies of the rows that meet in it.
 ARRAYS, COPIES = 10, 6
 
 
 def default_memory() -> int:
-    """Bytes for the temporaries of a sum: 256 MiB on a CPU; a sixteenth of an accelerator's memory, at most 1 GiB."""
+    """Bytes for the temporaries of a sum: 256 MiB on a CPU; a sixteenth of an accelerator's memory,
+    at most 1 GiB.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     return min(stats.get("bytes_limit", 2**32) // 16, 2**30)
 
@@ -46,11 +49,13 @@ LARGE_TILE = 2**18
 def tile_limits(
     kernel: Any, row: tuple[int, ...], itemsize: int, memory: int | None = None, *, tall: bool
 ) -> tuple[int, int]:
-    """The largest (rows of queries, rows of points) of a tile: `kernel.block`, or what fits into `memory` bytes.
+    """The largest (rows of queries, rows of points) of a tile: `kernel.block`, or what fits into
+    `memory` bytes.
 
-    `memory` None: the kernel's own, or the device's default. Each tile reads its points, d numbers each, and adds what
-    each of its queries gets to the sums: `tall` tiles are best where that is a number or a few, square ones where it is
-    d of them, where pairs are taken once, and where memory is short.
+    `memory` None: the kernel's own, or the device's default. Each tile reads its points, d numbers
+    each, and adds what each of its queries gets to the sums: `tall` tiles are best where that is a
+    number or a few, square ones where it is d of them, where pairs are taken once, and where memory
+    is short.
 
     With (a, b) = kernel.footprint(row) and r = q c, a tile takes a q c^2 + b (q + 1) c numbers.
     """
@@ -61,7 +66,9 @@ def tile_limits(
     aspect = TALL if tall else 1
     pair, each = _footprint(kernel, row, tall)
     both = each * (aspect + 1)
-    columns = int((np.sqrt(both**2 + 4 * pair * aspect * numbers) - both) / (2 * pair * aspect) + 1e-6)
+    columns = int(
+        (np.sqrt(both**2 + 4 * pair * aspect * numbers) - both) / (2 * pair * aspect) + 1e-6
+    )
     columns = min(columns, int(np.sqrt(most / aspect)))
     columns = columns // 64 * 64 or columns // 8 * 8 or max(columns, 1)
     if tall and aspect * columns**2 < LARGE_TILE:
@@ -81,7 +88,9 @@ def tile_bytes(kernel: Any, tile: tuple[int, int], row: tuple[int, ...], itemsiz
 
 
 def tile_shape(m: int, n: int, limits: tuple[int, int]) -> tuple[int, int]:
-    """(rows of queries, rows of points) of equal tiles that cover m x n pairs; few queries allow more points."""
+    """(rows of queries, rows of points) of equal tiles that cover m x n pairs; few queries allow
+    more points.
+    """
     rows = tile_size(m, limits[0])
     return rows, tile_size(n, max(limits[1], min(limits[0] * limits[1] // rows, limits[0])))
 
@@ -89,7 +98,8 @@ def tile_shape(m: int, n: int, limits: tuple[int, int]) -> tuple[int, int]:
 def tile_size(count: int, limit: int) -> int:
     """The size of equal tiles, at most about `limit` long, that waste the fewest rows.
 
-    Sizes are whole vectors of 8, or of 64 in narrow tiles: with 248 points instead of 256 a product is a fifth slower.
+    Sizes are whole vectors of 8, or of 64 in narrow tiles: with 248 points instead of 256 a product
+    is a fifth slower.
     """
     tiles = -(-count // limit)
     size = -(-count // tiles)
@@ -102,8 +112,8 @@ def leading(tree: Any) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-# Arrays are cut into parts of one size. The last part starts early instead of being padded, so that nothing is copied;
-# `_own` says which of its rows no earlier part has.
+# Arrays are cut into parts of one size. The last part starts early instead of being padded, so that
+# nothing is copied; `_own` says which of its rows no earlier part has.
 
 
 def part_start(index: Any, size: int, count: int) -> Any:
@@ -113,7 +123,9 @@ def part_start(index: Any, size: int, count: int) -> Any:
 
 def part_of(tree: Any, index: Any, size: int) -> Any:
     """Part `index` of every array."""
-    return jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, part_start(index, size, len(a)), size), tree)
+    return jax.tree.map(
+        lambda a: lax.dynamic_slice_in_dim(a, part_start(index, size, len(a)), size), tree
+    )
 
 
 def _own(index: Any, size: int, count: int) -> Bool[Array, " size"]:
@@ -127,7 +139,9 @@ def _keep(rows: Bool[Array, " size"], tree: Any) -> Any:
 def _add(total: Any, index: Any, part: Any) -> Any:
     def add(a, b):
         start = part_start(index, len(b), len(a))
-        return lax.dynamic_update_slice_in_dim(a, lax.dynamic_slice_in_dim(a, start, len(b)) + b, start, 0)
+        return lax.dynamic_update_slice_in_dim(
+            a, lax.dynamic_slice_in_dim(a, start, len(b)) + b, start, 0
+        )
 
     return jax.tree.map(add, total, part)
 
@@ -135,7 +149,9 @@ def _add(total: Any, index: Any, part: Any) -> Any:
 def write_part(whole: Any, index: Any, part: Any) -> Any:
     """`whole` with part `index` replaced."""
     return jax.tree.map(
-        lambda a, b: lax.dynamic_update_slice_in_dim(a, b, part_start(index, len(b), len(a)), 0), whole, part
+        lambda a, b: lax.dynamic_update_slice_in_dim(a, b, part_start(index, len(b), len(a)), 0),
+        whole,
+        part,
     )
 
 
@@ -153,7 +169,9 @@ def by_rows(function: Callable, tree: Any, limit: int) -> Any:
     def fill(i, result):
         return write_part(result, i, function(part_of(tree, i, size)))
 
-    return lax.fori_loop(0, -(-n // size), fill, _zeros(jax.eval_shape(function, part_of(tree, 0, size)), n))
+    return lax.fori_loop(
+        0, -(-n // size), fill, _zeros(jax.eval_shape(function, part_of(tree, 0, size)), n)
+    )
 
 
 # --- sums ---
@@ -164,12 +182,14 @@ def plus(before: Any, sums: Any) -> Any:
     return sums if before is None else jax.tree.map(jnp.add, before, sums)
 
 
-def accumulate(tile: Callable, queries: Any, points: Any, weights: Any, limits: tuple[int, int]) -> Any:
+def accumulate(
+    tile: Callable, queries: Any, points: Any, weights: Any, limits: tuple[int, int]
+) -> Any:
     """The sum of `tile(queries, points, weights)` over tiles of points, for every tile of queries.
 
-    `queries` (leading axis m), `points` and `weights` (leading axis n) are pytrees; the result has leading axis m.
-    `limits` bounds the tile by (rows of queries, rows of points). The tile must be linear in `weights`: where the last
-    tile repeats points of the one before, its weights are 0.
+    `queries` (leading axis m), `points` and `weights` (leading axis n) are pytrees; the result has
+    leading axis m. `limits` bounds the tile by (rows of queries, rows of points). The tile must be
+    linear in `weights`: where the last tile repeats points of the one before, its weights are 0.
     """
 
     def step(queries, points, weights, before):
@@ -187,14 +207,18 @@ def fold(
     total: Any = None,
     span: Any = None,
 ) -> Any:
-    """`accumulate` with sums = step(queries, points, weights, sums), which may add in the loop that makes the terms.
+    """`accumulate` with sums = step(queries, points, weights, sums), which may add in the loop that
+    makes the terms.
 
     `total` is what was there before, and `span` a range of tiles of queries (default: all).
     """
     m, n = leading(queries), leading(points)
     rows, columns = tile_shape(m, n, limits)
     if total is None:
-        first = part_of(queries, 0, rows), *(part_of(tree, 0, columns) for tree in (points, weights))
+        first = (
+            part_of(queries, 0, rows),
+            *(part_of(tree, 0, columns) for tree in (points, weights)),
+        )
         total = _zeros(jax.eval_shape(step, *first, None), m)
 
     def one_row_of_tiles(i, total):
@@ -214,7 +238,8 @@ def fold(
 def fold_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any, span: Any) -> Any:
     """`fold` where queries and points coincide, from the tiles on and above the diagonal.
 
-    `tile(points_i, points_j, weights_i, weights_j, i == j)` returns what j adds to the sums at i, and what i adds at j.
+    `tile(points_i, points_j, weights_i, weights_j, i == j)` returns what j adds to the sums at i,
+    and what i adds at j.
     """
     n = leading(points)
     size = tile_size(n, limit)
@@ -231,7 +256,11 @@ def fold_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any
             sums, total = carry
             own_j = _own(j, size, n)
             at_i, at_j = tile(
-                here, part_of(points, j, size), weights_i, _keep(own_j, part_of(weights, j, size)), i == j
+                here,
+                part_of(points, j, size),
+                weights_i,
+                _keep(own_j, part_of(weights, j, size)),
+                i == j,
             )
             return jax.tree.map(jnp.add, sums, at_i), _add(total, j, _keep(own_j & (i != j), at_j))
 
@@ -256,7 +285,9 @@ def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
             (points, weights), total = carry
             total = fold(tile, queries, points, weights, limits, total, span)
             ring = [(device, (device + 1) % mesh.size) for device in range(mesh.size)]
-            return jax.tree.map(lambda a: lax.ppermute(a, mesh.axis_names, ring), (points, weights)), total
+            return jax.tree.map(
+                lambda a: lax.ppermute(a, mesh.axis_names, ring), (points, weights)
+            ), total
 
         if total is None:
             total = fold(tile, queries, points, weights, limits, None, (0, 0))
@@ -264,7 +295,11 @@ def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
 
     split = meshes.rows(mesh)
     shares = jax.shard_map(
-        share, mesh=mesh, in_specs=(split, split, split, split, meshes.WHOLE), out_specs=split, check_vma=False
+        share,
+        mesh=mesh,
+        in_specs=(split, split, split, split, meshes.WHOLE),
+        out_specs=split,
+        check_vma=False,
     )
     return shares(queries, points, weights, total, span)
 
@@ -286,11 +321,13 @@ def sums(
     mesh: Mesh | None = None,
     progress: Any = None,
 ) -> Any:
-    """`fold` for tile(kernel, name, queries, points, weights, sums), compiled once for each kernel and shapes.
+    """`fold` for tile(kernel, name, queries, points, weights, sums), compiled once for each kernel
+    and shapes.
 
-    `tall`: the shape of the tiles, see `tile_limits`. `queries` None: they are the points, and tile is one of
-    `fold_pairs`. `mesh`: every process holds all the arguments and gets the whole result; each device computes
-    its share of the queries. `progress.update(k)` is called after every k queries; under a trace it is not.
+    `tall`: the shape of the tiles, see `tile_limits`. `queries` None: they are the points, and tile
+    is one of `fold_pairs`. `mesh`: every process holds all the arguments and gets the whole result;
+    each device computes its share of the queries. `progress.update(k)` is called after every k
+    queries; under a trace it is not.
     """
     m = leading(points if queries is None else queries)
     if mesh is not None:
@@ -323,7 +360,8 @@ def sums(
 def row_sums(terms: Array) -> Array:
     """jnp.sum(terms, axis=1), in the same loop that evaluates the terms.
 
-    XLA hands a plain sum to a library, and stores the terms for it; not so a sum next to another result, here a flag.
+    XLA hands a plain sum to a library, and stores the terms for it; not so a sum next to another
+    result, here a flag.
     """
     none = jnp.zeros(terms.shape, bool)
     start = jnp.zeros((), terms.dtype), jnp.array(False)
@@ -337,12 +375,15 @@ def _row_sums_jvp(primals, tangents):
 
 
 def visit_flagged(flagged: Bool[Array, "rows columns"], visit: Callable, state: Any) -> Any:
-    """Calls `state = visit(column, hit, state)` until every flagged pair was seen, one pair of each row at a time.
+    """Calls `state = visit(column, hit, state)` until every flagged pair was seen, one pair of each
+    row at a time.
 
-    `column` (rows,) is a flagged column of each row, the last one first, and `hit` (rows,) false where the row has none
-    left. Few pairs are flagged in practice (each point with itself, duplicates), and then this costs next to nothing.
+    `column` (rows,) is a flagged column of each row, the last one first, and `hit` (rows,) false
+    where the row has none left. Few pairs are flagged in practice (each point with itself,
+    duplicates), and then this costs next to nothing.
     """
-    columns = jnp.arange(flagged.shape[1], dtype=jnp.float32)  # whose maximum is quick, unlike that of integers
+    # Whose maximum is quick, unlike that of integers.
+    columns = jnp.arange(flagged.shape[1], dtype=jnp.float32)
 
     def before(column):
         return jnp.max(jnp.where(flagged & (columns < column[:, None]), columns, -1), axis=1)

@@ -1,6 +1,7 @@
 """Training networks of finite width by any optax optimizer, with a record of what happened.
 
-One network and ensembles of them run through the same loop, `fit_and_record`: `train` here, `networks.ensemble` there.
+One network and ensembles of them run through the same loop, `fit_and_record`: `train` here,
+`networks.ensemble` there.
 """
 
 import dataclasses
@@ -44,15 +45,17 @@ class Trace(eqx.Module):
     """What happened during training; for an ensemble every array but `step` has a leading axis.
 
     Attributes:
-        step: (r,), after how many steps the next four, and `observed`, were taken, on all training points: 0, ..., the
-            last.
+        step: (r,), after how many steps the next four, and `observed`, were taken, on all training
+            points: 0, ..., the last.
         loss, accuracy: (r,).
         movement: (r,), |theta - theta_0| / |theta_0| over the trained parameters.
         flipped: (r,), the share of the n x width gates that differ from their initial state.
         step_loss: (steps,), the loss of the batch of every step, before that step.
-        rate_scale: (steps,), what the plateau rule multiplied each step's learning rate by. The effective time of SGD
-            with momentum is then `HeavyBall(learning_rate * rate_scale, momentum=momentum).effective_time`.
-        observed: what `observe` returned, stacked: arrays (r, ...), for an ensemble (k, r, ...); None without it.
+        rate_scale: (steps,), what the plateau rule multiplied each step's learning rate by. The
+            effective time of SGD with momentum is then `HeavyBall(learning_rate * rate_scale,
+            momentum=momentum).effective_time`.
+        observed: what `observe` returned, stacked: arrays (r, ...), for an ensemble (k, r, ...);
+            None without it.
         status: "ok", or in words that the training diverged.
     """
 
@@ -68,9 +71,11 @@ class Trace(eqx.Module):
 
 
 class Data(NamedTuple):
-    """Inputs (n, d), targets (n,), and what row n of the inputs is multiplied by, (n,), if it is to be.
+    """Inputs (n, d), targets (n,), and what row n of the inputs is multiplied by, (n,), if it is to
+    be.
 
-    Of an ensemble, targets and scale have a leading axis of members, and the inputs too unless they are shared.
+    Of an ensemble, targets and scale have a leading axis of members, and the inputs too unless they
+    are shared.
     """
 
     x: Array
@@ -79,7 +84,8 @@ class Data(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """What is compiled into a step. `shared`: of an ensemble, whether its members see the same inputs; else None.
+    """What is compiled into a step. `shared`: of an ensemble, whether its members see the same
+    inputs; else None.
 
     `mesh`: the devices that an ensemble is dealt out to.
     """
@@ -93,9 +99,11 @@ class Rules(NamedTuple):
     mesh: Mesh | None = None
 
     def each(self, function: Callable) -> Callable:
-        """`function(network and state, initial network, data, key)` for one network, or for every member.
+        """`function(network and state, initial network, data, key)` for one network, or for every
+        member.
 
-        Members with inputs of their own take turns: on a CPU a batched product costs a third more than its parts.
+        Members with inputs of their own take turns: on a CPU a batched product costs a third more
+        than its parts.
         """
         if self.shared is None:
             return function
@@ -105,15 +113,21 @@ class Rules(NamedTuple):
         return lambda *args: lax.map(lambda member: function(*member), args)
 
     def dealt(self, function: Callable, *specs: Any) -> Callable:
-        """`function(*arguments)`, on a mesh of every device for its own members: without communication.
+        """`function(*arguments)`, on a mesh of every device for its own members: without
+        communication.
 
-        `specs` say which arguments, and in the end which results, begin with the axis of members (True).
+        `specs` say which arguments, and in the end which results, begin with the axis of members
+        (True).
         """
         mesh = self.mesh
         if mesh is None:
             return function
-        *arguments, results = jax.tree.map(lambda own: meshes.rows(mesh) if own else meshes.WHOLE, specs)
-        return jax.shard_map(function, mesh=mesh, in_specs=tuple(arguments), out_specs=results, check_vma=False)
+        *arguments, results = jax.tree.map(
+            lambda own: meshes.rows(mesh) if own else meshes.WHOLE, specs
+        )
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=tuple(arguments), out_specs=results, check_vma=False
+        )
 
     @property
     def own(self) -> Data:
@@ -130,14 +144,21 @@ def params(net: TwoLayerNetwork) -> dict[str, Array]:
 
 
 @partial(jax.jit, static_argnames="rules")
-def _measure(net: TwoLayerNetwork, initial: TwoLayerNetwork, data: Data, *, rules: Rules) -> tuple[Array, ...]:
+def _measure(
+    net: TwoLayerNetwork, initial: TwoLayerNetwork, data: Data, *, rules: Rules
+) -> tuple[Array, ...]:
     def measure(net, initial, data, _):
         u, before = (f._preactivations(data.x, data.scale) for f in (net, initial))
         outputs = net._readout(u)
         moved = optax.tree.norm(jax.tree.map(jnp.subtract, params(net), params(initial)))
         flipped = ((u > 0) != (before > 0)).mean(dtype=u.dtype)
         loss = LOSSES[rules.loss](outputs, data.y).mean()
-        return loss, accuracy(outputs, jnp.sign(data.y)), moved / optax.tree.norm(params(initial)), flipped
+        return (
+            loss,
+            accuracy(outputs, jnp.sign(data.y)),
+            moved / optax.tree.norm(params(initial)),
+            flipped,
+        )
 
     each = rules.dealt(rules.each(measure), True, True, rules.own, True, True)
     return each(net, initial, data, None)
@@ -151,7 +172,9 @@ def _advance(carry, stop, net: TwoLayerNetwork, data: Data, key, *, rules: Rules
 
 
 def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
-    """Steps until `stop` of them were made. Not a scan: one compilation serves stretches of all lengths."""
+    """Steps until `stop` of them were made. Not a scan: one compilation serves stretches of all
+    lengths.
+    """
     n = data.x.shape[-2]
     size, batches = rules.batch_size or n, rules.batches(n)
     rule = None if rules.plateau is None else rules.plateau.transformation(batches)
@@ -180,29 +203,47 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
             return jnp.sum(share * LOSSES[rules.loss](outputs, data.y))
 
         value, gradient = jax.value_and_grad(objective)(parameters)
-        extra = {"value": value, "grad": gradient, "value_fn": objective} if rules.takes_value else {}
+        extra = (
+            {"value": value, "grad": gradient, "value_fn": objective} if rules.takes_value else {}
+        )
         updates, state = rules.update(gradient, state, parameters, **extra)
         scale = jnp.ones((), value.dtype)
         if rule is not None:
-            # The scale found after the step before, then the rule is told of this step's loss: PyTorch's order.
+            # The scale found after the step before, then the rule is told of this step's loss:
+            # PyTorch's order.
             scale = plateau_state.scale
             updates = jax.tree.map(lambda u: scale * u, updates)
             _, plateau_state = rule.update((), plateau_state, value=value)
-        return (optax.apply_updates(parameters, updates), state, plateau_state, order), (value, scale)
+        return (optax.apply_updates(parameters, updates), state, plateau_state, order), (
+            value,
+            scale,
+        )
 
     def body(carry):
         step, member, logs = carry
         member, log = rules.each(partial(one_step, step))(member, net, data, key)
-        logs = jax.tree.map(lambda all_, new: lax.dynamic_update_index_in_dim(all_, new, step, -1), logs, log)
+        logs = jax.tree.map(
+            lambda all_, new: lax.dynamic_update_index_in_dim(all_, new, step, -1), logs, log
+        )
         return step + 1, member, logs
 
     return lax.while_loop(lambda carry: carry[0] < stop, body, carry)
 
 
 def fit_and_record(
-    net: TwoLayerNetwork, data: Data, init: Callable, key, *, rules: Rules, records: list[int], progress, observe
+    net: TwoLayerNetwork,
+    data: Data,
+    init: Callable,
+    key,
+    *,
+    rules: Rules,
+    records: list[int],
+    progress,
+    observe,
 ) -> tuple[TwoLayerNetwork, Trace]:
-    """`train` and `ensemble` after their checks; `init` is the optimizer's, `records` the steps to record at."""
+    """`train` and `ensemble` after their checks; `init` is the optimizer's, `records` the steps to
+    record at.
+    """
     dtype = jnp.result_type(*jax.tree.leaves(data), net.weight)
     net, data = jax.tree.map(lambda a: jnp.asarray(a, dtype), (net, data))
     members, n, steps = net.weight.shape[:-2], data.x.shape[-2], records[-1]
@@ -240,18 +281,24 @@ def fit_and_record(
 
 
 def _dealt_out(rules: Rules, mesh: Mesh, carry, net: TwoLayerNetwork, data: Data, key) -> tuple:
-    """Members to the devices of the mesh, the last one repeated if need be; what they share to every device."""
+    """Members to the devices of the mesh, the last one repeated if need be; what they share to
+    every device.
+    """
     deal, share = partial(meshes.shard, mesh, "edge"), partial(meshes.replicate, mesh)
     data = Data(share(data.x) if rules.shared else deal(data.x), deal(data.y), deal(data.scale))
     if key is not None and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(deal(jax.random.key_data(key)), impl=jax.random.key_impl(key))
+        key = jax.random.wrap_key_data(
+            deal(jax.random.key_data(key)), impl=jax.random.key_impl(key)
+        )
     else:
         key = deal(key)
     return (share(carry[0]), *deal(carry[1:])), deal(net), data, key
 
 
 @eqx.filter_jit
-def _observed(observe: Callable, net: TwoLayerNetwork, members: tuple[int, ...], mesh: Mesh | None) -> Any:
+def _observed(
+    observe: Callable, net: TwoLayerNetwork, members: tuple[int, ...], mesh: Mesh | None
+) -> Any:
     """What `observe` returns, on a mesh whole on every device."""
     if mesh is None:
         return observe(net)
@@ -259,7 +306,9 @@ def _observed(observe: Callable, net: TwoLayerNetwork, members: tuple[int, ...],
 
 
 def _strong(leaf):
-    """Without a weak type, which the first stretch of steps would lose and the second be compiled anew for."""
+    """Without a weak type, which the first stretch of steps would lose and the second be compiled
+    anew for.
+    """
     return jnp.asarray(leaf, jnp.result_type(leaf)) if getattr(leaf, "weak_type", True) else leaf
 
 
@@ -270,7 +319,9 @@ def _with_status(trace: Trace) -> Trace:
     if not bad.any():
         return trace
     first = int(bad.reshape(-1, bad.shape[-1]).any(0).argmax())
-    status = f"diverged: the loss was not finite after {first} steps; a smaller learning rate may help"
+    status = (
+        f"diverged: the loss was not finite after {first} steps; a smaller learning rate may help"
+    )
     return dataclasses.replace(trace, status=status)
 
 
@@ -296,19 +347,22 @@ def train(
         net: the network to begin from; it is not changed.
         x: (n, d).
         y: (n,), -1 or +1; any real numbers for the squared loss.
-        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean of exp(-y f);
-            "squared", 1/(2n) sum (f - y)^2.
-        optimizer: any optax optimizer. Training is compiled once per optimizer object, so build it once and reuse it;
-            `paper_optimizer` is compiled once for all its rates.
+        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean
+            of exp(-y f); "squared", 1/(2n) sum (f - y)^2.
+        optimizer: any optax optimizer. Training is compiled once per optimizer object, so build it
+            once and reuse it; `paper_optimizer` is compiled once for all its rates.
         steps: how many updates; `plateau`: reduces the rate when the loss stops falling.
-        batch_size: points a step, drawn without replacement and reshuffled every epoch; the last batch of an epoch has
-            what is left, and its loss is the mean over that. All points (and no key) if left out.
-        trace_every: steps between the records of the trace, each of which costs about a step; a twentieth of `steps`
-            if left out.
+        batch_size: points a step, drawn without replacement and reshuffled every epoch; the last
+            batch of an epoch has what is left, and its loss is the mean over that. All points (and
+            no key) if left out.
+        trace_every: steps between the records of the trace, each of which costs about a step; a
+            twentieth of `steps` if left out.
         trace_at: the steps to record at instead, increasing; 0 and the last are always recorded.
-        observe: a function of the network that returns arrays, in any pytree; evaluated at every record and stacked in
-            `trace.observed`: `lambda net: net(test)`. Compiled once per function object.
-        progress: `progress.update(k)` is called after every k steps between two records: `tqdm.tqdm(total=steps)`, say.
+        observe: a function of the network that returns arrays, in any pytree; evaluated at every
+            record and stacked in `trace.observed`: `lambda net: net(test)`. Compiled once per
+            function object.
+        progress: `progress.update(k)` is called after every k steps between two records:
+            `tqdm.tqdm(total=steps)`, say.
         key: random key for the minibatches.
 
     Returns:
@@ -322,7 +376,9 @@ def train(
     if not isinstance(net, TwoLayerNetwork):
         raise TypeError(f"net must be a TwoLayerNetwork; got {type(net).__name__}")
     if net.weight.ndim != 2:
-        raise ValueError(f"net must be one network, weight (width, d); got {net.weight.shape}. `ensemble` trains many")
+        raise ValueError(
+            f"net must be one network, weight (width, d); got {net.weight.shape}. `ensemble` trains many"
+        )
     rules = checked_rules(loss, optimizer, steps, batch_size, plateau)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
     x = as_inputs(x, "x", like=(net.weight.shape[1],), flat=True)
@@ -335,7 +391,9 @@ def train(
 def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
     check_choice(loss, "loss", tuple(LOSSES))
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(f"optimizer must be an optax one, such as optax.sgd(0.01, momentum=0.9); got {optimizer!r}")
+        raise TypeError(
+            f"optimizer must be an optax one, such as optax.sgd(0.01, momentum=0.9); got {optimizer!r}"
+        )
     check_count(steps, "steps", low=0)
     if batch_size is not None:
         check_count(batch_size, "batch_size")
@@ -348,9 +406,13 @@ def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
 def check_batches(batch_size, n, key) -> None:
     if batch_size is not None:
         if batch_size > n:
-            raise ValueError(f"batch_size must be at most the number of points, {n}; got {batch_size}")
+            raise ValueError(
+                f"batch_size must be at most the number of points, {n}; got {batch_size}"
+            )
         if key is None:
-            raise TypeError("key must be given to draw minibatches, as jax.random.key(0) makes it; got None")
+            raise TypeError(
+                "key must be given to draw minibatches, as jax.random.key(0) makes it; got None"
+            )
     if key is not None:
         check_key(key)
 
@@ -358,18 +420,28 @@ def check_batches(batch_size, n, key) -> None:
 def checked_records(steps, trace_every, trace_at, observe, progress) -> list[int]:
     """The steps at which the trace is recorded, 0 and the last among them."""
     if observe is not None and not callable(observe):
-        raise TypeError(f"observe must be a function of the network, such as lambda net: net(z); got {observe!r}")
+        raise TypeError(
+            f"observe must be a function of the network, such as lambda net: net(z); got {observe!r}"
+        )
     if progress is not None and not hasattr(progress, "update"):
-        raise TypeError(f"progress must have a method update(steps), as tqdm.tqdm(total=steps) has; got {progress!r}")
+        raise TypeError(
+            f"progress must have a method update(steps), as tqdm.tqdm(total=steps) has; got {progress!r}"
+        )
     if trace_at is None:
         check_count(1 if trace_every is None else trace_every, "trace_every")
         return sorted({*range(0, steps, trace_every or max(1, -(-steps // 20))), steps})
     if trace_every is not None:
-        raise ValueError(f"trace_every and trace_at exclude each other; got {trace_every} and {trace_at!r}")
+        raise ValueError(
+            f"trace_every and trace_at exclude each other; got {trace_every} and {trace_at!r}"
+        )
     if not isinstance(trace_at, Sequence | np.ndarray):
-        raise TypeError(f"trace_at must be a sequence of steps, such as (1, 10, 100); got {trace_at!r}")
+        raise TypeError(
+            f"trace_at must be a sequence of steps, such as (1, 10, 100); got {trace_at!r}"
+        )
     for step in trace_at:
         check_count(step, "every step of trace_at", low=0)
     if list(trace_at) != sorted(set(trace_at)) or max(trace_at, default=0) > steps:
-        raise ValueError(f"trace_at must increase and end by the last step, {steps}; got {trace_at!r}")
+        raise ValueError(
+            f"trace_at must increase and end by the last step, {steps}; got {trace_at!r}"
+        )
     return sorted({0, *map(int, trace_at), steps})

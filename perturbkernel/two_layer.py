@@ -1,9 +1,12 @@
-"""The paper's two-layer network at finite width, as a function with an exact input gradient and tangent kernel.
+"""The paper's two-layer network at finite width, as a function with an exact input gradient and
+tangent kernel.
 
-    f(x) = sum_i a_i phi(<w_i, x> + b_i),   phi(u) = u for u > 0, slope u otherwise,   phi'(0) = slope,
+    f(x) = sum_i a_i phi(<w_i, x> + b_i),   phi(u) = u for u > 0, slope u otherwise,   phi'(0) =
+    slope,
 
-with w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i ~ N(0, 1/width). The readout a is never trained. As width grows the network
-becomes the Gaussian process and the tangent kernel of `TwoLayerNTK`; here it is what it is.
+with w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i ~ N(0, 1/width). The readout a is never trained. As width
+grows the network becomes the Gaussian process and the tangent kernel of `TwoLayerNTK`; here it is
+what it is.
 """
 
 import equinox as eqx
@@ -21,20 +24,24 @@ def check_width(width, doubled) -> None:
     """A number of neurons, even if they come in pairs."""
     check_count(width, "width")
     if doubled and width % 2:
-        raise ValueError(f"width must be even for a doubled network, whose neurons come in pairs; got {width}")
+        raise ValueError(
+            f"width must be even for a doubled network, whose neurons come in pairs; got {width}"
+        )
 
 
 class TwoLayerNetwork(eqx.Module):
     """f(x) = sum_i readout_i phi(<weight_i, x> + bias_i), a pytree; `init` draws one.
 
-    An `ensemble` is one such pytree whose arrays have a leading axis more, and so have its outputs and gradients.
+    An `ensemble` is one such pytree whose arrays have a leading axis more, and so have its outputs
+    and gradients.
 
     Attributes:
         weight: (width, d).
         bias: (width,).
         readout: (width,), never trained.
         slope: of the leaky ReLU for u <= 0, so the gate phi'(0) is `slope`.
-        train_bias: whether `train` moves the bias too (True: the paper's published code; False: its theory).
+        train_bias: whether `train` moves the bias too (True: the paper's published code; False: its
+            theory).
     """
 
     weight: Float[Array, "... width d"]
@@ -50,26 +57,42 @@ class TwoLayerNetwork(eqx.Module):
         wanted = np.shape(self.weight)[:-1]
         for name, array in (("bias", self.bias), ("readout", self.readout)):
             if np.shape(array) != wanted:
-                raise ValueError(f"{name} must have shape {wanted}, one number a neuron; got {np.shape(array)}")
+                raise ValueError(
+                    f"{name} must have shape {wanted}, one number a neuron; got {np.shape(array)}"
+                )
 
     @classmethod
     def init(
-        cls, d: int, width: int, slope: float = 0.0, train_bias: bool = False, *, doubled=False, key: PRNGKeyArray
+        cls,
+        d: int,
+        width: int,
+        slope: float = 0.0,
+        train_bias: bool = False,
+        *,
+        doubled=False,
+        key: PRNGKeyArray,
     ) -> "TwoLayerNetwork":
         """Draws weight ~ N(0, 1/d), bias ~ N(0, 1), readout ~ N(0, 1/width), independent.
 
-        `doubled`: antisymmetric doubling, neurons (w, b, a) and (w, b, -a) for width/2 draws of each, so that f0 = 0
-        and grad f0 = 0 (theory: 4.4). `width` counts all neurons and has to be even. The readout keeps the variance
-        1/width: then E sum a_i^2 = 1 and the kernel's limit is the same; its variance is that of width/2 neurons.
+        `doubled`: antisymmetric doubling, neurons (w, b, a) and (w, b, -a) for width/2 draws of
+        each, so that f0 = 0 and grad f0 = 0 (theory: 4.4). `width` counts all neurons and has to be
+        even. The readout keeps the variance 1/width: then E sum a_i^2 = 1 and the kernel's limit is
+        the same; its variance is that of width/2 neurons.
 
-        Raises ValueError or TypeError for sizes below 1, a slope outside [0, 1], an odd width when doubled.
+        Raises ValueError or TypeError for sizes below 1, a slope outside [0, 1], an odd width when
+        doubled.
         """
         check_count(d, "d")
         check_width(width, doubled)
         kernel = TwoLayerNTK(slope, train_bias)
         check_key(key)
-        drawn = jax.random.normal(key, (width // 2 if doubled else width, d + 2))  # a row a neuron: one compilation
-        weight, bias, readout = drawn[:, :d] / np.sqrt(d), drawn[:, d], drawn[:, d + 1] / np.sqrt(width)
+        # A row a neuron: one compilation.
+        drawn = jax.random.normal(key, (width // 2 if doubled else width, d + 2))
+        weight, bias, readout = (
+            drawn[:, :d] / np.sqrt(d),
+            drawn[:, d],
+            drawn[:, d + 1] / np.sqrt(width),
+        )
         if doubled:
             weight, bias = jnp.concatenate([weight, weight]), jnp.concatenate([bias, bias])
             readout = jnp.concatenate([readout, -readout])
@@ -96,7 +119,9 @@ class TwoLayerNetwork(eqx.Module):
         return self._readout(self._preactivations(z, scale))
 
     def _readout(self, u: Array) -> Array:
-        return jnp.einsum("...i,...im->...m", self.readout, jnp.where(u > 0, u, self.slope * u), precision=EXACT)
+        return jnp.einsum(
+            "...i,...im->...m", self.readout, jnp.where(u > 0, u, self.slope * u), precision=EXACT
+        )
 
     @jax.jit
     def _gradients(self, z: Array) -> Array:
@@ -107,32 +132,42 @@ class TwoLayerNetwork(eqx.Module):
     @jax.jit
     def _phi(self, x: Array, z: Array) -> Array:
         gates_x, gates_z = (jnp.where(self._preactivations(p) > 0, 1.0, self.slope) for p in (x, z))
-        return jnp.einsum("...in,...im->...nm", gates_x * self.readout[..., None] ** 2, gates_z, precision=EXACT)
+        return jnp.einsum(
+            "...in,...im->...nm", gates_x * self.readout[..., None] ** 2, gates_z, precision=EXACT
+        )
 
     def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
         """Outputs (m,) at queries z (m, d). Holds (width, m) numbers."""
         return self._outputs(self._inputs(z, "z"))
 
     def active(self, z: Float[Array, "m d"]) -> Bool[Array, "... m width"]:
-        """Which neurons have u_i(z) > 0, (m, width): the gate phi'(u_i(z)) is 1 there and `slope` elsewhere."""
+        """Which neurons have u_i(z) > 0, (m, width): the gate phi'(u_i(z)) is 1 there and `slope`
+        elsewhere.
+        """
         return jnp.swapaxes(self._preactivations(self._inputs(z, "z")) > 0, -1, -2)
 
     def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
         """Grad f(z) = sum_i a_i phi'(u_i(z)) w_i at every row of z, (m, d)."""
         return self._gradients(self._inputs(z, "z"))
 
-    def empirical_phi(self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None) -> Float[Array, "... n m"]:
-        """Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z)), (n, m); z omitted: between the rows of x.
+    def empirical_phi(
+        self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
+    ) -> Float[Array, "... n m"]:
+        """Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z)), (n, m); z omitted: between the rows
+        of x.
 
-        Over initialisations its mean is Phi and its variance (3 Q - Phi^2) / width, Q = Phi for slope^2 (theory: 2),
-        twice that for a doubled network.
+        Over initialisations its mean is Phi and its variance (3 Q - Phi^2) / width, Q = Phi for
+        slope^2 (theory: 2), twice that for a doubled network.
         """
         x = self._inputs(x, "x")
         z = x if z is None else self._inputs(z, "z")
         return self._phi(x, z)
 
-    def empirical_ntk(self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None) -> Float[Array, "... n m"]:
-        """K_m(x, z) = Phi_m(x, z) (<x, z> + c), c = train_bias: the tangent kernel of this very network, (n, m).
+    def empirical_ntk(
+        self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
+    ) -> Float[Array, "... n m"]:
+        """K_m(x, z) = Phi_m(x, z) (<x, z> + c), c = train_bias: the tangent kernel of this very
+        network, (n, m).
 
         Source: theory 0.1; its mean over initialisations is `kernel.ntk`.
         """
@@ -146,9 +181,11 @@ class TwoLayerNetwork(eqx.Module):
 
 
 class Centred(eqx.Module):
-    """f - f0: what training added to a network. Its gradient, hence its perturbations, are grad f - grad f0.
+    """f - f0: what training added to a network. Its gradient, hence its perturbations, are grad f -
+    grad f0.
 
-    Centring both, outputs and gradients, is the setting of the theorems without initial function (theory: 4.4, 13.8).
+    Centring both, outputs and gradients, is the setting of the theorems without initial function
+    (theory: 4.4, 13.8).
     """
 
     network: TwoLayerNetwork

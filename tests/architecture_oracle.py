@@ -1,10 +1,11 @@
-"""Kernels of deep, convolutional and residual networks in NumPy float64, layer by layer; one small function a layer.
+"""Kernels of deep, convolutional and residual networks in NumPy float64, layer by layer; one small
+function a layer.
 
-Between layers stands what two sets of images have: `cross` (n, m, p, q), the covariance of preactivations at place p of
-one and q of the other, `left` (n, p) and `right` (m, q), their variances, and `ntk` (n, m, p, q). Fully connected
-networks have one place. Weights have variance W^2 / fan-in, biases B^2; parameters are counted in the NTK
-parameterization, whose gradients carry these factors.
-"""
+Between layers stands what two sets of images have: `cross` (n, m, p, q), the covariance of
+preactivations at place p of one and q of the other, `left` (n, p) and `right` (m, q), their
+variances, and `ntk` (n, m, p, q). Fully connected networks have one place. Weights have variance
+W^2 / fan-in, biases B^2; parameters are counted in the NTK parameterization, whose gradients carry
+these factors."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,7 +21,9 @@ class State(NamedTuple):
 
 
 def inputs(x: np.ndarray, z: np.ndarray) -> State:
-    """Flat rows (one place, d channels) or images (n, h, w, c); a layer divides by the channels of what it takes."""
+    """Flat rows (one place, d channels) or images (n, h, w, c); a layer divides by the channels of
+    what it takes.
+    """
     x, z = (a[:, None] if a.ndim == 2 else a.reshape(len(a), -1, a.shape[-1]) for a in (x, z))
     cross = np.einsum("npc,mqc->nmpq", x, z) / x.shape[-1]
     return State(cross, (x**2).mean(-1), (z**2).mean(-1), np.zeros_like(cross))
@@ -47,23 +50,33 @@ def convolution(s: State, w: float, b: float, side: int, stride: int = 1) -> Sta
         for i in range(3):
             for j in range(3):
                 rows, columns = (
-                    slice(3 - before + o, 3 - before + o + (count - 1) * stride + 1, stride) for o in (i, j)
+                    slice(3 - before + o, 3 - before + o + (count - 1) * stride + 1, stride)
+                    for o in (i, j)
                 )
                 total = total + padded[(..., *(2 if pairs else 1) * (rows, columns))]
-        return w**2 / 9 * np.asarray(total).reshape(*a.shape[:axes], *(2 if pairs else 1) * (count**2,))
+        return (
+            w**2
+            / 9
+            * np.asarray(total).reshape(*a.shape[:axes], *(2 if pairs else 1) * (count**2,))
+        )
 
-    cross, left, right = (summed(a, pairs) + b**2 for a, pairs in ((s.cross, True), (s.left, False), (s.right, False)))
+    cross, left, right = (
+        summed(a, pairs) + b**2 for a, pairs in ((s.cross, True), (s.left, False), (s.right, False))
+    )
     return State(cross, left, right, summed(s.ntk, True) + cross)
 
 
 def mean_over_places(s: State, pooled: bool) -> State:
-    """GlobalAvgPool compares every place with every other; Flatten each with itself (and then Dense takes the mean)."""
+    """GlobalAvgPool compares every place with every other; Flatten each with itself (and then Dense
+    takes the mean).
+    """
 
     def mean(a):
         picked = a if pooled else a[:, :, np.arange(a.shape[2]), np.arange(a.shape[2]), None]
         return picked.mean((2, 3), keepdims=True)
 
-    nothing = np.full((len(s.left), 1), np.nan)  # only linear layers follow: nobody needs the variances
+    # Only linear layers follow: nobody needs the variances.
+    nothing = np.full((len(s.left), 1), np.nan)
     return State(mean(s.cross), nothing, nothing[: len(s.right)], mean(s.ntk))
 
 
@@ -87,13 +100,17 @@ def leaky_relu(slope: float) -> Callable:
 
 
 def smooth(phi: Callable, derivative: Callable, nodes: int = 48) -> Callable:
-    """Gauss-Hermite quadrature: for entire functions that vary over lengths of order one, right to 1e-10 or so."""
+    """Gauss-Hermite quadrature: for entire functions that vary over lengths of order one, right to
+    1e-10 or so.
+    """
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     weights = np.outer(weights, weights) / weights.sum() ** 2
     a, b = points[:, None], points[None, :]
 
     def moments(cross, left, right):
-        cross, left, right = np.broadcast_arrays(*(v[..., None, None] for v in np.broadcast_arrays(cross, left, right)))
+        cross, left, right = np.broadcast_arrays(
+            *(v[..., None, None] for v in np.broadcast_arrays(cross, left, right))
+        )
         cosine = np.clip(cross / np.sqrt(left * right), -1, 1)
         u, v = np.sqrt(left) * a, np.sqrt(right) * (cosine * a + np.sqrt(1 - cosine**2) * b)
         return tuple(np.sum(weights * f(u) * f(v), axis=(-1, -2)) for f in (phi, derivative))
@@ -106,9 +123,12 @@ def residual(s: State, branch: Callable) -> State:
     return State(*(a + b for a, b in zip(s, branch(s), strict=True)))
 
 
-def slope(kernel: Callable, z: np.ndarray, x: np.ndarray, coef: np.ndarray, along: np.ndarray) -> np.ndarray:
-    """(m,): the derivative of sum_n coef_n kernel(x_n, z) at each z along a direction, central: at a cone the mean of
-    both sides. Exact kernels near x leave rounding of angles, 1e-16 / step, over step, and step^2: 1e-8 or so."""
+def slope(
+    kernel: Callable, z: np.ndarray, x: np.ndarray, coef: np.ndarray, along: np.ndarray
+) -> np.ndarray:
+    """(m,): the derivative of sum_n coef_n kernel(x_n, z) at each z along a direction, central: at
+    a cone the mean of both sides. Exact kernels near x leave rounding of angles, 1e-16 / step, over
+    step, and step^2: 1e-8 or so."""
 
     def symmetric(h):
         above, below = (coef @ kernel(x, z + sign * h * along) for sign in (1, -1))

@@ -1,7 +1,8 @@
-"""What several test modules share: shapes, points that are hard for a kernel, evaluators, references.
+"""What several test modules share: shapes, points that are hard for a kernel, evaluators,
+references.
 
-A new shape or kernel is a new compilation of a second or so: almost every test uses N points, M queries in dimension D.
-"""
+A new shape or kernel is a new compilation of a second or so: almost every test uses N points, M
+queries in dimension D."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -18,7 +19,9 @@ from perturbkernel.kernels import TwoLayerNTK
 
 N, M, D = 17, 11, 5  # primes: no tile divides them
 SLOPES = (0.0, 0.2, 0.5, 1.0)
-KERNELS: list[Any] = [TwoLayerNTK(slope, train_bias) for slope in SLOPES for train_bias in (False, True)]
+KERNELS: list[Any] = [
+    TwoLayerNTK(slope, train_bias) for slope in SLOPES for train_bias in (False, True)
+]
 DTYPES = (np.float32, np.float64)
 
 
@@ -31,20 +34,36 @@ def precision(dtype: Any) -> Iterator[None]:
 
 def label(kernel: Any) -> str:
     """Short test ids."""
-    return f"slope={kernel.slope:g}-bias={kernel.train_bias}" if isinstance(kernel, TwoLayerNTK) else str(kernel)
+    return (
+        f"slope={kernel.slope:g}-bias={kernel.train_bias}"
+        if isinstance(kernel, TwoLayerNTK)
+        else str(kernel)
+    )
 
 
 def representable(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """float64 values that `dtype` holds exactly, so that a reference and the code under test see the same points."""
+    """float64 values that `dtype` holds exactly, so that a reference and the code under test see
+    the same points.
+    """
     return np.asarray(array, dtype).astype(float)
 
 
 CATEGORIES = (
-    "generic", "duplicates", "near duplicates", "collinear", "antipodal", "zeros", "mixed norms", "far cluster", "all"
-)  # fmt: skip
+    "generic",
+    "duplicates",
+    "near duplicates",
+    "collinear",
+    "antipodal",
+    "zeros",
+    "mixed norms",
+    "far cluster",
+    "all",
+)
 
 
-def points(rng: np.random.Generator, category: str, scale: float = 1.0, n: int = N, m: int = M, d: int = D):
+def points(
+    rng: np.random.Generator, category: str, scale: float = 1.0, n: int = N, m: int = M, d: int = D
+):
     """x (n, d) and z (m, d) of one kind of difficulty; float64."""
     x, z = rng.normal(size=(n, d)) * scale, rng.normal(size=(m, d)) * scale
     if category == "all":
@@ -85,8 +104,8 @@ def sample(seed: int, category: str, scale: float, dtype: Any, **sizes: int):
 
 
 def awkward_points(dtype: Any = np.float64) -> tuple[np.ndarray, np.ndarray]:
-    """x and z of order one: training points, duplicates, zero and opposite points; no close pairs, so that a central
-    difference with a small step is right everywhere, cusps included."""
+    """x and z of order one: training points, duplicates, zero and opposite points; no close pairs,
+    so that a central difference with a small step is right everywhere, cusps included."""
     rng = np.random.default_rng(5)
     x, z = rng.normal(size=(N, D)), rng.normal(size=(M, D))
     x[4:7], x[7] = x[3], 0
@@ -117,8 +136,12 @@ def evaluator(kernel: Any) -> Callable[..., dict[str, jax.Array]]:
     return evaluate
 
 
-def evaluate(kernel: Any, x, z, coef=None, b=None, *, dtype: Any = np.float64) -> dict[str, np.ndarray]:
-    """phi, ntk, ... computed in `dtype`, returned as float64; asks that nothing changed the dtype on the way."""
+def evaluate(
+    kernel: Any, x, z, coef=None, b=None, *, dtype: Any = np.float64
+) -> dict[str, np.ndarray]:
+    """phi, ntk, ... computed in `dtype`, returned as float64; asks that nothing changed the dtype
+    on the way.
+    """
     coef = np.ones(len(x)) if coef is None else coef
     b = np.ones((len(x), 3)) if b is None else b
     with precision(dtype):
@@ -128,13 +151,19 @@ def evaluate(kernel: Any, x, z, coef=None, b=None, *, dtype: Any = np.float64) -
 
 
 @functools.cache
-def differentiator(kernel: Any, *names: str) -> Callable[..., dict[str, tuple[jax.Array, jax.Array]]]:
-    """For weights w (n, m): the gradients in x and in z of sum(w * kernel.name(x, z)), by name of the matrix."""
+def differentiator(
+    kernel: Any, *names: str
+) -> Callable[..., dict[str, tuple[jax.Array, jax.Array]]]:
+    """For weights w (n, m): the gradients in x and in z of sum(w * kernel.name(x, z)), by name of
+    the matrix.
+    """
 
     @jax.jit
     def differentiate(x, z, w):
         return {
-            name: jax.grad(lambda x, z, name=name: jnp.sum(w * getattr(kernel, name)(x, z)), (0, 1))(x, z)
+            name: jax.grad(
+                lambda x, z, name=name: jnp.sum(w * getattr(kernel, name)(x, z)), (0, 1)
+            )(x, z)
             for name in names
         }
 
@@ -159,10 +188,9 @@ def reference(kernel: Any, x, z, coef, b) -> dict[str, np.ndarray]:
 def allowed(kernel: Any, x, z, coef, b) -> dict[str, Any]:
     """What one unit of relative error means for each quantity: its bound when nothing cancels.
 
-    Entries of a matrix: Phi <= 1, |<x, z>| <= |x||z| (rounding of <x, z> is relative to |x||z|), Cauchy-Schwarz. Sums
-    and their gradients: the largest, over the query points, of the sum of the lengths of the terms, with the bound of
-    theory 0.3 on grad Phi.
-    """
+    Entries of a matrix: Phi <= 1, |<x, z>| <= |x||z| (rounding of <x, z> is relative to |x||z|),
+    Cauchy-Schwarz. Sums and their gradients: the largest, over the query points, of the sum of the
+    lengths of the terms, with the bound of theory 0.3 on grad Phi."""
     norm_x, norm_z = (np.linalg.norm(a, axis=1) for a in (x, z))
     s_x, s_z = (np.sqrt(1 + r**2 / x.shape[1]) for r in (norm_x, norm_z))
     linear = np.outer(norm_x, norm_z) + kernel.train_bias
@@ -183,8 +211,8 @@ def largest_row(a: np.ndarray) -> float:
 
 
 def central_difference(f: Callable[[float], Any], step: float = 1e-5) -> float:
-    """f'(0). Across a cone the plain central difference is off by O(step), elsewhere by O(step^2): extrapolated, both
-    leave O(step^2) = 1e-10, and rounding of 1e-14 or so leaves 1e-9."""
+    """f'(0). Across a cone the plain central difference is off by O(step), elsewhere by O(step^2):
+    extrapolated, both leave O(step^2) = 1e-10, and rounding of 1e-14 or so leaves 1e-9."""
 
     def symmetric(h):
         return float(f(h) - f(-h)) / (2 * h)
@@ -196,13 +224,18 @@ def angle_gradients(x: np.ndarray, q: np.ndarray) -> np.ndarray:
     """d theta(x_n, q) / dq for every row of x, 0 where they coincide: (n, d). Theory 0.3, 0.4."""
     sine, _, tangent = oracle._geometry(x, q)
     apart = sine > 0
-    return np.where(apart[:, None], -tangent / (q.size * np.where(apart, sine, 1))[:, None], 0).astype(float)
+    return np.where(
+        apart[:, None], -tangent / (q.size * np.where(apart, sine, 1))[:, None], 0
+    ).astype(float)
 
 
 def matrix_gradient(name: str, kernel: Any, x, z, w) -> np.ndarray:
     """The gradient in z of sum_nj w_nj kernel(x_n, z_j), from theory 0.3: (m, d)."""
     if name == "ntk":
-        rows = [oracle.input_gradient(q[None], x, w[:, j], kernel.slope, kernel.train_bias)[0] for j, q in enumerate(z)]
+        rows = [
+            oracle.input_gradient(q[None], x, w[:, j], kernel.slope, kernel.train_bias)[0]
+            for j, q in enumerate(z)
+        ]
         return np.stack(rows)
     cone, rows = (1 - kernel.slope) ** 2 / (2 * np.pi), []
     for j, q in enumerate(z):

@@ -8,18 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# The first example compiles, which takes any deadline's worth; the same examples everywhere make a failure repeatable.
+# The first example compiles, which takes any deadline's worth; the same examples everywhere make a
+# failure repeatable.
 settings.register_profile("perturbkernel", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("perturbkernel")
 
 
-# Linux allows a process 65,530 memory maps, and XLA aborts without one; each compiled program takes several.
+# Linux allows a process 65,530 memory maps, and XLA aborts without one; each compiled program takes
+# several.
 _MAPS, _MANY = Path("/proc/self/maps"), 20_000
 
 
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_make_room() -> Iterator[None]:
-    """A worker compiles some ten thousand programs in all; those of earlier modules are seldom needed again."""
+    """A worker compiles some ten thousand programs in all; those of earlier modules are seldom
+    needed again.
+    """
     yield
     if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
         jax.clear_caches()

@@ -1,7 +1,8 @@
-"""One process of a run on many devices, started by test_mesh.py: `mesh_worker.py TASK DEVICES PROCESSES PROCESS PORT`.
+"""One process of a run on many devices, started by test_mesh.py: `mesh_worker.py TASK DEVICES
+PROCESSES PROCESS PORT`.
 
-Every process has DEVICES virtual CPU devices; process 0 prints what differs from one device, as JSON.
-"""
+Every process has DEVICES virtual CPU devices; process 0 prints what differs from one device, as
+JSON."""
 
 import json
 import os
@@ -40,21 +41,30 @@ class Count:
 
 
 def compare(mesh) -> dict[str, float]:
-    """The largest difference from one device, relative to the largest number, of everything that takes a mesh."""
+    """The largest difference from one device, relative to the largest number, of everything that
+    takes a mesh.
+    """
     rng = np.random.default_rng(0)
-    x, z, c = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((17, 5), (11, 5), (17,)))
+    x, z, c = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((17, 5), (11, 5), (17,))
+    )
     y, differences = jnp.sign(c), {}
 
     def differ(name, one, many):
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-            a, b = np.asarray(a, float), np.asarray(b, float)  # fails unless this process holds the whole result
+            # Fails unless this process holds the whole result.
+            a, b = (
+                np.asarray(a, float),
+                np.asarray(b, float),
+            )
             assert a.shape == b.shape
             off = float(np.abs(a - b).max() / (np.abs(a).max() or 1))
             differences[name] = max(differences.get(name, 0.0), off)
 
     def both(name, call):
         many = call(mesh)
-        differ(name, call(None) if process == 0 else many, many)  # every process computes, the first compares
+        # Every process computes, the first compares.
+        differ(name, call(None) if process == 0 else many, many)
 
     both("matvec", lambda mesh: KERNEL.matvec(z, x, c, mesh=mesh))
     both("input_gradient", lambda mesh: KERNEL.input_gradient(x, x, c, mesh=mesh))
@@ -62,7 +72,9 @@ def compare(mesh) -> dict[str, float]:
 
     def learn(mesh):
         learner = pk.KernelLearner(KERNEL, mesh=mesh)
-        return pk.learn_from_perturbations(learner, pk.Dataset(x, y), scenario="b", size=1.0, key=jax.random.key(0))
+        return pk.learn_from_perturbations(
+            learner, pk.Dataset(x, y), scenario="b", size=1.0, key=jax.random.key(0)
+        )
 
     def summary(mesh):
         r = learn(mesh)
@@ -72,11 +84,20 @@ def compare(mesh) -> dict[str, float]:
     if jax.process_count() == 1:
         other = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("a", "b"))
         count = Count()
-        differ("two axes, progress", KERNEL.matvec(z, x, c), KERNEL.matvec(z, x, c, mesh=other, progress=count))
+        differ(
+            "two axes, progress",
+            KERNEL.matvec(z, x, c),
+            KERNEL.matvec(z, x, c, mesh=other, progress=count),
+        )
         assert sum(count.counts) == len(z)
         both("k columns, one query", lambda mesh: KERNEL.phi_matmul(z[:1], x[:1], x[:1], mesh=mesh))
         # Under a trace results stay on the mesh.
-        both("grad", lambda mesh: jax.grad(lambda *a: jnp.sum(KERNEL.matvec(*a, mesh=mesh) ** 2), (0, 1, 2))(z, x, c))
+        both(
+            "grad",
+            lambda mesh: jax.grad(lambda *a: jnp.sum(KERNEL.matvec(*a, mesh=mesh) ** 2), (0, 1, 2))(
+                z, x, c
+            ),
+        )
         f = pk.fit(KERNEL, x, y, mesh=mesh)
         differ("jit, vmap", f(z), jax.jit(jax.vmap(lambda point: f(point[None])[0]))(z))
     return differences
@@ -84,10 +105,13 @@ def compare(mesh) -> dict[str, float]:
 
 INF = float("inf")
 N = 210 + processes  # 211 is a prime; 212 is even, which the compiler treats differently
-# Loss, dynamics, and the bytes a number of its rows of the Gram matrix that each device may take: 9 hold it in float64,
-# 0 leave tiles.
+# Loss, dynamics, and the bytes a number of its rows of the Gram matrix that each device may take: 9
+# hold it in float64, 0 leave tiles.
 CASES = {
-    1: {"interpolation": ("squared", pk.GradientFlow(INF), 9), "heavy ball": ("logistic", pk.HeavyBall(0.3, 40), 0)},
+    1: {
+        "interpolation": ("squared", pk.GradientFlow(INF), 9),
+        "heavy ball": ("logistic", pk.HeavyBall(0.3, 40), 0),
+    },
     2: {"logistic flow": ("logistic", pk.GradientFlow(3.0), 9)},
 }
 
@@ -112,7 +136,8 @@ def solve(mesh) -> dict[str, float]:
             ROWS.clear()
             stats, found = train(kernel, loss, dynamics, number * N * share, mesh)
             assert stats["gram_held"] == (number > 0)
-            assert case == "interpolation" or max(ROWS) == share, ROWS  # no device computed more than its part
+            # No device computed more than its part.
+            assert case == "interpolation" or max(ROWS) == share, ROWS
             exact = train(KERNEL, loss, dynamics)[1] if process == 0 else found
             differences[case] = float(np.abs(found - exact).max() / np.abs(exact).max())
     return differences
@@ -133,12 +158,24 @@ def train_ensembles(mesh) -> dict[str, float]:
             return jax.tree.map(lambda g: -rate * g, updates), state
 
         # What couples members sees those that there are, without padding.
-        settings = {"plateau": Plateau(0.5, 0, 0.5), "observe": lambda f: f(x) - f(x).mean(0), "trace_at": (3,)}
+        settings = {
+            "plateau": Plateau(0.5, 0, 0.5),
+            "observe": lambda f: f(x) - f(x).mean(0),
+            "trace_at": (3,),
+        }
         optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
         return ensemble(
-            nets, x, y, optimizer=optimizer, loss="logistic", steps=9, batch_size=5, **settings, mesh=mesh,
+            nets,
+            x,
+            y,
+            optimizer=optimizer,
+            loss="logistic",
+            steps=9,
+            batch_size=5,
+            **settings,
+            mesh=mesh,
             key=jax.random.key(1),
-        )  # fmt: skip
+        )
 
     many = run(mesh)
     one = run(None) if process == 0 else many
@@ -154,7 +191,9 @@ def train_ensembles(mesh) -> dict[str, float]:
 
 if processes > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", processes, process, heartbeat_timeout_seconds=10)
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}", processes, process, heartbeat_timeout_seconds=10
+    )
 assert jax.device_count() == devices * processes
 
 mesh = jax.make_mesh((jax.device_count(),), ("i",))

@@ -212,8 +212,12 @@ def dual_coef(x, y, slope, train_bias, loss, dynamics, f0=None):
         return expm(time * linear)[:-1, -1]
     solution = solve_ivp(
         lambda _, dual: -_loss_slope(loss, start + gram @ dual, y),
-        (0.0, time), np.zeros(len(y)), method="DOP853", rtol=1e-11, atol=1e-14,
-    )  # fmt: skip
+        (0.0, time),
+        np.zeros(len(y)),
+        method="DOP853",
+        rtol=1e-11,
+        atol=1e-14,
+    )
     if not solution.success:
         raise RuntimeError(solution.message)
     return solution.y[:, -1]

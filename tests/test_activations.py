@@ -46,7 +46,8 @@ NODES = (1 + np.cos(np.linspace(0, np.pi, 20_001))) / 2
 
 def test_arccos_coefficients_are_the_degree_7_chebyshev_fit():
     fit = Chebyshev.fit(NODES, arccos_over_root(NODES), 7, domain=[0, 1]).convert(kind=Polynomial)
-    # The power basis magnifies how the nodes were chosen; 1e-7 is far below the 1e-5 that adjacent fits differ by.
+    # The power basis magnifies how the nodes were chosen; 1e-7 is far below the 1e-5 that adjacent
+    # fits differ by.
     np.testing.assert_allclose(activations._ARCCOS, np.asarray(fit.coef, float), rtol=0, atol=1e-7)
 
 
@@ -64,8 +65,12 @@ def test_arccos_of_one_minus_e_over_its_whole_range(dtype):
     with precision(dtype):
         angle = np.asarray(activations._arccos_one_minus(jnp.asarray(e, dtype)), float)
     exact = 2 * np.arctan2(np.sqrt(e), np.sqrt(2 - e))
-    # Rounding of pi and of a polynomial's eight steps, each at most a few eps of the angle, and the fit's 3e-8.
-    assert (np.abs(angle - exact) <= 8 * EPS[dtype] * exact + (3e-8 * np.sqrt(e) if dtype == np.float32 else 0)).all()
+    # Rounding of pi and of a polynomial's eight steps, each at most a few eps of the angle, and the
+    # fit's 3e-8.
+    assert (
+        np.abs(angle - exact)
+        <= 8 * EPS[dtype] * exact + (3e-8 * np.sqrt(e) if dtype == np.float32 else 0)
+    ).all()
     assert angle[NODES.size - 1] == 0  # e = 0
     assert (angle <= np.asarray(np.pi, dtype)).all()
 
@@ -74,19 +79,27 @@ def test_arccos_of_one_minus_e_over_its_whole_range(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@given(seed=st.integers(0, 2**32 - 1), scale=SCALES, category=st.sampled_from(["duplicates", "all", "far cluster"]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=SCALES,
+    category=st.sampled_from(["duplicates", "all", "far cluster"]),
+)
 def test_theta_is_exactly_zero_for_identical_rows_and_only_for_them(dtype, seed, scale, category):
     rng = np.random.default_rng(seed)
     x = representable(points(rng, category, scale)[0], dtype)
-    z = x[rng.permutation(N)[:M]]  # the rows of z meet those of x in another tile position and order of summation
+    # The rows of z meet those of x in another tile position and order of summation.
+    z = x[rng.permutation(N)[:M]]
     with precision(dtype):
         product, theta = evaluate(z, x)
     same = coincident(z, x)
     assert same.any(axis=1).all()
     assert (np.asarray(theta)[same] == 0).all()
-    # Two rows that differ by one bit of a large number still differ in angle by more than underflow.
+    # Two rows that differ by one bit of a large number still differ in angle by more than
+    # underflow.
     assert (np.asarray(theta)[~same] > 0).all()
-    np.testing.assert_allclose(product, z @ x.T, rtol=0, atol=4 * D * EPS[dtype] * np.linalg.norm(x, axis=1).max() ** 2)
+    np.testing.assert_allclose(
+        product, z @ x.T, rtol=0, atol=4 * D * EPS[dtype] * np.linalg.norm(x, axis=1).max() ** 2
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,17 +116,29 @@ def test_theta_table_in_float32():
     count, d = 60, 784
     x, g = rng.normal(size=(2, count, d))
     kinds = {  # z of x, the angle it should have, the error allowed
-        "near, 1e-4": (x, x + 1e-4 * g, 7e-5, 1e-10),  # the points differ by 2 % of a float32: 1e-6 of their angle
+        "near, 1e-4": (
+            x,
+            x + 1e-4 * g,
+            7e-5,
+            1e-10,
+        ),  # the points differ by 2 % of a float32: 1e-6 of their angle
         "near, 1e-2": (x, x + 1e-2 * g, 7e-3, 1e-8),
         "independent": (x, g, 1.05, 5e-7),
-        "antipodal": (30 * x, -30 * x, 3.07, 8e-6),  # 1 + rho = 2e-3 is known to a few eps: 3 eps / sin(theta) = 3e-6
+        "antipodal": (
+            30 * x,
+            -30 * x,
+            3.07,
+            8e-6,
+        ),  # 1 + rho = 2e-3 is known to a few eps: 3 eps / sin(theta) = 3e-6
         "radial": (30 * x, 60 * x, 1.7e-2, 1e-8),  # 1e-6 of the angle
     }
     left = representable(np.concatenate([k[0] for k in kinds.values()]), np.float32)
     right = representable(np.concatenate([k[1] for k in kinds.values()]), np.float32)
     with precision(np.float32):
         theta = np.asarray(evaluate(left, right)[1], float).diagonal()
-    exact = np.array([oracle.angle(a[None], b[None])[0, 0] for a, b in zip(left, right, strict=True)])
+    exact = np.array(
+        [oracle.angle(a[None], b[None])[0, 0] for a, b in zip(left, right, strict=True)]
+    )
     for i, (name, (_, _, size, error)) in enumerate(kinds.items()):
         part = slice(i * count, (i + 1) * count)
         assert np.allclose(exact[part], size, rtol=0.15), name
@@ -128,9 +153,14 @@ def pullback(z, x, product_bar, theta_bar):
     return jax.vjp(products_and_angles, z, x)[1]((product_bar, theta_bar))
 
 
-# 1 - rho is known to a few eps of its largest terms, and used down to 1e-3 of them: a few 1e3 eps of the gradient.
+# 1 - rho is known to a few eps of its largest terms, and used down to 1e-3 of them: a few 1e3 eps
+# of the gradient.
 @pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-4), (np.float64, 1e-12)])
-@given(seed=st.integers(0, 2**32 - 1), scale=SCALES, category=st.sampled_from(["generic", "all", "mixed norms"]))
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale=SCALES,
+    category=st.sampled_from(["generic", "all", "mixed norms"]),
+)
 def test_theta_gradient_against_the_reference(dtype, error, seed, scale, category):
     rng = np.random.default_rng(seed)
     x, z = (representable(a, dtype) for a in points(rng, category, scale))
@@ -139,7 +169,8 @@ def test_theta_gradient_against_the_reference(dtype, error, seed, scale, categor
         gradients = pullback(z, x, np.zeros((M, N)), w)
     for gradient, (a, b, weights) in zip(gradients, ((z, x, w), (x, z, w.T)), strict=True):
         exact = np.stack([row @ angle_gradients(b, q) for row, q in zip(weights, a, strict=True)])
-        # Each pair's gradient has length 1 / (sqrt(d) s_z) at most: the unit in which a row's rounding is counted.
+        # Each pair's gradient has length 1 / (sqrt(d) s_z) at most: the unit in which a row's
+        # rounding is counted.
         unit = np.abs(weights).sum(axis=1) / np.sqrt(D + np.sum(a**2, axis=1))
         assert np.isfinite(gradient).all()
         assert (np.linalg.norm(np.asarray(gradient, float) - exact, axis=1) <= error * unit).all()
@@ -154,8 +185,12 @@ def test_theta_gradient_against_central_differences(x64):
         return np.sum(w * np.asarray(evaluate(z, x)[1]))
 
     z_bar, x_bar = pullback(z, x, np.zeros((M, N)), w)
-    assert np.sum(z_bar * u) == pytest.approx(central_difference(lambda h: total(z + h * u, x)), abs=1e-7)
-    assert np.sum(x_bar * v) == pytest.approx(central_difference(lambda h: total(z, x + h * v)), abs=1e-7)
+    assert np.sum(z_bar * u) == pytest.approx(
+        central_difference(lambda h: total(z + h * u, x)), abs=1e-7
+    )
+    assert np.sum(x_bar * v) == pytest.approx(
+        central_difference(lambda h: total(z, x + h * v)), abs=1e-7
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -173,7 +208,9 @@ def test_theta_gradient_is_exactly_zero_at_coincident_points(dtype):
 @pytest.mark.parametrize(("dtype", "error"), [(np.float32, 1e-4), (np.float64, 1e-12)])
 @pytest.mark.parametrize(("length", "offset"), [(1e-3, 0.0), (1.0, 0.0), (30.0, 0.0), (1.0, 1e-3)])
 def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, length, offset):
-    """As perturbations do: +- one direction, 1 % off it, lengths 2 % apart; two of them the same point."""
+    """As perturbations do: +- one direction, 1 % off it, lengths 2 % apart; two of them the same
+    point.
+    """
     rng = np.random.default_rng(7)
     count, d = 40, 64
     direction, noise = rng.normal(size=d), rng.normal(size=(count, d))
@@ -186,8 +223,11 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
         separation = activations._separation(*map(jnp.asarray, (z, x, z @ x.T)))
         close = activations._unresolved(*separation, derivative=True)
         assert (np.asarray(close).sum(axis=1) > activations._CROWD).any()
-        rest = activations._deflated(jnp.asarray(z), jnp.asarray(x), *map(jnp.asarray, (1.0 * close, close)))[1]
-        # Mended by the product itself; large opposite points are for the repair of single pairs, before and after.
+        rest = activations._deflated(
+            jnp.asarray(z), jnp.asarray(x), *map(jnp.asarray, (1.0 * close, close))
+        )[1]
+        # Mended by the product itself; large opposite points are for the repair of single pairs,
+        # before and after.
         assert (np.asarray(rest) & (np.sign(z @ x.T) > 0)).sum() <= 21 + 1
         gradients = pullback(z, x, np.zeros(w.shape), w)
     for gradient, (a, b, weights) in zip(gradients, ((z, x, w), (x, z, w.T)), strict=True):
@@ -198,7 +238,9 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_quick_angles_are_the_same_or_missing(dtype):
-    """Where points coincide, nearly so or are opposite, angles are NaN, and gradients in their rows and columns."""
+    """Where points coincide, nearly so or are opposite, angles are NaN, and gradients in their rows
+    and columns.
+    """
     rng = np.random.default_rng(9)
     z, x = (representable(rng.normal(size=(size, 6)), dtype) for size in (9, 12))
     z[:3] = representable(np.stack([x[0], -300 * x[1], x[2] * (1 + 1e-5)]), dtype)
@@ -215,7 +257,9 @@ def test_quick_angles_are_the_same_or_missing(dtype):
     np.testing.assert_array_equal(product, same_product)
     missing = np.isnan(quick)
     assert missing[range(3), range(3)].all() and missing.sum() == 3
-    np.testing.assert_allclose(np.asarray(quick)[~missing], np.asarray(theta)[~missing], rtol=4 * EPS[dtype])
+    np.testing.assert_allclose(
+        np.asarray(quick)[~missing], np.asarray(theta)[~missing], rtol=4 * EPS[dtype]
+    )
     for gradient, own, rows in zip(gradients, quick_gradients, (9, 12), strict=True):
         assert (np.isnan(own) == (np.arange(rows) < 3)[:, None]).all()
         scale = np.abs(gradient).max()

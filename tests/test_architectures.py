@@ -1,4 +1,6 @@
-"""architectures.py: networks of neural-tangents against the closed form, recursions in NumPy, finite differences."""
+"""architectures.py: networks of neural-tangents against the closed form, recursions in NumPy,
+finite differences.
+"""
 
 import functools
 import importlib.machinery
@@ -20,9 +22,12 @@ from perturbkernel import architectures
 from perturbkernel.architectures import load_neural_tangents
 
 # `FanInSum` announces what it assumes whenever it is made or evaluated.
-pytestmark = pytest.mark.filterwarnings("ignore:`FanIn` layers assume independent inputs:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`FanIn` layers assume independent inputs:UserWarning"
+)
 
-# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
+# input is meant here.
 ArchitectureNTK: Any = pk.ArchitectureNTK
 stax: Any = load_neural_tangents()
 KEY = jax.random.key(5)
@@ -44,7 +49,9 @@ def hidden(activation: Any) -> Any:
 
 def residual() -> Any:
     branch = stax.serial(stax.Relu(), dense())
-    return stax.serial(dense(), stax.FanOut(2), stax.parallel(branch, stax.Identity()), stax.FanInSum(), dense())
+    return stax.serial(
+        dense(), stax.FanOut(2), stax.parallel(branch, stax.Identity()), stax.FanInSum(), dense()
+    )
 
 
 def paper(slope: float) -> Any:
@@ -74,14 +81,18 @@ def kernel(name: str) -> Any:
 
 @functools.cache
 def evaluator(kernel: Any) -> Any:
-    """Sums and their gradients, and through sums with unit vectors the kernel itself: compiling a deep kernel takes
-    seconds, so each is compiled once, for queries Z and points around them."""
+    """Sums and their gradients, and through sums with unit vectors the kernel itself: compiling a
+    deep kernel takes seconds, so each is compiled once, for queries Z and points around them."""
 
     @jax.jit
     def evaluate(x, z, coef, around):
         sums = kernel.matvec(around, x, jnp.concatenate([coef[:, None], jnp.eye(len(x))], axis=1))
         ntk = sums[: len(z), 1:].T
-        return {"matvec": sums[:, 0], "ntk": ntk, "input_gradient": kernel.input_gradient(z, x, coef)}
+        return {
+            "matvec": sums[:, 0],
+            "ntk": ntk,
+            "input_gradient": kernel.input_gradient(z, x, coef),
+        }
 
     def call(x, z, coef, dtype: Any = np.float64, directions=0.0):
         around = np.concatenate([z + h * directions for h in SHIFTS])
@@ -119,8 +130,12 @@ def test_the_papers_network_is_the_closed_form(slope, x64):
 # --- deep networks against recursions ---
 
 
-def recursion(x: np.ndarray, z: np.ndarray, slope: float, b_std: float) -> tuple[np.ndarray, np.ndarray]:
-    """NNGP and NTK of Dense, activation, Dense, activation, Dense with leaky ReLUs: (n, m) each, plain arccos."""
+def recursion(
+    x: np.ndarray, z: np.ndarray, slope: float, b_std: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """NNGP and NTK of Dense, activation, Dense, activation, Dense with leaky ReLUs: (n, m) each,
+    plain arccos.
+    """
 
     def angle_moments(cross, left, right):
         cosine = np.clip(cross / np.sqrt(np.outer(left, right)), -1, 1)
@@ -133,11 +148,18 @@ def recursion(x: np.ndarray, z: np.ndarray, slope: float, b_std: float) -> tuple
         return W**2 * covariance + b_std**2
 
     d, gain = x.shape[1], (1 + slope**2) / 2
-    cross, left, right = (affine(a / d) for a in (x @ z.T, np.sum(x**2, axis=1), np.sum(z**2, axis=1)))
+    cross, left, right = (
+        affine(a / d) for a in (x @ z.T, np.sum(x**2, axis=1), np.sum(z**2, axis=1))
+    )
     ntk = cross
     for _ in range(2):
         gate, cross = angle_moments(cross, left, right)
-        ntk, cross, left, right = W**2 * gate * ntk, affine(cross), affine(gain * left), affine(gain * right)
+        ntk, cross, left, right = (
+            W**2 * gate * ntk,
+            affine(cross),
+            affine(gain * left),
+            affine(gain * right),
+        )
         ntk = ntk + cross
     return cross, ntk
 
@@ -160,7 +182,9 @@ def test_deep_networks_against_a_recursion(name, slope):
 
 def test_the_initial_covariance_of_a_deep_network(x64):
     nngp = recursion(X, Z, 0.0, B)[0]
-    np.testing.assert_allclose(kernel("relu").nngp(X, Z), nngp, rtol=0, atol=1e-12 * np.abs(nngp).max())
+    np.testing.assert_allclose(
+        kernel("relu").nngp(X, Z), nngp, rtol=0, atol=1e-12 * np.abs(nngp).max()
+    )
 
 
 @pytest.mark.parametrize("name", ["erf", "residual"])
@@ -168,14 +192,16 @@ def test_off_the_coincidences_kernels_are_those_of_neural_tangents(name, x64):
     same = coincident(X, Z)
     own = np.asarray(jax.jit(lambda x, z: kernel(name).network[2](x, z, "ntk"))(X, Z))
     np.testing.assert_allclose(deep(name)["ntk"][~same], own[~same], rtol=1e-13, atol=1e-13)
-    # At coincidences the difference is that of neural-tangents' clipped angles, of order sqrt(eps), if there is one.
+    # At coincidences the difference is that of neural-tangents' clipped angles, of order sqrt(eps),
+    # if there is one.
     np.testing.assert_allclose(deep(name)["ntk"][same], own[same], rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_are_finite_and_right_at_training_points_duplicates_and_zero(name):
-    """Against central differences. ReLUs: near a training point neural-tangents' own angles are good to 1e-8 or so of
-    STEP, whence 1e-3; elsewhere, and for smooth activations, 1e-6 (extrapolated differences: 1e-10 / STEP)."""
+    """Against central differences. ReLUs: near a training point neural-tangents' own angles are
+    good to 1e-8 or so of STEP, whence 1e-3; elsewhere, and for smooth activations, 1e-6
+    (extrapolated differences: 1e-10 / STEP)."""
     values = deep(name)
     gradient = values["input_gradient"]
     assert gradient.shape == Z.shape
@@ -205,7 +231,9 @@ def test_duplicates_of_a_point_share_their_values_and_gradients():
     values = evaluator(kernel("relu"))(x, x[:M], COEF)
     np.testing.assert_allclose(values["ntk"], recursion(X[:1], X[:1], 0.0, B)[1][0, 0], rtol=1e-12)
     h = 1e-5
-    low, high = (recursion(p, p, 0.0, B)[1].diagonal() for p in (X[0] - h * np.eye(D), X[0] + h * np.eye(D)))
+    low, high = (
+        recursion(p, p, 0.0, B)[1].diagonal() for p in (X[0] - h * np.eye(D), X[0] + h * np.eye(D))
+    )
     exact = COEF.sum() * (high - low) / (2 * h) / 2
     np.testing.assert_allclose(values["input_gradient"], np.tile(exact, (M, 1)), rtol=1e-7)
 
@@ -242,12 +270,16 @@ def test_a_deep_network_learns_from_perturbations():
         3 * (r.diagnosis.signal + r.diagnosis.offset), outputs, atol=1e-4 * np.abs(outputs).max()
     )
     assert float(r.accuracy(data).f) > 0.6
-    with pytest.raises(TypeError, match=r'frozen gates belong to TwoLayerNTK.*Use direction="gradient"'):
+    with pytest.raises(
+        TypeError, match=r'frozen gates belong to TwoLayerNTK.*Use direction="gradient"'
+    ):
         pk.learn_from_perturbations(learner, data, size=0.5, direction="frozen_gates", key=KEY)
 
 
 def test_a_convolutional_network_from_images_to_perturbations():
-    """Inputs (n, h, w, c); float32, as XLA's CPU backend can crash on float64 gradients of pooled convolutions."""
+    """Inputs (n, h, w, c); float32, as XLA's CPU backend can crash on float64 gradients of pooled
+    convolutions.
+    """
     rng = np.random.default_rng(18)
     images = rng.normal(size=(6, 4, 4, 1)).astype(np.float32)
     y = np.array([1.0, -1, 1, -1, 1, -1])
@@ -257,12 +289,18 @@ def test_a_convolutional_network_from_images_to_perturbations():
     assert p.delta.shape == images.shape
     np.testing.assert_allclose(np.linalg.norm(p.delta.reshape(6, -1), axis=1), 0.5, rtol=1e-5)
     step = 1e-2  # a central difference in float32
-    slope = (np.asarray(f(images + step * p.delta)) - np.asarray(f(images - step * p.delta))) / (2 * step)
+    slope = (np.asarray(f(images + step * p.delta)) - np.asarray(f(images - step * p.delta))) / (
+        2 * step
+    )
     gradient = np.asarray(f.input_gradient(images))
     assert np.isfinite(gradient).all()
-    np.testing.assert_allclose(slope * y, 0.5 * np.linalg.norm(gradient.reshape(6, -1), axis=1), rtol=0.05)
+    np.testing.assert_allclose(
+        slope * y, 0.5 * np.linalg.norm(gradient.reshape(6, -1), axis=1), rtol=0.05
+    )
     for wrong in (images.reshape(6, -1), images[:, :, :3]):
-        with pytest.raises(ValueError, match=r"z must have rows of shape \(4, 4, 1\), as the training inputs; got"):
+        with pytest.raises(
+            ValueError, match=r"z must have rows of shape \(4, 4, 1\), as the training inputs; got"
+        ):
             f(wrong)
 
 
@@ -271,11 +309,18 @@ def test_a_convolutional_network_from_images_to_perturbations():
 
 def test_kernels_are_values_without_leaves():
     network = NETWORKS["relu"]()
-    one, twin, other = ArchitectureNTK(network, "a"), ArchitectureNTK(network, "a"), ArchitectureNTK(network, "b")
+    one, twin, other = (
+        ArchitectureNTK(network, "a"),
+        ArchitectureNTK(network, "a"),
+        ArchitectureNTK(network, "b"),
+    )
     assert one == twin != other
     assert hash(one) == hash(twin)
     assert jax.tree.leaves(one) == []
-    assert repr(one) == "ArchitectureNTK(a, neural_tangents.stax; every weight and bias of the network trained)"
+    assert (
+        repr(one)
+        == "ArchitectureNTK(a, neural_tangents.stax; every weight and bias of the network trained)"
+    )
     with pytest.raises(AttributeError):
         one.name = "c"
 
@@ -283,7 +328,9 @@ def test_kernels_are_values_without_leaves():
 # --- messages ---
 
 
-@pytest.mark.parametrize("call", [lambda k: k.phi(X), lambda k: k.phi_matmul(Z, X, COEF)], ids=["phi", "phi_matmul"])
+@pytest.mark.parametrize(
+    "call", [lambda k: k.phi(X), lambda k: k.phi_matmul(Z, X, COEF)], ids=["phi", "phi_matmul"]
+)
 def test_phi_belongs_to_the_two_layer_kernel(call):
     with pytest.raises(TypeError, match=r"belongs? to TwoLayerNTK.*ArchitectureNTK"):
         call(kernel("relu"))
@@ -291,15 +338,24 @@ def test_phi_belongs_to_the_two_layer_kernel(call):
 
 @pytest.mark.parametrize("network", [None, "relu", lambda x: x, (1, 2, 3), (len, len)])
 def test_what_is_no_network(network):
-    with pytest.raises(TypeError, match=r"network must be the \(init_fn, apply_fn, kernel_fn\) that a neural_tangents"):
+    with pytest.raises(
+        TypeError,
+        match=r"network must be the \(init_fn, apply_fn, kernel_fn\) that a neural_tangents",
+    ):
         ArchitectureNTK(network)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"memory": 1000}, {"memory": 2.0**21}, {"input_shape": 4}, {"input_shape": ()}, {"input_shape": (4, 0)},
-     {"input_shape": (4, 2.0)}],
-)  # fmt: skip
+    [
+        {"memory": 1000},
+        {"memory": 2.0**21},
+        {"input_shape": 4},
+        {"input_shape": ()},
+        {"input_shape": (4, 0)},
+        {"input_shape": (4, 2.0)},
+    ],
+)
 def test_bad_options(options):
     with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))} must be"):
         ArchitectureNTK(NETWORKS["relu"](), **options)
@@ -311,16 +367,27 @@ IMAGES = np.ones((3, 4, 4, 1), np.float32)
 @pytest.mark.parametrize(
     ("network", "x", "message"),
     [
-        (lambda: stax.serial(stax.Conv(1, (3, 3)), stax.Relu()), IMAGES,
-         r"network must have one output a point; its kernel has shape \(n, m, 2, 2, 2, 2\).*"
-         r"End it with stax\.Flatten\(\) or stax\.GlobalAvgPool\(\), then stax\.Dense\(1\)"),
-        (convolution, IMAGES.reshape(3, -1), r"ArchitectureNTK\(.* cannot take inputs with rows of shape \(16,\)"),
-        (NETWORKS["relu"], IMAGES[0, 0, :, 0], r"x must have shape \(n, d\), or \(n, h, w, c\) for convolutional"),
+        (
+            lambda: stax.serial(stax.Conv(1, (3, 3)), stax.Relu()),
+            IMAGES,
+            r"network must have one output a point; its kernel has shape \(n, m, 2, 2, 2, 2\).*"
+            r"End it with stax\.Flatten\(\) or stax\.GlobalAvgPool\(\), then stax\.Dense\(1\)",
+        ),
+        (
+            convolution,
+            IMAGES.reshape(3, -1),
+            r"ArchitectureNTK\(.* cannot take inputs with rows of shape \(16,\)",
+        ),
+        (
+            NETWORKS["relu"],
+            IMAGES[0, 0, :, 0],
+            r"x must have shape \(n, d\), or \(n, h, w, c\) for convolutional",
+        ),
         (NETWORKS["relu"], IMAGES[:0], "x must not be empty"),
         (NETWORKS["relu"], IMAGES * np.nan, "x must be finite"),
     ],
     ids=["feature maps", "flat images", "one point", "empty", "NaN"],
-)  # fmt: skip
+)
 def test_networks_and_inputs_that_do_not_fit(network, x, message):
     for name in ("ntk", "nngp"):
         with pytest.raises(ValueError, match=message):
@@ -350,7 +417,10 @@ assert neural_tangents.stax is stax
 
 
 def test_a_neural_tangents_that_is_imported_already_is_left_alone(monkeypatch):
-    theirs, their_stax = types.ModuleType("neural_tangents"), types.ModuleType("neural_tangents.stax")
+    theirs, their_stax = (
+        types.ModuleType("neural_tangents"),
+        types.ModuleType("neural_tangents.stax"),
+    )
     monkeypatch.setitem(sys.modules, "neural_tangents", theirs)
     monkeypatch.setitem(sys.modules, "neural_tangents.stax", their_stax)
     assert load_neural_tangents() is their_stax
@@ -362,7 +432,8 @@ def test_without_neural_tangents_the_error_says_how_to_install_it(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda *_: None)
     with pytest.raises(
-        ModuleNotFoundError, match="neural-tangents is not installed: pip install --no-deps neural-tangents"
+        ModuleNotFoundError,
+        match="neural-tangents is not installed: pip install --no-deps neural-tangents",
     ):
         architectures.load_neural_tangents()
     assert "neural_tangents" not in sys.modules
@@ -374,10 +445,14 @@ def test_a_submodule_that_does_not_exist():
 
 
 def test_what_the_network_computes_is_not_pickled_but_predictors_are_saved(tmp_path):
-    """Networks are closures: pickle refuses them; `save` writes numbers, and `load` is given the network again."""
+    """Networks are closures: pickle refuses them; `save` writes numbers, and `load` is given the
+    network again.
+    """
     paper_kernel = ArchitectureNTK(paper(0.2))
     f: Any = pk.fit(paper_kernel, X, labels(X))  # pyright: ignore[reportArgumentType]
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickle.dumps(f)
     f.save(tmp_path / "f.npz")
-    assert jnp.array_equal(pk.KernelPredictor.load(tmp_path / "f.npz", kernel=paper_kernel).dual_coef, f.dual_coef)
+    assert jnp.array_equal(
+        pk.KernelPredictor.load(tmp_path / "f.npz", kernel=paper_kernel).dual_coef, f.dual_coef
+    )

@@ -1,7 +1,8 @@
-"""attacks.py, boundary.py, projections.py: every attack against its definition, in double precision unless said.
+"""attacks.py, boundary.py, projections.py: every attack against its definition, in double precision
+unless said.
 
-Parameters of a predictor are no part of its program: tests that share norm, bounds and shapes share a compilation.
-"""
+Parameters of a predictor are no part of its program: tests that share norm, bounds and shapes share
+a compilation."""
 
 import functools
 import itertools
@@ -20,7 +21,8 @@ import perturbkernel as pk
 from perturbkernel import objectives, projections
 from perturbkernel.architectures import load_neural_tangents
 
-# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
+# input is meant here.
 attack: Any = pk.attack
 minimum_norm: Any = pk.minimum_norm
 universal: Any = pk.universal
@@ -49,7 +51,9 @@ def _surface(w, b, curvature, z):
 
 
 def surface(w: Any = W, b: float = 0.3, curvature: float = 0.0) -> Any:
-    """A linear function of the inputs, or with curvature one whose gradient turns; one program for all."""
+    """A linear function of the inputs, or with curvature one whose gradient turns; one program for
+    all.
+    """
     return jax.tree_util.Partial(_surface, jnp.asarray(w), jnp.asarray(b), jnp.asarray(curvature))
 
 
@@ -69,7 +73,12 @@ M = 13
 G = RNG.normal(size=(M, D))
 G[0], G[1, 2:], G[2] = 0, 0, 1  # no direction, few entries, ties
 LOW, HIGH = -RNG.uniform(0, 1, size=(M, D)), RNG.uniform(0, 1, size=(M, D))
-LOW[3:5], HIGH[4:6], HIGH[6, :3] = -np.inf, np.inf, 0  # unbounded on a side, on both; the input on faces of the box
+# Unbounded on a side, on both; the input on faces of the box.
+LOW[3:5], HIGH[4:6], HIGH[6, :3] = (
+    -np.inf,
+    np.inf,
+    0,
+)
 SIZES = {"l2": 0.8, "linf": 0.4, "l1": 1.1, "l0": 2}
 
 
@@ -77,14 +86,21 @@ def best_gain(g: np.ndarray, low: np.ndarray, high: np.ndarray, size: float, nor
     """max <g, d> over the ball and the box, by a general solver, or of all choices of entries."""
     if norm == "l0":
         gains = np.maximum(g * low, g * high)
-        return max(gains[list(chosen)].sum() for chosen in itertools.combinations(range(D), int(size)))
+        return max(
+            gains[list(chosen)].sum() for chosen in itertools.combinations(range(D), int(size))
+        )
     low, high = np.maximum(low, -size), np.minimum(high, size)
     if norm == "l2":
         ball = {"type": "ineq", "fun": lambda d: size**2 - d @ d, "jac": lambda d: -2 * d}
         return -minimize(
-            lambda d: -g @ d, 0.1 * size * np.sign(g), jac=lambda d: -g, bounds=list(zip(low, high, strict=True)),
-            constraints=ball, method="SLSQP", options={"ftol": 1e-15, "maxiter": 500},
-        ).fun  # fmt: skip
+            lambda d: -g @ d,
+            0.1 * size * np.sign(g),
+            jac=lambda d: -g,
+            bounds=list(zip(low, high, strict=True)),
+            constraints=ball,
+            method="SLSQP",
+            options={"ftol": 1e-15, "maxiter": 500},
+        ).fun
     total = [size if norm == "l1" else D * size]  # of up + down, where d = up - down
     bounds = list(zip(np.zeros(2 * D), np.concatenate([high, -low]), strict=True))
     return -linprog(np.concatenate([-g, g]), np.ones((1, 2 * D)), total, bounds=bounds).fun
@@ -92,27 +108,35 @@ def best_gain(g: np.ndarray, low: np.ndarray, high: np.ndarray, size: float, nor
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_projections_and_nearest_points_are_exact(norm, x64):
-    """Steps by another solver; projections and nearest points by certificates that only the exact ones have."""
+    """Steps by another solver; projections and nearest points by certificates that only the exact
+    ones have.
+    """
     size = SIZES[norm]
     low, high = (np.clip(b, -3, 3) if norm == "l0" else b for b in (LOW, HIGH))
     box = jnp.asarray(low), jnp.asarray(high)
     climb, project, reach = (
-        jax.jit(lambda a, b, f=f: f(a, b, norm, box)) for f in (steepest, projections.project, projections.reach)
+        jax.jit(lambda a, b, f=f: f(a, b, norm, box))
+        for f in (steepest, projections.project, projections.reach)
     )
     sizes = np.full((M, 1), size, float)
     step = np.asarray(climb(G, sizes))
     gains = (G * step).sum(1)
     exact = [best_gain(*row, size, norm) for row in zip(G, low, high, strict=True)]
-    np.testing.assert_allclose(gains, exact, rtol=1e-6 if norm == "l2" else 1e-12, atol=1e-12)  # SLSQP: 1e-7
+    # SLSQP: 1e-7.
+    np.testing.assert_allclose(gains, exact, rtol=1e-6 if norm == "l2" else 1e-12, atol=1e-12)
     # P is the projection of u if and only if no feasible point lies further along u - P.
     u = 2 * G
     near = np.asarray(project(u, sizes))
     if norm == "l0":  # not convex: all choices of entries
         kept = [np.isin(np.arange(D), chosen) for chosen in itertools.combinations(range(D), size)]
         each = [np.sum((u - np.where(k, np.clip(u, low, high), 0)) ** 2, axis=1) for k in kept]
-        np.testing.assert_allclose(np.sum((u - near) ** 2, axis=1), np.min(each, axis=0), rtol=1e-14)
+        np.testing.assert_allclose(
+            np.sum((u - near) ** 2, axis=1), np.min(each, axis=0), rtol=1e-14
+        )
     else:
-        further = ((u - near) * np.asarray(climb(u - near, sizes))).sum(1) - ((u - near) * near).sum(1)
+        further = ((u - near) * np.asarray(climb(u - near, sizes))).sum(1) - (
+            (u - near) * near
+        ).sum(1)
         assert further.max() <= 1e-13
         inside = np.asarray(project(0.01 * step, sizes))
         np.testing.assert_allclose(inside, 0.01 * step, rtol=1e-13)
@@ -131,7 +155,9 @@ def test_steps_projections_and_nearest_points_are_exact(norm, x64):
         assert ((below < wanted) | (wanted == 0)).all()
     else:
         np.testing.assert_allclose((G * least).sum(1), wanted, rtol=1e-13)
-        np.testing.assert_allclose((G * np.asarray(climb(G, needed[:, None]))).sum(1), wanted, rtol=1e-13)
+        np.testing.assert_allclose(
+            (G * np.asarray(climb(G, needed[:, None]))).sum(1), wanted, rtol=1e-13
+        )
     corner = np.asarray(reach(G, np.full(M, 1e9)))[7:]  # no further than the box
     np.testing.assert_array_equal(corner, np.where(G > 0, high, low)[7:])
 
@@ -144,7 +170,10 @@ def test_one_step_is_that_of_perturb(norm, dtype):
     x, targets = X.astype(dtype), np.where(np.arange(N) % 3 == 0, 1.0, -1.0)
     with precision(dtype):
         f = surface(curvature=0.5)
-        p, q = attack(f, x, targets, size=0.3, norm=norm, steps=1), pk.perturb(f, x, targets, size=0.3, norm=norm)
+        p, q = (
+            attack(f, x, targets, size=0.3, norm=norm, steps=1),
+            pk.perturb(f, x, targets, size=0.3, norm=norm),
+        )
         opposite = attack(f, x, -targets, size=0.3, norm=norm, steps=1, away=True)
     assert p.delta.dtype == dtype
     np.testing.assert_allclose(p.delta, q.delta, atol=4 * np.finfo(dtype).eps)
@@ -159,7 +188,8 @@ def test_sizes_and_bounds_are_met_and_more_steps_are_better(norm, x64):
     low, high = BOX[0] - X, BOX[1] - X
     p = attack(linear, X, ONES, size=size, norm=norm, steps=7, bounds=BOX)
     exact = [best_gain(W, *row, size, norm) for row in zip(low, high, strict=True)]
-    np.testing.assert_allclose(p.delta @ W, exact, rtol=1e-6 if norm == "l2" else 1e-12)  # of the oracle
+    # Of the oracle.
+    np.testing.assert_allclose(p.delta @ W, exact, rtol=1e-6 if norm == "l2" else 1e-12)
     # The first step from the input is the whole one, so that no number of steps is worse than it.
     one = np.asarray(steepest(curved_gradient(X), float(size), norm, (low, high)))
     at_least, means = np.maximum(curved(X), curved(X + one)), []
@@ -175,14 +205,18 @@ def test_sizes_and_bounds_are_met_and_more_steps_are_better(norm, x64):
 
 
 def test_bounds_are_met_to_the_last_bit():
-    """In float32, whose sums with the longest step that is allowed round beyond the bounds now and then."""
+    """In float32, whose sums with the longest step that is allowed round beyond the bounds now and
+    then.
+    """
     end = RNG.uniform(0.3, 0.9, size=(500, D)).astype(np.float32)
     x = (RNG.uniform(-1, 1, size=(500, D)) * end).astype(np.float32)
     for sign in (1, -1):
         delta = sign * end - x
         assert (np.abs(x + delta) > end).any()
         moved = x + np.asarray(
-            objectives.within(jnp.asarray(x), jnp.asarray(delta), (jnp.asarray(-end), jnp.asarray(end)))
+            objectives.within(
+                jnp.asarray(x), jnp.asarray(delta), (jnp.asarray(-end), jnp.asarray(end))
+            )
         )
         assert (np.abs(moved) <= end).all()
         np.testing.assert_allclose(moved, sign * end, rtol=3e-7)
@@ -221,7 +255,9 @@ def test_random_starts_keep_the_best_and_follow_the_key(x64):
     options = {"size": 1.0, "norm": "linf", "steps": 5}
     once = np.asarray(attack(hills, x, ONES, **options).delta)
     np.testing.assert_array_equal(once, 1)
-    p, q, other = (attack(hills, x, ONES, starts=6, key=jax.random.key(k), **options).delta for k in (0, 0, 1))
+    p, q, other = (
+        attack(hills, x, ONES, starts=6, key=jax.random.key(k), **options).delta for k in (0, 0, 1)
+    )
     np.testing.assert_array_equal(p, q)
     assert not np.array_equal(p, other)
     assert (np.asarray(hills(x + p)) > np.asarray(hills(x + once)) + 0.5).all()
@@ -278,11 +314,18 @@ def check_bracket(f: Any, x: np.ndarray, r: Any, norm: str, tolerance: float) ->
         np.testing.assert_allclose(inside, outside, atol=tolerance * np.abs(outside).max())
 
 
-@pytest.mark.parametrize(("norm", "bounds"), [("l2", None), ("linf", BOX), ("l1", None), ("l0", BOX)])
+@pytest.mark.parametrize(
+    ("norm", "bounds"), [("l2", None), ("linf", BOX), ("l1", None), ("l0", BOX)]
+)
 def test_the_smallest_change_of_sign(norm, bounds, x64):
-    """Linear: |f| / |w|_dual, in a box by its certificate. Curved: no attack of a smaller size succeeds."""
+    """Linear: |f| / |w|_dual, in a box by its certificate. Curved: no attack of a smaller size
+    succeeds.
+    """
     linear, curved = surface(), surface(0.5 * W, 0.7, 0.5)
-    low, high = ((b - X) if bounds else np.full_like(X, s) for b, s in zip(BOX, (-np.inf, np.inf), strict=True))
+    low, high = (
+        (b - X) if bounds else np.full_like(X, s)
+        for b, s in zip(BOX, (-np.inf, np.inf), strict=True)
+    )
     r = minimum_norm(linear, X, norm=norm, bounds=bounds)
     values = np.asarray(linear(X))
     check_bracket(linear, X, r, norm, 1e-4)
@@ -290,22 +333,34 @@ def test_the_smallest_change_of_sign(norm, bounds, x64):
     for i in np.flatnonzero(r.found):
         towards = -np.sign(values[i]) * W
         if norm == "l0":
-            sizes = [s for s in range(1, D + 1) if best_gain(towards, low[i], high[i], s, norm) > abs(values[i])]
+            sizes = [
+                s
+                for s in range(1, D + 1)
+                if best_gain(towards, low[i], high[i], s, norm) > abs(values[i])
+            ]
             assert r.size[i] == sizes[0]
         else:
             np.testing.assert_allclose(
-                best_gain(towards, low[i], high[i], float(r.size[i]), norm), abs(values[i]), rtol=1e-4
+                best_gain(towards, low[i], high[i], float(r.size[i]), norm),
+                abs(values[i]),
+                rtol=1e-4,
             )
-    reachable = np.maximum(-np.sign(values)[:, None] * W * low, -np.sign(values)[:, None] * W * high).sum(1)
+    reachable = np.maximum(
+        -np.sign(values)[:, None] * W * low, -np.sign(values)[:, None] * W * high
+    ).sum(1)
     np.testing.assert_array_equal(r.found, reachable > np.abs(values))
     r = minimum_norm(curved, X, norm=norm, bounds=bounds)
     check_bracket(curved, X, r, norm, 1e-4)
     assert np.asarray(r.found).sum() >= N - 4
-    assert bounds is None or ((X + np.asarray(r.delta) >= -1) & (X + np.asarray(r.delta) <= 1)).all()
+    assert (
+        bounds is None or ((X + np.asarray(r.delta) >= -1) & (X + np.asarray(r.delta) <= 1)).all()
+    )
 
 
 def slsqp(f: Any, x: np.ndarray, start: np.ndarray) -> float:
-    """The distance of the boundary of a trained predictor from x, by SciPy from `start`, with the NumPy reference."""
+    """The distance of the boundary of a trained predictor from x, by SciPy from `start`, with the
+    NumPy reference.
+    """
     points, coef = np.asarray(f.inputs), np.asarray(f.dual_coef)
     boundary = {
         "type": "eq",
@@ -313,14 +368,20 @@ def slsqp(f: Any, x: np.ndarray, start: np.ndarray) -> float:
         "jac": lambda z: oracle.input_gradient(z[None], points, coef, 0.1, True)[0],
     }
     found = minimize(
-        lambda z: np.sum((z - x) ** 2), start, jac=lambda z: 2 * (z - x), method="SLSQP", constraints=boundary,
+        lambda z: np.sum((z - x) ** 2),
+        start,
+        jac=lambda z: 2 * (z - x),
+        method="SLSQP",
+        constraints=boundary,
         options={"ftol": 1e-12, "maxiter": 200},
-    )  # fmt: skip
+    )
     return float(np.sqrt(found.fun)) if abs(boundary["fun"](found.x)) < 1e-6 else np.inf
 
 
 def test_the_smallest_change_of_a_trained_predictor_is_not_beaten(x64):
-    """By SciPy's SLSQP from the input, from our point and from random ones: to the tolerance asked for, 1e-4."""
+    """By SciPy's SLSQP from the input, from our point and from random ones: to the tolerance asked
+    for, 1e-4.
+    """
     f, x = trained(), X[1:5]
     r = minimum_norm(f, x)
     check_bracket(f, x, r, "l2", 1e-4)
@@ -332,7 +393,8 @@ def test_the_smallest_change_of_a_trained_predictor_is_not_beaten(x64):
 
 def test_the_nearest_class_is_found(x64):
     """Linear outputs: the nearest of the hyperplanes between the class and another."""
-    w = np.stack([W3[0], W3[2] + 0.3 * W3[1], W3[2]])  # two outputs close to each other, whose boundary is far
+    # Two outputs close to each other, whose boundary is far.
+    w = np.stack([W3[0], W3[2] + 0.3 * W3[1], W3[2]])
     f = jax.tree_util.Partial(three, jnp.asarray(w))
     out, own = np.asarray(f(X)), np.asarray(f(X).argmax(1))
     r = minimum_norm(f, X)
@@ -341,7 +403,8 @@ def test_the_nearest_class_is_found(x64):
     apart = np.linalg.norm(w[own][:, None] - w, axis=2)
     every = np.where(apart > 0, (out.max(1)[:, None] - out) / np.where(apart > 0, apart, 1), np.inf)
     np.testing.assert_allclose(r.size, every.min(1), rtol=1e-4)
-    assert (every.argmin(1) != np.where(apart > 0, out, -np.inf).argmax(1)).sum() > 1  # not that of the next output
+    # Not that of the next output.
+    assert (every.argmin(1) != np.where(apart > 0, out, -np.inf).argmax(1)).sum() > 1
     np.testing.assert_allclose(minimum_norm(f, X, starts=1).size, every.min(1), rtol=1e-4)
     # Toward a class: a point that has it already needs nothing.
     r = minimum_norm(f, X, np.full(N, 0), steps=10)
@@ -387,7 +450,10 @@ def test_one_direction_for_all(x64):
         one = attack(linear, X[:1], ONES[:1], size=0.5, norm=norm, steps=1).delta[0]
         np.testing.assert_allclose(universal(linear, X, ONES, size=0.5, norm=norm), one, atol=1e-14)
     both = np.where(np.arange(N) % 2 == 0, 1.0, -1.0)
-    assert not np.asarray(universal(surface(b=0.0), np.repeat(X[:1], 16, 0) * 0, both[:16], size=0.5)).any()  # cancel
+    # Cancel.
+    assert not np.asarray(
+        universal(surface(b=0.0), np.repeat(X[:1], 16, 0) * 0, both[:16], size=0.5)
+    ).any()
     delta = np.asarray(universal(curved, X, ONES, size=0.5))
     assert delta.shape == (D,)
     np.testing.assert_allclose(np.linalg.norm(delta), 0.5, rtol=1e-14)
@@ -398,7 +464,8 @@ def test_one_direction_for_all(x64):
     others = RNG.normal(size=(200, D))
     others *= 0.5 / np.linalg.norm(others, axis=1, keepdims=True)
     assert loss(delta) < min(loss(other) for other in others)
-    mean = np.mean(curved_gradient(X) / (1 + np.exp(curved(X)))[:, None], axis=0)  # of the loss, in NumPy
+    # Of the loss, in NumPy.
+    mean = np.mean(curved_gradient(X) / (1 + np.exp(curved(X)))[:, None], axis=0)
     np.testing.assert_allclose(
         universal(curved, X, ONES, size=0.5, steps=1), 0.5 * mean / np.linalg.norm(mean), atol=1e-14
     )
@@ -420,7 +487,8 @@ def test_networks_are_attacked_in_parts_as_a_whole(x64):
     assert objectives.rows_within(2**20, net, jnp.asarray(X), (D,)) >= N
     x = np.tile(X, (60, 1)) * np.linspace(0.5, 1.5, 60 * N)[:, None]
     rows = objectives.rows_within(2**20, net, jnp.asarray(x), (D,))
-    assert 64 * 8 * 2 * rows < 2**20 < len(x) * 64 * 8 * 4  # the preactivations and more, of all: too much
+    # The preactivations and more, of all: too much.
+    assert 64 * 8 * 2 * rows < 2**20 < len(x) * 64 * 8 * 4
     options = {"size": 0.5, "norm": "linf", "steps": 3}
     parts = attack(net, x, np.ones(len(x)), memory=2**20, **options)
     whole = attack(net, x, np.ones(len(x)), **options)
@@ -465,9 +533,24 @@ EVERY = [attack, universal, minimum_norm]
 BAD = [
     (EVERY, {"norm": "l3"}, ValueError, "norm must be one of 'l2', 'linf', 'l1', 'l0'; got 'l3'"),
     (EVERY, {"norm": "l0", "size": 1}, ValueError, "bounds must be given for l0"),
-    (EVERY, {"norm": "l0", "size": 1, "bounds": (-np.inf, 2)}, ValueError, "bounds must be finite for l0"),
-    (EVERY, {"bounds": (0, 1)}, ValueError, r"inputs must lie within bounds; 16 rows do not \(row 1\)"),
-    (EVERY, {"bounds": (-np.ones(3), 1)}, ValueError, r"bounds must be numbers or arrays that broadcast .*\(17, 5\)"),
+    (
+        EVERY,
+        {"norm": "l0", "size": 1, "bounds": (-np.inf, 2)},
+        ValueError,
+        "bounds must be finite for l0",
+    ),
+    (
+        EVERY,
+        {"bounds": (0, 1)},
+        ValueError,
+        r"inputs must lie within bounds; 16 rows do not \(row 1\)",
+    ),
+    (
+        EVERY,
+        {"bounds": (-np.ones(3), 1)},
+        ValueError,
+        r"bounds must be numbers or arrays that broadcast .*\(17, 5\)",
+    ),
     (EVERY, {"bounds": (1, 0)}, ValueError, "bounds must have low < high"),
     (EVERY, {"inputs": X[0]}, ValueError, r"a single point is inputs\[None\]"),
     (EVERY, {"targets": ONES[:3]}, ValueError, r"targets must have shape \(17,\)"),
@@ -475,22 +558,47 @@ BAD = [
     (EVERY, {"away": 1}, TypeError, "away must be True or False; got 1"),
     (EVERY, {"steps": 0}, ValueError, "steps must be at least 1; got 0"),
     (EVERY, {"memory": 10}, ValueError, "memory must be >= 1.04858e"),
-    (EVERY, {"predictor": lambda z: jnp.sqrt(0 * z).sum(1)}, ValueError, "predictor must have finite gradients"),
+    (
+        EVERY,
+        {"predictor": lambda z: jnp.sqrt(0 * z).sum(1)},
+        ValueError,
+        "predictor must have finite gradients",
+    ),
     (EVERY, {"predictor": lambda z: z}, ValueError, "predictor must map inputs"),
     (EVERY[:2], {"targets": None}, TypeError, "targets must be labels"),
     (EVERY[:2], {"size": -1}, ValueError, "size must be >= 0 and finite; got -1"),
-    (EVERY[:2], {"size": 1.5, "norm": "l0", "bounds": BOX}, TypeError, "size must be a whole number; got 1.5"),
+    (
+        EVERY[:2],
+        {"size": 1.5, "norm": "l0", "bounds": BOX},
+        TypeError,
+        "size must be a whole number; got 1.5",
+    ),
     (EVERY[:2], {"step_size": 0}, ValueError, "step_size must be > 0 and finite; got 0"),
     (EVERY[:2], {"momentum": -1}, ValueError, "momentum must be >= 0 and finite; got -1"),
     ([attack, minimum_norm], {"starts": 2}, TypeError, "key must be one JAX random key"),
     ([attack, minimum_norm], {"starts": 0}, ValueError, "starts must be at least 1; got 0"),
-    ([attack], {"starts": 2, "steps": 1, "key": jax.random.key(0)}, ValueError, "starts must be 1 for a single step"),
-    ([minimum_norm], {"tolerance": 0.5}, ValueError, "tolerance must be >= 1e-06 and <= 0.1; got 0.5"),
-]  # fmt: skip
+    (
+        [attack],
+        {"starts": 2, "steps": 1, "key": jax.random.key(0)},
+        ValueError,
+        "starts must be 1 for a single step",
+    ),
+    (
+        [minimum_norm],
+        {"tolerance": 0.5},
+        ValueError,
+        "tolerance must be >= 1e-06 and <= 0.1; got 0.5",
+    ),
+]
 
 
-@pytest.mark.parametrize(("functions", "changes", "error", "message"), BAD, ids=[m[:40] for *_, m in BAD])
+@pytest.mark.parametrize(
+    ("functions", "changes", "error", "message"), BAD, ids=[m[:40] for *_, m in BAD]
+)
 def test_bad_arguments_say_what_is_wrong(functions, changes, error, message):
     for function in functions:
         with pytest.raises(error, match=message):
-            call(function, {k: v for k, v in changes.items() if k != "size" or function is not minimum_norm})
+            call(
+                function,
+                {k: v for k, v in changes.items() if k != "size" or function is not minimum_norm},
+            )

@@ -1,4 +1,6 @@
-"""Carriers of perturbations against NumPy, the exponential loss against SciPy, and the study of both."""
+"""Carriers of perturbations against NumPy, the exponential loss against SciPy, and the study of
+both.
+"""
 
 import dataclasses
 import functools
@@ -66,15 +68,22 @@ def test_perturbed_carriers_and_their_control_against_the_formulas(option, m, x6
     close(r.control("unperturbed")(Z), bare)
     v = oracle.frozen_gate_direction(carrier, X, Y / N, SLOPE)
     close(r.cosine, np.sum(unit * v, axis=1) / np.linalg.norm(v, axis=1))
-    assert float(r.accuracy(pk.Dataset(Z, LABELS)).g) == pytest.approx(np.mean(np.sign(g) == LABELS))
+    assert float(r.accuracy(pk.Dataset(Z, LABELS)).g) == pytest.approx(
+        np.mean(np.sign(g) == LABELS)
+    )
     # The part of g that follows the perturbations whatever the targets, at the training points.
-    ends = (oracle.matvec(X, carrier + sign * SIZE * unit, np.full(m, 0.5 / m), SLOPE, True) for sign in (1, -1))
+    ends = (
+        oracle.matvec(X, carrier + sign * SIZE * unit, np.full(m, 0.5 / m), SLOPE, True)
+        for sign in (1, -1)
+    )
     close(r.diagnosis.signal, next(ends) - next(ends))
 
 
 @pytest.mark.parametrize(("at", "m"), [("carrier", 7), ("data", 2 * N)])
 def test_what_is_attacked_and_what_carries(at, m):
-    """By hand, for f(z) = sum z^3, and again at another size; 1e-6 is rounding. No kernel: nothing else is computed."""
+    """By hand, for f(z) = sum z^3, and again at another size; 1e-6 is rounding. No kernel: nothing
+    else is computed.
+    """
 
     def learner(x, y, key):
         return lambda z: jax.numpy.sum(z**3, axis=1) - x.sum()
@@ -86,16 +95,25 @@ def test_what_is_attacked_and_what_carries(at, m):
         seen.append(np.asarray(x))
         return learner(x, y, key)
 
-    studies.accuracy_against_size(dataclasses.replace(r, learner_g=second), pk.Dataset(Z, LABELS), [0.2])
+    studies.accuracy_against_size(
+        dataclasses.replace(r, learner_g=second), pk.Dataset(Z, LABELS), [0.2]
+    )
     gradient = 3 * (others(m) if at == "carrier" else np.concatenate([X, X])) ** 2
-    step = np.asarray(r.perturbation.targets)[:, None] * gradient / np.linalg.norm(gradient, axis=1)[:, None]
+    step = (
+        np.asarray(r.perturbation.targets)[:, None]
+        * gradient
+        / np.linalg.norm(gradient, axis=1)[:, None]
+    )
     np.testing.assert_allclose(r.perturbed, others(m) + SIZE * step, atol=1e-6)
     np.testing.assert_allclose(seen[0], others(m) + 0.2 * step, atol=1e-6)
 
 
 def test_noise_has_the_moments_it_promises():
     """Of 40,000 entries: deviations of mean, variance and kurtosis are below 0.03."""
-    for name, variance, fourth, largest in (("uniform", 1 / 3, 1 / 5, 1.0), ("gaussian", 1.0, 3.0, np.inf)):
+    for name, variance, fourth, largest in (
+        ("uniform", 1 / 3, 1 / 5, 1.0),
+        ("gaussian", 1.0, 3.0, np.inf),
+    ):
         noise = np.asarray(learning.draw_noise(name, 400, (10, 10), key=KEY))
         assert noise.shape == (400, 10, 10) and np.abs(noise).max() <= largest
         assert abs(noise.mean()) < 0.03 and noise.var() == pytest.approx(variance, rel=0.03)
@@ -111,10 +129,14 @@ def test_many_classes_ride_too():
         assert y.shape == (len(x), 3)
         return lambda z: z @ weights
 
-    r = learn(learner, train, size=SIZE, carrier="gaussian", carrier_points=24, targets="next", key=KEY)
+    r = learn(
+        learner, train, size=SIZE, carrier="gaussian", carrier_points=24, targets="next", key=KEY
+    )
     np.testing.assert_array_equal(r.perturbation.targets, np.tile((y + 1) % 3, 2))
     np.testing.assert_array_equal(r.attacked, np.tile(train.inputs, (2, 1)))
-    r = learn(learner, train, size=SIZE, carrier="gaussian", carrier_points=7, at="carrier", key=KEY)
+    r = learn(
+        learner, train, size=SIZE, carrier="gaussian", carrier_points=7, at="carrier", key=KEY
+    )
     assert r.perturbation.delta.shape == (7, D)
     with pytest.raises(ValueError, match='targets="next" needs a true class'):
         learn(learner, train, size=SIZE, carrier="uniform", at="carrier", targets="next", key=KEY)
@@ -124,15 +146,24 @@ def test_many_classes_ride_too():
     ("option", "message"),
     [
         ({"carrier": "pink"}, "carrier must be one of 'uniform', 'gaussian'; got 'pink'"),
-        ({"carrier": others(N + 3)}, f"carrier must have one row a training point, {N}, or a multiple; got {N + 3}"),
+        (
+            {"carrier": others(N + 3)},
+            f"carrier must have one row a training point, {N}, or a multiple; got {N + 3}",
+        ),
         ({"carrier": others(N)[:, :2], "at": "carrier"}, "carrier must have rows of shape"),
-        ({"carrier": "uniform", "carrier_points": 0, "at": "carrier"}, "carrier_points must be at least 1; got 0"),
+        (
+            {"carrier": "uniform", "carrier_points": 0, "at": "carrier"},
+            "carrier_points must be at least 1; got 0",
+        ),
         ({"carrier": others(N), "carrier_points": N}, "carrier_points is for noise"),
         ({"carrier_points": N}, "carrier_points is for noise"),
         ({"carrier": "uniform", "at": "noise"}, "at must be one of 'data', 'carrier'; got 'noise'"),
         ({"scenario": "a", "at": "carrier"}, 'at="carrier" needs a carrier'),
         ({"carrier": "uniform", "scenario": "b"}, "scenario and carrier exclude each other"),
-        ({"carrier": others(2 * N), "targets": np.ones(N)}, rf"targets must have shape \({2 * N},\)"),
+        (
+            {"carrier": others(2 * N), "targets": np.ones(N)},
+            rf"targets must have shape \({2 * N},\)",
+        ),
     ],
 )
 def test_bad_carriers(option, message):
@@ -157,7 +188,13 @@ def exponential_reference(initial: bool) -> Any:
         return np.exp(-Y * f0 - Y * (gram @ (Y * alpha))) / N
 
     found = solve_ivp(
-        velocity, (0, EXPONENTIAL_TIMES[-1]), np.zeros(N), "Radau", EXPONENTIAL_TIMES, rtol=1e-10, atol=1e-14
+        velocity,
+        (0, EXPONENTIAL_TIMES[-1]),
+        np.zeros(N),
+        "Radau",
+        EXPONENTIAL_TIMES,
+        rtol=1e-10,
+        atol=1e-14,
     )
     assert found.success
     return found.y.T
@@ -201,7 +238,9 @@ def test_exponential_heavy_ball(x64):
 
 
 def test_exponential_loss_of_networks(x64):
-    """One step of gradient descent in NumPy: outputs and their gradient through the mean of exp(-y f)."""
+    """One step of gradient descent in NumPy: outputs and their gradient through the mean of exp(-y
+    f).
+    """
     net: Any = pk.networks.TwoLayerNetwork.init(D, 16, SLOPE, True, key=KEY)
     after, trace = train(net, X, Y, loss="exponential", optimizer=optax.sgd(0.1), steps=1)
     f = np.asarray(net(X))
@@ -209,7 +248,9 @@ def test_exponential_loss_of_networks(x64):
     w, b, a = (np.asarray(v) for v in (net.weight, net.bias, net.readout))
     gate = np.where(X @ w.T + b > 0, 1.0, SLOPE) * a  # (n, width)
     pull = Y * np.exp(-Y * f) / N
-    np.testing.assert_allclose(after.weight, w + 0.1 * (gate * pull[:, None]).T @ X, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        after.weight, w + 0.1 * (gate * pull[:, None]).T @ X, rtol=1e-10, atol=1e-12
+    )
 
 
 def test_wrong_use_of_the_exponential_loss():
@@ -224,13 +265,32 @@ def test_wrong_use_of_the_exponential_loss():
 # --- the study ---
 
 NOISE = {
-    "part": "noise", "n": 20, "m": 40, "d": 12, "relative_size": 0.3, "time": 30.0, "width": 16, "steps": 4,
-    "kinds": ["uniform", "gaussian"], "learners": ["identity"], "first": 0, "seeds": 2,
-}  # fmt: skip
+    "part": "noise",
+    "n": 20,
+    "m": 40,
+    "d": 12,
+    "relative_size": 0.3,
+    "time": 30.0,
+    "width": 16,
+    "steps": 4,
+    "kinds": ["uniform", "gaussian"],
+    "learners": ["identity"],
+    "first": 0,
+    "seeds": 2,
+}
 DIGITS = {
-    "part": "digits", "learners": ["identity"], "n": 20, "test": 20, "digits": [3, 8],
-    "others": [0, 1], "per_point": [1], "size": 2.0, "time": 30.0, "first": 0, "seeds": 1,
-}  # fmt: skip
+    "part": "digits",
+    "learners": ["identity"],
+    "n": 20,
+    "test": 20,
+    "digits": [3, 8],
+    "others": [0, 1],
+    "per_point": [1],
+    "size": 2.0,
+    "time": 30.0,
+    "first": 0,
+    "seeds": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +299,9 @@ def results():
 
 
 def test_a_cell_against_numpy(results):
-    """The second seed on uniform noise, identity loss, from the formulas; one sign in 20 or 40 may be rounding."""
+    """The second seed on uniform noise, identity loss, from the formulas; one sign in 20 or 40 may
+    be rounding.
+    """
     arrays, n, m, d = results[0][1], NOISE["n"], NOISE["m"], NOISE["d"]
     assert arrays["accuracy"].shape == (2, 2, 1) and results[1][1]["accuracy"].shape == (1, 1, 4, 1)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(4), 1), 8)
@@ -248,10 +310,17 @@ def test_a_cell_against_numpy(results):
         for i, rows in ((0, n), (2, m), (4, m - n))
     )
     y, targets = (
-        np.asarray(learning.draw_targets("coin_flip", rows, key=keys[i]), float) for i, rows in ((1, n), (3, m))
+        np.asarray(learning.draw_targets("coin_flip", rows, key=keys[i]), float)
+        for i, rows in ((1, n), (3, m))
     )
     gradient = oracle.input_gradient(carrier, x, y / n, carriers.SLOPE, False)
-    step = 0.3 * np.sqrt(d / 3) * targets[:, None] * gradient / np.linalg.norm(gradient, axis=1, keepdims=True)
+    step = (
+        0.3
+        * np.sqrt(d / 3)
+        * targets[:, None]
+        * gradient
+        / np.linalg.norm(gradient, axis=1, keepdims=True)
+    )
     perturbed = np.clip(carrier + step, -1, 1)
     f, g, control = (
         oracle.matvec(np.concatenate([x, new]), points, dual, carriers.SLOPE, False)
@@ -268,7 +337,9 @@ def test_a_cell_against_numpy(results):
 
 
 def test_the_leading_order_is_that_of_a_linear_kernel():
-    """By simulation: f's gradient along sum y_n x_n, outputs <x, z>. Of 200 x 100 points the mean is good to 0.01."""
+    """By simulation: f's gradient along sum y_n x_n, outputs <x, z>. Of 200 x 100 points the mean
+    is good to 0.01.
+    """
     rng, n, m, d, size, right = np.random.default_rng(1), 100, 400, 60, 0.6, []
     for _ in range(200):
         x, y = rng.uniform(-1, 1, (n, d)), rng.choice([-1.0, 1.0], n)

@@ -1,4 +1,6 @@
-"""K classes: encoding, losses against neural-tangents, NumPy and the logistic loss, attacks, the whole experiment."""
+"""K classes: encoding, losses against neural-tangents, NumPy and the logistic loss, attacks, the
+whole experiment.
+"""
 
 import functools
 from typing import Any
@@ -16,7 +18,8 @@ import perturbkernel as pk
 from perturbkernel import classes, descent, learning, studies
 from perturbkernel.architectures import load_neural_tangents
 
-# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
+# input is meant here.
 fit: Any = pk.fit
 perturb: Any = pk.perturb
 learn: Any = pk.learn_from_perturbations
@@ -30,7 +33,8 @@ KEY, K, SLOPE = jax.random.key(3), 3, 0.2
 KERNEL: Any = pk.TwoLayerNTK(SLOPE, True)
 
 RNG = np.random.default_rng(11)
-X, Z = (representable(RNG.normal(size=(N, D)), np.float32) for _ in range(2))  # as many queries: fewer compilations
+# As many queries: fewer compilations.
+X, Z = (representable(RNG.normal(size=(N, D)), np.float32) for _ in range(2))
 CENTRES = 2 * np.eye(K, D)
 
 
@@ -63,8 +67,12 @@ def test_one_hot_is_centred_and_says_the_class():
     assert np.abs(encoded.sum(1)).max() < 1e-15
     np.testing.assert_array_equal(one_hot(LABELS, K, centred=False), np.eye(K)[LABELS])
     assert one_hot(LABELS, 5).shape == (N, 5)
-    for labels, message in (([0, 3], "from 0 to 2; found 3"), ([-1], "found -1"), ([0.0], "got dtype float"),
-                            ([[0]], r"shape \(n,\)")):  # fmt: skip
+    for labels, message in (
+        ([0, 3], "from 0 to 2; found 3"),
+        ([-1], "found -1"),
+        ([0.0], "got dtype float"),
+        ([[0]], r"shape \(n,\)"),
+    ):
         with pytest.raises(ValueError, match=message):
             one_hot(labels, K)
 
@@ -75,9 +83,13 @@ def test_ties_count_their_share():
     np.testing.assert_allclose(classes.right(outputs, labels), [1, 1 / 2, 1 / 3, 0])
     assert classes.class_accuracy(outputs, labels) == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
     np.testing.assert_allclose(classes.class_agreement(outputs, outputs), [1, 1 / 2, 1 / 3, 1 / 2])
-    np.testing.assert_allclose(classes.class_agreement(outputs, outputs[::-1]), [0, 1 / 3, 1 / 3, 0])
+    np.testing.assert_allclose(
+        classes.class_agreement(outputs, outputs[::-1]), [0, 1 / 3, 1 / 3, 0]
+    )
     several = jnp.stack([outputs, -outputs])
-    np.testing.assert_allclose(classes.class_accuracy(several, labels)[0], classes.class_accuracy(outputs, labels))
+    np.testing.assert_allclose(
+        classes.class_accuracy(several, labels)[0], classes.class_accuracy(outputs, labels)
+    )
 
 
 def test_two_classes_are_judged_as_by_the_sign_of_the_difference():
@@ -85,7 +97,9 @@ def test_two_classes_are_judged_as_by_the_sign_of_the_difference():
     pairs = [jnp.stack([v, -v], axis=1) for v in (f, g)]
     assert classes.class_agreement(*pairs).mean() == learning.agreement(f, g)
     labels = jnp.array([1.0, 1, -1, 1])
-    assert classes.class_accuracy(pairs[0], jnp.where(labels > 0, 0, 1)) == learning.accuracy(f, labels)
+    assert classes.class_accuracy(pairs[0], jnp.where(labels > 0, 0, 1)) == learning.accuracy(
+        f, labels
+    )
 
 
 def test_target_rules_have_the_distributions_they_promise():
@@ -95,8 +109,11 @@ def test_target_rules_have_the_distributions_they_promise():
         for rule in ("coin_flip", "random_other", "next")
     }
     keys = jax.random.split(KEY, draws)
-    of["balanced"] = np.asarray(jax.jit(jax.vmap(lambda key: draw("balanced", labels, 4, key=key)))(keys))
-    shares = {rule: (t[..., None] == np.arange(4)).mean(0) for rule, t in of.items()}  # (point, class)
+    of["balanced"] = np.asarray(
+        jax.jit(jax.vmap(lambda key: draw("balanced", labels, 4, key=key)))(keys)
+    )
+    # (point, class)
+    shares = {rule: (t[..., None] == np.arange(4)).mean(0) for rule, t in of.items()}
     deviation = 5 * np.sqrt(0.25 / draws)
     assert np.abs(shares["coin_flip"] - 1 / 4).max() < deviation
     assert np.abs(shares["balanced"] - 1 / 4).max() < deviation
@@ -110,7 +127,9 @@ def test_target_rules_have_the_distributions_they_promise():
         pairs = (of[rule][:, 1, None] - labels[1]) % 4 * 4 + (of[rule][:, 2, None] - labels[2]) % 4
         joint = (pairs == np.arange(16)).mean(0).reshape(4, 4)
         assert np.abs(joint - np.outer(joint.sum(1), joint.sum(0))).max() < deviation
-    with pytest.raises(ValueError, match="targets must be one of 'coin_flip', 'balanced', 'random_other', 'next'"):
+    with pytest.raises(
+        ValueError, match="targets must be one of 'coin_flip', 'balanced', 'random_other', 'next'"
+    ):
         draw("random", labels, 4, key=KEY)
 
 
@@ -122,10 +141,14 @@ def test_data_of_more_than_two_classes():
     data = from_arrays(np.arange(10.0).reshape(5, 2), names, classes=("dog", "cow", "cat"))
     assert data.targets.tolist() == data.labels.tolist() == [2, 0, 1, 0]
     assert (
-        data.classes == ("dog", "cow", "cat") and repr(data) == "Dataset(arrays: n=4, d=2, 2 x dog, 1 x cow, 1 x cat)"
+        data.classes == ("dog", "cow", "cat")
+        and repr(data) == "Dataset(arrays: n=4, d=2, 2 x dog, 1 x cow, 1 x cat)"
     )
     np.testing.assert_array_equal(data.inputs[:, 0], [0, 2, 4, 6])
-    assert data[[True, False, False, True]].targets.tolist() == [2, 0] and data[1:].classes == data.classes
+    assert (
+        data[[True, False, False, True]].targets.tolist() == [2, 0]
+        and data[1:].classes == data.classes
+    )
     assert jax.jit(lambda data: data.labels)(data).tolist() == [2, 0, 1, 0]
     two = from_arrays(np.ones((3, 1)), [1, -1, 1])
     assert two.labels.tolist() == [0, 1, 0]
@@ -137,7 +160,9 @@ def test_splits_keep_the_proportions_of_all_classes(count):
     data = Dataset(np.arange(30.0)[:, None], labels, classes=tuple("abcd"))
     train, test = data.split(test=count, key=KEY)
     assert (train.n, test.n) == (30 - count, count)
-    np.testing.assert_array_equal(np.sort(np.concatenate([train.inputs, test.inputs])[:, 0]), np.arange(30))
+    np.testing.assert_array_equal(
+        np.sort(np.concatenate([train.inputs, test.inputs])[:, 0]), np.arange(30)
+    )
     for part in (train, test):
         np.testing.assert_array_equal(part.labels, labels[np.asarray(part.inputs[:, 0], int)])
     exact = count * np.bincount(labels) / 30
@@ -164,9 +189,15 @@ def test_all_ten_digits():
         ),
         (lambda: Dataset(X, LABELS, classes="abca"), "classes='abca': wanted two different ones"),
         (lambda: Dataset(X, LABELS + 1, classes=("a", "b", "c")), "from 0 to 2; found 3"),
-        (lambda: Dataset(X, LABELS[:3], classes=("a", "b", "c")), r"targets must have shape \(17,\)"),
+        (
+            lambda: Dataset(X, LABELS[:3], classes=("a", "b", "c")),
+            r"targets must have shape \(17,\)",
+        ),
         (lambda: from_arrays(X, LABELS, classes=(0, 1, 2, 7)), "no row has target 7"),
-        (lambda: from_arrays(X, LABELS, classes=(0, 1, 1)), r"classes=\(0, 1, 1\): wanted two different ones"),
+        (
+            lambda: from_arrays(X, LABELS, classes=(0, 1, 1)),
+            r"classes=\(0, 1, 1\): wanted two different ones",
+        ),
         (lambda: pk.data.mnist5k((1, 2, 10)), "wanted two different integers from 0 to 9"),
     ],
 )
@@ -227,7 +258,9 @@ def test_heavy_ball_is_the_recurrence(loss, initial, momentum):
 
 @pytest.mark.parametrize("dynamics", [Flow(3.0), Ball(RATES)], ids=["flow", "heavy ball"])
 def test_softmax_of_two_classes_is_the_logistic_loss_with_the_doubled_kernel(dynamics):
-    """a_1' = (p_1 - sigmoid(f_1 - f_2)) / n = y sigmoid(-y (f_1 - f_2)) / n with f_1 - f_2 = 2 K a_1, a_2 = -a_1."""
+    """a_1' = (p_1 - sigmoid(f_1 - f_2)) / n = y sigmoid(-y (f_1 - f_2)) / n with f_1 - f_2 = 2 K
+    a_1, a_2 = -a_1.
+    """
     sign = np.where(LABELS == 0, 1.0, -1.0)
     targets = one_hot(np.where(LABELS == 0, 0, 1), 2)
     dual = np.asarray(fit(KERNEL, X, targets, loss="softmax", dynamics=dynamics).dual_coef)
@@ -236,7 +269,9 @@ def test_softmax_of_two_classes_is_the_logistic_loss_with_the_doubled_kernel(dyn
         return sign * expit(-sign * (2 * GRAM @ alpha)) / N
 
     if isinstance(dynamics, Flow):
-        solved = solve_ivp(lambda _, alpha: velocity(alpha), (0, 3.0), np.zeros(N), rtol=1e-11, atol=1e-14)
+        solved = solve_ivp(
+            lambda _, alpha: velocity(alpha), (0, 3.0), np.zeros(N), rtol=1e-11, atol=1e-14
+        )
         expected = solved.y[:, -1]
     else:
         expected = speed = np.zeros(N)
@@ -247,7 +282,9 @@ def test_softmax_of_two_classes_is_the_logistic_loss_with_the_doubled_kernel(dyn
     close(dual[:, 1], -dual[:, 0], 1e-12)
 
 
-@pytest.mark.parametrize("dynamics", [Flow(2.0), Flow(float("inf")), Ball(RATES)], ids=["flow", "infinite", "ball"])
+@pytest.mark.parametrize(
+    "dynamics", [Flow(2.0), Flow(float("inf")), Ball(RATES)], ids=["flow", "infinite", "ball"]
+)
 @pytest.mark.parametrize("memory", [None, 0], ids=["dense", "products"])
 def test_columns_of_the_squared_loss_train_by_themselves(dynamics, memory):
     targets = np.concatenate([Y[:, :2], np.zeros((N, 1)), RNG.normal(size=(N, 1))], axis=1)
@@ -256,7 +293,9 @@ def test_columns_of_the_squared_loss_train_by_themselves(dynamics, memory):
     assert found.status == "ok" and found.dual_coef.shape == (N, 4)
     if isinstance(dynamics, Flow):
         values, vectors = np.linalg.eigh(GRAM)
-        dual = vectors @ ((-np.expm1(-dynamics.time * values / N) / values)[:, None] * (vectors.T @ targets))
+        dual = vectors @ (
+            (-np.expm1(-dynamics.time * values / N) / values)[:, None] * (vectors.T @ targets)
+        )
     else:
         dual = velocity = np.zeros((N, 4))
         for rate in RATES:
@@ -271,7 +310,9 @@ def test_columns_that_converge_late_do_not_disturb_the_others():
     """One column is an eigenvector, solved by one step; conjugate gradients go on for the others."""
     vectors = np.linalg.eigh(GRAM)[1]
     targets = np.stack([vectors[:, -1], Y[:, 0]], axis=1)
-    found = fit(KERNEL, X, targets, loss="squared", dynamics=Flow(float("inf")), memory=0, tolerance=1e-10)
+    found = fit(
+        KERNEL, X, targets, loss="squared", dynamics=Flow(float("inf")), memory=0, tolerance=1e-10
+    )
     close(found.dual_coef, np.linalg.solve(GRAM, targets), 1e-7)
     assert found.stats["residual"] <= 1e-10
 
@@ -280,7 +321,8 @@ def test_columns_that_converge_late_do_not_disturb_the_others():
 def test_small_times_are_those_of_the_identity_loss(loss):
     first = np.asarray(fit(KERNEL, X, Y, dynamics=Flow(1e-4)).dual_coef)
     close(first, 1e-4 / N * Y, 1e-14)
-    close(fit(KERNEL, X, Y, loss=loss, dynamics=Flow(1e-4)).dual_coef, first, 2e-3)  # O(time lambda_max / n)
+    # O(time lambda_max / n)
+    close(fit(KERNEL, X, Y, loss=loss, dynamics=Flow(1e-4)).dual_coef, first, 2e-3)
 
 
 def test_softmax_takes_probabilities_and_what_is_trained_on_in_products():
@@ -289,7 +331,9 @@ def test_softmax_takes_probabilities_and_what_is_trained_on_in_products():
     close(fit(KERNEL, X, Y, loss="softmax", dynamics=Flow(2.0), memory=0).dual_coef, exact, 1e-8)
     assert np.abs(exact.sum(1)).max() < 1e-15
     soft = softmax(RNG.normal(size=(N, K)), axis=1)  # its own outputs are a fixed point
-    dual = fit(KERNEL, X, soft, loss="softmax", initial=lambda z: jnp.log(soft), dynamics=Flow(2.0)).dual_coef
+    dual = fit(
+        KERNEL, X, soft, loss="softmax", initial=lambda z: jnp.log(soft), dynamics=Flow(2.0)
+    ).dual_coef
     assert np.abs(dual).max() < 1e-12
 
 
@@ -309,24 +353,47 @@ def test_what_softmax_training_meets_is_said(monkeypatch):
     assert f.status.endswith("of 1000, after 3 steps") and np.isfinite(f.dual_coef).all()
     stable = 4 * 1.9 * N / np.linalg.eigvalsh(GRAM)[-1]
     assert fit(KERNEL, X, Y, loss="softmax", dynamics=Ball(0.99 * stable, 2)).status == "ok"
-    with pytest.warns(UserWarning, match=r"beyond 4 \(1 \+ momentum\) n / lambda_max = .* softmax") as caught:
-        assert "may oscillate" in fit(KERNEL, X, Y, loss="softmax", dynamics=Ball(1.01 * stable, 2)).status
+    with pytest.warns(
+        UserWarning, match=r"beyond 4 \(1 \+ momentum\) n / lambda_max = .* softmax"
+    ) as caught:
+        assert (
+            "may oscillate"
+            in fit(KERNEL, X, Y, loss="softmax", dynamics=Ball(1.01 * stable, 2)).status
+        )
     assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "logistic"}, r'loss="logistic" does not go with these targets: they are \(n, K\)'),
-        ({"loss": "softmax", "targets": np.ones(N)}, r'loss="softmax" does not go with these targets: they are \(n,\)'),
+        (
+            {"loss": "logistic"},
+            r'loss="logistic" does not go with these targets: they are \(n, K\)',
+        ),
+        (
+            {"loss": "softmax", "targets": np.ones(N)},
+            r'loss="softmax" does not go with these targets: they are \(n,\)',
+        ),
         ({"loss": "hinge"}, "loss must be one of 'identity', 'squared', 'softmax'; got 'hinge'"),
-        ({"loss": "softmax", "targets": 2 * Y}, r"pk\.one_hot\(labels, K\), or probabilities; row 0 is"),
-        ({"loss": "softmax", "targets": Y + 1}, r"pk\.one_hot\(labels, K\), or probabilities; row 0 is"),
-        ({"loss": "softmax", "dynamics": Flow(float("inf"))}, "time must be finite for the softmax loss"),
+        (
+            {"loss": "softmax", "targets": 2 * Y},
+            r"pk\.one_hot\(labels, K\), or probabilities; row 0 is",
+        ),
+        (
+            {"loss": "softmax", "targets": Y + 1},
+            r"pk\.one_hot\(labels, K\), or probabilities; row 0 is",
+        ),
+        (
+            {"loss": "softmax", "dynamics": Flow(float("inf"))},
+            "time must be finite for the softmax loss",
+        ),
         ({"targets": Y[:3]}, r"targets must have shape \(17,\) or \(17, K\)"),
         ({"targets": Y * np.nan}, "targets must be finite"),
         ({"targets": LABELS}, r"more than two are pk\.one_hot\(labels, K\)"),
-        ({"loss": "squared", "initial": lambda z: z[:, 0]}, r"initial must map inputs \(17, 5\) to \(17, 3\); it gave"),
+        (
+            {"loss": "squared", "initial": lambda z: z[:, 0]},
+            r"initial must map inputs \(17, 5\) to \(17, 3\); it gave",
+        ),
     ],
 )
 def test_bad_training(changes, message):
@@ -347,24 +414,35 @@ def test_input_gradients_of_a_combination_of_outputs(initial):
     z = np.concatenate([X[:4], Z[4:]])
     weights = np.random.default_rng(1).normal(size=(N, K))
     f = fit(KERNEL, X, Y, dynamics=Flow(3.0), initial=initial)
-    added: Any = 0 if initial is None else np.asarray(jax.grad(lambda z: jnp.sum(weights * start(z)))(jnp.asarray(z)))
+    added: Any = (
+        0
+        if initial is None
+        else np.asarray(jax.grad(lambda z: jnp.sum(weights * start(z)))(jnp.asarray(z)))
+    )
     combined: Any = (
-        added + sum(weights[:, k, None] * gradient(z, X, np.asarray(f.dual_coef)[:, k]) for k in range(K))
+        added
+        + sum(weights[:, k, None] * gradient(z, X, np.asarray(f.dual_coef)[:, k]) for k in range(K))
         for gradient in (
             lambda z, x, coef: oracle.input_gradient(z, x, coef, SLOPE, True),
             lambda z, x, coef: oracle.frozen_gate_direction(z, x, coef, SLOPE),
         )
     )
     exact, frozen = combined
-    assert largest_row(np.asarray(f.input_gradient(z, weights)) - exact) <= 1e-11 * largest_row(exact)
-    assert largest_row(np.asarray(f.frozen_gate_gradient(z, weights)) - frozen) <= 1e-11 * largest_row(frozen)
+    assert largest_row(np.asarray(f.input_gradient(z, weights)) - exact) <= 1e-11 * largest_row(
+        exact
+    )
+    assert largest_row(
+        np.asarray(f.frozen_gate_gradient(z, weights)) - frozen
+    ) <= 1e-11 * largest_row(frozen)
     if initial is None:
         automatic = jax.grad(lambda z: jnp.sum(weights * f(z)))(jnp.asarray(z))
         assert largest_row(np.asarray(automatic) - exact) <= 1e-11 * largest_row(exact)
 
 
 def test_gradients_that_cancel_are_known_as_rounding():
-    """Opposite coefficients of one point twice: the gradient is rounding alone, and stays below the bound."""
+    """Opposite coefficients of one point twice: the gradient is rounding alone, and stays below the
+    bound.
+    """
     x, y = (np.concatenate([a[:8], b[:8], 0 * a[:1]]) for a, b in ((X, X), (Y, -Y)))
     p = perturb(fit(KERNEL, x, y), X, LABELS, size=1.0)
     assert p.zero_gradient.all() and (p.delta == 0).all()
@@ -392,9 +470,12 @@ def test_margin_and_its_weights(scale):
     close(classes.margin(jnp.asarray(outputs), jnp.asarray(targets)), exact, 1e-13)
     weights = classes.margin_weights(jnp.asarray(outputs), jnp.asarray(targets))
     np.testing.assert_allclose(weights, np.eye(4)[targets] - softmax(others, axis=1), atol=1e-14)
-    gradient = jax.grad(lambda f: classes.margin(f, jnp.asarray(targets)).sum())(jnp.asarray(outputs))
+    gradient = jax.grad(lambda f: classes.margin(f, jnp.asarray(targets)).sum())(
+        jnp.asarray(outputs)
+    )
     np.testing.assert_allclose(weights, gradient, atol=1e-14)
-    # The cross-entropy's gradient is -(1 - p_t) times the same; at the largest scale the factor underflows.
+    # The cross-entropy's gradient is -(1 - p_t) times the same; at the largest scale the factor
+    # underflows.
     entropy = jax.grad(lambda f: cross_entropy(f, np.eye(4)[targets]) * N)(jnp.asarray(outputs))
     left = 1 - softmax(outputs, axis=1)[np.arange(N), targets, None]
     np.testing.assert_allclose(entropy, -left * np.asarray(weights), atol=1e-13)
@@ -407,7 +488,9 @@ def test_perturbations_climb_the_margin(norm, direction):
     f = trained(time=30.0)
     dual = np.asarray(f.dual_coef)
     outputs = GRAM @ dual
-    weights = np.eye(K)[targets] - softmax(np.where(np.eye(K)[targets] > 0, -np.inf, outputs), axis=1)
+    weights = np.eye(K)[targets] - softmax(
+        np.where(np.eye(K)[targets] > 0, -np.inf, outputs), axis=1
+    )
     oracles = {
         "gradient": lambda coef: oracle.input_gradient(X, X, coef, SLOPE, True),
         "frozen_gates": lambda coef: oracle.frozen_gate_direction(X, X, coef, SLOPE),
@@ -419,18 +502,22 @@ def test_perturbations_climb_the_margin(norm, direction):
     assert not zero.any() and not p.zero_gradient.any()
     np.testing.assert_array_equal(p.targets, targets)
     small = perturb(f, X, targets, size=1e-3).delta
-    moved = classes.margin(f(X + small), jnp.asarray(targets)) - classes.margin(f(X), jnp.asarray(targets))
+    moved = classes.margin(f(X + small), jnp.asarray(targets)) - classes.margin(
+        f(X), jnp.asarray(targets)
+    )
     assert (np.asarray(moved) > 0).all()
 
 
 def test_any_function_with_several_outputs_is_attacked():
     matrix = np.random.default_rng(2).normal(size=(D, K))
     targets = (LABELS + 2) % K
-    p = perturb(lambda x: 1e3 * x @ matrix, X, targets, size=2.0)  # saturated: only the strongest rival counts
+    # Saturated: only the strongest rival counts.
+    p = perturb(lambda x: 1e3 * x @ matrix, X, targets, size=2.0)
     outputs = np.where(np.eye(K)[targets] > 0, -np.inf, X @ matrix)
     direction = (matrix[:, targets] - matrix[:, outputs.argmax(1)]).T
     exact = 2 * direction / np.linalg.norm(direction, axis=1, keepdims=True)
-    clear = np.sort(outputs, axis=1)[:, -1] - np.sort(outputs, axis=1)[:, -2] > 0.02  # 20 in the exponent
+    # 20 in the exponent.
+    clear = np.sort(outputs, axis=1)[:, -1] - np.sort(outputs, axis=1)[:, -2] > 0.02
     assert clear.sum() > 10
     np.testing.assert_allclose(np.asarray(p.delta)[clear], exact[clear], atol=1e-5)
 
@@ -441,7 +528,9 @@ def test_two_outputs_are_attacked_as_their_difference():
 
     toward = np.random.default_rng(4).choice([-1.0, 1.0], size=N)
     exact = perturb(one, X, toward, size=0.5).delta
-    two = perturb(lambda x: jnp.stack([one(x), -one(x)], 1), X, np.where(toward > 0, 0, 1), size=0.5)
+    two = perturb(
+        lambda x: jnp.stack([one(x), -one(x)], 1), X, np.where(toward > 0, 0, 1), size=0.5
+    )
     np.testing.assert_allclose(two.delta, exact, atol=1e-12)
 
 
@@ -490,7 +579,9 @@ def test_the_chain_is_its_links(rule, scenario):
     for found, decisions in zip(r.accuracy(held_out()), decided, strict=True):
         assert found == pytest.approx(np.mean(decisions == QUERY_LABELS))
     for found, decisions in zip(r.accuracy(held_out(), per_class=True), decided, strict=True):
-        np.testing.assert_allclose(found, [np.mean(decisions[k == QUERY_LABELS] == k) for k in range(K)])
+        np.testing.assert_allclose(
+            found, [np.mean(decisions[k == QUERY_LABELS] == k) for k in range(K)]
+        )
     same = decided[0] == decided[1]
     assert r.agreement(Z) == r.agreement(held_out()) == pytest.approx(same.mean())
     each = [same[k == QUERY_LABELS].mean() for k in range(K)]
@@ -499,7 +590,9 @@ def test_the_chain_is_its_links(rule, scenario):
 
 def run(**options: Any) -> Any:
     return learn(
-        Learner(KERNEL, "squared", Flow(5.0)), data(), **{"size": 0.5, "targets": "next", "key": KEY} | options
+        Learner(KERNEL, "squared", Flow(5.0)),
+        data(),
+        **{"size": 0.5, "targets": "next", "key": KEY} | options,
     )
 
 
@@ -521,12 +614,15 @@ def test_controls_of_several_classes():
     np.testing.assert_allclose(np.linalg.norm(noisy - bare, axis=1), 0.5, rtol=1e-5)
     np.testing.assert_array_equal(shuffled, perturbed)
     moved_by = (moved.argmax(1) - encoded.argmax(1)) % K
-    assert np.ptp(np.bincount(moved_by, minlength=K)) <= 1  # every shift equally often: uncorrelated
+    # Every shift equally often: uncorrelated.
+    assert np.ptp(np.bincount(moved_by, minlength=K)) <= 1
     metrics = r.evaluate(held_out(), control_draws=2)
     assert metrics["accuracy"]["g"]["test"] == pytest.approx(float(r.accuracy(held_out()).g))
     assert metrics["agreement"] == pytest.approx(float(r.agreement(Z)))
     assert metrics["cosine"] is metrics["diagnosis"] is None
-    assert [len(metrics["controls"][name]["train"]) for name in ("unperturbed", "random", "shuffled")] == [1, 2, 2]
+    assert [
+        len(metrics["controls"][name]["train"]) for name in ("unperturbed", "random", "shuffled")
+    ] == [1, 2, 2]
 
 
 def test_shares_of_every_class():
@@ -535,7 +631,11 @@ def test_shares_of_every_class():
     share = learning.share_right(outputs, two)
     np.testing.assert_allclose(share, [1, 0, 1 / 2, 1])
     np.testing.assert_allclose(learning.class_means(share, two), [1 / 2, 3 / 4])
-    assert np.isnan(learning.class_means(share[:2], two[:2])).tolist() == [False, True]  # no row of the second
+    # No row of the second.
+    assert np.isnan(learning.class_means(share[:2], two[:2])).tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_studies_of_several_classes():
@@ -550,13 +650,18 @@ def test_studies_of_several_classes():
 
 def test_bad_experiments():
     for options, message in (
-        ({"targets": "opposite"}, "targets must be one of 'coin_flip', 'balanced', 'random_other', 'next'"),
+        (
+            {"targets": "opposite"},
+            "targets must be one of 'coin_flip', 'balanced', 'random_other', 'next'",
+        ),
         ({"targets": LABELS * 1.0}, "must be integers from 0 to 2"),
     ):
         with pytest.raises(ValueError, match=message):
             run(**options)
     r, two = run(), Dataset(Z, np.ones(N))
-    with pytest.raises(ValueError, match=r"data must have the classes of the training data, \('a', 'b', 'c'\)"):
+    with pytest.raises(
+        ValueError, match=r"data must have the classes of the training data, \('a', 'b', 'c'\)"
+    ):
         r.accuracy(two)
     with pytest.raises(TypeError, match="z must be a Dataset for agreement per class"):
         r.agreement(Z, per_class=True)

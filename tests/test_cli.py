@@ -38,20 +38,25 @@ def result(tmp_path_factory):
 def test_a_run_leaves_every_file_and_nothing_else(result):
     names = {path.name for path in result.iterdir()}
     figures = {"perturbations", "outputs", "decision_map", "accuracy_against_size"}
-    assert names == {"report.json", "arrays.npz", "report.html"} | {f"{f}.{e}" for f in figures for e in ("png", "svg")}
+    assert names == {"report.json", "arrays.npz", "report.html"} | {
+        f"{f}.{e}" for f in figures for e in ("png", "svg")
+    }
 
 
 def test_the_report_is_complete_and_loads_back(result):
     loaded = report.load(result)
     assert loaded.configuration["n_train"] == 40
     assert loaded.configuration["command"].startswith("perturbkernel run --data shifted_gaussian")
-    assert loaded.metrics["accuracy"]["g"]["test"] > 0.9  # classes 2.4 standard deviations from the boundary
+    # Classes 2.4 standard deviations from the boundary.
+    assert loaded.metrics["accuracy"]["g"]["test"] > 0.9
     assert loaded.environment["perturbkernel"] == __version__
     assert loaded.arrays["delta"].shape == (40, 6)
     np.testing.assert_allclose(np.linalg.norm(loaded.arrays["delta"], axis=1), 0.14, rtol=1e-6)
     # The saved outputs on test points are those that the reported accuracy was computed from.
     outputs, labels = loaded.arrays["test_g"], loaded.arrays["test_labels"]
-    assert np.mean(np.sign(outputs) == labels) == pytest.approx(loaded.metrics["accuracy"]["g"]["test"], abs=1e-6)
+    assert np.mean(np.sign(outputs) == labels) == pytest.approx(
+        loaded.metrics["accuracy"]["g"]["test"], abs=1e-6
+    )
 
 
 def test_the_page_is_self_contained(result):
@@ -66,13 +71,18 @@ def test_a_page_is_drawn_again_from_its_arrays_alone(result, capsys):
         (result / name).unlink()
     assert main(["report", str(result)]) == 0
     assert "report.html" in capsys.readouterr().out
-    assert ((result / "report.html").read_text(), (result / "decision_map.svg").read_text()) == before
+    assert (
+        (result / "report.html").read_text(),
+        (result / "decision_map.svg").read_text(),
+    ) == before
 
 
 def test_the_same_seed_gives_the_same_result_and_another_does_not(result, tmp_path):
     assert main([*SMALL, "--out", str(tmp_path / "again")]) == 0
     assert main([*SMALL, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
-    first, again, other = (report.load(folder) for folder in (result, tmp_path / "again", tmp_path / "other"))
+    first, again, other = (
+        report.load(folder) for folder in (result, tmp_path / "again", tmp_path / "other")
+    )
     np.testing.assert_array_equal(first.arrays["delta"], again.arrays["delta"])
     assert not np.array_equal(first.arrays["delta"], other.arrays["delta"])
 
@@ -87,11 +97,22 @@ def test_a_failed_write_leaves_the_earlier_result_whole(result, monkeypatch):
 
 
 def test_the_table_and_its_words(capsys):
-    assert main([*SMALL, "--scenario", "b", "--size", "1", "--targets", "balanced", "--test", "10"]) == 2
+    assert (
+        main([*SMALL, "--scenario", "b", "--size", "1", "--targets", "balanced", "--test", "10"])
+        == 2
+    )
     assert main([*SMALL, "--scenario", "b", "--size", "1", "--targets", "balanced"]) == 0
     printed = capsys.readouterr().out
-    assert "shifted_gaussian" in printed and "scenario (b), size 1 (l2), balanced targets" in printed
-    for row in ("f, trained on the data", "g, trained on the perturbations", "unperturbed", "random", "shuffled"):
+    assert (
+        "shifted_gaussian" in printed and "scenario (b), size 1 (l2), balanced targets" in printed
+    )
+    for row in (
+        "f, trained on the data",
+        "g, trained on the perturbations",
+        "unperturbed",
+        "random",
+        "shuffled",
+    ):
         assert re.search(rf"{re.escape(row)}.* \d\.\d{{3}}", printed), row
     assert "Signal" in printed and "balanced targets)" in printed
 
@@ -102,7 +123,17 @@ def test_the_table_and_its_words(capsys):
         ["--loss", "logistic", "--time", "3", "--slope", "0.2", "--train-bias"],
         ["--loss", "squared", "--time", "inf", "--loss-g", "identity", "--time-g", "1"],
         ["--learning-rate", "0.1", "--steps", "10", "--momentum", "0.5", "--no-train-bias-g"],
-        ["--norm", "linf", "--direction", "frozen_gates", "--bounds", "-3", "3", "--precision", "64"],
+        [
+            "--norm",
+            "linf",
+            "--direction",
+            "frozen_gates",
+            "--bounds",
+            "-3",
+            "3",
+            "--precision",
+            "64",
+        ],
         ["--data", "gaussian"],
     ],
 )
@@ -110,8 +141,14 @@ def test_options_reach_the_experiment(options, tmp_path):
     assert main([*SMALL, *options, "--out", str(tmp_path)]) == 0
     configuration = report.load(tmp_path).configuration
     described = f"{configuration['f']} {configuration['g']} {configuration}"
-    expected = {"logistic": "slope=0.2, train_bias=True", "inf": "identity loss, GradientFlow(time=1.0)"}
-    expected |= {"0.1": "HeavyBall(learning_rate=0.1, steps=10, momentum=0.5)", "linf": "'precision': 64"}
+    expected = {
+        "logistic": "slope=0.2, train_bias=True",
+        "inf": "identity loss, GradientFlow(time=1.0)",
+    }
+    expected |= {
+        "0.1": "HeavyBall(learning_rate=0.1, steps=10, momentum=0.5)",
+        "linf": "'precision': 64",
+    }
     for option, words in expected.items():
         if option in options:
             assert words in described
@@ -130,15 +167,40 @@ def test_ones_own_data_and_carrier(tmp_path, capsys):
     inputs = rng.normal(size=(40, 3)) + np.where(labels == "cat", 2, -2)[:, None]
     np.savez(tmp_path / "mine.npz", inputs=inputs, targets=labels)
     np.save(tmp_path / "carrier.npy", rng.normal(size=(32, 3)))
-    run = ["run", "--quiet", "--data", str(tmp_path / "mine.npz"), "--classes", "cat", "dog", "--size", "3"]
+    run = [
+        "run",
+        "--quiet",
+        "--data",
+        str(tmp_path / "mine.npz"),
+        "--classes",
+        "cat",
+        "dog",
+        "--size",
+        "3",
+    ]
     assert main([*run, "--carrier", str(tmp_path / "carrier.npy")]) == 0
-    assert "cat against dog, 32 training and 8 test points, d = 3; carrier" in capsys.readouterr().out
+    assert (
+        "cat against dog, 32 training and 8 test points, d = 3; carrier" in capsys.readouterr().out
+    )
 
 
 def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
-    run = ["run", "--quiet", "--n", "60", "--size", "5", "--carrier", "uniform", "--carrier-points", "70"]
+    run = [
+        "run",
+        "--quiet",
+        "--n",
+        "60",
+        "--size",
+        "5",
+        "--carrier",
+        "uniform",
+        "--carrier-points",
+        "70",
+    ]
     assert main([*run, "--at", "carrier", "--out", str(tmp_path)]) == 0
-    assert "carrier uniform, 70 points, perturbed there, size 5" in " ".join(capsys.readouterr().out.split())
+    assert "carrier uniform, 70 points, perturbed there, size 5" in " ".join(
+        capsys.readouterr().out.split()
+    )
     arrays = report.load(tmp_path).arrays
     assert arrays["delta"].shape == (70, 784) and np.abs(arrays["sample_inputs"]).max() <= 1
     page = (tmp_path / "report.html").read_text()
@@ -164,13 +226,22 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
         ([*SMALL, "--time", "inf"], "time must be finite for the identity loss"),
         ([*SMALL, "--steps", "3"], "heavy ball needs both --learning-rate and --steps"),
         ([*SMALL, "--steps-g", "3"], "heavy ball needs both --learning-rate-g and --steps-g"),
-        ([*SMALL, "--time", "1", "--learning-rate", "1", "--steps", "3"], "--time is for gradient flow"),
-        ([*SMALL, "--loss", "squared", "--learning-rate", "1e6", "--steps", "3"], "learning_rate must be below"),
+        (
+            [*SMALL, "--time", "1", "--learning-rate", "1", "--steps", "3"],
+            "--time is for gradient flow",
+        ),
+        (
+            [*SMALL, "--loss", "squared", "--learning-rate", "1e6", "--steps", "3"],
+            "learning_rate must be below",
+        ),
         ([*SMALL, "--slope", "2"], "slope must be >= 0 and <= 1; got 2"),
         ([*SMALL, "--bounds", "1", "0"], "bounds must have low < high"),
         ([*SMALL, "--carrier", "absent.npy"], "absent.npy"),
         ([*SMALL, "--at", "carrier"], 'at="carrier" needs a carrier'),
-        ([*SMALL, "--carrier-points", "9"], 'carrier_points is for noise, carrier="uniform" or "gaussian"'),
+        (
+            [*SMALL, "--carrier-points", "9"],
+            'carrier_points is for noise, carrier="uniform" or "gaussian"',
+        ),
         ([*SMALL, "--control-draws", "0"], "control_draws must be at least 1"),
         (["report", "absent"], "absent holds no finished result"),
     ],
@@ -215,10 +286,24 @@ def test_version_and_help_as_a_program():
     call = [sys.executable, "-m", "perturbkernel.cli"]
     version = subprocess.run([*call, "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.strip() == f"perturbkernel {__version__}"
-    page = subprocess.run([*call, "run", "--help"], capture_output=True, text=True, check=True).stdout
-    for word in ("--data", "--scenario", "--size", "--loss", "--out", "--precision", "exit status", "examples:"):
+    page = subprocess.run(
+        [*call, "run", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for word in (
+        "--data",
+        "--scenario",
+        "--size",
+        "--loss",
+        "--out",
+        "--precision",
+        "exit status",
+        "examples:",
+    ):
         assert word in page
 
 
 def test_report_json_is_strict_json(result):
-    json.loads((result / "report.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    json.loads(
+        (result / "report.json").read_text(),
+        parse_constant=lambda name: pytest.fail(f"{name} is not JSON"),
+    )

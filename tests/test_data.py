@@ -499,13 +499,17 @@ def test_idx_damage(tmp_path, part, content, match):
 
 
 def test_idx_missing_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere: .*found none of train-images-idx3-ubyte"):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere: .*found none of train-images-idx3-ubyte"
+    ):
         D.mnist(tmp_path / "nowhere")
     write_idx(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"t10k-images.*yann.lecun.com/exdb/mnist"):
         D.mnist(tmp_path, split="test")
     (tmp_path / "train-labels-idx1-ubyte").unlink()
-    with pytest.raises(FileNotFoundError, match=r"train-labels.*github.com/zalandoresearch/fashion"):
+    with pytest.raises(
+        FileNotFoundError, match=r"train-labels.*github.com/zalandoresearch/fashion"
+    ):
         D.fashion_mnist(tmp_path)
 
 

@@ -17,13 +17,24 @@ from perturbkernel import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
-FENCE = re.compile(r"(?:^<!-- (not run|quick): (.*?) -->\n+)?^( *)```(\w+)\n(.*?)^\3```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:^<!-- (not run|quick): (.*?) -->\n+)?^( *)```(\w+)\n(.*?)^\3```$", re.M | re.S
+)
 
 
 def build(project: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--config-file", str(project / "mkdocs.yml")]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--config-file",
+        str(project / "mkdocs.yml"),
+    ]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    return subprocess.run([*command, "--site-dir", str(site)], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        [*command, "--site-dir", str(site)], capture_output=True, text=True, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +54,9 @@ def text(page: Path) -> str:
 
 def test_pages_need_no_network(site):
     for page in site.glob("**/*.html"):
-        assert not re.search(r'<(script|link|img|iframe)\b[^>]*(src|href)="(https?:)?//', text(page)), page
+        assert not re.search(
+            r'<(script|link|img|iframe)\b[^>]*(src|href)="(https?:)?//', text(page)
+        ), page
 
 
 def test_formulas_are_drawn_by_the_browser(site):
@@ -69,19 +82,37 @@ def test_the_build_refuses_what_is_broken(tmp_path):
     for name in ("perturbkernel", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     with open(tmp_path / "docs" / "index.md", "a") as page:
-        page.write("\n[a](nowhere.md) [b](concepts.md#nowhere) [c][perturbkernel.nowhere] $\\nowhere$\n")
+        page.write(
+            "\n[a](nowhere.md) [b](concepts.md#nowhere) [c][perturbkernel.nowhere] $\\nowhere$\n"
+        )
     (tmp_path / "docs" / "orphan.md").write_text("# Not in the navigation\n")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0
-    for complaint in ("nowhere.md", "#nowhere", "perturbkernel.nowhere", r"formula \\nowhere", "orphan.md"):
-        assert re.search(rf"WARNING.*{complaint}|- {complaint}", done.stderr), (complaint, done.stderr)
+    for complaint in (
+        "nowhere.md",
+        "#nowhere",
+        "perturbkernel.nowhere",
+        r"formula \\nowhere",
+        "orphan.md",
+    ):
+        assert re.search(rf"WARNING.*{complaint}|- {complaint}", done.stderr), (
+            complaint,
+            done.stderr,
+        )
 
 
 # --- the API reference ---
 
 
 # Of pages that other modules write; without an underscore since those import them.
-BUILDING_BLOCKS = ("html_figure", "html_page", "html_table", "text_row", "write_figure", "write_whole")
+BUILDING_BLOCKS = (
+    "html_figure",
+    "html_page",
+    "html_table",
+    "text_row",
+    "write_figure",
+    "write_whole",
+)
 
 
 def module_file(module: str) -> Path | None:
@@ -91,16 +122,24 @@ def module_file(module: str) -> Path | None:
 
 
 def public_names(module: str) -> dict[str, str]:
-    """Name -> where it is defined, of a module and of the public modules in it: `X as X` imports and definitions."""
+    """Name -> where it is defined, of a module and of the public modules in it: `X as X` imports
+    and definitions.
+    """
     file, names = module_file(module), {}
     assert file is not None, module
     for node in ast.parse(text(file)).body:
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("perturbkernel"):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.startswith("perturbkernel")
+        ):
             for alias in node.names:
                 if alias.asname == alias.name and not alias.name.startswith("_"):
                     target = f"{node.module}.{alias.name}"
                     is_module = module_file(target) is not None and node.module == module
-                    names |= public_names(target) if is_module else {f"{module}.{alias.name}": target}
+                    names |= (
+                        public_names(target) if is_module else {f"{module}.{alias.name}": target}
+                    )
         elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             names[f"{module}.{node.name}"] = f"{module}.{node.name}"
     return names
@@ -109,8 +148,13 @@ def public_names(module: str) -> dict[str, str]:
 def test_every_public_name_is_in_the_reference(site):
     names = public_names("perturbkernel") | public_names("perturbkernel.verify")
     assert len(names) > 100 and "perturbkernel.theory.bounds.kernel_bound" in names
-    # The inventory by which other manuals refer to this one: four lines, then compressed lines of "name role ...".
-    lines = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode().splitlines()
+    # The inventory by which other manuals refer to this one: four lines, then compressed lines of
+    # "name role ...".
+    lines = (
+        zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4])
+        .decode()
+        .splitlines()
+    )
     listed = {line.split(" ")[0] for line in lines}
     missing = {name for name, defined in names.items() if not {name, defined} & listed}
     assert missing == {f"perturbkernel.report.{name}" for name in BUILDING_BLOCKS}
@@ -123,18 +167,25 @@ def snippets(page: Path, language: str) -> list[tuple[int, str, str, str]]:
     """(line, what the comment before it says, its argument, code) of each fence."""
     content = text(page)
     return [
-        (content.count("\n", 0, match.start(5)), match[1] or "", match[2] or "", textwrap.dedent(match[5]))
+        (
+            content.count("\n", 0, match.start(5)),
+            match[1] or "",
+            match[2] or "",
+            textwrap.dedent(match[5]),
+        )
         for match in FENCE.finditer(content)
         if match[4] == language
     ]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES[1:] if snippets(p, "python")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES[1:] if snippets(p, "python")], ids=lambda page: page.stem
+)
 def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     """All of a page in one namespace; what the README has too, in tests/test_package.py.
 
-    `<!-- quick: a -> b -->` before a snippet makes it smaller here, `<!-- not run: why -->` leaves it out.
-    """
+    `<!-- quick: a -> b -->` before a snippet makes it smaller here, `<!-- not run: why -->` leaves
+    it out."""
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "snippet"}
     for line, comment, argument, code in snippets(page, "python"):
@@ -145,13 +196,16 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
                 large, small = change.split(" -> ")
                 assert large in code, f"{page.name}:{line}: nothing to replace by {small}"
                 code = code.replace(large, small)
-        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # a traceback shows the page's line
+        # A traceback shows the page's line.
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
         printed = capsys.readouterr().out
         for expected in re.findall(r"# prints (.+)", code):
             assert expected.strip() in printed, f"{page.name}:{line}"
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if snippets(p, "sh")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if snippets(p, "sh")], ids=lambda page: page.stem
+)
 def test_commands_exist(page):
     for line, _, _, code in snippets(page, "sh"):
         for words in (shlex.split(command, comments=True) for command in code.splitlines()):

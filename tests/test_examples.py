@@ -16,7 +16,10 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 # What each prints: a number that would not be there if its point were lost.
 QUICK = {
     "certify_digits": (["--width", "1000", "--digits", "100", "--no-training"], "certified"),
-    "learn_from_noise": (["--noise", "1000", "--draws", "1"], "size 3.000, noise of length 16: accuracy 0.9"),
+    "learn_from_noise": (
+        ["--noise", "1000", "--draws", "1"],
+        "size 3.000, noise of length 16: accuracy 0.9",
+    ),
     "perturbations_are_training_data": (["--pairs", "21"], "difference of the means 0.999"),
     "sklearn_grid_search": (["--train", "100", "--times", "2"], "cross-validated accuracy 0.4"),
     "ten_digits": (["--train", "100"], "g: perturbations alone toward the next class"),
@@ -41,16 +44,21 @@ def test_a_program_ends_in_a_picture(name, tmp_path, monkeypatch, capsys):
 
 def test_the_notebook_runs_and_is_committed_without_outputs(tmp_path, monkeypatch):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))  # this checkout, wherever the kernel starts
+    # This checkout, wherever the kernel starts.
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
     notebook = nbformat.read(EXAMPLES / "quickstart.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)
     with warnings.catch_warnings():  # of the protocol's own packages
         warnings.simplefilter("ignore")
-        nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+        nbclient.NotebookClient(
+            notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+        ).execute()
     printed = "".join(output.get("text", "") for cell in cells for output in cell.outputs)
     accuracies = re.findall(r"\b[fg] (0\.\d+|1\.0+)\b", printed)
     assert len(accuracies) == 2
     assert all(float(accuracy) > 0.9 for accuracy in accuracies)
     assert "certified" in printed
-    assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 2
+    assert (
+        sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) == 2
+    )

@@ -37,7 +37,8 @@ from hypothesis import strategies as st
 
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 
-# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
+# input is meant here.
 KERNEL: Any = TwoLayerNTK(0.2, True)
 RELU: Any = TwoLayerNTK()
 SEEDS = st.integers(0, 2**32 - 1)
@@ -45,8 +46,8 @@ SCALES = st.floats(-6, 6).map(lambda power: 10.0**power)
 EPS = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 
 
-# float32: Phi is good to 2e-6 (an angle just not close enough to be computed again), products to a few eps; a gradient
-# loses a few 100 eps there. float64: the same counts of eps. Units: `allowed`.
+# float32: Phi is good to 2e-6 (an angle just not close enough to be computed again), products to a
+# few eps; a gradient loses a few 100 eps there. float64: the same counts of eps. Units: `allowed`.
 ERROR = {np.float32: 4e-6, np.float64: 2e-14}
 GRADIENT_ERROR = {np.float32: 2e-5, np.float64: 1e-13}
 
@@ -69,10 +70,16 @@ def test_ordinary_data_is_right_relative_to_the_results_themselves(kernel, dtype
     """Not to bounds on them: outputs to 1e-5 of the largest, gradients to 1e-4 (float64: 1e-12)."""
     for category in ("generic", "duplicates", "antipodal", "mixed norms"):
         x, z, coef, b = sample(20, category, 1.0, dtype)
-        values, wanted = evaluate(kernel, x, z, coef, b, dtype=dtype), reference(kernel, x, z, coef, b)
+        values, wanted = (
+            evaluate(kernel, x, z, coef, b, dtype=dtype),
+            reference(kernel, x, z, coef, b),
+        )
         for name, exact in wanted.items():
             error = (1e-4 if name == "input_gradient" else 1e-5) if dtype == np.float32 else 1e-12
-            assert np.abs(values[name] - exact).max() <= error * np.abs(exact).max(), (category, name)
+            assert np.abs(values[name] - exact).max() <= error * np.abs(exact).max(), (
+                category,
+                name,
+            )
 
 
 def test_a_subclass_with_tiles_of_its_own_does_not_keep_the_quick_ones():
@@ -87,25 +94,35 @@ def test_a_subclass_with_tiles_of_its_own_does_not_keep_the_quick_ones():
     assert Doubled.quick_tile is None and TwoLayerNTK.quick_tile is not None
 
 
-@pytest.mark.parametrize("which", ["new points", "some of the points", "the points", "the very same points"])
+@pytest.mark.parametrize(
+    "which", ["new points", "some of the points", "the points", "the very same points"]
+)
 def test_large_tiles_with_and_without_pairs_to_repair(which):
-    """Tiles of more than `LARGE_TILE` pairs are evaluated quickly first: right at new points and at the points."""
+    """Tiles of more than `LARGE_TILE` pairs are evaluated quickly first: right at new points and at
+    the points.
+    """
     rng = np.random.default_rng(11)
     x = rng.normal(size=(1100, 4)).astype(np.float32)
     x[7], x[900] = x[400], -100 * x[1000]
     z = {
         "new points": rng.normal(size=(701, 4)).astype(np.float32),
-        "some of the points": np.concatenate([rng.normal(size=(690, 4)), x[:20]]).astype(np.float32),
+        "some of the points": np.concatenate([rng.normal(size=(690, 4)), x[:20]]).astype(
+            np.float32
+        ),
         "the points": x.copy(),
         "the very same points": x,
     }[which]
     coef, bar = (rng.normal(size=size).astype(np.float32) for size in ((len(x), 2), len(z)))
     exact = oracle.ntk(x.astype(float), z.astype(float), KERNEL.slope, KERNEL.train_bias)
     gradients = [
-        matrix_gradient("ntk", KERNEL, x.astype(float), z.astype(float), np.outer(coef[:, 0], weights))
+        matrix_gradient(
+            "ntk", KERNEL, x.astype(float), z.astype(float), np.outer(coef[:, 0], weights)
+        )
         for weights in (np.ones(len(z)), bar)
     ]
-    at_points = matrix_gradient("ntk", KERNEL, z.astype(float), x.astype(float), np.outer(bar, coef[:, 0]))
+    at_points = matrix_gradient(
+        "ntk", KERNEL, z.astype(float), x.astype(float), np.outer(bar, coef[:, 0])
+    )
     at_z, at_x = jax.grad(lambda z, x: jnp.sum(bar * KERNEL.matvec(z, x, coef[:, 0])), (0, 1))(
         jnp.asarray(z), jnp.asarray(x)
     )
@@ -187,7 +204,8 @@ def test_phi_lies_between_slope_and_its_maximum(kernel, seed, category, scale):
     x, z = points(np.random.default_rng(seed), category, scale)
     phi = evaluate(kernel, x, z)["phi"]
     assert (phi <= (1 + kernel.slope**2) / 2).all()
-    assert (phi >= kernel.slope - 2 * EPS[np.float64]).all()  # theta near pi, and its factor, are rounded
+    # Theta near pi, and its factor, are rounded.
+    assert (phi >= kernel.slope - 2 * EPS[np.float64]).all()
 
 
 @pytest.mark.parametrize("slope", SLOPES)
@@ -211,11 +229,14 @@ def test_phi_falls_from_coincident_points_as_a_cone(slope, rng):
     along = np.sum(at * direction, axis=1) / (D * s)
     across = np.sqrt(np.sum(direction**2, axis=1) / D - along**2)
     falls = [
-        (evaluate(TwoLayerNTK(slope), x, at + h * direction)["phi"].diagonal() - (1 + slope**2) / 2) / step
+        (evaluate(TwoLayerNTK(slope), x, at + h * direction)["phi"].diagonal() - (1 + slope**2) / 2)
+        / step
         for h in (step, -step)
     ]
     for fall in falls:  # the curvature leaves O(step), rounding 1e-16 / step
-        np.testing.assert_allclose(fall, -((1 - slope) ** 2) / (2 * np.pi * s) * across, rtol=1e-5, atol=1e-9)
+        np.testing.assert_allclose(
+            fall, -((1 - slope) ** 2) / (2 * np.pi * s) * across, rtol=1e-5, atol=1e-9
+        )
 
 
 # --- third references: random networks ---
@@ -236,7 +257,9 @@ def leaky(u, slope):
 
 @pytest.mark.parametrize("kernel", [RELU, KERNEL], ids=label)
 def test_tangent_kernel_of_a_wide_network(kernel, x64, rng):
-    """Autodiff of a finite network with frozen readout: the parameterization, c and the initial covariance."""
+    """Autodiff of a finite network with frozen readout: the parameterization, c and the initial
+    covariance.
+    """
     width, count = 20_000, 4
     x = rng.normal(size=(N, D))
     weights, biases = rng.normal(size=(width, D)) / np.sqrt(D), rng.normal(size=width)
@@ -251,7 +274,8 @@ def test_tangent_kernel_of_a_wide_network(kernel, x64, rng):
     flat = np.concatenate([np.asarray(j).reshape(count, -1) for j in jacobians], axis=1)
     values = evaluate(kernel, x, x[:M])
     linear = x[:count] @ x[:count].T + kernel.train_bias
-    # The kernel is a sum of `width` terms a^2 phi' phi' (<x, z> + c) of deviation below sqrt(3) |<x, z> + c| / width.
+    # The kernel is a sum of `width` terms a^2 phi' phi' (<x, z> + c) of deviation below sqrt(3)
+    # |<x, z> + c| / width.
     error = np.abs(flat @ flat.T - values["ntk"][:count, :count])
     assert (error <= 5 * np.sqrt(3 / width) * np.abs(linear)).all()
     hidden = np.asarray(leaky(x[:count] @ weights.T + biases, kernel.slope))
@@ -265,16 +289,21 @@ def test_finite_width_kernel_converges_at_the_predicted_rate(slope, rng):
     """Var[sum_i a_i^2 phi' phi'] = (3 Q - Phi^2) / width, Q = Phi with slope^2 (theory 0.1)."""
     x, draws = rng.normal(size=(N, D)), 2000
     phi = evaluate(TwoLayerNTK(slope), x, x[:M])["phi"][0, 1]
-    squared = evaluate(TwoLayerNTK(slope**2), x, x[:M])["phi"][0, 1] if slope == 0 else oracle.phi(x, x, slope**2)[0, 1]
+    squared = (
+        evaluate(TwoLayerNTK(slope**2), x, x[:M])["phi"][0, 1]
+        if slope == 0
+        else oracle.phi(x, x, slope**2)[0, 1]
+    )
     for width in (50, 800):
-        u = rng.normal(size=(draws, width, D)).astype(np.float32) @ x[:2].T / np.sqrt(D) + rng.normal(
-            size=(draws, width, 1)
-        )
+        u = rng.normal(size=(draws, width, D)).astype(np.float32) @ x[:2].T / np.sqrt(
+            D
+        ) + rng.normal(size=(draws, width, 1))
         gates = np.where(u > 0, 1, slope)
         sums = np.sum(rng.normal(size=(draws, width)) ** 2 * gates.prod(axis=2), axis=1) / width
         predicted = (3 * squared - phi**2) / width
         assert abs(np.mean(sums) - phi) < 5 * np.sqrt(predicted / draws)
-        # A variance over 2,000 draws of a kurtosis near 3 has a relative deviation of sqrt(2 / 2000) = 0.03.
+        # A variance over 2,000 draws of a kurtosis near 3 has a relative deviation of sqrt(2 /
+        # 2000) = 0.03.
         assert np.var(sums) == pytest.approx(predicted, rel=0.2)
 
 
@@ -283,7 +312,8 @@ def test_finite_width_kernel_converges_at_the_predicted_rate(slope, rng):
 
 # One matrix in float32, to save compilations; errors are relative to the largest gradient.
 @pytest.mark.parametrize(
-    ("dtype", "error", "names"), [(np.float32, 1e-4, ("ntk",)), (np.float64, 1e-12, ("phi", "ntk", "nngp"))]
+    ("dtype", "error", "names"),
+    [(np.float32, 1e-4, ("ntk",)), (np.float64, 1e-12, ("phi", "ntk", "nngp"))],
 )
 def test_matrix_gradients_at_training_points_duplicates_and_zero(dtype, error, names):
     x, z = awkward_points(dtype)
@@ -308,8 +338,12 @@ def test_matrix_gradients_against_central_differences(x64, rng):
         def total(x, z, name=name):
             return np.sum(w * evaluate(KERNEL, x, z)[name])
 
-        assert np.sum(z_bar * u) == pytest.approx(central_difference(lambda h: total(x, z + h * u)), rel=1e-6), name
-        assert np.sum(x_bar * v) == pytest.approx(central_difference(lambda h: total(x + h * v, z)), rel=1e-6), name
+        assert np.sum(z_bar * u) == pytest.approx(
+            central_difference(lambda h: total(x, z + h * u)), rel=1e-6
+        ), name
+        assert np.sum(x_bar * v) == pytest.approx(
+            central_difference(lambda h: total(x + h * v, z)), rel=1e-6
+        ), name
 
 
 @pytest.mark.parametrize("at", ["a training point", "zero"])
@@ -321,7 +355,9 @@ def test_gradient_of_phi_is_exactly_zero_at_coincident_points(at, x64):
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=label)
 def test_input_gradient_at_zero_and_duplicates(kernel):
-    """At coincident points only Phi x_n is left: all points equal, grad = sum(coef) (1 + slope^2)/2 x."""
+    """At coincident points only Phi x_n is left: all points equal, grad = sum(coef) (1 + slope^2)/2
+    x.
+    """
     x = np.tile(np.random.default_rng(14).normal(size=(1, D)), (N, 1))
     coef = np.random.default_rng(15).normal(size=N)
     for at in (x, 0 * x):
@@ -343,18 +379,33 @@ def test_gradient_of_a_single_point_under_jit_and_vmap(x64):
 
 @pytest.mark.parametrize(
     ("x64_enabled", "given", "wanted"),
-    [(False, np.float64, "float32"), (False, np.float32, "float32"), (False, np.float16, "float32"),
-     (False, jnp.bfloat16, "float32"), (False, np.int32, "float32"), (False, np.int64, "float32"),
-     (False, np.uint8, "float32"), (True, np.float64, "float64"), (True, np.float32, "float32"),
-     (True, np.float16, "float32")],
-)  # fmt: skip
+    [
+        (False, np.float64, "float32"),
+        (False, np.float32, "float32"),
+        (False, np.float16, "float32"),
+        (False, jnp.bfloat16, "float32"),
+        (False, np.int32, "float32"),
+        (False, np.int64, "float32"),
+        (False, np.uint8, "float32"),
+        (True, np.float64, "float64"),
+        (True, np.float32, "float32"),
+        (True, np.float16, "float32"),
+    ],
+)
 def test_dtype_of_results(x64_enabled, given, wanted):
     rng = np.random.default_rng(17)
     x, z, c = (rng.integers(0, 4, size=s).astype(given) for s in ((N, D), (M, D), (N,)))
-    exact = oracle.matvec(z.astype(float), x.astype(float), c.astype(float), KERNEL.slope, KERNEL.train_bias)
+    exact = oracle.matvec(
+        z.astype(float), x.astype(float), c.astype(float), KERNEL.slope, KERNEL.train_bias
+    )
 
     def everything():
-        return KERNEL.phi(x, z), KERNEL.nngp(x), KERNEL.matvec(z, x, c), KERNEL.input_gradient(z, x, c)
+        return (
+            KERNEL.phi(x, z),
+            KERNEL.nngp(x),
+            KERNEL.matvec(z, x, c),
+            KERNEL.input_gradient(z, x, c),
+        )
 
     with jax.enable_x64(x64_enabled):
         assert {str(s.dtype) for s in jax.eval_shape(everything)} == {wanted}
@@ -371,11 +422,15 @@ def test_mixed_dtypes_take_the_wider_one(x64):
 
 
 def test_lists_are_accepted():
-    assert jax.eval_shape(lambda: KERNEL.matvec([[0, 1.5]], [[1, 2], [3, 4]], [1, -1])).shape == (1,)
+    assert jax.eval_shape(lambda: KERNEL.matvec([[0, 1.5]], [[1, 2], [3, 4]], [1, -1])).shape == (
+        1,
+    )
 
 
 def test_the_users_precision_setting_does_not_reach_the_results(rng):
-    """A global or scoped matmul precision below the highest changes nothing: products ask for theirs."""
+    """A global or scoped matmul precision below the highest changes nothing: products ask for
+    theirs.
+    """
     x, z, coef = rng.normal(size=(N, D)), rng.normal(size=(M, D)), rng.normal(size=N)
     with jax.default_matmul_precision("bfloat16"):
         # Another slope than elsewhere, so that JAX traces here.
@@ -425,13 +480,25 @@ def test_bad_train_bias(value):
 
 
 BAD_INPUTS = [
-    (np.ones(2), ValueError, r"must have shape \(n, d\).*got shape \(2,\); a single point is {name}\[None\]$"),
+    (
+        np.ones(2),
+        ValueError,
+        r"must have shape \(n, d\).*got shape \(2,\); a single point is {name}\[None\]$",
+    ),
     (np.ones((3, 2, 2)), ValueError, r"must have shape \(n, d\).*got shape \(3, 2, 2\)$"),
     (np.float64(1), ValueError, r"must have shape \(n, d\).*got shape \(\)$"),
     (np.ones((0, 2)), ValueError, r"must not be empty; got shape \(0, 2\)"),
     (np.ones((3, 0)), ValueError, r"must not be empty; got shape \(3, 0\)"),
-    (spoiled(X, NAN), ValueError, "must be finite; got 2 NaN or infinite values, the first in row 2"),
-    (spoiled(X, -INF), ValueError, "must be finite; got 2 NaN or infinite values, the first in row 2"),
+    (
+        spoiled(X, NAN),
+        ValueError,
+        "must be finite; got 2 NaN or infinite values, the first in row 2",
+    ),
+    (
+        spoiled(X, -INF),
+        ValueError,
+        "must be finite; got 2 NaN or infinite values, the first in row 2",
+    ),
     (np.full((1, 2), 1e39), ValueError, "must be finite"),  # beyond float32
     ([["one", "two"]], TypeError, "must be an array of real numbers; got list"),
     (np.ones((3, 2), complex), TypeError, "must be an array of real numbers; got dtype complex128"),
@@ -441,7 +508,9 @@ BAD_INPUTS = [
 
 
 @pytest.mark.parametrize("name", ["x", "z"])
-@pytest.mark.parametrize(("value", "error", "message"), BAD_INPUTS, ids=[m[:40] for *_, m in BAD_INPUTS])
+@pytest.mark.parametrize(
+    ("value", "error", "message"), BAD_INPUTS, ids=[m[:40] for *_, m in BAD_INPUTS]
+)
 def test_bad_inputs(name, value, error, message):
     x, z = (value, Z) if name == "x" else (X, value)
     calls = [
@@ -462,7 +531,9 @@ def test_bad_inputs(name, value, error, message):
 @pytest.mark.parametrize("call", ["phi", "ntk", "nngp", "matvec", "phi_matmul", "input_gradient"])
 def test_dimensions_must_agree(call):
     arguments = (X, np.ones((4, 5))) if call in ("phi", "ntk", "nngp") else (np.ones((4, 5)), X, C)
-    with pytest.raises(ValueError, match=r"^z must have rows of shape \(2,\), as the training inputs; got \(5,\)"):
+    with pytest.raises(
+        ValueError, match=r"^z must have rows of shape \(2,\), as the training inputs; got \(5,\)"
+    ):
         getattr(KERNEL, call)(*arguments)
 
 
@@ -470,8 +541,16 @@ BAD_COEF = [
     (np.ones(4), ValueError, r"must have shape {shape}, one row a row of x; got \(4,\)"),
     (np.ones((1, 3)), ValueError, r"must have shape {shape}, one row a row of x; got \(1, 3\)"),
     (np.float64(1), ValueError, r"must have shape {shape}, one row a row of x; got \(\)"),
-    (np.ones((3, 1, 1)), ValueError, r"must have shape {shape}, one row a row of x; got \(3, 1, 1\)"),
-    (spoiled(C, NAN), ValueError, "must be finite; got 1 NaN or infinite values, the first in row 2"),
+    (
+        np.ones((3, 1, 1)),
+        ValueError,
+        r"must have shape {shape}, one row a row of x; got \(3, 1, 1\)",
+    ),
+    (
+        spoiled(C, NAN),
+        ValueError,
+        "must be finite; got 1 NaN or infinite values, the first in row 2",
+    ),
     (["one", "two", "three"], TypeError, "must be an array of real numbers; got list"),
     (np.ones(3, complex), TypeError, "must be an array of real numbers"),
 ]
@@ -479,17 +558,24 @@ BAD_COEF = [
 
 @pytest.mark.parametrize(
     ("call", "name", "shape"),
-    [("matvec", "coef", r"\(3,\) or \(3, k\)"), ("input_gradient", "coef", r"\(3,\)"),
-     ("phi_matmul", "b", r"\(3,\) or \(3, k\)")],
-)  # fmt: skip
-@pytest.mark.parametrize(("value", "error", "message"), BAD_COEF, ids=[m[:40] for *_, m in BAD_COEF])
+    [
+        ("matvec", "coef", r"\(3,\) or \(3, k\)"),
+        ("input_gradient", "coef", r"\(3,\)"),
+        ("phi_matmul", "b", r"\(3,\) or \(3, k\)"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("value", "error", "message"), BAD_COEF, ids=[m[:40] for *_, m in BAD_COEF]
+)
 def test_bad_coefficients(call, name, shape, value, error, message):
     with pytest.raises(error, match=f"^{name} {message.replace('{shape}', shape)}"):
         getattr(KERNEL, call)(Z, X, value)
 
 
 def test_input_gradient_wants_one_column():
-    with pytest.raises(ValueError, match=r"^coef must have shape \(3,\), one row a row of x; got \(3, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"^coef must have shape \(3,\), one row a row of x; got \(3, 2\)"
+    ):
         KERNEL.input_gradient(Z, X, np.ones((3, 2)))
 
 
@@ -533,7 +619,9 @@ def test_kernels_compare_and_hash_by_value(kernel):
 
 
 @pytest.mark.parametrize(
-    "number", [1, np.int64(1), np.float32(1), np.array(1.0), jnp.array(1.0)], ids=lambda n: type(n).__name__
+    "number",
+    [1, np.int64(1), np.float32(1), np.array(1.0), jnp.array(1.0)],
+    ids=lambda n: type(n).__name__,
 )
 def test_slope_may_be_any_real_number(number):
     assert TwoLayerNTK(number) == TwoLayerNTK(1.0)

@@ -1,4 +1,6 @@
-"""learning.py, diagnosis.py, studies.py: the experiment against NumPy, the statistics of its targets."""
+"""learning.py, diagnosis.py, studies.py: the experiment against NumPy, the statistics of its
+targets.
+"""
 
 import functools
 import pickle
@@ -15,7 +17,8 @@ from scipy.special import ndtr
 import perturbkernel as pk
 from perturbkernel import diagnosis, learning, studies
 
-# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
+# input is meant here.
 learn: Any = pk.learn_from_perturbations
 diagnose: Any = diagnosis.diagnose
 draw_targets: Any = learning.draw_targets
@@ -69,7 +72,8 @@ def test_target_rules_have_the_moments_they_promise(rule, n):
     pairs = (targets.T @ targets / len(targets))[~np.eye(n, dtype=bool)]
     if rule == "coin_flip":
         assert np.abs(pairs).max(initial=0) < 5 * deviation
-        assert np.var(targets.sum(axis=1)) == pytest.approx(n, rel=0.15)  # deviation of a variance: sqrt(2 / 4000)
+        # Deviation of a variance: sqrt(2 / 4000)
+        assert np.var(targets.sum(axis=1)) == pytest.approx(n, rel=0.15)
     else:
         assert set(np.unique(targets.sum(axis=1))) == ({0.0} if n % 2 == 0 else {-1.0, 1.0})
         expected = (n % 2 - n) / (n * (n - 1)) if n > 1 else 0
@@ -103,7 +107,9 @@ def test_an_output_of_zero_counts_one_half():
 # --- the whole chain ---
 
 
-def chain(y_adv: np.ndarray, carrier: np.ndarray, bias: bool, direction: str = "gradient") -> dict[str, Any]:
+def chain(
+    y_adv: np.ndarray, carrier: np.ndarray, bias: bool, direction: str = "gradient"
+) -> dict[str, Any]:
     """Identity loss: f, delta and g from the formulas alone."""
     dual = TIME * Y / N
     if direction == "gradient":
@@ -157,7 +163,9 @@ def test_the_whole_experiment_against_the_formulas(learner, carrier, targets, x6
     close(r.agreement(Z), sign_share(exact["f"], np.sign(exact["g"])))
 
     d, at = r.diagnosis, X  # at the clean training points
-    expectation, variance = oracle.target_moments(base, exact["unit"], SIZE, at, SLOPE, bias, targets == "balanced")
+    expectation, variance = oracle.target_moments(
+        base, exact["unit"], SIZE, at, SLOPE, bias, targets == "balanced"
+    )
     _, b = oracle.target_parts(base, exact["unit"], SIZE, at, SLOPE, bias)
     close(d.signal, expectation)
     close(d.offset, y_adv @ b / N)
@@ -176,11 +184,16 @@ def test_the_whole_experiment_against_the_formulas(learner, carrier, targets, x6
         return
     e = r.evaluate(held_out())
     for name in ("f", "g"):
-        shares = {"train": sign_share(exact[f"{name}_train"], Y), "test": sign_share(exact[name], LABELS)}
+        shares = {
+            "train": sign_share(exact[f"{name}_train"], Y),
+            "test": sign_share(exact[name], LABELS),
+        }
         assert e["accuracy"][name] == pytest.approx(shares)
     assert e["agreement"] == pytest.approx(sign_share(exact["f"], np.sign(exact["g"])))
     assert e["zero_gradients"] == 0
-    close([e["cosine"]["mean"], e["cosine"]["min"]], [exact["cosine"].mean(), exact["cosine"].min()])
+    close(
+        [e["cosine"]["mean"], e["cosine"]["min"]], [exact["cosine"].mean(), exact["cosine"].min()]
+    )
     rms = [np.sqrt(np.mean(part**2)) for part in (expectation, y_adv @ b / N)]
     close([e["diagnosis"]["signal_rms"], e["diagnosis"]["offset_rms"]], rms)
     close(e["diagnosis"]["offset_std_rms"], np.sqrt(variance.mean()), rtol=1e-8)
@@ -207,8 +220,12 @@ def test_another_learner_for_g(loss, x64):
     exact = chain(y_adv, X, True)
     np.testing.assert_allclose(r.f(Z), exact["f"], rtol=1e-10, atol=1e-12)
     inputs = X + exact["delta"]
-    dual = oracle.dual_coef(inputs, y_adv, SLOPE, False, loss, ("heavy_ball", np.full(25, 0.1), 0.9))
-    np.testing.assert_allclose(r.g(Z), oracle.matvec(Z, inputs, dual, SLOPE, False), rtol=1e-10, atol=1e-12)
+    dual = oracle.dual_coef(
+        inputs, y_adv, SLOPE, False, loss, ("heavy_ball", np.full(25, 0.1), 0.9)
+    )
+    np.testing.assert_allclose(
+        r.g(Z), oracle.matvec(Z, inputs, dual, SLOPE, False), rtol=1e-10, atol=1e-12
+    )
     parts = oracle.target_parts(X, exact["unit"], SIZE, X, SLOPE, False)
     np.testing.assert_allclose(r.diagnosis.signal, parts[0].mean(axis=0), rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(r.cosine, exact["cosine"], rtol=1e-10)
@@ -219,16 +236,28 @@ def test_float32_gives_the_same_experiment():
     for dtype in (np.float32, float):
         with precision(dtype):
             r = learn(BIASED, data(dtype), size=SIZE, targets=np.sign(np.arange(N) - 7.5), key=KEY)
-            assert {str(a.dtype) for a in (r.g(Z.astype(dtype)), r.carrier, r.cosine, r.diagnosis.signal)} == {
-                np.dtype(dtype).name
-            }
-            results.append([r.f(Z), r.g(Z), r.perturbation.delta, r.cosine, r.diagnosis.signal, r.diagnosis.offset])
+            assert {
+                str(a.dtype)
+                for a in (r.g(Z.astype(dtype)), r.carrier, r.cosine, r.diagnosis.signal)
+            } == {np.dtype(dtype).name}
+            results.append(
+                [
+                    r.f(Z),
+                    r.g(Z),
+                    r.perturbation.delta,
+                    r.cosine,
+                    r.diagnosis.signal,
+                    r.diagnosis.offset,
+                ]
+            )
     for single, double in zip(*results, strict=True):
         np.testing.assert_allclose(single, double, atol=1e-5 * np.abs(double).max())
 
 
 def test_the_same_key_gives_the_same_result_and_another_other_targets():
-    one, two, other = (learn(BIASED, data(np.float32), size=SIZE, key=key) for key in (KEY, KEY, jax.random.key(8)))
+    one, two, other = (
+        learn(BIASED, data(np.float32), size=SIZE, key=key) for key in (KEY, KEY, jax.random.key(8))
+    )
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         if jnp.issubdtype(getattr(a, "dtype", np.float32), jax.dtypes.prng_key):
             a, b = jax.random.key_data(a), jax.random.key_data(b)
@@ -258,7 +287,11 @@ def test_norm_and_bounds_are_those_of_perturb():
 
 def test_results_are_pytrees_that_can_be_pickled():
     r = learn(BIASED, data(np.float32), size=SIZE, key=KEY)
-    for other in (pickle.loads(pickle.dumps(r)), jax.tree.map(lambda leaf: leaf, r), jax.jit(lambda r: r)(r)):
+    for other in (
+        pickle.loads(pickle.dumps(r)),
+        jax.tree.map(lambda leaf: leaf, r),
+        jax.jit(lambda r: r)(r),
+    ):
         np.testing.assert_array_equal(other.g(Z), r.g(Z))
         assert other.options == r.options
         assert other.evaluate(control_draws=2) == r.evaluate(control_draws=2)
@@ -277,13 +310,17 @@ def test_learners_without_a_kernel_have_no_diagnosis():
     r = learn(nearest, data(np.float32), size=SIZE, key=KEY)
     assert r.diagnosis is None
     assert r.cosine is None
-    with pytest.raises(TypeError, match=r"a diagnosis needs a second learner with an infinite-width kernel"):
+    with pytest.raises(
+        TypeError, match=r"a diagnosis needs a second learner with an infinite-width kernel"
+    ):
         r.diagnose(held_out(np.float32))
     e = r.evaluate(held_out(np.float32))
     assert e["cosine"] is e["diagnosis"] is None
     assert 0 <= e["accuracy"]["g"]["test"] <= 1
     assert learn(BIASED, data(np.float32), size=SIZE, learner_g=nearest, key=KEY).diagnosis is None
-    assert learn(nearest, data(np.float32), size=SIZE, learner_g=BIASED, key=KEY).diagnosis is not None
+    assert (
+        learn(nearest, data(np.float32), size=SIZE, learner_g=BIASED, key=KEY).diagnosis is not None
+    )
 
 
 def test_an_attribute_kernel_of_another_library_is_no_kernel():
@@ -325,7 +362,15 @@ def test_stages_are_told():
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("scenario", ["a", "b"])
 def test_controls(scenario, norm):
-    r = learn(BIASED, data(np.float32), size=SIZE, scenario=scenario, norm=norm, targets="balanced", key=KEY)
+    r = learn(
+        BIASED,
+        data(np.float32),
+        size=SIZE,
+        scenario=scenario,
+        norm=norm,
+        targets="balanced",
+        key=KEY,
+    )
     delta, y_adv = np.asarray(r.perturbation.delta), np.asarray(r.perturbation.targets)
 
     bare = r.control("unperturbed")
@@ -335,11 +380,16 @@ def test_controls(scenario, norm):
     random = [r.control("random", draw) for draw in range(2)]
     steps = [np.asarray(g.inputs - r.carrier) for g in random]
     for g, step in zip(random, steps, strict=True):
-        np.testing.assert_allclose(np.linalg.norm(step, axis=1), np.linalg.norm(delta, axis=1), rtol=1e-5)
+        np.testing.assert_allclose(
+            np.linalg.norm(step, axis=1), np.linalg.norm(delta, axis=1), rtol=1e-5
+        )
         np.testing.assert_array_equal(g.dual_coef, bare.dual_coef)
     assert np.abs(steps[0] - steps[1]).max() > SIZE / 10
-    # Directions of N random vectors: the mean of their cosines with anything has deviation 1 / sqrt(N d).
-    assert abs(np.mean(np.sum(steps[0] * delta, axis=1))) < 4 * np.mean(np.sum(delta**2, axis=1)) / np.sqrt(N * D)
+    # Directions of N random vectors: the mean of their cosines with anything has deviation 1 /
+    # sqrt(N d).
+    assert abs(np.mean(np.sum(steps[0] * delta, axis=1))) < 4 * np.mean(
+        np.sum(delta**2, axis=1)
+    ) / np.sqrt(N * D)
 
     shuffled = [r.control("shuffled", draw) for draw in range(2)]
     turned = [np.sign(g.dual_coef) * y_adv for g in shuffled]
@@ -348,7 +398,9 @@ def test_controls(scenario, norm):
         assert abs(sign.sum()) == 1  # N is odd
     assert not np.array_equal(*turned)
     np.testing.assert_array_equal(r.control("shuffled", 1).dual_coef, shuffled[1].dual_coef)
-    with pytest.raises(ValueError, match="name must be one of 'unperturbed', 'random', 'shuffled'; got 'noise'"):
+    with pytest.raises(
+        ValueError, match="name must be one of 'unperturbed', 'random', 'shuffled'; got 'noise'"
+    ):
         r.control("noise")
 
 
@@ -358,7 +410,9 @@ def test_evaluate_reports_every_control_and_draw():
     for name, draws in (("unperturbed", 1), ("random", 3), ("shuffled", 3)):
         for part, points, labels in (("train", X, Y), ("test", Z, LABELS)):
             outputs = [np.asarray(r.control(name, draw)(points)) for draw in range(draws)]
-            assert e["controls"][name][part] == pytest.approx([sign_share(o, labels) for o in outputs], abs=1e-6)
+            assert e["controls"][name][part] == pytest.approx(
+                [sign_share(o, labels) for o in outputs], abs=1e-6
+            )
     with pytest.raises(ValueError, match="control_draws must be at least 1; got 0"):
         r.evaluate(control_draws=0)
 
@@ -371,11 +425,15 @@ def unit_vectors(n: int) -> np.ndarray:
     return u / np.linalg.norm(u, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize(("n", "balanced"), [(1, True), (7, False), (7, True), (8, False), (8, True)])
+@pytest.mark.parametrize(
+    ("n", "balanced"), [(1, True), (7, False), (7, True), (8, False), (8, True)]
+)
 def test_diagnosis_against_every_possible_target(n, balanced, x64):
     o, u = X[:n], unit_vectors(n)
     targets = many_targets("balanced" if balanced else "coin_flip", n)[0]
-    d = diagnose(BIASED.kernel, o, SIZE * targets[:, None] * u, targets, Z, LABELS, balanced=balanced)
+    d = diagnose(
+        BIASED.kernel, o, SIZE * targets[:, None] * u, targets, Z, LABELS, balanced=balanced
+    )
     mean, variance = oracle.enumerated_moments(o, u, SIZE, Z, SLOPE, True, balanced)
     np.testing.assert_allclose(d.signal, mean, atol=1e-13)
     np.testing.assert_allclose(d.offset_std**2, variance, rtol=1e-9)
@@ -386,11 +444,20 @@ def test_diagnosis_against_every_possible_target(n, balanced, x64):
 @pytest.mark.parametrize("rule", ["coin_flip", "balanced"])
 def test_probabilities_come_true_over_target_draws(rule, x64):
     targets, u = many_targets(rule, N), unit_vectors(N)
-    d = diagnose(BIASED.kernel, X, SIZE * targets[0][:, None] * u, targets[0], Z, LABELS, balanced=rule == "balanced")
+    d = diagnose(
+        BIASED.kernel,
+        X,
+        SIZE * targets[0][:, None] * u,
+        targets[0],
+        Z,
+        LABELS,
+        balanced=rule == "balanced",
+    )
     signal, b = oracle.target_parts(X, u, SIZE, Z, SLOPE, True)
     outputs = signal.mean(axis=0) + targets @ b / N
     frequency = (outputs * LABELS > 0).mean(axis=0)
-    # 4,000 draws: four standard errors .03; N_c replaces the law of a sum of 17 terms: .035 was seen (theory 12.3).
+    # 4,000 draws: four standard errors .03; N_c replaces the law of a sum of 17 terms: .035 was
+    # seen (theory 12.3).
     np.testing.assert_allclose(d.probability, frequency, atol=0.065)
     np.testing.assert_allclose(outputs.std(axis=0), d.offset_std, rtol=0.06)  # 5 / sqrt(2 4000)
     if rule == "coin_flip":
@@ -400,11 +467,20 @@ def test_probabilities_come_true_over_target_draws(rule, x64):
 @pytest.mark.parametrize("size", [0.01, 0.1, 1.0])
 @pytest.mark.parametrize("balanced", [False, True])
 def test_the_spread_of_the_offset_is_right_in_float32_too(size, balanced):
-    """Scenario (a) with trained biases: for balanced targets the large constant part of b_n drops out exactly, and what
-    is left is of order size^2. To a part in a hundred, or to the rounding of the b_n, a few 1e-7."""
+    """Scenario (a) with trained biases: for balanced targets the large constant part of b_n drops
+    out exactly, and what is left is of order size^2. To a part in a hundred, or to the rounding of
+    the b_n, a few 1e-7."""
     n = 2 * (N // 2)
     u, targets = unit_vectors(N)[:n], np.where(np.arange(n) % 2 == 0, 1.0, -1.0)
-    d = diagnose(BIASED.kernel, np.zeros((n, D)), size * targets[:, None] * u, targets, Z, LABELS, balanced=balanced)
+    d = diagnose(
+        BIASED.kernel,
+        np.zeros((n, D)),
+        size * targets[:, None] * u,
+        targets,
+        Z,
+        LABELS,
+        balanced=balanced,
+    )
     _, variance = oracle.target_moments(0 * u, u, size, Z, SLOPE, True, balanced)
     np.testing.assert_allclose(d.offset_std, np.sqrt(variance), rtol=0.01, atol=3e-7)
 
@@ -420,7 +496,11 @@ def test_without_signal_and_offset_the_probability_is_one_half():
     ("name", "value", "message"),
     [
         ("carrier", X[:, 0], r"carrier must have shape \(n, d\)"),
-        ("delta", X[:, :2], r"delta must have rows of shape \(5,\), as the training inputs; got \(2,\)"),
+        (
+            "delta",
+            X[:, :2],
+            r"delta must have rows of shape \(5,\), as the training inputs; got \(2,\)",
+        ),
         ("z", Z[:, :2], r"z must have rows of shape \(5,\), as the training inputs; got \(2,\)"),
         ("targets", Y[:3], r"targets must have shape \(17,\)"),
         ("labels", LABELS[:3], r"labels must have shape \(17,\)"),
@@ -438,16 +518,24 @@ def test_bad_arguments_of_diagnose(name, value, message):
 
 
 def test_coin_flips_fail_where_balanced_targets_and_untrained_biases_do_not():
-    """Shifted Gaussian, d = 100, N = 1000, size 0.01, scenario (a). The bias part of the kernel offers g a constant
-    proportional to the sum of the targets, of order sqrt(N), against a signal of order N size."""
+    """Shifted Gaussian, d = 100, N = 1000, size 0.01, scenario (a). The bias part of the kernel
+    offers g a constant proportional to the sum of the targets, of order sqrt(N), against a signal
+    of order N size."""
     train = pk.data.shifted_gaussian(1000, 100, key=jax.random.key(1))
     fresh = jax.random.normal(jax.random.key(2), (1000, 100))
     agreements: dict[str, list[float]] = {}
     accuracies: dict[str, list[float]] = {}
-    for name, bias, targets in (("coin", True, "coin_flip"), ("balanced", True, "balanced"), ("W", False, "coin_flip")):
+    for name, bias, targets in (
+        ("coin", True, "coin_flip"),
+        ("balanced", True, "balanced"),
+        ("W", False, "coin_flip"),
+    ):
         learner = KernelLearner(pk.TwoLayerNTK(0.0, bias), dynamics=pk.GradientFlow(10.0))
         seeds = (0, 1, 4) if name == "coin" else (4,)
-        runs = [learn(learner, train, size=0.01, targets=targets, key=jax.random.key(seed)) for seed in seeds]
+        runs = [
+            learn(learner, train, size=0.01, targets=targets, key=jax.random.key(seed))
+            for seed in seeds
+        ]
         agreements[name] = [float(r.agreement(fresh)) for r in runs]
         pairs = [r.accuracy(train) for r in runs]
         accuracies[name] = [float(pair.g) for pair in pairs]
@@ -455,8 +543,14 @@ def test_coin_flips_fail_where_balanced_targets_and_untrained_biases_do_not():
         for r in runs:  # the diagnosis says which runs fail, and why
             ratio = jnp.sqrt(jnp.mean(r.diagnosis.offset**2) / jnp.mean(r.diagnosis.signal**2))
             expected = float(r.diagnosis.expected_accuracy)
-            assert (ratio > 0.3 and expected < 0.9) if name == "coin" else (ratio < 0.01 and expected > 0.99)
-            if name == "coin":  # the offset is Phi(0, z) times the mean target, whatever the perturbations are
+            assert (
+                (ratio > 0.3 and expected < 0.9)
+                if name == "coin"
+                else (ratio < 0.01 and expected > 0.99)
+            )
+            if (
+                name == "coin"
+            ):  # the offset is Phi(0, z) times the mean target, whatever the perturbations are
                 phi = oracle.phi(np.zeros((1, 100)), np.asarray(train.inputs[:50], float), 0.0)[0]
                 mean = float(r.perturbation.targets.mean())
                 np.testing.assert_allclose(r.diagnosis.offset[:50], mean * phi, rtol=0.01)
@@ -470,22 +564,32 @@ def test_coin_flips_fail_where_balanced_targets_and_untrained_biases_do_not():
 # --- studies ---
 
 
-@pytest.mark.parametrize("options", [{"scenario": "b"}, {"scenario": "a", "norm": "linf"}, {"carrier": CARRIER}])
+@pytest.mark.parametrize(
+    "options", [{"scenario": "b"}, {"scenario": "a", "norm": "linf"}, {"carrier": CARRIER}]
+)
 def test_the_curve_passes_through_the_run_itself(options):
     r = learn(BIASED, data(np.float32), size=SIZE, targets="balanced", key=KEY, **options)
     curve = accuracy_against_size(r, held_out(np.float32), [0.0, SIZE, 2 * SIZE])
     assert curve.accuracy[1] == r.accuracy(held_out(np.float32)).g
-    assert curve.expected[1] == pytest.approx(float(r.diagnose(held_out(np.float32)).expected_accuracy), abs=1e-5)
+    assert curve.expected[1] == pytest.approx(
+        float(r.diagnose(held_out(np.float32)).expected_accuracy), abs=1e-5
+    )
     np.testing.assert_allclose(curve.size, [0, SIZE, 2 * SIZE])
     bare = r.control("unperturbed")
     assert curve.accuracy[0] == accuracy(bare(Z), LABELS)
-    again = learn(BIASED, data(np.float32), size=2 * SIZE, targets=r.perturbation.targets, key=KEY, **options)
+    again = learn(
+        BIASED, data(np.float32), size=2 * SIZE, targets=r.perturbation.targets, key=KEY, **options
+    )
     assert curve.accuracy[2] == again.accuracy(held_out(np.float32)).g
 
 
-@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.2, 1.0)], ids=["around the data", "beside the data"])
+@pytest.mark.parametrize(
+    "bounds", [(-1.0, 1.0), (0.2, 1.0)], ids=["around the data", "beside the data"]
+)
 def test_the_curve_passes_through_a_run_with_bounds(bounds):
-    """A column of the data is constant, so the gradient is zero there; bounds still move it where they leave it out."""
+    """A column of the data is constant, so the gradient is zero there; bounds still move it where
+    they leave it out.
+    """
     x = X.astype(np.float32)
     x[:, 1] = 0
     seen: list[Any] = []
@@ -547,7 +651,8 @@ def test_geometry_of_the_decision_map(scale):
     assert m.f.shape == m.g.shape == (9, 9)
     grid = (means[0] + means[1]) / 2 + ticks[2] * first + ticks[7] * sign * second
     expected = r.f(np.asarray(grid[None], np.float32))[0]
-    np.testing.assert_allclose(m.f[7, 2], expected, atol=2e-3 * np.abs(m.f).max())  # rows: second axis
+    # Rows: second axis.
+    np.testing.assert_allclose(m.f[7, 2], expected, atol=2e-3 * np.abs(m.f).max())
 
 
 def test_a_decision_map_of_data_on_a_line():
@@ -563,7 +668,9 @@ def test_bad_decision_maps():
     with pytest.raises(ValueError, match="resolution must be at least 2; got 1"):
         decision_map(r, 1)
     one = learn(nearest, Dataset(X, np.ones(N)), size=SIZE, key=KEY)
-    with pytest.raises(ValueError, match="a decision map needs training points of both classes; got one"):
+    with pytest.raises(
+        ValueError, match="a decision map needs training points of both classes; got one"
+    ):
         decision_map(one)
 
 
@@ -574,23 +681,47 @@ BAD = [
     ({"size": -1.0}, ValueError, "size must be >= 0 and finite; got -1"),
     ({"size": "1"}, TypeError, "size must be a number"),
     ({"norm": "l1"}, ValueError, "norm must be one of 'l2', 'linf'; got 'l1'"),
-    ({"direction": "sign"}, ValueError, "direction must be one of 'gradient', 'frozen_gates'; got 'sign'"),
+    (
+        {"direction": "sign"},
+        ValueError,
+        "direction must be one of 'gradient', 'frozen_gates'; got 'sign'",
+    ),
     ({"bounds": (1, 0)}, ValueError, "bounds must have low < high"),
     ({"bounds": 1}, ValueError, r"bounds must be \(low, high\)"),
     ({"scenario": "c"}, ValueError, "scenario must be one of 'a', 'b'; got 'c'"),
     ({"scenario": "b", "carrier": X}, ValueError, "scenario and carrier exclude each other"),
-    ({"carrier": X[:3]}, ValueError, "carrier must have one row a training point, 17, or a multiple; got 3"),
-    ({"carrier": X[:, :3]}, ValueError, r"carrier must have rows of shape \(5,\), as the training inputs; got \(3,\)"),
+    (
+        {"carrier": X[:3]},
+        ValueError,
+        "carrier must have one row a training point, 17, or a multiple; got 3",
+    ),
+    (
+        {"carrier": X[:, :3]},
+        ValueError,
+        r"carrier must have rows of shape \(5,\), as the training inputs; got \(3,\)",
+    ),
     ({"carrier": X * np.nan}, ValueError, "carrier must be finite"),
-    ({"targets": "random"}, ValueError, "targets must be one of 'coin_flip', 'balanced'; got 'random'"),
+    (
+        {"targets": "random"},
+        ValueError,
+        "targets must be one of 'coin_flip', 'balanced'; got 'random'",
+    ),
     ({"targets": Y[:3]}, ValueError, r"targets must have shape \(17,\)"),
     ({"targets": 2 * Y}, ValueError, r"targets must be -1 or \+1; found -2, 2"),
-    ({"key": 0}, TypeError, r"key must be one JAX random key, as jax\.random\.key\(0\) makes it; got int"),
+    (
+        {"key": 0},
+        TypeError,
+        r"key must be one JAX random key, as jax\.random\.key\(0\) makes it; got int",
+    ),
     ({"key": jax.random.split(KEY)[:, None]}, TypeError, "key must be one JAX random key"),
-    ({"learner_g": 3}, TypeError, r"learner_g must be a function \(inputs, targets, key\) -> predictor; got 3"),
+    (
+        {"learner_g": 3},
+        TypeError,
+        r"learner_g must be a function \(inputs, targets, key\) -> predictor; got 3",
+    ),
     ({"train": (X, Y[:3])}, ValueError, "17"),
     ({"train": (X, np.arange(N))}, ValueError, "targets"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD, ids=[m[:40] for *_, m in BAD])
@@ -605,10 +736,13 @@ def test_bad_arguments_raise_before_any_training(changes, error, message):
 
 def test_bad_learners_and_rules():
     with pytest.raises(
-        TypeError, match=r"^learner must be a function \(inputs, targets, key\) -> predictor; got 'relu'"
+        TypeError,
+        match=r"^learner must be a function \(inputs, targets, key\) -> predictor; got 'relu'",
     ):
         learn("relu", data(np.float32), size=SIZE, key=KEY)
-    with pytest.raises(ValueError, match="targets must be one of 'coin_flip', 'balanced'; got 'heads'"):
+    with pytest.raises(
+        ValueError, match="targets must be one of 'coin_flip', 'balanced'; got 'heads'"
+    ):
         draw_targets("heads", 3, key=KEY)
     with pytest.raises(TypeError, match="key must be one JAX random key"):
         draw_targets("balanced", 3, key=3)

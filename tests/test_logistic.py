@@ -1,4 +1,6 @@
-"""logistic.py: the logistic flow at many times from few products, against SciPy's Radau method in float64."""
+"""logistic.py: the logistic flow at many times from few products, against SciPy's Radau method in
+float64.
+"""
 
 import functools
 from typing import Any
@@ -52,7 +54,9 @@ def start() -> np.ndarray:
 
 @functools.cache
 def reference(name: str, initial: bool) -> Any:
-    """Outputs (k, P) and alpha (k, P) at TIMES by an implicit method of SciPy; its tolerance is 1e-9."""
+    """Outputs (k, P) and alpha (k, P) at TIMES by an implicit method of SciPy; its tolerance is
+    1e-9.
+    """
     gram, y = problem(name)
     f0 = start() if initial else np.zeros(P)
     signed = y[:, None] * gram * y
@@ -65,7 +69,14 @@ def reference(name: str, initial: bool) -> Any:
         return -(s * (1 - s) / P)[:, None] * signed
 
     found = solve_ivp(
-        velocity, (0, TIMES[-1]), np.zeros(P), "Radau", TIMES, jac=jacobian, rtol=1e-9, atol=1e-13 * TIMES[-1] / P
+        velocity,
+        (0, TIMES[-1]),
+        np.zeros(P),
+        "Radau",
+        TIMES,
+        jac=jacobian,
+        rtol=1e-9,
+        atol=1e-13 * TIMES[-1] / P,
     )
     assert found.success
     return f0 + found.y.T * y @ gram, found.y.T
@@ -77,8 +88,8 @@ def reference(name: str, initial: bool) -> Any:
 def test_the_path_is_that_of_an_implicit_runge_kutta_method(name, dtype, initial):
     gram, y = problem(name)
     outputs, alpha = reference(name, initial)
-    # Local errors of rtol each add up to a few. float32 adds the rounding of products, relative to terms that cancel
-    # when eigenvalues span many orders; the result's `drift` tells.
+    # Local errors of rtol each add up to a few. float32 adds the rounding of products, relative to
+    # terms that cancel when eigenvalues span many orders; the result's `drift` tells.
     floor = 2e-3 if (dtype, name) == (np.float32, "spectrum") else 0
     for rtol in (1e-3, 1e-4) if dtype == np.float32 else (1e-3, 1e-5, 1e-7):
         with precision(dtype):
@@ -88,7 +99,10 @@ def test_the_path_is_that_of_an_implicit_runge_kutta_method(name, dtype, initial
         assert float(found.time) == pytest.approx(TIMES[-1], rel=1e-6)
         change = np.abs(outputs - outputs[0]).max(axis=1)
         off = np.abs(np.asarray(found.outputs, float) - outputs).max(axis=1)
-        assert (off[1:] <= (4 * rtol + floor) * change[1:] + 1e-7 * initial).all(), (rtol, off[1:] / change[1:])
+        assert (off[1:] <= (4 * rtol + floor) * change[1:] + 1e-7 * initial).all(), (
+            rtol,
+            off[1:] / change[1:],
+        )
         off = np.linalg.norm(y * np.asarray(found.dual_coef, float) - alpha, axis=1)
         assert (off <= (4 * rtol + floor) * np.linalg.norm(alpha, axis=1)).all()
         assert float(found.drift) < (1e-10 if dtype == np.float64 else 1e-2 if floor else 1e-4)
@@ -113,7 +127,9 @@ def test_times_may_come_in_any_order_and_twice(x64):
 def test_times_in_between_change_nothing(x64):
     """They are read off the steps, which are the same: one integration for all."""
     gram, y = problem("coin flips")
-    one, many = (path(operator(gram), y, None, times, 1e-5) for times in ([50.0] * 6, np.linspace(0, 50, 6)))
+    one, many = (
+        path(operator(gram), y, None, times, 1e-5) for times in ([50.0] * 6, np.linspace(0, 50, 6))
+    )
     assert (one.products, one.steps) == (many.products, many.steps)
     np.testing.assert_allclose(one.dual_coef[0], many.dual_coef[-1], rtol=1e-12)
 
@@ -141,7 +157,9 @@ def test_saturated_outputs_stay_finite():
     gram, y = problem("separable")
     f0 = np.float32(1e4 * y * np.where(np.arange(P) % 2, 1, -1))
     found = path(operator(np.float32(gram)), np.float32(y), f0, [10.0] * 6, 1e-4)
-    np.testing.assert_allclose(y * found.dual_coef[0], np.where(np.arange(P) % 2, 0, 10 / P), rtol=4e-4, atol=1e-9)
+    np.testing.assert_allclose(
+        y * found.dual_coef[0], np.where(np.arange(P) % 2, 0, 10 / P), rtol=4e-4, atol=1e-9
+    )
 
 
 def test_equal_shapes_compile_once():
@@ -160,7 +178,11 @@ def test_equal_shapes_compile_once():
 
 BAD = [
     ({"operator": None}, TypeError, r"operator must be a function \(n,\) -> \(n,\); got None"),
-    ({"operator": lambda v: v[1:]}, ValueError, r"operator must map \(61,\) to \(61,\); it gave \(60,\)"),
+    (
+        {"operator": lambda v: v[1:]},
+        ValueError,
+        r"operator must map \(61,\) to \(61,\); it gave \(60,\)",
+    ),
     ({"y": np.arange(P)}, ValueError, r"y must be -1 or \+1; found 0, 1"),
     ({"y": np.ones((P, 1))}, ValueError, r"y must have shape \(61,\)"),
     ({"f0": np.ones(P - 1)}, ValueError, r"f0 must have shape \(61,\)"),
@@ -177,6 +199,12 @@ BAD = [
 @pytest.mark.parametrize(("changes", "error", "message"), BAD, ids=[m[:40] for *_, m in BAD])
 def test_bad_arguments_say_what_is_wrong(changes, error, message):
     gram, y = (np.float32(a) for a in problem("separable"))
-    arguments = {"operator": operator(gram), "y": y, "f0": None, "times": [1.0], "rtol": 1e-3} | changes
+    arguments = {
+        "operator": operator(gram),
+        "y": y,
+        "f0": None,
+        "times": [1.0],
+        "rtol": 1e-3,
+    } | changes
     with pytest.raises(error, match=message):
         path(**arguments)

@@ -1,4 +1,6 @@
-"""Products, solvers and ensembles on a mesh: many devices in one process, two processes, the death of one of them."""
+"""Products, solvers and ensembles on a mesh: many devices in one process, two processes, the death
+of one of them.
+"""
 
 import json
 import os
@@ -52,8 +54,9 @@ def test_results_are_those_of_one_device(devices, processes):
             assert worker.returncode == 0, errors
             differences = json.loads(output.splitlines()[-1])  # gloo talks first
             assert len(differences) >= 4
-            # In float64 the tolerance of the solvers, 1e-9, and the condition number, far below this limit.
-            # Sums of 17 terms in another order: a few eps (6e-8). A share left out, or counted twice, is of order 0.1.
+            # In float64 the tolerance of the solvers, 1e-9, and the condition number, far below
+            # this limit. Sums of 17 terms in another order: a few eps (6e-8). A share left out, or
+            # counted twice, is of order 0.1.
             assert max(differences.values()) < 3e-6, differences
 
 
@@ -66,7 +69,9 @@ def test_a_dead_process_ends_the_others_with_an_error():
         workers[1].kill()
         errors = workers[0].communicate(timeout=100)[1]
         assert workers[0].returncode != 0
-        assert "gloo" in errors.lower() or "heartbeat" in errors.lower() or "task" in errors.lower(), errors
+        assert (
+            "gloo" in errors.lower() or "heartbeat" in errors.lower() or "task" in errors.lower()
+        ), errors
 
 
 @pytest.mark.parametrize("call", ["matvec", "input_gradient", "phi_matmul"])

@@ -1,7 +1,8 @@
-"""Finite networks: against the theory's exact moments and NumPy loops; training, ensembles, learners.
+"""Finite networks: against the theory's exact moments and NumPy loops; training, ensembles,
+learners.
 
-Sharp comparisons run in double precision; statistical ones allow five standard errors, estimated from the draws.
-"""
+Sharp comparisons run in double precision; statistical ones allow five standard errors, estimated
+from the draws."""
 
 import pickle
 from functools import partial
@@ -27,7 +28,8 @@ NetworkLearner: Any = networks.NetworkLearner
 Plateau: Any = networks.Plateau
 TwoLayerNetwork: Any = networks.TwoLayerNetwork
 
-# Every new shape, length or static setting is a compilation of about half a second: tests share these where they can.
+# Every new shape, length or static setting is a compilation of about half a second: tests share
+# these where they can.
 N, M, D, WIDTH = 17, 5, 4, 12
 ONCE = {"steps": 20, "trace_every": 20}
 BATCHED = {"steps": 8, "trace_every": 8, "batch_size": 5}  # two epochs
@@ -46,19 +48,31 @@ def network(slope=0.2, train_bias=True, width=WIDTH, seed=0) -> Any:
 
 
 def drawn(k: int, width: int, seed: int = 0) -> Any:
-    """k networks of the right distribution, without the compilation that `init` needs for every width."""
+    """k networks of the right distribution, without the compilation that `init` needs for every
+    width.
+    """
     rng = np.random.default_rng(seed)
-    weight, bias, readout = rng.normal(size=(k, width, D)), rng.normal(size=(k, width)), rng.normal(size=(k, width))
-    return TwoLayerNetwork(*(jnp.asarray(p) for p in (weight / D**0.5, bias, readout / width**0.5)), 0.2, True)
+    weight, bias, readout = (
+        rng.normal(size=(k, width, D)),
+        rng.normal(size=(k, width)),
+        rng.normal(size=(k, width)),
+    )
+    return TwoLayerNetwork(
+        *(jnp.asarray(p) for p in (weight / D**0.5, bias, readout / width**0.5)), 0.2, True
+    )
 
 
 def initialised(k: int, width: int, slope: float, doubled: bool = False) -> Any:
     keys = jax.random.split(KEY, k)
-    return jax.vmap(lambda key: TwoLayerNetwork.init(D, width, slope, True, doubled=doubled, key=key))(keys)
+    return jax.vmap(
+        lambda key: TwoLayerNetwork.init(D, width, slope, True, doubled=doubled, key=key)
+    )(keys)
 
 
 class TorchPlateau:
-    """torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min", threshold_mode="rel"), its logic line by line."""
+    """torch.optim.lr_scheduler.ReduceLROnPlateau(mode="min", threshold_mode="rel"), its logic line
+    by line.
+    """
 
     def __init__(self, factor=0.1, patience=10, threshold=1e-4):
         self.factor, self.patience, self.threshold = factor, patience, threshold
@@ -104,7 +118,9 @@ def assert_close(got, wanted, tolerance=1e-11):
 
 
 def assert_mean(samples, wanted, resolution: float):
-    """The mean over axis 0 is `wanted` within 5 standard errors, which must be small enough to mean something."""
+    """The mean over axis 0 is `wanted` within 5 standard errors, which must be small enough to mean
+    something.
+    """
     samples = np.asarray(samples, float)
     error = samples.std(0) / np.sqrt(len(samples))
     assert (error < resolution * np.abs(wanted).max()).all()
@@ -121,7 +137,9 @@ def test_initial_moments(slope):
     f0, gradient = np.asarray(nets(z), float), np.asarray(nets.input_gradient(z), float)
     covariance = oracle.nngp(z, z, slope)
     assert_mean(f0[:, :, None] * f0[:, None], covariance, 0.02)
-    np.testing.assert_allclose(np.diag(covariance), (1 + slope**2) / 2 * (1 + (z**2).sum(1) / D), rtol=1e-12)
+    np.testing.assert_allclose(
+        np.diag(covariance), (1 + slope**2) / 2 * (1 + (z**2).sum(1) / D), rtol=1e-12
+    )
     assert_mean((gradient**2).sum(-1), np.full(M, (1 + slope**2) / 2), 0.02)
 
 
@@ -152,7 +170,9 @@ def test_empirical_kernel_is_the_product_of_gradients(x64):
 
     (weight, bias) = gradients(np.concatenate([x, z]))
     for train_bias in (False, True):
-        wanted = jnp.einsum("nij,mij->nm", weight[:N], weight[N:]) + train_bias * bias[:N] @ bias[N:].T
+        wanted = (
+            jnp.einsum("nij,mij->nm", weight[:N], weight[N:]) + train_bias * bias[:N] @ bias[N:].T
+        )
         net = TwoLayerNetwork(net.weight, net.bias, net.readout, 0.2, train_bias)
         assert_close(net.empirical_ntk(x, z), wanted)
         assert net.kernel == pk.TwoLayerNTK(0.2, train_bias)
@@ -166,9 +186,13 @@ def test_doubled_network_starts_at_zero():
     single = first_half(net)
     eps = np.finfo(np.float32).eps
     # Cancellation leaves the rounding of a dozen terms.
-    terms = np.abs(np.asarray(net.readout)) @ np.abs(np.asarray(net.weight) @ z.T + np.asarray(net.bias)[:, None])
+    terms = np.abs(np.asarray(net.readout)) @ np.abs(
+        np.asarray(net.weight) @ z.T + np.asarray(net.bias)[:, None]
+    )
     assert (np.abs(net(z)) <= WIDTH * eps * terms).all()
-    assert np.abs(net.input_gradient(z)).max() <= WIDTH * eps * np.abs(net.readout) @ np.linalg.norm(net.weight, axis=1)
+    assert np.abs(net.input_gradient(z)).max() <= WIDTH * eps * np.abs(
+        net.readout
+    ) @ np.linalg.norm(net.weight, axis=1)
     assert np.abs(single(z)).max() > 0.05  # either half alone does not vanish
     trained, _ = train(net, x, y, optimizer=paper_optimizer(0.1), **ONCE)
     assert np.abs(trained(z)).max() > 1e-3
@@ -176,7 +200,9 @@ def test_doubled_network_starts_at_zero():
 
 def first_half(net) -> Any:
     half = len(net.readout) // 2
-    return TwoLayerNetwork(net.weight[:half], net.bias[:half], net.readout[:half], net.slope, net.train_bias)
+    return TwoLayerNetwork(
+        net.weight[:half], net.bias[:half], net.readout[:half], net.slope, net.train_bias
+    )
 
 
 # --- the function ---
@@ -187,7 +213,8 @@ def test_input_gradient(x64, slope):
     _, _, z = problem()
     net, initial = network(slope), network(slope, seed=1)
     for f in (net, net.centred(initial)):
-        step = 1e-6 * np.eye(D)  # far from the kinks at these points: checked by the accuracy itself
+        # Far from the kinks at these points: checked by the accuracy itself.
+        step = 1e-6 * np.eye(D)
         wanted = np.stack([(f(z + s) - f(z - s)) / 2e-6 for s in step], axis=-1)
         assert_close(f.input_gradient(z), wanted, 1e-8)
         assert_close(jax.vmap(jax.grad(lambda p, f=f: f(p[None])[0]))(z), wanted, 1e-8)
@@ -212,13 +239,17 @@ def test_gate_at_the_kink_is_the_slope(x64):
 
 
 @pytest.mark.parametrize(
-    ("loss", "train_bias"), [("identity", False), ("identity", True), ("logistic", True), ("squared", False)]
+    ("loss", "train_bias"),
+    [("identity", False), ("identity", True), ("logistic", True), ("squared", False)],
 )
 def test_training_matches_the_written_out_loop(x64, loss, train_bias):
     x, y, _ = problem()
     net = network(0.2, train_bias)
     weight, bias, losses, _ = descend(net, x, y, loss, 0.3, 20)
-    assert np.abs(weight - net.weight).max() > 0.1 and (np.asarray(net.bias) == bias).all() != train_bias
+    assert (
+        np.abs(weight - net.weight).max() > 0.1
+        and (np.asarray(net.bias) == bias).all() != train_bias
+    )
     trained, trace = train(net, x, y, loss=loss, optimizer=paper_optimizer(0.3), **ONCE)
     assert_close(trained.weight, weight)
     assert_close(trained.bias, bias)
@@ -240,7 +271,9 @@ def test_paper_optimizer_is_optax_sgd(x64):
 
 @pytest.mark.parametrize(("slope", "train_bias"), [(0.2, False), (0.2, True), (0.0, False)])
 def test_identity_loss_is_the_closed_form_while_no_gate_flips(x64, slope, train_bias):
-    """f = f0 + (tau_k / N) sum y_n K_m(x_n, .) exactly (theory: 1.1); rounding 1e-16 against a change of 1e-6."""
+    """f = f0 + (tau_k / N) sum y_n K_m(x_n, .) exactly (theory: 1.1); rounding 1e-16 against a
+    change of 1e-6.
+    """
     x, y, z = problem()
     net = network(slope, train_bias)
     trained, trace = train(net, x, y, optimizer=paper_optimizer(1e-8), **ONCE)
@@ -251,7 +284,9 @@ def test_identity_loss_is_the_closed_form_while_no_gate_flips(x64, slope, train_
 
 
 def test_wide_networks_approach_the_kernel_predictor():
-    """The rms error falls like width^-1/2: 80 networks a width determine each rms to about 10 %, the power to 0.05."""
+    """The rms error falls like width^-1/2: 80 networks a width determine each rms to about 10 %,
+    the power to 0.05.
+    """
     x, y, z = problem()
     dynamics = pk.HeavyBall(0.02, 20, 0.9)
     f = pk.fit(pk.TwoLayerNTK(0.2, True), x, y, dynamics=dynamics)
@@ -279,21 +314,33 @@ def test_neurons_decouple_under_the_identity_loss_only(x64):
 
 
 def test_minibatches_visit_every_point_once_an_epoch():
-    """A linear network on one-hot points: a step moves column n of W by rate a y_n / (size of its batch), once."""
+    """A linear network on one-hot points: a step moves column n of W by rate a y_n / (size of its
+    batch), once.
+    """
     n, size = 10, 4
     net = TwoLayerNetwork.init(n, 3, 1.0, key=KEY)
     y = np.where(np.arange(n) % 3 == 0, 1.0, -1.0)
     optimizer = optax.sgd(1.0)
     visits = []
     for steps in (3, 6):
-        trained, _ = train(net, np.eye(n), y, optimizer=optimizer, steps=steps, batch_size=size, key=KEY, trace_every=3)
+        trained, _ = train(
+            net,
+            np.eye(n),
+            y,
+            optimizer=optimizer,
+            steps=steps,
+            batch_size=size,
+            key=KEY,
+            trace_every=3,
+        )
         moved = np.asarray((trained.weight - net.weight) / net.readout[:, None] * y)
         np.testing.assert_allclose(moved, np.broadcast_to(moved[:1], moved.shape), rtol=1e-4)
         visits.append(moved.mean(0))
     second = visits[1] - visits[0]
     for epoch in (visits[0], second):
         np.testing.assert_allclose(np.sort(epoch), [0.25] * 8 + [0.5] * 2, rtol=1e-4)
-    # With this key the two epochs leave different points for the last batch: they are shuffled anew.
+    # With this key the two epochs leave different points for the last batch: they are shuffled
+    # anew.
     assert not np.allclose(visits[0], second, rtol=1e-3)
 
 
@@ -309,7 +356,9 @@ def test_minibatch_loss_is_the_mean_over_the_batch():
 @pytest.mark.parametrize("optimizer", [optax.adam(0.05), optax.lbfgs()], ids=["adam", "lbfgs"])
 def test_any_optax_optimizer(optimizer):
     x, y, _ = problem()
-    _, trace = train(network(), x, y, loss="logistic", optimizer=optimizer, steps=12, trace_every=12)
+    _, trace = train(
+        network(), x, y, loss="logistic", optimizer=optimizer, steps=12, trace_every=12
+    )
     assert trace.status == "ok"
     assert trace.loss[-1] < 0.8 * trace.loss[0]
 
@@ -337,7 +386,9 @@ def sequences() -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("rule", [Plateau(), Plateau(0.5, 0, 1e-2), Plateau(0.3, 3)], ids=["default", "eager", "short"])
+@pytest.mark.parametrize(
+    "rule", [Plateau(), Plateau(0.5, 0, 1e-2), Plateau(0.3, 3)], ids=["default", "eager", "short"]
+)
 def test_plateau_rule_is_pytorchs(x64, rule):
     transformation = rule.transformation()
 
@@ -348,7 +399,9 @@ def test_plateau_rule_is_pytorchs(x64, rule):
         return jax.lax.scan(step, transformation.init(jnp.zeros(())), losses)[1]
 
     given = sequences()
-    for (name, losses), got in zip(given.items(), scales(np.stack(list(given.values()))), strict=True):
+    for (name, losses), got in zip(
+        given.items(), scales(np.stack(list(given.values()))), strict=True
+    ):
         torch = TorchPlateau(rule.factor, rule.patience, rule.threshold)
         wanted = [torch.step(loss) for loss in losses]
         np.testing.assert_allclose(got, wanted, rtol=1e-12, err_msg=name)
@@ -362,7 +415,8 @@ def test_plateau_rule_is_pytorchs(x64, rule):
                 "not a number",
                 "negative noise",
             }
-            # Losses that fall by 5e-5 each are better than the best of three steps before by 1e-4: the rate stays.
+            # Losses that fall by 5e-5 each are better than the best of three steps before by 1e-4:
+            # the rate stays.
             assert (wanted[-1] < 1) == (name in falls), name
 
 
@@ -370,7 +424,9 @@ def test_training_with_a_plateau_matches_the_written_out_loop(x64):
     x, y, _ = problem()
     net = network()
     rate = 30.0  # far too large: the loss jumps about and the rule has work to do
-    weight, _, losses, scales = descend(net, x, y, "logistic", rate, 40, plateau=TorchPlateau(0.5, 0))
+    weight, _, losses, scales = descend(
+        net, x, y, "logistic", rate, 40, plateau=TorchPlateau(0.5, 0)
+    )
     settings = {"steps": 40, "trace_every": 20, "plateau": Plateau(0.5, 0)}
     trained, trace = train(net, x, y, loss="logistic", optimizer=paper_optimizer(rate), **settings)
     assert len(np.unique(scales)) > 3
@@ -381,16 +437,21 @@ def test_training_with_a_plateau_matches_the_written_out_loop(x64):
 
 @pytest.mark.parametrize(("loss", "falls"), [("logistic", True), ("identity", False)])
 def test_plateau_with_a_loss_that_stands_still(loss, falls):
-    """Rate 0: the first loss is the best, eleven that are not better follow, the rate falls for the thirteenth step."""
+    """Rate 0: the first loss is the best, eleven that are not better follow, the rate falls for the
+    thirteenth step.
+    """
     x, _, _ = problem(n=18)
     net = network()
     y = np.where(net(x) > 0, 1.0, -1.0)  # so that the identity loss is negative
     settings = {"loss": loss, "optimizer": paper_optimizer(0.0), "plateau": Plateau()}
     factor = 0.1 if falls else 1.0
     _, trace = train(net, x, y, steps=24, trace_every=24, **settings)
-    np.testing.assert_allclose(trace.rate_scale, [1.0] * 12 + [factor] * 11 + [factor**2], rtol=1e-6)
+    np.testing.assert_allclose(
+        trace.rate_scale, [1.0] * 12 + [factor] * 11 + [factor**2], rtol=1e-6
+    )
     if falls:
-        _, trace = train(net, x, y, steps=39, trace_every=39, batch_size=6, key=KEY, **settings)  # 3 batches an epoch
+        # 3 batches an epoch.
+        _, trace = train(net, x, y, steps=39, trace_every=39, batch_size=6, key=KEY, **settings)
         np.testing.assert_allclose(trace.rate_scale, [1.0] * 36 + [factor] * 3, rtol=1e-6)
 
 
@@ -408,15 +469,21 @@ def test_trace():
     np.testing.assert_array_equal(trace.step, [0, 10, 20, 23])
     for row, f in ((0, net), (-1, trained)):
         outputs = np.asarray(f(x), float)
-        np.testing.assert_allclose(trace.loss[row], np.log1p(np.exp(-y * outputs)).mean(), rtol=1e-5)
+        np.testing.assert_allclose(
+            trace.loss[row], np.log1p(np.exp(-y * outputs)).mean(), rtol=1e-5
+        )
         np.testing.assert_allclose(trace.accuracy[row], (np.sign(outputs) == y).mean(), rtol=1e-6)
-        np.testing.assert_allclose(trace.flipped[row], (f.active(x) != net.active(x)).mean(), rtol=1e-6)
+        np.testing.assert_allclose(
+            trace.flipped[row], (f.active(x) != net.active(x)).mean(), rtol=1e-6
+        )
         both = [np.concatenate([f_.weight, f_.bias[:, None]], axis=1) for f_ in (f, net)]
         moved = np.linalg.norm(both[0] - both[1]) / np.linalg.norm(both[1])
         np.testing.assert_allclose(trace.movement[row], moved, rtol=1e-5)
     assert trace.flipped[-1] > 0 and trace.movement[-1] > 0.1
     np.testing.assert_allclose(trace.step_loss[10], trace.loss[1], rtol=1e-5)
-    assert trace.step_loss.shape == trace.rate_scale.shape == (23,) and (trace.rate_scale == 1).all()
+    assert (
+        trace.step_loss.shape == trace.rate_scale.shape == (23,) and (trace.rate_scale == 1).all()
+    )
 
 
 def test_records_where_they_are_asked_for():
@@ -435,7 +502,9 @@ def test_records_where_they_are_asked_for():
         alone, own = train(network(), x, y, steps=int(steps), trace_at=[], **settings)
         np.testing.assert_array_equal(own.step, [0, steps] if steps else [0])
         np.testing.assert_allclose(trace.observed[0][row], alone(z), rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(trace.observed[1]["gradient"][row], alone.input_gradient(x), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            trace.observed[1]["gradient"][row], alone.input_gradient(x), rtol=1e-5, atol=1e-6
+        )
         np.testing.assert_allclose(trace.loss[row], own.loss[-1], rtol=1e-5)
         np.testing.assert_allclose(trace.step_loss[:steps], own.step_loss, rtol=1e-5)
     assert train(network(), x, y, steps=3, **settings)[1].observed is None
@@ -444,7 +513,11 @@ def test_records_where_they_are_asked_for():
 def test_no_steps():
     x, y, _ = problem()
     net, trace = train(network(), x, y, optimizer=optax.sgd(0.1), steps=0)
-    assert eqx.tree_equal(net, network()) and trace.step_loss.shape == (0,) and trace.loss.shape == (1,)
+    assert (
+        eqx.tree_equal(net, network())
+        and trace.step_loss.shape == (0,)
+        and trace.loss.shape == (1,)
+    )
 
 
 def test_divergence_is_reported():
@@ -452,7 +525,9 @@ def test_divergence_is_reported():
     settings = {"loss": "squared", "optimizer": optax.sgd(1e12), "steps": 20}
     _, trace = train(network(), x, y, trace_every=20, **settings)
     first = int(np.argmin(np.isfinite(trace.step_loss)))
-    assert first > 0 and trace.status.startswith("diverged") and f"after {first} steps" in trace.status
+    assert (
+        first > 0 and trace.status.startswith("diverged") and f"after {first} steps" in trace.status
+    )
     with pytest.warns(UserWarning, match="diverged"):
         NetworkLearner(WIDTH, 0.2, True, **settings)(x, y, KEY)
 
@@ -461,8 +536,12 @@ def test_divergence_is_reported():
 
 
 INPUTS = [  # bias trained, minibatches: every pair with the inputs that members share, scale, or have to themselves
-    ("shared", True, True), ("scaled", False, True), ("scaled", True, False), ("own", True, True), ("own", False, False)
-]  # fmt: skip
+    ("shared", True, True),
+    ("scaled", False, True),
+    ("scaled", True, False),
+    ("own", True, True),
+    ("own", False, False),
+]
 
 
 @pytest.mark.parametrize(("inputs", "train_bias", "batched"), INPUTS)
@@ -471,22 +550,39 @@ def test_ensemble_equals_its_members(x64, inputs, train_bias, batched):
     rng = np.random.default_rng(1)
     nets, rates, scale = drawn(3, WIDTH), np.array([0.01, 0.3, 30.0]), rng.normal(size=(3, N))
     nets = TwoLayerNetwork(nets.weight, nets.bias, nets.readout, 0.2, train_bias)
-    own_x = {"shared": np.stack([x] * 3), "scaled": scale[:, :, None] * x, "own": rng.normal(size=(3, N, D))}[inputs]
+    own_x = {
+        "shared": np.stack([x] * 3),
+        "scaled": scale[:, :, None] * x,
+        "own": rng.normal(size=(3, N, D)),
+    }[inputs]
     own_y = np.stack([y] * 3) if inputs == "shared" else rng.choice([-1.0, 1.0], size=(3, N))
     data = {"shared": (x, y), "scaled": (x, own_y), "own": (own_x, own_y)}[inputs]
     settings = {"loss": "logistic", "steps": 12, "plateau": Plateau(0.5, 0), "trace_at": (4, 5)}
     settings |= {"observe": lambda f: {"outputs": f(z), "gradient": f.input_gradient(z)}}
     settings |= {"batch_size": 5} if batched else {}
     scales = {"scale": scale} if inputs == "scaled" else {}
-    trained, trace = ensemble(nets, *data, **scales, learning_rate=rates, momentum=0.8, key=KEY, **settings)
+    trained, trace = ensemble(
+        nets, *data, **scales, learning_rate=rates, momentum=0.8, key=KEY, **settings
+    )
     np.testing.assert_array_equal(trace.step, [0, 4, 5, 12])
     assert trained(z).shape == (3, M) and trained.input_gradient(z).shape == (3, M, D)
-    assert trained.empirical_ntk(x, z).shape == (3, N, M) and trained.active(z).shape == (3, M, WIDTH)
+    assert trained.empirical_ntk(x, z).shape == (3, N, M) and trained.active(z).shape == (
+        3,
+        M,
+        WIDTH,
+    )
     assert trace.observed["outputs"].shape == (3, 4, M) and trace.loss.shape == (3, 4)
     close = partial(assert_close, tolerance=1e-9)  # at the largest rate rounding grows
     for i, key in enumerate(jax.random.split(KEY, 3)):
         member = jax.tree.map(lambda a, i=i: a[i], nets)
-        alone, own = train(member, own_x[i], own_y[i], optimizer=paper_optimizer(rates[i], 0.8), key=key, **settings)
+        alone, own = train(
+            member,
+            own_x[i],
+            own_y[i],
+            optimizer=paper_optimizer(rates[i], 0.8),
+            key=key,
+            **settings,
+        )
         close(trained.weight[i], alone.weight)
         close(trained.bias[i], alone.bias)
         close(trained(z)[i], alone(z))
@@ -501,7 +597,9 @@ def test_ensemble_equals_its_members(x64, inputs, train_bias, batched):
 
 def test_one_member_diverges():
     x, y, _ = problem()
-    trace = ensemble(drawn(3, WIDTH), x, y, learning_rate=[0.1, 0.1, 1e38], loss="squared", **ONCE)[1]
+    trace = ensemble(drawn(3, WIDTH), x, y, learning_rate=[0.1, 0.1, 1e38], loss="squared", **ONCE)[
+        1
+    ]
     assert trace.status.startswith("diverged") and np.isfinite(trace.loss[:2]).all()
 
 
@@ -526,7 +624,9 @@ def two_clouds() -> Any:
 ENSEMBLES = [{"members": 3}, {"members": 2, "centred": True, "doubled": True}]
 
 
-@pytest.mark.parametrize("options", [{}, {"doubled": True}, {"centred": True, "train_bias": True}, *ENSEMBLES], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"doubled": True}, {"centred": True, "train_bias": True}, *ENSEMBLES], ids=str
+)
 def test_learner_in_the_experiment(options):
     x, y = two_clouds()
     learner = NetworkLearner(200, optimizer=paper_optimizer(0.2), steps=60, **options)
@@ -537,7 +637,11 @@ def test_learner_in_the_experiment(options):
     f, g = (p.networks if "members" in options else p for p in (r.f, r.g))
     assert isinstance(f, kind) and isinstance(g, kind)
     gradient = np.asarray(r.f.input_gradient(x))
-    wanted = gradient / np.linalg.norm(gradient, axis=1, keepdims=True) * np.asarray(r.perturbation.targets)[:, None]
+    wanted = (
+        gradient
+        / np.linalg.norm(gradient, axis=1, keepdims=True)
+        * np.asarray(r.perturbation.targets)[:, None]
+    )
     np.testing.assert_allclose(r.perturbation.delta, wanted, atol=1e-5)
     assert r.accuracy(r.train).f > 0.9 and np.nanmean(r.cosine) > 0.8
     assert r.accuracy(r.train).g > 0.9
@@ -554,10 +658,14 @@ def test_ensemble_learner_is_the_mean_of_its_networks(centred):
     x, y, z = problem()
     optimizer = paper_optimizer(0.3)
     settings = {"steps": 8, "batch_size": 5, "loss": "logistic"}
-    f = NetworkLearner(WIDTH, 0.2, True, optimizer=optimizer, members=3, centred=centred, **settings)(x, y, KEY)
+    f = NetworkLearner(
+        WIDTH, 0.2, True, optimizer=optimizer, members=3, centred=centred, **settings
+    )(x, y, KEY)
     init_key, batch_key = jax.random.split(KEY)
     outputs, gradients = [], []
-    for init, batch in zip(jax.random.split(init_key, 3), jax.random.split(batch_key, 3), strict=True):
+    for init, batch in zip(
+        jax.random.split(init_key, 3), jax.random.split(batch_key, 3), strict=True
+    ):
         initial = TwoLayerNetwork.init(D, WIDTH, 0.2, True, key=init)
         net, _ = train(initial, x, y, optimizer=optimizer, key=batch, trace_every=8, **settings)
         net = net.centred(initial) if centred else net
@@ -574,7 +682,9 @@ def test_ensemble_learner_beside_a_kernel(first):
     """Twenty networks of 100 neurons are near the kernel's predictor, in either place."""
     x, y = two_clouds()
     limit = pk.KernelLearner(pk.TwoLayerNTK(), dynamics=pk.HeavyBall(0.02, 30))
-    networks_ = NetworkLearner(100, optimizer=paper_optimizer(0.02), steps=30, doubled=True, members=20)
+    networks_ = NetworkLearner(
+        100, optimizer=paper_optimizer(0.02), steps=30, doubled=True, members=20
+    )
     setting = {"size": 1.0, "scenario": "b", "targets": "balanced", "key": KEY}
     learners = (networks_, limit) if first else (limit, networks_)
     mixed = learn(learners[0], (x, y), learner_g=learners[1], **setting)
@@ -582,7 +692,8 @@ def test_ensemble_learner_beside_a_kernel(first):
     assert isinstance(mixed.f if first else mixed.g, networks.Mean)
     for got, expected in ((mixed.f, wanted.f), (mixed.g, wanted.g)):
         expected = np.asarray(expected(x))
-        assert np.abs(got(x) - expected).max() < 0.25 * np.abs(expected).max()  # 1000 pairs in all, as below
+        # 1000 pairs in all, as below.
+        assert np.abs(got(x) - expected).max() < 0.25 * np.abs(expected).max()
 
 
 def test_network_as_second_learner_only():
@@ -608,7 +719,9 @@ def test_network_as_initial_function():
     f = pk.fit(net.kernel, x, y, dynamics=pk.GradientFlow(1.0), initial=net)
     zero = pk.fit(net.kernel, x, y, dynamics=pk.GradientFlow(1.0))
     np.testing.assert_allclose(f(z), zero(z) + net(z), atol=1e-5)
-    np.testing.assert_allclose(f.input_gradient(z), zero.input_gradient(z) + net.input_gradient(z), atol=1e-5)
+    np.testing.assert_allclose(
+        f.input_gradient(z), zero.input_gradient(z) + net.input_gradient(z), atol=1e-5
+    )
 
 
 # --- determinism, transformations, compilations ---
@@ -616,12 +729,16 @@ def test_network_as_initial_function():
 
 def test_same_key_same_result():
     x, y, z = problem()
-    learner = NetworkLearner(WIDTH, 0.2, True, optimizer=paper_optimizer(0.1), steps=8, batch_size=5)
+    learner = NetworkLearner(
+        WIDTH, 0.2, True, optimizer=paper_optimizer(0.1), steps=8, batch_size=5
+    )
     first, again, other = (learner(x, y, jax.random.key(seed))(z) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     settings = {"optimizer": paper_optimizer(0.1), **BATCHED}
-    one, same, shuffled = (train(network(), x, y, key=jax.random.key(s), **settings)[0].weight for s in (0, 0, 1))
+    one, same, shuffled = (
+        train(network(), x, y, key=jax.random.key(s), **settings)[0].weight for s in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, same)
     assert not np.array_equal(one, shuffled)
 
@@ -640,7 +757,11 @@ def test_every_object_survives_flattening_jit_and_pickling():
             assert eqx.tree_equal(pickle.loads(pickle.dumps(thing)), thing)
     for f in (trained, trained.centred(net)):
         np.testing.assert_allclose(jax.jit(lambda f, z: f(z))(f, z), f(z), atol=1e-6)
-    inside = jax.jit(lambda n: train(n, jnp.asarray(x), jnp.asarray(y), optimizer=paper_optimizer(0.1), **ONCE)[0])(net)
+    inside = jax.jit(
+        lambda n: train(n, jnp.asarray(x), jnp.asarray(y), optimizer=paper_optimizer(0.1), **ONCE)[
+            0
+        ]
+    )(net)
     np.testing.assert_allclose(inside.weight, trained.weight, atol=1e-6)
 
 
@@ -658,12 +779,16 @@ def test_no_second_compilation(monkeypatch):
     train(network(), x, y, optimizer=paper_optimizer(0.1), steps=30, trace_at=(1, 2, 5, 12, 29))
     assert len(traced) == counts  # stretches of 1, 2, 3, 4, 7 and 17 steps
 
-    # A state that begins with JAX's weak type, as jnp.asarray(0.0) has, and loses it in the first step.
+    # A state that begins with JAX's weak type, as jnp.asarray(0.0) has, and loses it in the first
+    # step.
     def update(updates, state, params=None):
         return jax.tree.map(lambda g: -0.1 * g, updates), state + jnp.ones((), jnp.float32)
 
     added = []
-    for optimizer in (optax.sgd(0.1), optax.GradientTransformation(lambda params: jnp.asarray(0.0), update)):
+    for optimizer in (
+        optax.sgd(0.1),
+        optax.GradientTransformation(lambda params: jnp.asarray(0.0), update),
+    ):
         before = len(traced)
         train(network(), x, y, optimizer=optimizer, steps=20)
         added.append(len(traced) - before)
@@ -697,10 +822,19 @@ OPTIONS = {"optimizer": SGD, "steps": 2}
         (lambda: TwoLayerNetwork.init(0, 3, key=KEY), "d must be at least 1; got 0"),
         (lambda: TwoLayerNetwork.init(3, 2.0, key=KEY), "width must be a whole number; got 2.0"),
         (lambda: TwoLayerNetwork.init(3, 5, doubled=True, key=KEY), "width must be even .* got 5"),
-        (lambda: TwoLayerNetwork.init(3, 4, slope=1.5, key=KEY), "slope must be >= 0 and <= 1; got 1.5"),
-        (lambda: TwoLayerNetwork.init(3, 4, train_bias=1, key=KEY), "train_bias must be True or False; got 1"),
+        (
+            lambda: TwoLayerNetwork.init(3, 4, slope=1.5, key=KEY),
+            "slope must be >= 0 and <= 1; got 1.5",
+        ),
+        (
+            lambda: TwoLayerNetwork.init(3, 4, train_bias=1, key=KEY),
+            "train_bias must be True or False; got 1",
+        ),
         (lambda: TwoLayerNetwork.init(3, 4, key=0), "key must be one JAX random key"),
-        (lambda: TwoLayerNetwork(jnp.ones(3), jnp.ones(3), jnp.ones(3)), r"weight must have shape \(width, d\)"),
+        (
+            lambda: TwoLayerNetwork(jnp.ones(3), jnp.ones(3), jnp.ones(3)),
+            r"weight must have shape \(width, d\)",
+        ),
         (
             lambda: TwoLayerNetwork(jnp.ones((3, 2)), jnp.ones(2), jnp.ones(3)),
             r"bias must have .*got \(2,\)",
@@ -713,44 +847,122 @@ OPTIONS = {"optimizer": SGD, "steps": 2}
         (lambda: train(network(), X[:, 1:], Y, **OPTIONS), "x must have rows of shape"),
         (lambda: train(network(), X, Y[1:], **OPTIONS), r"y must have shape \(17,\)"),
         (lambda: train(network(), X, Y * 2, **OPTIONS), r"y must be -1 or \+1; found -2, 2"),
-        (lambda: train(network(), X, Y, loss="hinge", **OPTIONS), "loss must be one of .* got 'hinge'"),
-        (lambda: train(network(), X, Y, optimizer=0.1, steps=2), "optimizer must be an optax one.* got 0.1"),
-        (lambda: train(network(), X, Y, optimizer=SGD, steps=-1), "steps must be at least 0; got -1"),
-        (lambda: train(network(), X, Y, batch_size=18, key=KEY, **OPTIONS), "batch_size must be at most .* 17; got 18"),
-        (lambda: train(network(), X, Y, batch_size=0, key=KEY, **OPTIONS), "batch_size must be at least 1; got 0"),
+        (
+            lambda: train(network(), X, Y, loss="hinge", **OPTIONS),
+            "loss must be one of .* got 'hinge'",
+        ),
+        (
+            lambda: train(network(), X, Y, optimizer=0.1, steps=2),
+            "optimizer must be an optax one.* got 0.1",
+        ),
+        (
+            lambda: train(network(), X, Y, optimizer=SGD, steps=-1),
+            "steps must be at least 0; got -1",
+        ),
+        (
+            lambda: train(network(), X, Y, batch_size=18, key=KEY, **OPTIONS),
+            "batch_size must be at most .* 17; got 18",
+        ),
+        (
+            lambda: train(network(), X, Y, batch_size=0, key=KEY, **OPTIONS),
+            "batch_size must be at least 1; got 0",
+        ),
         (lambda: train(network(), X, Y, batch_size=4, **OPTIONS), "key must be given"),
-        (lambda: train(network(), X, Y, plateau=True, **OPTIONS), "plateau must be .*Plateau.* got True"),
-        (lambda: train(network(), X, Y, trace_every=0, **OPTIONS), "trace_every must be at least 1; got 0"),
+        (
+            lambda: train(network(), X, Y, plateau=True, **OPTIONS),
+            "plateau must be .*Plateau.* got True",
+        ),
+        (
+            lambda: train(network(), X, Y, trace_every=0, **OPTIONS),
+            "trace_every must be at least 1; got 0",
+        ),
         (
             lambda: train(network(), X, Y, trace_every=1, trace_at=(1,), **OPTIONS),
             r"trace_every and trace_at exclude each other; got 1 and \(1,\)",
         ),
-        (lambda: train(network(), X, Y, trace_at=(2, 1), **OPTIONS), r"trace_at must increase.* got \(2, 1\)"),
-        (lambda: train(network(), X, Y, trace_at=(1, 3), **OPTIONS), r"trace_at must .* last step, 2; got \(1, 3\)"),
-        (lambda: train(network(), X, Y, trace_at=(0.5,), **OPTIONS), "every step of trace_at must be a whole number"),
-        (lambda: train(network(), X, Y, trace_at=(-1,), **OPTIONS), "every step of trace_at must be at least 0"),
-        (lambda: train(network(), X, Y, trace_at=1, **OPTIONS), "trace_at must be a sequence .* got 1"),
-        (lambda: train(network(), X, Y, observe=1, **OPTIONS), "observe must be a function.* got 1"),
-        (lambda: train(network(), X, Y, progress=print, **OPTIONS), "progress must have a method update"),
+        (
+            lambda: train(network(), X, Y, trace_at=(2, 1), **OPTIONS),
+            r"trace_at must increase.* got \(2, 1\)",
+        ),
+        (
+            lambda: train(network(), X, Y, trace_at=(1, 3), **OPTIONS),
+            r"trace_at must .* last step, 2; got \(1, 3\)",
+        ),
+        (
+            lambda: train(network(), X, Y, trace_at=(0.5,), **OPTIONS),
+            "every step of trace_at must be a whole number",
+        ),
+        (
+            lambda: train(network(), X, Y, trace_at=(-1,), **OPTIONS),
+            "every step of trace_at must be at least 0",
+        ),
+        (
+            lambda: train(network(), X, Y, trace_at=1, **OPTIONS),
+            "trace_at must be a sequence .* got 1",
+        ),
+        (
+            lambda: train(network(), X, Y, observe=1, **OPTIONS),
+            "observe must be a function.* got 1",
+        ),
+        (
+            lambda: train(network(), X, Y, progress=print, **OPTIONS),
+            "progress must have a method update",
+        ),
         (lambda: paper_optimizer(-1.0), "learning_rate must be >= 0 and finite; got -1"),
         (lambda: paper_optimizer(1.0, 1.0), "momentum must be < 1; got 1"),
         (lambda: Plateau(factor=1.0), "factor must be < 1; got 1"),
         (lambda: Plateau(patience=-1), "patience must be at least 0; got -1"),
         (lambda: Plateau(threshold=0.0), "threshold must be > 0"),
-        (lambda: ensemble(network(), X, Y, learning_rate=0.1, steps=2), r"nets must be .*\(k, width, d\); got .*12, 4"),
-        (lambda: ensemble(drawn(2, 4), X, Y, learning_rate=[0.1] * 3, steps=2), r"learning_rate must be .*\(2,\)"),
-        (lambda: ensemble(drawn(2, 4), X, Y, learning_rate=[0.1, -1], steps=2), "learning_rate must be >= 0"),
+        (
+            lambda: ensemble(network(), X, Y, learning_rate=0.1, steps=2),
+            r"nets must be .*\(k, width, d\); got .*12, 4",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), X, Y, learning_rate=[0.1] * 3, steps=2),
+            r"learning_rate must be .*\(2,\)",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), X, Y, learning_rate=[0.1, -1], steps=2),
+            "learning_rate must be >= 0",
+        ),
         (lambda: ensemble(drawn(2, 4), X, Y, steps=2), "one of learning_rate and optimizer"),
-        (lambda: ensemble(drawn(2, 4), X, Y, learning_rate=0.1, **OPTIONS), "one of learning_rate and optimizer"),
-        (lambda: ensemble(drawn(2, 4), [X] * 3, Y, **OPTIONS), r"x must have shape .*\(2, n, 4\).* got \(3, 17, 4\)"),
-        (lambda: ensemble(drawn(2, 4), X[:, 1:], Y, **OPTIONS), r"x must have rows of shape \(4,\)"),
+        (
+            lambda: ensemble(drawn(2, 4), X, Y, learning_rate=0.1, **OPTIONS),
+            "one of learning_rate and optimizer",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), [X] * 3, Y, **OPTIONS),
+            r"x must have shape .*\(2, n, 4\).* got \(3, 17, 4\)",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), X[:, 1:], Y, **OPTIONS),
+            r"x must have rows of shape \(4,\)",
+        ),
         (lambda: ensemble(drawn(2, 4), X[0], Y, **OPTIONS), r"x must have shape \(n, d\)"),
-        (lambda: ensemble(drawn(2, 4), X, [Y] * 3, **OPTIONS), r"y must have shape .*\(2, 17\).* got \(3, 17\)"),
-        (lambda: ensemble(drawn(2, 4), X, [Y, 2 * Y], **OPTIONS), r"y must be -1 or \+1; found -2, -1, 1, 2"),
-        (lambda: ensemble(drawn(2, 4), X, Y, scale=Y, **OPTIONS), r"scale must have shape \(2, 17\).* got \(17,\)"),
-        (lambda: ensemble(drawn(2, 4), X, Y, scale=[Y, Y * np.nan], **OPTIONS), "scale must be finite"),
-        (lambda: ensemble(drawn(2, 4), [X] * 2, Y, scale=[Y] * 2, **OPTIONS), "scale multiplies shared inputs"),
-        (lambda: ensemble(drawn(2, 4), X, Y, batch_size=18, key=KEY, **OPTIONS), "batch_size must be at most .* 17"),
+        (
+            lambda: ensemble(drawn(2, 4), X, [Y] * 3, **OPTIONS),
+            r"y must have shape .*\(2, 17\).* got \(3, 17\)",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), X, [Y, 2 * Y], **OPTIONS),
+            r"y must be -1 or \+1; found -2, -1, 1, 2",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), X, Y, scale=Y, **OPTIONS),
+            r"scale must have shape \(2, 17\).* got \(17,\)",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), X, Y, scale=[Y, Y * np.nan], **OPTIONS),
+            "scale must be finite",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), [X] * 2, Y, scale=[Y] * 2, **OPTIONS),
+            "scale multiplies shared inputs",
+        ),
+        (
+            lambda: ensemble(drawn(2, 4), X, Y, batch_size=18, key=KEY, **OPTIONS),
+            "batch_size must be at most .* 17",
+        ),
         (
             lambda: ensemble(drawn(2, 4), X, Y, observe=lambda f: f(X).mean(0), **OPTIONS),
             r"observe must return arrays whose first axis .* 2 networks; got shape \(17,\)",
@@ -761,7 +973,10 @@ OPTIONS = {"optimizer": SGD, "steps": 2}
         (lambda: NetworkLearner(4, loss="hinge", **OPTIONS), "loss must be one of"),
         (lambda: NetworkLearner(4, **OPTIONS)(X, Y, None), "key must be one JAX random key"),
         (lambda: NetworkLearner(4, **OPTIONS)(X, Y + 1, KEY), r"targets must be -1 or \+1"),
-        (lambda: NetworkLearner(4, **OPTIONS)(X[:, :, None], Y, KEY), r"inputs must have shape \(n, d\)"),
+        (
+            lambda: NetworkLearner(4, **OPTIONS)(X[:, :, None], Y, KEY),
+            r"inputs must have shape \(n, d\)",
+        ),
     ],
 )
 def test_bad_arguments(call, message):

@@ -23,16 +23,26 @@ ORDER = """
 def imports_of(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "perturbkernel":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module
+            and node.module.split(".")[0] == "perturbkernel"
+        ):
             parts = node.module.split(".")[1:]
             found |= {parts[0]} if parts else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("perturbkernel.")}
+            found |= {
+                a.name.split(".")[1] for a in node.names if a.name.startswith("perturbkernel.")
+            }
     return found & {p.stem for p in PACKAGE.iterdir()}
 
 
 def test_every_module_has_its_place():
-    modules = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    modules = {
+        path.stem
+        for path in PACKAGE.iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
     assert modules - {"__init__"} == set(ORDER)
 
 
@@ -53,8 +63,18 @@ def test_only_architectures_touches_neural_tangents():
 
 def test_no_private_jax_and_no_heavy_imports():
     code = "import sys, perturbkernel; print(*sorted(sys.modules), sep='\\n')"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    for unwanted in ("tensorflow", "torch", "matplotlib.pyplot", "mlxtend", "pandas", "neural_tangents", "sklearn"):
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for unwanted in (
+        "tensorflow",
+        "torch",
+        "matplotlib.pyplot",
+        "mlxtend",
+        "pandas",
+        "neural_tangents",
+        "sklearn",
+    ):
         assert unwanted not in loaded
     for path in PACKAGE.glob("**/*.py"):
         assert "jax._src" not in path.read_text(), path
@@ -62,7 +82,8 @@ def test_no_private_jax_and_no_heavy_imports():
 
 def test_importing_leaves_jax_configuration_alone():
     code = (
-        "import jax; before = dict(jax.config.values)\nimport perturbkernel; assert dict(jax.config.values) == before"
+        "import jax; before = dict(jax.config.values)\n"
+        "import perturbkernel; assert dict(jax.config.values) == before"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -102,7 +123,9 @@ def test_types_hold_at_run_time():
 def test_public_names_have_docstrings():
     for name in dir(perturbkernel):
         value = getattr(perturbkernel, name)
-        if not name.startswith("_") and getattr(value, "__module__", "").startswith("perturbkernel"):
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith(
+            "perturbkernel"
+        ):
             assert value.__doc__, name
             for member, attribute in vars(value).items() if isinstance(value, type) else ():
                 if not member.startswith("_") and callable(attribute):

@@ -15,7 +15,8 @@ import perturbkernel as pk
 from perturbkernel import perturbations, predictors
 from perturbkernel.architectures import load_neural_tangents
 
-# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
+# input is meant here.
 fit: Any = pk.fit
 perturb: Any = pk.perturb
 cosine: Any = perturbations.cosine
@@ -50,7 +51,10 @@ def lengths(delta: Any, norm: str) -> np.ndarray:
 def wave(z):
     """A function of anything (n, ...), with outputs (n,) and a gradient that is zero nowhere."""
     flat = z.reshape(len(z), -1)
-    return jnp.sin(flat @ jnp.arange(1.0, flat.shape[1] + 1, dtype=z.dtype) / flat.shape[1]) + 2 * flat[:, 0]
+    return (
+        jnp.sin(flat @ jnp.arange(1.0, flat.shape[1] + 1, dtype=z.dtype) / flat.shape[1])
+        + 2 * flat[:, 0]
+    )
 
 
 # --- sizes and directions ---
@@ -68,7 +72,9 @@ def test_perturbations_equal_the_reference(dtype, norm, direction):
         gradient = oracle.frozen_gate_direction(X, X, dual, 0.2)
     exact, _ = oracle.perturb(gradient, TARGETS, 0.14, norm)
     with precision(dtype):
-        p = perturb(predictor(dtype), X.astype(dtype), TARGETS, size=0.14, norm=norm, direction=direction)
+        p = perturb(
+            predictor(dtype), X.astype(dtype), TARGETS, size=0.14, norm=norm, direction=direction
+        )
     assert p.delta.dtype == p.targets.dtype == dtype
     assert np.abs(np.asarray(p.delta, float) - exact).max() <= 0.14 * ERROR[dtype]
     assert not np.asarray(p.zero_gradient).any()
@@ -86,7 +92,8 @@ def test_sizes_are_met_to_rounding(dtype, shape, size):
             p = perturb(wave, x, TARGETS, size=size, norm=norm)
             assert p.delta.shape == x.shape
             np.testing.assert_allclose(lengths(p.delta, norm), size, rtol=8 * np.finfo(dtype).eps)
-        np.testing.assert_allclose(np.abs(p.delta), size, rtol=np.finfo(dtype).eps)  # linf: every entry
+        # Linf: every entry.
+        np.testing.assert_allclose(np.abs(p.delta), size, rtol=np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -95,10 +102,13 @@ def test_outputs_move_with_the_targets(norm, direction, x64):
     f, size = predictor(np.float64), 1e-4
     p = perturb(f, X, TARGETS, size=size, norm=norm, direction=direction)
     assert (np.asarray(f(X + p.delta) - f(X)) * TARGETS > 0).all()
-    if direction == "gradient":  # the best direction of its norm: the dual norm of the gradient, to first order
+    if (
+        direction == "gradient"
+    ):  # the best direction of its norm: the dual norm of the gradient, to first order
         gradient = np.asarray(f.input_gradient(X))
         slope = np.linalg.norm(gradient, axis=1) if norm == "l2" else np.abs(gradient).sum(axis=1)
-        # A central difference, as the predictor has a cone at its training points (theory 0.4); it leaves O(size).
+        # A central difference, as the predictor has a cone at its training points (theory 0.4); it
+        # leaves O(size).
         rise = np.asarray(f(X + p.delta) - f(X - p.delta)) / 2 * TARGETS
         np.testing.assert_allclose(rise, size * slope, rtol=1e-3)
 
@@ -120,7 +130,9 @@ def test_the_scale_of_a_predictor_does_not_matter(x64):
     exact = perturb(f, X, TARGETS, size=0.14).delta
     for factor in (1e-12, 7.0, 1e12):
         scaled = eqx.tree_at(lambda f: f.dual_coef, f, factor * f.dual_coef)
-        np.testing.assert_allclose(perturb(scaled, X, TARGETS, size=0.14).delta, exact, rtol=1e-11, atol=1e-14)
+        np.testing.assert_allclose(
+            perturb(scaled, X, TARGETS, size=0.14).delta, exact, rtol=1e-11, atol=1e-14
+        )
 
 
 # --- predictors of other kinds ---
@@ -132,7 +144,13 @@ def mlp() -> Any:
 
 @pytest.mark.parametrize(
     "function",
-    [wave, lambda z: wave(z)[:, None], jax.jit(wave), jax.vmap(mlp()), lambda z: jax.vmap(mlp())(z)[:, 0]],
+    [
+        wave,
+        lambda z: wave(z)[:, None],
+        jax.jit(wave),
+        jax.vmap(mlp()),
+        lambda z: jax.vmap(mlp())(z)[:, 0],
+    ],
     ids=["function", "column", "compiled", "Equinox column", "Equinox"],
 )
 def test_any_differentiable_function_can_be_attacked(function):
@@ -152,7 +170,9 @@ def test_an_initial_function_is_attacked_too(x64):
         else:
             gradient = gradient + reference(X, X, 3 * Y / N, 0.2, True)
         exact, _ = oracle.perturb(gradient, TARGETS, 0.14, "l2")
-        np.testing.assert_allclose(perturb(f, X, TARGETS, size=0.14, direction=direction).delta, exact, atol=1e-13)
+        np.testing.assert_allclose(
+            perturb(f, X, TARGETS, size=0.14, direction=direction).delta, exact, atol=1e-13
+        )
 
 
 def test_perturb_can_be_compiled_and_the_size_traced():
@@ -174,13 +194,19 @@ def test_perturb_can_be_compiled_and_the_size_traced():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("direction", ["gradient", "frozen_gates"])
 def test_cancelling_gradients_are_flagged_and_left_alone(dtype, direction):
-    """Every point twice, with opposite labels: the gradient is zero in theory, rounding errors in practice."""
+    """Every point twice, with opposite labels: the gradient is zero in theory, rounding errors in
+    practice.
+    """
     x = np.concatenate([X[:8], X[:8], X[:1]])
     y = np.concatenate([Y[:8], -Y[:8], Y[:1]])
     coef = np.where(np.arange(N) == N - 1, 0, y)
     rolled = np.roll(np.arange(N), 5)  # neighbours do not cancel exactly
     with precision(dtype):
-        f = eqx.tree_at(lambda f: f.dual_coef, trained(dtype, x[rolled], y[rolled]), jnp.asarray(coef[rolled], dtype))
+        f = eqx.tree_at(
+            lambda f: f.dual_coef,
+            trained(dtype, x[rolled], y[rolled]),
+            jnp.asarray(coef[rolled], dtype),
+        )
         for norm in ("l2", "linf"):
             p = perturb(f, X.astype(dtype), TARGETS, size=0.14, norm=norm, direction=direction)
             assert np.asarray(p.zero_gradient).all()
@@ -211,7 +237,9 @@ def test_an_untrained_predictor_has_no_direction():
 @pytest.mark.parametrize("factor", [1e-34, 1e-30, 1e20, 1e34])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_tiny_and_huge_gradients_are_normalised_without_underflow(factor, norm):
-    """Their squares leave float32 at 1e-23 and 1e19; entries of the gradients themselves, at 1e-38 and 1e38, do not."""
+    """Their squares leave float32 at 1e-23 and 1e19; entries of the gradients themselves, at 1e-38
+    and 1e38, do not.
+    """
     x = X.astype(np.float32)
     exact = perturb(wave, x, TARGETS, size=0.14, norm=norm).delta
     p = perturb(lambda z: jnp.float32(factor) * wave(z), x, TARGETS, size=0.14, norm=norm)
@@ -226,16 +254,22 @@ def test_tiny_and_huge_gradients_are_normalised_without_underflow(factor, norm):
 
 
 def test_a_saturated_loss_does_not_shorten_perturbations():
-    """The gradient of a logistic loss underflows at margins of 104 in float32; the predictor's does not."""
+    """The gradient of a logistic loss underflows at margins of 104 in float32; the predictor's does
+    not.
+    """
     f = fit(KERNEL, X, Y, dynamics=pk.GradientFlow(1e4))
     assert (Y * f(X)).max() > 104
-    np.testing.assert_allclose(lengths(perturb(f, X, TARGETS, size=0.14).delta, "l2"), 0.14, rtol=1e-6)
+    np.testing.assert_allclose(
+        lengths(perturb(f, X, TARGETS, size=0.14).delta, "l2"), 0.14, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_gradients_that_are_not_finite_raise(value):
     broken = lambda z: wave(z) * jnp.where(jnp.arange(N) % 5 == 2, value, 1.0)  # noqa: E731
-    with pytest.raises(ValueError, match=r"^predictor must have finite gradients; 3 rows have not \(row 2\)$"):
+    with pytest.raises(
+        ValueError, match=r"^predictor must have finite gradients; 3 rows have not \(row 2\)$"
+    ):
         perturb(broken, X, TARGETS, size=0.14)
     with pytest.raises(ValueError, match=r"finite gradients; 17 rows have not \(row 0\)"):
         perturb(lambda z: jnp.sqrt(jnp.sum(0 * z, axis=1)), X, TARGETS, size=0.14)
@@ -268,7 +302,9 @@ def test_bounds_may_be_arrays_and_are_left_unused_when_wide():
     np.testing.assert_allclose(wide, free, atol=1e-6)  # (x + delta) - x
     low = np.where(np.arange(D) == 0, -9.0, 0.0)
     each = perturb(f, x, TARGETS, size=0.5, bounds=(low, low + 10)).delta
-    np.testing.assert_allclose(x + np.asarray(each), np.clip(x + np.asarray(free), low, low + 10), atol=1e-6)
+    np.testing.assert_allclose(
+        x + np.asarray(each), np.clip(x + np.asarray(free), low, low + 10), atol=1e-6
+    )
 
 
 # --- the helpers ---
@@ -305,11 +341,19 @@ BAD = [
     ({"size": np.ones(N)}, TypeError, "size must be a number"),
     ({"norm": "l1"}, ValueError, "norm must be one of 'l2', 'linf'; got 'l1'"),
     ({"norm": 2}, ValueError, "norm must be one of 'l2', 'linf'; got 2"),
-    ({"direction": "sign"}, ValueError, "direction must be one of 'gradient', 'frozen_gates'; got 'sign'"),
+    (
+        {"direction": "sign"},
+        ValueError,
+        "direction must be one of 'gradient', 'frozen_gates'; got 'sign'",
+    ),
     ({"inputs": X[0]}, ValueError, r"inputs must have shape .*a single point is inputs\[None\]"),
     ({"inputs": X[:0]}, ValueError, "inputs must not be empty"),
     ({"inputs": X * NAN}, ValueError, "inputs must be finite"),
-    ({"inputs": X[:, :2]}, ValueError, r"must have rows of shape \(5,\), as the training inputs; got \(2,\)"),
+    (
+        {"inputs": X[:, :2]},
+        ValueError,
+        r"must have rows of shape \(5,\), as the training inputs; got \(2,\)",
+    ),
     ({"targets": TARGETS[:3]}, ValueError, r"targets must have shape \(17,\).*got \(3,\)"),
     ({"targets": TARGETS[:, None]}, ValueError, r"got \(17, 1\); use targets\.ravel\(\)"),
     ({"targets": np.zeros(N)}, ValueError, r"targets must be -1 or \+1; found 0"),
@@ -320,11 +364,19 @@ BAD = [
     ({"bounds": (0, 1, 2)}, ValueError, r"bounds must be \(low, high\); got \(0, 1, 2\)"),
     ({"bounds": 1}, ValueError, r"bounds must be \(low, high\); got 1"),
     ({"bounds": ("low", 1)}, ValueError, r"bounds must be \(low, high\); got"),
-    ({"predictor": lambda z: z}, ValueError, r"predictor must map inputs \(17, 5\) to one output a row, \(17,\)"),
+    (
+        {"predictor": lambda z: z},
+        ValueError,
+        r"predictor must map inputs \(17, 5\) to one output a row, \(17,\)",
+    ),
     ({"predictor": lambda z: z.sum()}, ValueError, r"to one output a row, \(17,\); it gave \(\)"),
     ({"predictor": 3}, TypeError, "callable"),
-    ({"predictor": wave, "direction": "frozen_gates"}, TypeError, r"needs a KernelPredictor .*; got function"),
-]  # fmt: skip
+    (
+        {"predictor": wave, "direction": "frozen_gates"},
+        TypeError,
+        r"needs a KernelPredictor .*; got function",
+    ),
+]
 
 
 @pytest.mark.parametrize(("changes", "error", "message"), BAD, ids=[m[:40] for *_, m in BAD])
@@ -336,5 +388,7 @@ def test_bad_arguments_say_what_is_wrong(changes, error, message):
 
 
 def test_frozen_gates_of_another_kernel_raise():
-    with pytest.raises(TypeError, match=r'frozen gates belong to TwoLayerNTK.*Use direction="gradient"'):
+    with pytest.raises(
+        TypeError, match=r'frozen gates belong to TwoLayerNTK.*Use direction="gradient"'
+    ):
         perturb(other_kernel(), X, TARGETS, size=0.14, direction="frozen_gates")

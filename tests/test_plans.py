@@ -39,11 +39,17 @@ def test_the_plan_is_what_runs(m):
 
 def test_operations_and_seconds():
     assert KERNEL.plan(100, 50, 10, rate=1e6).operations == 2 * 100 * 50 * 10
-    assert KERNEL.plan(100, 50, 10, what="input_gradient", rate=1e6).operations == 2 * 2 * 100 * 50 * 10
+    assert (
+        KERNEL.plan(100, 50, 10, what="input_gradient", rate=1e6).operations
+        == 2 * 2 * 100 * 50 * 10
+    )
     assert KERNEL.plan(100, 50, 10, what="phi_matmul", rate=1e6).operations == 2 * 2 * 100 * 50 * 10
     one, many = (KERNEL.plan(10_000, 5_000, 10, rate=1e6, devices=devices) for devices in (1, 8))
     assert one.seconds == 10_000 * 5_000 * 20 / 1e6 == 8 * many.seconds
-    same, other = KERNEL.plan(10_000, None, 784, rate=1e6), KERNEL.plan(10_000, 10_000, 784, rate=1e6)
+    same, other = (
+        KERNEL.plan(10_000, None, 784, rate=1e6),
+        KERNEL.plan(10_000, 10_000, 784, rate=1e6),
+    )
     assert 0.5 < same.seconds / other.seconds < 0.51
 
 
@@ -65,10 +71,17 @@ def test_the_rate_is_measured():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"n": 0}, "n must be at least 1"), ({"m": 1.5}, "m must be a whole number"), ({"what": "f"}, "what must be one"),
-     ({"d": 0}, "d must be at least 1"), ({"devices": 0}, "devices must be"), ({"memory": 0}, "memory must be"),
-     ({"rate": 0.0}, "rate must be > 0"), ({"columns": 0}, "columns must be")],
-)  # fmt: skip
+    [
+        ({"n": 0}, "n must be at least 1"),
+        ({"m": 1.5}, "m must be a whole number"),
+        ({"what": "f"}, "what must be one"),
+        ({"d": 0}, "d must be at least 1"),
+        ({"devices": 0}, "devices must be"),
+        ({"memory": 0}, "memory must be"),
+        ({"rate": 0.0}, "rate must be > 0"),
+        ({"columns": 0}, "columns must be"),
+    ],
+)
 def test_bad_plans(options, message):
     with pytest.raises((ValueError, TypeError), match=message):
         KERNEL.plan(**({"n": 5, "m": 5, "d": 5, "rate": 1.0} | options))
@@ -81,13 +94,28 @@ def test_bad_budgets(memory):
 
 
 def test_bytes_and_times_are_written_for_people():
-    assert [plans.in_bytes(b) for b in (0, 1536, 2**30, 2**50)] == ["0 B", "1.5 KiB", "1 GiB", "1.02e+03 TiB"]
-    assert [plans.in_time(s) for s in (1e-3, 1.0, 119, 5400, 1e6)] == ["1 ms", "1 s", "119 s", "90 min", "11.6 d"]
+    assert [plans.in_bytes(b) for b in (0, 1536, 2**30, 2**50)] == [
+        "0 B",
+        "1.5 KiB",
+        "1 GiB",
+        "1.02e+03 TiB",
+    ]
+    assert [plans.in_time(s) for s in (1e-3, 1.0, 119, 5400, 1e6)] == [
+        "1 ms",
+        "1 s",
+        "119 s",
+        "90 min",
+        "11.6 d",
+    ]
 
 
 def test_the_large_benchmark_at_a_small_size():
     result = large.run(300, 20, progress=False)
-    assert set(result["seconds"]) == {"f at its training points", "perturbations", "g at the clean points"}
+    assert set(result["seconds"]) == {
+        "f at its training points",
+        "perturbations",
+        "g at the clean points",
+    }
     assert min(result["accuracy"]) > 0.5
     assert result["above"] > 0
     text = large.table(rate=1e11)

@@ -1,4 +1,6 @@
-"""predictors.py, solvers.py, dynamics.py: trained kernel models against step-by-step training, limits, round trips."""
+"""predictors.py, solvers.py, dynamics.py: trained kernel models against step-by-step training,
+limits, round trips.
+"""
 
 import copy
 import functools
@@ -15,14 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from common import DTYPES, D, M, N, awkward_points, compilations, largest_row, precision, representable
+from common import (
+    DTYPES,
+    D,
+    M,
+    N,
+    awkward_points,
+    compilations,
+    largest_row,
+    precision,
+    representable,
+)
 from scipy.special import expit
 
 import perturbkernel as pk
 from perturbkernel import logistic, predictors
 from perturbkernel.architectures import load_neural_tangents
 
-# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad input is meant here.
+# Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
+# input is meant here.
 fit: Any = pk.fit
 load: Any = pk.KernelPredictor.load
 HeavyBall: Any = pk.HeavyBall
@@ -47,7 +60,9 @@ KERNELS = {"W": lambda: W_ONLY, "W and b": lambda: BIASED, "network": paper_netw
 
 @functools.cache
 def problem(dtype: Any = np.float32) -> Any:
-    """x (N, D), y (N,), z (M, D); x representable in float32, so that one reference serves every precision."""
+    """x (N, D), y (N,), z (M, D); x representable in float32, so that one reference serves every
+    precision.
+    """
     rng = np.random.default_rng(1)
     x, z = (representable(rng.normal(size=(k, D)), dtype) for k in (N, M))
     return x, np.where(x[:, 0] + rng.normal(size=N) > 0, 1.0, -1.0), z
@@ -77,7 +92,9 @@ DYNAMICS: dict[str, Any] = {
 
 @functools.cache
 def reference(train_bias: bool, loss: str, dynamics: str, initial: bool) -> np.ndarray:
-    """Outputs at Z, (M,), of training step by step (or through a matrix exponential, an ODE solver) in NumPy."""
+    """Outputs at Z, (M,), of training step by step (or through a matrix exponential, an ODE solver)
+    in NumPy.
+    """
     f0 = np.asarray(np.sin(X[:, 0]) + 0.3) if initial else None
     dual = oracle.dual_coef(X, Y, 0.2, train_bias, loss, DYNAMICS[dynamics][1], f0)
     return oracle.matvec(Z, X, dual, 0.2, train_bias) + (np.sin(Z[:, 0]) + 0.3 if initial else 0)
@@ -100,9 +117,15 @@ def test_outputs_equal_those_of_training_step_by_step(kernel, dtype, loss):
     for name, (dynamics, _) in DYNAMICS.items():
         if name == "flow inf" and loss != "squared":
             continue
-        # float64: rounding; the tolerances of both ODE solvers for the logistic flow. float32: a sum of N products,
-        # near-interpolating coefficients of order 10 included.
-        limit = 1e-5 if dtype == np.float32 else 5e-9 if loss == "logistic" and name.startswith("flow") else 1e-12
+        # float64: rounding; the tolerances of both ODE solvers for the logistic flow. float32: a
+        # sum of N products, near-interpolating coefficients of order 10 included.
+        limit = (
+            1e-5
+            if dtype == np.float32
+            else 5e-9
+            if loss == "logistic" and name.startswith("flow")
+            else 1e-12
+        )
         for initial in (None, start):
             exact = reference(bias, loss, name, initial is not None)
             with precision(dtype):
@@ -118,27 +141,36 @@ def test_outputs_equal_those_of_training_step_by_step(kernel, dtype, loss):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_dual_coefficients_do_not_depend_on_the_precision_setting(loss):
-    """The solvers run in float64 regardless: without x64 the same coefficients come out, rounded once."""
+    """The solvers run in float64 regardless: without x64 the same coefficients come out, rounded
+    once.
+    """
     rounded = []
     for dtype in DTYPES:
         with precision(dtype):
             f = fit(BIASED, X.astype(np.float32), Y, loss=loss, dynamics=HeavyBall(0.1, 25))
             rounded.append(np.asarray(f.dual_coef, np.float32))
-    np.testing.assert_allclose(rounded[0], rounded[1], rtol=2**-22)  # identity: a quotient, rounded twice
+    # Identity: a quotient, rounded twice.
+    np.testing.assert_allclose(rounded[0], rounded[1], rtol=2**-22)
 
 
 # --- dynamics ---
 
 
 @pytest.mark.parametrize("momentum", [0.0, 1e-12, 0.5, 0.9, 0.999])
-@pytest.mark.parametrize("rates", [0.1, RATES, [0.3], [0.0, 0.2, 0.0]], ids=["constant", "each", "one", "zeros"])
+@pytest.mark.parametrize(
+    "rates", [0.1, RATES, [0.3], [0.0, 0.2, 0.0]], ids=["constant", "each", "one", "zeros"]
+)
 def test_effective_time_is_the_displacement_under_a_unit_gradient(rates, momentum):
     steps = 100 if np.ndim(rates) == 0 else None
     dynamics = HeavyBall(rates, steps, momentum)
     # Up to 100 steps of simulation; (1 - mu^j)/(1 - mu) adds 1/(1 - mu) eps.
-    assert dynamics.effective_time == pytest.approx(oracle.effective_time(dynamics.rates, momentum), rel=1e-12)
+    assert dynamics.effective_time == pytest.approx(
+        oracle.effective_time(dynamics.rates, momentum), rel=1e-12
+    )
     if steps and momentum:
-        closed = rates / (1 - momentum) * (steps - momentum * (1 - momentum**steps) / (1 - momentum))
+        closed = (
+            rates / (1 - momentum) * (steps - momentum * (1 - momentum**steps) / (1 - momentum))
+        )
         assert dynamics.effective_time == pytest.approx(closed, rel=1e-9)  # the closed form cancels
 
 
@@ -149,7 +181,10 @@ def test_effective_time_of_flow_and_of_no_steps():
 
 
 def test_dynamics_are_values():
-    twins = HeavyBall([0.1, 0.2]), HeavyBall(jnp.array([0.1, 0.2]).astype(float).tolist(), 2, np.float64(0.9))
+    twins = (
+        HeavyBall([0.1, 0.2]),
+        HeavyBall(jnp.array([0.1, 0.2]).astype(float).tolist(), 2, np.float64(0.9)),
+    )
     assert HeavyBall((0.1, 0.2)) == twins[0]
     assert hash(HeavyBall((0.1, 0.2))) == hash(twins[0])
     assert GradientFlow(1) == GradientFlow(1.0) != GradientFlow(2)
@@ -165,10 +200,15 @@ def test_identity_loss_is_linear_in_time_and_targets(kernel, x64):
     """Theory 8.3; the momentum only changes the clock."""
     once = fit(kernel, X, Y, dynamics=GradientFlow(1.0))(Z)
     dynamics = HeavyBall(0.1, 25)
-    np.testing.assert_allclose(fit(kernel, X, Y, dynamics=dynamics)(Z), dynamics.effective_time * once, rtol=1e-12)
+    np.testing.assert_allclose(
+        fit(kernel, X, Y, dynamics=dynamics)(Z), dynamics.effective_time * once, rtol=1e-12
+    )
     np.testing.assert_array_equal(fit(kernel, X, -Y)(Z), -once)
-    # Theory 8.5: the data turned around, labels too, gives the predictor turned around; with and without c.
-    np.testing.assert_allclose(fit(kernel, -X, -Y)(-Z), -once, rtol=0, atol=1e-13 * np.abs(once).max())
+    # Theory 8.5: the data turned around, labels too, gives the predictor turned around; with and
+    # without c.
+    np.testing.assert_allclose(
+        fit(kernel, -X, -Y)(-Z), -once, rtol=0, atol=1e-13 * np.abs(once).max()
+    )
 
 
 # --- squared loss ---
@@ -177,11 +217,14 @@ def test_identity_loss_is_linear_in_time_and_targets(kernel, x64):
 @pytest.mark.parametrize("time", [1e-3, 1.0, 1e2, 1e4, 1e6])
 @pytest.mark.parametrize("inputs", ["distinct", "conflicting duplicates"])
 def test_squared_flow_at_every_time(time, inputs, x64):
-    """Duplicates with opposite labels make the Gram matrix singular; their coefficients grow, outputs do not."""
+    """Duplicates with opposite labels make the Gram matrix singular; their coefficients grow,
+    outputs do not.
+    """
     x, y = (X, Y) if inputs == "distinct" else (CONFLICT_X, CONFLICT_Y)
     f = fit(BIASED, x, y, loss="squared", dynamics=GradientFlow(time))
     assert f.status == "ok"
-    # Filters of an eigendecomposition in NumPy; null directions grow to time / n, which costs its rounding.
+    # Filters of an eigendecomposition in NumPy; null directions grow to time / n, which costs its
+    # rounding.
     values, vectors = np.linalg.eigh(oracle.ntk(x, x, 0.2, True))
     null = values < 1e-12 * values[-1]
     filters = np.where(null, time / N, -np.expm1(-time * values / N) / np.where(null, 1, values))
@@ -205,7 +248,8 @@ def test_infinite_time_interpolates(dtype):
         outputs = f(X)
     assert f.status == "ok"
     condition = np.linalg.cond(oracle.ntk(X, X, 0.2, True))
-    assert condition / 2 < f.stats["condition_number"] <= condition * (1 + 1e-9)  # a bound from below
+    # A bound from below.
+    assert condition / 2 < f.stats["condition_number"] <= condition * (1 + 1e-9)
     # An error of condition x eps in float64, of eps sum |dual| |K| in float32.
     assert off(outputs, targets) <= (1e-5 if dtype == np.float32 else 1e-12)
 
@@ -226,7 +270,13 @@ def test_infinite_time_with_conflicting_duplicates_is_least_squares(x64):
 
 
 def test_infinite_time_with_agreeing_duplicates_leaves_no_error(x64):
-    f = fit(BIASED, CONFLICT_X, np.concatenate([Y[:14], Y[:3]]), loss="squared", dynamics=GradientFlow(INF))
+    f = fit(
+        BIASED,
+        CONFLICT_X,
+        np.concatenate([Y[:14], Y[:3]]),
+        loss="squared",
+        dynamics=GradientFlow(INF),
+    )
     assert "numerical rank 14 of 17" in f.status
     assert float(f.status.rsplit(" ", 1)[1]) < 1e-10
     np.testing.assert_allclose(f(X[:14]), Y[:14], atol=1e-11)
@@ -276,7 +326,9 @@ def test_logistic_coefficients_lie_within_the_bounds_of_theory(time, initial, x6
 
 
 def test_logistic_is_identity_at_half_time_for_short_times(x64):
-    """Theory 1.3 (iv), with the a-priori bound on every |e_n|: at time 1e-3 the two differ by 1e-3 relative."""
+    """Theory 1.3 (iv), with the a-priori bound on every |e_n|: at time 1e-3 the two differ by 1e-3
+    relative.
+    """
     time = 1e-3
     logistic = fit(BIASED, X, Y, loss="logistic", dynamics=GradientFlow(time))(Z)
     half = fit(BIASED, X, Y, dynamics=GradientFlow(time / 2))(Z)
@@ -287,8 +339,12 @@ def test_logistic_is_identity_at_half_time_for_short_times(x64):
 
 
 def test_a_saturated_logistic_loss_stays_finite():
-    """log(1 + exp(s)) would overflow float32 from s = 88 on; margins here reach thousands, of either sign."""
-    f = fit(BIASED, X, Y, loss="logistic", dynamics=GradientFlow(10.0), initial=lambda z: 1e4 * z[:, 0])
+    """log(1 + exp(s)) would overflow float32 from s = 88 on; margins here reach thousands, of
+    either sign.
+    """
+    f = fit(
+        BIASED, X, Y, loss="logistic", dynamics=GradientFlow(10.0), initial=lambda z: 1e4 * z[:, 0]
+    )
     wrong = Y * X[:, 0] < 0
     alpha = np.asarray(f.dual_coef) * Y
     np.testing.assert_allclose(alpha[wrong], 10 / N, rtol=1e-6)
@@ -296,7 +352,9 @@ def test_a_saturated_logistic_loss_stays_finite():
 
 
 def test_a_logistic_flow_that_cannot_finish_says_so_in_words(monkeypatch, x64):
-    """Conflicting duplicates keep the equation stiff for ever, which the implicit method takes in few products."""
+    """Conflicting duplicates keep the equation stiff for ever, which the implicit method takes in
+    few products.
+    """
     flow = {"loss": "logistic", "dynamics": GradientFlow(1e8)}
     f = fit(BIASED, CONFLICT_X, CONFLICT_Y, **flow)
     assert f.status == "ok"
@@ -304,7 +362,10 @@ def test_a_logistic_flow_that_cannot_finish_says_so_in_words(monkeypatch, x64):
     assert (f(X[3:14]) * Y[3:14] > 5).all()
     monkeypatch.setattr(logistic, "_PRODUCTS", 200)
     f = fit(BIASED, CONFLICT_X, CONFLICT_Y, **flow)
-    assert re.match(r"the integration of the logistic flow stopped early, at time .* of 1e\+08, after 2", f.status)
+    assert re.match(
+        r"the integration of the logistic flow stopped early, at time .* of 1e\+08, after 2",
+        f.status,
+    )
     assert f.stats["products"] >= 200 and np.isfinite(f(Z)).all()
 
 
@@ -328,7 +389,10 @@ def test_squared_loss_raises_beyond_the_stable_rate(momentum, x64):
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_logistic_loss_warns_beyond_the_stable_rate_at_the_callers_line(momentum):
     limit = 8 * (1 + momentum) * N / np.linalg.eigvalsh(gram())[-1]
-    assert fit(BIASED, X, Y, loss="logistic", dynamics=HeavyBall(0.99 * limit, 5, momentum)).status == "ok"
+    assert (
+        fit(BIASED, X, Y, loss="logistic", dynamics=HeavyBall(0.99 * limit, 5, momentum)).status
+        == "ok"
+    )
     with pytest.warns(UserWarning, match="heavy ball on the logistic loss may oscillate") as record:
         f = fit(BIASED, X, Y, loss="logistic", dynamics=HeavyBall(1.01 * limit, 5, momentum))
     assert f"is beyond 8 (1 + momentum) n / lambda_max = {limit:.6g}" in f.status
@@ -340,7 +404,9 @@ def test_logistic_loss_warns_beyond_the_stable_rate_at_the_callers_line(momentum
 
 
 @functools.cache
-def trained(initial: bool = False, loss: str = "squared", dtype: Any = np.float32, kernel: str = "W and b") -> Any:
+def trained(
+    initial: bool = False, loss: str = "squared", dtype: Any = np.float32, kernel: str = "W and b"
+) -> Any:
     with precision(dtype):
         return fit(
             KERNELS[kernel](),
@@ -391,7 +457,12 @@ def test_predictors_are_functions_of_jax(loss, x64):
     z = jnp.asarray(np.concatenate([Z, X[:3]]))
     values, gradients = np.asarray(f(z)), np.asarray(f.input_gradient(z))
     at = lambda point: f(point[None])[0]  # noqa: E731
-    for outputs in (jax.jit(f)(z), jax.vmap(at)(z), jax.vmap(f)(z[:, None])[:, 0], jax.jit(lambda z: f(2 * z / 2))(z)):
+    for outputs in (
+        jax.jit(f)(z),
+        jax.vmap(at)(z),
+        jax.vmap(f)(z[:, None])[:, 0],
+        jax.jit(lambda z: f(2 * z / 2))(z),
+    ):
         np.testing.assert_allclose(outputs, values, rtol=0, atol=1e-12)
     for outputs in (
         jax.jit(f.input_gradient)(z),
@@ -400,7 +471,8 @@ def test_predictors_are_functions_of_jax(loss, x64):
     ):
         np.testing.assert_allclose(outputs, gradients, rtol=0, atol=1e-12)
     assert jax.grad(at)(z[0]).shape == (D,)
-    assert f != fit(BIASED, X, Y, loss=loss)  # compared as functions are, so that compiled ones are not mixed up
+    # Compared as functions are, so that compiled ones are not mixed up.
+    assert f != fit(BIASED, X, Y, loss=loss)
 
 
 def test_arrays_of_every_kind_train_and_attack_alike(x64):
@@ -421,7 +493,9 @@ def test_gradients_at_training_points_duplicates_and_zero(kernel, initial):
     """Both ways to the gradient, finite, the reference's at that."""
     x, z = awkward_points()
     with precision(np.float64):
-        f = fit(KERNELS[kernel](), x, Y, dynamics=GradientFlow(3.0), initial=start if initial else None)
+        f = fit(
+            KERNELS[kernel](), x, Y, dynamics=GradientFlow(3.0), initial=start if initial else None
+        )
         gradient = np.asarray(f.input_gradient(z))
         # Under vmap every query is a computation of its own; compiled once per kernel.
         each = jax.vmap(lambda p: f(p[None])[0]) if initial else f
@@ -429,7 +503,8 @@ def test_gradients_at_training_points_duplicates_and_zero(kernel, initial):
     exact = oracle.input_gradient(z, x, 3 * Y / N, 0.2, True)
     if initial:
         exact[:, 0] += np.cos(z[:, 0])
-    # neural-tangents' angles of points that coincide are clipped, of opposite ones lose digits: 1e-8 (float64).
+    # neural-tangents' angles of points that coincide are clipped, of opposite ones lose digits:
+    # 1e-8 (float64).
     limit = 1e-12 if kernel == "W and b" else 1e-7
     for value in (gradient, differentiated):
         assert value.shape == z.shape
@@ -441,12 +516,17 @@ def test_frozen_gate_gradient_leaves_out_the_motion_of_the_gates(x64):
         f = fit(BIASED, X, Y, dynamics=GradientFlow(3.0), initial=initial)
         exact = oracle.frozen_gate_direction(Z, X, 3 * Y / N, 0.2)
         exact[:, 0] += np.cos(Z[:, 0]) * (initial is not None)
-        assert largest_row(np.asarray(f.frozen_gate_gradient(Z)) - exact) <= 1e-12 * largest_row(exact)
+        assert largest_row(np.asarray(f.frozen_gate_gradient(Z)) - exact) <= 1e-12 * largest_row(
+            exact
+        )
         assert largest_row(np.asarray(f.input_gradient(Z)) - exact) > 1e-3 * largest_row(exact)
 
 
 def test_frozen_gates_belong_to_the_two_layer_kernel():
-    with pytest.raises(TypeError, match=r'frozen gates belong to TwoLayerNTK.*ArchitectureNTK.*direction="gradient"'):
+    with pytest.raises(
+        TypeError,
+        match=r'frozen gates belong to TwoLayerNTK.*ArchitectureNTK.*direction="gradient"',
+    ):
         trained(kernel="network").frozen_gate_gradient(Z)
 
 
@@ -464,20 +544,33 @@ def test_a_predictor_may_be_the_initial_function_of_another(loss, x64):
 
 
 def test_initial_functions_of_every_kind():
-    """A lambda, a model with outputs (m, 1), a compiled function, a function without reverse derivative."""
+    """A lambda, a model with outputs (m, 1), a compiled function, a function without reverse
+    derivative.
+    """
     model = eqx.nn.MLP(D, 1, 4, 1, key=jax.random.key(0))
-    looped = lambda z: jax.lax.while_loop(lambda c: c[1] < 2, lambda c: (2 * c[0], c[1] + 1), (z[:, 0], 0))[0]  # noqa: E731
+
+    def looped(z):
+        return jax.lax.while_loop(lambda c: c[1] < 2, lambda c: (2 * c[0], c[1] + 1), (z[:, 0], 0))[
+            0
+        ]
+
     for initial in (lambda z: z[:, :1] ** 2, jax.vmap(model), jax.jit(start), looped):
         f = fit(W_ONLY, X, Y, loss="squared", dynamics=HeavyBall(0.1, 25), initial=initial)
         base = np.asarray(initial(jnp.asarray(Z, jnp.float32)), float).reshape(M)
-        np.testing.assert_allclose(f(Z) - f.kernel.matvec(Z, f.inputs, f.dual_coef), base, atol=1e-5)
-        assert jax.eval_shape(lambda f, z: f(z), f, Z).shape == (M,)  # f is an argument of a traced function
+        np.testing.assert_allclose(
+            f(Z) - f.kernel.matvec(Z, f.inputs, f.dual_coef), base, atol=1e-5
+        )
+        # F is an argument of a traced function.
+        assert jax.eval_shape(lambda f, z: f(z), f, Z).shape == (M,)
 
 
 def test_queries_must_match_the_training_inputs():
     f = trained()
     for call in (f, f.input_gradient, f.frozen_gate_gradient, f.gradient_rounding):
-        with pytest.raises(ValueError, match=r"z must have rows of shape \(5,\), as the training inputs; got \(4,\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"z must have rows of shape \(5,\), as the training inputs; got \(4,\)",
+        ):
             call(Z[:, :4])
         with pytest.raises(ValueError, match=r"a single point is z\[None\]"):
             call(Z[0])
@@ -501,14 +594,20 @@ def test_outputs_are_those_of_float32_for_every_dtype_of_queries():
 def test_the_identity_loss_can_be_traced(x64):
     """Influence of a target: d f(z) / d y_n = time K(x_n, z) / n."""
     influence = jax.jit(jax.jacobian(lambda y: fit(BIASED, X, y, dynamics=GradientFlow(3.0))(Z)))(Y)
-    np.testing.assert_allclose(influence, 3 / N * oracle.ntk(X, Z, 0.2, True).T, rtol=1e-12, atol=1e-14)
-    several = jax.vmap(lambda y: fit(BIASED, X, y, dynamics=GradientFlow(3.0)).dual_coef)(np.stack([Y, -Y]))
+    np.testing.assert_allclose(
+        influence, 3 / N * oracle.ntk(X, Z, 0.2, True).T, rtol=1e-12, atol=1e-14
+    )
+    several = jax.vmap(lambda y: fit(BIASED, X, y, dynamics=GradientFlow(3.0)).dual_coef)(
+        np.stack([Y, -Y])
+    )
     np.testing.assert_allclose(several, 3 / N * np.stack([Y, -Y]), rtol=1e-15)
 
 
 @pytest.mark.parametrize("loss", ["logistic", "squared"])
 def test_the_other_losses_cannot_be_traced_and_say_so(loss):
-    with pytest.raises(TypeError, match=f'fit\\(loss="{loss}"\\) runs its own float64 solver and cannot be traced'):
+    with pytest.raises(
+        TypeError, match=f'fit\\(loss="{loss}"\\) runs its own float64 solver and cannot be traced'
+    ):
         jax.jit(lambda y: fit(BIASED, X, y, loss=loss).dual_coef)(Y)
 
 
@@ -520,7 +619,11 @@ def test_a_learner_is_fit_configured(loss):
     dynamics = HeavyBall(0.1, 25)
     learner = KernelLearner(BIASED, loss, dynamics)
     exact = fit(BIASED, X, Y, loss=loss, dynamics=dynamics)
-    for f in (learner(X, Y), learner(X, Y, jax.random.key(0)), pickle.loads(pickle.dumps(learner))(X, Y, key=None)):
+    for f in (
+        learner(X, Y),
+        learner(X, Y, jax.random.key(0)),
+        pickle.loads(pickle.dumps(learner))(X, Y, key=None),
+    ):
         np.testing.assert_array_equal(f.dual_coef, exact.dual_coef)
     assert jax.tree.leaves(learner) == []
     assert learner.kernel == BIASED
@@ -553,7 +656,9 @@ def test_status_and_infinite_numbers_are_loaded(tmp_path):
 def test_an_initial_function_is_given_again(tmp_path):
     f = trained(initial=True)
     f.save(tmp_path / "f.npz")
-    with pytest.raises(ValueError, match=r"f\.npz was trained from an initial function; give it as initial="):
+    with pytest.raises(
+        ValueError, match=r"f\.npz was trained from an initial function; give it as initial="
+    ):
         load(tmp_path / "f.npz")
     np.testing.assert_array_equal(load(tmp_path / "f.npz", initial=start)(Z), f(Z))
 
@@ -561,7 +666,9 @@ def test_an_initial_function_is_given_again(tmp_path):
 def test_a_network_is_given_again(tmp_path):
     f = trained(kernel="network")
     f.save(tmp_path / "f.npz")
-    with pytest.raises(ValueError, match=r"trained with a kernel of class ArchitectureNTK; give it as kernel="):
+    with pytest.raises(
+        ValueError, match=r"trained with a kernel of class ArchitectureNTK; give it as kernel="
+    ):
         load(tmp_path / "f.npz")
     np.testing.assert_array_equal(load(tmp_path / "f.npz", kernel=paper_network())(Z), f(Z))
 
@@ -582,14 +689,19 @@ def with_another_header(content: bytes) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("damage", [truncated, without_header, with_another_header, lambda _: b"", lambda _: b"text"])
+@pytest.mark.parametrize(
+    "damage", [truncated, without_header, with_another_header, lambda _: b"", lambda _: b"text"]
+)
 def test_damaged_files_say_what_they_are_not(tmp_path, damage):
     path = tmp_path / "f.npz"
     trained().save(path)
     path.write_bytes(damage(path.read_bytes()))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # NumPy leaves a file that is no archive to the collector
-        with pytest.raises(ValueError, match=r"f\.npz is not a predictor that KernelPredictor\.save wrote"):
+        # NumPy leaves a file that is no archive to the collector.
+        warnings.simplefilter("ignore", ResourceWarning)
+        with pytest.raises(
+            ValueError, match=r"f\.npz is not a predictor that KernelPredictor\.save wrote"
+        ):
             load(path)
 
 
@@ -630,7 +742,9 @@ def test_fits_leave_jax_configuration_alone(dtype, loss):
     assert dict(jax.config.values) == before
 
 
-@pytest.mark.parametrize("dynamics", [GradientFlow(2.0), HeavyBall(0.1, 25)], ids=["flow", "heavy ball"])
+@pytest.mark.parametrize(
+    "dynamics", [GradientFlow(2.0), HeavyBall(0.1, 25)], ids=["flow", "heavy ball"]
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_equal_shapes_compile_once(loss, dynamics):
     """Other data, another time or rate of the same kind: nothing is compiled again."""
@@ -657,16 +771,44 @@ def spoiled(array: np.ndarray, value: Any) -> np.ndarray:
 
 FIT: dict[str, Any] = {"kernel": BIASED, "inputs": X, "targets": Y}
 BAD_FITS = [
-    ({"kernel": "relu"}, TypeError, r"kernel must be a perturbkernel kernel such as TwoLayerNTK\(\); got 'relu'"),
+    (
+        {"kernel": "relu"},
+        TypeError,
+        r"kernel must be a perturbkernel kernel such as TwoLayerNTK\(\); got 'relu'",
+    ),
     ({"kernel": pk.TwoLayerNTK}, TypeError, "kernel must be a perturbkernel kernel"),
-    ({"loss": "mse"}, ValueError, "loss must be one of 'identity', 'logistic', 'exponential', 'squared'; got 'mse'"),
+    (
+        {"loss": "mse"},
+        ValueError,
+        "loss must be one of 'identity', 'logistic', 'exponential', 'squared'; got 'mse'",
+    ),
     ({"loss": None}, ValueError, "loss must be one of .*; got None"),
     ({"dynamics": 1.0}, TypeError, "dynamics must be a GradientFlow or a HeavyBall; got 1.0"),
-    ({"dynamics": GradientFlow(INF)}, ValueError, "time must be finite for the identity loss.*; got inf"),
-    ({"dynamics": GradientFlow(INF), "loss": "logistic"}, ValueError, "time must be finite for the logistic loss"),
-    ({"inputs": X[0]}, ValueError, r"inputs must have shape \(n, d\).*single point is inputs\[None\]"),
-    ({"inputs": X[:, :, None]}, ValueError, r"inputs must have shape \(n, d\).*got shape \(17, 5, 1\)"),
-    ({"inputs": X[:0], "targets": Y[:0]}, ValueError, r"inputs must not be empty; got shape \(0, 5\)"),
+    (
+        {"dynamics": GradientFlow(INF)},
+        ValueError,
+        "time must be finite for the identity loss.*; got inf",
+    ),
+    (
+        {"dynamics": GradientFlow(INF), "loss": "logistic"},
+        ValueError,
+        "time must be finite for the logistic loss",
+    ),
+    (
+        {"inputs": X[0]},
+        ValueError,
+        r"inputs must have shape \(n, d\).*single point is inputs\[None\]",
+    ),
+    (
+        {"inputs": X[:, :, None]},
+        ValueError,
+        r"inputs must have shape \(n, d\).*got shape \(17, 5, 1\)",
+    ),
+    (
+        {"inputs": X[:0], "targets": Y[:0]},
+        ValueError,
+        r"inputs must not be empty; got shape \(0, 5\)",
+    ),
     (
         {"inputs": spoiled(X, NAN)},
         ValueError,
@@ -675,19 +817,45 @@ BAD_FITS = [
     ({"inputs": spoiled(X, INF)}, ValueError, "inputs must be finite"),
     ({"inputs": None}, TypeError, "inputs must be an array of real numbers; got NoneType"),
     ({"inputs": X * 1j}, TypeError, "inputs must be an array of real numbers; got dtype complex"),
-    ({"inputs": pk.Dataset(X, Y)}, TypeError, "inputs must be an array of real numbers; got Dataset"),
-    ({"targets": Y[:-1]}, ValueError, r"targets must have shape \(17,\), one number a row of the inputs; got \(16,\)$"),
-    ({"targets": Y[:, None]}, ValueError, r"targets must have shape \(17,\).*got \(17, 1\); use targets\.ravel\(\)"),
+    (
+        {"inputs": pk.Dataset(X, Y)},
+        TypeError,
+        "inputs must be an array of real numbers; got Dataset",
+    ),
+    (
+        {"targets": Y[:-1]},
+        ValueError,
+        r"targets must have shape \(17,\), one number a row of the inputs; got \(16,\)$",
+    ),
+    (
+        {"targets": Y[:, None]},
+        ValueError,
+        r"targets must have shape \(17,\).*got \(17, 1\); use targets\.ravel\(\)",
+    ),
     ({"targets": spoiled(Y, NAN)}, ValueError, "targets must be finite; got 1 NaN"),
     ({"targets": spoiled(Y, NAN), "loss": "squared"}, ValueError, "targets must be finite"),
-    ({"targets": Y > 0}, ValueError, r"targets must be -1 or \+1; found 0, 1\. .*from_arrays\(.*classes=\(a, b\)\)"),
-    ({"targets": np.arange(N), "loss": "logistic"}, ValueError, r"must be -1 or \+1; found 0, 1, 2, 3, 4, \.\.\."),
+    (
+        {"targets": Y > 0},
+        ValueError,
+        r"targets must be -1 or \+1; found 0, 1\. .*from_arrays\(.*classes=\(a, b\)\)",
+    ),
+    (
+        {"targets": np.arange(N), "loss": "logistic"},
+        ValueError,
+        r"must be -1 or \+1; found 0, 1, 2, 3, 4, \.\.\.",
+    ),
     ({"targets": ["one"] * N}, TypeError, "targets must be an array of real numbers; got list"),
-    ({"initial": lambda z: z, "loss": "squared"}, ValueError, r"initial must map inputs \(17, 5\) to one output a row"),
+    (
+        {"initial": lambda z: z, "loss": "squared"},
+        ValueError,
+        r"initial must map inputs \(17, 5\) to one output a row",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("changes", "error", "message"), BAD_FITS, ids=[m[:30] for *_, m in BAD_FITS])
+@pytest.mark.parametrize(
+    ("changes", "error", "message"), BAD_FITS, ids=[m[:30] for *_, m in BAD_FITS]
+)
 def test_bad_fits_say_what_is_wrong(changes, error, message):
     arguments = FIT | changes
     with pytest.raises(error, match=message):
@@ -709,15 +877,39 @@ BAD_DYNAMICS = [
     (lambda: HeavyBall(INF, 3), ValueError, "learning_rate must be >= 0 and finite; got inf"),
     (lambda: HeavyBall("a", 3), TypeError, "learning_rate must be a number; got 'a'"),
     (lambda: HeavyBall(None, 3), TypeError, "learning_rate must be a number; got None"),
-    (lambda: HeavyBall(0.1), ValueError, "steps must be given with a constant learning_rate; got None"),
+    (
+        lambda: HeavyBall(0.1),
+        ValueError,
+        "steps must be given with a constant learning_rate; got None",
+    ),
     (lambda: HeavyBall(0.1, -1), ValueError, "steps must be at least 0; got -1"),
     (lambda: HeavyBall(0.1, 2.0), TypeError, "steps must be a whole number; got 2.0"),
     (lambda: HeavyBall(0.1, True), TypeError, "steps must be a whole number; got True"),
-    (lambda: HeavyBall([0.1, -0.2]), ValueError, "learning_rate must be >= 0 at every step; got -0.2"),
-    (lambda: HeavyBall([0.1, NAN]), ValueError, "learning_rate must be finite; got 1 NaN or infinite values.*row 1"),
-    (lambda: HeavyBall([]), ValueError, r"learning_rate must be one number or \(steps,\); got shape \(0,\)"),
-    (lambda: HeavyBall([[0.1]]), ValueError, r"learning_rate must be one number or \(steps,\); got shape \(1, 1\)"),
-    (lambda: HeavyBall([0.1, 0.2], 3), ValueError, "learning_rate must have one rate a step; got 2 rates for 3 steps"),
+    (
+        lambda: HeavyBall([0.1, -0.2]),
+        ValueError,
+        "learning_rate must be >= 0 at every step; got -0.2",
+    ),
+    (
+        lambda: HeavyBall([0.1, NAN]),
+        ValueError,
+        "learning_rate must be finite; got 1 NaN or infinite values.*row 1",
+    ),
+    (
+        lambda: HeavyBall([]),
+        ValueError,
+        r"learning_rate must be one number or \(steps,\); got shape \(0,\)",
+    ),
+    (
+        lambda: HeavyBall([[0.1]]),
+        ValueError,
+        r"learning_rate must be one number or \(steps,\); got shape \(1, 1\)",
+    ),
+    (
+        lambda: HeavyBall([0.1, 0.2], 3),
+        ValueError,
+        "learning_rate must have one rate a step; got 2 rates for 3 steps",
+    ),
     (lambda: HeavyBall(["a"]), (ValueError, TypeError), "learning_rate"),
     (lambda: HeavyBall(0.1, 3, -0.1), ValueError, "momentum must be >= 0 and <= 1; got -0.1"),
     (lambda: HeavyBall(0.1, 3, 1), ValueError, "momentum must be < 1; got 1"),
@@ -726,7 +918,9 @@ BAD_DYNAMICS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "error", "message"), BAD_DYNAMICS, ids=[m[:50] for *_, m in BAD_DYNAMICS])
+@pytest.mark.parametrize(
+    ("make", "error", "message"), BAD_DYNAMICS, ids=[m[:50] for *_, m in BAD_DYNAMICS]
+)
 def test_bad_dynamics_say_what_is_wrong(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -18,7 +18,17 @@ import perturbkernel as pk
 from perturbkernel.cli import main
 from perturbkernel.learning import accuracy as accuracy_of
 from perturbkernel.learning import draw_targets
-from perturbkernel.reproduce import assemble, datasets, figures, limit, network, page, plan, runner, store
+from perturbkernel.reproduce import (
+    assemble,
+    datasets,
+    figures,
+    limit,
+    network,
+    page,
+    plan,
+    runner,
+    store,
+)
 from perturbkernel.reproduce import specification as spec
 from perturbkernel.reproduce.limit import Request
 from perturbkernel.reproduce.sweep import Combination, second_networks
@@ -76,7 +86,9 @@ def test_the_reduced_axis_carries_the_published_values():
 
 
 def test_select_takes_whole_names_and_beginnings():
-    assert spec.select(["mnist_a"])[0] == tuple(i for i in spec.panel_ids() if i.startswith("mnist_a/"))
+    assert spec.select(["mnist_a"])[0] == tuple(
+        i for i in spec.panel_ids() if i.startswith("mnist_a/")
+    )
     assert len(spec.select(["map"])[1]) == 8
     assert spec.select([PANEL]) == ((PANEL,), ())
     with pytest.raises(ValueError, match="did you mean"):
@@ -116,25 +128,42 @@ def test_one_pass_equals_training_one_network_at_a_time(small, slope):
     z = jnp.concatenate([x, drawn.fresh[:40]])
     gradient = pk.fit(kernel, x, y).input_gradient(x)
     key_a, key_b = jax.random.split(jax.random.key(0))
-    labels = np.stack([np.asarray(draw_targets("coin_flip", 60, key=k)) for k in (key_a, key_b)], axis=1)
+    labels = np.stack(
+        [np.asarray(draw_targets("coin_flip", 60, key=k)) for k in (key_a, key_b)], axis=1
+    )
     unit = 1 / np.linalg.norm(gradient, axis=1)
     zero, one = np.zeros(60), np.ones(60)
     cases = [(0.0, 0.05), (1.0, 0.7), (1.0, 0.0)]
-    combinations = [Combination(np.stack([c * one, zero]), np.stack([zero, size * unit])) for c, size in cases]
+    combinations = [
+        Combination(np.stack([c * one, zero]), np.stack([zero, size * unit])) for c, size in cases
+    ]
     g = second_networks(kernel, z, [x, gradient], combinations, labels)
     for (carrier, size), rows in zip(cases, g, strict=True):
         for column in range(2):
             target = jnp.asarray(labels[:, column])
             delta = pk.perturb(pk.fit(kernel, x, y), x, target, size=size).delta
             expected = pk.fit(kernel, carrier * x + delta, target)(z)
-            # Where a point meets itself its angle is wrong by up to 5e-4, in one term of 60; elsewhere by rounding.
+            # Where a point meets itself its angle is wrong by up to 5e-4, in one term of 60;
+            # elsewhere by rounding.
             met = 5e-4 / (2 * np.pi) * float(jnp.sum(x**2, axis=1).max() + 1) / 60
-            np.testing.assert_allclose(rows[:, column], expected, atol=met if carrier else 1e-6, rtol=1e-5)
+            np.testing.assert_allclose(
+                rows[:, column], expected, atol=met if carrier else 1e-6, rtol=1e-5
+            )
 
 
 def cell(requests, loss="identity", data=None, **options):
-    config = {"data": data, "slope": 0.0, "loss": loss, "requests": [list(r) for r in requests], "draws": [2, 2]}
-    return config | ({"initial_draws": 2, "cosine": True} if loss == "identity" else {"dynamics": "flow"}) | options
+    config = {
+        "data": data,
+        "slope": 0.0,
+        "loss": loss,
+        "requests": [list(r) for r in requests],
+        "draws": [2, 2],
+    }
+    return (
+        config
+        | ({"initial_draws": 2, "cosine": True} if loss == "identity" else {"dynamics": "flow"})
+        | options
+    )
 
 
 def test_limit_cell_equals_learning_from_perturbations(small):
@@ -147,11 +176,17 @@ def test_limit_cell_equals_learning_from_perturbations(small):
         for rule in limit.RULES:
             for k in range(2):
                 r = pk.learn_from_perturbations(
-                    learner, (drawn.x, drawn.y), scenario=request.scenario, size=request.size,
-                    targets=labels[rule][:, k], key=jax.random.key(0),
-                )  # fmt: skip
+                    learner,
+                    (drawn.x, drawn.y),
+                    scenario=request.scenario,
+                    size=request.size,
+                    targets=labels[rule][:, k],
+                    key=jax.random.key(0),
+                )
                 accuracy = r.accuracy(pk.data.from_arrays(drawn.x, drawn.y)).g
-                assert result[f"perturbation_zero_{rule}"][i, k] == pytest.approx(float(accuracy), abs=1e-6)
+                assert result[f"perturbation_zero_{rule}"][i, k] == pytest.approx(
+                    float(accuracy), abs=1e-6
+                )
                 agreement = float(r.agreement(drawn.fresh))
                 assert result[f"agreement_zero_{rule}"][i, k] == pytest.approx(agreement, abs=2e-3)
         assert r.cosine is not None
@@ -166,9 +201,14 @@ def test_initial_functions_follow_the_theory(small):
     result = limit.limit_cell(cell(requests, data=config))
     kernel = pk.TwoLayerNTK(0.0, train_bias=True)
     taus = [r.time_f for r in requests]
-    expected = pk.theory.expected_accuracy(kernel, drawn.x, drawn.y, drawn.x, drawn.y, times=np.array(taus))
+    expected = pk.theory.expected_accuracy(
+        kernel, drawn.x, drawn.y, drawn.x, drawn.y, times=np.array(taus)
+    )
     np.testing.assert_allclose(result["standard"], expected, atol=1e-5)
-    cosine = [np.abs(pk.theory.expected_cosine(kernel, drawn.x, drawn.y, drawn.x, time=tau)).mean() for tau in taus]
+    cosine = [
+        np.abs(pk.theory.expected_cosine(kernel, drawn.x, drawn.y, drawn.x, time=tau)).mean()
+        for tau in taus
+    ]
     np.testing.assert_allclose(result["cosine"], cosine, atol=1e-4)
     assert (np.diff(result["cosine"]) > 0).all()
     late = result["perturbation_coin_flip"][-1]
@@ -182,11 +222,17 @@ def test_initial_functions_agree_with_trained_wide_networks(small):
     request = Request("a", 5.0, 0.1, 4, 0.1, 4)
     result = limit.limit_cell(cell([request], data=config, initial_draws=40))
     target = datasets.targets(config, 60, {"coin_flip": 2, "balanced": 2})["coin_flip"][:, 0]
-    learner = pk.networks.NetworkLearner(4000, 0.0, True, optimizer=pk.networks.paper_optimizer(0.1), steps=4)
+    learner = pk.networks.NetworkLearner(
+        4000, 0.0, True, optimizer=pk.networks.paper_optimizer(0.1), steps=4
+    )
     data = pk.data.from_arrays(drawn.x, drawn.y)
     scores = [
         float(
-            pk.learn_from_perturbations(learner, data, scenario="a", size=5.0, targets=target, key=key).accuracy(data).g
+            pk.learn_from_perturbations(
+                learner, data, scenario="a", size=5.0, targets=target, key=key
+            )
+            .accuracy(data)
+            .g
         )
         for key in jax.random.split(jax.random.key(5), 40)
     ]
@@ -197,22 +243,32 @@ def test_initial_functions_agree_with_trained_wide_networks(small):
 
 def test_logistic_cell_equals_fit(small):
     config, drawn = small
-    requests = [Request("b", 0.5, rate, 50, rate_g, 50) for rate in (0.1, 1.0) for rate_g in (0.1, 1.0)]
+    requests = [
+        Request("b", 0.5, rate, 50, rate_g, 50) for rate in (0.1, 1.0) for rate_g in (0.1, 1.0)
+    ]
     result = limit.limit_cell(cell(requests, "logistic", config))
     labels = datasets.targets(config, 60, {"coin_flip": 2, "balanced": 2})["coin_flip"]
     kernel = pk.TwoLayerNTK(0.0, train_bias=True)
     for i, request in enumerate(requests):
         learners = [
-            pk.KernelLearner(kernel, "logistic", pk.GradientFlow(time)) for time in (request.time_f, request.time_g)
+            pk.KernelLearner(kernel, "logistic", pk.GradientFlow(time))
+            for time in (request.time_f, request.time_g)
         ]
         r = pk.learn_from_perturbations(
-            learners[0], (drawn.x, drawn.y), scenario="b", size=0.5, targets=labels[:, 0], learner_g=learners[1],
+            learners[0],
+            (drawn.x, drawn.y),
+            scenario="b",
+            size=0.5,
+            targets=labels[:, 0],
+            learner_g=learners[1],
             key=jax.random.key(0),
-        )  # fmt: skip
+        )
         f, g = r.accuracy(pk.data.from_arrays(drawn.x, drawn.y))
         # Outputs right to 1e-3 may turn the sign of one point of 60.
         assert result["standard_zero"][i] == pytest.approx(float(f), abs=1 / 60 + 1e-6)
-        assert result["perturbation_zero_coin_flip"][i, 0] == pytest.approx(float(g), abs=1 / 60 + 1e-6)
+        assert result["perturbation_zero_coin_flip"][i, 0] == pytest.approx(
+            float(g), abs=1 / 60 + 1e-6
+        )
 
 
 def test_heavy_ball_steps_exactly_and_names_unstable_rates(small):
@@ -238,10 +294,18 @@ def test_points_that_coincide_follow_the_majority(small):
 def test_network_cell_equals_the_recipe_one_at_a_time(small):
     config, drawn = small
     asked = {
-        "data": config, "scenario": "b", "width": 20, "slope": 0.0, "loss": "logistic", "targets": "balanced",
-        "learning_rates_f": [0.3, 0.1], "learning_rates_g": [0.3], "steps_f": [5, 30], "steps_g": [10, 40],
+        "data": config,
+        "scenario": "b",
+        "width": 20,
+        "slope": 0.0,
+        "loss": "logistic",
+        "targets": "balanced",
+        "learning_rates_f": [0.3, 0.1],
+        "learning_rates_g": [0.3],
+        "steps_f": [5, 30],
+        "steps_g": [10, 40],
         "sizes": [0.5, 2.0],
-    }  # fmt: skip
+    }
     result = network.network_cell(asked)
     assert result["standard"].shape == (2, 2)
     assert result["perturbation"].shape == (2, 2, 2, 1, 2)
@@ -252,11 +316,19 @@ def test_network_cell_equals_the_recipe_one_at_a_time(small):
         net = pk.networks.TwoLayerNetwork.init(12, 20, 0.0, True, key=key)
         optimizer = pk.networks.paper_optimizer(rate)
         return pk.networks.train(
-            net, x, y, loss="logistic", optimizer=optimizer, steps=steps, plateau=pk.networks.Plateau()
+            net,
+            x,
+            y,
+            loss="logistic",
+            optimizer=optimizer,
+            steps=steps,
+            plateau=pk.networks.Plateau(),
         )[0]
 
     f = trained(key_f, drawn.x, drawn.y, 0.1, 30)
-    assert result["standard"][1, 1] == pytest.approx(float(accuracy_of(f(drawn.x), drawn.y)), abs=1e-6)
+    assert result["standard"][1, 1] == pytest.approx(
+        float(accuracy_of(f(drawn.x), drawn.y)), abs=1e-6
+    )
     delta = pk.perturb(f, drawn.x, target, size=2.0).delta
     g = trained(key_g, drawn.x + delta, target, 0.3, 40)
     # A point within rounding of the boundary may fall on either side.
@@ -267,10 +339,18 @@ def test_network_cell_equals_the_recipe_one_at_a_time(small):
 def test_network_sizes_of_scenario_a_share_their_directions(small):
     config, _ = small
     asked = {
-        "data": config, "scenario": "a", "width": 20, "slope": 0.0, "loss": "identity", "targets": "balanced",
-        "learning_rates_f": [1.0], "learning_rates_g": [1.0, 0.1], "steps_f": [100], "steps_g": [100],
+        "data": config,
+        "scenario": "a",
+        "width": 20,
+        "slope": 0.0,
+        "loss": "identity",
+        "targets": "balanced",
+        "learning_rates_f": [1.0],
+        "learning_rates_g": [1.0, 0.1],
+        "steps_f": [100],
+        "steps_g": [100],
         "sizes": [0.0, 0.5, 3.0],
-    }  # fmt: skip
+    }
     together = network.network_cell(asked)["perturbation"]
     for i, size in enumerate(asked["sizes"]):
         alone = network.network_cell(asked | {"sizes": [size]})["perturbation"]
@@ -306,13 +386,18 @@ def test_every_setting_finds_its_rows():
 
 
 def test_cells_are_stored_under_configuration_and_code(tmp_path, monkeypatch):
-    one, other = {"function": "limit", "config": {"a": 1}}, {"function": "limit", "config": {"a": 2}}
+    one, other = (
+        {"function": "limit", "config": {"a": 1}},
+        {"function": "limit", "config": {"a": 2}},
+    )
     assert store.cell_path(tmp_path, one) != store.cell_path(tmp_path, other)
     store.save(tmp_path, one, {"x": np.arange(3.0)}, 1.5)
     assert store.is_finished(tmp_path, one) and not store.is_finished(tmp_path, other)
     np.testing.assert_array_equal(store.load(tmp_path, one)["x"], np.arange(3.0))
     assert store.seconds(tmp_path, one) == 1.5
-    assert [path.name for path in (tmp_path / "cells").iterdir()] == [store.cell_path(tmp_path, one).name]
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == [
+        store.cell_path(tmp_path, one).name
+    ]
     monkeypatch.setattr(store, "code_version", lambda: "another")
     assert not store.is_finished(tmp_path, one)
 
@@ -352,7 +437,9 @@ def test_runner_computes_what_is_missing_on_any_executor(monkeypatch, tmp_path):
         calls.append(config["number"])
         return {"square": np.array(config["number"] ** 2)}
 
-    store.save(tmp_path, {"function": "limit", "config": {"number": 2}}, {"square": np.array(4)}, 0.0)
+    store.save(
+        tmp_path, {"function": "limit", "config": {"number": 2}}, {"square": np.array(4)}, 0.0
+    )
     with ThreadPoolExecutor(2) as pool:
         cells, told = run_cells(monkeypatch, tmp_path, function, pool)
     assert sorted(calls) == [0, 1, 3, 4]
@@ -375,7 +462,18 @@ QUICK = ["shifted_gaussian_a/steps_g/identity", "cosine/shifted_gaussian/d"]
 
 
 def arguments(folder, *more):
-    return ["reproduce", *QUICK, "--mode", "limit", "--seeds", "1", "--out", str(folder), "--quiet", *more]
+    return [
+        "reproduce",
+        *QUICK,
+        "--mode",
+        "limit",
+        "--seeds",
+        "1",
+        "--out",
+        str(folder),
+        "--quiet",
+        *more,
+    ]
 
 
 def contents(folder):
@@ -415,7 +513,8 @@ def test_killed_and_started_again_gives_the_same(finished, tmp_path):
     assert again.keys() == once.keys()
     for name, arrays in once.items():
         for key, value in arrays.items():
-            # Thread counts differ, and with them the order of sums: rounding, and single points at a boundary.
+            # Thread counts differ, and with them the order of sums: rounding, and single points at
+            # a boundary.
             np.testing.assert_allclose(again[name][key], value, atol=2e-3, err_msg=key)
     processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert str(tmp_path) not in processes
@@ -460,9 +559,14 @@ def test_both_modes_on_one_page(tmp_path):
     names = ["fashion_mnist_b/steps_g/identity", "map/shifted_gaussian_a"]
     result = pk.reproduce.reproduce(names, tmp_path, seeds=1, workers=0)
     curves = result.curves(names[0])
-    assert {"limit", "limit_zero", "network", "network_grid", "limit scaled", "network scaled"} <= set(
-        curves["agreement"]
-    )
+    assert {
+        "limit",
+        "limit_zero",
+        "network",
+        "network_grid",
+        "limit scaled",
+        "network scaled",
+    } <= set(curves["agreement"])
     note = result._note(result.panel(names[0]).settings[0])
     assert "mnist5k" in note and "12,000" in note
     maps = result.map("map/shifted_gaussian_a")
@@ -481,8 +585,12 @@ def test_idx_files_are_used_where_given(tmp_path, rng):
             ("images-idx3", rng.integers(0, 256, (90, 28, 28)), (90, 28, 28)),
             ("labels-idx1", np.arange(90) % 3, (90,)),
         ):
-            header = bytes([0, 0, 8, len(dimensions)]) + b"".join(size.to_bytes(4, "big") for size in dimensions)
-            (tmp_path / f"{prefix}-{name}-ubyte").write_bytes(header + content.astype(np.uint8).tobytes())
+            header = bytes([0, 0, 8, len(dimensions)]) + b"".join(
+                size.to_bytes(4, "big") for size in dimensions
+            )
+            (tmp_path / f"{prefix}-{name}-ubyte").write_bytes(
+                header + content.astype(np.uint8).tobytes()
+            )
     options = plan.Options(("mnist_a/size/identity",), "limit", mnist=str(tmp_path))
     setting = options.panels[0].settings[0]
     config = plan.data_config(setting, 0, options.sources)
@@ -494,7 +602,9 @@ def test_idx_files_are_used_where_given(tmp_path, rng):
 def test_panel_figures_say_what_was_reduced():
     p = spec.panel("gaussian_b/size/identity")
     flat = {"mean": [0.5] * 6, "low": [0.4] * 6, "high": [0.6] * 6}
-    figure = figures.panel_figure(p, {q: {"limit": flat, "network": flat} for q in p.curves}, "a note")
+    figure = figures.panel_figure(
+        p, {q: {"limit": flat, "network": flat} for q in p.curves}, "a note"
+    )
     title = figure.get_suptitle()
     assert "10,000 → 250" in title and "a note" in title
     assert "scenario (b)" in title
@@ -503,7 +613,9 @@ def test_panel_figures_say_what_was_reduced():
 def test_dask_computes_the_same(finished, tmp_path):
     distributed = pytest.importorskip("dask.distributed")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
         distributed.Client(cluster) as client,
     ):
         executor = client.get_executor()

@@ -1,4 +1,6 @@
-"""sklearn.py: scikit-learn's own checks, and that the estimators are `fit` and `perturb` under other names."""
+"""sklearn.py: scikit-learn's own checks, and that the estimators are `fit` and `perturb` under
+other names.
+"""
 
 import os
 import pickle
@@ -31,10 +33,11 @@ INF = float("inf")
 
 
 def test_scikit_learns_own_checks_pass_in_full():
-    """In a process of its own: one of the checks is skipped unless SciPy was imported with SCIPY_ARRAY_API set.
+    """In a process of its own: one of the checks is skipped unless SciPy was imported with
+    SCIPY_ARRAY_API set.
 
-    Nearly all of the time is compilation, and without LLVM's optimisations that takes two thirds of it.
-    """
+    Nearly all of the time is compilation, and without LLVM's optimisations that takes two thirds of
+    it."""
     code = (
         "from sklearn.utils.estimator_checks import check_estimator\n"
         "from perturbkernel.sklearn import NTKClassifier, NTKRegressor\n"
@@ -42,8 +45,13 @@ def test_scikit_learns_own_checks_pass_in_full():
         "    results = check_estimator(estimator, on_fail='raise', on_skip=None)\n"
         "    print(len(results), {result['status'] for result in results})\n"
     )
-    environment = os.environ | {"SCIPY_ARRAY_API": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    environment = os.environ | {
+        "SCIPY_ARRAY_API": "1",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     for line in run.stdout.splitlines():
         count, statuses = line.split(" ", 1)
@@ -56,7 +64,9 @@ def test_without_scikit_learn_it_says_what_to_install():
     code = "import sys; sys.modules['sklearn'] = None\nimport perturbkernel\nimport perturbkernel.sklearn"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith("ModuleNotFoundError: perturbkernel.sklearn needs scikit-learn: pip")
+    assert run.stderr.splitlines()[-1].startswith(
+        "ModuleNotFoundError: perturbkernel.sklearn needs scikit-learn: pip"
+    )
 
 
 @pytest.mark.parametrize("loss", ["identity", "logistic", "squared"])
@@ -71,7 +81,9 @@ def test_two_classes_are_minus_and_plus_one(loss):
     np.testing.assert_array_equal(model.predict(Z), np.where(exact > 0, "yes", "no"))
     assert hasattr(model, "predict_proba") == (loss == "logistic")
     if loss == "logistic":
-        np.testing.assert_allclose(model.predict_proba(Z)[:, 1], 1 / (1 + np.exp(-exact)), atol=1e-7)
+        np.testing.assert_allclose(
+            model.predict_proba(Z)[:, 1], 1 / (1 + np.exp(-exact)), atol=1e-7
+        )
 
 
 @pytest.mark.parametrize("loss", ["logistic", "squared"])
@@ -87,7 +99,9 @@ def test_three_classes_are_columns(loss):
     assert model.score(X, THREE) > 0.8
     if loss == "logistic":
         odds = np.exp(outputs)
-        np.testing.assert_allclose(model.predict_proba(Z), odds / odds.sum(1, keepdims=True), rtol=1e-12)
+        np.testing.assert_allclose(
+            model.predict_proba(Z), odds / odds.sum(1, keepdims=True), rtol=1e-12
+        )
 
 
 def test_a_regressor_takes_one_target_or_several():
@@ -120,9 +134,15 @@ def test_cross_validation_searches_and_pipelines():
     y = np.where(x[:, 0] > 0, "yes", "no")
     assert cross_val_score(NTKClassifier(), x, y, cv=2).mean() > 0.7
     assert cross_val_score(NTKRegressor(), x, x[:, 0], cv=2).mean() > 0.7
-    grid = {"ntkclassifier__time": [1e-12, 10.0], "ntkclassifier__kernel": [None, pk.TwoLayerNTK(1.0)]}
+    grid = {
+        "ntkclassifier__time": [1e-12, 10.0],
+        "ntkclassifier__kernel": [None, pk.TwoLayerNTK(1.0)],
+    }
     search: Any = GridSearchCV(
-        make_pipeline(StandardScaler(), NTKClassifier(loss="logistic")), grid, cv=2, scoring="neg_log_loss"
+        make_pipeline(StandardScaler(), NTKClassifier(loss="logistic")),
+        grid,
+        cv=2,
+        scoring="neg_log_loss",
     )
     search.fit(x, y)
     assert search.best_params_["ntkclassifier__time"] == 10.0
@@ -154,7 +174,9 @@ def test_the_predictor_is_a_jax_function_and_survives_a_pickle():
     with jax.enable_x64(True):
         z = jnp.asarray(Z)
         np.testing.assert_allclose(jax.jit(f)(z), model.predict(Z), rtol=0, atol=1e-13)
-        np.testing.assert_allclose(jax.grad(lambda p: f(p[None])[0])(z[0]), f.input_gradient(z)[0], atol=1e-12)
+        np.testing.assert_allclose(
+            jax.grad(lambda p: f(p[None])[0])(z[0]), f.input_gradient(z)[0], atol=1e-12
+        )
     assert f(Z).dtype == np.float32  # JAX's own rule
     np.testing.assert_allclose(f(Z), model.predict(Z), atol=1e-4)
 
@@ -172,12 +194,20 @@ def test_what_training_met_is_a_warning():
     ("model", "y", "message"),
     [
         (NTKClassifier(), np.ones(N), r"y must have at least two classes; got one class, 1\.0"),
-        (NTKClassifier(loss="softmax"), TWO, "loss must be one of 'squared', 'logistic', 'identity'; got 'softmax'"),
-        (NTKClassifier(loss="logistic", time=INF), TWO, "time must be finite for the logistic loss"),
+        (
+            NTKClassifier(loss="softmax"),
+            TWO,
+            "loss must be one of 'squared', 'logistic', 'identity'; got 'softmax'",
+        ),
+        (
+            NTKClassifier(loss="logistic", time=INF),
+            TWO,
+            "time must be finite for the logistic loss",
+        ),
         (NTKRegressor(slope=2), SIGNS, "slope must be >= 0 and <= 1; got 2"),
         (NTKRegressor(time=-1), SIGNS, "time must be >= 0; got -1"),
     ],
-)  # fmt: skip
+)
 def test_bad_choices_say_what_is_wrong(model, y, message):
     with pytest.raises(ValueError, match=message):
         model.fit(X, y)

@@ -1,4 +1,6 @@
-"""gram.py, krylov.py, squared.py and large problems of solvers.py: by products, against dense float64 references."""
+"""gram.py, krylov.py, squared.py and large problems of solvers.py: by products, against dense
+float64 references.
+"""
 
 import functools
 from typing import Any
@@ -81,22 +83,32 @@ def test_lanczos_applies_the_filter_of_gradient_flow(spectrum, time, x64):
 def test_lanczos_that_does_not_converge_says_so(x64):
     matrix, q, b = prescribed(SPECTRA["geometric"])
     found = lanczos(
-        operator(matrix), jnp.asarray(b), lambda v: np.where(v > 1e-4, 1 / np.maximum(v, 1e-4), 0), 1e-9, 32
+        operator(matrix),
+        jnp.asarray(b),
+        lambda v: np.where(v > 1e-4, 1 / np.maximum(v, 1e-4), 0),
+        1e-9,
+        32,
     )
     assert found.products == 32 and found.error > 1e-3
     exact = q @ (q.T @ b / SPECTRA["geometric"])
     assert off(found.value, exact) > 1e-3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(squared, "lanczos", functools.partial(lanczos, most=32))
-        status = squared.by_products(operator(matrix), jnp.asarray(b), GradientFlow(1e6), 1e-9).status
-    assert status.startswith("the Lanczos process stopped after 32 products at an estimated relative error of")
+        status = squared.by_products(
+            operator(matrix), jnp.asarray(b), GradientFlow(1e6), 1e-9
+        ).status
+    assert status.startswith(
+        "the Lanczos process stopped after 32 products at an estimated relative error of"
+    )
 
 
 def test_lanczos_of_nothing_and_of_one_number(x64):
     assert not np.asarray(lanczos(operator(np.eye(3)), jnp.zeros(3), np.exp, 1e-9).value).any()
     found = lanczos(operator(np.full((1, 1), 2.0)), jnp.ones(1), lambda v: v + 1, 1e-9)
     assert (float(found.value[0]), found.products) == (3.0, 1)
-    assert not np.asarray(lanczos(operator(np.zeros((5, 5))), jnp.ones(5), lambda v: v, 1e-9).value).any()
+    assert not np.asarray(
+        lanczos(operator(np.zeros((5, 5))), jnp.ones(5), lambda v: v, 1e-9).value
+    ).any()
 
 
 @pytest.mark.parametrize("spectrum", ["geometric", "power", "clusters"])
@@ -111,12 +123,18 @@ def test_the_largest_eigenvalue(spectrum, x64):
 def test_conjugate_gradients_interpolate(spectrum, rounded, x64):
     values = SPECTRA[spectrum] + (1e-3 * SPECTRA[spectrum].max() if rounded else 0)
     matrix, _, b = prescribed(values)
-    used, exact = (operator(np.float32(matrix)), operator(matrix)) if rounded else (operator(matrix), None)
+    used, exact = (
+        (operator(np.float32(matrix)), operator(matrix)) if rounded else (operator(matrix), None)
+    )
     tolerance = 1e-8 if values.max() / values.min() > 1e6 else 1e-10  # rounding: condition x eps
-    found = squared.interpolate_by_products(used, exact, lambda c: jnp.asarray(matrix)[:, c], jnp.asarray(b), tolerance)
+    found = squared.interpolate_by_products(
+        used, exact, lambda c: jnp.asarray(matrix)[:, c], jnp.asarray(b), tolerance
+    )
     assert found.status == "ok" and found.stats["residual"] <= tolerance
     assert np.linalg.norm(matrix @ found.dual_coef - b) <= 1.1 * tolerance * np.linalg.norm(b)
-    assert off(found.dual_coef, np.linalg.solve(matrix, b)) <= tolerance * values.max() / values.min()
+    assert (
+        off(found.dual_coef, np.linalg.solve(matrix, b)) <= tolerance * values.max() / values.min()
+    )
     assert not rounded or found.stats["refinements"] > 1
 
 
@@ -127,7 +145,11 @@ def test_the_preconditioner_spares_products(x64):
     preconditioner = krylov.nystrom(jnp.asarray(matrix)[:, chosen], chosen)
     none = krylov.Preconditioner(jnp.zeros((N, 1)), jnp.ones(1))
     counts = [
-        int(krylov.conjugate_gradients(operator(matrix), p, jnp.asarray(b), jnp.asarray(1e-8), jnp.asarray(2000))[2])
+        int(
+            krylov.conjugate_gradients(
+                operator(matrix), p, jnp.asarray(b), jnp.asarray(1e-8), jnp.asarray(2000)
+            )[2]
+        )
         for p in (preconditioner, none)
     ]
     assert counts[0] < counts[1] / 3, counts
@@ -177,15 +199,17 @@ def test_without_memory_the_same_predictor_comes_out(case, dtype):
         outputs = np.asarray(f(z), float)
     assert f.status == "ok", f.status
     assert f.stats["gram_held"] == 0
-    # float64: tolerances of 1e-9, with the condition number for interpolation. float32: the rounding of tiles, 1e-6
-    # relative to terms that cancel, and of the coefficients.
+    # float64: tolerances of 1e-9, with the condition number for interpolation. float32: the
+    # rounding of tiles, 1e-6 relative to terms that cancel, and of the coefficients.
     limit = 1e-7 if dtype == np.float64 else 1e-4
     assert np.abs(outputs - direct(case)).max() <= limit * np.abs(direct(case)).max()
 
 
 @pytest.mark.parametrize("case", ["squared inf", "squared flow", "logistic heavy ball"])
 def test_a_matrix_that_fits_is_held(case, monkeypatch):
-    """As for more than 2,000 points: products with a matrix that is held, float32 for float32 inputs."""
+    """As for more than 2,000 points: products with a matrix that is held, float32 for float32
+    inputs.
+    """
     exact = direct(case)
     monkeypatch.setattr(solvers, "_DIRECT", 0)
     x, y, z = problem()
@@ -210,7 +234,9 @@ def test_conflicting_duplicates_without_memory_are_reported():
 
 def test_rates_beyond_the_stable_one_without_memory():
     x, y, _ = problem()
-    with pytest.raises(ValueError, match=r"^learning_rate must be below 2 \(1 \+ momentum\) n / lambda_max"):
+    with pytest.raises(
+        ValueError, match=r"^learning_rate must be below 2 \(1 \+ momentum\) n / lambda_max"
+    ):
         fit(KERNEL, x, y, loss="squared", dynamics=HeavyBall(50.0, 10), memory=0)
     with pytest.warns(UserWarning, match="may oscillate"):
         fit(KERNEL, x, y, loss="logistic", dynamics=HeavyBall(50.0, 10), memory=0)
@@ -222,7 +248,9 @@ made: set[tuple[int, int]] = set()
 
 @jax.tree_util.register_static
 class Recording(pk.TwoLayerNTK):
-    """Notes the shapes of the tiles that are evaluated, when they are traced, and of the matrices that are made."""
+    """Notes the shapes of the tiles that are evaluated, when they are traced, and of the matrices
+    that are made.
+    """
 
     block = (64, 64)
 
@@ -237,12 +265,19 @@ class Recording(pk.TwoLayerNTK):
 
 def test_no_n_by_n_matrix_is_made_without_memory():
     x, y, _ = problem()
-    for slope, case in ((0.1, "squared inf"), (0.2, "squared flow"), (0.3, "logistic late")):  # each is traced anew
+    for slope, case in (
+        (0.1, "squared inf"),
+        (0.2, "squared flow"),
+        (0.3, "logistic late"),
+    ):  # each is traced anew
         loss, dynamics = CASES[case]
         traced.clear()
         made.clear()
         fit(Recording(slope, True), x, y, loss=loss, dynamics=dynamics, memory=0)
-        assert traced and max(max(shape) for shape in traced if shape not in made) <= 64, (case, traced)
+        assert traced and max(max(shape) for shape in traced if shape not in made) <= 64, (
+            case,
+            traced,
+        )
         # The preconditioner's columns: at most 256.
         assert made == ({(N, N // 2)} if case == "squared inf" else set()), (case, made)
     made.clear()
@@ -277,7 +312,8 @@ def test_the_operator_is_the_gram_matrix_held_or_not(x64):
         np.testing.assert_allclose(k(y), exact @ y, rtol=1e-12, atol=1e-10)
         np.testing.assert_allclose(k(both), exact @ both, rtol=1e-12, atol=1e-10)
         assert k(y.astype(np.float32)).dtype == np.float32
-    path = logistic.logistic_path(k, y, None, np.array([1.0, 2.0]), 1e-3)  # what it is for, among others
+    # What it is for, among others.
+    path = logistic.logistic_path(k, y, None, np.array([1.0, 2.0]), 1e-3)
     assert path.dual_coef.shape == (2, N)
 
 

@@ -1,4 +1,6 @@
-"""One-sided tail bounds and certificates: moments against simulated neurons, probabilities against trained networks."""
+"""One-sided tail bounds and certificates: moments against simulated neurons, probabilities against
+trained networks.
+"""
 
 import dataclasses
 
@@ -7,7 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from theory_tools import act, check_protocol, draw, gate, gradients, outputs, problem, train, unit_gradients
+from theory_tools import (
+    act,
+    check_protocol,
+    draw,
+    gate,
+    gradients,
+    outputs,
+    problem,
+    train,
+    unit_gradients,
+)
 
 import perturbkernel as pk
 from perturbkernel import theory
@@ -17,15 +29,21 @@ SIZES = [(0.0, False), (0.2, True)]
 
 
 def lazy_losses(p, time, readout, count, rng, steps=60):
-    """(s T V - s Y / a^2)_+ of simulated neurons of one |readout|, (count, m): what X of the theorem majorises."""
+    """(s T V - s Y / a^2)_+ of simulated neurons of one |readout|, (count, m): what X of the
+    theorem majorises.
+    """
     kernel, sign = p.kernel, np.sign(theory.f_hat(*p.data))
     w, b, _ = draw(rng, count, p.x.shape[1])
     a = readout * rng.choice([-1.0, 1.0], count)
     slope = kernel.slope
     before = w @ p.z.T + b[:, None]
-    frozen = gate(before, slope) * ((gate(w @ p.x.T + b[:, None], slope) * p.y / len(p.x)) @ p.factor)
+    frozen = gate(before, slope) * (
+        (gate(w @ p.x.T + b[:, None], slope) * p.y / len(p.x)) @ p.factor
+    )
     after = train((w, b, a), p.x, p.y, kernel, rate=time / steps, steps=steps, momentum=0.0).network
-    contribution = (act(after[0] @ p.z.T + after[1][:, None], slope) - act(before, slope)) / a[:, None]
+    contribution = (act(after[0] @ p.z.T + after[1][:, None], slope) - act(before, slope)) / a[
+        :, None
+    ]
     return np.maximum(sign * (time * frozen - contribution), 0)
 
 
@@ -34,13 +52,16 @@ def lazy_losses(p, time, readout, count, rng, steps=60):
 def test_lazy_moments_bound_those_of_simulated_neurons(slope, train_bias, readout, rng):
     p, time, width = problem(slope, train_bias), 1.0, 500
     constants = theory.derive_constants(*p.data)
-    j1, j2, k1, k2 = tails.lazy_moments(constants, tails.derive_speeds(constants), width=width, time=time)
+    j1, j2, k1, k2 = tails.lazy_moments(
+        constants, tails.derive_speeds(constants), width=width, time=time
+    )
     losses = lazy_losses(p, time, readout, 20_000, rng)
     error = 4 / np.sqrt(len(losses))  # four standard errors of the two means
     mean, square = readout * j1 + readout**2 * j2, readout * k1 + readout**2 * k2
     assert (losses.mean(0) <= mean + error * losses.std(0)).all()
     assert ((losses**2).mean(0) <= square + error * (losses**2).std(0)).all()
-    # Not vacuous either: the bound on the mean is within a factor of 40 of what is seen at the most affected point.
+    # Not vacuous either: the bound on the mean is within a factor of 40 of what is seen at the most
+    # affected point.
     assert (losses.mean(0) / mean).max() > 1 / 40
 
 
@@ -48,7 +69,10 @@ def test_speeds_are_the_extremes_over_gates(rng):
     p = problem(0.2, True)
     speeds = tails.derive_speeds(theory.derive_constants(*p.data))
     gates = rng.uniform(p.kernel.slope, 1, size=(2000, len(p.x)))
-    for points, high, low in ((p.z, speeds.high, speeds.low), (p.x, speeds.input_high, speeds.input_low)):
+    for points, high, low in (
+        (p.z, speeds.high, speeds.low),
+        (p.x, speeds.input_high, speeds.input_low),
+    ):
         signed = p.y[:, None] * (p.x @ points.T + p.kernel.train_bias) / len(p.x)
         seen = gates @ signed
         assert (seen <= high + 1e-12).all() and (-seen <= low + 1e-12).all()
@@ -73,28 +97,37 @@ def test_constants_hold_on_trained_networks(start, rng):
         tail = tails.derive_tail(constants, speeds, width=width, time=trained.time, start=start)
         bound = sum(tail.constant(delta / len(p.z)).values())
         ratios.append(np.max(sign * (constants.f_hat - f / trained.time) / bound))
-    # Without f0 the fluctuation is Gaussian with the variance that the bound uses, so it cannot be far below the bound.
+    # Without f0 the fluctuation is Gaussian with the variance that the bound uses, so it cannot be
+    # far below the bound.
     check_protocol(ratios, delta, low=0.1, high=1.0)
 
 
 def test_failure_probability_bounds_the_share_of_wrong_signs(rng):
-    """At a width so small that signs do go wrong: a bound that dropped its lazy or variance term would be seen."""
+    """At a width so small that signs do go wrong: a bound that dropped its lazy or variance term
+    would be seen.
+    """
     p, width, draws = problem(0.0, n=10, m=5, shift=0.3), 40, 300
     constants = theory.derive_constants(*p.data)
     time = 0.3  # three steps of 0.1 below
-    tail = tails.derive_tail(constants, tails.derive_speeds(constants), width=width, time=time, start="random")
+    tail = tails.derive_tail(
+        constants, tails.derive_speeds(constants), width=width, time=time, start="random"
+    )
     bound = np.exp(tail.log_failure())
     wrong = np.zeros(len(p.z))
     for _ in range(draws):
         network = draw(rng, width, 6)
-        f = outputs(train(network, p.x, p.y, p.kernel, rate=0.1, steps=3, momentum=0.0).network, p.z, 0.0)
+        f = outputs(
+            train(network, p.x, p.y, p.kernel, rate=0.1, steps=3, momentum=0.0).network, p.z, 0.0
+        )
         wrong += np.sign(f) != np.sign(constants.f_hat)
     assert (wrong / draws <= bound + 4 * np.sqrt(bound * (1 - bound) / draws) + 1e-12).all()
     assert wrong.max() > 0.1 * draws
 
 
 def test_a_wide_network_fails_with_the_gaussian_exponent():
-    """As the width grows the exponent tends to -m f_hat^2 / (2 (3 S^2)), that of the fluctuation alone."""
+    """As the width grows the exponent tends to -m f_hat^2 / (2 (3 S^2)), that of the fluctuation
+    alone.
+    """
     p = problem(0.0, n=30, m=5)
     constants = theory.derive_constants(*p.data)
     speeds, width = tails.derive_speeds(constants), 10**10
@@ -102,7 +135,8 @@ def test_a_wide_network_fails_with_the_gaussian_exponent():
     small = dataclasses.replace(constants, f_hat=np.sign(constants.f_hat) * margin)
     tail = tails.derive_tail(small, speeds, width=width, time=1e-6)
     exponent = -width * margin**2 / 2 / (3 * constants.f_second_moment)
-    np.testing.assert_allclose(tail.log_failure(), exponent, rtol=0.05)  # the grid of t costs up to a few per cent
+    # The grid of t costs up to a few per cent.
+    np.testing.assert_allclose(tail.log_failure(), exponent, rtol=0.05)
 
 
 def test_initial_tail_holds_and_its_radius_inverts_it(rng):
@@ -123,7 +157,13 @@ def test_smallest_takes_the_surest_points_within_the_budget():
 
     p = np.array([0.02, 0.5, 0.001, 0.03, 0.0])
     assert _smallest(p, np.ones(5, bool), 0.05).tolist() == [True, False, True, False, True]
-    assert _smallest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [False, False, True, True, False]
+    assert _smallest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -134,18 +174,31 @@ def digits():
 
 
 def test_the_whole_theorem_on_real_digits(digits):
-    """Width 10,000: most held-out digits are certified, and every certified sign holds on really trained networks."""
+    """Width 10,000: most held-out digits are certified, and every certified sign holds on really
+    trained networks.
+    """
     data, test, targets = digits
     kernel, width, steps = pk.TwoLayerNTK(), 10_000, 24
     x, y, z = data.inputs, data.targets, test.inputs
     time_f = theory.best_time(kernel, x, y, z, width=width, delta=0.1)
 
     def learner(time):
-        return pk.networks.NetworkLearner(width, optimizer=optax.sgd(time / steps), steps=steps, centred=True)
+        return pk.networks.NetworkLearner(
+            width, optimizer=optax.sgd(time / steps), steps=steps, centred=True
+        )
 
     f = learner(time_f)(x, y, jax.random.key(1))
     certificate = theory.certify(
-        kernel, x, y, z, width=width, size=1.0, targets=targets, times=(time_f, "best"), f=f, delta=0.1
+        kernel,
+        x,
+        y,
+        z,
+        width=width,
+        size=1.0,
+        targets=targets,
+        times=(time_f, "best"),
+        f=f,
+        delta=0.1,
     )
     assert min(certificate.progress) > 1 - 1e-3
     assert certificate.share > 0.9
@@ -168,10 +221,21 @@ def test_the_limit_stands_in_for_f_with_its_own_gradients():
     p = problem(0.0, n=16, m=9)
     certificate = small_certificate(p)
     targets = certificate.targets
-    np.testing.assert_allclose(certificate.perturbed, targets[:, None] * unit_gradients(p), atol=1e-12)
+    np.testing.assert_allclose(
+        certificate.perturbed, targets[:, None] * unit_gradients(p), atol=1e-12
+    )
     np.testing.assert_allclose(certificate.f.leading, theory.f_hat(*p.data), rtol=1e-10)
-    assert (certificate.certified <= (certificate.f.certified & certificate.g.certified & certificate.agree)).all()
-    assert set(certificate.g.parts) == {"initial", "lazy", "concentration", "residual", "random labels"}
+    assert (
+        certificate.certified
+        <= (certificate.f.certified & certificate.g.certified & certificate.agree)
+    ).all()
+    assert set(certificate.g.parts) == {
+        "initial",
+        "lazy",
+        "concentration",
+        "residual",
+        "random labels",
+    }
     assert (certificate.g.parts["random labels"] == 0).all()  # scenario (a) without trained bias
 
 
@@ -200,7 +264,9 @@ def test_trained_biases_and_data_as_carrier_bring_the_random_labels_in():
 
 def test_certified_share_tends_to_one_as_time_tends_to_zero():
     p = problem(0.0, n=16, m=9)
-    shares, progress = theory.certified_share(*p.data, np.array([1e-3, 0.3, 30.0]), width=20_000, delta=0.1)
+    shares, progress = theory.certified_share(
+        *p.data, np.array([1e-3, 0.3, 30.0]), width=20_000, delta=0.1
+    )
     assert shares[0] == 1 and shares[0] >= shares[1] >= shares[2]
     np.testing.assert_allclose(progress / progress[0], [1, 300, 30_000], rtol=1e-12)
 

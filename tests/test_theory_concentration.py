@@ -17,20 +17,30 @@ def case(request):
     moments = np.empty((DRAWS, n, len(p.z)))
     for i in range(DRAWS):
         w, b, a = draw(rng, WIDTH, p.x.shape[1])
-        at_x, at_z = gate(w @ p.x.T + b[:, None], p.kernel.slope), gate(w @ p.z.T + b[:, None], p.kernel.slope)
+        at_x, at_z = (
+            gate(w @ p.x.T + b[:, None], p.kernel.slope),
+            gate(w @ p.z.T + b[:, None], p.kernel.slope),
+        )
         moments[i] = at_x.T @ (a[:, None] ** 2 * at_z)
         if i == 0:
-            np.testing.assert_allclose(theory.gate_moment(p.kernel, w, b, a, p.x, p.z), moments[0], atol=1e-12)
+            np.testing.assert_allclose(
+                theory.gate_moment(p.kernel, w, b, a, p.x, p.z), moments[0], atol=1e-12
+            )
             predictor, vector = theory.tangent_predictor(p.kernel, w, b, a, p.x, p.y, p.z)
     weighted = p.y[:, None] * p.factor / n
-    predictors, vectors = (moments * weighted).sum(1), np.einsum("rnm,nd->rmd", moments, p.y[:, None] * p.x / n)
+    predictors, vectors = (
+        (moments * weighted).sum(1),
+        np.einsum("rnm,nd->rmd", moments, p.y[:, None] * p.x / n),
+    )
     np.testing.assert_allclose(predictor, predictors[0], atol=1e-12)
     np.testing.assert_allclose(vector, vectors[0], atol=1e-12)
     return p, theory.derive_constants(*p.data), moments, predictors, vectors
 
 
 def within_chi_square(ratios):
-    """Mean squares / variances of DRAWS draws; heavier tails than a Gaussian's, so at a small level."""
+    """Mean squares / variances of DRAWS draws; heavier tails than a Gaussian's, so at a small
+    level.
+    """
     low, high = chi2.ppf([1e-5, 1 - 1e-5], DRAWS) / DRAWS
     assert (ratios > low).all() and (ratios < high).all(), ratios
     assert abs(np.mean(ratios) - 1) < 0.15
@@ -39,9 +49,16 @@ def within_chi_square(ratios):
 def test_variances_are_exact(case):
     p, c, moments, predictors, vectors = case
     phi = oracle.phi(p.x, p.z, p.kernel.slope)
-    within_chi_square(((moments - phi) ** 2).mean(0) / theory.gate_moment_variance(p.kernel, p.x, p.z, width=WIDTH))
-    within_chi_square(((predictors - c.f_hat) ** 2).mean(0) / theory.predictor_variance(c, width=WIDTH))
-    within_chi_square(((vectors - c.direction) ** 2).sum(2).mean(0) / theory.direction_variance(c, width=WIDTH))
+    within_chi_square(
+        ((moments - phi) ** 2).mean(0)
+        / theory.gate_moment_variance(p.kernel, p.x, p.z, width=WIDTH)
+    )
+    within_chi_square(
+        ((predictors - c.f_hat) ** 2).mean(0) / theory.predictor_variance(c, width=WIDTH)
+    )
+    within_chi_square(
+        ((vectors - c.direction) ** 2).sum(2).mean(0) / theory.direction_variance(c, width=WIDTH)
+    )
 
 
 def test_entrywise_bounds(case):
@@ -51,7 +68,9 @@ def test_entrywise_bounds(case):
     check_protocol((error / bound).max((1, 2)), low=0.3, high=0.6)
     kernels = theory.bounds.kernel_bound(p.kernel, p.x, p.z, width=WIDTH, delta=DELTA)
     np.testing.assert_allclose(kernels, np.abs(p.factor) * bound, rtol=1e-12)
-    split = theory.bounds.gate_moment_bound_split(p.kernel, width=WIDTH, delta=DELTA, pairs=bound.size)
+    split = theory.bounds.gate_moment_bound_split(
+        p.kernel, width=WIDTH, delta=DELTA, pairs=bound.size
+    )
     check_protocol(error.max((1, 2)) / split, low=0.14, high=0.35)
 
 
@@ -60,16 +79,22 @@ def test_entrywise_bound_by_hand(case):
     log, fourth = np.log(2 * 84 / DELTA), oracle.phi(p.x, p.z, p.kernel.slope**2)
     by_hand = np.sqrt(6 * fourth * log / WIDTH) + 2 * log / WIDTH
     np.testing.assert_allclose(
-        theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=WIDTH, delta=DELTA), by_hand, rtol=1e-12
+        theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=WIDTH, delta=DELTA),
+        by_hand,
+        rtol=1e-12,
     )
     rate = np.log(2 * 7 / DELTA) / WIDTH
     hilbert = np.sqrt(6 * c.direction_second_moment * rate) + 27 * c.radius * rate
     np.testing.assert_allclose(
-        theory.bounds.direction_bound(c, width=WIDTH, delta=DELTA, method="bernstein"), hilbert, rtol=1e-12
+        theory.bounds.direction_bound(c, width=WIDTH, delta=DELTA, method="bernstein"),
+        hilbert,
+        rtol=1e-12,
     )
     operator = np.linalg.norm(p.x, 2) / np.sqrt(12) * np.sqrt((by_hand**2).mean(0))
     np.testing.assert_allclose(
-        theory.bounds.direction_bound(c, width=WIDTH, delta=DELTA, method="operator"), operator, rtol=1e-12
+        theory.bounds.direction_bound(c, width=WIDTH, delta=DELTA, method="operator"),
+        operator,
+        rtol=1e-12,
     )
 
 
@@ -80,12 +105,15 @@ def test_predictor_bound(case):
 
 
 @pytest.mark.parametrize(
-    ("method", "low", "high"), [("bernstein", 0.05, 0.3), ("operator", 0.1, 0.35), ("minimum", 0.1, 0.35)]
+    ("method", "low", "high"),
+    [("bernstein", 0.05, 0.3), ("operator", 0.1, 0.35), ("minimum", 0.1, 0.35)],
 )
 def test_direction_bounds(case, method, low, high):
     _, c, _, _, vectors = case
     bound = theory.bounds.direction_bound(c, width=WIDTH, delta=DELTA, method=method)
-    check_protocol((np.linalg.norm(vectors - c.direction, axis=2) / bound).max(1), low=low, high=high)
+    check_protocol(
+        (np.linalg.norm(vectors - c.direction, axis=2) / bound).max(1), low=low, high=high
+    )
 
 
 def test_doubled_networks_count_their_pairs():
@@ -98,7 +126,9 @@ def test_doubled_networks_count_their_pairs():
         predictor, _ = theory.tangent_predictor(p.kernel, *network, p.x, p.y, p.z)
         bound = theory.bounds.predictor_bound(c, width=400, delta=DELTA, doubled=True)
         ratios.append(np.max(np.abs(predictor - c.f_hat) / bound))
-        squares.append((predictor - c.f_hat) ** 2 / theory.predictor_variance(c, width=400, doubled=True))
+        squares.append(
+            (predictor - c.f_hat) ** 2 / theory.predictor_variance(c, width=400, doubled=True)
+        )
     check_protocol(ratios, low=0.25, high=0.55)
     assert abs(np.mean(squares) - 1) < 0.15
     with pytest.raises(ValueError, match="width of a doubled network must be even"):

@@ -29,7 +29,9 @@ def test_plain_sums(case):
         "length": np.sqrt(1 + (p.z**2).sum(1) / d),
         "input_norm": np.linalg.norm(p.x, axis=1),
         "operator_norm": np.linalg.svd(p.x, compute_uv=False)[0],
-        "radius": min(np.linalg.norm(p.x, axis=1).mean(), np.linalg.svd(p.x, compute_uv=False)[0] / np.sqrt(n)),
+        "radius": min(
+            np.linalg.norm(p.x, axis=1).mean(), np.linalg.svd(p.x, compute_uv=False)[0] / np.sqrt(n)
+        ),
         "positive": np.maximum(signed, 0).sum(0),
         "negative": np.maximum(-signed, 0).sum(0),
         "absolute": np.abs(k).mean(0),
@@ -56,7 +58,9 @@ def test_speed_is_the_supremum_over_weights(case):
         corners = np.array(list(itertools.product((low, 1.0), repeat=6)))
         largest = np.abs(corners @ (few.y[:, None] * few.factor)).max(0) / 6
         np.testing.assert_allclose(c.speed(loss), largest, atol=1e-12)
-        at_x = np.abs(corners @ (few.y[:, None] * (few.x @ few.x.T + p.kernel.train_bias))).max(0) / 6
+        at_x = (
+            np.abs(corners @ (few.y[:, None] * (few.x @ few.x.T + p.kernel.train_bias))).max(0) / 6
+        )
         np.testing.assert_allclose(c.input_speeds[loss], at_x, atol=1e-12)
         coupling = (np.abs(few.factor) * (at_x / c.input_length)[:, None]).mean(0)
         np.testing.assert_allclose(c.couplings[loss], coupling, atol=1e-12)
@@ -66,7 +70,10 @@ def test_second_moments_by_monte_carlo(case):
     p, c = case
     rng, samples = np.random.default_rng(3), 200_000
     w, b, _ = draw(rng, samples, p.x.shape[1])
-    at_x, at_z = gate(w @ p.x.T + b[:, None], p.kernel.slope), gate(w @ p.z.T + b[:, None], p.kernel.slope)
+    at_x, at_z = (
+        gate(w @ p.x.T + b[:, None], p.kernel.slope),
+        gate(w @ p.z.T + b[:, None], p.kernel.slope),
+    )
     values = (at_z * (at_x @ (p.y[:, None] * p.factor / len(p.x)))) ** 2
     error = 5 * values.std(0) / np.sqrt(samples) + 1e-10
     assert (np.abs(values.mean(0) - c.f_second_moment) <= error).all()
@@ -81,7 +88,12 @@ def test_second_moments_by_their_double_sum(case):
     """Theory 2.2 and 2.3 as written, with the sign covariance."""
     p, c = case
     slope, n = p.kernel.slope, len(p.x)
-    a, b, half_sum, half_gap = (1 + slope**2) / 2, (1 - slope**2) / 2, (1 + slope) / 2, (1 - slope) / 2
+    a, b, half_sum, half_gap = (
+        (1 + slope**2) / 2,
+        (1 - slope**2) / 2,
+        (1 + slope) / 2,
+        (1 - slope) / 2,
+    )
     gram = oracle.phi(p.x, p.x, slope)
     sign = 1 - 2 * oracle.angle(p.x, p.z) / np.pi
     weighted = p.y[:, None] * p.factor
@@ -111,10 +123,14 @@ def test_tiles_add_up(monkeypatch):
     tiled = theory.derive_constants(*p.data)
     for one in dataclasses.fields(whole):
         if one.name not in ("kernel", "x", "y", "z", "speeds", "input_speeds", "couplings"):
-            np.testing.assert_allclose(getattr(tiled, one.name), getattr(whole, one.name), atol=1e-12)
+            np.testing.assert_allclose(
+                getattr(tiled, one.name), getattr(whole, one.name), atol=1e-12
+            )
     for name in ("speeds", "input_speeds", "couplings"):
         for loss in ("identity", "logistic"):
-            np.testing.assert_allclose(getattr(tiled, name)[loss], getattr(whole, name)[loss], atol=1e-12)
+            np.testing.assert_allclose(
+                getattr(tiled, name)[loss], getattr(whole, name)[loss], atol=1e-12
+            )
     u = unit_gradients(p)
     terms = []
     for limit in (16, 1024):
@@ -123,5 +139,7 @@ def test_tiles_add_up(monkeypatch):
         moments = theory.target_moments(p.kernel, p.x, u, p.z, size=1.0)
         zeta = theory.gate_motion(*p.data)
         psi = theory.psi(p.kernel, p.x + u, p.x, p.y, p.z)
-        terms.append(np.concatenate([term.bound, moments.mean, moments.variance, zeta.ravel(), psi]))
+        terms.append(
+            np.concatenate([term.bound, moments.mean, moments.variance, zeta.ravel(), psi])
+        )
     np.testing.assert_allclose(*terms, atol=1e-12)

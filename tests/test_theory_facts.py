@@ -15,7 +15,9 @@ def test_label_effect(slope):
     u = unit_gradients(p)
     middle, outer = BOUNDS.label_effect_bound(p.kernel, u, p.z, size=size)
     plus, minus = (oracle.phi(s * size * u, p.z, slope) for s in (1, -1))
-    np.testing.assert_allclose(middle, (np.abs(plus - minus) * np.abs(u @ p.z.T)).mean(0), atol=1e-12)
+    np.testing.assert_allclose(
+        middle, (np.abs(plus - minus) * np.abs(u @ p.z.T)).mean(0), atol=1e-12
+    )
     assert (middle <= outer * (1 + 1e-9)).all() and middle.max() > 0.3 * outer.max()
     values = []
     for _ in range(100):
@@ -25,7 +27,9 @@ def test_label_effect(slope):
     assert (spread <= middle * (1 + 1e-9)).all() and (spread > 0.2 * middle).all()
     # The two worst label vectors reach it.
     signs = np.sign((plus - minus) * (u @ p.z.T))[:, 0]
-    worst = [theory.g_hat_u(p.kernel, s * size * signs[:, None] * u, u, p.z[:1])[0] for s in (1, -1)]
+    worst = [
+        theory.g_hat_u(p.kernel, s * size * signs[:, None] * u, u, p.z[:1])[0] for s in (1, -1)
+    ]
     np.testing.assert_allclose(worst[0] - worst[1], middle[0], rtol=1e-10)
 
 
@@ -36,8 +40,12 @@ def test_bias_offset_deviation():
         draws = []
         for _ in range(300):
             targets = rng.choice([-1.0, 1.0], size=16)
-            draws.append(theory.psi(p.kernel, size * targets[:, None] * u, 0 * u, targets, p.z) / size)
-        ratio = np.std(draws, axis=0) / theory.bias_offset_deviation(p.kernel, p.z, count=16, size=size)
+            draws.append(
+                theory.psi(p.kernel, size * targets[:, None] * u, 0 * u, targets, p.z) / size
+            )
+        ratio = np.std(draws, axis=0) / theory.bias_offset_deviation(
+            p.kernel, p.z, count=16, size=size
+        )
         assert np.abs(ratio - 1).max() < tolerance
     assert not theory.bias_offset_deviation(TwoLayerNTK(0.1), p.z, count=16, size=0.1).any()
 
@@ -81,7 +89,9 @@ def test_symmetric_data_without_bias_input():
     norms = np.outer(np.linalg.norm(x, axis=1), np.linalg.norm(p.z, axis=1))
     phi = 1.04 / 2 - 0.64 / (2 * np.pi) * np.arccos(np.clip(x @ p.z.T / norms, -1, 1))
     f = (y[:, None] * phi * (x @ p.z.T)).mean(0)
-    np.testing.assert_allclose(theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=0.2), f, atol=1e-8)
+    np.testing.assert_allclose(
+        theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=0.2), f, atol=1e-8
+    )
 
 
 def test_variance_of_trained_outputs():
@@ -98,6 +108,14 @@ def test_variance_of_trained_outputs():
 def test_labels_do_not_enter_the_perturbation():
     """Theory 8.1 and 8.3, through the pieces given here."""
     p = problem(0.1)
-    assert set(theory.WIDTH_RATES) == {"kernel", "flipped_fraction", "output", "gradient", "initial_output"}
-    half = sum(6 * theory.f_hat(p.kernel, p.x[part], p.y[part], p.z) for part in (slice(6), slice(6, 12)))
+    assert set(theory.WIDTH_RATES) == {
+        "kernel",
+        "flipped_fraction",
+        "output",
+        "gradient",
+        "initial_output",
+    }
+    half = sum(
+        6 * theory.f_hat(p.kernel, p.x[part], p.y[part], p.z) for part in (slice(6), slice(6, 12))
+    )
     np.testing.assert_allclose(half, 12 * theory.f_hat(*p.data), atol=1e-12)

@@ -28,7 +28,9 @@ def test_decomposition_is_exact(case):
         np.testing.assert_allclose(parts.total, trained / run.time - c.direction, atol=1e-12)
         total = parts.initial + parts.flips + parts.concentration + parts.lazy
         np.testing.assert_allclose(total, parts.total, atol=1e-10)
-        np.testing.assert_allclose(parts.initial, gradients(start, p.z, p.kernel.slope) / run.time, atol=1e-12)
+        np.testing.assert_allclose(
+            parts.initial, gradients(start, p.z, p.kernel.slope) / run.time, atol=1e-12
+        )
         w, b, a = start
         _, finite = theory.tangent_predictor(p.kernel, w, b, a, p.x, p.y, p.z)
         np.testing.assert_allclose(parts.concentration, finite - c.direction, atol=1e-12)
@@ -38,9 +40,17 @@ def test_a_priori_bounds(case):
     _, c, results = case
     time = results[0][1].time
     bounds = BOUNDS.gradient_bounds(c, width=WIDTH, time=time, delta=DELTA)
-    windows = {"initial": (0.2, 0.8), "flips": (0.01, 0.3), "concentration": (0.08, 0.35), "lazy": (0.01, 0.1)}
+    windows = {
+        "initial": (0.2, 0.8),
+        "flips": (0.01, 0.3),
+        "concentration": (0.08, 0.35),
+        "lazy": (0.01, 0.1),
+    }
     for name, (low, high) in (windows | {"total": (0.01, 0.4)}).items():
-        size = [np.max(np.linalg.norm(getattr(parts, name), axis=1) / getattr(bounds, name)) for *_, parts in results]
+        size = [
+            np.max(np.linalg.norm(getattr(parts, name), axis=1) / getattr(bounds, name))
+            for *_, parts in results
+        ]
         check_protocol(size, low=low, high=high)
     centred = BOUNDS.gradient_bounds(c, width=WIDTH, time=time, delta=DELTA, centred=True)
     np.testing.assert_allclose(centred.total, bounds.total - bounds.initial)
@@ -75,11 +85,18 @@ def test_a_priori_bounds_by_hand(case):
         second = np.sqrt(2 / np.pi / d) * absolute + np.sqrt(a2) * (2 + np.sqrt(2 * log / d))
         b2 = h / time * (min(first, second) + move * c.norm[j] * a2 / (d * s**2))
         np.testing.assert_allclose(found.flips[j], b2, rtol=1e-12)
-        sums = min(np.mean(c.input_norm * at_x), c.operator_norm / np.sqrt(n) * np.sqrt(np.mean(at_x**2)))
+        sums = min(
+            np.mean(c.input_norm * at_x), c.operator_norm / np.sqrt(n) * np.sqrt(np.mean(at_x**2))
+        )
         np.testing.assert_allclose(found.lazy[j], h * (c.radius * a2 + sums), rtol=1e-12)
-    initial = BOUNDS.initial_gradient_bound(p.kernel, d, width=width, delta=DELTA / 4, points=7) / time
+    initial = (
+        BOUNDS.initial_gradient_bound(p.kernel, d, width=width, delta=DELTA / 4, points=7) / time
+    )
     np.testing.assert_allclose(found.initial, initial, rtol=1e-12)
-    both = [BOUNDS.direction_bound(c, width=width, delta=DELTA / 8, method=one) for one in ("bernstein", "operator")]
+    both = [
+        BOUNDS.direction_bound(c, width=width, delta=DELTA / 8, method=one)
+        for one in ("bernstein", "operator")
+    ]
     np.testing.assert_allclose(found.concentration, np.minimum(*both), rtol=1e-12)
 
 
@@ -97,7 +114,9 @@ def test_flips_bound_from_the_initialisation(case):
     ratios = []
     for start, run, parts in results[:15]:
         certified = theory.certified_gates(*p.data, *start, time=run.time, keep_sets=True)
-        bound = BOUNDS.flips_bound_measured(p.kernel, start[0], start[2], certified.sets, time=run.time)
+        bound = BOUNDS.flips_bound_measured(
+            p.kernel, start[0], start[2], certified.sets, time=run.time
+        )
         size = np.linalg.norm(parts.flips, axis=1)
         assert (size <= bound * (1 + 1e-9)).all()
         ratios.append(np.max(size / bound))
@@ -148,8 +167,13 @@ def test_logistic_direction_is_around_realised_weights():
         xi = gradients(run.network, p.z, 0.2) / run.time - theory.weighted_direction(c, beta)
         bounds = BOUNDS.gradient_bounds(c, width=WIDTH, time=run.time, delta=DELTA, loss="logistic")
         ratios.append(np.max(np.linalg.norm(xi, axis=1) / bounds.total))
-        finite = theory.gate_moment(p.kernel, *start, p.x, p.z).T @ ((beta * p.y)[:, None] * p.x) / 12
-        off = np.linalg.norm(finite - theory.weighted_direction(c, beta), axis=1) / bounds.concentration
+        finite = (
+            theory.gate_moment(p.kernel, *start, p.x, p.z).T @ ((beta * p.y)[:, None] * p.x) / 12
+        )
+        off = (
+            np.linalg.norm(finite - theory.weighted_direction(c, beta), axis=1)
+            / bounds.concentration
+        )
         assert off.max() < 1
     operator = BOUNDS.direction_bound(c, width=WIDTH, delta=DELTA / 4, method="operator")
     np.testing.assert_allclose(bounds.concentration, operator, rtol=1e-12)
@@ -166,7 +190,8 @@ def test_undefined_and_bad_arguments():
     with pytest.raises(ValueError, match="gradients must have 7 rows"):
         BOUNDS.measured_cosine_bound(c, p.x, time=1.0)
     np.testing.assert_array_equal(
-        BOUNDS.cosine_bound(np.array([0.6, 1.0, 2.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])), [0.8, *[np.nan] * 3]
+        BOUNDS.cosine_bound(np.array([0.6, 1.0, 2.0, 0.0]), np.array([1.0, 1.0, 1.0, 0.0])),
+        [0.8, *[np.nan] * 3],
     )
     assert np.isnan(BOUNDS.measured_cosine_bound(c, 0 * p.z, time=1.0)).all()
     with pytest.raises(ValueError, match="sets must be booleans"):

@@ -14,7 +14,9 @@ def case(request):
     rng = np.random.default_rng(6)
     networks = [draw(rng, WIDTH, 6) for _ in range(DRAWS)]
     f0 = np.array([outputs(net, p.z, p.kernel.slope) for net in networks])
-    at_z, at_x = (np.array([gradients(net, q, p.kernel.slope) for net in networks]) for q in (p.z, p.x))
+    at_z, at_x = (
+        np.array([gradients(net, q, p.kernel.slope) for net in networks]) for q in (p.z, p.x)
+    )
     return p, networks, f0, at_z, at_x
 
 
@@ -42,7 +44,10 @@ def test_output_bounds(case):
     p, networks, f0, _, _ = case
     bound = BOUNDS.initial_output_bound(p.kernel, p.z, width=WIDTH, delta=DELTA)
     check_protocol((np.abs(f0) / bound).max(1), low=0.3, high=0.6)
-    measured = [BOUNDS.initial_output_bound_measured(p.kernel, w, b, p.z, delta=DELTA) for w, b, _ in networks]
+    measured = [
+        BOUNDS.initial_output_bound_measured(p.kernel, w, b, p.z, delta=DELTA)
+        for w, b, _ in networks
+    ]
     check_protocol((np.abs(f0) / measured).max(1), low=0.35, high=0.7)
 
 
@@ -51,7 +56,10 @@ def test_gradient_bounds(case):
     size = np.linalg.norm(at_z, axis=2)
     bound = BOUNDS.initial_gradient_bound(p.kernel, 6, width=WIDTH, delta=DELTA, points=7)
     check_protocol(size.max(1) / bound, low=0.25, high=0.6)
-    measured = [BOUNDS.initial_gradient_bound_measured(p.kernel, w, b, p.z, delta=DELTA) for w, b, _ in networks]
+    measured = [
+        BOUNDS.initial_gradient_bound_measured(p.kernel, w, b, p.z, delta=DELTA)
+        for w, b, _ in networks
+    ]
     check_protocol((size / measured).max(1), low=0.4, high=0.8)
 
 
@@ -60,7 +68,10 @@ def test_projection_bounds(case):
     size = np.abs(at_x @ p.z.T)
     bound = BOUNDS.initial_projection_bound(p.z, inputs=12, width=WIDTH, delta=DELTA)
     check_protocol((size / bound).max((1, 2)), low=0.25, high=0.6)
-    measured = [BOUNDS.initial_projection_bound_measured(w, p.z, inputs=12, delta=DELTA) for w, _, _ in networks]
+    measured = [
+        BOUNDS.initial_projection_bound_measured(w, p.z, inputs=12, delta=DELTA)
+        for w, _, _ in networks
+    ]
     check_protocol((size / np.array(measured)[:, None]).max((1, 2)), low=0.25, high=0.6)
 
 
@@ -69,10 +80,21 @@ def test_bounds_by_hand():
     slope, width, d = 0.3, 50, 6
     s = np.sqrt(1 + (p.z**2).sum(1) / d)
     half, log = (1 + slope**2) / 2, np.log(14 / DELTA)
-    b0 = s * np.sqrt(2 * np.log(28 / DELTA) * (half + np.sqrt(3 * (1 + slope**4) * log / width) + 2 * log / width))
-    np.testing.assert_allclose(BOUNDS.initial_output_bound(p.kernel, p.z, width=width, delta=DELTA), b0, rtol=1e-12)
+    b0 = s * np.sqrt(
+        2
+        * np.log(28 / DELTA)
+        * (half + np.sqrt(3 * (1 + slope**4) * log / width) + 2 * log / width)
+    )
+    np.testing.assert_allclose(
+        BOUNDS.initial_output_bound(p.kernel, p.z, width=width, delta=DELTA), b0, rtol=1e-12
+    )
     log, log3 = np.log(28 / DELTA), np.log(4 / DELTA)
-    trace = half + (1 - slope**2) * np.sqrt(log / 2 / width) + 2 * np.sqrt(log / width / d) + 2 * log / width / d
+    trace = (
+        half
+        + (1 - slope**2) * np.sqrt(log / 2 / width)
+        + 2 * np.sqrt(log / width / d)
+        + 2 * log / width / d
+    )
     norm = np.sqrt(2 * log / d) * (1 + np.sqrt(d / width) + np.sqrt(2 * log3 / width))
     found = BOUNDS.initial_gradient_bound(p.kernel, d, width=width, delta=DELTA, points=7)
     np.testing.assert_allclose(found, np.sqrt(trace) + norm, rtol=1e-12)

@@ -2,7 +2,17 @@ import numpy as np
 import oracle
 import pytest
 from scipy.integrate import solve_ivp
-from theory_tools import DELTA, act, check_protocol, check_surely, draw, gate, outputs, problem, train
+from theory_tools import (
+    DELTA,
+    act,
+    check_protocol,
+    check_surely,
+    draw,
+    gate,
+    outputs,
+    problem,
+    train,
+)
 
 import perturbkernel.theory as theory
 
@@ -17,7 +27,16 @@ def runs(p, loss, draws=DRAWS, width=WIDTH, rate=RATE, doubled=False, seed=9):
         start = draw(rng, width, p.x.shape[1])
         if doubled:
             start = theory.doubled(*draw(rng, width // 2, p.x.shape[1], total=width))
-        trained = train(start, p.x, p.y, p.kernel, rate=rate, steps=STEPS, loss=loss, watch=np.concatenate([p.x, p.z]))
+        trained = train(
+            start,
+            p.x,
+            p.y,
+            p.kernel,
+            rate=rate,
+            steps=STEPS,
+            loss=loss,
+            watch=np.concatenate([p.x, p.z]),
+        )
         weights = np.ones(len(p.x))
         if loss == "logistic":
             weights = theory.realised_weights(trained.history, p.y, np.full(STEPS, rate), 0.9)
@@ -28,7 +47,9 @@ def runs(p, loss, draws=DRAWS, width=WIDTH, rate=RATE, doubled=False, seed=9):
 
 
 @pytest.fixture(
-    params=[(0.0, False, "identity"), (0.2, True, "identity"), (0.2, True, "logistic")], ids=str, scope="module"
+    params=[(0.0, False, "identity"), (0.2, True, "identity"), (0.2, True, "logistic")],
+    ids=str,
+    scope="module",
 )
 def case(request):
     *kind, loss = request.param
@@ -46,7 +67,9 @@ def test_nothing_moves_further_than_stated(case):
         move = np.linalg.norm(trained.network[0] - w, axis=1)
         check_surely(move / (np.abs(a) * trained.time * c.radius))
         tight = max(tight, np.max(trained.moved / (size * trained.time * speed)))
-        np.testing.assert_allclose(BOUNDS.displacement(c, time=trained.time, loss=loss), trained.time * c.speeds[loss])
+        np.testing.assert_allclose(
+            BOUNDS.displacement(c, time=trained.time, loss=loss), trained.time * c.speeds[loss]
+        )
     assert tight > 0.4
 
 
@@ -111,8 +134,12 @@ def test_a_priori_bound(case):
     bound = BOUNDS.lazy_bound(c, width=WIDTH, time=time, delta=DELTA, loss=loss)
     low, high = (0.005, 0.06) if loss == "identity" else (0.0005, 0.02)
     check_protocol([np.max(error / bound) for *_, error in networks], low=low, high=high)
-    # It bounds the a priori certificate's quantity, which is what its proof is about: there it is nearly tight.
-    certified = [theory.certified_gates(*p.data, *s, time=time, loss=loss, refinements=0).bound for s, *_ in networks]
+    # It bounds the a priori certificate's quantity, which is what its proof is about: there it is
+    # nearly tight.
+    certified = [
+        theory.certified_gates(*p.data, *s, time=time, loss=loss, refinements=0).bound
+        for s, *_ in networks
+    ]
     check_protocol([np.max(one / bound) for one in certified], low=0.35, high=0.85)
     mean = bound_mean(c, time, loss)
     ratio = np.mean(certified, axis=0) / mean
@@ -124,14 +151,20 @@ def bound_mean(c, time, loss):
     """The leading term of 3.3 as the theory writes it out."""
     h = 1 - c.kernel.slope
     d = time * c.speeds[loss]
-    return h / np.sqrt(WIDTH) * (2 / np.pi * d**2 / c.length + 4 / np.pi * time**2 * c.couplings[loss])
+    return (
+        h / np.sqrt(WIDTH) * (2 / np.pi * d**2 / c.length + 4 / np.pi * time**2 * c.couplings[loss])
+    )
 
 
 def test_a_priori_bound_by_hand(case):
     _, loss, c, _ = case
     time, width, h, log = 0.8, 77, 1 - c.kernel.slope, np.log(7 / DELTA)
     d = time * c.speeds[loss]
-    sums = time**2 * (np.abs(c.x @ c.z.T + c.kernel.train_bias).T @ (c.input_speeds[loss] / c.input_length)) / 12
+    sums = (
+        time**2
+        * (np.abs(c.x @ c.z.T + c.kernel.train_bias).T @ (c.input_speeds[loss] / c.input_length))
+        / 12
+    )
     j = d**2 / np.sqrt(2 * np.pi) / c.length + np.sqrt(2 / np.pi) * sums
     largest = d + time * c.absolute
     variance = 2**3.5 / np.sqrt(np.pi) * h**2 * largest * j / width**1.5
@@ -139,7 +172,9 @@ def test_a_priori_bound_by_hand(case):
         bound = 2 * np.sqrt(2 / np.pi) * h * j / np.sqrt(width + doubled)
         at = variance * (width / (width + doubled)) ** 1.5 * factor
         bound += np.sqrt(2 * at * log) + factor * 2 * h * largest * log / (width + doubled)
-        found = BOUNDS.lazy_bound(c, width=width + doubled, time=time, delta=DELTA, loss=loss, doubled=doubled)
+        found = BOUNDS.lazy_bound(
+            c, width=width + doubled, time=time, delta=DELTA, loss=loss, doubled=doubled
+        )
         np.testing.assert_allclose(found, bound, rtol=1e-12)
     # increasing in time, and of order time^2 once the gates' term leads
     later = BOUNDS.lazy_bound(c, width=width, time=2 * time, delta=DELTA, loss=loss)
@@ -160,11 +195,15 @@ def test_flipped_fractions(case):
     p, loss, c, networks = case
     time = networks[0][1].time
     chi = BOUNDS.lazy_number(c, width=WIDTH, time=time, loss=loss)
-    plain = [theory.certified_gates(*p.data, *s, time=time, loss=loss, refinements=0).flips for s, *_ in networks]
+    plain = [
+        theory.certified_gates(*p.data, *s, time=time, loss=loss, refinements=0).flips
+        for s, *_ in networks
+    ]
     fraction = np.mean(plain, axis=0) / WIDTH
     assert (fraction <= chi * 1.1).all() and (fraction >= chi * 0.7).all()
     probability = np.mean(
-        [theory.flip_probability(c, s[2], time=time, loss=loss).mean(0) for s, *_ in networks], axis=0
+        [theory.flip_probability(c, s[2], time=time, loss=loss).mean(0) for s, *_ in networks],
+        axis=0,
     )
     np.testing.assert_allclose(probability, chi, rtol=0.1)
     flipped = np.mean([run.flipped[:, len(p.x) :].mean(0) for _, run, _ in networks], axis=0)
@@ -182,7 +221,9 @@ def test_standard_deviation_and_its_rate():
             start = draw(rng, width, 6)
             run = train(start, p.x, p.y, p.kernel, rate=RATE, steps=STEPS)
             tangent, _ = theory.tangent_predictor(p.kernel, *start, p.x, p.y, p.z)
-            errors.append(outputs(run.network, p.z, 0.0) - outputs(start, p.z, 0.0) - run.time * tangent)
+            errors.append(
+                outputs(run.network, p.z, 0.0) - outputs(start, p.z, 0.0) - run.time * tangent
+            )
         deviation = np.std(errors, axis=0)
         check_surely(deviation / theory.lazy_standard_deviation(c, width=width, time=run.time))
         if width == 100:
@@ -195,7 +236,9 @@ def test_linear_network_is_never_wrong():
     p = problem(1.0, True)
     start = draw(np.random.default_rng(12), 50, 6)
     assert not theory.certified_gates(*p.data, *start, time=3.0).bound.any()
-    assert not BOUNDS.lazy_bound(theory.derive_constants(*p.data), width=50, time=3.0, delta=DELTA).any()
+    assert not BOUNDS.lazy_bound(
+        theory.derive_constants(*p.data), width=50, time=3.0, delta=DELTA
+    ).any()
 
 
 def logistic_flow(kernel_matrix, y, f0, times):
@@ -208,7 +251,9 @@ def logistic_flow(kernel_matrix, y, f0, times):
 
 
 def test_logistic_stability():
-    """A network's flow (small steps) against kernel logistic regression, with the measured epsilon. Theory 3.5."""
+    """A network's flow (small steps) against kernel logistic regression, with the measured epsilon.
+    Theory 3.5.
+    """
     p = problem(0.1, n=8, shift=0.5)
     gram = oracle.ntk(p.x, p.x, 0.1, False)
     cross = oracle.ntk(p.x, p.z, 0.1, False)
@@ -242,12 +287,16 @@ def test_logistic_stability():
 
 
 def test_logistic_stability_is_sharp_in_its_constant():
-    """The energy argument: d|h|^2/dt <= eps^2/8 is reached when every margin is off by eps and slopes are 1/4."""
+    """The energy argument: d|h|^2/dt <= eps^2/8 is reached when every margin is off by eps and
+    slopes are 1/4.
+    """
     diagonal = np.array([2.0, 0.0])
     found = BOUNDS.logistic_stability(diagonal, epsilon=0.3, time=5.0, epsilon_at=0.1)
     np.testing.assert_allclose(found, 0.1 + np.sqrt(diagonal) * 0.3 * np.sqrt(5 / 8))
     assert np.isnan(BOUNDS.logistic_stability(diagonal, epsilon=0.3, time=5.0, momentum=0.9)).all()
-    assert np.isnan(BOUNDS.logistic_stability(diagonal, epsilon=0.3, time=5.0, step_ratio=1.0)).all()
+    assert np.isnan(
+        BOUNDS.logistic_stability(diagonal, epsilon=0.3, time=5.0, step_ratio=1.0)
+    ).all()
 
 
 def test_linearisation_error_by_hand():

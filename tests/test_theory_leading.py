@@ -32,7 +32,9 @@ def test_direction_gate_motion_and_limit_gradient(case):
     if slope == 1:
         assert not theory.gate_motion(*p.data).any()
     np.testing.assert_allclose(
-        theory.f_hat(*p.data), oracle.matvec(p.z, p.x, p.y / n, slope, p.kernel.train_bias), atol=1e-12
+        theory.f_hat(*p.data),
+        oracle.matvec(p.z, p.x, p.y / n, slope, p.kernel.train_bias),
+        atol=1e-12,
     )
 
 
@@ -41,11 +43,15 @@ def test_gate_motion_bound(case):
     bound = theory.bounds.gate_motion_bound(theory.derive_constants(*p.data))
     size = np.linalg.norm(theory.gate_motion(*p.data), axis=1)
     assert (size <= bound * (1 + 1e-9)).all()
-    # A single training point far from z along the way of steepest change of the angle reaches the bound.
+    # A single training point far from z along the way of steepest change of the angle reaches the
+    # bound.
     x, y, z = np.array([[0.0, 3.0]]), np.ones(1), np.array([[2.0, 0.0]])
     kernel = TwoLayerNTK(0.1, True)
     one = theory.derive_constants(kernel, x, y, z)
-    ratio = np.linalg.norm(theory.gate_motion(kernel, x, y, z)) / theory.bounds.gate_motion_bound(one)[0]
+    ratio = (
+        np.linalg.norm(theory.gate_motion(kernel, x, y, z))
+        / theory.bounds.gate_motion_bound(one)[0]
+    )
     assert 0.7 < ratio <= 1
 
 
@@ -57,7 +63,9 @@ def test_the_three_g_hat_and_psi(case):
     for carrier in (np.zeros_like(p.x), p.x):
         r = carrier + size * targets[:, None] * u
         at = phi(p, r)
-        np.testing.assert_allclose(theory.g_hat(p.kernel, p.x, p.y, r, p.z), (at * (v @ p.z.T)).mean(0), atol=1e-12)
+        np.testing.assert_allclose(
+            theory.g_hat(p.kernel, p.x, p.y, r, p.z), (at * (v @ p.z.T)).mean(0), atol=1e-12
+        )
         g_w = theory.g_hat_w(p.kernel, p.x, p.y, r, nu, p.z)
         np.testing.assert_allclose(g_w, (at * (v @ p.z.T) / nu[:, None]).mean(0), atol=1e-12)
         g_u = theory.g_hat_u(p.kernel, r, u, p.z)
@@ -67,9 +75,13 @@ def test_the_three_g_hat_and_psi(case):
         np.testing.assert_allclose(whole / size, g_u + psi / size, atol=1e-12)
         # 6.2: u_n = (v + xi) / nu_n.
         xi = nu[:, None] * u - v
-        np.testing.assert_allclose(g_u - g_w, theory.gated_projection(p.kernel, r, xi, p.z, weights=1 / nu), atol=1e-12)
+        np.testing.assert_allclose(
+            g_u - g_w, theory.gated_projection(p.kernel, r, xi, p.z, weights=1 / nu), atol=1e-12
+        )
         absolute = theory.gated_projection(p.kernel, r, xi, p.z, weights=1 / nu, absolute=True)
-        np.testing.assert_allclose(absolute, (at * np.abs(xi @ p.z.T) / nu[:, None]).mean(0), atol=1e-12)
+        np.testing.assert_allclose(
+            absolute, (at * np.abs(xi @ p.z.T) / nu[:, None]).mean(0), atol=1e-12
+        )
 
 
 def test_psi_vanishes_only_without_carrier_and_bias(case):
@@ -87,8 +99,13 @@ def test_spread_condition_implies_equal_signs():
         r = 0.5 * rng.normal(size=p.x.shape)
         spread = theory.spread_condition(p.kernel, p.x, p.y, r, nu, p.z)
         omega = 1 / nu
-        np.testing.assert_allclose(spread.spread, (omega.max() - omega.min()) / (omega.max() + omega.min()), rtol=1e-12)
-        g, g_w = theory.g_hat(p.kernel, p.x, p.y, r, p.z), theory.g_hat_w(p.kernel, p.x, p.y, r, nu, p.z)
+        np.testing.assert_allclose(
+            spread.spread, (omega.max() - omega.min()) / (omega.max() + omega.min()), rtol=1e-12
+        )
+        g, g_w = (
+            theory.g_hat(p.kernel, p.x, p.y, r, p.z),
+            theory.g_hat_w(p.kernel, p.x, p.y, r, nu, p.z),
+        )
         assert (np.sign(g) == np.sign(g_w))[spread.holds].all()
         hits += spread.holds.sum()
         middle = (omega.max() + omega.min()) / 2

@@ -4,7 +4,16 @@ import numpy as np
 import oracle
 import pytest
 from scipy.integrate import solve_ivp
-from theory_tools import DELTA, check_protocol, check_surely, draw, gradients, outputs, problem, train
+from theory_tools import (
+    DELTA,
+    check_protocol,
+    check_surely,
+    draw,
+    gradients,
+    outputs,
+    problem,
+    train,
+)
 
 import perturbkernel.theory as theory
 
@@ -22,7 +31,13 @@ def flow(p, gram, f0, times):
         return 1 / (1 + np.exp(p.y * (f0 + gram @ (alpha * p.y)))) / len(p.y)
 
     return solve_ivp(
-        velocity, (0, max(times)), np.zeros(len(p.y)), t_eval=times, method="DOP853", rtol=1e-11, atol=1e-13
+        velocity,
+        (0, max(times)),
+        np.zeros(len(p.y)),
+        t_eval=times,
+        method="DOP853",
+        rtol=1e-11,
+        atol=1e-13,
     ).y
 
 
@@ -30,7 +45,11 @@ def cases():
     rng = np.random.default_rng(24)
     for seed in range(20):
         p = problem(rng.choice([0.0, 0.3]), bool(seed % 2), shift=rng.choice([0.2, 1.0]), seed=seed)
-        yield p, oracle.ntk(p.x, p.x, p.kernel.slope, p.kernel.train_bias), rng.normal(size=12) * rng.choice([0.0, 1.0])
+        yield (
+            p,
+            oracle.ntk(p.x, p.x, p.kernel.slope, p.kernel.train_bias),
+            rng.normal(size=12) * rng.choice([0.0, 1.0]),
+        )
 
 
 def test_coefficient_bounds_hold_along_the_flow():
@@ -63,7 +82,9 @@ def test_coefficient_bounds_by_hand():
 
     found = BOUNDS.coefficient_bounds(p.kernel, p.x, p.y, time=t, initial=f0)
     np.testing.assert_allclose(found.low, (sp(-start) - sp(-start - t * up)) / (n * up), rtol=1e-10)
-    np.testing.assert_allclose(found.high, (sp(-start + t * down) - sp(-start)) / (n * down), rtol=1e-10)
+    np.testing.assert_allclose(
+        found.high, (sp(-start + t * down) - sp(-start)) / (n * down), rtol=1e-10
+    )
     h, a = up + down, np.abs(start)
     error = 2 / (h * t) * np.log(np.cosh((a + h * t) / 2) / np.cosh(a / 2))
     np.testing.assert_allclose(found.error, error, rtol=1e-10)
@@ -79,7 +100,11 @@ def test_coefficient_bounds_at_the_ends():
     np.testing.assert_allclose(tiny.low / tiny.high, 1, rtol=1e-9)
     np.testing.assert_allclose(12 * tiny.low / 1e-12, 1 / (1 + np.exp(2 * p.y)), rtol=1e-9)
     huge = BOUNDS.coefficient_bounds(p.kernel, p.x, p.y, time=1e6, initial=-900.0)
-    assert np.isfinite([huge.low, huge.high, huge.error]).all() and (huge.low >= 0).all() and (huge.error <= 1).all()
+    assert (
+        np.isfinite([huge.low, huge.high, huge.error]).all()
+        and (huge.low >= 0).all()
+        and (huge.error <= 1).all()
+    )
 
 
 def test_half_time_and_equal_signs():
@@ -109,7 +134,9 @@ def runs(request):
     for _ in range(40):
         start = draw(rng, 500, 6)
         run = train(start, p.x, p.y, p.kernel, rate=0.05, steps=10, loss="logistic")
-        results.append((start, run, theory.realised_weights(run.history, p.y, np.full(10, 0.05), 0.9)))
+        results.append(
+            (start, run, theory.realised_weights(run.history, p.y, np.full(10, 0.05), 0.9))
+        )
     return p, theory.derive_constants(*p.data), results
 
 
@@ -132,13 +159,19 @@ def test_predictor_error(runs, centred):
     p, c, results = runs
     ratios = []
     for start, run, beta in results:
-        f = outputs(run.network, p.z, p.kernel.slope) - centred * outputs(start, p.z, p.kernel.slope)
-        error = BOUNDS.logistic_predictor_error(c, beta, width=500, time=run.time, delta=DELTA, centred=centred)
+        f = outputs(run.network, p.z, p.kernel.slope) - centred * outputs(
+            start, p.z, p.kernel.slope
+        )
+        error = BOUNDS.logistic_predictor_error(
+            c, beta, width=500, time=run.time, delta=DELTA, centred=centred
+        )
         ratios.append(np.max(np.abs(f / run.time - error.f_hat) / error.total))
     check_protocol(ratios, low=0.02, high=0.6)
     level = DELTA / (2 if centred else 3)
     phi = BOUNDS.gate_moment_bound(p.kernel, p.x, p.z, width=500, delta=level)
-    np.testing.assert_allclose(error.concentration, (beta[:, None] * np.abs(p.factor) * phi).mean(0), rtol=1e-10)
+    np.testing.assert_allclose(
+        error.concentration, (beta[:, None] * np.abs(p.factor) * phi).mean(0), rtol=1e-10
+    )
     np.testing.assert_allclose(
         error.f_hat,
         oracle.matvec(p.z, p.x, beta * p.y / 12, p.kernel.slope, p.kernel.train_bias),
@@ -159,7 +192,8 @@ def test_weighted_direction_gap(runs):
 
 
 @pytest.mark.parametrize(
-    ("train_bias", "scenario", "rule"), [(False, "a", "coin_flip"), (True, "a", "fixed"), (False, "b", "coin_flip")]
+    ("train_bias", "scenario", "rule"),
+    [(False, "a", "coin_flip"), (True, "a", "fixed"), (False, "b", "coin_flip")],
 )
 def test_theorem(train_bias, scenario, rule):
     p = problem(0.0, train_bias, n=16, shift=1.5)
@@ -204,7 +238,9 @@ def test_theorem(train_bias, scenario, rule):
         assert found.events == 4 + (scenario == "b")
     check_protocol(f_ratios, low=0.02, high=0.6)
     check_protocol(g_ratios, low=0.02, high=0.8)
-    expected = (np.abs(found.f_hat_beta) > found.f_error) & (np.abs(found.g_hat_beta) > found.g_error)
+    expected = (np.abs(found.f_hat_beta) > found.f_error) & (
+        np.abs(found.g_hat_beta) > found.g_error
+    )
     np.testing.assert_array_equal(found.holds, expected & (found.f_hat_beta * found.g_hat_beta > 0))
     if scenario == "a" and not train_bias:  # not vacuous for wide networks
         widths = {"width_f": 10**7, "width_g": 10**7, "time_f": run.time, "time_g": run_g.time}
@@ -227,10 +263,14 @@ def test_theorem(train_bias, scenario, rule):
     psi = np.abs((beta_g * targets) @ (phi * kappa)) / 16
     assert (psi / size <= found.g_parts["psi"] * (1 + 1e-9) + 1e-15).all()
     if scenario == "b":
-        term = BOUNDS.label_term(p.kernel, p.x, unit_rows(gradient), p.z, size=size, delta=DELTA / 5)
+        term = BOUNDS.label_term(
+            p.kernel, p.x, unit_rows(gradient), p.z, size=size, delta=DELTA / 5
+        )
         label = term.bound / 2 + e_g / 2 * (phi * np.abs(kappa)).mean(0)
         np.testing.assert_allclose(found.g_parts["psi"], label / size, rtol=1e-10)
-    holds = np.abs(found.f_hat) > 2 * found.f_error + e_f * np.abs(oracle.ntk(p.x, p.z, 0.0, train_bias)).mean(0)
+    holds = np.abs(found.f_hat) > 2 * found.f_error + e_f * np.abs(
+        oracle.ntk(p.x, p.z, 0.0, train_bias)
+    ).mean(0)
     holds &= np.abs(found.g_hat) / 2 > 2 * found.g_error + spread + cost
     np.testing.assert_array_equal(found.holds_unweighted, holds & (found.f_hat * found.g_hat > 0))
 
@@ -239,16 +279,27 @@ def test_unweighted_criterion_by_hand():
     """As the weights leave one half, points drop out exactly where the theory says."""
     p, rng, e_g, kept = problem(0.1), np.random.default_rng(34), 0.05, []
     c = theory.derive_constants(*p.data)
-    gradient, targets = c.input_direction / 2 + 0.01 * rng.normal(size=p.x.shape), rng.choice([-1.0, 1.0], size=12)
+    gradient, targets = (
+        c.input_direction / 2 + 0.01 * rng.normal(size=p.x.shape),
+        rng.choice([-1.0, 1.0], size=12),
+    )
     signs, wide, nu = rng.choice([-1.0, 1.0], size=12), 10**14, np.linalg.norm(gradient, axis=1)
     r = targets[:, None] * unit_rows(gradient)
     phi, gram = oracle.phi(r, p.z, 0.1) / nu[:, None], oracle.phi(p.x, p.x, 0.1)
     inner = gram @ np.abs(p.x @ p.z.T) / 12
     sizes = np.abs(oracle.ntk(p.x, p.z, 0.1, False)).mean(0)
-    grid = [(e_f, wide) for e_f in np.linspace(0, 0.6, 40)] + [(0.01, int(w)) for w in np.logspace(3, 9, 40)]
+    grid = [(e_f, wide) for e_f in np.linspace(0, 0.6, 40)] + [
+        (0.01, int(w)) for w in np.logspace(3, 9, 40)
+    ]
     for e_f, width in grid:
         beta = 0.5 * (1 + e_f * signs)
-        options: dict[str, Any] = {"width_f": width, "width_g": wide, "time_f": 1.0, "time_g": 1.0, "delta": DELTA}
+        options: dict[str, Any] = {
+            "width_f": width,
+            "width_g": wide,
+            "time_f": 1.0,
+            "time_g": 1.0,
+            "delta": DELTA,
+        }
         found = theory.logistic_match(
             c, gradient, targets, beta, 0.5 * (1 + e_g * signs), size=1.0, centred=True, **options
         )
@@ -257,7 +308,9 @@ def test_unweighted_criterion_by_hand():
         cost = e_f / 2 * (phi * inner).mean(0)
         holds = np.abs(found.f_hat) > 2 * found.f_error + e_f * sizes
         holds &= np.abs(found.g_hat) / 2 > 2 * found.g_error + spread + cost
-        np.testing.assert_array_equal(found.holds_unweighted, holds & (found.f_hat * found.g_hat > 0))
+        np.testing.assert_array_equal(
+            found.holds_unweighted, holds & (found.f_hat * found.g_hat > 0)
+        )
         kept.append(found.holds_unweighted.sum())
     assert kept[0] > kept[39] and kept[40] < kept[-1]
 
@@ -265,7 +318,14 @@ def test_unweighted_criterion_by_hand():
 def test_undefined_and_bad_arguments():
     p = problem()
     c = theory.derive_constants(*p.data)
-    options: dict[str, Any] = {"size": 1.0, "time_f": 1.0, "time_g": 1.0, "width_f": 50, "width_g": 50, "delta": 0.1}
+    options: dict[str, Any] = {
+        "size": 1.0,
+        "time_f": 1.0,
+        "time_g": 1.0,
+        "width_f": 50,
+        "width_g": 50,
+        "delta": 0.1,
+    }
     found = theory.logistic_match(c, 0 * p.x, p.y, 0.5, 0.5, **options)
     assert found.status.startswith("undefined: zero gradient") and np.isnan(found.g_error).all()
     with pytest.raises(ValueError, match=r"beta_f must lie in \[0, 1\]"):

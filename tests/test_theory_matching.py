@@ -3,7 +3,16 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
-from theory_tools import DELTA, check_protocol, draw, gradients, outputs, problem, train, unit_gradients
+from theory_tools import (
+    DELTA,
+    check_protocol,
+    draw,
+    gradients,
+    outputs,
+    problem,
+    train,
+    unit_gradients,
+)
 
 import perturbkernel.theory as theory
 
@@ -23,10 +32,14 @@ def test_label_term(scenario, rule):
     np.testing.assert_allclose(term.systematic, ((plus - minus) / 2 * kappa).mean(0), atol=1e-12)
     b = (plus + minus) / 2 * kappa
     square = (b**2).sum(0) if rule == "coin_flip" else 2 * ((b - b.mean(0)) ** 2).sum(0)
-    np.testing.assert_allclose(term.radius, np.sqrt(2 * np.log(14 / DELTA) * square) / 16, rtol=1e-9)
+    np.testing.assert_allclose(
+        term.radius, np.sqrt(2 * np.log(14 / DELTA) * square) / 16, rtol=1e-9
+    )
     assert (np.abs(term.systematic) <= term.systematic_bound * (1 + 1e-9)).all()
     np.testing.assert_allclose(
-        term.systematic_bound, size * 0.81 / (2 * np.pi * np.sqrt(6)) * np.abs(kappa).mean(0), rtol=1e-12
+        term.systematic_bound,
+        size * 0.81 / (2 * np.pi * np.sqrt(6)) * np.abs(kappa).mean(0),
+        rtol=1e-12,
     )
     ratios, means = [], []
     for _ in range(400):
@@ -76,10 +89,14 @@ def test_predictor_error(start):
     )
 
 
-def experiment(p, rng, width, *, carrier=None, size=1.0, start="centred", steps_f=6, steps_g=15, **options):
+def experiment(
+    p, rng, width, *, carrier=None, size=1.0, start="centred", steps_f=6, steps_g=15, **options
+):
     """One draw of both networks; returns the theorem, f/T_f and g/(size T_g) at z."""
     nets = [
-        draw(rng, width, 6) if start != "doubled" else theory.doubled(*draw(rng, width // 2, 6, total=width))
+        draw(rng, width, 6)
+        if start != "doubled"
+        else theory.doubled(*draw(rng, width // 2, 6, total=width))
         for _ in "fg"
     ]
     run = train(nets[0], p.x, p.y, p.kernel, rate=0.02, steps=steps_f)
@@ -126,7 +143,9 @@ def test_theorem(train_bias, scenario, start, version, size):
     rng, f_ratios, g_ratios, met = np.random.default_rng(21), [], [], 0
     carrier = p.x if scenario == "b" else None
     for _ in range(8):
-        found, f, g = experiment(p, rng, 2500, carrier=carrier, start=start, version=version, size=size)
+        found, f, g = experiment(
+            p, rng, 2500, carrier=carrier, start=start, version=version, size=size
+        )
         assert found.status == "ok"
         f_ratios.append(np.max(np.abs(f - found.f_hat) / found.f_error.total))
         g_ratios.append(np.max(np.abs(g - found.g_hat) / found.g_error))
@@ -134,7 +153,9 @@ def test_theorem(train_bias, scenario, start, version, size):
         met += found.holds.sum()
         has_psi = train_bias or scenario == "b"
         assert found.events == (6 if start == "random" else 4) + has_psi
-        assert found.g_parts["psi"].any() == has_psi and found.g_parts["initial"].any() == (start == "random")
+        assert found.g_parts["psi"].any() == has_psi and found.g_parts["initial"].any() == (
+            start == "random"
+        )
     check_protocol(f_ratios, low=0.02, high=0.7)
     check_protocol(g_ratios, low=0.02, high=0.9)
     if (scenario, start, train_bias) == ("a", "centred", False):
@@ -167,17 +188,20 @@ def test_theorem_by_hand():
         "xi": (at * np.abs(xi @ p.z.T)).mean(0),
         "psi": BOUNDS.label_term(
             p.kernel, p.x, gradient / norm[:, None], p.z, size=0.7, delta=level
-        ).bound / 0.7,
+        ).bound
+        / 0.7,
         "initial": BOUNDS.initial_output_bound(p.kernel, p.z, width=900, delta=level) / 3 / 0.7,
         "lazy": BOUNDS.lazy_bound(g, width=900, time=3.0, delta=level) / 3 / 0.7,
         "concentration": BOUNDS.predictor_bound(g, width=900, delta=level) / 0.7,
-    }  # fmt: skip
+    }
     for name, value in expected.items():
         np.testing.assert_allclose(found.g_parts[name], value, rtol=1e-10, err_msg=name)
     np.testing.assert_allclose(found.g_error, sum(expected.values()), rtol=1e-10)
     np.testing.assert_allclose(found.g_hat, (at * (v @ p.z.T)).mean(0), atol=1e-12)
     signed = theory.match(c, gradient, targets, carrier=p.x, version="signed", **arguments)
-    np.testing.assert_allclose(signed.g_parts["xi"], np.abs((at * (xi @ p.z.T)).mean(0)), atol=1e-12)
+    np.testing.assert_allclose(
+        signed.g_parts["xi"], np.abs((at * (xi @ p.z.T)).mean(0)), atol=1e-12
+    )
     fixed = theory.match(c, gradient, targets, carrier=p.x, rule="fixed", **arguments)
     psi = (oracle.phi(r, p.z, 0.1) * targets[:, None] * (p.x @ p.z.T + 1)).mean(0)
     np.testing.assert_allclose(fixed.g_parts["psi"], np.abs(psi) / 0.7, atol=1e-12)
@@ -206,11 +230,15 @@ def test_a_priori_version():
     norm = np.linalg.norm(at_x.direction, axis=1)
     assert (bound < norm).all()
     phi = oracle.phi(found.perturbed, p.z, 0.97)
-    np.testing.assert_allclose(found.g_hat, (phi * (at_x.direction @ p.z.T) / norm[:, None]).mean(0), atol=1e-10)
+    np.testing.assert_allclose(
+        found.g_hat, (phi * (at_x.direction @ p.z.T) / norm[:, None]).mean(0), atol=1e-10
+    )
     cost = np.sqrt(2) * np.linalg.norm(p.z, axis=1) * (phi * (bound / norm)[:, None]).mean(0)
     np.testing.assert_allclose(found.g_parts["xi"], cost, rtol=1e-9)
     narrow = theory.match(c, gradient, targets, version="a_priori", **{**options, "width_f": 1000})
-    assert np.isnan(narrow.g_error).all() and not narrow.holds.any() and "exceeds |v|" in narrow.status
+    assert (
+        np.isnan(narrow.g_error).all() and not narrow.holds.any() and "exceeds |v|" in narrow.status
+    )
     doubled = theory.match(c, gradient, targets, version="a_priori", start="doubled", **options)
     assert "not stated for doubled" in doubled.status and not doubled.holds.any()
 
@@ -220,7 +248,14 @@ def test_zero_gradient_is_undefined():
     c = theory.derive_constants(*p.data)
     gradient = np.ones_like(p.x)
     gradient[4] = 0
-    options: dict[str, Any] = {"size": 1.0, "time_f": 1.0, "time_g": 1.0, "width_f": 50, "width_g": 50, "delta": 0.1}
+    options: dict[str, Any] = {
+        "size": 1.0,
+        "time_f": 1.0,
+        "time_g": 1.0,
+        "width_f": 50,
+        "width_g": 50,
+        "delta": 0.1,
+    }
     found = theory.match(c, gradient, p.y, **options)
     assert found.status == "undefined: zero gradient at 1 training points"
     assert np.isnan(found.g_error).all() and not found.holds.any()

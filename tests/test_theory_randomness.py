@@ -23,7 +23,9 @@ def test_sign_probability_and_expected_accuracy(slope, train_bias):
     np.testing.assert_allclose(theory.sign_probability(*p.data, times=2.0), expected[2], atol=1e-12)
     labels = np.where(np.arange(7) % 2 == 0, 1.0, -1.0)
     accuracy = theory.expected_accuracy(*p.data, labels, times=times)
-    np.testing.assert_allclose(accuracy, np.where(labels > 0, expected, 1 - expected).mean(1), atol=1e-12)
+    np.testing.assert_allclose(
+        accuracy, np.where(labels > 0, expected, 1 - expected).mean(1), atol=1e-12
+    )
     assert accuracy[0] == 0.5
     # Trained wide networks: one run to time T gives f0 + T f_hat up to 1/sqrt(width).
     positive = []
@@ -48,7 +50,10 @@ def test_initial_covariance(slope):
     phi, angle = oracle.phi(z, x, slope), oracle.angle(z, x)
     s_z, s_x = (np.sqrt(1 + (q**2).sum(1) / d) for q in (z, x))
     cone = (1 - slope) ** 2 / 2 / np.pi
-    cross = phi[:, :, None] * z[:, None] + cone * (np.outer(s_z, 1 / s_x) * np.sin(angle))[:, :, None] * x[None]
+    cross = (
+        phi[:, :, None] * z[:, None]
+        + cone * (np.outer(s_z, 1 / s_x) * np.sin(angle))[:, :, None] * x[None]
+    )
     np.testing.assert_allclose(covariance[:m, m:], cross.reshape(m, n * d) / d, atol=1e-12)
     # Cov of gradients: derivatives of that in z, by differences.
     step, block = 1e-5, covariance[m:, m:].reshape(n, d, n, d)
@@ -57,24 +62,32 @@ def test_initial_covariance(slope):
         rows = [theory.initial_covariance(p.kernel, q, x)[:n, n:].reshape(n, n, d) for q in shifted]
         difference = (rows[0] - rows[1]) / 2 / step
         np.testing.assert_allclose(block[:, k], difference, atol=2e-5)
-    np.testing.assert_allclose(np.einsum("ikik->i", block), theory.initial_gradient_second_moment(p.kernel), atol=1e-12)
+    np.testing.assert_allclose(
+        np.einsum("ikik->i", block), theory.initial_gradient_second_moment(p.kernel), atol=1e-12
+    )
     assert np.linalg.eigvalsh(covariance).min() > -1e-12
 
 
 @pytest.mark.parametrize("method", ["network", "gaussian"])
 def test_samples_have_that_covariance(method):
     p = problem(0.2, n=3, m=3)
-    f0, slopes = theory.sample_initial(p.kernel, p.z, p.x, draws=1500, method=method, width=32, key=KEY)
+    f0, slopes = theory.sample_initial(
+        p.kernel, p.z, p.x, draws=1500, method=method, width=32, key=KEY
+    )
     sample = np.hstack([f0, slopes.reshape(1500, -1)])
     covariance = theory.initial_covariance(p.kernel, p.z, p.x)
     scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
     assert np.abs((sample.T @ sample / 1500 - covariance) / scale).max() < 0.16
-    again = theory.sample_initial(p.kernel, p.z, p.x, draws=1500, method=method, width=32, key=KEY)[0]
+    again = theory.sample_initial(p.kernel, p.z, p.x, draws=1500, method=method, width=32, key=KEY)[
+        0
+    ]
     np.testing.assert_array_equal(f0, again)
 
 
 def test_expected_agreement_minds_the_shared_initial_function():
-    """Trained networks against the formula, and against the product of the two sign probabilities, which is wrong."""
+    """Trained networks against the formula, and against the product of the two sign probabilities,
+    which is wrong.
+    """
     p = problem(0.0, n=16)
     rng, width, size, steps_f, steps_g = np.random.default_rng(31), 1200, 1.0, 3, 30
     agree, time_f, time_g = [], 0.3, 6.0
@@ -84,9 +97,17 @@ def test_expected_agreement_minds_the_shared_initial_function():
         slopes = gradients(run.network, p.x, 0.0)
         targets = rng.choice([-1.0, 1.0], size=16)
         r = size * targets[:, None] * slopes / np.linalg.norm(slopes, axis=1, keepdims=True)
-        run_g = train(fresh, r, targets, p.kernel, rate=time_g / steps_g, steps=steps_g, momentum=0.0)
-        agree.append(np.mean(np.sign(outputs(run.network, p.z, 0.0)) == np.sign(outputs(run_g.network, p.z, 0.0))))
-    found = theory.expected_agreement(*p.data, size=size, time_f=time_f, time_g=time_g, draws=100, width=500, key=KEY)
+        run_g = train(
+            fresh, r, targets, p.kernel, rate=time_g / steps_g, steps=steps_g, momentum=0.0
+        )
+        agree.append(
+            np.mean(
+                np.sign(outputs(run.network, p.z, 0.0)) == np.sign(outputs(run_g.network, p.z, 0.0))
+            )
+        )
+    found = theory.expected_agreement(
+        *p.data, size=size, time_f=time_f, time_g=time_g, draws=100, width=500, key=KEY
+    )
     error = np.hypot(np.std(agree) / np.sqrt(80), found.mean_standard_error)
     assert abs(np.mean(agree) - found.mean) < 4 * error
     np.testing.assert_allclose(found.mean, found.probability.mean())
@@ -122,7 +143,9 @@ def test_expected_agreement_without_a_start():
         )
         np.testing.assert_allclose(found.probability, expected, atol=1e-7)
     with pytest.raises(ValueError, match="targets must be one of 'coin_flip', 'balanced'"):
-        theory.expected_agreement(*p.data, size=0.5, time_f=1.0, time_g=1.0, targets="random", key=KEY)
+        theory.expected_agreement(
+            *p.data, size=0.5, time_f=1.0, time_g=1.0, targets="random", key=KEY
+        )
 
 
 def test_expected_cosine():
@@ -134,13 +157,18 @@ def test_expected_cosine():
         after = start + time * limit
         cosines = (after * v).sum(2) / np.linalg.norm(after, axis=2) / np.linalg.norm(v, axis=1)
         found = theory.expected_cosine(*p.data, time=time)
-        assert np.abs(cosines.mean(0) - found).max() < 0.05 and np.abs(cosines.mean() - found.mean()) < 0.02
+        assert (
+            np.abs(cosines.mean(0) - found).max() < 0.05
+            and np.abs(cosines.mean() - found.mean()) < 0.02
+        )
     run = train(draw(rng, 8000, 30), p.x, p.y, p.kernel, rate=1.0, steps=4, momentum=0.0)
     trained = gradients(run.network, p.z, 0.0)
     cosine = (trained * v).sum(1) / np.linalg.norm(trained, axis=1) / np.linalg.norm(v, axis=1)
     assert abs(cosine.mean() - theory.expected_cosine(*p.data, time=4.0).mean()) < 0.05
     assert not theory.expected_cosine(*p.data, time=0.0).any()
-    opposite = theory.expected_cosine(p.kernel, np.repeat(p.x[:1], 2, 0), np.array([1.0, -1.0]), p.z, time=1.0)
+    opposite = theory.expected_cosine(
+        p.kernel, np.repeat(p.x[:1], 2, 0), np.array([1.0, -1.0]), p.z, time=1.0
+    )
     assert np.isnan(opposite).all()
 
 

@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from common import D, M, N, awkward_points, central_difference, differentiator, largest_row, matrix_gradient
+from common import (
+    D,
+    M,
+    N,
+    awkward_points,
+    central_difference,
+    differentiator,
+    largest_row,
+    matrix_gradient,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -18,7 +27,8 @@ from hypothesis.extra.numpy import arrays
 from perturbkernel import products, tiles
 from perturbkernel.kernels import Kernel, TwoLayerNTK
 
-KERNEL: Any = TwoLayerNTK(0.2, True)  # Any, for the type checker: NumPy arrays are welcome where signatures say Array
+# Any, for the type checker: NumPy arrays are welcome where signatures say Array.
+KERNEL: Any = TwoLayerNTK(0.2, True)
 SIZES = [(1, 1), (1, 37), (23, 37)]
 BLOCKS = [(8, 100), (100, 8), (7, 13), (1024, 1024)]
 
@@ -63,11 +73,20 @@ def test_accumulate_is_the_same_for_every_tile_size(block, m, n):
     def tile(query, x, weights):
         z, shift = query
         c, b = weights
-        pairs = shift[:, None] / x  # infinite if points were padded with zeros, and then 0 * inf is NaN
-        return {"plain": jnp.sum(pairs * c, axis=1), "wide": pairs @ b, "rows": z * jnp.sum(pairs * c, 1)[:, None]}
+        # Infinite if points were padded with zeros, and then 0 * inf is NaN.
+        pairs = shift[:, None] / x
+        return {
+            "plain": jnp.sum(pairs * c, axis=1),
+            "wide": pairs @ b,
+            "rows": z * jnp.sum(pairs * c, 1)[:, None],
+        }
 
     sums = tiles.accumulate(
-        tile, (jnp.asarray(z), jnp.asarray(shift)), jnp.asarray(x), tuple(map(jnp.asarray, (c, b))), block
+        tile,
+        (jnp.asarray(z), jnp.asarray(shift)),
+        jnp.asarray(x),
+        tuple(map(jnp.asarray, (c, b))),
+        block,
     )
     plain = shift * (c / x).sum()
     for name, exact in (
@@ -89,18 +108,26 @@ def test_every_sum_of_a_kernel_is_the_same_for_every_tile_size(x64, block, m, n)
     root = 1 + z @ x.T
     np.testing.assert_allclose(kernel.matvec(z, x, c), root**2 @ c, rtol=0, atol=1e-12)
     np.testing.assert_allclose(kernel.ntk(x, z), root.T**2, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(kernel.input_gradient(z, x, c), 2 * (root * c) @ x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        kernel.input_gradient(z, x, c), 2 * (root * c) @ x, rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("n", [1, 8, 37])
 @pytest.mark.parametrize("columns", [(), (2,)])
 def test_pairs_of_the_very_same_points_are_evaluated_once(n, columns, x64):
-    """Equal arrays that are not the same one go the other way: 37 points are 5 x 5 tiles, or 15 of them."""
+    """Equal arrays that are not the same one go the other way: 37 points are 5 x 5 tiles, or 15 of
+    them.
+    """
     rng = np.random.default_rng(n)
     x, c = jnp.asarray(rng.normal(size=(n, 3))), jnp.asarray(rng.normal(size=(n, *columns)))
     kernel: Any = Quadratic()
     dense = np.asarray((1 + x @ x.T) ** 2)
-    for value, exact in ((kernel.matvec(x, x, c), dense @ c), (kernel.ntk(x), dense), (kernel.ntk(x, x + 0), dense)):
+    for value, exact in (
+        (kernel.matvec(x, x, c), dense @ c),
+        (kernel.ntk(x), dense),
+        (kernel.ntk(x, x + 0), dense),
+    ):
         np.testing.assert_allclose(value, exact, rtol=0, atol=1e-12 * np.abs(exact).max())
     matrix = np.asarray(kernel.ntk(np.asarray(x)))
     np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=1e-12 * dense.max())
@@ -111,7 +138,9 @@ def test_pairs_of_the_very_same_points_are_evaluated_once(n, columns, x64):
     def total_of_dense(x, c):
         return jnp.sum(jnp.sin((1 + x @ x.T) ** 2 @ c)) + jnp.sum(jnp.sin((1 + x @ x.T) ** 2))
 
-    for bar, exact in zip(*(jax.jit(jax.grad(f, (0, 1)))(x, c) for f in (total, total_of_dense)), strict=True):
+    for bar, exact in zip(
+        *(jax.jit(jax.grad(f, (0, 1)))(x, c) for f in (total, total_of_dense)), strict=True
+    ):
         np.testing.assert_allclose(bar, exact, rtol=0, atol=1e-11 * np.abs(exact).max())
 
 
@@ -177,7 +206,8 @@ def count_visits(flagged):
 def test_every_flagged_pair_is_visited_exactly_once(flagged):
     visits, calls = count_visits(flagged)
     np.testing.assert_array_equal(visits, flagged.astype(int))
-    assert calls == flagged.sum(axis=1).max()  # one pair of every row at a time: no more calls than needed
+    # One pair of every row at a time: no more calls than needed.
+    assert calls == flagged.sum(axis=1).max()
 
 
 # --- derivatives ---
@@ -189,7 +219,9 @@ def test_every_flagged_pair_is_visited_exactly_once(flagged):
     ids=["one tile, vector", "small tiles, matrix"],
 )
 def test_matvec_and_its_derivatives(x64, kernel, columns):
-    """In z, x and coef: against the reference, dense autodiff of the matrix, and central differences."""
+    """In z, x and coef: against the reference, dense autodiff of the matrix, and central
+    differences.
+    """
     x, z = awkward_points()
     rng = np.random.default_rng(6)
     coef, cotangent = rng.normal(size=(N, *columns)), rng.normal(size=(M, *columns))
@@ -212,8 +244,12 @@ def test_matvec_and_its_derivatives(x64, kernel, columns):
     assert np.abs(coef_bar - exact).max() < 1e-13 * np.abs(exact).max()
 
     x_dense, z_dense = differentiator(KERNEL, "phi", "ntk", "nngp")(x, z, w)["ntk"]
-    np.testing.assert_allclose(z_bar, z_dense, rtol=0, atol=1e-13 * largest_row(np.asarray(z_dense)))
-    np.testing.assert_allclose(x_bar, x_dense, rtol=0, atol=1e-13 * largest_row(np.asarray(x_dense)))
+    np.testing.assert_allclose(
+        z_bar, z_dense, rtol=0, atol=1e-13 * largest_row(np.asarray(z_dense))
+    )
+    np.testing.assert_allclose(
+        x_bar, x_dense, rtol=0, atol=1e-13 * largest_row(np.asarray(x_dense))
+    )
 
     arguments = {"z": z, "x": x, "coef": coef}
     for name, bar in (("z", z_bar), ("x", x_bar), ("coef", coef_bar)):
@@ -228,9 +264,13 @@ def test_matvec_and_its_derivatives(x64, kernel, columns):
 
 @pytest.mark.parametrize(
     ("wanted", "used"),
-    [((0,), {"_query_gradient_tile"}), ((1,), {"_point_gradient_tile"}), ((2,), {"_point_gradient_tile"}),
-     ((0, 1, 2), {"_query_gradient_tile", "_point_gradient_tile"})],
-)  # fmt: skip
+    [
+        ((0,), {"_query_gradient_tile"}),
+        ((1,), {"_point_gradient_tile"}),
+        ((2,), {"_point_gradient_tile"}),
+        ((0, 1, 2), {"_query_gradient_tile", "_point_gradient_tile"}),
+    ],
+)
 def test_only_the_cotangents_asked_for_are_computed(wanted, used, monkeypatch):
     z, x, c = jnp.ones((M, D)), jnp.full((N, D), 2.0), jnp.ones(N)
     kernel, summed = Quadratic(), set()
@@ -317,13 +357,20 @@ def test_temporaries_stay_within_the_budget(name, d):
     memory = 4 * 2**20
     kernel: Any = TwoLayerNTK(0.2, True, memory=memory)
     function, columns = SUMS[name]
-    assert memory / 10 < temporary_bytes(partial(function, kernel), 100_000, 90_000, d, *columns) < memory
+    assert (
+        memory / 10
+        < temporary_bytes(partial(function, kernel), 100_000, 90_000, d, *columns)
+        < memory
+    )
 
 
 def test_the_tile_follows_from_the_budget():
     memories = 2**20, 2**23, 2**26, 2**40
     for tall, best in ((True, (4096, 256)), (False, (1024, 1024))):
-        limits = [tiles.tile_limits(TwoLayerNTK(memory=memory), (784,), 4, tall=tall) for memory in memories]
+        limits = [
+            tiles.tile_limits(TwoLayerNTK(memory=memory), (784,), 4, tall=tall)
+            for memory in memories
+        ]
         assert [r * c for r, c in limits] == sorted(r * c for r, c in limits)
         assert limits[0] == (24, 24)  # where memory is short, square ones in any case
         # By default the best tile, CIFAR too.

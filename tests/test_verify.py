@@ -1,4 +1,6 @@
-"""Every check holds on the theory as it is, and fails on a theory with a wrong constant or a dropped term."""
+"""Every check holds on the theory as it is, and fails on a theory with a wrong constant or a
+dropped term.
+"""
 
 import dataclasses
 import json
@@ -39,7 +41,9 @@ def field(owner, name: str, **factors: float):
     """Scales fields of a result record."""
 
     def change(record):
-        return dataclasses.replace(record, **{key: factor * getattr(record, key) for key, factor in factors.items()})
+        return dataclasses.replace(
+            record, **{key: factor * getattr(record, key) for key, factor in factors.items()}
+        )
 
     return altered(owner, name, change)
 
@@ -79,7 +83,9 @@ def _misdirected(net, x, targets, **options):
 
 
 def _no_flips(gates):
-    return dataclasses.replace(gates, sets=np.zeros_like(gates.sets), input_sets=np.zeros_like(gates.input_sets))
+    return dataclasses.replace(
+        gates, sets=np.zeros_like(gates.sets), input_sets=np.zeros_like(gates.input_sets)
+    )
 
 
 B = theory.bounds
@@ -87,7 +93,10 @@ B = theory.bounds
 BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "0.1": ({"draws": 40, "slope": 0.0}, scaled(TwoLayerNTK, "phi", 1.05)),
     "0.1 range": ({"draws": 3}, scaled(TwoLayerNTK, "phi", 1.05)),
-    "0.2": ({"draws": 3}, altered(activations, "products_and_angles", lambda pair: (pair[0], 1.02 * pair[1]))),
+    "0.2": (
+        {"draws": 3},
+        altered(activations, "products_and_angles", lambda pair: (pair[0], 1.02 * pair[1])),
+    ),
     "0.3": ({"draws": 1}, scaled(theory, "gate_motion", 0.9)),
     "0.3 Lipschitz": ({"draws": 5}, scaled(arguments, "cone_slope", 0.3)),
     "0.4": ({"draws": 1, "d": 6, "n": 8}, scaled(arguments, "cone_slope", 0.9)),
@@ -127,10 +136,19 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "4.1 measured": ({"draws": 12, "width": 200}, scaled(B, "initial_output_bound_measured", 0.2)),
     "4.1 moments": ({"draws": 200}, scaled(theory, "initial_output_variance", 0.5)),
     "4.2": ({"draws": 12, "width": 200}, scaled(B, "initial_gradient_bound", 0.3)),
-    "4.2 measured": ({"draws": 12, "width": 200}, scaled(B, "initial_gradient_bound_measured", 0.3)),
+    "4.2 measured": (
+        {"draws": 12, "width": 200},
+        scaled(B, "initial_gradient_bound_measured", 0.3),
+    ),
     "4.3": ({"draws": 12, "width": 200}, scaled(B, "initial_projection_bound", 0.2)),
-    "4.3 measured": ({"draws": 12, "width": 200}, scaled(B, "initial_projection_bound_measured", 0.2)),
-    "4.4": ({"draws": 2, "width": 100}, altered(theory, "doubled", lambda net: (*net[:2], 1.01 * np.abs(net[2])))),
+    "4.3 measured": (
+        {"draws": 12, "width": 200},
+        scaled(B, "initial_projection_bound_measured", 0.2),
+    ),
+    "4.4": (
+        {"draws": 2, "width": 100},
+        altered(theory, "doubled", lambda net: (*net[:2], 1.01 * np.abs(net[2]))),
+    ),
     "4.4 lazy": ({"draws": 12, "width": 4000}, scaled(B, "lazy_bound", 0.003)),
     "4.4 predictor": ({"draws": 12, "width": 2000}, scaled(B, "predictor_bound", 0.1)),
     "5.1": ({"draws": 2}, field(theory, "decompose_gradient", lazy=0.0)),
@@ -148,7 +166,10 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     ),
     "6.1": ({"draws": 1, "n": 20}, scaled(theory, "psi", 0.99)),
     "6.2": ({"draws": 1}, scaled(theory, "g_hat_w", 0.99)),
-    "6.2 spread": ({"draws": 20, "shift": 0.0, "points": 400}, altered(theory, "spread_condition", always)),
+    "6.2 spread": (
+        {"draws": 20, "shift": 0.0, "points": 400},
+        altered(theory, "spread_condition", always),
+    ),
     "6.3": ({"draws": 12, "n": 100, "size": 10.0}, field(B, "label_term", radius=0.1)),
     "6.3 balanced": ({"draws": 12, "n": 100, "size": 10.0}, field(B, "label_term", radius=0.1)),
     "6.3 systematic": ({"draws": 3, "n": 100}, field(B, "label_term", systematic_bound=0.05)),
@@ -157,12 +178,18 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "6.4 (a) signs": ({"draws": 10, "width": 5000}, altered(theory, "match", always)),
     "6.4 (b)": ({"draws": 7, "width": 5000, "n": 200}, field(theory, "match", g_error=0.03)),
     "6.4 (b) signs": ({"draws": 7, "width": 5000, "n": 200}, altered(theory, "match", always)),
-    "7.1": ({"draws": 10, "width": 5000}, field(B, "logistic_predictor_error", lazy=0.0, concentration=0.03)),
+    "7.1": (
+        {"draws": 10, "width": 5000},
+        field(B, "logistic_predictor_error", lazy=0.0, concentration=0.03),
+    ),
     "7.2": ({"draws": 10, "width": 1000}, field(B, "gradient_bounds", total=0.1)),
     "7.2 weights": ({"draws": 10}, scaled(B, "weighted_direction_gap", 0.1)),
     "7.3 (a)": ({"draws": 8, "width": 20000}, field(theory, "logistic_match", g_error=0.1)),
     "7.3 (a) signs": ({"draws": 8, "width": 20000}, altered(theory, "logistic_match", always)),
-    "7.3 (b)": ({"draws": 7, "width": 5000, "n": 100}, field(theory, "logistic_match", g_error=0.02)),
+    "7.3 (b)": (
+        {"draws": 7, "width": 5000, "n": 100},
+        field(theory, "logistic_match", g_error=0.02),
+    ),
     "8.1": ({"draws": 1}, replaced(perturbations, "perturb", _misdirected)),
     "8.2": ({"draws": 5}, altered(B, "label_effect_bound", lambda pair: (0.3 * pair[0], pair[1]))),
     "8.2 offset": ({"draws": 400}, scaled(theory, "bias_offset_deviation", 0.7)),
@@ -176,12 +203,24 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "8.8 kernel": ({"draws": 150, "widths": (60, 400, 2400)}, scaled(theory, "gate_moment", 1.2)),
     "8.8 flips": ({"draws": 15, "widths": (100, 400, 1600)}, None),
     "8.8 output": ({"draws": 200, "widths": (80, 400, 2000)}, scaled(theory, "f_hat", 1.3)),
-    "8.8 gradient": ({"draws": 12, "widths": (250, 1000, 4000)}, scaled(theory, "limit_gradient", 2.0)),
+    "8.8 gradient": (
+        {"draws": 12, "widths": (250, 1000, 4000)},
+        scaled(theory, "limit_gradient", 2.0),
+    ),
     "8.8 f_0": ({"draws": 150, "widths": (50, 200, 800)}, None),
     "8.9": ({"draws": 200, "width": 500}, scaled(theory, "output_change_variance", 0.3)),
-    "8.10": ({"draws": 2, "width": 100}, altered(theory, "doubled", lambda net: (*net[:2], np.abs(net[2])))),
-    "12.1": ({"draws": 60, "width": 500}, altered(theory, "expected_accuracy", lambda value: value - 0.2)),
-    "12.1 agreement": ({"draws": 60, "width": 500, "samples": 40}, field(theory, "expected_agreement", mean=0.6)),
+    "8.10": (
+        {"draws": 2, "width": 100},
+        altered(theory, "doubled", lambda net: (*net[:2], np.abs(net[2]))),
+    ),
+    "12.1": (
+        {"draws": 60, "width": 500},
+        altered(theory, "expected_accuracy", lambda value: value - 0.2),
+    ),
+    "12.1 agreement": (
+        {"draws": 60, "width": 500, "samples": 40},
+        field(theory, "expected_agreement", mean=0.6),
+    ),
     "12.2": ({"draws": 30, "width": 500}, scaled(theory, "expected_cosine", 0.6)),
     "12.3": ({"draws": 500}, field(theory, "target_moments", variance=0.5)),
     "12.3 balanced": ({"draws": 500}, field(theory, "target_moments", variance=0.5)),
@@ -204,7 +243,10 @@ def test_a_broken_formula_fails(name, monkeypatch):
     check, setting = small(name)
     verdict = runner.run([check], setting)[0]
     vacuous = check.hopeless or name in ("7.3 (b)",)
-    assert verdict.verdict == ("vacuous" if vacuous else "holds"), (verdict.measured, verdict.reason)
+    assert verdict.verdict == ("vacuous" if vacuous else "holds"), (
+        verdict.measured,
+        verdict.reason,
+    )
     if name in RATES:
         check = dataclasses.replace(check, interval=(RATES[name] - 0.1, RATES[name] + 0.1))
     elif name == "8.7 linear networks":
@@ -216,7 +258,8 @@ def test_a_broken_formula_fails(name, monkeypatch):
         assert change is not None
         change(monkeypatch)
     if name.endswith("signs"):
-        # Hardly trained, both networks are what they were drawn as, which a condition that is always met does not see.
+        # Hardly trained, both networks are what they were drawn as, which a condition that is
+        # always met does not see.
         setting = dataclasses.replace(setting, start="random", time=1e-3, time_g=1e-3)
     verdict = runner.run([check], setting)[0]
     assert verdict.verdict == "fails", (verdict.measured, verdict.median, verdict.worst)
@@ -238,16 +281,22 @@ def test_binomial_tail_and_allowed_errors():
         (5, 0.1, 6),
     ):
         expected = binom.sf(count - 1, trials, probability)
-        assert protocol.binomial_tail(trials, probability, count) == pytest.approx(expected, rel=1e-9)
+        assert protocol.binomial_tail(trials, probability, count) == pytest.approx(
+            expected, rel=1e-9
+        )
     for statistics, draws in ((1, 10), (1, 200), (20, 40)):
         exact = t.isf(protocol.FALSE_ALARM / (2 * statistics), draws - 1)
         assert protocol.allowed_errors(statistics, draws) == pytest.approx(exact, rel=0.15)
 
 
-@pytest.mark.parametrize(("violations", "verdict"), [(0, "holds"), (7, "holds"), (10, "fails"), (20, "fails")])
+@pytest.mark.parametrize(
+    ("violations", "verdict"), [(0, "holds"), (7, "holds"), (10, "fails"), (20, "fails")]
+)
 def test_probability_allows_what_chance_explains(violations, verdict):
     """P(Bin(20, 0.1) >= 9) = 7e-5 is the first below 1e-4."""
-    samples = [Sample([0.5, 2.0 if i < violations else 0.1], [1.0, 1.0], [1.0, 4.0]) for i in range(20)]
+    samples = [
+        Sample([0.5, 2.0 if i < violations else 0.1], [1.0, 1.0], [1.0, 4.0]) for i in range(20)
+    ]
     out = judged("probability", samples)
     assert (out.verdict, out.violations) == (verdict, violations)
     assert out.median == (2.0 if violations > 10 else 1.25 if violations == 10 else 0.5)
@@ -268,12 +317,16 @@ def test_what_is_undefined_fails(kind):
 
 def test_vacuous_is_no_pass():
     wide = judged("surely", [Sample(0.1, 5.0, 1.0)], resolves="the signal")
-    assert wide.verdict == "vacuous" and "5 times the signal" in wide.reason and wide.resolution == 5
+    assert (
+        wide.verdict == "vacuous" and "5 times the signal" in wide.reason and wide.resolution == 5
+    )
     nowhere = judged("surely", [Sample([1.0], [np.nan])], claim=True)
     assert nowhere.verdict == "vacuous" and nowhere.claimed == 0
     # A violated bound fails, however wide it is.
     assert judged("surely", [Sample(6.0, 5.0, 1.0)]).verdict == "fails"
-    assert not verify.failed([wide, nowhere]) and verify.failed([judged("surely", [Sample(6.0, 5.0)]), wide])
+    assert not verify.failed([wide, nowhere]) and verify.failed(
+        [judged("surely", [Sample(6.0, 5.0)]), wide]
+    )
 
 
 def test_expectations(rng):
@@ -281,8 +334,12 @@ def test_expectations(rng):
     assert judged("expectation", [Sample(v, 1.0) for v in values]).verdict == "holds"
     assert judged("expectation", [Sample(v, 0.9) for v in values]).verdict == "fails"
     assert judged("expectation", [Sample(v, 0.9, slack=0.15) for v in values]).verdict == "holds"
-    assert judged("expectation", [Sample(v, 1.5) for v in values], one_sided=True).verdict == "holds"
-    assert judged("expectation", [Sample(v, 0.5) for v in values], one_sided=True).verdict == "fails"
+    assert (
+        judged("expectation", [Sample(v, 1.5) for v in values], one_sided=True).verdict == "holds"
+    )
+    assert (
+        judged("expectation", [Sample(v, 0.5) for v in values], one_sided=True).verdict == "fails"
+    )
     few = judged("expectation", [Sample(v, 1.0) for v in 1 + 30 * (values - 1)][:20])
     assert few.verdict == "vacuous" and "too few draws" in few.reason
 
@@ -291,7 +348,11 @@ def test_rates(rng):
     widths = np.array([10.0, 100.0, 1000.0])
     samples = [Sample(3 * widths**-0.5 * rng.normal(1, 0.02, size=3)) for _ in range(30)]
     out = judged("rate", samples, interval=(-0.6, -0.4))
-    assert out.verdict == "holds" and out.median == pytest.approx(-0.5, abs=0.01) and out.worst is not None
+    assert (
+        out.verdict == "holds"
+        and out.median == pytest.approx(-0.5, abs=0.01)
+        and out.worst is not None
+    )
     np.testing.assert_array_equal(out.expected, widths)
     assert judged("rate", samples, interval=(-0.3, -0.2)).verdict == "fails"
     noisy = [Sample(widths**-0.5 * np.exp(rng.normal(0, 2, size=3))) for _ in range(8)]
@@ -326,10 +387,10 @@ def test_unknown_results_are_named(only):
 
 def test_every_result_is_tried():
     """Every numbered result of the theory that can be tried is."""
-    numbers = (
-        "0.1 0.2 0.3 0.4 0.5 1.1 1.2 1.3 2.1 2.1' 2.2 2.3 3.1 3.2 3.3 3.4 3.5 4.1 4.2 4.3 4.4 5.1 5.2 5.3 5.4 6.1 6.2"
+    numbers = "0.1 0.2 0.3 0.4 0.5 1.1 1.2 1.3 2.1 2.1' 2.2 2.3 3.1 3.2 3.3 3.4 3.5 4.1 4.2 4.3 4.4 5.1 5.2 5.3"
+    numbers += (
+        " 5.4 6.1 6.2 6.3 6.4 7.1 7.2 7.3 8.1 8.2 8.3 8.4 8.5 8.6 8.7 8.8 8.9 8.10 12.1 12.2 12.3"
     )
-    numbers += " 6.3 6.4 7.1 7.2 7.3 8.1 8.2 8.3 8.4 8.5 8.6 8.7 8.8 8.9 8.10 12.1 12.2 12.3"
     assert list(dict.fromkeys(check.id for check in verify.checks())) == numbers.split()
     assert all(check.settings for check in verify.checks())
 
@@ -353,33 +414,53 @@ def test_draws_do_not_depend_on_the_selection(verdicts):
 
 def test_the_table_needs_no_explanation(verdicts):
     text = verify.table(verdicts, width=130)
-    assert [line.split()[0] for line in text.splitlines() if "holds" in line[-6:]] == ["4.4"] * 3 + ["6.2"] * 2 + [
-        "8.10"
-    ]
-    for wanted in ("a doubled network starts at zero", "vacuous:", "6 checks in", "6 hold, 0 vacuous, 0 fail", "[4]"):
+    assert [line.split()[0] for line in text.splitlines() if "holds" in line[-6:]] == [
+        "4.4"
+    ] * 3 + ["6.2"] * 2 + ["8.10"]
+    for wanted in (
+        "a doubled network starts at zero",
+        "vacuous:",
+        "6 checks in",
+        "6 hold, 0 vacuous, 0 fail",
+        "[4]",
+    ):
         assert wanted in text
     assert "2.1'" in verify.listing() and "every entry of Phi_m" in verify.listing()
 
 
 def test_results_on_disk(verdicts, tmp_path):
     bad = judged("surely", [Sample([np.inf, 2.0], [1.0, 1.0])])
-    rate = judged("rate", [Sample(np.array([3.0, 2.0, 1.0 + 0.01 * i])) for i in range(5)], interval=(-1, 0))
+    rate = judged(
+        "rate", [Sample(np.array([3.0, 2.0, 1.0 + 0.01 * i])) for i in range(5)], interval=(-1, 0)
+    )
     mean = judged(
-        "expectation", [Sample(np.array([1.0 + 0.1 * (-1) ** i, 2.0]), np.array([1.0, 2.0])) for i in range(9)]
+        "expectation",
+        [Sample(np.array([1.0 + 0.1 * (-1) ** i, 2.0]), np.array([1.0, 2.0])) for i in range(9)],
     )
     everything = [*verdicts, *(dataclasses.replace(v, id="3.4") for v in (bad, rate, mean))]
     (tmp_path / "mine.txt").write_text("kept")
     folder = verify.save(everything, tmp_path, {"command": "perturbkernel verify <x>"})
-    assert {path.name for path in folder.iterdir()} == {"verify.json", "verify.npz", "verify.html", "mine.txt"}
+    assert {path.name for path in folder.iterdir()} == {
+        "verify.json",
+        "verify.npz",
+        "verify.html",
+        "mine.txt",
+    }
 
     def strict(constant):
         raise AssertionError(f"{constant} is no JSON")
 
     content = json.loads((folder / "verify.json").read_text(), parse_constant=strict)
-    assert content["verdicts"][-3]["worst"] is None and content["verdicts"][-3]["verdict"] == "fails"
+    assert (
+        content["verdicts"][-3]["worst"] is None and content["verdicts"][-3]["verdict"] == "fails"
+    )
     assert content["verdicts"][0]["statement"] and "perturbkernel" in content["environment"]
     html = (folder / "verify.html").read_text()
-    assert "perturbkernel verify &lt;x&gt;" in html and html.count("data:image/png") == 4 and "http" not in html
+    assert (
+        "perturbkernel verify &lt;x&gt;" in html
+        and html.count("data:image/png") == 4
+        and "http" not in html
+    )
     loaded = verify.load(folder)
     assert [v.name for v in loaded] == [v.name for v in everything]
     np.testing.assert_array_equal(loaded[0].observed, everything[0].observed)

@@ -1,4 +1,6 @@
-"""Finite networks in plain NumPy, and the protocol for statements that hold with probability 1 - delta."""
+"""Finite networks in plain NumPy, and the protocol for statements that hold with probability 1 -
+delta.
+"""
 
 from dataclasses import dataclass
 
@@ -46,7 +48,9 @@ def unit_gradients(p: Problem) -> np.ndarray:
 
 
 def draw(rng, width, d, total=None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """W (width, d), b, a of one initialisation; `total` is the network's width if these are some of its neurons."""
+    """W (width, d), b, a of one initialisation; `total` is the network's width if these are some of
+    its neurons.
+    """
     return (
         rng.normal(size=(width, d)) / np.sqrt(d),
         rng.normal(size=width),
@@ -81,7 +85,9 @@ class Trained:
     history: np.ndarray  # (steps, n), outputs at x before each step
 
 
-def train(network, x, y, kernel, *, rate, steps, momentum=0.9, loss="identity", watch=None) -> Trained:
+def train(
+    network, x, y, kernel, *, rate, steps, momentum=0.9, loss="identity", watch=None
+) -> Trained:
     """Heavy ball on W (and b if trained), readout frozen, one step after another."""
     w, b, a = network
     slope, n = kernel.slope, len(x)
@@ -105,15 +111,17 @@ def train(network, x, y, kernel, *, rate, steps, momentum=0.9, loss="identity", 
 
 
 def check_protocol(ratios, delta=DELTA, low=None, high=None):
-    """`ratios`: for every draw the largest observed / bound over all points the statement covers at once.
+    """`ratios`: for every draw the largest observed / bound over all points the statement covers at
+    once.
 
-    Violations must be compatible with probability delta, and the median in [low, high]: the bounds are loose by known
-    factors, and a median outside says that a constant is wrong.
-    """
+    Violations must be compatible with probability delta, and the median in [low, high]: the bounds
+    are loose by known factors, and a median outside says that a constant is wrong."""
     ratios = np.asarray(ratios)
     assert np.isfinite(ratios).all()
     violations = int(np.sum(ratios > 1))
-    assert binom.sf(violations - 1, len(ratios), delta) >= 1e-4, f"{violations} violations in {len(ratios)} draws"
+    assert binom.sf(violations - 1, len(ratios), delta) >= 1e-4, (
+        f"{violations} violations in {len(ratios)} draws"
+    )
     median = np.median(ratios)
     assert low is None or low <= median <= high, f"median ratio {median:.4g} not in [{low}, {high}]"
 

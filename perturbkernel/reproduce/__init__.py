@@ -1,10 +1,11 @@
-"""The paper reproduced: every panel and decision map, in the kernel limit and by networks of finite width.
+"""The paper reproduced: every panel and decision map, in the kernel limit and by networks of finite
+width.
 
     result = perturbkernel.reproduce.reproduce(["mnist_a"], "results/reproduce", mode="limit")
     result.curves("mnist_a/size/identity")["perturbation"]["limit"]["mean"]
 
-A reproduction is a table of cells, each stored whole as it finishes: whatever stops it, running it again computes only
-what is missing.
+A reproduction is a table of cells, each stored whole as it finishes: whatever stops it, running it
+again computes only what is missing.
 """
 
 import os
@@ -42,23 +43,28 @@ def reproduce(
     """Computes what is missing of the named panels, draws their figures and writes a page.
 
     Args:
-        names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings ("mnist_a", "map"), or
-            "theory-vs-width", "architectures", "carriers"; all of them for an empty sequence. `names()` lists them.
+        names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings
+            ("mnist_a", "map"), or "theory-vs-width", "architectures", "carriers"; all of them for
+            an empty sequence. `names()` lists them.
         folder: where results are kept and looked for.
         mode: "limit", the closed form; "network", finite width; or "both".
         scale: "small", reduced sizes, minutes in all; "paper", the published ones.
         seeds: draws of data, initialisations and targets.
         targets: of the finite networks, "coin_flip" or "balanced"; the kernel limit shows both.
         dynamics: of the logistic loss in the limit, "flow" or exact "heavy_ball" steps.
-        mnist, fashion_mnist: folders with the IDX files; without them image panels use the digits of mnist5k.
-        executor: any `concurrent.futures.Executor`; it is not shut down. Local processes if left out.
+        mnist, fashion_mnist: folders with the IDX files; without them image panels use the digits
+            of mnist5k.
+        executor: any `concurrent.futures.Executor`; it is not shut down. Local processes if left
+            out.
         workers: how many local processes, one a core if left out; 0 computes in this process.
         progress: called as progress(finished cells, all cells).
 
     Raises:
-        ValueError, TypeError: bad arguments, before any computation. RuntimeError: a cell failed; the others are kept.
+        ValueError, TypeError: bad arguments, before any computation. RuntimeError: a cell failed;
+        the others are kept.
 
-    Local processes start Python anew: a script that calls this needs the usual `if __name__ == "__main__":`.
+    Local processes start Python anew: a script that calls this needs the usual `if __name__ ==
+    "__main__":`.
     """
     given = [names] if isinstance(names, str) else list(names)
     paths = {
@@ -69,7 +75,9 @@ def reproduce(
     if workers is not None:
         check_count(workers, "workers", low=0)
     if executor is not None and not isinstance(executor, Executor):
-        raise TypeError(f"executor must be a concurrent.futures.Executor; got {type(executor).__name__}")
+        raise TypeError(
+            f"executor must be a concurrent.futures.Executor; got {type(executor).__name__}"
+        )
     if Path(folder).is_file():
         raise ValueError(f"folder must be a folder; {folder} is a file")
     wanted = cells(options)

@@ -1,15 +1,17 @@
-"""Does learning from perturbations need two layers? Depth 1 to 8, convolutions, residual blocks, and across kernels.
+"""Does learning from perturbations need two layers? Depth 1 to 8, convolutions, residual blocks,
+and across kernels.
 
-A network f of one architecture learns data, every training point is perturbed toward a random label, and a network g of
-the same architecture, or of another, learns nothing but the perturbations.
+A network f of one architecture learns data, every training point is perturbed toward a random
+label, and a network g of the same architecture, or of another, learns nothing but the
+perturbations.
 
     results = [(config, measure(config)) for config in cells("small", seeds=4)]
     print(text(results))
     draw(results).savefig("architectures.png")
 
-Everything is infinitely wide and trained on the squared loss from zero to the end: kernels of different architectures
-differ in scale, and no finite time means the same for all. Targets are balanced, since all of these networks train
-biases (see `diagnosis`).
+Everything is infinitely wide and trained on the squared loss from zero to the end: kernels of
+different architectures differ in scale, and no finite time means the same for all. Targets are
+balanced, since all of these networks train biases (see `diagnosis`).
 """
 
 import dataclasses
@@ -41,7 +43,13 @@ NETWORKS: tuple[dict[str, Any], ...] = (
     {"name": "erf 2", "family": "fully_connected", "depth": 2, "activation": "erf"},
     {"name": "GELU 2", "family": "fully_connected", "depth": 2, "activation": "gelu"},
     {"name": "residual 3", "family": "residual", "blocks": 3},
-    {"name": "conv 2, flattened", "family": "convolutional", "depth": 2, "stride": 2, "pooling": False},
+    {
+        "name": "conv 2, flattened",
+        "family": "convolutional",
+        "depth": 2,
+        "stride": 2,
+        "pooling": False,
+    },
     {"name": "conv 2, pooled", "family": "convolutional", "depth": 2, "stride": 2, "pooling": True},
 )
 ACTIVATIONS = ("relu", "erf")
@@ -57,10 +65,12 @@ CARRIERS = ("alone", "data", "noise")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """n training points, `test` new ones, of side^2 numbers each; perturbations of length `size` times the data's.
+    """n training points, `test` new ones, of side^2 numbers each; perturbations of length `size`
+    times the data's.
 
-    Data: the digits `digits` of mnist5k, means over squares of pixels; or two Gaussian classes, identity covariance,
-    whose means lie 2 `separation` apart along (1, .., 1). A data set's length is the root mean square of its rows'.
+    Data: the digits `digits` of mnist5k, means over squares of pixels; or two Gaussian classes,
+    identity covariance, whose means lie 2 `separation` apart along (1, .., 1). A data set's length
+    is the root mean square of its rows'.
     """
 
     n: int
@@ -89,13 +99,23 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     }
     step = sizes["seeds"] or seeds
     spans = [{"first": first, "seeds": min(step, seeds - first)} for first in range(0, seeds, step)]
-    transfer |= {"networks": list(NETWORKS), "data": ["digits"], "carriers": ["alone", "data"], **setting["transfer"]}
+    transfer |= {
+        "networks": list(NETWORKS),
+        "data": ["digits"],
+        "carriers": ["alone", "data"],
+        **setting["transfer"],
+    }
     found = [transfer | span for span in spans]
     for activation in ACTIVATIONS:
         for count in DEPTHS[scale]:
             layers = {"family": "fully_connected", "depth": count, "activation": activation}
-            depth |= {"networks": [{"name": f"{activation} {count}", **layers}], "data": ["digits", "gaussian"]}
-            found.append(depth | {"carriers": list(CARRIERS), **setting["depth"], "first": 0, "seeds": seeds})
+            depth |= {
+                "networks": [{"name": f"{activation} {count}", **layers}],
+                "data": ["digits", "gaussian"],
+            }
+            found.append(
+                depth | {"carriers": list(CARRIERS), **setting["depth"], "first": 0, "seeds": seeds}
+            )
     return found
 
 
@@ -128,18 +148,25 @@ def measure(config: dict[str, Any]) -> Arrays:
 
     Axes: k data sets, s seeds, c carriers, sources and learners, both the networks of the config.
 
-        accuracy_f (k, s, learners): of f, trained on the data itself, on new points;
-        accuracy, agreement (k, s, c, sources, learners): of the learner, trained on the source's perturbations added to
+        accuracy_f (k, s, learners): of f, trained on the data itself, on new points; accuracy,
+        agreement (k, s, c, sources, learners): of the learner, trained on the source's
+        perturbations added to
             the carrier, on new points; its agreement with the source's f;
-        control_accuracy, control_agreement (k, s, c, learners): the same for random directions of the same size, the
+        control_accuracy, control_agreement (k, s, c, learners): the same for random directions of
+        the same size, the
             agreement with the learner's f;
         cosine (k, s, sources, learners): the mean cosine of their perturbations of a point.
     """
     s = Setting(**{field.name: config[field.name] for field in dataclasses.fields(Setting)})
     kernels = [network(one, s.side) for one in config["networks"]]
     seeds = range(config["first"], config["first"] + config["seeds"])
-    rows = [[_one(kernels, config["carriers"], _problem(name, s, seed)) for seed in seeds] for name in config["data"]]
-    return {name: np.array([[row[name] for row in of_data] for of_data in rows]) for name in rows[0][0]}
+    rows = [
+        [_one(kernels, config["carriers"], _problem(name, s, seed)) for seed in seeds]
+        for name in config["data"]
+    ]
+    return {
+        name: np.array([[row[name] for row in of_data] for of_data in rows]) for name in rows[0][0]
+    }
 
 
 def _problem(name: str, s: Setting, seed: int) -> Problem:
@@ -156,15 +183,23 @@ def _problem(name: str, s: Setting, seed: int) -> Problem:
         )
         x, z = train.inputs, new.inputs
     scale = jnp.sqrt(jnp.mean(x**2))
-    carriers = {"alone": jnp.zeros_like(x), "data": x, "noise": scale * jax.random.normal(keys[2], x.shape)}
+    carriers = {
+        "alone": jnp.zeros_like(x),
+        "data": x,
+        "noise": scale * jax.random.normal(keys[2], x.shape),
+    }
     targets = draw_targets("balanced", s.n, key=keys[3])
-    return Problem(x, train.targets, z, new.targets, targets, carriers, s.size * s.side * scale, keys[4])
+    return Problem(
+        x, train.targets, z, new.targets, targets, carriers, s.size * s.side * scale, keys[4]
+    )
 
 
 def _smaller(images: Array, side: int) -> Array:
     """(n, 28, 28, 1) -> (n, side^2), means over squares of pixels."""
     block = images.shape[1] // side
-    return images.reshape(len(images), side, block, side, block).mean((2, 4)).reshape(len(images), -1)
+    return (
+        images.reshape(len(images), side, block, side, block).mean((2, 4)).reshape(len(images), -1)
+    )
 
 
 def _trained(kernel: ArchitectureNTK, x: Array, y: Array) -> KernelPredictor:
@@ -179,18 +214,29 @@ def _one(kernels: list[ArchitectureNTK], carriers: list[str], p: Problem) -> dic
 
     def learned(delta) -> list[list[Array]]:
         """Outputs of every learner on every carrier, (c, learners) of them."""
-        return [[_trained(k, p.carriers[c] + delta, p.targets)(p.z) for k in kernels] for c in carriers]
+        return [
+            [_trained(k, p.carriers[c] + delta, p.targets)(p.z) for k in kernels] for c in carriers
+        ]
 
     of_g = [learned(delta) for delta in deltas]  # sources, c, learners
     control = learned(random)
     found = {
         "accuracy_f": [accuracy(f, p.labels) for f in of_f],
-        "accuracy": np.swapaxes([[[accuracy(g, p.labels) for g in row] for row in one] for one in of_g], 0, 1),
+        "accuracy": np.swapaxes(
+            [[[accuracy(g, p.labels) for g in row] for row in one] for one in of_g], 0, 1
+        ),
         "agreement": np.swapaxes(
-            [[[agreement(f, g) for g in row] for row in one] for f, one in zip(of_f, of_g, strict=True)], 0, 1
+            [
+                [[agreement(f, g) for g in row] for row in one]
+                for f, one in zip(of_f, of_g, strict=True)
+            ],
+            0,
+            1,
         ),
         "control_accuracy": [[accuracy(g, p.labels) for g in row] for row in control],
-        "control_agreement": [[agreement(f, g) for f, g in zip(of_f, row, strict=True)] for row in control],
+        "control_agreement": [
+            [agreement(f, g) for f, g in zip(of_f, row, strict=True)] for row in control
+        ],
         "cosine": [[cosine(source, own).mean() for own in deltas] for source in deltas],
     }
     return {name: np.array(values, float) for name, values in found.items()}

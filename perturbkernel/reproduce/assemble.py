@@ -28,11 +28,11 @@ def _curve(samples: list[np.ndarray]) -> Curve:
 def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, dict[str, Curve]]:
     """Quantity -> curve -> {"mean", "low", "high"}, one number a value of the panel.
 
-    Curves of the kernel limit: "limit_zero" and "limit_balanced", zero initial functions, coin-flip and balanced
-    targets, over seeds and draws; "limit", random initial functions and coin flips, the best of the learning rates.
-    Of finite networks: "network", the best of the grid of learning rates for each seed and quantity, as published;
-    "network_grid", over seeds and the whole grid. Names end in " scaled" where images are fewer than published and
-    sizes were scaled up.
+    Curves of the kernel limit: "limit_zero" and "limit_balanced", zero initial functions, coin-flip
+    and balanced targets, over seeds and draws; "limit", random initial functions and coin flips,
+    the best of the learning rates. Of finite networks: "network", the best of the grid of learning
+    rates for each seed and quantity, as published; "network_grid", over seeds and the whole grid.
+    Names end in " scaled" where images are fewer than published and sizes were scaled up.
     """
     curves: dict[str, dict[str, Curve]] = {quantity: {} for quantity in p.curves}
     count = len(plan.factors(p.settings[0], options)) if p.quantity == "accuracy" else 1
@@ -48,7 +48,9 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, di
     return curves
 
 
-def _limit(p: Panel, quantity: str, index: int, options: Options, folder: Path) -> dict[str, list[np.ndarray]]:
+def _limit(
+    p: Panel, quantity: str, index: int, options: Options, folder: Path
+) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {}
     for setting in p.settings:
         values: dict[str, list[np.ndarray]] = {}
@@ -66,21 +68,29 @@ def _limit(p: Panel, quantity: str, index: int, options: Options, folder: Path) 
                     values.setdefault(name, []).append(samples)
         for name, parts in values.items():
             samples = np.concatenate(parts, axis=1)
-            # From zero all rates agree for the identity loss; otherwise the best, by its mean over draws, counts.
+            # From zero all rates agree for the identity loss; otherwise the best, by its mean over
+            # draws, counts.
             found.setdefault(name, []).append(samples[samples.mean(axis=1).argmax()])
     return found
 
 
-def _network(p: Panel, quantity: str, index: int, options: Options, folder: Path) -> dict[str, list[np.ndarray]]:
+def _network(
+    p: Panel, quantity: str, index: int, options: Options, folder: Path
+) -> dict[str, list[np.ndarray]]:
     best, grid = [], []
     for setting in p.settings:
-        seeds = [_network_values(p, setting, quantity, index, seed, options, folder) for seed in range(options.seeds)]
+        seeds = [
+            _network_values(p, setting, quantity, index, seed, options, folder)
+            for seed in range(options.seeds)
+        ]
         best.append(np.array([values.max() for values in seeds]))
         grid.append(np.concatenate(seeds))
     return {"network": best, "network_grid": grid}
 
 
-def _network_values(p: Panel, setting: Setting, quantity: str, index: int, seed: int, options: Options, folder: Path):
+def _network_values(
+    p: Panel, setting: Setting, quantity: str, index: int, seed: int, options: Options, folder: Path
+):
     cell = plan.network_cell(p, setting, seed, options)
     config, arrays = cell["config"], _loaded(folder, cell)
     step_f = config["steps_f"].index(setting.steps_f)
@@ -105,8 +115,8 @@ def _loaded(folder: Path, cell: plan.Cell) -> dict[str, np.ndarray]:
 
 
 def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float]:
-    """Published learning rates beyond 8 (1 + momentum) n / lambda_max, where gradient descent on the logistic loss may
-    oscillate in the kernel limit, while the flow does not.
+    """Published learning rates beyond 8 (1 + momentum) n / lambda_max, where gradient descent on
+    the logistic loss may oscillate in the kernel limit, while the flow does not.
     """
     if p.settings[0].loss != "logistic" or "limit" not in options.modes:
         return []
@@ -129,4 +139,8 @@ def distance(curve: Curve, p: Panel, quantity: str) -> dict[str, Any] | None:
         for position, there in published
         if np.isclose(value, position * p.axis_factor, rtol=1e-3, atol=1e-12)
     ]
-    return {"mean": float(np.mean(gaps)), "largest": float(np.max(gaps)), "points": len(gaps)} if gaps else None
+    return (
+        {"mean": float(np.mean(gaps)), "largest": float(np.max(gaps)), "points": len(gaps)}
+        if gaps
+        else None
+    )

@@ -1,21 +1,24 @@
-"""What do perturbations need to ride on? Noise, or images of another data set, beside the same carriers unperturbed.
+"""What do perturbations need to ride on? Noise, or images of another data set, beside the same
+carriers unperturbed.
 
-The artificial experiment of Kumano, Kera, Yamasaki, *Theoretical Understanding of Learning from Adversarial
-Perturbations* (ICLR 2024, arXiv 2402.10470): f learns N noise points with random labels, other noise is perturbed along
-f's gradient there toward random targets, and g, trained on that noise alone, decides as the labels of points that it
-never saw. The control is trained on the same noise, with the same targets, unperturbed. Part "digits" does so with real
-images.
+The artificial experiment of Kumano, Kera, Yamasaki, *Theoretical Understanding of Learning from
+Adversarial Perturbations* (ICLR 2024, arXiv 2402.10470): f learns N noise points with random
+labels, other noise is perturbed along f's gradient there toward random targets, and g, trained on
+that noise alone, decides as the labels of points that it never saw. The control is trained on the
+same noise, with the same targets, unperturbed. Part "digits" does so with real images.
 
     results = [(config, measure(config)) for config in cells("small", seeds=2)]
     print(text(results))
     draw(results).savefig("carriers.png")
 
-To leading order the kernel is linear, with f's gradient along sum_n y_n x_n, and with the identity loss
+To leading order the kernel is linear, with f's gradient along sum_n y_n x_n, and with the identity
+loss
 
     accuracy = N_c(sqrt(d / N) / sqrt(1 + s^2 d / (M size^2)))
 
-on the N points for M carriers with entries of variance s^2: it depends on d / N, and on N / M (size / s)^2. So a
-reduced experiment has a tenth of the published N, M and d, and perturbations sqrt(10) times as long for their carriers.
+on the N points for M carriers with entries of variance s^2: it depends on d / N, and on N / M (size
+/ s)^2. So a reduced experiment has a tenth of the published N, M and d, and perturbations sqrt(10)
+times as long for their carriers.
 """
 
 import dataclasses
@@ -44,12 +47,23 @@ KINDS = ("uniform", "gaussian")
 LEARNERS = ("identity", "exponential", "network")
 #: Training points, noise points, dimensions; of the finite network width, steps and the largest dimension.
 SCALES: dict[str, dict[str, Any]] = {
-    "small": {"n": 100, "m": 1000, "d": (10, 100, 500, 1000), "width": 256, "steps": 500, "network_d": 100},
+    "small": {
+        "n": 100,
+        "m": 1000,
+        "d": (10, 100, 500, 1000),
+        "width": 256,
+        "steps": 500,
+        "network_d": 100,
+    },
     "paper": {
-        "n": 1000, "m": 10_000, "d": (100, 300, 1000, 3000, 5000, 10_000), "width": 1000, "steps": 100_000,
+        "n": 1000,
+        "m": 10_000,
+        "d": (100, 300, 1000, 3000, 5000, 10_000),
+        "width": 1000,
+        "steps": 100_000,
         "network_d": 10_000,
     },
-}  # fmt: skip
+}
 #: Perturbation over carrier, in length, at the published N; see `docs/carriers.md` for where it comes from.
 RELATIVE_SIZE = 0.25 * np.sqrt(3 / 784)
 #: Of the predecessor's networks and training: slope .01, learning rate .01, momentum .9, 100,000 steps.
@@ -58,7 +72,8 @@ SLOPE, RATE, MOMENTUM, TIME = 0.01, 0.01, 0.9, 1e4
 
 @dataclasses.dataclass(frozen=True)
 class Digits:
-    """Two digits, n of them to learn and `test` new ones; `others` carry, `per_point` times n of them.
+    """Two digits, n of them to learn and `test` new ones; `others` carry, `per_point` times n of
+    them.
 
     Perturbations of length `size`, identity loss or `time` of the exponential one.
     """
@@ -80,8 +95,9 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     """The work as JSON-able configs: noise of a dimension, or digits.
 
     Args:
-        scale: "small", a tenth of the published numbers, all kinds, learners and seeds of a dimension in one cell,
-            as they share their compilations; "paper", the published numbers, in a cell each.
+        scale: "small", a tenth of the published numbers, all kinds, learners and seeds of a
+            dimension in one cell, as they share their compilations; "paper", the published numbers,
+            in a cell each.
         seeds: draws of everything.
 
     Raises ValueError or TypeError for another scale or no seeds.
@@ -95,7 +111,10 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     for d in s["d"]:
         learners = [name for name in LEARNERS if name != "network" or d <= s["network_d"]]
         if scale == "small":
-            found.append(noise | {"d": d, "kinds": list(KINDS), "learners": learners, "first": 0, "seeds": seeds})
+            found.append(
+                noise
+                | {"d": d, "kinds": list(KINDS), "learners": learners, "first": 0, "seeds": seeds}
+            )
             continue
         found += [
             noise | {"d": d, "kinds": [kind], "learners": [name], "first": seed, "seeds": 1}
@@ -105,16 +124,19 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
         ]
     digits = dataclasses.asdict(Digits())
     digits |= {name: list(value) for name, value in digits.items() if isinstance(value, tuple)}
-    return [*found, {"part": "digits", "learners": list(LEARNERS[:2]), **digits, "first": 0, "seeds": seeds}]
+    return [
+        *found,
+        {"part": "digits", "learners": list(LEARNERS[:2]), **digits, "first": 0, "seeds": seeds},
+    ]
 
 
 def measure(config: dict[str, Any]) -> Arrays:
     """The numbers of one cell, a pure function of its config (see `cells`).
 
-    accuracy_f, accuracy, control: of f, g and the control. Part "noise" (s, kinds, learners): on the n labelled points,
-    which f alone has seen; labels are random, so that there are no others. `agreement`, `control_agreement`: with f, on
-    new points. Part "digits", on new digits: of f (s, learners), of g and the control (s, learners, rides, numbers of
-    carriers).
+    accuracy_f, accuracy, control: of f, g and the control. Part "noise" (s, kinds, learners): on
+    the n labelled points, which f alone has seen; labels are random, so that there are no others.
+    `agreement`, `control_agreement`: with f, on new points. Part "digits", on new digits: of f (s,
+    learners), of g and the control (s, learners, rides, numbers of carriers).
 
     Raises ValueError for an unknown part, kind or learner.
     """
@@ -122,12 +144,20 @@ def measure(config: dict[str, Any]) -> Arrays:
     seeds = range(config["first"], config["first"] + config["seeds"])
     if config["part"] == "noise":
         rows = [
-            [[_noise(config, kind, name, seed) for name in config["learners"]] for kind in config["kinds"]]
+            [
+                [_noise(config, kind, name, seed) for name in config["learners"]]
+                for kind in config["kinds"]
+            ]
             for seed in seeds
         ]
-        return {key: np.array([[[one[key] for one in k] for k in row] for row in rows], float) for key in rows[0][0][0]}
+        return {
+            key: np.array([[[one[key] for one in k] for k in row] for row in rows], float)
+            for key in rows[0][0][0]
+        }
     digits = [[_digits(config, name, seed) for name in config["learners"]] for seed in seeds]
-    return {key: np.array([[one[key] for one in row] for row in digits], float) for key in digits[0][0]}
+    return {
+        key: np.array([[one[key] for one in row] for row in digits], float) for key in digits[0][0]
+    }
 
 
 def learner(config: dict[str, Any], name: str, slope: float) -> Any:
@@ -135,18 +165,29 @@ def learner(config: dict[str, Any], name: str, slope: float) -> Any:
     check_choice(name, "learners", LEARNERS)
     if name == "network":
         return NetworkLearner(
-            config["width"], slope, loss="exponential", optimizer=paper_optimizer(RATE, MOMENTUM),
-            steps=config["steps"], plateau=Plateau(),
-        )  # fmt: skip
-    return KernelLearner(TwoLayerNTK(slope), name, GradientFlow(config["time"] if name == "exponential" else 1.0))
+            config["width"],
+            slope,
+            loss="exponential",
+            optimizer=paper_optimizer(RATE, MOMENTUM),
+            steps=config["steps"],
+            plateau=Plateau(),
+        )
+    return KernelLearner(
+        TwoLayerNTK(slope), name, GradientFlow(config["time"] if name == "exponential" else 1.0)
+    )
 
 
 def _noise(config: dict[str, Any], kind: str, name: str, seed: int) -> dict[str, Any]:
-    """As `learn_from_perturbations(carrier=kind, at="carrier")`, without the diagnosis, which compiles for long."""
+    """As `learn_from_perturbations(carrier=kind, at="carrier")`, without the diagnosis, which
+    compiles for long.
+    """
     n, m, d = config["n"], config["m"], config["d"]
     keys = jax.random.split(jax.random.fold_in(jax.random.key(4), seed), 8)
     x, y = draw_noise(kind, n, (d,), key=keys[0]), draw_targets("coin_flip", n, key=keys[1])
-    carrier, targets = draw_noise(kind, m, (d,), key=keys[2]), draw_targets("coin_flip", m, key=keys[3])
+    carrier, targets = (
+        draw_noise(kind, m, (d,), key=keys[2]),
+        draw_targets("coin_flip", m, key=keys[3]),
+    )
     # Labelled and new points together are as many as carriers: one compilation.
     z = jnp.concatenate([x, draw_noise(kind, m - n, (d,), key=keys[4])])
     train = learner(config, name, SLOPE)
@@ -154,7 +195,11 @@ def _noise(config: dict[str, Any], kind: str, name: str, seed: int) -> dict[str,
     size = config["relative_size"] * np.sqrt(d / 3 if kind == "uniform" else d)
     bounds = (-1.0, 1.0) if kind == "uniform" else None
     delta = perturb(f, carrier, targets, size=float(size), bounds=bounds).delta
-    of_f, of_g, control = f(z), train(carrier + delta, targets, keys[6])(z), train(carrier, targets, keys[7])(z)
+    of_f, of_g, control = (
+        f(z),
+        train(carrier + delta, targets, keys[6])(z),
+        train(carrier, targets, keys[7])(z),
+    )
     return {
         "accuracy_f": accuracy(of_f[:n], y),
         "accuracy": accuracy(of_g[:n], y),
@@ -179,13 +224,21 @@ def _digits(config: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
         return perturb(f, points, jnp.ones(len(points)), size=config["size"]).delta
 
     for i, (carrier, at) in enumerate(RIDES):
-        points = others if carrier == "others" else draw_noise(carrier, largest, (x.shape[1],), key=keys[3])
+        points = (
+            others
+            if carrier == "others"
+            else draw_noise(carrier, largest, (x.shape[1],), key=keys[3])
+        )
         step = toward(points) if at == "carrier" else jnp.tile(toward(x), (largest // len(x), 1))
         for count in config["per_point"]:
             m = count * len(x)
             # The two ways to perturb other digits share their targets, and so their control.
-            targets = draw_targets("balanced", m, key=jax.random.fold_in(keys[3], count if i < 2 else 100 * i + count))
+            targets = draw_targets(
+                "balanced", m, key=jax.random.fold_in(keys[3], count if i < 2 else 100 * i + count)
+            )
             inputs = points[:m], points[:m] + targets[:, None] * step[:m]
-            found.append([accuracy(train(o, targets, None)(test.inputs), test.targets) for o in inputs])
+            found.append(
+                [accuracy(train(o, targets, None)(test.inputs), test.targets) for o in inputs]
+            )
     control, g = jnp.array(found).reshape(len(RIDES), -1, 2).transpose(2, 0, 1)
     return {"accuracy_f": accuracy(f(test.inputs), test.targets), "accuracy": g, "control": control}

@@ -38,21 +38,26 @@ _NOISE = ("accuracy_f", "accuracy", "control", "agreement", "control_agreement")
 
 
 def leading_order(ratio, relative_size: float, n: int, m: int):
-    """The accuracy of g for the identity loss where the kernel is linear, at d / N = ratio; see `carriers`."""
+    """The accuracy of g for the identity loss where the kernel is linear, at d / N = ratio; see
+    `carriers`.
+    """
     return ndtr(np.sqrt(ratio / (1 + 1 / (m * np.square(relative_size)))))
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """Every number of the figure, as JSON holds it: means over seeds with the least and the largest.
+    """Every number of the figure, as JSON holds it: means over seeds with the least and the
+    largest.
 
-    "noise": kind -> learner -> "d" and, quantity ->, {"mean", "low", "high"} over dimensions; and "leading_order".
-    "digits": loss -> "accuracy_f", a number, and "accuracy" and "control", rides x numbers of carriers each.
-    "setting": of either part. Any subset of cells will do.
+    "noise": kind -> learner -> "d" and, quantity ->, {"mean", "low", "high"} over dimensions; and
+    "leading_order". "digits": loss -> "accuracy_f", a number, and "accuracy" and "control", rides x
+    numbers of carriers each. "setting": of either part. Any subset of cells will do.
     """
     found: dict[str, Any] = {"noise": {}, "digits": {}, "setting": {}}
     for kind in _VARIANCES:
         for learner in _LEARNERS:
-            cells = [c for c in results if kind in c[0].get("kinds", ()) and learner in c[0]["learners"]]
+            cells = [
+                c for c in results if kind in c[0].get("kinds", ()) and learner in c[0]["learners"]
+            ]
             if cells:
                 found["noise"].setdefault(kind, {})[learner] = _against_d(cells, kind, learner)
     for part, names in _SETTINGS.items():
@@ -77,21 +82,27 @@ def _against_d(cells: Results, kind: str, learner: str) -> dict[str, Any]:
     found: dict[str, Any] = {
         "d": dimensions,
         "ratio": ratios.tolist(),
-        "leading_order": leading_order(ratios, config["relative_size"], config["n"], config["m"]).tolist(),
+        "leading_order": leading_order(
+            ratios, config["relative_size"], config["n"], config["m"]
+        ).tolist(),
     }
 
     def one(config: dict[str, Any], values: np.ndarray) -> np.ndarray:
         return values[:, config["kinds"].index(kind), config["learners"].index(learner)]
 
     for name in _NOISE:
-        rows = [np.concatenate([one(c, a[name]) for c, a in cells if c["d"] == d]) for d in dimensions]
+        rows = [
+            np.concatenate([one(c, a[name]) for c, a in cells if c["d"] == d]) for d in dimensions
+        ]
         found[name] = {key: [_spread(row)[key] for row in rows] for key in ("mean", "low", "high")}
     return found
 
 
 @styled
 def draw(results: Results) -> Figure:
-    """Accuracy on noise against d / N for both kinds beside the published values; and on digits, by their carriers."""
+    """Accuracy on noise against d / N for both kinds beside the published values; and on digits, by
+    their carriers.
+    """
     summary = summarise(results)
     fig = figure(13.5, 5.6)
     axes = fig.subplots(1, 4, sharey=True)
@@ -115,7 +126,9 @@ def draw(results: Results) -> Figure:
     return fig
 
 
-def _curve(axis: Axes, x, accuracy: Mapping, control: Mapping, label: str, colour: str, line: str) -> None:
+def _curve(
+    axis: Axes, x, accuracy: Mapping, control: Mapping, label: str, colour: str, line: str
+) -> None:
     axis.plot(x, accuracy["mean"], line, ms=4, color=colour, label=label)
     axis.fill_between(x, accuracy["low"], accuracy["high"], color=colour, alpha=0.15, lw=0)
     axis.plot(x, control["mean"], "--", lw=1, color=colour)
@@ -130,7 +143,9 @@ def _finish(axis: Axes, title: str, xlabel: str, ticks: Sequence[float]) -> None
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7.5)
 
 
-def _noise_panel(axis: Axes, kind: str, found: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
+def _noise_panel(
+    axis: Axes, kind: str, found: Mapping[str, Any], setting: Mapping[str, Any]
+) -> None:
     for learner, curves in found.items():
         _curve(axis, curves["ratio"], curves["accuracy"], curves["control"], *_LEARNERS[learner])
     ratios = np.geomspace(0.08, 13)
@@ -138,16 +153,27 @@ def _noise_panel(axis: Axes, kind: str, found: Mapping[str, Any], setting: Mappi
     axis.plot(ratios, theory, color="black", lw=0.8, label="leading order, identity loss")
     if kind in PUBLISHED:
         axis.plot(
-            np.array(PUBLISHED["d"]) / PUBLISHED_N, PUBLISHED[kind], "o", ms=8, mfc="none", color="black",
+            np.array(PUBLISHED["d"]) / PUBLISHED_N,
+            PUBLISHED[kind],
+            "o",
+            ms=8,
+            mfc="none",
+            color="black",
             label=f"published (ICLR 2024); N = {PUBLISHED_N:,} assumed, size fitted",
-        )  # fmt: skip
-    _finish(axis, f"{kind.capitalize()} noise: labels of unseen points", "dimension d / N", (0.1, 1, 10))
+        )
+    _finish(
+        axis, f"{kind.capitalize()} noise: labels of unseen points", "dimension d / N", (0.1, 1, 10)
+    )
 
 
-def _digits_panel(axis: Axes, loss: str, found: Mapping[str, Any], setting: Mapping[str, Any]) -> None:
+def _digits_panel(
+    axis: Axes, loss: str, found: Mapping[str, Any], setting: Mapping[str, Any]
+) -> None:
     x = np.array(setting["per_point"])
     for i, (label, colour, line) in enumerate(_RIDES):
-        accuracy, control = ({key: value[i] for key, value in found[n].items()} for n in ("accuracy", "control"))
+        accuracy, control = (
+            {key: value[i] for key, value in found[n].items()} for n in ("accuracy", "control")
+        )
         _curve(axis, x, accuracy, control, label.format(**setting), colour, line)
     axis.axhline(found["accuracy_f"]["mean"], color="black", lw=0.8, label="f itself")
     _finish(axis, f"New digits, {loss} loss", "carriers for each training image", x.tolist())
@@ -159,13 +185,18 @@ def text(results: Results) -> str:
 
     def rows(title: str, named: Mapping[str, Sequence[float]]) -> None:
         lines.append(title)
-        lines.extend(f"  {name:56}" + "".join(f"{100 * v:7.1f}" for v in row) for name, row in named.items())
+        lines.extend(
+            f"  {name:56}" + "".join(f"{100 * v:7.1f}" for v in row) for name, row in named.items()
+        )
 
     for kind, learners in summary["noise"].items():
         for learner, found in learners.items():
             named = {name: found[name]["mean"] for name in _NOISE}
             named |= {"leading order": found["leading_order"]} if learner == "identity" else {}
-            rows(f"{kind} noise, {_LEARNERS[learner][0]}; d = {', '.join(map(str, found['d']))}", named)
+            rows(
+                f"{kind} noise, {_LEARNERS[learner][0]}; d = {', '.join(map(str, found['d']))}",
+                named,
+            )
     for loss, found in summary["digits"].items():
         setting = summary["setting"]["digits"]
         named: dict[str, Any] = {"f itself": [found["accuracy_f"]["mean"]]}

@@ -1,4 +1,6 @@
-"""The data of an experiment, drawn from a description that JSON holds, so that any process draws the same."""
+"""The data of an experiment, drawn from a description that JSON holds, so that any process draws
+the same.
+"""
 
 import functools
 import json
@@ -25,18 +27,28 @@ class Drawn(NamedTuple):
 
 
 def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> dict[str, Any]:
-    """What `draw` needs. `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or None: mnist5k."""
+    """What `draw` needs. `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or
+    None: mnist5k.
+    """
     if not setting.is_image:
         return {"name": setting.data, "n": setting.n, "d": setting.d, "seed": seed}
     folder = sources.get(setting.data)
     if folder is None:
         # 1 against 2 whatever the panel: only digits come with the installation.
         return {"name": "mnist5k", "classes": [1, 2], "n": setting.n, "seed": seed}
-    return {"name": setting.data, "classes": list(setting.classes or ()), "n": setting.n, "seed": seed, "path": folder}
+    return {
+        "name": setting.data,
+        "classes": list(setting.classes or ()),
+        "n": setting.n,
+        "seed": seed,
+        "path": folder,
+    }
 
 
 def draw(config: dict[str, Any]) -> Drawn:
-    """The data set that the description names; images: `n` of the training images at most, fresh = the test images."""
+    """The data set that the description names; images: `n` of the training images at most, fresh =
+    the test images.
+    """
     key_data, key_fresh, key = jax.random.split(jax.random.key(config["seed"]), 3)
     name, n = config["name"], config["n"]
     if name in ("gaussian", "shifted_gaussian"):
@@ -48,15 +60,20 @@ def draw(config: dict[str, Any]) -> Drawn:
         train, test = datasets.mnist5k(classes=classes).split(test=0.2, key=key_data)
     else:
         train, test = (
-            getattr(datasets, name)(config["path"], classes=classes, split=split) for split in ("train", "test")
+            getattr(datasets, name)(config["path"], classes=classes, split=split)
+            for split in ("train", "test")
         )
     if n < train.n:
         train = train.subset(n, key=key_fresh)
     return Drawn(train.inputs, train.targets, test.inputs, key)
 
 
-def _synthetic(name: str, n: int, d: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """What `data.gaussian` and `data.shifted_gaussian` draw, in NumPy: for every size JAX would compile anew."""
+def _synthetic(
+    name: str, n: int, d: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `data.gaussian` and `data.shifted_gaussian` draw, in NumPy: for every size JAX would
+    compile anew.
+    """
     x = rng.standard_normal((n, d), np.float32)
     if name == "gaussian":
         return x, rng.choice(np.array([1, -1], np.float32), n)
@@ -81,8 +98,8 @@ def _image_count(config: str) -> int:
 
 
 def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> float:
-    """sqrt(published n / n) for images with fewer points than published: the factor that keeps signal against offset
-    of scenario (b) as published; 1 otherwise.
+    """sqrt(published n / n) for images with fewer points than published: the factor that keeps
+    signal against offset of scenario (b) as published; 1 otherwise.
     """
     if not setting.is_image:
         return 1.0
@@ -90,9 +107,11 @@ def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> f
     return float(np.round(np.sqrt(published_n / n), 4)) if n < published_n else 1.0
 
 
-def targets(config: dict[str, Any], n: int, draws: dict[str, int]) -> dict[str, Float[np.ndarray, "n s"]]:
-    """So many draws of target labels by each rule ("coin_flip", "balanced"), as columns; the first are the same however
-    many are asked for.
+def targets(
+    config: dict[str, Any], n: int, draws: dict[str, int]
+) -> dict[str, Float[np.ndarray, "n s"]]:
+    """So many draws of target labels by each rule ("coin_flip", "balanced"), as columns; the first
+    are the same however many are asked for.
 
     In NumPy: every data set has a size of its own, for which JAX would compile each operation.
     """

@@ -1,13 +1,15 @@
-"""One cell of the reproduction in the kernel limit: everything that the panels ask of one data set and one kernel.
+"""One cell of the reproduction in the kernel limit: everything that the panels ask of one data set
+and one kernel.
 
-Identity loss: f(z; T) = f0(z) + T f_hat(z), so every learning rate and step count is a time, and `second_networks`
-evaluates every size, time and target draw from one pass. Results come twice: from zero initial functions, where no time
-matters, and with random ones, where the sign of the second network follows in closed form (theory: 12.1),
+Identity loss: f(z; T) = f0(z) + T f_hat(z), so every learning rate and step count is a time, and
+`second_networks` evaluates every size, time and target draw from one pass. Results come twice: from
+zero initial functions, where no time matters, and with random ones, where the sign of the second
+network follows in closed form (theory: 12.1),
 
     P(sgn g(z) = s) = N_c(s T_g g_hat(z) / sqrt(Sigma(z, z))),
 
-given the first network's initial function f0, which is in the perturbations too and is drawn. Logistic loss: zero
-initial functions; each training is integrated once, for all its times.
+given the first network's initial function f0, which is in the perturbations too and is drawn.
+Logistic loss: zero initial functions; each training is integrated once, for all its times.
 """
 
 from functools import partial
@@ -25,11 +27,11 @@ from perturbkernel.reproduce.sweep import Combination, first_networks, padded, s
 from perturbkernel.two_layer import TwoLayerNetwork
 
 RULES = ("coin_flip", "balanced")
-# Untrained networks whose outputs and gradients stand for a draw of the initial function: their covariance is exact at
-# any width, and they are Gaussian up to 1/width.
+# Untrained networks whose outputs and gradients stand for a draw of the initial function: their
+# covariance is exact at any width, and they are Gaussian up to 1/width.
 _WIDTH = 2048
-# An initial gradient shorter than this fraction of the trained one turns perturbations by half a degree: it is left out
-# of them (the second network's own initial function is not).
+# An initial gradient shorter than this fraction of the trained one turns perturbations by half a
+# degree: it is left out of them (the second network's own initial function is not).
 _NEGLIGIBLE = 0.01
 
 
@@ -53,12 +55,14 @@ class Request(NamedTuple):
 
 
 def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The cell that `config` describes: data, slope, loss, requests (rows as in `Request`), draws of targets.
+    """The cell that `config` describes: data, slope, loss, requests (rows as in `Request`), draws
+    of targets.
 
-    Returns arrays with a leading axis of requests: "standard_zero", "perturbation_zero_<rule>" (r, draws) and
-    "agreement_zero_<rule>" from zero initial functions; for the identity loss "standard", "perturbation_<rule>",
-    "agreement_<rule>", with initial functions, averaged over their draws; with `cosine`, "cosine", "cosine_zero" with
-    the theory's direction; for the logistic loss "unstable_f", whether the rate is above the stable one, and no cosine.
+    Returns arrays with a leading axis of requests: "standard_zero", "perturbation_zero_<rule>" (r,
+    draws) and "agreement_zero_<rule>" from zero initial functions; for the identity loss
+    "standard", "perturbation_<rule>", "agreement_<rule>", with initial functions, averaged over
+    their draws; with `cosine`, "cosine", "cosine_zero" with the theory's direction; for the
+    logistic loss "unstable_f", whether the rate is above the stable one, and no cosine.
     """
     drawn = draw(config["data"])
     kernel = TwoLayerNTK(config["slope"], train_bias=True)
@@ -73,18 +77,27 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _identity(
-    kernel: TwoLayerNTK, drawn: Drawn, requests: list[Request], labels: dict[str, np.ndarray], initial_draws: int,
+    kernel: TwoLayerNTK,
+    drawn: Drawn,
+    requests: list[Request],
+    labels: dict[str, np.ndarray],
+    initial_draws: int,
     with_cosine: bool,
-):  # fmt: skip
+):
     x, n, d = drawn.x, *drawn.x.shape
     y = np.asarray(drawn.y)
     # Fresh points after the padded training points: z has a round size too.
     z, fresh = np.concatenate([padded(x), drawn.fresh]), slice(-len(drawn.fresh), None)
     first = first_networks(kernel, z, x, (y / n)[:, None], direction=with_cosine)
     f_hat, gradient = first.outputs[0], first.gradients[0, :n]
-    deviation = np.sqrt((1 + kernel.slope**2) / 2 * (1 + np.sum(np.square(z), axis=1) / d))  # of f0(z)
+    # Of f0(z)
+    deviation = np.sqrt((1 + kernel.slope**2) / 2 * (1 + np.sum(np.square(z), axis=1) / d))
     zero, one = np.zeros(n), np.ones(n)
-    length, square = np.linalg.norm(gradient, axis=1), (1 + kernel.slope**2) / 2  # of grad f_hat; E|grad f0|^2
+    # Of grad f_hat; E|grad f0|^2.
+    length, square = (
+        np.linalg.norm(gradient, axis=1),
+        (1 + kernel.slope**2) / 2,
+    )
     if np.sqrt(square) < _NEGLIGIBLE * min(r.time_f for r in requests) * np.median(length):
         initial_draws = 0
     initial = []
@@ -92,13 +105,17 @@ def _identity(
         outputs, gradients = _initial_function(kernel.slope, padded(z), padded(x), key)
         initial.append((np.asarray(outputs)[: len(z)], np.asarray(gradients)[:n]))
 
-    # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no time matters ...
+    # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no
+    # time matters ...
     plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
 
-    def combination(scenario: str, size: float, along: np.ndarray, start: dict[int, np.ndarray]) -> Combination:
+    def combination(
+        scenario: str, size: float, along: np.ndarray, start: dict[int, np.ndarray]
+    ) -> Combination:
         starts = [size * start.get(k, zero) for k in range(initial_draws)]
         return Combination(
-            np.stack([one * (scenario == "b"), zero, *[zero] * initial_draws]), np.stack([zero, size * along, *starts])
+            np.stack([one * (scenario == "b"), zero, *[zero] * initial_draws]),
+            np.stack([zero, size * along, *starts]),
         )
 
     combinations = [combination(scenario, size, _inverse(length), {}) for scenario, size in plain]
@@ -110,7 +127,9 @@ def _identity(
             combinations.append(combination(scenario, size, time * unit, {number: unit}))
 
     columns = np.concatenate([labels[rule] for rule in RULES], axis=1)
-    g_hat = second_networks(kernel, z, [x, gradient, *[start for _, start in initial]], combinations, columns)
+    g_hat = second_networks(
+        kernel, z, [x, gradient, *[start for _, start in initial]], combinations, columns
+    )
     g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
     from_zero = dict(zip(plain, g_hat[: len(plain)], strict=True))
     random = g_hat[len(plain) :].reshape(initial_draws, len(timed), *g_hat.shape[1:])
@@ -119,7 +138,10 @@ def _identity(
     cosine = zero if first.direction is None else _cosine(gradient, first.direction[:n])
     result |= {"cosine_zero": [], "cosine": []} if with_cosine else {}
     result |= {
-        f"{name}{kind}_{rule}": [] for name in ("perturbation", "agreement") for kind in ("_zero", "") for rule in RULES
+        f"{name}{kind}_{rule}": []
+        for name in ("perturbation", "agreement")
+        for kind in ("_zero", "")
+        for rule in RULES
     }
 
     def add(name: str, values: np.ndarray) -> None:
@@ -131,7 +153,8 @@ def _identity(
         result["standard"].append(ndtr(y * r.time_f * f_hat[:n] / deviation[:n]).mean())
         if first.direction is not None:
             result["cosine_zero"].append(np.mean(cosine))
-            # With an initial function the expected cosine to leading order in 1/sqrt(d) (theory: 12.2).
+            # With an initial function the expected cosine to leading order in 1/sqrt(d) (theory:
+            # 12.2).
             whole = np.sqrt((r.time_f * length) ** 2 + square)
             result["cosine"].append(np.mean(cosine * r.time_f * length * _inverse(whole)))
         g_zero = from_zero[r.scenario, r.size]

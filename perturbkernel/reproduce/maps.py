@@ -1,7 +1,7 @@
 """Decision maps: both networks, and the theory's predictors, on the plane of the class means.
 
-A point of the map is s e1 + t e2 with e1, e2 the unit vectors along the mean of the +1 and of the -1 inputs, not
-orthogonalised; inputs are shown by their inner products with e1 and e2.
+A point of the map is s e1 + t e2 with e1, e2 the unit vectors along the mean of the +1 and of the
+-1 inputs, not orthogonalised; inputs are shown by their inner products with e1 and e2.
 """
 
 from typing import Any
@@ -30,7 +30,9 @@ def _plane(x: Array, y: Array, limits, grid: int) -> tuple[Array, Array]:
     return normalise(means, "l2"), jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
 
 
-def _evaluate(functions: dict[str, Any], axes: Array, coordinates: Array, grid: int) -> dict[str, np.ndarray]:
+def _evaluate(
+    functions: dict[str, Any], axes: Array, coordinates: Array, grid: int
+) -> dict[str, np.ndarray]:
     parts: dict[str, list] = {name: [] for name in functions}
     for start in range(0, len(coordinates), _SLICE):
         z = coordinates[start : start + _SLICE] @ axes
@@ -44,10 +46,16 @@ def _map(config: dict[str, Any], learner, learner_g) -> dict[str, np.ndarray]:
     setting = from_config(config["setting"])
     x, y, n = drawn.x, drawn.y, len(drawn.y)
     r = learn_from_perturbations(
-        learner, (x, y), scenario=setting.scenario, size=setting.size, targets=config["targets"], learner_g=learner_g,
+        learner,
+        (x, y),
+        scenario=setting.scenario,
+        size=setting.size,
+        targets=config["targets"],
+        learner_g=learner_g,
         key=jax.random.fold_in(drawn.key, 3),
-    )  # fmt: skip
-    theory = TwoLayerNTK(setting.slope, train_bias=False)  # the paper's f-hat and g-hat leave the bias out
+    )
+    # The paper's f-hat and g-hat leave the bias out.
+    theory = TwoLayerNTK(setting.slope, train_bias=False)
     v = theory.phi_matmul(x, x, (y / n)[:, None] * x)
 
     def f_hat(z):
@@ -57,17 +65,22 @@ def _map(config: dict[str, Any], learner, learner_g) -> dict[str, np.ndarray]:
         return jnp.sum(theory.phi_matmul(z, r.perturbed, v / n) * z, axis=1)
 
     axes, coordinates = _plane(x, y, config["limits"], config["grid"])
-    values = _evaluate({"f": r.f, "g": r.g, "f_hat": f_hat, "g_hat": g_hat}, axes, coordinates, config["grid"])
+    values = _evaluate(
+        {"f": r.f, "g": r.g, "f_hat": f_hat, "g_hat": g_hat}, axes, coordinates, config["grid"]
+    )
     return values | {"points": np.asarray(x @ axes.T), "labels": np.asarray(y)}
 
 
 def map_limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     """The infinitely wide networks from zero, whose signs no time changes.
 
-    "f", "g" on the grid (rows: second axis), the theory's "f_hat", "g_hat" without bias, inputs as "points", "labels".
+    "f", "g" on the grid (rows: second axis), the theory's "f_hat", "g_hat" without bias, inputs as
+    "points", "labels".
     """
     setting = from_config(config["setting"])
-    learner = KernelLearner(TwoLayerNTK(setting.slope, train_bias=True), "identity", GradientFlow(1.0))
+    learner = KernelLearner(
+        TwoLayerNTK(setting.slope, train_bias=True), "identity", GradientFlow(1.0)
+    )
     return _map(config, learner, learner)
 
 
@@ -76,9 +89,14 @@ def map_network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
     def learner(setting: Setting, rate: float, steps: int) -> NetworkLearner:
         return NetworkLearner(
-            setting.width, setting.slope, True, setting.loss, optimizer=paper_optimizer(rate), steps=steps,
+            setting.width,
+            setting.slope,
+            True,
+            setting.loss,
+            optimizer=paper_optimizer(rate),
+            steps=steps,
             plateau=Plateau(),
-        )  # fmt: skip
+        )
 
     setting = from_config(config["setting"])
     return _map(

@@ -1,4 +1,6 @@
-"""One cell of the reproduction at finite width: the paper's recipe, every learning rate of its grid, one seed."""
+"""One cell of the reproduction at finite width: the paper's recipe, every learning rate of its
+grid, one seed.
+"""
 
 from typing import Any
 
@@ -13,7 +15,9 @@ from perturbkernel.reproduce.datasets import accuracy, draw, targets
 
 
 class _Seen(eqx.Module):
-    """Outputs at z and, with x, gradients there. A pytree, not a closure: compiled once for all data of a shape."""
+    """Outputs at z and, with x, gradients there. A pytree, not a closure: compiled once for all
+    data of a shape.
+    """
 
     z: Array
     x: Array | None = None
@@ -23,17 +27,20 @@ class _Seen(eqx.Module):
 
 
 def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Trains first networks at every rate, perturbs after each number of steps, trains second networks on each result.
+    """Trains first networks at every rate, perturbs after each number of steps, trains second
+    networks on each result.
 
     Args:
-        config: data; scenario, width, slope, loss, targets ("coin_flip" or "balanced"); lists learning_rates_f,
-            learning_rates_g, steps_f, steps_g, sizes.
+        config: data; scenario, width, slope, loss, targets ("coin_flip" or "balanced"); lists
+            learning_rates_f, learning_rates_g, steps_f, steps_g, sizes.
 
     Returns:
-        "standard", "cosine" (rates_f, steps_f); "perturbation", "agreement" (rates_f, steps_f, sizes, rates_g,
-        steps_g); "finite_f" (rates_f,) and "finite_g": whether trainings stayed finite.
+        "standard", "cosine" (rates_f, steps_f); "perturbation", "agreement" (rates_f, steps_f,
+        sizes, rates_g, steps_g); "finite_f" (rates_f,) and "finite_g": whether trainings stayed
+        finite.
 
-    Everything but the training is NumPy: cells have shapes of their own, for which JAX would compile every operation.
+    Everything but the training is NumPy: cells have shapes of their own, for which JAX would
+    compile every operation.
     """
     drawn = draw(config["data"])
     x, y, n = np.asarray(drawn.x), np.asarray(drawn.y), len(drawn.y)
@@ -43,13 +50,23 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     target = targets(config["data"], n, {config["targets"]: 1})[config["targets"]][:, 0]
 
     def train(key, rates, inputs, labels, steps, observe, scale):
-        """One network a rate from the same initialisation, on inputs times scale (k, n) for each of them."""
+        """One network a rate from the same initialisation, on inputs times scale (k, n) for each of
+        them.
+        """
         net = _network(x.shape[1], config["width"], config["slope"], key)
         nets = jax.tree.map(lambda a: np.broadcast_to(a, (len(rates), *a.shape)), net)
         _, trace = networks.ensemble(
-            nets, inputs, labels, learning_rate=rates, loss=config["loss"], plateau=networks.Plateau(),
-            steps=max(steps), trace_at=tuple(sorted(steps)), observe=observe, scale=scale,
-        )  # fmt: skip
+            nets,
+            inputs,
+            labels,
+            learning_rate=rates,
+            loss=config["loss"],
+            plateau=networks.Plateau(),
+            steps=max(steps),
+            trace_at=tuple(sorted(steps)),
+            observe=observe,
+            scale=scale,
+        )
         chosen = np.array([int(np.flatnonzero(trace.step == step)[0]) for step in steps])
         seen = jax.tree.map(lambda a: np.asarray(a)[:, chosen], trace.observed)
         return seen, np.isfinite(np.asarray(trace.step_loss)).all(1)
@@ -86,11 +103,13 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _network(d: int, width: int, slope: float, key: Array) -> networks.TwoLayerNetwork:
-    """`TwoLayerNetwork.init` with a trained bias, to rounding, from a generator compiled for powers of two only:
-    the threefry bits of a number depend on its place alone.
+    """`TwoLayerNetwork.init` with a trained bias, to rounding, from a generator compiled for powers
+    of two only: the threefry bits of a number depend on its place alone.
     """
     count = width * (d + 2)
-    drawn = np.asarray(jax.random.normal(key, (1 << (count - 1).bit_length(),)))[:count].reshape(width, d + 2)
+    drawn = np.asarray(jax.random.normal(key, (1 << (count - 1).bit_length(),)))[:count].reshape(
+        width, d + 2
+    )
     root_d, root_width = np.sqrt([d, width]).astype(drawn.dtype)
     weight, bias, readout = drawn[:, :d] / root_d, drawn[:, d], drawn[:, d + 1] / root_width
     return networks.TwoLayerNetwork(weight, bias, readout, slope, True)  # type: ignore[arg-type]
@@ -104,7 +123,9 @@ def _normalised(v: np.ndarray) -> np.ndarray:
 
 
 def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The paper's direction sum_n y_n Phi(x_n, x) x_n at the training points, normalised (theory: 2.1)."""
+    """The paper's direction sum_n y_n Phi(x_n, x) x_n at the training points, normalised (theory:
+    2.1).
+    """
     s = np.sqrt(1 + np.sum(x**2, axis=1) / x.shape[1])
     rho = np.clip((1 + x @ x.T / x.shape[1]) / (s[:, None] * s), -1, 1)
     phi = (1 + slope**2) / 2 - (1 - slope) ** 2 / (2 * np.pi) * np.arccos(rho)
@@ -112,7 +133,9 @@ def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _second(train, key, config, x, target, unit, rates, z) -> tuple[list[np.ndarray], bool]:
-    """Outputs (sizes) of (rates, steps, m) of second networks on the perturbations target_n size unit_n."""
+    """Outputs (sizes) of (rates, steps, m) of second networks on the perturbations target_n size
+    unit_n.
+    """
     sizes, steps, k, seen = config["sizes"], config["steps_g"], len(rates), _Seen(jnp.asarray(z))
     if config["scenario"] == "a":
         # All sizes share their directions: one ensemble whose members scale the rows.

@@ -53,10 +53,16 @@ class Reproduction:
     @property
     def names(self) -> tuple[str, ...]:
         """Panels, maps and studies, by identifier."""
-        return (*(p.id for p in self.options.panels), *(m.id for m in self.options.maps), *self.options.studies)
+        return (
+            *(p.id for p in self.options.panels),
+            *(m.id for m in self.options.maps),
+            *self.options.studies,
+        )
 
     def curves(self, panel_id: str) -> dict[str, dict[str, Curve]]:
-        """The numbers of a panel: quantity -> curve -> {"mean", "low", "high"}; see `assemble.panel_curves`."""
+        """The numbers of a panel: quantity -> curve -> {"mean", "low", "high"}; see
+        `assemble.panel_curves`.
+        """
         return assemble.panel_curves(self.panel(panel_id), self.options, self.folder)
 
     def panel(self, panel_id: str) -> Panel:
@@ -66,7 +72,10 @@ class Reproduction:
     def map(self, map_id: str) -> dict[str, dict[str, np.ndarray]]:
         """Mode -> arrays of a decision map; see `maps.map_limit_cell`."""
         m = decision_map(map_id, self.options.scale)
-        return {mode: store.load(self.folder, plan.map_cell(m, mode, self.options)) for mode in self.options.modes}
+        return {
+            mode: store.load(self.folder, plan.map_cell(m, mode, self.options))
+            for mode in self.options.modes
+        }
 
     def study(self, name: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """Configuration and arrays of every cell of a study."""
@@ -102,16 +111,22 @@ class Reproduction:
             return ""
         data = plan.data_config(setting, 0, self.options.sources)
         n = count(data)
-        which = "on the digits 1 and 2 of mnist5k" if data["name"] == "mnist5k" else "on the IDX files"
+        which = (
+            "on the digits 1 and 2 of mnist5k" if data["name"] == "mnist5k" else "on the IDX files"
+        )
         published = plan.published_n(setting)
-        return f"{which}, n = {n:,}" + (f" (published: {setting.data}, n = {published:,})" if n < published else "")
+        return f"{which}, n = {n:,}" + (
+            f" (published: {setting.data}, n = {published:,})" if n < published else ""
+        )
 
     def seconds(self) -> float:
         """What all cells took to compute, added up."""
         return sum(store.seconds(self.folder, cell) for cell in self.cells)
 
     def summary(self) -> dict[str, Any]:
-        """Every number of every panel, with its distance from the published values, as JSON holds it."""
+        """Every number of every panel, with its distance from the published values, as JSON holds
+        it.
+        """
         panels = {}
         for p in self.options.panels:
             curves = self.curves(p.id)
@@ -122,15 +137,21 @@ class Reproduction:
                 "published": {name: list(row) for name, row in p.published.items()},
                 "curves": curves,
                 "distance": {
-                    quantity: {name: assemble.distance(curve, p, quantity) for name, curve in named.items()}
+                    quantity: {
+                        name: assemble.distance(curve, p, quantity) for name, curve in named.items()
+                    }
                     for quantity, named in curves.items()
                 },
             }
-        studies = {name: plan.STUDIES[name].module.summarise(self.study(name)) for name in self.options.studies}
+        studies = {
+            name: plan.STUDIES[name].module.summarise(self.study(name))
+            for name in self.options.studies
+        }
         return {"panels": panels, "studies": studies}
 
     def save(self, executor: Executor | None = None) -> Path:
-        """Draws every figure and writes `index.html`, `summary.json` and the record of what the folder holds.
+        """Draws every figure and writes `index.html`, `summary.json` and the record of what the
+        folder holds.
 
         `executor`: draws the figures, if its workers see the folder.
         """
@@ -140,9 +161,17 @@ class Reproduction:
         for name, text in (
             ("summary.json", json.dumps(summary, indent=1)),
             ("index.html", self._page(summary)),
-            (RECORD, json.dumps({"options": asdict(self.options), "environment": reports.environment()}, indent=1)),
+            (
+                RECORD,
+                json.dumps(
+                    {"options": asdict(self.options), "environment": reports.environment()},
+                    indent=1,
+                ),
+            ),
         ):
-            write_whole(self.folder / name, lambda file, text=text: file.write(text.encode() + b"\n"))
+            write_whole(
+                self.folder / name, lambda file, text=text: file.write(text.encode() + b"\n")
+            )
         return self.folder / "index.html"
 
     def table(self) -> list[tuple[str, str, str]]:
@@ -150,9 +179,13 @@ class Reproduction:
         rows = []
         for p in self.options.panels:
             for quantity, curves in self.curves(p.id).items():
-                gaps = {name: assemble.distance(curve, p, quantity) for name, curve in curves.items()}
+                gaps = {
+                    name: assemble.distance(curve, p, quantity) for name, curve in curves.items()
+                }
                 shown = [
-                    f"{name} {gap['mean']:.3f}" for name, gap in gaps.items() if gap is not None and " " not in name
+                    f"{name} {gap['mean']:.3f}"
+                    for name, gap in gaps.items()
+                    if gap is not None and " " not in name
                 ]
                 rows.append((p.id, quantity, ", ".join(shown) or "no published values here"))
         return rows
@@ -173,7 +206,9 @@ class Reproduction:
                 f"<figcaption>{e(words)}</figcaption>{table}</figure>"
             )
         links = " · ".join(f'<a href="#{e(file_name(name))}">{e(name)}</a>' for name in self.names)
-        asked = ", ".join(f"{k}: {v}" for k, v in asdict(self.options).items() if k != "names" and v is not None)
+        asked = ", ".join(
+            f"{k}: {v}" for k, v in asdict(self.options).items() if k != "names" and v is not None
+        )
         return reports.html_page(
             "perturbkernel: the paper reproduced",
             f"""<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
@@ -188,14 +223,22 @@ published.</p>
 
 def _gaps(distances: dict[str, Any]) -> str:
     """A table: a row a curve that has published values beside it, a column a quantity."""
-    names = dict.fromkeys(name for named in distances.values() for name, gap in named.items() if gap is not None)
+    names = dict.fromkeys(
+        name for named in distances.values() for name, gap in named.items() if gap is not None
+    )
 
     def shown(quantity: str, name: str) -> str:
         gap = distances[quantity].get(name)
         return "" if gap is None else f"{gap['mean']:.3f}"
 
-    rows = [(curve_label(name), *(shown(quantity, name) for quantity in distances)) for name in names]
-    return reports.html_table(rows, ("mean distance from the published values", *distances)) if rows else ""
+    rows = [
+        (curve_label(name), *(shown(quantity, name) for quantity in distances)) for name in names
+    ]
+    return (
+        reports.html_table(rows, ("mean distance from the published values", *distances))
+        if rows
+        else ""
+    )
 
 
 def file_name(name: str) -> str:
@@ -203,7 +246,9 @@ def file_name(name: str) -> str:
 
 
 def load(folder: str | os.PathLike) -> Reproduction:
-    """The reproduction that a folder holds. Raises FileNotFoundError if it holds none that was finished."""
+    """The reproduction that a folder holds. Raises FileNotFoundError if it holds none that was
+    finished.
+    """
     try:
         content = json.loads((Path(folder) / RECORD).read_text())
     except FileNotFoundError:
@@ -213,7 +258,9 @@ def load(folder: str | os.PathLike) -> Reproduction:
 
 
 def together(folder: str | os.PathLike, options: Options) -> Options:
-    """The options with the names that the folder holds already, if everything else about them is the same."""
+    """The options with the names that the folder holds already, if everything else about them is
+    the same.
+    """
     try:
         before = load(folder).options
     except (FileNotFoundError, ValueError, TypeError, KeyError):

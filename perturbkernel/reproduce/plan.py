@@ -1,8 +1,9 @@
 """Which cells a reproduction needs, and where in them the numbers of each panel are.
 
-A cell is one piece of work: a function's name and a configuration that JSON holds. In the kernel limit a cell is a data
-set with a kernel and a loss, and answers every panel of the paper that asks something of it; at finite width it is one
-point of a panel with one seed, and panels that share a point share its cell.
+A cell is one piece of work: a function's name and a configuration that JSON holds. In the kernel
+limit a cell is a data set with a kernel and a loss, and answers every panel of the paper that asks
+something of it; at finite width it is one point of a panel with one seed, and panels that share a
+point share its cell.
 """
 
 import functools
@@ -37,7 +38,8 @@ Cell = dict[str, Any]
 
 
 class Study(NamedTuple):
-    """What goes beyond the paper's panels: a module with `cells`, `measure`, `summarise`, `draw` and `text`.
+    """What goes beyond the paper's panels: a module with `cells`, `measure`, `summarise`, `draw`
+    and `text`.
 
     Attributes:
         module: the study.
@@ -53,10 +55,14 @@ class Study(NamedTuple):
 STUDIES = {
     # Rates want intervals, and these networks are cheap.
     "theory-vs-width": Study(
-        width, "rates at which finite networks approach the kernel limit", {"small": 10, "paper": 50}
+        width,
+        "rates at which finite networks approach the kernel limit",
+        {"small": 10, "paper": 50},
     ),
     "architectures": Study(
-        architectures, "deep, convolutional and residual networks; transfer between them", {"small": 2, "paper": 5}
+        architectures,
+        "deep, convolutional and residual networks; transfer between them",
+        {"small": 2, "paper": 5},
     ),
     "carriers": Study(
         carriers,
@@ -97,11 +103,16 @@ class Options:
 
     @property
     def panels(self) -> tuple[Panel, ...]:
-        return tuple(panel(i, self.scale) for i in select(n for n in self.names if n not in STUDIES)[0])
+        return tuple(
+            panel(i, self.scale) for i in select(n for n in self.names if n not in STUDIES)[0]
+        )
 
     @property
     def maps(self) -> tuple[Map, ...]:
-        return tuple(decision_map(i, self.scale) for i in select(n for n in self.names if n not in STUDIES)[1])
+        return tuple(
+            decision_map(i, self.scale)
+            for i in select(n for n in self.names if n not in STUDIES)[1]
+        )
 
     @property
     def studies(self) -> tuple[str, ...]:
@@ -113,7 +124,9 @@ def everything() -> tuple[str, ...]:
 
 
 def factors(setting: Setting, options: Options) -> tuple[float, ...]:
-    """What sizes are multiplied by: 1, and for images with fewer points than published sqrt(published n / n) too."""
+    """What sizes are multiplied by: 1, and for images with fewer points than published
+    sqrt(published n / n) too.
+    """
     published = published_n(setting)
     extra = size_factor(setting, data_config(setting, 0, options.sources), published)
     return (1.0,) if extra == 1.0 else (1.0, extra)
@@ -138,7 +151,9 @@ def scaled(size: float, factor: float) -> float:
 def _rows(setting: Setting, factor: float) -> list[Request]:
     """The grid of learning rates, f's varying slowest."""
     return [
-        Request(setting.scenario, scaled(setting.size, factor), f, setting.steps_f, g, setting.steps_g)
+        Request(
+            setting.scenario, scaled(setting.size, factor), f, setting.steps_f, g, setting.steps_g
+        )
         for f in setting.learning_rates_f
         for g in setting.learning_rates_g
     ]
@@ -153,8 +168,8 @@ def _limit_key(setting: Setting, options: Options) -> str:
 def _limit_requests(
     scale: str, mnist: str | None, fashion_mnist: str | None
 ) -> tuple[dict[str, tuple[Request, ...]], frozenset[str]]:
-    """Of each limit cell, everything that any panel asks of it, whichever panels are wanted now, and which of them are
-    asked for cosines: a cell that one panel computed then serves the others.
+    """Of each limit cell, everything that any panel asks of it, whichever panels are wanted now,
+    and which of them are asked for cosines: a cell that one panel computed then serves the others.
     """
     options = Options((), "limit", scale, mnist=mnist, fashion_mnist=fashion_mnist)
     wanted: dict[str, dict[Request, None]] = {}
@@ -180,11 +195,15 @@ def limit_cell(setting: Setting, seed: int, options: Options) -> Cell:
         "requests": [list(request) for request in requests],
         "draws": list(_LOGISTIC_DRAWS[options.scale] if logistic else _IDENTITY_DRAWS),
     }
-    # The identity loss is the same under either dynamics: heavy ball is the flow at its effective time.
+    # The identity loss is the same under either dynamics: heavy ball is the flow at its effective
+    # time.
     if logistic:
         config["dynamics"] = options.dynamics
     else:
-        config |= {"initial_draws": _INITIAL_DRAWS[options.scale], "cosine": _limit_key(setting, options) in cosines}
+        config |= {
+            "initial_draws": _INITIAL_DRAWS[options.scale],
+            "cosine": _limit_key(setting, options) in cosines,
+        }
     return {"function": "limit", "config": config}
 
 
@@ -194,7 +213,8 @@ def limit_rows(cell: Cell, setting: Setting, factor: float) -> list[int]:
     return [requests.index(tuple(row)) for row in _rows(setting, factor)]
 
 
-# Finite width: one cell a point of a panel and seed; what varies within a training stays in the cell.
+# Finite width: one cell a point of a panel and seed; what varies within a training stays in the
+# cell.
 
 _INNER = ("size", "steps_f", "steps_g")
 
@@ -233,7 +253,9 @@ def study_cells(name: str, options: Options) -> list[Cell]:
 
 
 def cells(options: Options) -> list[Cell]:
-    """Every cell of the reproduction, each once; cells of one shape stand together, so that they compile once."""
+    """Every cell of the reproduction, each once; cells of one shape stand together, so that they
+    compile once.
+    """
     found: list[Cell] = []
     for p in options.panels:
         for setting in p.settings:

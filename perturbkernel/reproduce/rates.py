@@ -1,4 +1,6 @@
-"""The power of width by which an error falls, from independent networks at each width, with a confidence interval."""
+"""The power of width by which an error falls, from independent networks at each width, with a
+confidence interval.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,23 +43,33 @@ class Rate:
 
 
 def fit_rate(
-    samples: Mapping[int, Float[np.ndarray, "s ..."]], statistic: str = "rms", confidence: float = 0.95
+    samples: Mapping[int, Float[np.ndarray, "s ..."]],
+    statistic: str = "rms",
+    confidence: float = 0.95,
 ) -> Rate:
-    """Fits log(statistic) = rate log(width) + const by least squares, every width with the same weight.
+    """Fits log(statistic) = rate log(width) + const by least squares, every width with the same
+    weight.
 
     Args:
-        samples: width -> errors, one row a network; networks are independent within and between widths.
+        samples: width -> errors, one row a network; networks are independent within and between
+            widths.
         statistic: one of STATISTICS.
-        confidence: of the interval, which is rate -+ t se: se from the delete-one jackknife of the logarithm over the
-            networks of each width, t of Student with Satterthwaite's degrees of freedom. It says what chance does to
-            the fitted power, not how far that is from the power at infinite width.
+        confidence: of the interval, which is rate -+ t se: se from the delete-one jackknife of the
+            logarithm over the networks of each width, t of Student with Satterthwaite's degrees of
+            freedom. It says what chance does to the fitted power, not how far that is from the
+            power at infinite width.
     """
     check_choice(statistic, "statistic", tuple(STATISTICS))
     check_number(confidence, "confidence", high=1.0, open_low=True)
     widths = np.array(sorted(samples))
-    rows = [np.reshape(samples[width], (len(samples[width]), -1)).astype(float) for width in widths.tolist()]
+    rows = [
+        np.reshape(samples[width], (len(samples[width]), -1)).astype(float)
+        for width in widths.tolist()
+    ]
     networks = np.array([len(row) for row in rows])
-    values, variances = np.array([_log_with_variance(row, statistic) for row in rows]).reshape(-1, 2).T
+    values, variances = (
+        np.array([_log_with_variance(row, statistic) for row in rows]).reshape(-1, 2).T
+    )
     known = np.isfinite(values)
     rate, constant, interval = np.nan, np.nan, (np.nan, np.nan)
     if known.sum() > 1:
@@ -100,7 +112,9 @@ def _statistic(mean: np.ndarray, square: np.ndarray, s: int, statistic: str) -> 
 
 
 def student(confidence: float, freedom: float) -> float:
-    """The two-sided quantile of Student's t, by its expansion about the normal one: to 2 % from 3 degrees on."""
+    """The two-sided quantile of Student's t, by its expansion about the normal one: to 2 % from 3
+    degrees on.
+    """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     return (
         z

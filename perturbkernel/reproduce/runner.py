@@ -1,4 +1,6 @@
-"""Computes the cells that are missing, on any `concurrent.futures.Executor`, and stores each as it finishes."""
+"""Computes the cells that are missing, on any `concurrent.futures.Executor`, and stores each as it
+finishes.
+"""
 
 import contextlib
 import itertools
@@ -20,7 +22,8 @@ from perturbkernel.reproduce.maps import map_limit_cell, map_network_cell
 from perturbkernel.reproduce.network import network_cell
 from perturbkernel.reproduce.plan import STUDIES, Cell
 
-# Cells given to an executor of unknown size, a cluster's: enough to keep it busy, few enough to share a folder.
+# Cells given to an executor of unknown size, a cluster's: enough to keep it busy, few enough to
+# share a folder.
 _IN_FLIGHT = 256
 
 FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {
@@ -33,19 +36,23 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {
 
 
 def compute(job: Sequence[Cell]) -> list[tuple[dict[str, np.ndarray], float]]:
-    """Some cells, anywhere: needs nothing but this package. Returns the arrays of each and the seconds it took."""
+    """Some cells, anywhere: needs nothing but this package. Returns the arrays of each and the
+    seconds it took.
+    """
     return [store.compute(FUNCTIONS, cell) for cell in job]
 
 
 def _jobs(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """What is handed out at once. Networks that differ in their seed only run the same program, and compiling it takes
-    as long as they do: one process takes them all.
+    """What is handed out at once. Networks that differ in their seed only run the same program, and
+    compiling it takes as long as they do: one process takes them all.
     """
 
     def program(cell: Cell) -> str:
         if cell["function"] != "network":
             return json.dumps(cell)
-        return json.dumps(cell | {"config": cell["config"] | {"data": cell["config"]["data"] | {"seed": None}}})
+        return json.dumps(
+            cell | {"config": cell["config"] | {"data": cell["config"]["data"] | {"seed": None}}}
+        )
 
     return [list(job) for _, job in itertools.groupby(cells, program)]
 
@@ -70,10 +77,14 @@ def _prepare_worker(threads: int) -> None:
 @contextlib.contextmanager
 def local_processes(workers: int | None = None) -> Iterator[Executor]:
     """Processes of this machine, a core each if left out, that end with this one, however it ends."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     workers = cores if workers is None else workers
     threads = max(1, cores // workers)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _prepare_worker, (threads,))
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _prepare_worker, (threads,)
+    )
     before = dict(os.environ)
     os.environ.update({name: str(threads) for name in _NUMPY_THREADS if name not in before})
     try:
@@ -104,9 +115,9 @@ def run(
 ) -> None:
     """Computes every cell of which `folder` has no result.
 
-    Cells are handed out a few at a time, each looked up again just before, so that processes working on one folder
-    share the work; should two compute the same cell, the results are equal and either file is whole.
-    `progress(finished, all)` is called at the start and after each cell.
+    Cells are handed out a few at a time, each looked up again just before, so that processes
+    working on one folder share the work; should two compute the same cell, the results are equal
+    and either file is whole. `progress(finished, all)` is called at the start and after each cell.
 
     Raises:
         RuntimeError: a cell failed; raised after all the others were computed and stored.
@@ -121,7 +132,9 @@ def run(
     start = os.getpid() % len(missing) if any(Path(folder).glob("cells/*.npz")) else 0
     queue = iter(_jobs(missing[start:] + missing[:start]))
     running: dict[Future, list[Cell]] = {}
-    in_flight = {Here: 1, ProcessPoolExecutor: 2 * (os.cpu_count() or 1)}.get(type(executor), _IN_FLIGHT)
+    in_flight = {Here: 1, ProcessPoolExecutor: 2 * (os.cpu_count() or 1)}.get(
+        type(executor), _IN_FLIGHT
+    )
     while True:
         while len(running) < in_flight and (job := next(queue, None)) is not None:
             left = [cell for cell in job if not store.is_finished(folder, cell)]

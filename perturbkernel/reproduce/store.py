@@ -1,4 +1,6 @@
-"""Finished cells on disk: one whole file each, under the hash of its configuration and of the code that computes it."""
+"""Finished cells on disk: one whole file each, under the hash of its configuration and of the code
+that computes it.
+"""
 
 import functools
 import hashlib
@@ -19,7 +21,16 @@ _PRESENTATION = {
     *("bench", "cli", "files", "plots", "report"),
     *(
         f"reproduce/{name}"
-        for name in ("__init__", "assemble", "command", "figures", "page", "plan", "runner", "store")
+        for name in (
+            "__init__",
+            "assemble",
+            "command",
+            "figures",
+            "page",
+            "plan",
+            "runner",
+            "store",
+        )
     ),
     *(
         "reproduce/specification",
@@ -50,11 +61,19 @@ def cell_path(folder: str | os.PathLike, cell: dict[str, Any]) -> Path:
     return Path(folder) / "cells" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.npz"
 
 
-def save(folder: str | os.PathLike, cell: dict[str, Any], arrays: dict[str, np.ndarray], seconds: float) -> None:
+def save(
+    folder: str | os.PathLike, cell: dict[str, Any], arrays: dict[str, np.ndarray], seconds: float
+) -> None:
     path = cell_path(folder, cell)
     path.parent.mkdir(parents=True, exist_ok=True)
-    header = {"cell": cell, "code": code_version(), "seconds": round(seconds, 3), "finished": time.strftime("%F %T")}
-    write_whole(path, lambda file: np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays))  # type: ignore[arg-type]
+    header = {
+        "cell": cell,
+        "code": code_version(),
+        "seconds": round(seconds, 3),
+        "finished": time.strftime("%F %T"),
+    }
+    contents: dict[str, Any] = {"header": np.array(json.dumps(header)), **arrays}
+    write_whole(path, lambda file: np.savez_compressed(file, **contents))
 
 
 def is_finished(folder: str | os.PathLike, cell: dict[str, Any]) -> bool:
@@ -73,7 +92,9 @@ def seconds(folder: str | os.PathLike, cell: dict[str, Any]) -> float:
         return float(json.loads(str(file["header"]))["seconds"])
 
 
-def compute(functions: dict[str, Callable], cell: dict[str, Any]) -> tuple[dict[str, np.ndarray], float]:
+def compute(
+    functions: dict[str, Callable], cell: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], float]:
     """Runs a cell: its arrays and the seconds that took."""
     began = time.perf_counter()
     arrays = functions[cell["function"]](cell["config"])

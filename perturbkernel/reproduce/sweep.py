@@ -1,11 +1,13 @@
-"""Second networks for many perturbation sizes, training times and target draws from one pass over the data.
+"""Second networks for many perturbation sizes, training times and target draws from one pass over
+the data.
 
-Perturbed points are combinations of the rows of a few matrices B_b (the inputs, gradients): r_n = sum_b c_bn B_bn. A
-tile of products <B_bn, z> therefore serves every combination, and the kernel of each costs one arccos a pair. With
-h_n^+-(z) = K(o_n +- delta_n, z), a second network trained on (o_n + y_n delta_n, y_n) by the identity loss from zero
-is, per unit of time,
+Perturbed points are combinations of the rows of a few matrices B_b (the inputs, gradients): r_n =
+sum_b c_bn B_bn. A tile of products <B_bn, z> therefore serves every combination, and the kernel of
+each costs one arccos a pair. With h_n^+-(z) = K(o_n +- delta_n, z), a second network trained on
+(o_n + y_n delta_n, y_n) by the identity loss from zero is, per unit of time,
 
-    g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z) = (1/N) [sum_{y_n = 1} h_n^+(z) - sum_{y_n = -1} h_n^-(z)],
+    g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z) = (1/N) [sum_{y_n = 1} h_n^+(z) - sum_{y_n = -1}
+    h_n^-(z)],
 
 so that the targets enter through one matrix product each, all draws at once.
 """
@@ -24,14 +26,15 @@ from perturbkernel.activations import angle_of_product, products_and_angles
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.tiles import EXACT, accumulate
 
-# Rows of queries and of points in a tile: the products of every matrix and the draws' sums stay in the cache.
+# Rows of queries and of points in a tile: the products of every matrix and the draws' sums stay in
+# the cache.
 _BLOCK = (512, 1024)
 _ROUND = 256
 
 
 class Combination(NamedTuple):
-    """Carrier and perturbation of every point as combinations of the matrices: o_n = sum_b carrier_bn B_bn, delta_n
-    alike.
+    """Carrier and perturbation of every point as combinations of the matrices: o_n = sum_b
+    carrier_bn B_bn, delta_n alike.
     """
 
     carrier: Float[np.ndarray, "b n"]
@@ -39,13 +42,19 @@ class Combination(NamedTuple):
 
 
 def padded(array: Array | np.ndarray) -> np.ndarray:
-    """The last row repeated up to a round number: data sets of nearly the same size share what is compiled."""
+    """The last row repeated up to a round number: data sets of nearly the same size share what is
+    compiled.
+    """
     array = np.asarray(array)
     return np.pad(array, [(0, -len(array) % _ROUND)] + [(0, 0)] * (array.ndim - 1), mode="edge")
 
 
-def inner_products(z: Float[np.ndarray, "m d"], x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "m n"]:
-    """<z_i, x_j> by NumPy, which compiles nothing anew for each size; where z begins with x, half of that part."""
+def inner_products(
+    z: Float[np.ndarray, "m d"], x: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "m n"]:
+    """<z_i, x_j> by NumPy, which compiles nothing anew for each size; where z begins with x, half
+    of that part.
+    """
     n, products = len(x), np.empty((len(z), len(x)), x.dtype)
     symmetric = n if np.array_equal(z[:n], x) else 0
     if symmetric:
@@ -55,7 +64,9 @@ def inner_products(z: Float[np.ndarray, "m d"], x: Float[np.ndarray, "n d"]) -> 
 
 
 class FirstNetworks(NamedTuple):
-    """k networks at m points: outputs, input gradients, and of the first gradient the part with gates held fixed."""
+    """k networks at m points: outputs, input gradients, and of the first gradient the part with
+    gates held fixed.
+    """
 
     outputs: Float[np.ndarray, "k m"]
     gradients: Float[np.ndarray, "k m d"]
@@ -72,7 +83,8 @@ def first_networks(
 ) -> FirstNetworks:
     """f_j(z) = sum_n dual_coef_nj K(x_n, z) and its gradient in z for every j, from k + 1 products.
 
-    `direction`: also sum_n dual_coef_n0 Phi(x_n, z) x_n, the paper's direction v for dual_coef = y / n.
+    `direction`: also sum_n dual_coef_n0 Phi(x_n, z) x_n, the paper's direction v for dual_coef = y
+    / n.
     """
     rows = -(-len(dual_coef) // _ROUND) * _ROUND
     coef = np.zeros((rows, np.shape(dual_coef)[1]), np.asarray(x).dtype)
@@ -100,8 +112,12 @@ def _first(kernel: TwoLayerNTK, direction: bool, z: Array, x: Array, coef: Array
     return accumulate(tile, z, x, coef, _BLOCK)
 
 
-def kernel_of_product(kernel: TwoLayerNTK, product: Array, square_z: Array, square_x: Array, d: int | Array) -> Array:
-    """K(x, z) from <x, z> and the squared lengths (broadcast); right to 1e-4 where z and x nearly coincide."""
+def kernel_of_product(
+    kernel: TwoLayerNTK, product: Array, square_z: Array, square_x: Array, d: int | Array
+) -> Array:
+    """K(x, z) from <x, z> and the squared lengths (broadcast); right to 1e-4 where z and x nearly
+    coincide.
+    """
     theta = angle_of_product(product, square_z, square_x, d)
     phi = (1 + kernel.slope**2) / 2 - (1 - kernel.slope) ** 2 / (2 * np.pi) * theta
     return phi * (product + float(kernel.train_bias))
@@ -118,16 +134,22 @@ def second_networks(
     rows = [np.asarray(m) for m in matrices]
     dtype = rows[0].dtype
     inner = np.array([[np.einsum("nd,nd->n", a, b) for b in rows] for a in rows])  # (b, b, n)
-    both = [np.stack([c.carrier + sign * c.delta for c in combinations]) for sign in (1, -1)]  # (j, b, n)
+    # (j, b, n)
+    both = [np.stack([c.carrier + sign * c.delta for c in combinations]) for sign in (1, -1)]
     squares = [np.maximum(np.einsum("jbn,abn,jan->nj", r, inner, r), 0) for r in both]
     coefficients = [r.transpose(2, 0, 1) for r in both]
-    # Of h+ and h- a draw of targets takes one for each n: h+ with weight 1 where y = 1, h- with -1 elsewhere.
-    weights = [np.zeros((-(-len(targets) // _ROUND) * _ROUND, targets.shape[1]), dtype) for _ in both]
+    # Of h+ and h- a draw of targets takes one for each n: h+ with weight 1 where y = 1, h- with -1
+    # elsewhere.
+    weights = [
+        np.zeros((-(-len(targets) // _ROUND) * _ROUND, targets.shape[1]), dtype) for _ in both
+    ]
     for weight, sign in zip(weights, (1, -1), strict=True):
         weight[: len(targets)] = (np.asarray(targets) + sign) / 2
     m, z = len(z), padded(z)
     points = jax.tree.map(lambda a: jnp.asarray(padded(a), dtype), (rows, coefficients, squares))
-    sums = np.asarray(_sweep(kernel, jnp.asarray(z), jnp.asarray(np.sum(z**2, axis=1)), points, weights))[:m]
+    sums = np.asarray(
+        _sweep(kernel, jnp.asarray(z), jnp.asarray(np.sum(z**2, axis=1)), points, weights)
+    )[:m]
     return sums.transpose(1, 0, 2) / len(targets)
 
 
@@ -138,14 +160,18 @@ def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, points, weights) -> A
     def tile(query, points, weights):
         (z, z_square), (matrices, coefficients, squares) = query, points
         products = [jnp.matmul(z, m.T, precision=EXACT) for m in matrices]
-        coefficients = [c.transpose(1, 2, 0) for c in coefficients]  # (j, b, n): read along the points
+        # (j, b, n): read along the points.
+        coefficients = [c.transpose(1, 2, 0) for c in coefficients]
 
         def one(choice):
             def kernel_tile(c, square):
-                # The row of one combination, by a product with a unit vector: XLA would fuse the slice of a loop into
-                # the arithmetic of the tile, which is then not vectorised (6 times slower on a CPU).
+                # The row of one combination, by a product with a unit vector: XLA would fuse the
+                # slice of a loop into the arithmetic of the tile, which is then not vectorised (6
+                # times slower on a CPU).
                 c, square = jnp.tensordot(choice, c, 1), jnp.matmul(square, choice)
-                product = sum((p * c[b][None, :] for b, p in enumerate(products)), jnp.zeros_like(products[0]))
+                product = sum(
+                    (p * c[b][None, :] for b, p in enumerate(products)), jnp.zeros_like(products[0])
+                )
                 return kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
 
             plus, minus = (

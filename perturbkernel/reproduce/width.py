@@ -1,15 +1,18 @@
-"""How finite networks approach the kernel limit: every error of the theory against width, with its rate.
+"""How finite networks approach the kernel limit: every error of the theory against width, with its
+rate.
 
-At fixed data and time (d = n = 20, T = 1, slope 0, bias not trained) networks f and g of growing width are drawn,
-trained with the identity loss and held against the closed form. A cell is one width and a few seeds.
+At fixed data and time (d = n = 20, T = 1, slope 0, bias not trained) networks f and g of growing
+width are drawn, trained with the identity loss and held against the closed form. A cell is one
+width and a few seeds.
 
     results = [(config, measure(config)) for config in cells("small", seeds=20)]
-    summarise(results)["quantities"]["kernel"]["rate"]              # -0.5, with its interval and the theory's rate
-    draw(results).savefig("width.png")
+    summarise(results)["quantities"]["kernel"]["rate"]              # -0.5, with its interval and
+    the theory's rate draw(results).savefig("width.png")
 
-With the identity loss neurons do not see each other (theory: S1): everything here is a sum over neurons, drawn, trained
-and added up BLOCK at a time, so that no width needs memory and all widths share one compilation. Float64 throughout,
-whatever JAX's setting: lazy errors are small differences. Theory: 3.4, 5.3, 8.8, 8.9.
+With the identity loss neurons do not see each other (theory: S1): everything here is a sum over
+neurons, drawn, trained and added up BLOCK at a time, so that no width needs memory and all widths
+share one compilation. Float64 throughout, whatever JAX's setting: lazy errors are small
+differences. Theory: 3.4, 5.3, 8.8, 8.9.
 """
 
 import dataclasses
@@ -48,10 +51,11 @@ TIME_WIDTH = {"small": 2**13, "paper": 2**15}
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The fixed data and training: two Gaussian classes with means +-shift in every coordinate, d dimensions.
+    """The fixed data and training: two Gaussian classes with means +-shift in every coordinate, d
+    dimensions.
 
-    n training points and balanced targets for g; `points` queries of the same law; T = `time` for f and `time_g` for g
-    in `steps` steps of heavy ball; perturbations of length `size`.
+    n training points and balanced targets for g; `points` queries of the same law; T = `time` for f
+    and `time_g` for g in `steps` steps of heavy ball; perturbations of length `size`.
     """
 
     n: int = 20
@@ -82,7 +86,14 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     def split(part: str, width: int, seeds: int, **more) -> list[dict[str, Any]]:
         step = max(1, CELL // width)
         return [
-            {"part": part, "width": width, "first": first, "seeds": min(step, seeds - first), **more, **setting}
+            {
+                "part": part,
+                "width": width,
+                "first": first,
+                "seeds": min(step, seeds - first),
+                **more,
+                **setting,
+            }
             for first in range(0, seeds, step)
         ]
 
@@ -96,30 +107,37 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
 def measure(config: dict[str, Any]) -> Arrays:
     """The numbers of one cell, a pure function of its config (see `cells`).
 
-    Part "width": arrays with one row a seed, errors against the kernel limit where not said otherwise,
+    Part "width": arrays with one row a seed, errors against the kernel limit where not said
+    otherwise,
 
-        kernel (s,): root mean square entry of K_m - K; initial (s, m): f0; output (s, m): f - f0 - T f_hat;
-        lazy_test (s, m), lazy_train (s, n): f - f_lin, f_lin of the network's own tangent kernel;
-        flipped (s,): share of gates that differ at the end; gradient (s, n, d): (grad f - grad f0)/T - (v + zeta), and
-        gradient_gates the same with v of the network's own kernel, which leaves what moving gates do;
-        angle, angle_random (s, n): radians between grad f - grad f0, respectively grad f, and v + zeta;
-        g_a, g_b, g_random_a, g_random_b (s, m): g's outputs, centred or with f0 and g0, in scenario (a) or (b);
+        kernel (s,): root mean square entry of K_m - K; initial (s, m): f0; output (s, m): f - f0 -
+        T f_hat; lazy_test (s, m), lazy_train (s, n): f - f_lin, f_lin of the network's own tangent
+        kernel; flipped (s,): share of gates that differ at the end; gradient (s, n, d): (grad f -
+        grad f0)/T - (v + zeta), and gradient_gates the same with v of the network's own kernel,
+        which leaves what moving gates do; angle, angle_random (s, n): radians between grad f - grad
+        f0, respectively grad f, and v + zeta; g_a, g_b, g_random_a, g_random_b (s, m): g's outputs,
+        centred or with f0 and g0, in scenario (a) or (b);
 
-    and what they are compared with: zeta (n, d); the limit's K, T f_hat, v + zeta and outputs g as limit_kernel,
-    limit_output, limit_gradient, limit_g_a and limit_g_b; closed_*, root mean squares that the theory has in closed
-    form. Part "effective_time": change (s, k, m), f - f0 after each number of steps.
+    and what they are compared with: zeta (n, d); the limit's K, T f_hat, v + zeta and outputs g as
+    limit_kernel, limit_output, limit_gradient, limit_g_a and limit_g_b; closed_*, root mean squares
+    that the theory has in closed form. Part "effective_time": change (s, k, m), f - f0 after each
+    number of steps.
 
     Raises ValueError for a width that is no multiple of BLOCK or an unknown part.
     """
     check_choice(config["part"], "part", ("width", "effective_time"))
     width = config["width"]
     if width < BLOCK or width % BLOCK:
-        raise ValueError(f"width must be a multiple of {BLOCK}, the neurons drawn together; got {width}")
+        raise ValueError(
+            f"width must be a multiple of {BLOCK}, the neurons drawn together; got {width}"
+        )
     s = Setting(**{field.name: config[field.name] for field in dataclasses.fields(Setting)})
     with jax.enable_x64(True):
         x, y, z, targets = _problem(s)
-        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(1), width), config["first"] + i)
-                for i in range(config["seeds"])]  # fmt: skip
+        keys = [
+            jax.random.fold_in(jax.random.fold_in(jax.random.key(1), width), config["first"] + i)
+            for i in range(config["seeds"])
+        ]
         if config["part"] == "effective_time":
             return _effective_time(s, width, config["at"], keys, x, y, z)
         limit, closed = _limit(s, x, y, z, targets, width)
@@ -130,9 +148,15 @@ def measure(config: dict[str, Any]) -> Arrays:
 def _problem(s: Setting) -> tuple[jax.Array, ...]:
     keys = jax.random.split(jax.random.key(0), 3)
     train_data, test = (
-        data.shifted_gaussian(n, s.d, s.shift, key=key) for n, key in zip((s.n, s.points), keys, strict=False)
+        data.shifted_gaussian(n, s.d, s.shift, key=key)
+        for n, key in zip((s.n, s.points), keys, strict=False)
     )
-    return train_data.inputs, train_data.targets, test.inputs, draw_targets("balanced", s.n, key=keys[2])
+    return (
+        train_data.inputs,
+        train_data.targets,
+        test.inputs,
+        draw_targets("balanced", s.n, key=keys[2]),
+    )
 
 
 def _limit(s: Setting, x, y, z, targets, width: int) -> tuple[Arrays, Arrays]:
@@ -141,18 +165,24 @@ def _limit(s: Setting, x, y, z, targets, width: int) -> tuple[Arrays, Arrays]:
     f = fit(kernel, x, y, dynamics=GradientFlow(s.time))
     delta = perturb(f, x, targets, size=s.size).delta
     pairs = {
-        f"limit_g_{scenario}": fit(kernel, carrier + delta, targets, dynamics=GradientFlow(s.time_g))(z)
+        f"limit_g_{scenario}": fit(
+            kernel, carrier + delta, targets, dynamics=GradientFlow(s.time_g)
+        )(z)
         for scenario, carrier in (("a", jnp.zeros_like(x)), ("b", x))
     }
     constants = theory.derive_constants(kernel, x, y, z)
     v, gradient = theory.direction(kernel, x, y, x), theory.limit_gradient(kernel, x, y, x)
     ntk = kernel.ntk(x, everywhere)
-    entries = theory.gate_moment_variance(kernel, x, everywhere, width=width) * (x @ everywhere.T) ** 2
+    entries = (
+        theory.gate_moment_variance(kernel, x, everywhere, width=width) * (x @ everywhere.T) ** 2
+    )
     limit = {"zeta": gradient - v, "limit_gradient": gradient, "limit_kernel": ntk}
     limit |= {"limit_output": s.time * constants.f_hat, **pairs}
     closed = {
         "closed_kernel": np.sqrt(entries.mean()),
-        "closed_output": np.sqrt(theory.output_change_variance(constants, width=width, time=s.time).mean()),
+        "closed_output": np.sqrt(
+            theory.output_change_variance(constants, width=width, time=s.time).mean()
+        ),
         "closed_initial": np.sqrt(theory.initial_output_variance(kernel, z).mean()),
     }
     return ({name: np.asarray(value) for name, value in part.items()} for part in (limit, closed))  # type: ignore
@@ -170,7 +200,9 @@ def _one_seed(s: Setting, width: int, key, x, y, z, targets, limit: Arrays) -> A
     centred = f.gradient_after - f.gradient_before
     directions = [normalise(gradient, "l2") for gradient in (centred, f.gradient_after)]
     # (a) and (b) centred, then both with the initial functions.
-    perturbed = jnp.stack([o + s.size * targets[:, None] * u for u in directions for o in (jnp.zeros_like(x), x)])
+    perturbed = jnp.stack(
+        [o + s.size * targets[:, None] * u for u in directions for o in (jnp.zeros_like(x), x)]
+    )
     g_before, g_after = _second(g_key, width // BLOCK, perturbed, targets, z, s=s)
     angles = [_angle(gradient, limit["limit_gradient"]) for gradient in (centred, f.gradient_after)]
     values = {
@@ -205,13 +237,17 @@ def _block(key, i, blocks, s: Setting) -> TwoLayerNetwork:
 
 def _trained(net: TwoLayerNetwork, x, y, s: Setting, time: float) -> TwoLayerNetwork:
     rate = time / HeavyBall(1.0, s.steps, s.momentum).effective_time
-    return train(net, x, y, optimizer=paper_optimizer(rate, s.momentum), steps=s.steps, trace_every=s.steps)[0]
+    return train(
+        net, x, y, optimizer=paper_optimizer(rate, s.momentum), steps=s.steps, trace_every=s.steps
+    )[0]
 
 
 def _summed(of_block: Callable, blocks):
     """The sum of of_block(i) over i < blocks, which may be traced: one compilation for all widths."""
     start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_block, 0))
-    return lax.fori_loop(0, blocks, lambda i, total: jax.tree.map(jnp.add, total, of_block(i)), start)
+    return lax.fori_loop(
+        0, blocks, lambda i, total: jax.tree.map(jnp.add, total, of_block(i)), start
+    )
 
 
 class _First(NamedTuple):
@@ -232,20 +268,28 @@ def _first(key, blocks, x, y, everywhere, *, s: Setting) -> _First:
         after = _trained(before, x, y, s, s.time)
         flipped = before.active(everywhere) != after.active(everywhere)
         return _First(
-            before(everywhere), after(everywhere), before.input_gradient(x), after.input_gradient(x),
-            before.empirical_phi(x, everywhere), flipped.sum(-1, dtype=x.dtype),
-        )  # fmt: skip
+            before(everywhere),
+            after(everywhere),
+            before.input_gradient(x),
+            after.input_gradient(x),
+            before.empirical_phi(x, everywhere),
+            flipped.sum(-1, dtype=x.dtype),
+        )
 
     return _summed(of_block, blocks)
 
 
 @partial(jax.jit, static_argnames="s")
 def _second(key, blocks, perturbed, targets, z, *, s: Setting):
-    """Trains g on each of the sets (k, n, d), from the same start: outputs before (m,) and after (k, m)."""
+    """Trains g on each of the sets (k, n, d), from the same start: outputs before (m,) and after
+    (k, m).
+    """
 
     def of_block(i):
         before = _block(key, i, blocks, s)
-        return before(z), jax.vmap(lambda r: _trained(before, r, targets, s, s.time_g)(z))(perturbed)
+        return before(z), jax.vmap(lambda r: _trained(before, r, targets, s, s.time_g)(z))(
+            perturbed
+        )
 
     return _summed(of_block, blocks)
 
@@ -281,5 +325,7 @@ def _effective_time(s: Setting, width: int, at: Sequence[int], keys, x, y, z) ->
 
 
 def draw(results: Results) -> Figure:
-    """One figure: each error against width on logarithmic axes with its fitted line, and the effective time."""
+    """One figure: each error against width on logarithmic axes with its fitted line, and the
+    effective time.
+    """
     return width_figure.draw(summarise(results))

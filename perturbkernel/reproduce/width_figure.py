@@ -14,7 +14,8 @@ from perturbkernel.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, figure, s
 class Line(NamedTuple):
     """A quantity of the summary, its name in the legend, its colour.
 
-    fitted: whether it is a power with a line and a rate; slope: whether to draw the theory's slope beside it.
+    fitted: whether it is a power with a line and a rate; slope: whether to draw the theory's slope
+    beside it.
     """
 
     name: str
@@ -81,7 +82,11 @@ PANELS = (
         "share with another sign",
     ),
 )
-TIMES = (("naive", "rate k", MINUS), ("late", "rate k / (1 - momentum)", G_COLOUR), ("effective", "tau_k", PLUS))
+TIMES = (
+    ("naive", "rate k", MINUS),
+    ("late", "rate k / (1 - momentum)", G_COLOUR),
+    ("effective", "tau_k", PLUS),
+)
 #: How far below a fitted line the theory's slope begins.
 BESIDE = 0.8
 
@@ -102,9 +107,16 @@ def draw(summary: Mapping[str, Any]) -> Figure:
 def _legend(axis: Axes, title: str) -> None:
     """Above the axes, where no line is."""
     axis.legend(
-        title=title, alignment="left", loc="lower left", bbox_to_anchor=(-0.02, 1.0), fontsize=8,
-        title_fontproperties={"weight": "bold", "size": 9}, handletextpad=0.3, borderaxespad=0.1, labelspacing=0.25,
-    )  # fmt: skip
+        title=title,
+        alignment="left",
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        fontsize=8,
+        title_fontproperties={"weight": "bold", "size": 9},
+        handletextpad=0.3,
+        borderaxespad=0.1,
+        labelspacing=0.25,
+    )
 
 
 def _axes(axis: Axes, ticks: Sequence[int], **labels: str) -> None:
@@ -122,19 +134,34 @@ def _against_width(axis: Axes, panel: Panel, quantities: Mapping[str, Any]) -> N
         return
     shown = [(line, quantities[line.name]) for line in panel.lines]
     widths = np.array(shown[0][1]["widths"], float)
-    _axes(axis, [int(width) for width in widths[:: 1 + len(widths) // 5]], xlabel="width", ylabel=panel.ylabel)
+    _axes(
+        axis,
+        [int(width) for width in widths[:: 1 + len(widths) // 5]],
+        xlabel="width",
+        ylabel=panel.ylabel,
+    )
     for line, q in shown:
         unit = panel.unit / q["scale"]
         values, errors = (np.array(q[key], float) for key in ("values", "relative_errors"))
         fitted = line.fitted and q["rate"] is not None
         axis.errorbar(
-            widths, unit * values, unit * values * np.nan_to_num(errors), fmt="o" if fitted else "o-", ms=4, lw=1,
-            color=line.colour, label=_label(line, q),
-        )  # fmt: skip
+            widths,
+            unit * values,
+            unit * values * np.nan_to_num(errors),
+            fmt="o" if fitted else "o-",
+            ms=4,
+            lw=1,
+            color=line.colour,
+            label=_label(line, q),
+        )
         if fitted:
-            axis.plot(widths, unit * np.exp(q["constant"]) * widths ** q["rate"], color=line.colour, lw=1)
+            axis.plot(
+                widths, unit * np.exp(q["constant"]) * widths ** q["rate"], color=line.colour, lw=1
+            )
         if q["closed_form"] is not None:
-            axis.plot(widths, unit * np.array(q["closed_form"]), color="black", lw=1, ls="--", zorder=3)
+            axis.plot(
+                widths, unit * np.array(q["closed_form"]), color="black", lw=1, ls="--", zorder=3
+            )
         elif fitted and line.slope and q["theory"] != [0.0, 0.0]:
             start = BESIDE * unit * np.exp(q["constant"]) * widths[0] ** q["rate"]
             low, high = (start * (widths / widths[0]) ** power for power in q["theory"])
@@ -164,8 +191,21 @@ def _against_steps(axis: Axes, time: Mapping[str, Any] | None) -> None:
     if time is None:
         axis.set_axis_off()
         return
-    _axes(axis, time["steps"], xlabel=f"steps k (width {time['width']:,})", ylabel="relative error of time x f_hat")
+    _axes(
+        axis,
+        time["steps"],
+        xlabel=f"steps k (width {time['width']:,})",
+        ylabel="relative error of time x f_hat",
+    )
     for name, label, colour in TIMES:
-        axis.plot(time["steps"], time["errors"][name], "o-", ms=4, lw=1, color=colour, label=f"time = {label}")
+        axis.plot(
+            time["steps"],
+            time["errors"][name],
+            "o-",
+            ms=4,
+            lw=1,
+            color=colour,
+            label=f"time = {label}",
+        )
     axis.axhline(time["finite_width"], color="black", lw=1, ls="--")
     _legend(axis, "Momentum: the time is tau_k")

@@ -1,8 +1,9 @@
-"""The theory's formulas, one module a section: leading terms, constants, bounds, and what stays random.
+"""The theory's formulas, one module a section: leading terms, constants, bounds, and what stays
+random.
 
-    kernel = pk.TwoLayerNTK(slope=0.0)
-    record = pk.theory.derive_constants(kernel, x, y, z)            # one pass over the data; every bound reads it
-    pk.theory.bounds.predictor_bound(record, width=10_000, delta=0.1)
+    kernel = pk.TwoLayerNTK(slope=0.0) record = pk.theory.derive_constants(kernel, x, y, z)
+    # one pass over the data; every bound reads it pk.theory.bounds.predictor_bound(record,
+    width=10_000, delta=0.1)
 
 | module          | theory         | what                                                                          |
 | --------------- | -------------- | ----------------------------------------------------------------------------- |
@@ -19,9 +20,10 @@
 | `finite`        | 0.1, 2, 4.4    | finite networks given as arrays                                               |
 | `bounds`        |                | every bound under one name                                                    |
 
-Everything takes plain arrays, computes in float64 whatever JAX's setting, and returns NumPy arrays: x (n, d) and y
-(n,) train the first network, r (n, d) and targets (n,) the second, z (m, d) are queries; finite networks are weights
-(width, d), biases and readout (width,). What is undefined comes back as NaN with a status in words.
+Everything takes plain arrays, computes in float64 whatever JAX's setting, and returns NumPy arrays:
+x (n, d) and y (n,) train the first network, r (n, d) and targets (n,) the second, z (m, d) are
+queries; finite networks are weights (width, d), biases and readout (width,). What is undefined
+comes back as NaN with a status in words.
 """
 
 from perturbkernel.theory import bounds as bounds
@@ -38,7 +40,9 @@ from perturbkernel.theory.facts import WIDTH_RATES as WIDTH_RATES
 from perturbkernel.theory.facts import bias_offset_deviation as bias_offset_deviation
 from perturbkernel.theory.facts import linear_predictor as linear_predictor
 from perturbkernel.theory.facts import output_change_variance as output_change_variance
-from perturbkernel.theory.facts import symmetric_predictor_without_bias_input as symmetric_predictor_without_bias_input
+from perturbkernel.theory.facts import (
+    symmetric_predictor_without_bias_input as symmetric_predictor_without_bias_input,
+)
 from perturbkernel.theory.finite import doubled as doubled
 from perturbkernel.theory.finite import gate_moment as gate_moment
 from perturbkernel.theory.finite import gradient as gradient
@@ -47,7 +51,9 @@ from perturbkernel.theory.finite import tangent_predictor as tangent_predictor
 from perturbkernel.theory.gradients import GradientBounds as GradientBounds
 from perturbkernel.theory.gradients import GradientDecomposition as GradientDecomposition
 from perturbkernel.theory.gradients import decompose_gradient as decompose_gradient
-from perturbkernel.theory.initial import initial_gradient_second_moment as initial_gradient_second_moment
+from perturbkernel.theory.initial import (
+    initial_gradient_second_moment as initial_gradient_second_moment,
+)
 from perturbkernel.theory.initial import initial_output_variance as initial_output_variance
 from perturbkernel.theory.lazy import CertifiedGates as CertifiedGates
 from perturbkernel.theory.lazy import certified_gates as certified_gates

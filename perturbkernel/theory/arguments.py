@@ -1,7 +1,8 @@
 """What every formula of this package does with its arguments: checks them, and computes in float64.
 
-Checks raise as elsewhere in perturbkernel, in terms of the argument's name. Everything comes out as NumPy float64
-arrays, whatever JAX's precision setting, which is never changed. None of these functions can be traced by JAX.
+Checks raise as elsewhere in perturbkernel, in terms of the argument's name. Everything comes out as
+NumPy float64 arrays, whatever JAX's precision setting, which is never changed. None of these
+functions can be traced by JAX.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,26 +11,43 @@ from typing import Any
 import jax
 import numpy as np
 
-from perturbkernel.checks import as_float, as_inputs, as_targets, check_choice, check_count, check_finite, check_number
+from perturbkernel.checks import (
+    as_float,
+    as_inputs,
+    as_targets,
+    check_choice,
+    check_count,
+    check_finite,
+    check_number,
+)
 from perturbkernel.kernels import TwoLayerNTK
 
 LOSSES = ("identity", "logistic")
 
 
 def double(function: Callable, *arguments: Any) -> Any:
-    """function(*arguments) computed in float64 whatever JAX's setting; arrays come back as NumPy arrays."""
+    """function(*arguments) computed in float64 whatever JAX's setting; arrays come back as NumPy
+    arrays.
+    """
     with jax.enable_x64(True):
         return jax.tree.map(np.asarray, function(*arguments))
 
 
 def check_kernel(kernel: Any) -> None:
     if not isinstance(kernel, TwoLayerNTK):
-        raise TypeError(f"kernel must be a TwoLayerNTK, whose network the theory is about; got {kernel!r}")
+        raise TypeError(
+            f"kernel must be a TwoLayerNTK, whose network the theory is about; got {kernel!r}"
+        )
 
 
-def as_points(value: Any, name: str, *, like: np.ndarray | None = None, rows: int | None = None) -> np.ndarray:
+def as_points(
+    value: Any, name: str, *, like: np.ndarray | None = None, rows: int | None = None
+) -> np.ndarray:
     """(n, d) finite float64; `like` has the wanted row length, `rows` is the wanted number of rows."""
-    array = double(lambda v: as_inputs(v, name, like=None if like is None else like.shape[1:], flat=True), value)
+    array = double(
+        lambda v: as_inputs(v, name, like=None if like is None else like.shape[1:], flat=True),
+        value,
+    )
     if rows is not None and len(array) != rows:
         raise ValueError(f"{name} must have {rows} rows; got shape {array.shape}")
     return array.astype(np.float64)
@@ -40,24 +58,32 @@ def as_labels(value: Any, name: str, n: int) -> np.ndarray:
     return double(lambda v: as_targets(v, name, n), value).astype(np.float64)
 
 
-def as_vector(value: Any, name: str, n: int, *, low: float = -np.inf, high: float = np.inf) -> np.ndarray:
+def as_vector(
+    value: Any, name: str, n: int, *, low: float = -np.inf, high: float = np.inf
+) -> np.ndarray:
     """(n,) finite numbers within [low, high]; a single number is repeated."""
     array = double(lambda v: as_float(v, name), value).astype(np.float64)
     if array.shape not in ((), (n,)):
         raise ValueError(f"{name} must have shape ({n},); got {array.shape}")
     check_finite(array, name)
     if array.size and (array.min() < low or array.max() > high):
-        raise ValueError(f"{name} must lie in [{low:g}, {high:g}]; got values from {array.min():g} to {array.max():g}")
+        raise ValueError(
+            f"{name} must lie in [{low:g}, {high:g}]; got values from {array.min():g} to {array.max():g}"
+        )
     return np.broadcast_to(array, (n,))
 
 
-def as_network(weights: Any, biases: Any, readout: Any, d: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def as_network(
+    weights: Any, biases: Any, readout: Any, d: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights (width, d), biases (width,), readout (width,) in float64."""
     weights = as_points(weights, "weights", like=np.empty((0, d)))
     width = len(weights)
     for name, value in (("biases", biases), ("readout", readout)):
         if np.shape(value) != (width,):
-            raise ValueError(f"{name} must have shape ({width},), one number a row of weights; got {np.shape(value)}")
+            raise ValueError(
+                f"{name} must have shape ({width},), one number a row of weights; got {np.shape(value)}"
+            )
     return weights, as_vector(biases, "biases", width), as_vector(readout, "readout", width)
 
 

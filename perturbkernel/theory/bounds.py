@@ -1,8 +1,8 @@
 """Every bound of the theory under one name: `theory.bounds.predictor_bound(...)`, and so on.
 
-The section of the theory each comes from is the module it is defined in: concentration (2), lazy (3), initial (4),
-gradients (5), matching (6), logistic (7), facts (8). Bounds that say "with probability" hold at all their points at
-once.
+The section of the theory each comes from is the module it is defined in: concentration (2), lazy
+(3), initial (4), gradients (5), matching (6), logistic (7), facts (8). Bounds that say "with
+probability" hold at all their points at once.
 """
 
 from perturbkernel.theory.concentration import direction_bound as direction_bound
@@ -18,11 +18,17 @@ from perturbkernel.theory.gradients import gate_motion_bound as gate_motion_boun
 from perturbkernel.theory.gradients import gradient_bounds as gradient_bounds
 from perturbkernel.theory.gradients import measured_cosine_bound as measured_cosine_bound
 from perturbkernel.theory.initial import initial_gradient_bound as initial_gradient_bound
-from perturbkernel.theory.initial import initial_gradient_bound_measured as initial_gradient_bound_measured
+from perturbkernel.theory.initial import (
+    initial_gradient_bound_measured as initial_gradient_bound_measured,
+)
 from perturbkernel.theory.initial import initial_output_bound as initial_output_bound
-from perturbkernel.theory.initial import initial_output_bound_measured as initial_output_bound_measured
+from perturbkernel.theory.initial import (
+    initial_output_bound_measured as initial_output_bound_measured,
+)
 from perturbkernel.theory.initial import initial_projection_bound as initial_projection_bound
-from perturbkernel.theory.initial import initial_projection_bound_measured as initial_projection_bound_measured
+from perturbkernel.theory.initial import (
+    initial_projection_bound_measured as initial_projection_bound_measured,
+)
 from perturbkernel.theory.lazy import certified_gates as certified_gates
 from perturbkernel.theory.lazy import displacement as displacement
 from perturbkernel.theory.lazy import lazy_bound as lazy_bound

@@ -1,15 +1,17 @@
-"""Certificates: at which points of real data two finite networks are proven to agree, with constants and no pictures.
+"""Certificates: at which points of real data two finite networks are proven to agree, with
+constants and no pictures.
 
-Theorem. Let p_f(z) bound the probability that f has not the sign of f_hat at z, and Z_f be the points of smallest
-p_f with sum p_f <= delta/2: a set fixed by the data. Given f and the targets, let p_g(z) bound the probability that
-the fresh network g has not the sign of g_hat_w at z, and Z_g be points of Z_f where the two signs agree, again
-those of smallest p_g with sum p_g <= delta/2. With probability >= 1 - delta over both initialisations, sgn f = sgn
-g at every point of Z_g.
-Proof. A union bound over Z_f; given f, one over Z_g, since g is drawn afresh; integrate over f. QED
+Theorem. Let p_f(z) bound the probability that f has not the sign of f_hat at z, and Z_f be the
+points of smallest p_f with sum p_f <= delta/2: a set fixed by the data. Given f and the targets,
+let p_g(z) bound the probability that the fresh network g has not the sign of g_hat_w at z, and Z_g
+be points of Z_f where the two signs agree, again those of smallest p_g with sum p_g <= delta/2.
+With probability >= 1 - delta over both initialisations, sgn f = sgn g at every point of Z_g. Proof.
+A union bound over Z_f; given f, one over Z_g, since g is drawn afresh; integrate over f. QED
 
-The bounds p are those of `tails`. They depend on the data only, so times may be chosen for the largest Z_f or Z_g
-before the network concerned is drawn, at no cost in delta. The points z must be independent of f's initialisation
-and the targets: training inputs are allowed, perturbed ones are not.
+The bounds p are those of `tails`. They depend on the data only, so times may be chosen for the
+largest Z_f or Z_g before the network concerned is drawn, at no cost in delta. The points z must be
+independent of f's initialisation and the targets: training inputs are allowed, perturbed ones are
+not.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,14 @@ from perturbkernel.checks import check_choice, check_number
 from perturbkernel.dynamics import GradientFlow
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.predictors import fit, input_gradient
-from perturbkernel.theory.arguments import as_labels, as_points, check_kernel, check_statement, check_time, double
+from perturbkernel.theory.arguments import (
+    as_labels,
+    as_points,
+    check_kernel,
+    check_statement,
+    check_time,
+    double,
+)
 from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.leading import g_hat_u, g_hat_w, psi
 from perturbkernel.theory.matching import STARTS
@@ -44,10 +53,12 @@ class SideCertificate:
     """One network's half of a certificate, at every query point.
 
     Attributes:
-        leading: (m,), f_hat, or the normalised g_hat_w: the predicted output per unit of time (and size).
+        leading: (m,), f_hat, or the normalised g_hat_w: the predicted output per unit of time (and
+            size).
         failure: (m,), the bound p on the probability of the other sign.
-        parts: what C consists of, (m,) each, at the level delta / (2 m) for every point: "initial", "lazy",
-            "concentration", and for g "residual" (C_xi) and "random labels" (psi), all in the units of `leading`.
+        parts: what C consists of, (m,) each, at the level delta / (2 m) for every point: "initial",
+            "lazy", "concentration", and for g "residual" (C_xi) and "random labels" (psi), all in
+            the units of `leading`.
         certified: (m,), the set Z of the theorem for this network alone.
         time, width: as used.
     """
@@ -61,12 +72,16 @@ class SideCertificate:
 
     @property
     def constant(self) -> Float[np.ndarray, " m"]:
-        """C(z), the sum of the parts. |leading| > C is enough at a point, whatever the other points are."""
+        """C(z), the sum of the parts. |leading| > C is enough at a point, whatever the other points
+        are.
+        """
         return np.sum(list(self.parts.values()), axis=0)
 
     @property
     def margin(self) -> Float[np.ndarray, " m"]:
-        """|leading| - C, positive where the condition of the theorem holds with constants at an even split of delta."""
+        """|leading| - C, positive where the condition of the theorem holds with constants at an
+        even split of delta.
+        """
         return np.abs(self.leading) - self.constant
 
 
@@ -76,12 +91,15 @@ class Certificate:
 
     Attributes:
         f, g: each network's half.
-        progress: medians over the points of T_f |f_hat| and T_g size |g_hat_w|: what training has done. Without it a
-            certificate proves little, since every sign is certified as T tends to 0.
+        progress: medians over the points of T_f |f_hat| and T_g size |g_hat_w|: what training has
+            done. Without it a certificate proves little, since every sign is certified as T tends
+            to 0.
         agree: (m,), where f_hat and g_hat_w have the same sign.
-        certified: (m,), where sgn f = sgn g is proven, with probability 1 - delta at all of them together.
+        certified: (m,), where sgn f = sgn g is proven, with probability 1 - delta at all of them
+            together.
         share: the fraction certified.
-        half_width: the smallest width of both networks at which half of the points would be certified, or None.
+        half_width: the smallest width of both networks at which half of the points would be
+            certified, or None.
         limits: in words, what keeps the other points from being certified.
         perturbed, targets: (n, d) and (n,), the training set of g.
         delta, size, start: as asked.
@@ -127,9 +145,11 @@ def certified_share(
     delta: float,
     start: str = "centred",
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-    """The share of points at which one network's sign is certified, and its progress, median T |f_hat|, against time.
+    """The share of points at which one network's sign is certified, and its progress, median T
+    |f_hat|, against time.
 
-    The share tends to 1 as T tends to 0, which proves nothing (start "random": to 0); read it beside the progress.
+    The share tends to 1 as T tends to 0, which proves nothing (start "random": to 0); read it
+    beside the progress.
     """
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
     times = np.atleast_1d(np.asarray(times, float))
@@ -150,12 +170,15 @@ def best_time(
     start: str = "centred",
     progress: float = 1.0,
 ) -> float:
-    """The time with median T |f_hat| >= progress that certifies the sign of one network at most points.
+    """The time with median T |f_hat| >= progress that certifies the sign of one network at most
+    points.
 
     It depends on the data alone, so nothing is paid for the choice.
     """
     check_number(progress, "progress", open_low=True)
-    return _best_time(*_prepare(kernel, x, y, z, width, delta, start), width, delta, start, progress)
+    return _best_time(
+        *_prepare(kernel, x, y, z, width, delta, start), width, delta, start, progress
+    )
 
 
 def _prepare(kernel, x, y, z, width, delta, start) -> tuple[Constants, Speeds]:
@@ -192,7 +215,8 @@ def certify(
     carrier: Float[ArrayLike, "n d"] | None = None,
     progress: float = 1.0,
 ) -> Certificate:
-    """At which points the signs of f, trained on (x, y), and of g, trained on f's perturbations, are proven equal.
+    """At which points the signs of f, trained on (x, y), and of g, trained on f's perturbations,
+    are proven equal.
 
     Args:
         kernel: of both networks: slope, and whether biases are trained.
@@ -200,12 +224,14 @@ def certify(
         width: of both networks.
         size: l2 length of each perturbation, > 0.
         targets: (n,) in {-1, +1}, what g is trained on; any labels drawn before g.
-        times: (T_f, T_g), effective times; or "best": those that certify most points among times with
-            median T_f |f_hat| and T_g size |g_hat_w| at least `progress`.
+        times: (T_f, T_g), effective times; or "best": those that certify most points among times
+            with median T_f |f_hat| and T_g size |g_hat_w| at least `progress`.
         delta: the probability that the statement may fail, over both initialisations.
-        start: "centred" (f - f0, g - g0, perturbations from grad f - grad f0), "doubled" (antisymmetric), or "random".
-        f: the trained first network, whose input gradients make the perturbations; `times` is then (T_f, T_g or
-            "best"). None: its infinite-width limit stands in (start "random": without initial function), to plan with.
+        start: "centred" (f - f0, g - g0, perturbations from grad f - grad f0), "doubled"
+            (antisymmetric), or "random".
+        f: the trained first network, whose input gradients make the perturbations; `times` is then
+            (T_f, T_g or "best"). None: its infinite-width limit stands in (start "random": without
+            initial function), to plan with.
         carrier: (n, d); None is scenario (a), zero; x is scenario (b).
 
     Raises:
@@ -219,7 +245,11 @@ def certify(
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
     n = constants.count
     targets = as_labels(targets, "targets", n)
-    carrier = np.zeros_like(constants.x) if carrier is None else as_points(carrier, "carrier", like=constants.x, rows=n)
+    carrier = (
+        np.zeros_like(constants.x)
+        if carrier is None
+        else as_points(carrier, "carrier", like=constants.x, rows=n)
+    )
     time_f, time_g = ("best", "best") if isinstance(times, str) and times == "best" else times
     if isinstance(time_f, str):
         if f is not None:
@@ -236,7 +266,9 @@ def certify(
         gradients = np.asarray(input_gradient(f, jnp.asarray(constants.x)), float)
     lengths = np.linalg.norm(gradients, axis=1)
     if not (lengths > 0).all():
-        raise ValueError(f"undefined: f has a zero gradient at {int((lengths == 0).sum())} training points")
+        raise ValueError(
+            f"undefined: f has a zero gradient at {int((lengths == 0).sum())} training points"
+        )
     u = gradients / lengths[:, None]
     r = carrier + size * targets[:, None] * u
     second = derive_constants(kernel, r, targets, constants.z)
@@ -244,7 +276,8 @@ def certify(
     g_hat = g_hat_w(kernel, constants.x, constants.y, r, lengths / time_f, constants.z)
     residual = np.abs(g_hat_u(kernel, r, u, constants.z) - g_hat)
     labels = np.abs(psi(kernel, r, carrier, targets, constants.z)) / size
-    # The mean output of g is size (g_hat_u + psi/size), known exactly; g_hat_w must predict its sign.
+    # The mean output of g is size (g_hat_u + psi/size), known exactly; g_hat_w must predict its
+    # sign.
     predicted = second.f_hat * g_hat > 0
     free = {"f": isinstance(times, str), "g": isinstance(time_g, str)}
     progress_g = progress * _median_ratio(second.f_hat, size * g_hat)
@@ -255,7 +288,9 @@ def certify(
     agree = constants.f_hat * g_hat > 0
 
     def half(width: int, name: str) -> tuple[Tail, np.ndarray]:
-        """The tail bound of one network at a width, at the best time there if times are free, and p."""
+        """The tail bound of one network at a width, at the best time there if times are free, and
+        p.
+        """
         data, rate, time, least = {
             "f": (constants, speeds, time_f, progress),
             "g": (second, second_speeds, time_g, progress_g),
@@ -273,8 +308,13 @@ def certify(
     level = delta / 2 / constants.points
     parts_g = {name: part / size for name, part in tail_g.constant(level).items()}
     parts_g |= {"residual": residual, "random labels": labels}
-    alone_f, alone_g = _smallest(p_f, constants.f_hat != 0, delta / 2), _smallest(p_g, predicted, delta / 2)
-    f_half = SideCertificate(constants.f_hat, p_f, tail_f.constant(level), alone_f, tail_f.time, width)
+    alone_f, alone_g = (
+        _smallest(p_f, constants.f_hat != 0, delta / 2),
+        _smallest(p_g, predicted, delta / 2),
+    )
+    f_half = SideCertificate(
+        constants.f_hat, p_f, tail_f.constant(level), alone_f, tail_f.time, width
+    )
     g_half = SideCertificate(g_hat, p_g, parts_g, alone_g, tail_g.time, width)
     proven = certified(p_f, p_g)
     return Certificate(
@@ -286,7 +326,9 @@ def certify(
         ),
         agree=agree,
         certified=proven,
-        half_width=_smallest_width(lambda w: certified(half(w, "f")[1], half(w, "g")[1]).mean() >= 0.5),
+        half_width=_smallest_width(
+            lambda w: certified(half(w, "f")[1], half(w, "g")[1]).mean() >= 0.5
+        ),
         limits=_limits(f_half, g_half, agree, proven),
         perturbed=r,
         targets=targets,
@@ -310,7 +352,9 @@ def _smallest_width(enough: Callable[[int], bool]) -> int | None:
     return int(widths[low]) if low < len(widths) else None
 
 
-def _limits(f: SideCertificate, g: SideCertificate, agree: np.ndarray, certified: np.ndarray) -> str:
+def _limits(
+    f: SideCertificate, g: SideCertificate, agree: np.ndarray, certified: np.ndarray
+) -> str:
     """Which part of which constant stands in the way at most of the points that are not certified."""
     left = ~certified
     if not left.any():
@@ -322,7 +366,8 @@ def _limits(f: SideCertificate, g: SideCertificate, agree: np.ndarray, certified
         blocked = left & agree & ~side.certified
         if blocked.any():
             shares = {
-                part: np.median(values[blocked] / np.abs(side.leading[blocked])) for part, values in side.parts.items()
+                part: np.median(values[blocked] / np.abs(side.leading[blocked]))
+                for part, values in side.parts.items()
             }
             largest = max(shares, key=lambda part: shares[part])
             said.append(

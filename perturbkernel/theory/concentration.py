@@ -1,7 +1,9 @@
-"""How close the tangent kernel of a finite network is to its limit at initialisation (theory: section 2).
+"""How close the tangent kernel of a finite network is to its limit at initialisation (theory:
+section 2).
 
-"With probability at least 1 - delta" is over the initialisation w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i ~ N(0, 1/width).
-Points are fixed independently of it. An antisymmetrically doubled network counts with half its width (`doubled=True`).
+"With probability at least 1 - delta" is over the initialisation w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i
+~ N(0, 1/width). Points are fixed independently of it. An antisymmetrically doubled network counts
+with half its width (`doubled=True`).
 """
 
 import numpy as np
@@ -15,7 +17,9 @@ from perturbkernel.theory.pairs import gate_fourth, phi, tiles
 
 
 def independent_neurons(width: int, doubled: bool) -> int:
-    """The number of i.i.d. summands: width, or the width / 2 pairs of a doubled network. Theory: 4.4, 13.13."""
+    """The number of i.i.d. summands: width, or the width / 2 pairs of a doubled network. Theory:
+    4.4, 13.13.
+    """
     check_statement(1.0, width)
     if doubled and width % 2:
         raise ValueError(f"width of a doubled network must be even; got {width}")
@@ -56,10 +60,11 @@ def gate_moment_bound(
     pairs: int | None = None,
     doubled: bool = False,
 ) -> Float[np.ndarray, "n m"]:
-    """B_Phi, (n, m): with probability >= 1 - delta, |Phi_width - Phi| <= B_Phi at all pairs at once.
+    """B_Phi, (n, m): with probability >= 1 - delta, |Phi_width - Phi| <= B_Phi at all pairs at
+    once.
 
-    B_Phi = sqrt(6 Q l / width) + 2 l / width, l = log(2 pairs / delta); `pairs` is n m if left out (for a symmetric
-    matrix n (n + 1) / 2 suffice). Theory: 2.1.
+    B_Phi = sqrt(6 Q l / width) + 2 l / width, l = log(2 pairs / delta); `pairs` is n m if left out
+    (for a symmetric matrix n (n + 1) / 2 suffice). Theory: 2.1.
     """
     _, fourth, _ = _moments(kernel, x, z)
     pairs = fourth.size if pairs is None else pairs
@@ -77,8 +82,8 @@ def kernel_bound(
     pairs: int | None = None,
     doubled: bool = False,
 ) -> Float[np.ndarray, "n m"]:
-    """B_K = |<x_n, z_j> + c| B_Phi, (n, m): |K_width - K| <= B_K at all pairs at once, as `gate_moment_bound`.
-    Theory: 2.1.
+    """B_K = |<x_n, z_j> + c| B_Phi, (n, m): |K_width - K| <= B_K at all pairs at once, as
+    `gate_moment_bound`. Theory: 2.1.
     """
     bound = gate_moment_bound(kernel, x, z, width=width, delta=delta, pairs=pairs, doubled=doubled)
     return np.abs(_moments(kernel, x, z)[2]) * bound
@@ -87,9 +92,11 @@ def kernel_bound(
 def gate_moment_bound_split(
     kernel: TwoLayerNTK, *, width: int, delta: float, pairs: int, doubled: bool = False
 ) -> float:
-    """One number for all pairs, about twice `gate_moment_bound`: the cross-check of readouts and gates bounded apart.
+    """One number for all pairs, about twice `gate_moment_bound`: the cross-check of readouts and
+    gates bounded apart.
 
-    2 sqrt(l / width) + 2 l / width + (1 - slope^2) sqrt(l / (2 width)), l = log(4 pairs / delta). Theory: 2.1'.
+    2 sqrt(l / width) + 2 l / width + (1 - slope^2) sqrt(l / (2 width)), l = log(4 pairs / delta).
+    Theory: 2.1'.
     """
     check_kernel(kernel)
     check_statement(delta, width, points=pairs)
@@ -98,12 +105,19 @@ def gate_moment_bound_split(
 
 
 def predictor_bound(
-    constants: Constants, *, width: int, delta: float, points: int | None = None, doubled: bool = False
+    constants: Constants,
+    *,
+    width: int,
+    delta: float,
+    points: int | None = None,
+    doubled: bool = False,
 ) -> Float[np.ndarray, " m"]:
-    """B_pred, (m,): with probability >= 1 - delta, |f_hat_width(z) - f_hat(z)| <= B_pred(z) at all points at once.
+    """B_pred, (m,): with probability >= 1 - delta, |f_hat_width(z) - f_hat(z)| <= B_pred(z) at all
+    points at once.
 
-    B_pred = sqrt(6 S_f^2 l / width) + 2 R_z l / width, l = log(2 points / delta), for fixed weights y_n / n (identity
-    loss); 2 to 2.5 times smaller than the sum of entrywise errors. `points`: len(z) if left out. Theory: 2.2.
+    B_pred = sqrt(6 S_f^2 l / width) + 2 R_z l / width, l = log(2 points / delta), for fixed weights
+    y_n / n (identity loss); 2 to 2.5 times smaller than the sum of entrywise errors. `points`:
+    len(z) if left out. Theory: 2.2.
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
@@ -111,7 +125,9 @@ def predictor_bound(
     return np.sqrt(6 * constants.f_second_moment * rate) + 2 * constants.speeds["identity"] * rate
 
 
-def predictor_variance(constants: Constants, *, width: int, doubled: bool = False) -> Float[np.ndarray, " m"]:
+def predictor_variance(
+    constants: Constants, *, width: int, doubled: bool = False
+) -> Float[np.ndarray, " m"]:
     """Var f_hat_width(z) = (3 S_f^2 - f_hat^2) / width exactly, (m,); clipped at 0. Theory: 2.2."""
     neurons = independent_neurons(width, doubled)
     return np.maximum(3 * constants.f_second_moment - constants.f_hat**2, 0) / neurons
@@ -131,16 +147,19 @@ def direction_bound(
 ) -> Float[np.ndarray, " m"]:
     """(m,): with probability >= 1 - delta, |v_width(z) - v(z)| <= bound at all points at once.
 
-    "bernstein": sqrt(6 S_v^2 l / width) + 27 R l / width, l = log(2 points / delta);
-    "operator": |X|_op / sqrt(n) times the root mean square over n of B_Phi(x_n, z), l = log(2 n points / delta), valid
-    for all weights in [0, 1]^n at once too; "minimum": the smaller, each at delta / 2. Theory: 2.3.
+    "bernstein": sqrt(6 S_v^2 l / width) + 27 R l / width, l = log(2 points / delta); "operator":
+    |X|_op / sqrt(n) times the root mean square over n of B_Phi(x_n, z), l = log(2 n points /
+    delta), valid for all weights in [0, 1]^n at once too; "minimum": the smaller, each at delta /
+    2. Theory: 2.3.
     """
     check_choice(method, "method", METHODS)
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
     if method == "minimum":
         both = (
-            direction_bound(constants, width=width, delta=delta / 2, points=points, method=one, doubled=doubled)
+            direction_bound(
+                constants, width=width, delta=delta / 2, points=points, method=one, doubled=doubled
+            )
             for one in METHODS[1:]
         )
         return np.minimum(*both)
@@ -150,11 +169,17 @@ def direction_bound(
         return np.sqrt(6 * constants.direction_second_moment * rate) + 27 * constants.radius * rate
     rate = np.log(2 * constants.count * points / delta) / neurons
     # The mean over n of B_Phi^2 = 6 Q rate + 4 rate sqrt(6 Q rate) + 4 rate^2.
-    square = 6 * constants.gate_fourth * rate + 4 * rate * np.sqrt(6 * rate) * constants.gate_root + 4 * rate**2
+    square = (
+        6 * constants.gate_fourth * rate
+        + 4 * rate * np.sqrt(6 * rate) * constants.gate_root
+        + 4 * rate**2
+    )
     return constants.operator_norm / np.sqrt(constants.count) * np.sqrt(square)
 
 
-def direction_variance(constants: Constants, *, width: int, doubled: bool = False) -> Float[np.ndarray, " m"]:
+def direction_variance(
+    constants: Constants, *, width: int, doubled: bool = False
+) -> Float[np.ndarray, " m"]:
     """E|v_width(z) - v(z)|^2 = (3 S_v^2 - |v|^2) / width exactly, (m,); clipped at 0. Theory: 2.3."""
     neurons = independent_neurons(width, doubled)
     square = np.sum(constants.direction**2, axis=1)

@@ -1,6 +1,8 @@
-"""The constants of a training set at query points: one record, derived once, that every bound reads.
+"""The constants of a training set at query points: one record, derived once, that every bound
+reads.
 
-With k_n(z) = <x_n, z> + c. One pass over n x n pairs and one over n x m pairs, in tiles: no such matrix is held.
+With k_n(z) = <x_n, z> + c. One pass over n x n pairs and one over n x m pairs, in tiles: no such
+matrix is held.
 """
 
 from dataclasses import dataclass, field
@@ -22,24 +24,28 @@ from perturbkernel.theory.pairs import gate_fourth, phi, row_sums
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants of a training set (x, y) of n points at m query points z, for one kernel. Made by `derive_constants`.
+    """Constants of a training set (x, y) of n points at m query points z, for one kernel. Made by
+    `derive_constants`.
 
     Attributes:
         kernel, x, y, z: what the record is about, in float64.
         norm, length: (m,), |z| and s_z = sqrt(1 + |z|^2/d).
         input_norm, input_length: (n,), the same of the training inputs.
         operator_norm: the largest singular value of x.
-        radius: R = min((1/n) sum |x_n|, operator_norm / sqrt(n)); |(1/n) sum w_n y_n x_n| <= R for w in [0, 1]^n.
+        radius: R = min((1/n) sum |x_n|, operator_norm / sqrt(n)); |(1/n) sum w_n y_n x_n| <= R for
+            w in [0, 1]^n.
         positive, negative: (m,), P_z and M_z, the sums over n of (y_n k_n(z))_+ and (y_n k_n(z))_-.
         absolute: (m,), (1/n) sum |k_n(z)|.  absolute_apart: the same over x_n != z.
         mean_factor: (m,), (1/n) sum y_n k_n(z).
         f_hat: (m,), (1/n) sum y_n K(x_n, z).
         direction: (m, d), v(z).  input_direction: (n, d), v(x_n).
-        f_second_moment: (m,), S_f^2, and direction_second_moment: (m,), S_v^2 (theory: 2.2, 2.3), clipped at 0.
+        f_second_moment: (m,), S_f^2, and direction_second_moment: (m,), S_v^2 (theory: 2.2, 2.3),
+            clipped at 0.
         gate_fourth, gate_root: (m,), the means over n of Q(x_n, z) and of its square root.
         kernel_root: (m,), (1/n) sum |k_n(z)| sqrt(Q(x_n, z)).
-        speeds: by loss, (m,), R_z: the most |(1/n) sum w_n y_n k_n(z)| can be over weights w in [slope, 1]^n
-            (identity) or [0, 1]^n (logistic). A pre-activation at z moves by at most |a_i| time R_z.
+        speeds: by loss, (m,), R_z: the most |(1/n) sum w_n y_n k_n(z)| can be over weights w in
+            [slope, 1]^n (identity) or [0, 1]^n (logistic). A pre-activation at z moves by at most
+            |a_i| time R_z.
         input_speeds: by loss, (n,), the same at the training inputs.
         couplings: by loss, (m,), (1/n) sum_n |k_n(z)| R_{x_n} / s_{x_n}.
 
@@ -95,25 +101,31 @@ class Constants:
 
 
 def _largest_singular_value(x: np.ndarray) -> float:
-    # LAPACK on the smaller Gram matrix: the top eigenvalue, unlike the small ones, loses nothing by squaring.
+    # LAPACK on the smaller Gram matrix: the top eigenvalue, unlike the small ones, loses nothing by
+    # squaring.
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
     return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0)))
 
 
 def derive_constants(
-    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
 ) -> Constants:
     """The record of constants of the training set (x, y) at the points z, which every bound reads.
 
     With A = (1 + g^2)/2, p = (1 + g)/2, g the slope, and F(z) = (1/n) sum y_n k_n(z),
 
-        S_f^2(z) = (A/n^2) sum_{n,k} y_n y_k k_n k_k Phi(x_n, x_k) + 4 p^2 F(z) (f_hat(z) - p^2 F(z))
-        S_v^2(z) = (A/n^2) sum_{n,k} y_n y_k Phi(x_n, x_k) <x_n, x_k> + 4 p^2 <yx, v(z) - p^2 yx>,  yx = mean of y_n x_n
-        R_z = (1/n) max(P_z - low M_z, M_z - low P_z),  low = slope (identity loss) or 0 (logistic loss)
+        S_f^2(z) = (A/n^2) sum_{n,k} y_n y_k k_n k_k Phi(x_n, x_k) + 4 p^2 F(z) (f_hat(z) - p^2
+        F(z)) S_v^2(z) = (A/n^2) sum_{n,k} y_n y_k Phi(x_n, x_k) <x_n, x_k> + 4 p^2 <yx, v(z) - p^2
+        yx>,  yx = mean of y_n x_n R_z = (1/n) max(P_z - low M_z, M_z - low P_z),  low = slope
+        (identity loss) or 0 (logistic loss)
 
-    which is theory 2.2 and 2.3 with its sign covariance written as (Phi - p^2) / q^2 and B = 2 p q, so that slope 1 is
-    no special case. Cost O(n^2 d + n m d) time, O(n d + m d) memory: the double sum over n, k is the quadratic form of
-    one (d + 1, d + 1) matrix, because k_n(z) is linear in (z, c).
+    which is theory 2.2 and 2.3 with its sign covariance written as (Phi - p^2) / q^2 and B = 2 p q,
+    so that slope 1 is no special case. Cost O(n^2 d + n m d) time, O(n d + m d) memory: the double
+    sum over n, k is the quadratic form of one (d + 1, d + 1) matrix, because k_n(z) is linear in
+    (z, c).
     """
     check_kernel(kernel)
     x = as_points(x, "x")
@@ -122,14 +134,21 @@ def derive_constants(
     floors = {"identity": kernel.slope, "logistic": 0.0}
 
     def speeds(positive, negative):
-        return {loss: np.maximum(positive - low * negative, negative - low * positive) for loss, low in floors.items()}
+        return {
+            loss: np.maximum(positive - low * negative, negative - low * positive)
+            for loss, low in floors.items()
+        }
 
     labelled = y[:, None] * np.hstack([x, np.full((n, 1), float(kernel.train_bias))]) / n
 
     def at_inputs(rows, columns, product, theta):
         signed = (product + kernel.train_bias) * y[columns]
         gates = phi(kernel, theta)
-        return np.maximum(signed, 0).sum(1), np.maximum(-signed, 0).sum(1), gates @ labelled[columns]
+        return (
+            np.maximum(signed, 0).sum(1),
+            np.maximum(-signed, 0).sum(1),
+            gates @ labelled[columns],
+        )
 
     input_positive, input_negative, weighted = row_sums(x, x, at_inputs)
     input_speeds, input_length = speeds(input_positive / n, input_negative / n), lengths(x)
@@ -140,7 +159,12 @@ def derive_constants(
         size, signed, gates = np.abs(factor), factor * y[columns], phi(kernel, theta)
         fourth = gate_fourth(kernel.slope, theta)
         root = np.sqrt(fourth)
-        sums = np.maximum(signed, 0), np.maximum(-signed, 0), np.where(theta > 0, size, 0), gates * signed
+        sums = (
+            np.maximum(signed, 0),
+            np.maximum(-signed, 0),
+            np.where(theta > 0, size, 0),
+            gates * signed,
+        )
         means = (term.sum(1) for term in (*sums, signed, fourth, root, root * size))
         return *means, size @ rates[columns], gates @ labelled[columns, :-1]
 
@@ -153,7 +177,9 @@ def derive_constants(
     a, p_squared = gate_mean_square(kernel), ((1 + kernel.slope) / 2) ** 2
     mean = y @ x / n
     f_square = a * square + 4 * p_squared * mean_factor * (f_hat - p_squared * mean_factor)
-    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * (v @ mean - p_squared * mean @ mean)
+    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * (
+        v @ mean - p_squared * mean @ mean
+    )
 
     input_norm = np.linalg.norm(x, axis=1)
     operator_norm = _largest_singular_value(x)

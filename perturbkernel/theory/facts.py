@@ -16,7 +16,13 @@ from perturbkernel.theory.arguments import (
 from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.pairs import gate_matrix, tiles
 
-WIDTH_RATES = {"kernel": -0.5, "flipped_fraction": -0.5, "output": -0.5, "gradient": -0.25, "initial_output": 0.0}
+WIDTH_RATES = {
+    "kernel": -0.5,
+    "flipped_fraction": -0.5,
+    "output": -0.5,
+    "gradient": -0.25,
+    "initial_output": 0.0,
+}
 """Exponents of width at fixed data and time: the kernel, the fraction of flipped gates, f - f0 - T f_hat, the gradient
 against its limit (measured), the initial function. Theory: 8.8."""
 
@@ -24,8 +30,8 @@ against its limit (measured), the initial function. Theory: 8.8."""
 def label_effect_bound(
     kernel: TwoLayerNTK, u: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"], *, size: float
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """How much two label vectors can change g_hat_u in scenario (a): |g_hat_u - g_hat_u'| <= middle <= outer, (m,)
-    each.
+    """How much two label vectors can change g_hat_u in scenario (a): |g_hat_u - g_hat_u'| <= middle
+    <= outer, (m,) each.
 
     middle = (1/n) sum |Phi(size u_n, z) - Phi(-size u_n, z)| |<u_n, z>|,
     outer = size (1 - slope)^2 / (pi sqrt(d)) (1/n) sum |<u_n, z>|. Deterministic. Theory: 8.2.
@@ -35,7 +41,9 @@ def label_effect_bound(
     u = as_points(u, "u")
     z = as_points(z, "z", like=u)
     middle, projection = np.zeros((2, len(z)))
-    for (rows, columns, _, plus), (_, _, _, minus) in zip(tiles(z, size * u), tiles(z, -size * u), strict=True):
+    for (rows, columns, _, plus), (_, _, _, minus) in zip(
+        tiles(z, size * u), tiles(z, -size * u), strict=True
+    ):
         along = np.abs(z[rows] @ u[columns].T)
         middle[rows] += np.sum(np.abs(plus - minus) * along, axis=1)
         projection[rows] += np.sum(along, axis=1)
@@ -46,8 +54,8 @@ def label_effect_bound(
 def bias_offset_deviation(
     kernel: TwoLayerNTK, z: Float[ArrayLike, "m d"], *, count: int, size: float
 ) -> Float[np.ndarray, " m"]:
-    """Phi(0, z) / (size sqrt(count)), (m,): about the standard deviation over coin-flip targets of psi / size in
-    scenario (a).
+    """Phi(0, z) / (size sqrt(count)), (m,): about the standard deviation over coin-flip targets of
+    psi / size in scenario (a).
 
     Trained biases only (zero otherwise); an estimate for small size. Theory: 8.2.
     """
@@ -60,9 +68,14 @@ def bias_offset_deviation(
 
 
 def linear_predictor(
-    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
-    """<mean of y_n x_n, z> + c mean of y_n, (m,): f_hat of the linear network, slope 1. Theory: 8.7."""
+    """<mean of y_n x_n, z> + c mean of y_n, (m,): f_hat of the linear network, slope 1. Theory:
+    8.7.
+    """
     check_kernel(kernel)
     x = as_points(x, "x")
     y, z = as_labels(y, "y", len(x)), as_points(z, "z", like=x)
@@ -70,20 +83,24 @@ def linear_predictor(
 
 
 def linear_gap_bound(constants: Constants) -> Float[np.ndarray, " m"]:
-    """(1 - slope) (1/n) sum |k_n(z)|, (m,): at least |f_hat - linear_predictor|, since 0 <= 1 - Phi <= 1 - slope.
-    Theory: 8.7.
+    """(1 - slope) (1/n) sum |k_n(z)|, (m,): at least |f_hat - linear_predictor|, since 0 <= 1 - Phi
+    <= 1 - slope. Theory: 8.7.
     """
     return (1 - constants.kernel.slope) * constants.absolute
 
 
 def symmetric_predictor_without_bias_input(
-    x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"], *, slope: float
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
+    *,
+    slope: float,
 ) -> Float[np.ndarray, " m"]:
-    """(1 + slope)^2/4 <mean of y_n x_n, z>, (m,): f_hat of a network *without bias input* on data with (x, y) and
-    (-x, -y).
+    """(1 + slope)^2/4 <mean of y_n x_n, z>, (m,): f_hat of a network *without bias input* on data
+    with (x, y) and (-x, -y).
 
-    There Phi(x, z) + Phi(-x, z) = (1 + slope)^2/2. False for the networks of this package, whose biases are drawn.
-    Theory: 8.6.
+    There Phi(x, z) + Phi(-x, z) = (1 + slope)^2/2. False for the networks of this package, whose
+    biases are drawn. Theory: 8.6.
     """
     check_number(slope, "slope", high=1.0)
     x = as_points(x, "x")
@@ -91,8 +108,12 @@ def symmetric_predictor_without_bias_input(
     return (1 + slope) ** 2 / 4 * (z @ (y @ x / len(x)))
 
 
-def output_change_variance(constants: Constants, *, width: int, time: float) -> Float[np.ndarray, " m"]:
-    """T^2 (3 S_f^2 - f_hat^2) / width, (m,): Var[f(z; T) - f0(z)] over draws to leading order in width. Theory: 8.9."""
+def output_change_variance(
+    constants: Constants, *, width: int, time: float
+) -> Float[np.ndarray, " m"]:
+    """T^2 (3 S_f^2 - f_hat^2) / width, (m,): Var[f(z; T) - f0(z)] over draws to leading order in
+    width. Theory: 8.9.
+    """
     check_statement(1.0, width)
     check_time(time)
     return time**2 * np.maximum(3 * constants.f_second_moment - constants.f_hat**2, 0) / width

@@ -1,14 +1,21 @@
-"""Finite networks given as plain arrays: outputs, gradients and tangent kernels, in float64 and blocks of neurons.
+"""Finite networks given as plain arrays: outputs, gradients and tangent kernels, in float64 and
+blocks of neurons.
 
-f(z) = sum_i readout_i phi(u_i(z)), u_i(z) = <weights_i, z> + biases_i, with weights (width, d), biases and readout
-(width,); phi is the leaky ReLU of the kernel's slope and phi'(0) = slope.
+f(z) = sum_i readout_i phi(u_i(z)), u_i(z) = <weights_i, z> + biases_i, with weights (width, d),
+biases and readout (width,); phi is the leaky ReLU of the kernel's slope and phi'(0) = slope.
 """
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.theory.arguments import as_labels, as_network, as_points, check_kernel, neuron_blocks
+from perturbkernel.theory.arguments import (
+    as_labels,
+    as_network,
+    as_points,
+    check_kernel,
+    neuron_blocks,
+)
 
 
 def gates(kernel: TwoLayerNTK, u: np.ndarray) -> np.ndarray:
@@ -62,7 +69,8 @@ def gate_moment(
     x: Float[ArrayLike, "n d"],
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, "n m"]:
-    """Phi_width(x_n, z_j) = sum_i readout_i^2 phi'(u_i(x_n)) phi'(u_i(z_j)), (n, m); its mean over draws is Phi.
+    """Phi_width(x_n, z_j) = sum_i readout_i^2 phi'(u_i(x_n)) phi'(u_i(z_j)), (n, m); its mean over
+    draws is Phi.
 
     The tangent kernel of this network is Phi_width (<x, z> + c). Theory: 0.1, 2.
     """
@@ -86,13 +94,15 @@ def tangent_predictor(
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m d"]]:
     """f_hat and v of this network's own tangent kernel: (m,) and (m, d).
 
-    f_hat_width(z) = (1/n) sum_n y_n Phi_width(x_n, z) k_n(z), v_width(z) = (1/n) sum_n y_n Phi_width(x_n, z) x_n.
-    Cost O(width (n + m) d). Theory: 2.2, 2.3.
+    f_hat_width(z) = (1/n) sum_n y_n Phi_width(x_n, z) k_n(z), v_width(z) = (1/n) sum_n y_n
+    Phi_width(x_n, z) x_n. Cost O(width (n + m) d). Theory: 2.2, 2.3.
     """
     weights, biases, readout, z = _network(kernel, weights, biases, readout, z)
     x = as_points(x, "x", like=z)
     y = as_labels(y, "y", len(x))
-    augmented = np.hstack([x, np.full((len(x), 1), float(kernel.train_bias))]) * (y / len(x))[:, None]
+    augmented = (
+        np.hstack([x, np.full((len(x), 1), float(kernel.train_bias))]) * (y / len(x))[:, None]
+    )
     total = np.zeros((len(z), x.shape[1] + 1))
     for part in neuron_blocks(len(weights), len(x) + len(z)):
         at_x, at_z = (gates(kernel, weights[part] @ p.T + biases[part, None]) for p in (x, z))
@@ -101,11 +111,15 @@ def tangent_predictor(
 
 
 def doubled(
-    weights: Float[ArrayLike, "pairs d"], biases: Float[ArrayLike, " pairs"], readout: Float[ArrayLike, " pairs"]
+    weights: Float[ArrayLike, "pairs d"],
+    biases: Float[ArrayLike, " pairs"],
+    readout: Float[ArrayLike, " pairs"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The antisymmetric doubling: neurons (w, b, a) and (w, b, -a), so that the initial function is zero.
+    """The antisymmetric doubling: neurons (w, b, a) and (w, b, -a), so that the initial function is
+    zero.
 
-    The doubled network has twice the rows; draw readout ~ N(0, 1/width) with the doubled width. Theory: 4.4.
+    The doubled network has twice the rows; draw readout ~ N(0, 1/width) with the doubled width.
+    Theory: 4.4.
     """
     w, b, a = (np.asarray(value, np.float64) for value in (weights, biases, readout))
     return np.concatenate([w, w]), np.concatenate([b, b]), np.concatenate([a, -a])

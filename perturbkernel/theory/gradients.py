@@ -1,7 +1,7 @@
 """The direction of perturbations: how far a network's gradient is from v (theory: section 5).
 
-xi(z) = grad f(z; T) / T - v(z). Everything assumes T > 0; where a gradient or v is zero there is no direction and the
-result is NaN, never a number (theory: 13.1).
+xi(z) = grad f(z; T) / T - v(z). Everything assumes T > 0; where a gradient or v is zero there is no
+direction and the result is NaN, never a number (theory: 13.1).
 """
 
 from dataclasses import dataclass
@@ -33,9 +33,11 @@ class GradientDecomposition:
 
     Attributes:
         initial: xi_1 = grad f0 / T.
-        flips: xi_2 = (1/T) sum_i a_i (change of the gate at z) w_i(0): the finite-width form of zeta, plus noise.
+        flips: xi_2 = (1/T) sum_i a_i (change of the gate at z) w_i(0): the finite-width form of
+            zeta, plus noise.
         concentration: xi_3 = v_width - v.
-        lazy: xi_4 = (1/T) sum_i a_i [phi'(u_i(z; T)) (w_i(T) - w_i(0)) - phi'(u_i(z; 0)) a_i T G_i].
+        lazy: xi_4 = (1/T) sum_i a_i [phi'(u_i(z; T)) (w_i(T) - w_i(0)) - phi'(u_i(z; 0)) a_i T
+            G_i].
         total: xi itself, from the trained network's gradient; the parts add up to it exactly.
     """
 
@@ -59,7 +61,8 @@ def decompose_gradient(
     *,
     time: float,
 ) -> GradientDecomposition:
-    """The exact decomposition of xi for a network trained with the identity loss to (effective) time T > 0.
+    """The exact decomposition of xi for a network trained with the identity loss to (effective)
+    time T > 0.
 
     G_i = (1/n) sum_n y_n phi'(u_i(x_n; 0)) x_n; the readout is not trained. Theory: 5.1.
     """
@@ -89,7 +92,8 @@ def decompose_gradient(
 
 @dataclass(frozen=True)
 class GradientBounds:
-    """Bounds on |xi| and its parts, (m,): with probability >= 1 - delta all hold at all points at once.
+    """Bounds on |xi| and its parts, (m,): with probability >= 1 - delta all hold at all points at
+    once.
 
     Attributes:
         initial, flips, concentration, lazy: B_1 to B_4.
@@ -116,26 +120,26 @@ def gradient_bounds(
     doubled: bool = False,
     points: int | None = None,
 ) -> GradientBounds:
-    """B_xi = B_1 + B_2 + B_3 + B_4, a priori. Vacuous (above |v|) at all practical widths: see `measured_cosine_bound`.
+    """B_xi = B_1 + B_2 + B_3 + B_4, a priori. Vacuous (above |v|) at all practical widths: see
+    `measured_cosine_bound`.
 
-    With l = log(16 (points + n) / delta), D = T R_z, s = s_z, h = 1 - slope and, bounding sum_{F_z} a_i^2, #F_z,
-    sum_{F_z} |a_i|,
+    With l = log(16 (points + n) / delta), D = T R_z, s = s_z, h = 1 - slope and, bounding sum_{F_z}
+    a_i^2, #F_z, sum_{F_z} |a_i|,
 
         A_F^2 = 4 D/(pi s sqrt(width)) + sqrt(32 D l/(pi s width^(3/2))) + 2 l/width
         n_F   = lam + sqrt(2 lam l) + l/3,  lam = (2/pi) sqrt(width) D/s
         L_F   = sqrt(2/pi) D/s + sqrt(8 D l/(pi s sqrt(width))) + l/sqrt(width):
 
-        B_1 = B_grad(delta/4) / T  (0 if `centred`: xi of f - f0)
-        B_2 = (h/T) [min{A_F (sqrt(n_F) + sqrt(d) + sqrt(2 l))/sqrt(d), sqrt(2/(pi d)) L_F + A_F (2 + sqrt(2 l/d))}
+        B_1 = B_grad(delta/4) / T  (0 if `centred`: xi of f - f0) B_2 = (h/T) [min{A_F (sqrt(n_F) +
+        sqrt(d) + sqrt(2 l))/sqrt(d), sqrt(2/(pi d)) L_F + A_F (2 + sqrt(2 l/d))}
                      + D |z| A_F^2 / (d s^2)]
-        B_3 = the smaller direction bound, each at delta/8 (logistic: "operator", at delta/4, for every realised
-        weighting) B_4 = h [R A_F^2(z) + min{(1/n) sum_n |x_n| A_F^2(x_n), |X|_op/sqrt(n) sqrt((1/n) sum_n
-        A_F^4(x_n))}].
+        B_3 = the smaller direction bound, each at delta/8 (logistic: "operator", at delta/4, for
+        every realised weighting) B_4 = h [R A_F^2(z) + min{(1/n) sum_n |x_n| A_F^2(x_n),
+        |X|_op/sqrt(n) sqrt((1/n) sum_n A_F^4(x_n))}].
 
-    For the logistic loss xi is around v_beta, the direction with realised weights. The points may contain training
-    inputs.
-    Not stated for doubled networks: NaN and a status. As width grows, at fixed T, B_xi tends to B_1 plus the size of
-    a bound on zeta, not to 0. Theory: 5.2, 7.2, 13.2.
+    For the logistic loss xi is around v_beta, the direction with realised weights. The points may
+    contain training inputs. Not stated for doubled networks: NaN and a status. As width grows, at
+    fixed T, B_xi tends to B_1 plus the size of a bound on zeta, not to 0. Theory: 5.2, 7.2, 13.2.
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
@@ -174,7 +178,10 @@ def gradient_bounds(
     if centred:
         initial = 0.0
     else:
-        initial = initial_gradient_bound(constants.kernel, d, width=width, delta=delta / 4, points=points) / time
+        initial = (
+            initial_gradient_bound(constants.kernel, d, width=width, delta=delta / 4, points=points)
+            / time
+        )
     method = "minimum" if loss == "identity" else "operator"
     at_inputs = min(
         float(np.mean(constants.input_norm * input_square)),
@@ -189,13 +196,18 @@ def gradient_bounds(
     return GradientBounds(*parts, total=np.sum(parts, axis=0))
 
 
-def cosine_bound(xi_norm: Float[ArrayLike, " m"], v_norm: Float[ArrayLike, " m"]) -> Float[np.ndarray, " m"]:
-    """sqrt(1 - r^2), (m,): cos(grad f, v) is at least this when |xi| <= xi_norm and r = xi_norm / |v| < 1; NaN
-    otherwise.
+def cosine_bound(
+    xi_norm: Float[ArrayLike, " m"], v_norm: Float[ArrayLike, " m"]
+) -> Float[np.ndarray, " m"]:
+    """sqrt(1 - r^2), (m,): cos(grad f, v) is at least this when |xi| <= xi_norm and r = xi_norm /
+    |v| < 1; NaN otherwise.
 
-    With the exact |xi| of a trained network it is deterministic and nearly tight. Theory: 5.2, 5.4(ii), 13.9.
+    With the exact |xi| of a trained network it is deterministic and nearly tight. Theory: 5.2,
+    5.4(ii), 13.9.
     """
-    xi_norm, v_norm = np.broadcast_arrays(np.asarray(xi_norm, np.float64), np.asarray(v_norm, np.float64))
+    xi_norm, v_norm = np.broadcast_arrays(
+        np.asarray(xi_norm, np.float64), np.asarray(v_norm, np.float64)
+    )
     claimed = (xi_norm < v_norm) & (xi_norm >= 0)
     ratio = np.where(claimed, xi_norm, 0) / np.where(claimed, v_norm, 1)
     return np.where(claimed, np.sqrt((1 - ratio) * (1 + ratio)), np.nan)
@@ -204,8 +216,8 @@ def cosine_bound(xi_norm: Float[ArrayLike, " m"], v_norm: Float[ArrayLike, " m"]
 def measured_cosine_bound(
     constants: Constants, gradients: Float[ArrayLike, "m d"], *, time: float
 ) -> Float[np.ndarray, " m"]:
-    """`cosine_bound` for the gradients (m, d) of a trained network at the record's points: deterministic. Theory:
-    5.4(ii).
+    """`cosine_bound` for the gradients (m, d) of a trained network at the record's points:
+    deterministic. Theory: 5.4(ii).
 
     For the centred form give grad f - grad f0. NaN where |xi| >= |v|, a zero gradient included.
     """
@@ -225,8 +237,8 @@ def flips_bound_measured(
 ) -> Float[np.ndarray, " m"]:
     """(m,): |xi_2(z)| <= ((1 - slope)/T) |W_F|_op |a_F|, surely, from the initialisation alone.
 
-    W_F, a_F are the initial weights and readouts of the neurons in F_z; `sets` (width, m) is F_z, from
-    `certified_gates(..., keep_sets=True)`. Theory: 5.4(i).
+    W_F, a_F are the initial weights and readouts of the neurons in F_z; `sets` (width, m) is F_z,
+    from `certified_gates(..., keep_sets=True)`. Theory: 5.4(i).
     """
     check_kernel(kernel)
     check_time(time, positive=True)
@@ -234,7 +246,9 @@ def flips_bound_measured(
     weights, _, readout = as_network(weights, readout, readout, weights.shape[1])
     sets = np.asarray(sets)
     if sets.dtype != bool or sets.ndim != 2 or len(sets) != len(weights):
-        raise ValueError(f"sets must be booleans (width, m) with width {len(weights)}; got {sets.dtype} {sets.shape}")
+        raise ValueError(
+            f"sets must be booleans (width, m) with width {len(weights)}; got {sets.dtype} {sets.shape}"
+        )
     bound = np.zeros(sets.shape[1])
     for j, flipped in enumerate(sets.T):
         rows = weights[flipped]
@@ -245,8 +259,8 @@ def flips_bound_measured(
 
 
 def gate_motion_bound(constants: Constants) -> Float[np.ndarray, " m"]:
-    """(m,): |zeta(z)| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) (1/n) sum_{x_n != z} |k_n(z)|. Deterministic. Theory:
-    5.3.
+    """(m,): |zeta(z)| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) (1/n) sum_{x_n != z} |k_n(z)|.
+    Deterministic. Theory: 5.3.
     """
     lipschitz = cone_slope(constants.kernel) / (np.sqrt(constants.dimension) * constants.length)
     return lipschitz * constants.absolute_apart

@@ -1,9 +1,10 @@
-"""The function before training: its size, its gradient, and networks in which it is zero (theory: section 4).
+"""The function before training: its size, its gradient, and networks in which it is zero (theory:
+section 4).
 
-A priori bounds hold with probability at least 1 - delta over the whole initialisation, at all points at once;
-"measured" ones take the drawn weights and biases and hold over the readout. A centred network (f - f0) and an
-antisymmetrically doubled one (`finite.doubled`) have f0 = 0 and need none of these. The initial function does not
-shrink with width.
+A priori bounds hold with probability at least 1 - delta over the whole initialisation, at all
+points at once; "measured" ones take the drawn weights and biases and hold over the readout. A
+centred network (f - f0) and an antisymmetrically doubled one (`finite.doubled`) have f0 = 0 and
+need none of these. The initial function does not shrink with width.
 """
 
 import numpy as np
@@ -23,8 +24,12 @@ from perturbkernel.theory.arguments import (
 from perturbkernel.theory.finite import gates
 
 
-def initial_output_variance(kernel: TwoLayerNTK, z: Float[ArrayLike, "m d"]) -> Float[np.ndarray, " m"]:
-    """E f0(z)^2 = Sigma(z, z) = (1 + slope^2)/2 s_z^2 exactly, at every width, (m,). Theory: 0.1, 4."""
+def initial_output_variance(
+    kernel: TwoLayerNTK, z: Float[ArrayLike, "m d"]
+) -> Float[np.ndarray, " m"]:
+    """E f0(z)^2 = Sigma(z, z) = (1 + slope^2)/2 s_z^2 exactly, at every width, (m,). Theory: 0.1,
+    4.
+    """
     check_kernel(kernel)
     return gate_mean_square(kernel) * lengths(as_points(z, "z")) ** 2
 
@@ -36,12 +41,17 @@ def initial_gradient_second_moment(kernel: TwoLayerNTK) -> float:
 
 
 def initial_output_bound(
-    kernel: TwoLayerNTK, z: Float[ArrayLike, "m d"], *, width: int, delta: float, points: int | None = None
+    kernel: TwoLayerNTK,
+    z: Float[ArrayLike, "m d"],
+    *,
+    width: int,
+    delta: float,
+    points: int | None = None,
 ) -> Float[np.ndarray, " m"]:
     """B_0, (m,): |f0(z)| <= B_0(z) at all points at once.
 
-    B_0 = s_z sqrt(2 l1 [(1 + g^2)/2 + sqrt(3 (1 + g^4) l2 / width) + 2 l2 / width]), l1 = log(4 points / delta),
-    l2 = log(2 points / delta). Theory: 4.1.
+    B_0 = s_z sqrt(2 l1 [(1 + g^2)/2 + sqrt(3 (1 + g^4) l2 / width) + 2 l2 / width]), l1 = log(4
+    points / delta), l2 = log(2 points / delta). Theory: 4.1.
     """
     check_kernel(kernel)
     z = as_points(z, "z")
@@ -61,8 +71,8 @@ def initial_output_bound_measured(
     delta: float,
     points: int | None = None,
 ) -> Float[np.ndarray, " m"]:
-    """(m,): |f0(z)| <= sqrt(2 log(2 points / delta)) (mean over neurons of phi(u_i(z))^2)^(1/2), over the readout.
-    Theory: 4.1.
+    """(m,): |f0(z)| <= sqrt(2 log(2 points / delta)) (mean over neurons of phi(u_i(z))^2)^(1/2),
+    over the readout. Theory: 4.1.
     """
     check_kernel(kernel)
     z = as_points(z, "z")
@@ -76,12 +86,14 @@ def initial_output_bound_measured(
     return np.sqrt(2 * np.log(2 * points / delta) * square / len(weights))
 
 
-def initial_gradient_bound(kernel: TwoLayerNTK, dimension: int, *, width: int, delta: float, points: int = 1) -> float:
+def initial_gradient_bound(
+    kernel: TwoLayerNTK, dimension: int, *, width: int, delta: float, points: int = 1
+) -> float:
     """B_grad: |grad f0(z)| <= B_grad at `points` points of `dimension` coordinates at once.
 
-    sqrt((1 + g^2)/2 + (1 - g^2) sqrt(l / (2 width)) + 2 sqrt(l / (width d)) + 2 l / (width d))
-    + sqrt(2 l / d) (1 + sqrt(d / width) + sqrt(2 l3 / width)), l = log(4 points / delta), l3 = log(4 / delta).
-    Theory: 4.2.
+    sqrt((1 + g^2)/2 + (1 - g^2) sqrt(l / (2 width)) + 2 sqrt(l / (width d)) + 2 l / (width d)) +
+    sqrt(2 l / d) (1 + sqrt(d / width) + sqrt(2 l3 / width)), l = log(4 points / delta), l3 = log(4
+    / delta). Theory: 4.2.
     """
     check_kernel(kernel)
     check_statement(delta, width, points=points)
@@ -108,7 +120,8 @@ def initial_gradient_bound_measured(
 ) -> Float[np.ndarray, " m"]:
     """(m,): |grad f0(z)| <= sqrt(tr S) + sqrt(2 log(points / delta) |S|_op), over the readout.
 
-    S(z) = (1/width) sum_i phi'(u_i(z))^2 w_i w_i^T, (d, d). Cost O(width d^2 + d^3) a point. Theory: 4.2, 13.9.
+    S(z) = (1/width) sum_i phi'(u_i(z))^2 w_i w_i^T, (d, d). Cost O(width d^2 + d^3) a point.
+    Theory: 4.2, 13.9.
     """
     check_kernel(kernel)
     z = as_points(z, "z")
@@ -119,17 +132,20 @@ def initial_gradient_bound_measured(
     for j, point in enumerate(z):
         rows = gates(kernel, weights @ point + biases)[:, None] * weights
         spectrum = np.linalg.eigvalsh(rows.T @ rows / len(rows))
-        bound[j] = np.sqrt(max(spectrum.sum(), 0)) + np.sqrt(2 * np.log(points / delta) * max(spectrum[-1], 0))
+        bound[j] = np.sqrt(max(spectrum.sum(), 0)) + np.sqrt(
+            2 * np.log(points / delta) * max(spectrum[-1], 0)
+        )
     return bound
 
 
 def initial_projection_bound(
     z: Float[ArrayLike, "m d"], *, inputs: int, width: int, delta: float, points: int | None = None
 ) -> Float[np.ndarray, " m"]:
-    """(m,): |<grad f0(x_n), z>| <= bound for all n = 1 .. inputs and all z at once; sqrt(d) smaller than |z| B_grad.
+    """(m,): |<grad f0(x_n), z>| <= bound for all n = 1 .. inputs and all z at once; sqrt(d) smaller
+    than |z| B_grad.
 
-    sqrt(2 l) |z| / sqrt(d) sqrt(1 + 2 sqrt(l2 / width) + 2 l2 / width), l = log(4 inputs points / delta),
-    l2 = log(2 points / delta). Theory: 4.3.
+    sqrt(2 l) |z| / sqrt(d) sqrt(1 + 2 sqrt(l2 / width) + 2 l2 / width), l = log(4 inputs points /
+    delta), l2 = log(2 points / delta). Theory: 4.3.
     """
     z = as_points(z, "z")
     points = len(z) if points is None else points
@@ -148,8 +164,8 @@ def initial_projection_bound_measured(
     delta: float,
     points: int | None = None,
 ) -> Float[np.ndarray, " m"]:
-    """(m,): |<grad f0(x_n), z>| <= sqrt(2 log(2 inputs points / delta)) |W z| / sqrt(width), over the readout.
-    Theory: 4.3.
+    """(m,): |<grad f0(x_n), z>| <= sqrt(2 log(2 inputs points / delta)) |W z| / sqrt(width), over
+    the readout. Theory: 4.3.
     """
     z = as_points(z, "z")
     weights = as_points(weights, "weights", like=z)

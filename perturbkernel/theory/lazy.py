@@ -1,4 +1,5 @@
-"""Lazy training: how little gates move, and what the frozen-gate predictor misses (theory: section 3).
+"""Lazy training: how little gates move, and what the frozen-gate predictor misses (theory: section
+3).
 
 D_z = time R_z bounds the motion of a pre-activation at z per unit of |a_i|; F_z is the set of neurons with
 |u_i(z; 0)| <= |a_i| D_z, outside which no gate at z ever changes. `time` is that of gradient flow or the effective
@@ -29,8 +30,11 @@ from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.finite import gates
 
 
-def displacement(constants: Constants, *, time: float, loss: str = "identity") -> Float[np.ndarray, " m"]:
-    """D_z = time R_z, (m,): |u_i(z; t) - u_i(z; 0)| <= |a_i| D_z at every t <= time, surely. Theory: 3.1.
+def displacement(
+    constants: Constants, *, time: float, loss: str = "identity"
+) -> Float[np.ndarray, " m"]:
+    """D_z = time R_z, (m,): |u_i(z; t) - u_i(z; 0)| <= |a_i| D_z at every t <= time, surely.
+    Theory: 3.1.
 
     The weights themselves move by at most |w_i(t) - w_i(0)| <= |a_i| time `constants.radius`.
     """
@@ -38,20 +42,31 @@ def displacement(constants: Constants, *, time: float, loss: str = "identity") -
     return time * constants.speed(loss)
 
 
-def lazy_number(constants: Constants, *, width: int, time: float, loss: str = "identity") -> Float[np.ndarray, " m"]:
-    """chi_z = 2 D_z / (pi s_z sqrt(width)), (m,): at least the expected fraction of gates at z that ever flip.
+def lazy_number(
+    constants: Constants, *, width: int, time: float, loss: str = "identity"
+) -> Float[np.ndarray, " m"]:
+    """chi_z = 2 D_z / (pi s_z sqrt(width)), (m,): at least the expected fraction of gates at z that
+    ever flip.
 
     Far above 1 training is not lazy and the bounds here say nothing. Theory: 3.1.
     """
     check_statement(1.0, width)
-    return 2 * displacement(constants, time=time, loss=loss) / (np.pi * constants.length * np.sqrt(width))
+    return (
+        2
+        * displacement(constants, time=time, loss=loss)
+        / (np.pi * constants.length * np.sqrt(width))
+    )
 
 
 def flip_probability(
-    constants: Constants, readout: Float[ArrayLike, " width"], *, time: float, loss: str = "identity"
+    constants: Constants,
+    readout: Float[ArrayLike, " width"],
+    *,
+    time: float,
+    loss: str = "identity",
 ) -> Float[np.ndarray, "width m"]:
-    """sqrt(2/pi) |a_i| D_z / s_z, clipped at 1, (width, m): at least P(i in F_z | a_i) over w_i and b_i. Theory:
-    3.1.
+    """sqrt(2/pi) |a_i| D_z / s_z, clipped at 1, (width, m): at least P(i in F_z | a_i) over w_i and
+    b_i. Theory: 3.1.
     """
     readout = as_vector(readout, "readout", np.size(readout))
     rate = displacement(constants, time=time, loss=loss) / constants.length
@@ -63,7 +78,8 @@ class CertifiedGates:
     """What an initialisation alone certifies about training, surely.
 
     Attributes:
-        bound: (m,), |f(z; T) - f_lin(z; T)| stays below it, f_lin the predictor of this network's own tangent kernel.
+        bound: (m,), |f(z; T) - f_lin(z; T)| stays below it, f_lin the predictor of this network's
+            own tangent kernel.
         flips: (m,), the number of neurons in F_z; all other gates at z never change.
         input_flips: (n,), the same at the training inputs.
         sets: (width, m), F_z itself, or None unless asked for.
@@ -100,11 +116,12 @@ def certified_gates(
         D_iz <- min(D_iz, T |g_i(z)| + (1 - slope) (T/n) sum_n 1[i in F_{x_n}] |k_n(z)|),
         g_i(z) = (1/n) sum_n y_n phi'(u_i(x_n; 0)) k_n(z),
 
-    over the training inputs, with F computed again each time, and one over z: valid at every round, since each F holds
-    every flip. The logistic loss has no refinement (0). `keep_sets` returns F, one byte an entry.
+    over the training inputs, with F computed again each time, and one over z: valid at every round,
+    since each F holds every flip. The logistic loss has no refinement (0). `keep_sets` returns F,
+    one byte an entry.
 
-    Cost O(width n (n + m) refinements) time; memory O(n (n + m)) plus blocks of neurons: neurons are independent.
-    Theory: 3.2, 13.2, 13.3, 13.5.
+    Cost O(width n (n + m) refinements) time; memory O(n (n + m)) plus blocks of neurons: neurons
+    are independent. Theory: 3.2, 13.2, 13.3, 13.5.
     """
     check_kernel(kernel)
     check_time(time)
@@ -143,7 +160,9 @@ def certified_gates(
             for step in range(refinements + 1):
                 # The last round is over z alone, with the final F at x.
                 columns = slice(0, n) if step < refinements else slice(n, None)
-                refined = linear[:, columns] + (1 - kernel.slope) * (at_x.astype(float) @ reach[:, columns])
+                refined = linear[:, columns] + (1 - kernel.slope) * (
+                    at_x.astype(float) @ reach[:, columns]
+                )
                 moves[:, columns] = np.minimum(moves[:, columns], refined)
                 at_x = room[:, :n] <= size * moves[:, :n]
         certified = room <= size * moves
@@ -167,10 +186,17 @@ def _moments(constants: Constants, width: int, time: float, loss: str, doubled: 
     independent_neurons(width, doubled)
     check_time(time)
     d = time * constants.speed(loss)
-    j = d**2 / (np.sqrt(2 * np.pi) * constants.length) + np.sqrt(2 / np.pi) * time**2 * constants.couplings[loss]
+    j = (
+        d**2 / (np.sqrt(2 * np.pi) * constants.length)
+        + np.sqrt(2 / np.pi) * time**2 * constants.couplings[loss]
+    )
     h = 1 - constants.kernel.slope
     largest = h * (d + time * constants.absolute)
-    return j, largest, (2 if doubled else 1) * 2**3.5 / np.sqrt(np.pi) * h * largest * j / width**1.5
+    return (
+        j,
+        largest,
+        (2 if doubled else 1) * 2**3.5 / np.sqrt(np.pi) * h * largest * j / width**1.5,
+    )
 
 
 def lazy_bound(
@@ -183,17 +209,19 @@ def lazy_bound(
     points: int | None = None,
     doubled: bool = False,
 ) -> Float[np.ndarray, " m"]:
-    """B_lazy, (m,): with probability >= 1 - delta, |f - f_lin|(z; time) <= B_lazy(z) at all points at once.
+    """B_lazy, (m,): with probability >= 1 - delta, |f - f_lin|(z; time) <= B_lazy(z) at all points
+    at once.
 
     With j = D_z^2 / (sqrt(2 pi) s_z) + sqrt(2/pi) (T/n) sum_n |k_n(z)| D_{x_n} / s_{x_n}, J = D_z + (T/n) sum_n
     |k_n(z)|, l = log(points / delta), h = 1 - slope,
 
-        B_lazy = 2 sqrt(2/pi) h j / sqrt(width) + sqrt(2 w l) + 2 h J l / width,  w = 2^(7/2)/sqrt(pi) h^2 J j /
-        width^(3/2).
+        B_lazy = 2 sqrt(2/pi) h j / sqrt(width) + sqrt(2 w l) + 2 h J l / width,  w =
+        2^(7/2)/sqrt(pi) h^2 J j / width^(3/2).
 
-    f_lin is the predictor of the network's own tangent kernel with the realised weights. Of order T^2 / sqrt(width),
-    30 to 80 times above the actual error; increasing in T. An antisymmetrically doubled network (`doubled`, width
-    counting every neuron) has w and the last term twice as large. Theory: 3.3, 4.4.
+    f_lin is the predictor of the network's own tangent kernel with the realised weights. Of order
+    T^2 / sqrt(width), 30 to 80 times above the actual error; increasing in T. An antisymmetrically
+    doubled network (`doubled`, width counting every neuron) has w and the last term twice as large.
+    Theory: 3.3, 4.4.
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
@@ -206,10 +234,11 @@ def lazy_bound(
 def lazy_standard_deviation(
     constants: Constants, *, width: int, time: float, doubled: bool = False
 ) -> Float[np.ndarray, " m"]:
-    """(m,), at least the standard deviation of f - f_lin over draws (identity loss): O(width^(-3/4)).
+    """(m,), at least the standard deviation of f - f_lin over draws (identity loss):
+    O(width^(-3/4)).
 
-    sqrt(w) of `lazy_bound`. The mean is of order width^(-1/2) with a small coefficient; raw errors at moderate width
-    show a rate between the two. Theory: 3.4.
+    sqrt(w) of `lazy_bound`. The mean is of order width^(-1/2) with a small coefficient; raw errors
+    at moderate width show a rate between the two. Theory: 3.4.
     """
     return np.sqrt(_moments(constants, width, time, "identity", doubled)[2])
 
@@ -225,20 +254,26 @@ def linearisation_error(
     initial_gap: float = 0.0,
     against: str = "limit",
 ) -> Float[np.ndarray, " n"]:
-    """epsilon_lin of `logistic_stability` at points, a priori: their supremum over t <= time is at `time`.
+    """epsilon_lin of `logistic_stability` at points, a priori: their supremum over t <= time is at
+    `time`.
 
-    "own": B_lazy at delta, for the network's own tangent kernel and the same initial function. "limit":
-    B_lazy + (T/n) sum_n B_K(x_n, z) + initial_gap, each event at delta / 2, for the limit kernel. `initial_gap` is the
-    largest |f0 - f_kernel(0)|. `pairs` is n (n + 1) / 2 + n n_z and `points` n + n_z for statements about n_z further
-    points. `at_inputs` holds the constants at the points wanted, the training inputs for epsilon_lin. Theory: 3.5.
+    "own": B_lazy at delta, for the network's own tangent kernel and the same initial function.
+    "limit": B_lazy + (T/n) sum_n B_K(x_n, z) + initial_gap, each event at delta / 2, for the limit
+    kernel. `initial_gap` is the largest |f0 - f_kernel(0)|. `pairs` is n (n + 1) / 2 + n n_z and
+    `points` n + n_z for statements about n_z further points. `at_inputs` holds the constants at the
+    points wanted, the training inputs for epsilon_lin. Theory: 3.5.
     """
     check_choice(against, "against", ("own", "limit"))
     check_statement(delta, width, points=points)
     check_count(pairs, "pairs")
     check_number(initial_gap, "initial_gap")
     if against == "own":
-        return lazy_bound(at_inputs, width=width, time=time, delta=delta, loss="logistic", points=points)
-    lazy = lazy_bound(at_inputs, width=width, time=time, delta=delta / 2, loss="logistic", points=points)
+        return lazy_bound(
+            at_inputs, width=width, time=time, delta=delta, loss="logistic", points=points
+        )
+    lazy = lazy_bound(
+        at_inputs, width=width, time=time, delta=delta / 2, loss="logistic", points=points
+    )
     rate = np.log(4 * pairs / delta) / width
     kernels = np.sqrt(6 * rate) * at_inputs.kernel_root + 2 * rate * at_inputs.absolute
     return lazy + time * kernels + initial_gap
@@ -253,7 +288,8 @@ def logistic_stability(
     step_ratio: float = 0.0,
     momentum: float = 0.0,
 ) -> Float[np.ndarray, " m"]:
-    """(m,), how far a finite network and kernel logistic regression can be apart at z; no exponential in time.
+    """(m,), how far a finite network and kernel logistic regression can be apart at z; no
+    exponential in time.
 
     epsilon_z + sqrt(K(z, z)) epsilon sqrt(T / (8 (1 - h))).
 

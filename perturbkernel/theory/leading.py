@@ -1,6 +1,8 @@
-"""Leading terms: what an infinitely wide network's gradient and outputs are, per unit of time (theory: 5.3, 6.1, 6.2).
+"""Leading terms: what an infinitely wide network's gradient and outputs are, per unit of time
+(theory: 5.3, 6.1, 6.2).
 
-x (n, d), y (n,) train the first network; r (n, d) are the perturbed points that train the second; z (m, d) are queries.
+x (n, d), y (n,) train the first network; r (n, d) are the perturbed points that train the second; z
+(m, d) are queries.
 """
 
 from dataclasses import dataclass
@@ -28,7 +30,10 @@ def _training_set(kernel, x, y, z) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def f_hat(
-    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
     """The kernel predictor per unit of time, (1/n) sum_n y_n K(x_n, z), (m,).
 
@@ -39,35 +44,50 @@ def f_hat(
 
 
 def direction(
-    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, "m d"]:
     """The paper's direction of perturbations: v(z) = (1/n) sum_n y_n Phi(x_n, z) x_n, (m, d).
 
-    The gradient of f_hat with the gates held fixed; `limit_gradient` has the exact one. Theory: 2.3, 5.
+    The gradient of f_hat with the gates held fixed; `limit_gradient` has the exact one. Theory:
+    2.3, 5.
     """
     x, y, z = _training_set(kernel, x, y, z)
     return double(kernel.phi_matmul, z, x, y[:, None] * x / len(x))
 
 
 def gate_motion(
-    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, "m d"]:
-    """What the motion of the gates adds to the direction, zeta(z) = (1/n) sum_{x_n != z} y_n k_n(z) grad_z Phi(x_n, z).
+    """What the motion of the gates adds to the direction, zeta(z) = (1/n) sum_{x_n != z} y_n k_n(z)
+    grad_z Phi(x_n, z).
 
     (m, d), with k_n(z) = <x_n, z> + c. It survives infinite width; zero for slope 1. Bounded by
     `bounds.gate_motion_bound`. Theory: 5.3.
     """
     x, y, z = _training_set(kernel, x, y, z)
     scale = -cone_slope(kernel) * y / len(x)
-    return angle_gradient(z, x, lambda product, columns: scale[columns] * (product + kernel.train_bias))
+    return angle_gradient(
+        z, x, lambda product, columns: scale[columns] * (product + kernel.train_bias)
+    )
 
 
 def limit_gradient(
-    kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], y: Float[ArrayLike, " n"], z: Float[ArrayLike, "m d"]
+    kernel: TwoLayerNTK,
+    x: Float[ArrayLike, "n d"],
+    y: Float[ArrayLike, " n"],
+    z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, "m d"]:
-    """grad f_hat(z) = v(z) + zeta(z), (m, d): the limit of (grad f(z; T) - grad f0(z)) / T as width grows.
+    """grad f_hat(z) = v(z) + zeta(z), (m, d): the limit of (grad f(z; T) - grad f0(z)) / T as width
+    grows.
 
-    As calculus exact; that finite networks converge to it is measured, at rate width^(-1/4). Theory: 5.3.
+    As calculus exact; that finite networks converge to it is measured, at rate width^(-1/4).
+    Theory: 5.3.
     """
     x, y, z = _training_set(kernel, x, y, z)
     return double(kernel.input_gradient, z, x, y / len(x))
@@ -84,7 +104,8 @@ def gated_projection(
 ) -> Float[np.ndarray, " m"]:
     """(1/n) sum_n weights_n Phi(r_n, z) <vectors_n, z>, (m,): the form of every g_hat.
 
-    `absolute` takes |<vectors_n, z>|, which the criteria of 6.2, 6.4 and 7.3 need. Theory: 6.1, 6.2.
+    `absolute` takes |<vectors_n, z>|, which the criteria of 6.2, 6.4 and 7.3 need. Theory: 6.1,
+    6.2.
     """
     check_kernel(kernel)
     r = as_points(r, "r")
@@ -107,7 +128,9 @@ def _input_direction(kernel, x, y) -> np.ndarray:
 
 
 def is_rounding(kernel: TwoLayerNTK, x: np.ndarray, v: np.ndarray) -> Bool[np.ndarray, " m"]:
-    """Which rows of v = (1/n) sum_n y_n Phi x_n are zero to rounding: opposite duplicates, say. Theory: 13.1."""
+    """Which rows of v = (1/n) sum_n y_n Phi x_n are zero to rounding: opposite duplicates, say.
+    Theory: 13.1.
+    """
     scale = gate_mean_square(kernel) * np.mean(np.linalg.norm(x, axis=1))
     return np.linalg.norm(v, axis=1) <= 8 * np.finfo(float).eps * scale
 
@@ -121,14 +144,17 @@ def g_hat(
 ) -> Float[np.ndarray, " m"]:
     """The paper's leading term of the second network, (1/n) sum_n Phi(r_n, z) <v(x_n), z>, (m,).
 
-    It leaves out the normalisation of the perturbations; its sign is that of `g_hat_w` under `spread_condition`.
-    Theory: 6.2.
+    It leaves out the normalisation of the perturbations; its sign is that of `g_hat_w` under
+    `spread_condition`. Theory: 6.2.
     """
     return gated_projection(kernel, r, _input_direction(kernel, x, y), z)
 
 
 def g_hat_u(
-    kernel: TwoLayerNTK, r: Float[ArrayLike, "n d"], u: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"]
+    kernel: TwoLayerNTK,
+    r: Float[ArrayLike, "n d"],
+    u: Float[ArrayLike, "n d"],
+    z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
     """The exact leading term, (1/n) sum_n Phi(r_n, z) <u_n, z>, (m,), u_n the unit directions used.
 
@@ -147,8 +173,9 @@ def g_hat_w(
 ) -> Float[np.ndarray, " m"]:
     """The normalised leading term, (1/n) sum_n Phi(r_n, z) <v(x_n), z> / nu_n, (m,).
 
-    nu_n = |grad f(x_n; T)| / T > 0. g_hat_u - g_hat_w = (1/n) sum_n Phi(r_n, z) <xi(x_n), z> / nu_n exactly, with
-    xi = grad f / T - v. NaN everywhere if some nu_n is 0: the perturbation is undefined there. Theory: 6.2.
+    nu_n = |grad f(x_n; T)| / T > 0. g_hat_u - g_hat_w = (1/n) sum_n Phi(r_n, z) <xi(x_n), z> / nu_n
+    exactly, with xi = grad f / T - v. NaN everywhere if some nu_n is 0: the perturbation is
+    undefined there. Theory: 6.2.
     """
     v = _input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)
@@ -168,8 +195,8 @@ def psi(
 ) -> Float[np.ndarray, " m"]:
     """The term of the random labels, (1/n) sum_n target_n Phi(r_n, z) (<carrier_n, z> + c), (m,).
 
-    `weights` (n,) multiply the targets (realised weights of the logistic loss, section 7). `carrier` is zero in
-    scenario (a) and x in (b). Zero only in (a) with c = 0. Theory: 6.1, 6.3.
+    `weights` (n,) multiply the targets (realised weights of the logistic loss, section 7).
+    `carrier` is zero in scenario (a) and x in (b). Zero only in (a) with c = 0. Theory: 6.1, 6.3.
     """
     check_kernel(kernel)
     r = as_points(r, "r")
@@ -179,7 +206,9 @@ def psi(
         z,
         r,
         lambda rows, columns, _, theta: (
-            (phi(kernel, theta) * (z[rows] @ carrier[columns].T + kernel.train_bias)) @ signed[columns] / len(r),
+            (phi(kernel, theta) * (z[rows] @ carrier[columns].T + kernel.train_bias))
+            @ signed[columns]
+            / len(r),
         ),
     )[0]
 
@@ -207,10 +236,11 @@ def spread_condition(
     nu: Float[ArrayLike, " n"],
     z: Float[ArrayLike, "m d"],
 ) -> Spread:
-    """sgn g_hat(z) = sgn g_hat_w(z) wherever |g_hat(z)| > s_omega (1/n) sum_n Phi(r_n, z) |<v(x_n), z>|.
+    """sgn g_hat(z) = sgn g_hat_w(z) wherever |g_hat(z)| > s_omega (1/n) sum_n Phi(r_n, z) |<v(x_n),
+    z>|.
 
-    `nu` (n,): |grad f(x_n; T)| / T, or |v(x_n)|; weights are 1 / nu. Undefined (NaN, holds nowhere) if a nu_n is 0.
-    Sufficient, not necessary; deterministic. Theory: 6.2.
+    `nu` (n,): |grad f(x_n; T)| / T, or |v(x_n)|; weights are 1 / nu. Undefined (NaN, holds nowhere)
+    if a nu_n is 0. Sufficient, not necessary; deterministic. Theory: 6.2.
     """
     v = _input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)

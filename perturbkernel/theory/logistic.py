@@ -1,8 +1,9 @@
-"""The logistic loss l(s) = log(1 + exp(-s)): dual coefficients, and sections 2 to 6 for it (theory: 1.3 and section 7).
+"""The logistic loss l(s) = log(1 + exp(-s)): dual coefficients, and sections 2 to 6 for it (theory:
+1.3 and section 7).
 
-Realised weights beta_n = n alpha_n / T lie in (0, 1); f_hat_beta = (1/n) sum beta_n y_n K(x_n, z). With e_n = 2
-beta_n - 1, beta_n = 1/2 is the identity loss at half the time. `time` is that of the flow, or the effective time of
-heavy ball.
+Realised weights beta_n = n alpha_n / T lie in (0, 1); f_hat_beta = (1/n) sum beta_n y_n K(x_n, z).
+With e_n = 2 beta_n - 1, beta_n = 1/2 is the identity loss at half the time. `time` is that of the
+flow, or the effective time of heavy ball.
 """
 
 from dataclasses import dataclass
@@ -25,11 +26,20 @@ from perturbkernel.theory.initial import initial_output_bound
 from perturbkernel.theory.lazy import lazy_bound
 from perturbkernel.theory.leading import g_hat_w, gated_projection, psi
 from perturbkernel.theory.matching import LABEL_RULES, label_term
-from perturbkernel.theory.pairs import gate_fourth, gate_matmul, gate_matrix, kernel_sum, phi, row_sums
+from perturbkernel.theory.pairs import (
+    gate_fourth,
+    gate_matmul,
+    gate_matrix,
+    kernel_sum,
+    phi,
+    row_sums,
+)
 
 
 def _softplus_gap(start: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """(softplus(start + step) - softplus(start)) / step for step >= 0, with its limit sigmoid(start) at 0."""
+    """(softplus(start + step) - softplus(start)) / step for step >= 0, with its limit
+    sigmoid(start) at 0.
+    """
     small = np.minimum(step, 1.0)
     sigmoid = np.exp(-np.logaddexp(0, -start))
     near = np.log1p(sigmoid * np.expm1(small))
@@ -40,8 +50,8 @@ def _softplus_gap(start: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CoefficientBounds:
-    """What the margins at the start say about alpha_n(t), each (n,), surely. The kernel model's dual_coef is y_n
-    alpha_n.
+    """What the margins at the start say about alpha_n(t), each (n,), surely. The kernel model's
+    dual_coef is y_n alpha_n.
 
     Attributes:
         low, high: low <= alpha_n(time) <= high, inside (0, time / n).
@@ -63,10 +73,11 @@ def coefficient_bounds(
     time: float,
     initial: Float[ArrayLike, " n"] | float = 0.0,
 ) -> CoefficientBounds:
-    """Closed-form bounds on the dual coefficients of logistic training of the kernel model, without solving it.
+    """Closed-form bounds on the dual coefficients of logistic training of the kernel model, without
+    solving it.
 
-    With A_n = y_n f0(x_n) (`initial` holds f0(x_n)), h_n^+- = (1/n) sum_k (y_n y_k K(x_n, x_k))_+-, h_n their sum, T
-    = time,
+    With A_n = y_n f0(x_n) (`initial` holds f0(x_n)), h_n^+- = (1/n) sum_k (y_n y_k K(x_n, x_k))_+-,
+    h_n their sum, T = time,
 
         [sp(-A_n) - sp(-A_n - T h_n^+)] / (n h_n^+) <= alpha_n <= [sp(-A_n + T h_n^-) - sp(-A_n)] / (n h_n^-)
         |e_n| <= 2/(h_n T) log(cosh((|A_n| + h_n T)/2) / cosh(|A_n|/2)),   tanh(|A_n|/2) as h_n T -> 0.
@@ -81,25 +92,32 @@ def coefficient_bounds(
     start = y * as_vector(initial, "initial", n)
 
     def couplings(rows, columns, product, theta):
-        terms = phi(kernel, theta) * (product + kernel.train_bias) * np.outer(y[rows], y[columns] / n)
+        terms = (
+            phi(kernel, theta) * (product + kernel.train_bias) * np.outer(y[rows], y[columns] / n)
+        )
         return np.maximum(terms, 0).sum(1), np.maximum(-terms, 0).sum(1)
 
     up, down = row_sums(x, x, couplings)
     low = time / n * _softplus_gap(-start - time * up, time * up)
     high = time / n * _softplus_gap(-start, time * down)
     reach = time * (up + down)
-    # log cosh(half + step) - log cosh(half), without cancellation for small steps or overflow for large ones.
+    # log cosh(half + step) - log cosh(half), without cancellation for small steps or overflow for
+    # large ones.
     half, step = np.abs(start) / 2, reach / 2
     small = np.minimum(step, 1.0)
     near = np.log1p(2 * np.sinh(small / 2) ** 2 + np.tanh(half) * np.sinh(small))
     far = step + np.log1p(np.exp(-2 * (half + step))) - np.log1p(np.exp(-2 * half))
     positive = step > 1e-300
-    ratio = np.where(positive, np.where(step < 1, near, far) / np.where(positive, step, 1), np.tanh(half))
+    ratio = np.where(
+        positive, np.where(step < 1, near, far) / np.where(positive, step, 1), np.tanh(half)
+    )
     return CoefficientBounds(low, high, np.minimum(ratio, 1), 2 * half + reach)
 
 
 def weight_error_bound(margin: Float[ArrayLike, "*n"] | float) -> Float[np.ndarray, "*n"]:
-    """tanh(M / 2): at least |e_n| = |2 beta_n - 1| if |f(x_n)| <= M at every visited time. Theory: 1.3 (ii), 7."""
+    """tanh(M / 2): at least |e_n| = |2 beta_n - 1| if |f(x_n)| <= M at every visited time. Theory:
+    1.3 (ii), 7.
+    """
     margin = np.asarray(margin, np.float64)
     if not np.all(margin >= 0):
         raise ValueError(f"margin must be >= 0; got {margin.min():g}")
@@ -107,12 +125,17 @@ def weight_error_bound(margin: Float[ArrayLike, "*n"] | float) -> Float[np.ndarr
 
 
 def realised_weights(
-    outputs: Float[ArrayLike, "steps n"], y: Float[ArrayLike, " n"], rates: Float[ArrayLike, " steps"], momentum: float
+    outputs: Float[ArrayLike, "steps n"],
+    y: Float[ArrayLike, " n"],
+    rates: Float[ArrayLike, " steps"],
+    momentum: float,
 ) -> Float[np.ndarray, " n"]:
-    """beta_n = n alpha_n / tau of a heavy-ball run, (n,): alpha_n = (1/n) sum_{s<k} omega_s sigmoid(-y_n f(x_n; s)).
+    """beta_n = n alpha_n / tau of a heavy-ball run, (n,): alpha_n = (1/n) sum_{s<k} omega_s
+    sigmoid(-y_n f(x_n; s)).
 
-    `outputs` (steps, n) are f(x_n) before each step; omega_s = sum_{j>s} rate_j mu^(j-1-s), a momentum buffer per
-    sample, not the plain sum of rates. NaN if the effective time is 0. Theory: 13.4.
+    `outputs` (steps, n) are f(x_n) before each step; omega_s = sum_{j>s} rate_j mu^(j-1-s), a
+    momentum buffer per sample, not the plain sum of rates. NaN if the effective time is 0. Theory:
+    13.4.
     """
     outputs = as_points(outputs, "outputs")
     steps, n = outputs.shape
@@ -143,7 +166,8 @@ def half_time_gap(
     z: Float[ArrayLike, "m d"],
     error: Float[ArrayLike, " n"] | float,
 ) -> Float[np.ndarray, " m"]:
-    """(1/n) sum_n |e_n| |K(x_n, z)|, (m,): at least |2 (f_log(z; T) - f0(z)) / T - f_hat(z)| for the kernel model.
+    """(1/n) sum_n |e_n| |K(x_n, z)|, (m,): at least |2 (f_log(z; T) - f0(z)) / T - f_hat(z)| for
+    the kernel model.
 
     `error` (n,) or one number, at least |e_n|. Theory: 1.3 (iv).
     """
@@ -153,9 +177,11 @@ def half_time_gap(
     return _weighted_sums(kernel, z, x, error / len(x))[0]
 
 
-def same_sign_as_identity(f: Constants, error: Float[ArrayLike, " n"] | float) -> Bool[np.ndarray, " m"]:
-    """(m,), |f_hat(z)| > max_n |e_n| (1/n) sum_n |K(x_n, z)|: there both losses give the kernel model (f0 = 0) the
-    same sign.
+def same_sign_as_identity(
+    f: Constants, error: Float[ArrayLike, " n"] | float
+) -> Bool[np.ndarray, " m"]:
+    """(m,), |f_hat(z)| > max_n |e_n| (1/n) sum_n |K(x_n, z)|: there both losses give the kernel
+    model (f0 = 0) the same sign.
 
     Sufficient, not sharp; about the kernel model, not a finite network. Theory: 1.3 (1.4), 13.11.
     """
@@ -169,7 +195,8 @@ class LogisticError:
 
     Attributes:
         f_hat: f_hat_beta, with the realised weights.
-        initial: B_0/T.  lazy: B_lazy/T.  concentration: (1/n) sum beta_n |k_n(z)| B_Phi(x_n, z).  total: C_f^log.
+        initial: B_0/T.  lazy: B_lazy/T.  concentration: (1/n) sum beta_n |k_n(z)| B_Phi(x_n, z).
+            total: C_f^log.
     """
 
     f_hat: Float[np.ndarray, " m"]
@@ -195,8 +222,9 @@ def logistic_predictor_error(
 ) -> LogisticError:
     """C_f^log(z) = B_0/T + B_lazy/T + (1/n) sum_n beta_n |k_n(z)| B_Phi(x_n, z), (m,), T > 0.
 
-    beta depends on the initialisation, so B_Phi holds for all n m pairs at once. delta is split over three events
-    (two if `centred`: f - f0); `event_delta` gives the level of each instead. Theory: 7.1, 13.4, 13.5.
+    beta depends on the initialisation, so B_Phi holds for all n m pairs at once. delta is split
+    over three events (two if `centred`: f - f0); `event_delta` gives the level of each instead.
+    Theory: 7.1, 13.4, 13.5.
     """
     check_time(time, positive=True)
     points = f.points if points is None else points
@@ -215,19 +243,23 @@ def logistic_predictor_error(
 
 
 def weighted_direction(f: Constants, beta: Float[ArrayLike, " n"]) -> Float[np.ndarray, "m d"]:
-    """v_beta(z) = (1/n) sum_n beta_n y_n Phi(x_n, z) x_n, (m, d): the direction with realised weights. Theory: 7."""
+    """v_beta(z) = (1/n) sum_n beta_n y_n Phi(x_n, z) x_n, (m, d): the direction with realised
+    weights. Theory: 7.
+    """
     beta = as_vector(beta, "beta", f.count, low=0, high=1)
     return gate_matmul(f.kernel, f.z, f.x, (beta * f.y)[:, None] * f.x / f.count)
 
 
 def weighted_direction_gap(f: Constants, error: float) -> Float[np.ndarray, " m"]:
-    """(m,): |2 v_beta(z) - v(z)| <= e |X|_op / sqrt(n) (mean over n of Phi(x_n, z)^2)^(1/2), e = max |e_n|. Theory:
-    7.2.
+    """(m,): |2 v_beta(z) - v(z)| <= e |X|_op / sqrt(n) (mean over n of Phi(x_n, z)^2)^(1/2), e =
+    max |e_n|. Theory: 7.2.
 
     Added to 2 B_xi it gives the cosine with the unweighted v.
     """
     check_number(error, "error")
-    square = row_sums(f.z, f.x, lambda rows, columns, _, theta: (np.sum(phi(f.kernel, theta) ** 2, axis=1),))[0]
+    square = row_sums(
+        f.z, f.x, lambda rows, columns, _, theta: (np.sum(phi(f.kernel, theta) ** 2, axis=1),)
+    )[0]
     return error * f.operator_norm / f.count * np.sqrt(square)
 
 
@@ -246,13 +278,15 @@ def _half_direction_cost(kernel, x, r, weights, z) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LogisticMatching:
-    """The matching theorem for the logistic loss at every point z, (m,). NaN and a status in words where undefined.
+    """The matching theorem for the logistic loss at every point z, (m,). NaN and a status in words
+    where undefined.
 
     Attributes:
         f_hat_beta, g_hat_beta: leading terms with realised weights; |f/T_f - f_hat_beta| <= f_error,
             |g/(size T_g) - g_hat_beta| <= g_error.
         f_error, g_error: C_f^log and C_g^log.
-        g_parts: summands of g_error: "xi", and divided by the size "psi", "initial", "lazy", "concentration".
+        g_parts: summands of g_error: "xi", and divided by the size "psi", "initial", "lazy",
+            "concentration".
         holds: both exceed their errors with equal signs: there sgn f(z; T_f) = sgn g(z; T_g).
         f_hat, g_hat: the unweighted terms, g_hat = g_hat_w with v.
         holds_unweighted: the criteria of 7.3 for them: |f_hat| > 2 f_error + e_f (1/n) sum |K|, and
@@ -291,18 +325,20 @@ def logistic_match(
     centred: bool = False,
     points: int | None = None,
 ) -> LogisticMatching:
-    """`matching.match` for the logistic loss, with the realised weights beta_f, beta_g (n,) of both trained networks.
+    """`matching.match` for the logistic loss, with the realised weights beta_f, beta_g (n,) of both
+    trained networks.
 
     C_g^log = |(1/n) sum beta_n^g Phi(r_n, z)/nu_n <xi(x_n), z>|
-              + (1/size) [B_psi_beta + B_0/T_g + B_lazy/T_g + (1/n) sum beta_n^g |k_n^g(z)| B_Phi(r_n, z)],
+              + (1/size) [B_psi_beta + B_0/T_g + B_lazy/T_g + (1/n) sum beta_n^g |k_n^g(z)|
+              B_Phi(r_n, z)],
 
     xi = grad f / T_f - v_beta. The weights correlate with the labels, so B_psi_beta = B_psi/2
     + (e_g/2) (1/n) sum Phi(r_n, z) |kappa_n|, whose last part does not shrink with n; rule "fixed" evaluates
     |psi_beta| with the realised weights instead (valid for every way of drawing targets). e_f, e_g: the largest |2
     beta - 1|.
 
-    delta is split evenly over three events for each network (two if `centred`) and one for drawn labels. Theory: 7.3,
-    13.10.
+    delta is split evenly over three events for each network (two if `centred`) and one for drawn
+    labels. Theory: 7.3, 13.10.
     """
     check_choice(rule, "rule", LABEL_RULES)
     check_number(size, "size", open_low=True)
@@ -311,8 +347,13 @@ def logistic_match(
     check_statement(delta, width_f, points=points)
     check_statement(delta, width_g)
     kernel, x, z, n = f.kernel, f.x, f.z, f.count
-    gradients, targets = as_points(gradients, "gradients", like=x, rows=n), as_labels(targets, "targets", n)
-    beta_f, beta_g = (as_vector(b, name, n, low=0, high=1) for b, name in ((beta_f, "beta_f"), (beta_g, "beta_g")))
+    gradients, targets = (
+        as_points(gradients, "gradients", like=x, rows=n),
+        as_labels(targets, "targets", n),
+    )
+    beta_f, beta_g = (
+        as_vector(b, name, n, low=0, high=1) for b, name in ((beta_f, "beta_f"), (beta_g, "beta_g"))
+    )
     carrier = np.zeros_like(x) if carrier is None else as_points(carrier, "carrier", like=x, rows=n)
 
     has_psi = bool(kernel.train_bias or carrier.any())
@@ -323,7 +364,9 @@ def logistic_match(
     if not np.all(norm > 0):
         nan, no = np.full(len(z), np.nan), np.zeros(len(z), bool)
         status = f"undefined: zero gradient at {int(np.sum(norm == 0))} training points"
-        return LogisticMatching(error_f.f_hat, nan, error_f.total, nan, {}, no, f.f_hat, nan, no, events, status)
+        return LogisticMatching(
+            error_f.f_hat, nan, error_f.total, nan, {}, no, f.f_hat, nan, no, events, status
+        )
     u, nu = gradients / norm[:, None], norm / time_f
     r = carrier + size * targets[:, None] * u
     v_beta = gate_matmul(kernel, x, x, (beta_f * f.y)[:, None] * x / n)
@@ -335,7 +378,9 @@ def logistic_match(
     if has_psi and rule == "fixed":
         label = np.abs(psi(kernel, r, carrier, targets, z, weights=beta_g))
     elif has_psi:
-        term = label_term(kernel, carrier, u, z, size=size, delta=delta / events, rule=rule, points=points)
+        term = label_term(
+            kernel, carrier, u, z, size=size, delta=delta / events, rule=rule, points=points
+        )
 
         def terms(rows, columns, _, theta):
             kappa = z[rows] @ carrier[columns].T + kernel.train_bias
@@ -343,7 +388,9 @@ def logistic_match(
 
         label = term.bound / 2 + e_g / 2 * row_sums(z, r, terms)[0] / n
     parts = {
-        "xi": np.abs(gated_projection(kernel, r, gradients / time_f - v_beta, z, weights=beta_g / nu)),
+        "xi": np.abs(
+            gated_projection(kernel, r, gradients / time_f - v_beta, z, weights=beta_g / nu)
+        ),
         "psi": label / size,
         "initial": error_g.initial / size,
         "lazy": error_g.lazy / size,
@@ -351,13 +398,28 @@ def logistic_match(
     }
     g_error = np.sum(list(parts.values()), axis=0)
     g_beta = gated_projection(kernel, r, v_beta, z, weights=beta_g / nu)
-    holds = (np.abs(error_f.f_hat) > error_f.total) & (np.abs(g_beta) > g_error) & (error_f.f_hat * g_beta > 0)
+    holds = (
+        (np.abs(error_f.f_hat) > error_f.total)
+        & (np.abs(g_beta) > g_error)
+        & (error_f.f_hat * g_beta > 0)
+    )
 
     g_hat = g_hat_w(kernel, x, f.y, r, nu, z)
     f_margin = 2 * error_f.total + half_time_gap(kernel, x, z, e_f)
     sizes = gated_projection(kernel, r, v_beta, z, weights=1 / nu, absolute=True)
     g_margin = 2 * g_error + e_g * sizes + e_f / 2 * _half_direction_cost(kernel, x, r, 1 / nu, z)
-    unweighted = (np.abs(f.f_hat) > f_margin) & (np.abs(g_hat) / 2 > g_margin) & (f.f_hat * g_hat > 0)
+    unweighted = (
+        (np.abs(f.f_hat) > f_margin) & (np.abs(g_hat) / 2 > g_margin) & (f.f_hat * g_hat > 0)
+    )
     return LogisticMatching(
-        error_f.f_hat, g_beta, error_f.total, g_error, parts, holds, f.f_hat, g_hat, unweighted, events
+        error_f.f_hat,
+        g_beta,
+        error_f.total,
+        g_error,
+        parts,
+        holds,
+        f.f_hat,
+        g_hat,
+        unweighted,
+        events,
     )

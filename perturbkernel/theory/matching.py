@@ -1,9 +1,10 @@
-"""Prediction matching: when a network trained on perturbations alone has the signs of the first (theory: section 6).
+"""Prediction matching: when a network trained on perturbations alone has the signs of the first
+(theory: section 6).
 
-u_n = grad f(x_n; T_f) / |grad f(x_n; T_f)|, nu_n = |grad f(x_n; T_f)| / T_f, r_n = carrier_n + size target_n u_n. The
-points z must be independent of both initialisations and of the targets: training inputs are allowed, perturbed ones are
-not. The two networks need independent initialisations; times, size and widths are fixed before the draws (a scan over k
-values: delta / k).
+u_n = grad f(x_n; T_f) / |grad f(x_n; T_f)|, nu_n = |grad f(x_n; T_f)| / T_f, r_n = carrier_n + size
+target_n u_n. The points z must be independent of both initialisations and of the targets: training
+inputs are allowed, perturbed ones are not. The two networks need independent initialisations;
+times, size and widths are fixed before the draws (a scan over k values: delta / k).
 """
 
 from dataclasses import dataclass
@@ -39,9 +40,12 @@ class LabelTerm:
     """The term of the random labels, psi, (m,).
 
     Attributes:
-        systematic: psi_sys = (1/n) sum (Phi_n^+ - Phi_n^-)/2 kappa_n, its mean over coin-flip targets.
-        systematic_bound: size (1 - slope)^2 / (2 pi sqrt(d)) (1/n) sum |kappa_n|, at least |psi_sys|.
-        radius: with probability >= 1 - delta over the targets |psi - psi_sys| stays below it at all points at once.
+        systematic: psi_sys = (1/n) sum (Phi_n^+ - Phi_n^-)/2 kappa_n, its mean over coin-flip
+            targets.
+        systematic_bound: size (1 - slope)^2 / (2 pi sqrt(d)) (1/n) sum |kappa_n|, at least
+            |psi_sys|.
+        radius: with probability >= 1 - delta over the targets |psi - psi_sys| stays below it at all
+            points at once.
         bound: B_psi = |psi_sys| + radius.
     """
 
@@ -67,13 +71,14 @@ def label_term(
 ) -> LabelTerm:
     """B_psi, for targets drawn after f was trained.
 
-    With kappa_n = <carrier_n, z> + c, Phi_n^+- = Phi(carrier_n +- size u_n, z), b_n = (Phi_n^+ + Phi_n^-)/2 kappa_n,
+    With kappa_n = <carrier_n, z> + c, Phi_n^+- = Phi(carrier_n +- size u_n, z), b_n = (Phi_n^+ +
+    Phi_n^-)/2 kappa_n,
 
     |psi - psi_sys| <= sqrt(2 log(2 points / delta)) / n sqrt(S),  S = sum b_n^2 for "coin_flip" targets,
     S = 2 sum (b_n - mean b)^2 for uniformly random "balanced" ones (n even).
 
-    Any other targets: |psi| itself (`leading.psi`). Zero in scenario (a) with c = 0. psi_sys scales with size, as the
-    signal does, and does not shrink with n. Theory: 6.3.
+    Any other targets: |psi| itself (`leading.psi`). Zero in scenario (a) with c = 0. psi_sys scales
+    with size, as the signal does, and does not shrink with n. Theory: 6.3.
     """
     check_kernel(kernel)
     check_choice(rule, "rule", LABEL_RULES[:2])
@@ -84,7 +89,9 @@ def label_term(
     check_statement(delta, points=points)
     n = len(carrier)
     if rule == "balanced" and n % 2:
-        raise ValueError(f'rule="balanced" needs an even number of points; got {n}. Evaluate psi itself instead')
+        raise ValueError(
+            f'rule="balanced" needs an even number of points; got {n}. Evaluate psi itself instead'
+        )
     # Sums of b and b^2 about the first b: in (a) with small sizes b hardly depends on n.
     sums, first = np.zeros((5, len(z))), np.zeros((len(z), 1))
     above, below = tiles(z, carrier + size * u), tiles(z, carrier - size * u)
@@ -99,12 +106,15 @@ def label_term(
     systematic, square, rest, rest_square, kappa = sums / n
     total = n * (square if rule == "coin_flip" else 2 * np.maximum(rest_square - rest**2, 0))
     radius = np.sqrt(2 * np.log(2 * points / delta) * total) / n
-    return LabelTerm(systematic, size * cone_slope(kernel) / np.sqrt(carrier.shape[1]) * kappa, radius)
+    return LabelTerm(
+        systematic, size * cone_slope(kernel) / np.sqrt(carrier.shape[1]) * kappa, radius
+    )
 
 
 @dataclass(frozen=True)
 class PredictorError:
-    """|f(z; T)/T - f_hat(z)| <= total, (m,), with probability >= 1 - delta; the parts are divided by T.
+    """|f(z; T)/T - f_hat(z)| <= total, (m,), with probability >= 1 - delta; the parts are divided
+    by T.
 
     Attributes:
         initial: B_0 / T.  lazy: B_lazy / T.  concentration: B_pred.  total: C_f = their sum.
@@ -129,12 +139,12 @@ def predictor_error(
     points: int | None = None,
     event_delta: float | None = None,
 ) -> PredictorError:
-    """C_f(z) = B_0/T + B_lazy/T + B_pred, (m,): a trained finite network (identity loss) against T f_hat, T > 0.
+    """C_f(z) = B_0/T + B_lazy/T + B_pred, (m,): a trained finite network (identity loss) against T
+    f_hat, T > 0.
 
-    `start`: "random", f0 kept; "centred", the statement is about f - f0; "doubled", f0 = 0 by antisymmetric doubling.
-    The last two have no B_0 and one event less. delta is split evenly over the events; `event_delta` gives the level
-    of each instead.
-    Theory: 6.4.
+    `start`: "random", f0 kept; "centred", the statement is about f - f0; "doubled", f0 = 0 by
+    antisymmetric doubling. The last two have no B_0 and one event less. delta is split evenly over
+    the events; `event_delta` gives the level of each instead. Theory: 6.4.
     """
     check_choice(start, "start", STARTS)
     check_time(time, positive=True)
@@ -157,10 +167,12 @@ class Matching:
     """The theorem at every point z, (m,). NaN and a status in words where it is undefined.
 
     Attributes:
-        f_hat, g_hat: leading terms of f(z; T_f)/T_f and g(z; T_g)/(size T_g): g_hat_w, for "a_priori" g_hat_v.
+        f_hat, g_hat: leading terms of f(z; T_f)/T_f and g(z; T_g)/(size T_g): g_hat_w, for
+            "a_priori" g_hat_v.
         f_error: C_f and its parts, |f/T_f - f_hat| <= f_error.total.
         g_error: C_g, |g/(size T_g) - g_hat| <= g_error.
-        g_parts: its summands: "xi", and divided by the size "psi", "initial", "lazy", "concentration".
+        g_parts: its summands: "xi", and divided by the size "psi", "initial", "lazy",
+            "concentration".
         holds: |f_hat| > C_f, |g_hat| > C_g and equal signs: there sgn f(z; T_f) = sgn g(z; T_g).
         events: how many events delta was split over.
         perturbed, targets: r (n, d) and its labels, which train g.
@@ -205,7 +217,9 @@ def _xi_part(f: Constants, r, gradients, version, options) -> tuple[np.ndarray, 
             f"no claim: the a priori bound on xi exceeds |v| at training points (up to {worst:.3g} times)",
         )
     weights = bounds.total / norm / len(r)
-    gates = row_sums(z, r, lambda rows, columns, _, theta: (phi(kernel, theta) @ weights[columns],))[0]
+    gates = row_sums(
+        z, r, lambda rows, columns, _, theta: (phi(kernel, theta) @ weights[columns],)
+    )[0]
     return leading, np.sqrt(2) * f.norm * gates, "ok"
 
 
@@ -232,28 +246,30 @@ def match(
 
     |f_hat(z)| > C_f(z),  |g_hat(z)| > C_g(z),  sgn f_hat(z) = sgn g_hat(z):   sgn f(z; T_f) = sgn g(z; T_g).
 
-    C_f = B_0/T_f + B_lazy/T_f + B_pred;  C_g = C_xi + (1/size) [B_psi + B_0^g/T_g + B_lazy^g/T_g + B_pred^g].
+    C_f = B_0/T_f + B_lazy/T_f + B_pred;  C_g = C_xi + (1/size) [B_psi + B_0^g/T_g + B_lazy^g/T_g +
+    B_pred^g].
 
     Args:
         f: `derive_constants(kernel, x, y, z)`, of the first network's training set at the points z.
-        gradients: (n, d), grad f(x_n; T_f) of the trained first network (start "centred": of f - f0).
+        gradients: (n, d), grad f(x_n; T_f) of the trained first network (start "centred": of f -
+            f0).
         targets: (n,), the labels g is trained on.
         size: length of each perturbation, > 0.
         carrier: (n, d); None is scenario (a), zero; x is scenario (b).
         time_f, time_g, width_f, width_g: effective times, > 0, and widths.
-        delta: split evenly over the events used: three for f and for g (two without B_0), one for the labels unless
-            psi is zero or "fixed", one for "a_priori".
-        rule: how the targets were drawn: "coin_flip", "balanced" (uniformly, sum zero), or "fixed", any targets fixed
-            before g was initialised, for which |psi| is evaluated exactly.
+        delta: split evenly over the events used: three for f and for g (two without B_0), one for
+            the labels unless psi is zero or "fixed", one for "a_priori".
+        rule: how the targets were drawn: "coin_flip", "balanced" (uniformly, sum zero), or "fixed",
+            any targets fixed before g was initialised, for which |psi| is evaluated exactly.
         start: of both networks, as in `predictor_error`.
-        version: of C_xi. "signed": |(1/n) sum Phi(r_n, z)/nu_n <xi(x_n), z>|; "absolute": the same with absolute
-            values inside; "a_priori": no measured xi, but g_hat_v with weights 1/|v(x_n)| and
-            sqrt(2) |z| (1/n) sum Phi(r_n, z) B_xi(x_n)/|v(x_n)|, which needs every B_xi < |v| (never at practical
-            widths).
+        version: of C_xi. "signed": |(1/n) sum Phi(r_n, z)/nu_n <xi(x_n), z>|; "absolute": the same
+            with absolute values inside; "a_priori": no measured xi, but g_hat_v with weights
+            1/|v(x_n)| and sqrt(2) |z| (1/n) sum Phi(r_n, z) B_xi(x_n)/|v(x_n)|, which needs every
+            B_xi < |v| (never at practical widths).
         points: how many points the statement covers at once, len(z) if left out.
 
-    A point that fails a condition is not a counterexample; none that meets them means vacuous. To speak of the
-    paper's g_hat add `leading.spread_condition`. Theory: 6.4, 13.1, 13.6 to 13.8.
+    A point that fails a condition is not a counterexample; none that meets them means vacuous. To
+    speak of the paper's g_hat add `leading.spread_condition`. Theory: 6.4, 13.1, 13.6 to 13.8.
     """
     check_choice(rule, "rule", LABEL_RULES)
     check_choice(version, "version", XI_VERSIONS)
@@ -266,14 +282,22 @@ def match(
     kernel, z, n = f.kernel, f.z, f.count
     gradients = as_points(gradients, "gradients", like=f.x, rows=n)
     targets = as_labels(targets, "targets", n)
-    carrier = np.zeros_like(f.x) if carrier is None else as_points(carrier, "carrier", like=f.x, rows=n)
+    carrier = (
+        np.zeros_like(f.x) if carrier is None else as_points(carrier, "carrier", like=f.x, rows=n)
+    )
     if rule == "balanced" and n % 2:
-        raise ValueError(f'rule="balanced" needs an even number of points; got {n}. rule="fixed" evaluates psi itself')
+        raise ValueError(
+            f'rule="balanced" needs an even number of points; got {n}. rule="fixed" evaluates psi itself'
+        )
 
     has_psi = bool(kernel.train_bias or carrier.any())
-    events = (6 if start == "random" else 4) + (has_psi and rule != "fixed") + (version == "a_priori")
+    events = (
+        (6 if start == "random" else 4) + (has_psi and rule != "fixed") + (version == "a_priori")
+    )
     level = delta / events
-    f_error = predictor_error(f, width=width_f, time=time_f, delta=delta, start=start, points=points, event_delta=level)
+    f_error = predictor_error(
+        f, width=width_f, time=time_f, delta=delta, start=start, points=points, event_delta=level
+    )
     norm = np.linalg.norm(gradients, axis=1)
     if not np.all(norm > 0):
         nothing = np.full(len(z), np.nan)
@@ -305,7 +329,9 @@ def match(
     elif rule == "fixed":
         label = np.abs(psi(kernel, r, carrier, targets, z))
     else:
-        label = label_term(kernel, carrier, u, z, size=size, delta=level, rule=rule, points=points).bound
+        label = label_term(
+            kernel, carrier, u, z, size=size, delta=level, rule=rule, points=points
+        ).bound
     parts = {
         "xi": xi_cost,
         "psi": label / size,

@@ -1,7 +1,7 @@
 """Sums over pairs of points, tile by tile in float64: no n x m matrix is held.
 
-JAX supplies products and angles, for tiles padded to a few sizes so that a new problem or slope seldom compiles
-anything; what is done with them is NumPy.
+JAX supplies products and angles, for tiles padded to a few sizes so that a new problem or slope
+seldom compiles anything; what is done with them is NumPy.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,7 +39,9 @@ def _pad(array: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
-    """(rows of z, rows of x, <z, x>, theta(z, x)) for every tile; the matrices have one row a row of z."""
+    """(rows of z, rows of x, <z, x>, theta(z, x)) for every tile; the matrices have one row a row
+    of z.
+    """
     for rows in _slices(len(z)):
         for columns in _slices(len(x)):
             part = slice(rows.stop - rows.start), slice(columns.stop - columns.start)
@@ -48,9 +50,13 @@ def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarr
 
 
 def row_sums(
-    z: np.ndarray, x: np.ndarray, terms: Callable[[slice, slice, np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
+    z: np.ndarray,
+    x: np.ndarray,
+    terms: Callable[[slice, slice, np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
 ) -> tuple[np.ndarray, ...]:
-    """Sums over all tiles of `terms(rows, columns, product, theta)`, a tuple of arrays with leading axis rows."""
+    """Sums over all tiles of `terms(rows, columns, product, theta)`, a tuple of arrays with leading
+    axis rows.
+    """
     sums: tuple[np.ndarray, ...] = ()
     for rows, columns, product, theta in tiles(z, x):
         parts = terms(rows, columns, product, theta)
@@ -60,8 +66,12 @@ def row_sums(
     return sums
 
 
-def angle_gradient(z: np.ndarray, x: np.ndarray, weights: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray:
-    """sum_n w_n(z) grad_z theta(x_n, z), (m, d); `weights(product, columns)` gives w on a tile. 0 where z = x_n."""
+def angle_gradient(
+    z: np.ndarray, x: np.ndarray, weights: Callable[[np.ndarray, slice], np.ndarray]
+) -> np.ndarray:
+    """sum_n w_n(z) grad_z theta(x_n, z), (m, d); `weights(product, columns)` gives w on a tile. 0
+    where z = x_n.
+    """
     total = np.zeros(z.shape)
     for rows, columns, product, _ in tiles(z, x):
         at, points = _pad(z[rows]), _pad(x[columns])
@@ -90,7 +100,9 @@ def gate_matmul(kernel: TwoLayerNTK, z: np.ndarray, x: np.ndarray, b: np.ndarray
 
 
 def gate_fourth(slope: float, theta: np.ndarray) -> np.ndarray:
-    """Q = E[(phi'(u(x)) phi'(u(z)))^2] = (1 + g^4)/2 - (1 - g^2)^2 theta / (2 pi), g the slope. Theory: 0.1."""
+    """Q = E[(phi'(u(x)) phi'(u(z)))^2] = (1 + g^4)/2 - (1 - g^2)^2 theta / (2 pi), g the slope.
+    Theory: 0.1.
+    """
     return (1 + slope**4) / 2 - (1 - slope**2) ** 2 / (2 * np.pi) * theta
 
 
@@ -99,5 +111,7 @@ def kernel_sum(kernel: TwoLayerNTK, z: np.ndarray, x: np.ndarray, coef: np.ndarr
     return row_sums(
         z,
         x,
-        lambda rows, columns, product, theta: ((phi(kernel, theta) * (product + kernel.train_bias)) @ coef[columns],),
+        lambda rows, columns, product, theta: (
+            (phi(kernel, theta) * (product + kernel.train_bias)) @ coef[columns],
+        ),
     )[0]

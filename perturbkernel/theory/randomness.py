@@ -1,7 +1,8 @@
-"""What stays random in the infinite-width limit: the initial function and the target labels (theory: section 12).
+"""What stays random in the infinite-width limit: the initial function and the target labels
+(theory: section 12).
 
-f(z; T) = f0(z) + T f_hat(z) with f0 a Gaussian process of covariance Sigma. N_c is the standard normal distribution
-function.
+f(z; T) = f0(z) + T f_hat(z) with f0 a Gaussian process of covariance Sigma. N_c is the standard
+normal distribution function.
 """
 
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ def sign_probability(
     *,
     times: Float[ArrayLike, "*k"] | float,
 ) -> Float[np.ndarray, "*k m"]:
-    """P(f(z; T) > 0) = N_c(T f_hat(z) / sqrt(Sigma(z, z))) over initialisations, (k, m) for times (k,), (m,) for one
-    time.
+    """P(f(z; T) > 0) = N_c(T f_hat(z) / sqrt(Sigma(z, z))) over initialisations, (k, m) for times
+    (k,), (m,) for one time.
 
     Sigma(z, z) = (1 + slope^2)/2 s_z^2. Identity loss, infinite width. Theory: 12.1.
     """
@@ -64,8 +65,8 @@ def expected_accuracy(
     *,
     times: Float[ArrayLike, "*k"] | float,
 ) -> Float[np.ndarray, "*k"]:
-    """Mean over labelled points of P(sgn f(z; T) = label), (k,): the whole curve over training time from one pass.
-    Theory: 12.1.
+    """Mean over labelled points of P(sgn f(z; T) = label), (k,): the whole curve over training time
+    from one pass. Theory: 12.1.
     """
     probability = np.atleast_2d(sign_probability(kernel, x, y, z, times=times))
     labels = as_labels(labels, "labels", probability.shape[1])
@@ -74,8 +75,8 @@ def expected_accuracy(
 
 
 def reproducibility(probability: Float[ArrayLike, "*m"]) -> Float[np.ndarray, "*m"]:
-    """p^2 + (1 - p)^2: the chance that two independently initialised networks agree where each is positive with
-    chance p.
+    """p^2 + (1 - p)^2: the chance that two independently initialised networks agree where each is
+    positive with chance p.
 
     Not a ceiling for the agreement of f with g, whose training data depends on f0. Theory: 12.1.
     """
@@ -88,13 +89,13 @@ def reproducibility(probability: Float[ArrayLike, "*m"]) -> Float[np.ndarray, "*
 def initial_covariance(
     kernel: TwoLayerNTK, z: Float[ArrayLike, "m d"], x: Float[ArrayLike, "n d"]
 ) -> Float[np.ndarray, "m+n*d m+n*d"]:
-    """The exact covariance of (f0(z_1), .., f0(z_m), grad f0(x_1), .., grad f0(x_n)), gradients flattened, (m + n d,
-    m + n d).
+    """The exact covariance of (f0(z_1), .., f0(z_m), grad f0(x_1), .., grad f0(x_n)), gradients
+    flattened, (m + n d, m + n d).
 
-    With xb = (x/sqrt(d), 1), f0(x) = <G(x), xb> and grad f0(x) = G(x)[:d]/sqrt(d), where the field G has
-    E G(x) G(z)^T = Phi(x, z) I + (1 - slope)^2/(2 pi) sin(theta) (b b^T - c c^T), b and c the unit vectors along the
-    sum and the difference of the unit augmented points. The covariance of f0(z) and grad f0(x) is grad_x Sigma(x, z).
-    Theory: 0.1, 12.1.
+    With xb = (x/sqrt(d), 1), f0(x) = <G(x), xb> and grad f0(x) = G(x)[:d]/sqrt(d), where the field
+    G has E G(x) G(z)^T = Phi(x, z) I + (1 - slope)^2/(2 pi) sin(theta) (b b^T - c c^T), b and c the
+    unit vectors along the sum and the difference of the unit augmented points. The covariance of
+    f0(z) and grad f0(x) is grad_x Sigma(x, z). Theory: 0.1, 12.1.
     """
     check_kernel(kernel)
     z = as_points(z, "z")
@@ -109,7 +110,8 @@ def initial_covariance(
     field = np.zeros((m + n, d + 1, m + n, d + 1))
     for i in range(m + n):
         together, apart = unit[i] + unit, unit[i] - unit
-        # sin(theta) b b^T = tan(theta/2)/2 times the outer product of the sum (|sum| = 2 cos(theta/2)), likewise for c.
+        # sin(theta) b b^T = tan(theta/2)/2 times the outer product of the sum (|sum| = 2
+        # cos(theta/2)), likewise for c.
         half = theta[i] / 2
         with np.errstate(divide="ignore", invalid="ignore"):
             cotangent = np.where(half > 0, 1 / np.tan(half), 0)
@@ -137,10 +139,9 @@ def sample_initial(
 ) -> tuple[Float[np.ndarray, "draws m"], Float[np.ndarray, "draws n d"]]:
     """Joint draws of (f0(z), grad f0(x)): (draws, m) and (draws, n, d).
 
-    "network": a fresh untrained network of `width` for every draw; its covariance is exact at any width and it is
-    Gaussian to order 1/width. "gaussian": the limit itself, from `initial_covariance`; needs m + n d of a few
-    thousand at most.
-    Theory: 12.1.
+    "network": a fresh untrained network of `width` for every draw; its covariance is exact at any
+    width and it is Gaussian to order 1/width. "gaussian": the limit itself, from
+    `initial_covariance`; needs m + n d of a few thousand at most. Theory: 12.1.
     """
     check_kernel(kernel)
     check_choice(method, "method", ("network", "gaussian"))
@@ -152,7 +153,9 @@ def sample_initial(
     (m, d), n = z.shape, len(x)
     if method == "gaussian":
         if m + n * d > 6000:
-            raise ValueError(f'method="gaussian" needs m + n d <= 6000 numbers; got {m + n * d}. Use method="network"')
+            raise ValueError(
+                f'method="gaussian" needs m + n d <= 6000 numbers; got {m + n * d}. Use method="network"'
+            )
         values, vectors = np.linalg.eigh(initial_covariance(kernel, z, x))
         normal = double(lambda: jax.random.normal(key, (draws, m + n * d)))
         sample = (normal * np.sqrt(np.maximum(values, 0))) @ vectors.T
@@ -161,7 +164,9 @@ def sample_initial(
     keys, at_once = jax.random.split(key, draws), max(1, 2**20 // (width * (d + 2)))
     for start in range(0, draws, at_once):
         part = keys[start : start + at_once]
-        for i, normal in enumerate(double(jax.vmap(lambda k: jax.random.normal(k, (width, d + 2))), part), start):
+        for i, normal in enumerate(
+            double(jax.vmap(lambda k: jax.random.normal(k, (width, d + 2))), part), start
+        ):
             network = normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width)
             outputs[i], gradients[i] = output(kernel, *network, z), gradient(kernel, *network, x)
     return outputs, gradients
@@ -172,17 +177,21 @@ def _draw_targets(rule: str, n: int, key) -> np.ndarray:
         return double(lambda: jax.random.rademacher(key, (n,), float))
     order, sign = jax.random.split(key)
     odd = double(lambda: jax.random.rademacher(sign, (), float)) if n % 2 else 1.0
-    return odd * double(lambda: jax.random.permutation(order, jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0)))
+    return odd * double(
+        lambda: jax.random.permutation(order, jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0))
+    )
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """P(sgn f = sgn g) at each point over initialisations and targets, by averaging a closed form over joint draws.
+    """P(sgn f = sgn g) at each point over initialisations and targets, by averaging a closed form
+    over joint draws.
 
     Attributes:
         probability: (m,), the mean over draws.
         standard_error: (m,), of that mean; NaN for one draw.
-        mean, mean_standard_error: over the points (draws are dependent across points: the error is that of draw means).
+        mean, mean_standard_error: over the points (draws are dependent across points: the error is
+            that of draw means).
         undefined: draws left out because a gradient was zero.
     """
 
@@ -209,12 +218,13 @@ def expected_agreement(
     width: int = 4096,
     key: PRNGKeyArray,
 ) -> Agreement:
-    """The agreement of f and g at infinite width, minding that f's initial function is in the perturbations.
+    """The agreement of f and g at infinite width, minding that f's initial function is in the
+    perturbations.
 
-    Given f0 and the targets, P(agree at z) = N_c(sgn f(z; T_f) T_g g_hat_K(z) / sqrt(Sigma(z, z))) with
-    f = f0 + T_f f_hat, u_n along grad f0(x_n) + T_f grad f_hat(x_n) from the same f0, g_hat_K = (1/n) sum target_n
-    K(r_n, z), and a fresh g0; averaged over joint draws of f0 and targets. Multiplying the two sign probabilities
-    would be wrong.
+    Given f0 and the targets, P(agree at z) = N_c(sgn f(z; T_f) T_g g_hat_K(z) / sqrt(Sigma(z, z)))
+    with f = f0 + T_f f_hat, u_n along grad f0(x_n) + T_f grad f_hat(x_n) from the same f0, g_hat_K
+    = (1/n) sum target_n K(r_n, z), and a fresh g0; averaged over joint draws of f0 and targets.
+    Multiplying the two sign probabilities would be wrong.
 
     Args:
         carrier: (n, d); None is scenario (a), zero; x is scenario (b).
@@ -235,10 +245,15 @@ def expected_agreement(
     else:
         targets = as_labels(targets, "targets", n)
     check_key(key)
-    mean, slopes = kernel_sum(kernel, z, x, y / n), _input_direction(kernel, x, y) + gate_motion(kernel, x, y, x)
+    mean, slopes = (
+        kernel_sum(kernel, z, x, y / n),
+        _input_direction(kernel, x, y) + gate_motion(kernel, x, y, x),
+    )
     deviation = np.sqrt(gate_mean_square(kernel)) * lengths(z)
     initial_key, target_key = jax.random.split(key)
-    outputs, gradients = sample_initial(kernel, z, x, draws=draws, method=method, width=width, key=initial_key)
+    outputs, gradients = sample_initial(
+        kernel, z, x, draws=draws, method=method, width=width, key=initial_key
+    )
     agree = np.full((draws, len(z)), np.nan)
     for i, one in enumerate(jax.random.split(target_key, draws)):
         total = gradients[i] + time_f * slopes
@@ -253,7 +268,11 @@ def expected_agreement(
     if not len(kept):
         nothing = np.full(len(z), np.nan)
         return Agreement(nothing, nothing, np.nan, np.nan, draws)
-    error = np.std(kept, axis=0, ddof=1) / np.sqrt(len(kept)) if len(kept) > 1 else np.full(len(z), np.nan)
+    error = (
+        np.std(kept, axis=0, ddof=1) / np.sqrt(len(kept))
+        if len(kept) > 1
+        else np.full(len(z), np.nan)
+    )
     means = kept.mean(axis=1)
     mean_error = float(np.std(means, ddof=1) / np.sqrt(len(kept))) if len(kept) > 1 else np.nan
     return Agreement(kept.mean(axis=0), error, float(means.mean()), mean_error, draws - len(kept))
@@ -278,18 +297,22 @@ def expected_cosine(
     zeta, x, z = gate_motion(kernel, x, y, z), as_points(x, "x"), as_points(z, "z")
     v = gate_matmul(kernel, z, x, as_labels(y, "y", len(x))[:, None] * x / len(x))
     limit, defined = v + zeta, ~is_rounding(kernel, x, v)
-    size = np.linalg.norm(v, axis=1) * np.sqrt(time**2 * np.sum(limit**2, axis=1) + gate_mean_square(kernel))
+    size = np.linalg.norm(v, axis=1) * np.sqrt(
+        time**2 * np.sum(limit**2, axis=1) + gate_mean_square(kernel)
+    )
     return np.where(defined, time * np.sum(v * limit, axis=1) / np.where(defined, size, 1), np.nan)
 
 
 @dataclass(frozen=True)
 class TargetMoments:
-    """g_hat_K(z) = (1/n) sum_n target_n K(r_n, z) over draws of the targets, given the directions u.
+    """g_hat_K(z) = (1/n) sum_n target_n K(r_n, z) over draws of the targets, given the directions
+    u.
 
     Attributes:
         mean: (m,), the signal (1/n) sum (h_n^+ - h_n^-)/2.
         variance: (m,), that of the offset (1/n) sum target_n b_n.
-        positive: (m,), about P(g_hat_K > 0) = N_c(mean / sqrt(variance)); one half where both are zero.
+        positive: (m,), about P(g_hat_K > 0) = N_c(mean / sqrt(variance)); one half where both are
+            zero.
     """
 
     mean: Float[np.ndarray, " m"]
@@ -319,7 +342,8 @@ def target_moments(
     sum (b_n - mean b)^2 / (n (n - 1)) for uniformly random "balanced" ones (odd n, sum +-1:
     [(n + 1)/n sum (b_n - mean b)^2 + (mean b)^2] / n^2).
 
-    Identity loss, zero initial function. The normal approximation of the sign: off by up to .035. Theory: 12.3, 6.3.
+    Identity loss, zero initial function. The normal approximation of the sign: off by up to .035.
+    Theory: 12.3, 6.3.
     """
     check_kernel(kernel)
     check_choice(rule, "rule", TARGET_RULES)
@@ -329,8 +353,13 @@ def target_moments(
     n = len(carrier)
     # Sums of b and b^2 about the first b, as in `matching.label_term`.
     sums, first = np.zeros((3, len(z))), np.zeros((len(z), 1))
-    for above, below in zip(tiles(z, carrier + size * u), tiles(z, carrier - size * u), strict=True):
-        plus, minus = (phi(kernel, theta) * (product + kernel.train_bias) for _, _, product, theta in (above, below))
+    for above, below in zip(
+        tiles(z, carrier + size * u), tiles(z, carrier - size * u), strict=True
+    ):
+        plus, minus = (
+            phi(kernel, theta) * (product + kernel.train_bias)
+            for _, _, product, theta in (above, below)
+        )
         b, rows = (plus + minus) / 2, above[0]
         if above[1].start == 0:
             first[rows] = b[:, :1]

@@ -1,39 +1,44 @@
-"""The probability that a finite network has the wrong sign at a point: the sharpest a priori bound, in closed form.
+"""The probability that a finite network has the wrong sign at a point: the sharpest a priori bound,
+in closed form.
 
-Theorem. Identity loss, gradient flow or heavy ball to (effective) time T, f - f0 = sum over m i.i.d. neurons. Let s
-be a predicted sign, mu = s f_hat(z) > 0, g the slope, q = 1 - g, A_n(z) = y_n k_n(z) / N, P and M the sums of its
-positive and negative parts, hi(z) = [P - g M]_+, lo(z) = [M - g P]_+ (the pre-activation at z moves by at most |a|
-T hi toward the sign of a, |a| T lo away from it), p = 1 / (sqrt(2 pi) s_x) the largest density of a pre-activation.
-For every real x and every 0 < t < 1/c,
+Theorem. Identity loss, gradient flow or heavy ball to (effective) time T, f - f0 = sum over m
+i.i.d. neurons. Let s be a predicted sign, mu = s f_hat(z) > 0, g the slope, q = 1 - g, A_n(z) = y_n
+k_n(z) / N, P and M the sums of its positive and negative parts, hi(z) = [P - g M]_+, lo(z) = [M - g
+P]_+ (the pre-activation at z moves by at most |a| T hi toward the sign of a, |a| T lo away from
+it), p = 1 / (sqrt(2 pi) s_x) the largest density of a pre-activation. For every real x and every 0
+< t < 1/c,
 
-    P(s (f - f0)(z; T) <= T x) <= exp(m log[1 - t mean/T + (t^2/2) (v/T^2) / (1 - c t)] + t m x),              (tail)
+    P(s (f - f0)(z; T) <= T x) <= exp(m log[1 - t mean/T + (t^2/2) (v/T^2) / (1 - c t)] + t m x),
+    (tail)
 
-    mean = T mu - 2 sqrt(2/pi) j1/sqrt(m) - 3 j2/m,   v = (sqrt(3) S_f T + sqrt(8 sqrt(2/pi) k1/sqrt(m) + 15 k2/m))^2,
+    mean = T mu - 2 sqrt(2/pi) j1/sqrt(m) - 3 j2/m,   v = (sqrt(3) S_f T + sqrt(8 sqrt(2/pi)
+    k1/sqrt(m) + 15 k2/m))^2,
 
 c = (7/3) lo(z) for s = +1, (7/3) hi(z) for s = -1. j1, j2, k1, k2 bound the moments of a neuron's lazy loss X given
 |a|: E[X | a] <= |a| j1 + a^2 j2, E[X^2 | a] <= |a| k1 + a^2 k2.
 
-Proof. (1) A gate of a training point can only change one way, by q for the time I_n that it has changed, and a
-neuron's contribution per a^2 is T phi'(u_z) g_0(z) + phi'(u_z) sum_n A_n J_n + r, J_n = +-q I_n, with r the
-convexity remainder of phi. Against the predicted sign count only the gates with +-s A_n < 0, so s
-(contribution)/a^2 >= s T V - X, V the frozen velocity, X = q (sum_n |A_n| phi'(u_z) I_n [side] + remainder [sgn a =
--s]).
-(2) With S the speed of u(x_n) toward zero, I_n <= (T - |u_n| / (|a| S))_+, for heavy ball by sum_(r<s) omega_(k,r)
->= tau_s. S is hi(x_n) or lo(x_n) according to the sign of a, which is independent of the rest: E S = m1 = (hi +
-lo)/2, E S^2 = m2. Integrating over the density p: E[I_n side] <= |a| p m1 T^2/2 and E[I_n^2 side] <= |a| p m1
-T^3/3; with the factor phi'(u_z), P(u_z > 0 | u_n = v) <= 1/2 + kappa |v|, kappa = [sgn(s A_n) rho]_+ / (sqrt(1 -
-rho^2) s_n sqrt(2 pi)), halves the first at the price of a term in a^2. The better of the two is taken for each n;
-Minkowski adds the second moments.
-(3) phi is monotone, so the contribution is at least -a^2 T times the worst speed: H = max(s T V - X, -T c 3/7) has
-E a^2 H >= mean/m, H^2 <= (s T V - X)^2. Expand e^(-lambda a^2 H), lambda = t m / T, with e^-x <= 1 - x + x^2/2 +
-sum_(r>=3) (x_-)^r/r!, E a^(2r) <= 3 (r!/2) 2^(r-2)/m^r, E |a|^(2r+1) = 8 sqrt(2/pi) (r!/2) 2^(r-2)/m^(r+1/2), E
-a^(2r+2) <= 15 (r!/2) (7/3)^(r-2)/m^(r+1): a geometric series of ratio c t. Take the m-th power; Markov. QED
+Proof. (1) A gate of a training point can only change one way, by q for the time I_n that it has
+changed, and a neuron's contribution per a^2 is T phi'(u_z) g_0(z) + phi'(u_z) sum_n A_n J_n + r,
+J_n = +-q I_n, with r the convexity remainder of phi. Against the predicted sign count only the
+gates with +-s A_n < 0, so s (contribution)/a^2 >= s T V - X, V the frozen velocity, X = q (sum_n
+|A_n| phi'(u_z) I_n [side] + remainder [sgn a = -s]). (2) With S the speed of u(x_n) toward zero,
+I_n <= (T - |u_n| / (|a| S))_+, for heavy ball by sum_(r<s) omega_(k,r) >= tau_s. S is hi(x_n) or
+lo(x_n) according to the sign of a, which is independent of the rest: E S = m1 = (hi + lo)/2, E S^2
+= m2. Integrating over the density p: E[I_n side] <= |a| p m1 T^2/2 and E[I_n^2 side] <= |a| p m1
+T^3/3; with the factor phi'(u_z), P(u_z > 0 | u_n = v) <= 1/2 + kappa |v|, kappa = [sgn(s A_n)
+rho]_+ / (sqrt(1 - rho^2) s_n sqrt(2 pi)), halves the first at the price of a term in a^2. The
+better of the two is taken for each n; Minkowski adds the second moments. (3) phi is monotone, so
+the contribution is at least -a^2 T times the worst speed: H = max(s T V - X, -T c 3/7) has E a^2 H
+>= mean/m, H^2 <= (s T V - X)^2. Expand e^(-lambda a^2 H), lambda = t m / T, with e^-x <= 1 - x +
+x^2/2 + sum_(r>=3) (x_-)^r/r!, E a^(2r) <= 3 (r!/2) 2^(r-2)/m^r, E |a|^(2r+1) = 8 sqrt(2/pi) (r!/2)
+2^(r-2)/m^(r+1/2), E a^(2r+2) <= 15 (r!/2) (7/3)^(r-2)/m^(r+1): a geometric series of ratio c t.
+Take the m-th power; Markov. QED
 
-Doubled networks have m/2 i.i.d. pairs and f0 = 0: the same with the power m/2. With the initial function left in,
-P(s f <= 0) <= P(s f0 <= -w) + (tail with x = w/T) for every w.
+Doubled networks have m/2 i.i.d. pairs and f0 = 0: the same with the power m/2. With the initial
+function left in, P(s f <= 0) <= P(s f0 <= -w) + (tail with x = w/T) for every w.
 
-Beside theory 3.3 and 2.2, whose sum it replaces: one event instead of two, one sign instead of both, half of the
-gates, and a leading lazy term about nine times smaller at slope 0.
+Beside theory 3.3 and 2.2, whose sum it replaces: one event instead of two, one sign instead of
+both, half of the gates, and a leading lazy term about nine times smaller at slope 0.
 """
 
 from dataclasses import dataclass
@@ -60,7 +65,9 @@ class Speeds:
 
 
 def derive_speeds(constants: Constants) -> Speeds:
-    """hi(z) = [P - slope M]_+, lo(z) = [M - slope P]_+, P and M the means of the parts of y_n k_n: one n x n pass."""
+    """hi(z) = [P - slope M]_+, lo(z) = [M - slope P]_+, P and M the means of the parts of y_n k_n:
+    one n x n pass.
+    """
     c, slope = constants, constants.kernel.slope
 
     def parts(rows, columns, product, theta):
@@ -68,33 +75,56 @@ def derive_speeds(constants: Constants) -> Speeds:
         return np.maximum(signed, 0).sum(1), np.maximum(-signed, 0).sum(1)
 
     def speeds(positive, negative):
-        return (np.maximum(a - slope * b, 0) / c.count for a, b in ((positive, negative), (negative, positive)))
+        return (
+            np.maximum(a - slope * b, 0) / c.count
+            for a, b in ((positive, negative), (negative, positive))
+        )
 
     return Speeds(*speeds(*row_sums(c.x, c.x, parts)), *speeds(c.positive, c.negative))
 
 
-def lazy_moments(constants: Constants, speeds: Speeds, *, width: int, time: float) -> tuple[np.ndarray, ...]:
-    """j1, j2, k1, k2, (m,) each, for the predicted sign sgn f_hat(z). The module docstring has the derivation."""
-    c, slope, q, root = constants, constants.kernel.slope, 1 - constants.kernel.slope, np.sqrt(2 * np.pi)
+def lazy_moments(
+    constants: Constants, speeds: Speeds, *, width: int, time: float
+) -> tuple[np.ndarray, ...]:
+    """j1, j2, k1, k2, (m,) each, for the predicted sign sgn f_hat(z). The module docstring has the
+    derivation.
+    """
+    c, slope, q, root = (
+        constants,
+        constants.kernel.slope,
+        1 - constants.kernel.slope,
+        np.sqrt(2 * np.pi),
+    )
     sign, density = np.where(c.f_hat < 0, -1.0, 1.0), 1 / (root * c.input_length)
-    first, second = (speeds.input_high + speeds.input_low) / 2, (speeds.input_high**2 + speeds.input_low**2) / 2
-    readout = np.sqrt(8 / np.pi / width)  # a typical |a|, by which the better of two bounds is chosen
+    first, second = (
+        (speeds.input_high + speeds.input_low) / 2,
+        (speeds.input_high**2 + speeds.input_low**2) / 2,
+    )
+    # A typical |a|, by which the better of two bounds is chosen.
+    readout = np.sqrt(8 / np.pi / width)
 
     def terms(rows, columns, product, theta):
         factor = (product + c.kernel.train_bias) * c.y[columns] / c.count * sign[rows, None]
         p, m1, m2 = density[columns], first[columns], second[columns]
         favour = np.maximum(np.sign(factor) * np.cos(theta), 0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            kappa = np.where(favour > 0, favour / np.sin(theta), 0) / (c.input_length[columns] * root)
+            kappa = np.where(favour > 0, favour / np.sin(theta), 0) / (
+                c.input_length[columns] * root
+            )
             whole, half = p * m1 * time**2 / 2, q * p * kappa * m2 * time**3 / 6
             better = whole * (1 + slope) / 2 + readout * half < whole
-            mean_1, mean_2 = np.where(better, whole * (1 + slope) / 2, whole), np.where(better, half, 0)
+            mean_1, mean_2 = (
+                np.where(better, whole * (1 + slope) / 2, whole),
+                np.where(better, half, 0),
+            )
             whole, half = p * m1 * time**3 / 3, (1 - slope**2) * p * kappa * m2 * time**4 / 12
             halved = whole * (1 + slope**2) / 2
             better = np.sqrt(halved) + np.sqrt(readout * half) < np.sqrt(whole)
             square_1, square_2 = np.where(better, halved, whole), np.where(better, half, 0)
         size = np.abs(factor)
-        return tuple((size * term).sum(1) for term in (mean_1, mean_2, np.sqrt(square_1), np.sqrt(square_2)))
+        return tuple(
+            (size * term).sum(1) for term in (mean_1, mean_2, np.sqrt(square_1), np.sqrt(square_2))
+        )
 
     mean_1, mean_2, root_1, root_2 = row_sums(c.z, c.x, terms)
     p, high, low = 1 / (root * c.length), speeds.high, speeds.low
@@ -106,11 +136,13 @@ def lazy_moments(constants: Constants, speeds: Speeds, *, width: int, time: floa
 
 @dataclass(frozen=True)
 class Tail:
-    """The bound (tail) for one training set, width and time, at every query point. Made by `derive_tail`.
+    """The bound (tail) for one training set, width and time, at every query point. Made by
+    `derive_tail`.
 
     Attributes:
         constants: of the training set at the points; the predicted sign is that of its f_hat.
-        mean: mean / T, (m,): f_hat of the predicted sign less `lazy`, the largest bias that moving gates can cause.
+        mean: mean / T, (m,): f_hat of the predicted sign less `lazy`, the largest bias that moving
+            gates can cause.
         lazy: (m,), (2 sqrt(2/pi) j1/sqrt(m) + 3 j2/m) / T.
         variance, scale: v / T^2 and c, (m,).
         width, time, start: "centred", "doubled" or "random" (the initial function stays).
@@ -126,7 +158,9 @@ class Tail:
     start: str
 
     def _neuron(self, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-        """log of the bound on E exp(-lambda s Y) times the number of summands, on the grid of t: (t, m)."""
+        """log of the bound on E exp(-lambda s Y) times the number of summands, on the grid of t:
+        (t, m).
+        """
         t = _GRID
         valid = self.scale * t < 0.95
         argument = -t * mean + t**2 / 2 * variance / np.where(valid, 1 - self.scale * t, 1)
@@ -134,20 +168,29 @@ class Tail:
         return np.where(valid, neurons * np.log1p(np.maximum(argument, -1 + 1e-15)), np.inf)
 
     def log_failure(self) -> Float[np.ndarray, " m"]:
-        """log of the bound on the probability that the network has not the predicted sign at each point, (m,)."""
+        """log of the bound on the probability that the network has not the predicted sign at each
+        point, (m,).
+        """
         neuron = self._neuron(self.mean, self.variance)
         if self.start != "random":
             return np.minimum(neuron.min(0), 0)
-        shifts = np.concatenate([[0.0], np.geomspace(1e-3, 1, 60)])[:, None] * np.maximum(self.mean, 0) * self.time
+        shifts = (
+            np.concatenate([[0.0], np.geomspace(1e-3, 1, 60)])[:, None]
+            * np.maximum(self.mean, 0)
+            * self.time
+        )
         initial = log_initial_tail(self.constants, shifts, width=self.width)
         bounds = [
-            np.logaddexp(start, np.minimum((neuron + _GRID * self.width * shift / self.time).min(0), 0))
+            np.logaddexp(
+                start, np.minimum((neuron + _GRID * self.width * shift / self.time).min(0), 0)
+            )
             for start, shift in zip(initial, shifts, strict=True)
         ]
         return np.minimum(np.min(bounds, axis=0), 0)
 
     def constant(self, level: float) -> dict[str, Float[np.ndarray, " m"]]:
-        """The parts of C(z), (m,) each: P(s (f/T - f_hat)(z) <= -(sum of the parts)) <= level at each point.
+        """The parts of C(z), (m,) each: P(s (f/T - f_hat)(z) <= -(sum of the parts)) <= level at
+        each point.
 
         "initial": of the initial function, at half of the level; "lazy": the bias of moving gates;
         "concentration": fluctuation of kernel and gates.
@@ -155,14 +198,20 @@ class Tail:
         share = level / 2 if self.start == "random" else level
         neuron = self._neuron(self.mean, self.variance)
         with np.errstate(invalid="ignore"):
-            x = np.where(np.isfinite(neuron), (np.log(share) - neuron) / (_GRID * self.width), -np.inf).max(0)
+            x = np.where(
+                np.isfinite(neuron), (np.log(share) - neuron) / (_GRID * self.width), -np.inf
+            ).max(0)
         parts = {"initial": np.zeros_like(x), "lazy": self.lazy, "concentration": self.mean - x}
         if self.start == "random":
-            parts["initial"] = initial_tail_radius(self.constants, share, width=self.width) / self.time
+            parts["initial"] = (
+                initial_tail_radius(self.constants, share, width=self.width) / self.time
+            )
         return parts
 
 
-def derive_tail(constants: Constants, speeds: Speeds, *, width: int, time: float, start: str = "centred") -> Tail:
+def derive_tail(
+    constants: Constants, speeds: Speeds, *, width: int, time: float, start: str = "centred"
+) -> Tail:
     """The bound (tail) at every point of `constants`."""
     j1, j2, k1, k2 = lazy_moments(constants, speeds, width=width, time=time)
     lazy = (2 * np.sqrt(2 / np.pi) * j1 / np.sqrt(width) + 3 * j2 / width) / time
@@ -184,14 +233,21 @@ def _log_moment(constants: Constants, width: int) -> np.ndarray:
 
 
 def _initial_deviations(constants: Constants, width: int) -> list[tuple[np.ndarray, float]]:
-    """(standard deviation bound of f0 given the weights, log probability that it fails), theory 4.1, one point."""
+    """(standard deviation bound of f0 given the weights, log probability that it fails), theory
+    4.1, one point.
+    """
     mean, fourth = gate_mean_square(constants.kernel), 1 + constants.kernel.slope**4
-    variances = {e: mean + np.sqrt(3 * fourth * e / width) + 2 * e / width for e in (8.0, 11.0, 14.0, 18.0, 25.0)}
+    variances = {
+        e: mean + np.sqrt(3 * fourth * e / width) + 2 * e / width
+        for e in (8.0, 11.0, 14.0, 18.0, 25.0)
+    }
     return [(constants.length * np.sqrt(variance), -e) for e, variance in variances.items()]
 
 
 def log_initial_tail(constants: Constants, w: np.ndarray, *, width: int) -> np.ndarray:
-    """log of a bound on P(s f0(z) <= -w), for w (k, m) >= 0: exact Chernoff, or Gaussian given the weights."""
+    """log of a bound on P(s f0(z) <= -w), for w (k, m) >= 0: exact Chernoff, or Gaussian given the
+    weights.
+    """
     moment = _log_moment(constants, width)
     rate = _RATES * np.sqrt(width)
     bound = np.stack([(moment - rate * row / constants.length).min(0) for row in w])
@@ -200,7 +256,9 @@ def log_initial_tail(constants: Constants, w: np.ndarray, *, width: int) -> np.n
     return np.minimum(bound, 0)
 
 
-def initial_tail_radius(constants: Constants, level: float, *, width: int) -> Float[np.ndarray, " m"]:
+def initial_tail_radius(
+    constants: Constants, level: float, *, width: int
+) -> Float[np.ndarray, " m"]:
     """w with P(s f0(z) <= -w) <= level at each point, (m,)."""
     moment = _log_moment(constants, width)
     radius = ((moment - np.log(level)) / (_RATES * np.sqrt(width))).min(0) * constants.length

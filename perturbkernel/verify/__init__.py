@@ -3,8 +3,9 @@
     verdicts = pk.verify.verify(only="3,5.1")
     print(pk.verify.table(verdicts))
 
-`protocol` says what a verdict means; `kernels` (sections 0, 1), `concentration` (2), `lazy` (3, 4), `gradients` (5),
-`matching` (6, 7), `facts` (8) and `randomness` (12) declare the checks; `page` writes them down.
+`protocol` says what a verdict means; `kernels` (sections 0, 1), `concentration` (2), `lazy` (3, 4),
+`gradients` (5), `matching` (6, 7), `facts` (8) and `randomness` (12) declare the checks; `page`
+writes them down.
 """
 
 from perturbkernel.verify.page import load as load

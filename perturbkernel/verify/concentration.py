@@ -1,4 +1,6 @@
-"""Checks of section 2: the tangent kernel of a finite network against its limit. Fresh networks, no training."""
+"""Checks of section 2: the tangent kernel of a finite network against its limit. Fresh networks, no
+training.
+"""
 
 from typing import Any
 
@@ -19,24 +21,32 @@ def _gates(rng, s: Setting, p: Problem) -> tuple[np.ndarray, np.ndarray]:
 def _within_gate_bound(drawn, s: Setting, p: Problem) -> Sample:
     error, limit = drawn
     return Sample(
-        np.abs(error), theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta), limit
+        np.abs(error),
+        theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta),
+        limit,
     )
 
 
 def _within_kernel_bound(drawn, s: Setting, p: Problem) -> Sample:
     bound = theory.bounds.kernel_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta)
-    return Sample(np.abs(drawn[0] * p.factor), bound, np.abs(kernel_matrix(p.kernel, "ntk", p.x, p.z)))
+    return Sample(
+        np.abs(drawn[0] * p.factor), bound, np.abs(kernel_matrix(p.kernel, "ntk", p.x, p.z))
+    )
 
 
 def _within_split_bound(drawn, s: Setting, p: Problem) -> Sample:
     error, limit = drawn
-    bound = theory.bounds.gate_moment_bound_split(p.kernel, width=s.width, delta=s.delta, pairs=error.size)
+    bound = theory.bounds.gate_moment_bound_split(
+        p.kernel, width=s.width, delta=s.delta, pairs=error.size
+    )
     return Sample(np.abs(error), bound, limit)
 
 
 def _gate_variance(drawn, s: Setting, p: Problem) -> Sample:
     """The squared error in units of the exact variance, averaged over pairs."""
-    return Sample(np.mean(drawn[0] ** 2 / theory.gate_moment_variance(p.kernel, p.x, p.z, width=s.width)), 1.0)
+    return Sample(
+        np.mean(drawn[0] ** 2 / theory.gate_moment_variance(p.kernel, p.x, p.z, width=s.width)), 1.0
+    )
 
 
 def _tangent(rng, s: Setting, p: Problem) -> tuple[np.ndarray, np.ndarray]:
@@ -51,12 +61,16 @@ def _predictor(drawn, s: Setting, p: Problem) -> Sample:
 
 
 def _predictor_variance(drawn, s: Setting, p: Problem) -> Sample:
-    return Sample(np.mean(drawn[0] ** 2 / theory.predictor_variance(p.constants, width=s.width)), 1.0)
+    return Sample(
+        np.mean(drawn[0] ** 2 / theory.predictor_variance(p.constants, width=s.width)), 1.0
+    )
 
 
 def _direction(method: str):
     def compare(drawn, s: Setting, p: Problem) -> Sample:
-        bound = theory.bounds.direction_bound(p.constants, width=s.width, delta=s.delta, method=method)
+        bound = theory.bounds.direction_bound(
+            p.constants, width=s.width, delta=s.delta, method=method
+        )
         return Sample(row_norms(drawn[1]), bound, row_norms(p.constants.direction))
 
     return compare
@@ -74,7 +88,12 @@ _FULL = (
     Setting(draws=30, width=20000, slope=0.5),
 )
 _DEFAULT = (Setting(draws=80, width=2000, slope=0.2, bias=True),)
-_PLAIN: dict[str, Any] = {"settings": _DEFAULT, "full": _FULL, "prepare": problem, "shown": ("width",)}
+_PLAIN: dict[str, Any] = {
+    "settings": _DEFAULT,
+    "full": _FULL,
+    "prepare": problem,
+    "shown": ("width",),
+}
 _MEAN: dict[str, Any] = {
     "settings": (Setting(draws=400, width=200, slope=0.2, bias=True),),
     "full": (Setting(draws=2000, width=500), Setting(draws=1000, width=2000, slope=0.2, bias=True)),
@@ -83,22 +102,88 @@ _MEAN: dict[str, Any] = {
     "shown": ("width",),
 }
 CHECKS = (
-    Check("2.1", "every entry of Phi_m is within B_Phi of Phi", "probability", _gates, compare=_within_gate_bound,
-          resolves="Phi", **_PLAIN),
-    Check("2.1", "every entry of K_m is within B_K of K", "probability", _gates, compare=_within_kernel_bound,
-          part="kernel", resolves="|K|", **_PLAIN),
-    Check("2.1", "m Var Phi_m = 3 Q - Phi^2: squared error in units of the variance", "expectation", _gates,
-          compare=_gate_variance, part="variance", **_MEAN),
-    Check("2.1'", "every entry of Phi_m, by readouts and gates bounded apart", "probability", _gates,
-          compare=_within_split_bound, resolves="Phi", **_PLAIN),
-    Check("2.2", "f_hat of the finite network is within B_pred of f_hat", "probability", _tangent, compare=_predictor,
-          resolves="|f_hat|", **_PLAIN),
-    Check("2.2", "m Var f_hat_m = 3 S_f^2 - f_hat^2: squared error in units of the variance", "expectation", _tangent,
-          compare=_predictor_variance, part="variance", **_MEAN),
-    Check("2.3", "direction of the finite network, by Bernstein's inequality in Hilbert space", "probability", _tangent,
-          compare=_direction("bernstein"), part="vector", resolves="|v|", **_PLAIN),
-    Check("2.3", "direction of the finite network, by the operator norm of the data", "probability", _tangent,
-          compare=_direction("operator"), part="operator", resolves="|v|", **_PLAIN),
-    Check("2.3", "m E|v_m - v|^2 = 3 S_v^2 - |v|^2: squared error in units of it", "expectation", _tangent,
-          compare=_direction_variance, part="variance", **_MEAN),
-)  # fmt: skip
+    Check(
+        "2.1",
+        "every entry of Phi_m is within B_Phi of Phi",
+        "probability",
+        _gates,
+        compare=_within_gate_bound,
+        resolves="Phi",
+        **_PLAIN,
+    ),
+    Check(
+        "2.1",
+        "every entry of K_m is within B_K of K",
+        "probability",
+        _gates,
+        compare=_within_kernel_bound,
+        part="kernel",
+        resolves="|K|",
+        **_PLAIN,
+    ),
+    Check(
+        "2.1",
+        "m Var Phi_m = 3 Q - Phi^2: squared error in units of the variance",
+        "expectation",
+        _gates,
+        compare=_gate_variance,
+        part="variance",
+        **_MEAN,
+    ),
+    Check(
+        "2.1'",
+        "every entry of Phi_m, by readouts and gates bounded apart",
+        "probability",
+        _gates,
+        compare=_within_split_bound,
+        resolves="Phi",
+        **_PLAIN,
+    ),
+    Check(
+        "2.2",
+        "f_hat of the finite network is within B_pred of f_hat",
+        "probability",
+        _tangent,
+        compare=_predictor,
+        resolves="|f_hat|",
+        **_PLAIN,
+    ),
+    Check(
+        "2.2",
+        "m Var f_hat_m = 3 S_f^2 - f_hat^2: squared error in units of the variance",
+        "expectation",
+        _tangent,
+        compare=_predictor_variance,
+        part="variance",
+        **_MEAN,
+    ),
+    Check(
+        "2.3",
+        "direction of the finite network, by Bernstein's inequality in Hilbert space",
+        "probability",
+        _tangent,
+        compare=_direction("bernstein"),
+        part="vector",
+        resolves="|v|",
+        **_PLAIN,
+    ),
+    Check(
+        "2.3",
+        "direction of the finite network, by the operator norm of the data",
+        "probability",
+        _tangent,
+        compare=_direction("operator"),
+        part="operator",
+        resolves="|v|",
+        **_PLAIN,
+    ),
+    Check(
+        "2.3",
+        "m E|v_m - v|^2 = 3 S_v^2 - |v|^2: squared error in units of it",
+        "expectation",
+        _tangent,
+        compare=_direction_variance,
+        part="variance",
+        **_MEAN,
+    ),
+)

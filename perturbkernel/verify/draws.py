@@ -37,8 +37,8 @@ class Problem:
 
 
 def problem(rng: np.random.Generator, s: Setting) -> Problem:
-    """Two Gaussian classes of equal size with means +-shift in every coordinate; a quarter of the queries are training
-    points.
+    """Two Gaussian classes of equal size with means +-shift in every coordinate; a quarter of the
+    queries are training points.
     """
 
     def labels(count):
@@ -61,14 +61,19 @@ class Network(NamedTuple):
 
 
 def network(rng: np.random.Generator, neurons: int, d: int, width: int | None = None) -> Network:
-    """Neurons of a fresh network: w ~ N(0, I/d), b ~ N(0, 1), a ~ N(0, 1/width); `width` if these are only some."""
+    """Neurons of a fresh network: w ~ N(0, I/d), b ~ N(0, 1), a ~ N(0, 1/width); `width` if these
+    are only some.
+    """
     normal = rng.normal(size=(neurons, d + 2))
-    return Network(normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width or neurons))
+    return Network(
+        normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width or neurons)
+    )
 
 
 def blocks(neurons: int, columns: int) -> Iterator[slice]:
-    """Neurons, so few at a time that products with `columns` numbers each stay in cache and on one core: threads in
-    such small products wait for each other more than they work, above all on a busy machine.
+    """Neurons, so few at a time that products with `columns` numbers each stay in cache and on one
+    core: threads in such small products wait for each other more than they work, above all on a
+    busy machine.
     """
     size = max(32, 2**18 // max(columns, 1))
     for start in range(0, neurons, size):
@@ -98,9 +103,10 @@ class Trained:
     """A network after training.
 
     Attributes:
-        rates: (steps,).  time: effective time.  history: (steps, n), outputs at x before each step (logistic loss).
-        flipped, moved: (width, watch), whether a gate differed from its first state at a visited step, and how far its
-            pre-activation went.
+        rates: (steps,).  time: effective time.  history: (steps, n), outputs at x before each step
+            (logistic loss).
+        flipped, moved: (width, watch), whether a gate differed from its first state at a visited
+            step, and how far its pre-activation went.
         path: (steps + 1, watch), outputs at the watched points.
     """
 
@@ -114,10 +120,18 @@ class Trained:
 
 
 def train(
-    net: Network, x: np.ndarray, y: np.ndarray, kernel: TwoLayerNTK, s: Setting, *, time: float,
+    net: Network,
+    x: np.ndarray,
+    y: np.ndarray,
+    kernel: TwoLayerNTK,
+    s: Setting,
+    *,
+    time: float,
     watch: np.ndarray | None = None,
-) -> Trained:  # fmt: skip
-    """Heavy ball on W (and b if the kernel trains it) with the readout frozen, to the effective time `time`."""
+) -> Trained:
+    """Heavy ball on W (and b if the kernel trains it) with the readout frozen, to the effective
+    time `time`.
+    """
     n, slope, loss = len(x), kernel.slope, s.loss
     rate = time / HeavyBall(1.0, s.steps, s.momentum).effective_time
     features = np.hstack([x, np.ones((n, 1))])
@@ -139,7 +153,9 @@ def train(
         at_x = [weights[part] @ features.T for part in parts]
         weighted = pulls
         if loss == "logistic":
-            history.append(np.sum([summed(u, part) for u, part in zip(at_x, parts, strict=True)], axis=0))
+            history.append(
+                np.sum([summed(u, part) for u, part in zip(at_x, parts, strict=True)], axis=0)
+            )
             weighted = pulls / (1 + np.exp(y * history[-1]))[:, None]
         everywhere, now = slope * weighted.sum(0), []
         for u, part in zip(at_x, parts, strict=True):
@@ -153,12 +169,15 @@ def train(
             moved = np.maximum(moved, np.abs(current - start))
             path.append(summed(current, slice(None)))
     done = Network(weights[:, :-1], weights[:, -1], net.readout)
-    return Trained(done, np.full(s.steps, rate), time, np.array(history), flipped, moved, np.array(path))
+    return Trained(
+        done, np.full(s.steps, rate), time, np.array(history), flipped, moved, np.array(path)
+    )
 
 
 @dataclass
 class Sums:
-    """Sums over the neurons of one fresh network, trained with the identity loss in chunks of neurons (fact S1).
+    """Sums over the neurons of one fresh network, trained with the identity loss in chunks of
+    neurons (fact S1).
 
     Attributes:
         before, after: (m,), outputs at z.  linear: (m,), T f_hat of its own tangent kernel.
@@ -179,15 +198,23 @@ class Sums:
 
 
 def fresh_and_trained(
-    rng: np.random.Generator, p: Problem, s: Setting, *, width: int, time: float, at: np.ndarray | None = None,
+    rng: np.random.Generator,
+    p: Problem,
+    s: Setting,
+    *,
+    width: int,
+    time: float,
+    at: np.ndarray | None = None,
     linear: bool = False,
-) -> Sums:  # fmt: skip
-    """Draws a network of any width, trains it and sums up, a chunk of neurons at a time. `at`: points for gradients;
-    `linear`: also its tangent predictor.
+) -> Sums:
+    """Draws a network of any width, trains it and sums up, a chunk of neurons at a time. `at`:
+    points for gradients; `linear`: also its tangent predictor.
     """
     kernel, slope, m = p.kernel, p.kernel.slope, len(p.z)
     at = np.empty((0, p.x.shape[1])) if at is None else at
-    total = Sums(np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(at.shape), np.zeros(at.shape), np.zeros(m))
+    total = Sums(
+        np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(at.shape), np.zeros(at.shape), np.zeros(m)
+    )
     for part in blocks(width, max(p.x.size, p.z.size, at.size)):
         net = network(rng, part.stop - part.start, p.x.shape[1], width)
         done = train(net, p.x, p.y, kernel, s, time=time).net

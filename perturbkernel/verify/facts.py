@@ -38,9 +38,13 @@ def _independent_of_targets(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _label_effect(rng, s: Setting, p: Problem) -> Sample:
-    """The change of g_hat_u between two label vectors, against the middle and the outer bound; and middle <= outer."""
+    """The change of g_hat_u between two label vectors, against the middle and the outer bound; and
+    middle <= outer.
+    """
     u = units(rng, s.n, s.d)
-    first, second = (theory.g_hat_u(p.kernel, s.size * signs(rng, s.n)[:, None] * u, u, p.z) for _ in range(2))
+    first, second = (
+        theory.g_hat_u(p.kernel, s.size * signs(rng, s.n)[:, None] * u, u, p.z) for _ in range(2)
+    )
     middle, outer = theory.bounds.label_effect_bound(p.kernel, u, p.z, size=s.size)
     return Sample([np.abs(first - second), middle], [middle, outer])
 
@@ -56,7 +60,10 @@ def _bias_offset(rng, s: Setting, p: Problem) -> Sample:
 def _linearity(rng, s: Setting, p: Problem) -> Sample:
     """N f_hat is additive over data; f_hat and v are odd in y."""
     half = s.n // 2
-    parts = (theory.f_hat(p.kernel, p.x[rows], p.y[rows], p.z) for rows in (slice(half), slice(half, None)))
+    parts = (
+        theory.f_hat(p.kernel, p.x[rows], p.y[rows], p.z)
+        for rows in (slice(half), slice(half, None))
+    )
     sizes = half, s.n - half
     f_hat = theory.f_hat(*p.data)
     added = sum(size * part for size, part in zip(sizes, parts, strict=True)) - s.n * f_hat
@@ -83,13 +90,18 @@ def _oddness(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _without_bias_input(rng, s: Setting, p: Problem) -> Sample:
-    """A network without bias input, on data with (x, y) and (-x, -y): its f_hat from the angle of the bare points."""
+    """A network without bias input, on data with (x, y) and (-x, -y): its f_hat from the angle of
+    the bare points.
+    """
     x, y = np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
     lengths = row_norms(x)[:, None] * row_norms(p.z)
     angle = np.arccos(np.clip(x @ p.z.T / lengths, -1, 1))
     phi = (1 + s.slope**2) / 2 - (1 - s.slope) ** 2 / (2 * np.pi) * angle
     exact = np.mean(y[:, None] * phi * (x @ p.z.T), axis=0)
-    return Sample(np.abs(exact - theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=s.slope)), 1e-10)
+    return Sample(
+        np.abs(exact - theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=s.slope)),
+        1e-10,
+    )
 
 
 def _nearly_linear(rng, s: Setting, p: Problem) -> Sample:
@@ -98,7 +110,9 @@ def _nearly_linear(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _linear_exactly(rng, s: Setting, p: Problem) -> Sample:
-    """Slope 1: f_hat is linear, v is the mean of y x, zeta is zero, training is its own linearisation."""
+    """Slope 1: f_hat is linear, v is the mean of y x, zeta is zero, training is its own
+    linearisation.
+    """
     kernel = TwoLayerNTK(1.0, p.kernel.train_bias)
     mean = p.y @ p.x / s.n
     net = network(rng, s.width, s.d)
@@ -121,23 +135,35 @@ def _rate(name: str):
             net = network(rng, width, s.d)
             if name == "initial_output":
                 return outputs(net, p.z, s.slope)
-            return theory.gate_moment(p.kernel, *net, p.x, p.z) - kernel_matrix(p.kernel, "phi", p.x, p.z)
-        sums = fresh_and_trained(rng, p, s, width=width, time=s.time, at=p.z if name == "gradient" else None)
+            return theory.gate_moment(p.kernel, *net, p.x, p.z) - kernel_matrix(
+                p.kernel, "phi", p.x, p.z
+            )
+        sums = fresh_and_trained(
+            rng, p, s, width=width, time=s.time, at=p.z if name == "gradient" else None
+        )
         if name == "flipped_fraction":
             return sums.flipped / width
         if name == "output":
             return sums.change - s.time * theory.f_hat(*p.data)
-        return (sums.gradient_after - sums.gradient_before) / s.time - theory.limit_gradient(*p.data)
+        return (sums.gradient_after - sums.gradient_before) / s.time - theory.limit_gradient(
+            *p.data
+        )
 
     def draw(rng, s: Setting, p: Problem) -> Sample:
-        return Sample(np.array([np.sqrt(np.mean(error(rng, s, p, width) ** 2)) for width in s.widths]))
+        return Sample(
+            np.array([np.sqrt(np.mean(error(rng, s, p, width) ** 2)) for width in s.widths])
+        )
 
     return draw
 
 
 def _change_variance(rng, s: Setting, p: Problem) -> Sample:
-    """Half the squared difference of two networks' changes, in units of T^2 (3 S_f^2 - f_hat^2) / m."""
-    first, second = (fresh_and_trained(rng, p, s, width=s.width, time=s.time).change for _ in range(2))
+    """Half the squared difference of two networks' changes, in units of T^2 (3 S_f^2 - f_hat^2) /
+    m.
+    """
+    first, second = (
+        fresh_and_trained(rng, p, s, width=s.width, time=s.time).change for _ in range(2)
+    )
     variance = theory.output_change_variance(p.constants, width=s.width, time=s.time)
     return Sample(np.mean((first - second) ** 2 / 2 / variance), 1.0, slack=0.1)
 
@@ -164,39 +190,120 @@ def _rates() -> tuple[Check, ...]:
         full = Setting(draws=2 * count, widths=(500, 2000, 8000, 32000), time=1.0)
         made.append(
             Check(
-                "8.8", f"{what} against width: power {power:g}", "rate", _rate(name), (default,), (full,), part=part,
-                prepare=problem, fixed=True, interval=(power - 0.1, power + 0.1),
+                "8.8",
+                f"{what} against width: power {power:g}",
+                "rate",
+                _rate(name),
+                (default,),
+                (full,),
+                part=part,
+                prepare=problem,
+                fixed=True,
+                interval=(power - 0.1, power + 0.1),
             )
-        )  # fmt: skip
+        )
     return tuple(made)
 
 
 _PLAIN = Setting(draws=20, slope=0.2, bias=True)
 _DATA: dict[str, Any] = {"prepare": problem}
 CHECKS = (
-    Check("8.1", "targets times perturbations do not depend on the targets", "identity", _independent_of_targets,
-          (Setting(draws=5, width=300, slope=0.2, bias=True),), **_DATA),
-    Check("8.2", "two label vectors change g_hat_u by at most the middle, and that by the outer bound", "surely",
-          _label_effect, (Setting(draws=40, slope=0.2), Setting(draws=40, size=0.1)), **_DATA),
-    Check("8.2", "(a), trained biases: (psi/eps)^2 in units of the estimated variance", "expectation", _bias_offset,
-          (Setting(draws=1000, slope=0.2, bias=True, size=0.1),),
-          (Setting(draws=4000, slope=0.2, bias=True, size=0.1),),
-          part="offset", fixed=True, shown=("size",), **_DATA),
-    Check("8.3", "N f_hat is additive over data, f_hat and v odd in y (to 1e-12)", "identity", _linearity, (_PLAIN,),
-          **_DATA),
-    Check("8.4", "the network is homogeneous in (W, b), and in (x, bias input)", "identity", _homogeneity,
-          (Setting(draws=20, width=500, slope=0.2),), **_DATA),
-    Check("8.5", "f_hat of (-X, -y) at -z is -f_hat, with and without trained bias", "identity", _oddness,
-          (_PLAIN, Setting(draws=20)), **_DATA),
-    Check("8.6", "without bias input, f_hat of symmetrised data is linear", "identity", _without_bias_input,
-          (Setting(draws=20, slope=0.2),), **_DATA),
-    Check("8.7", "slope near 1: |f_hat - linear predictor| <= its bound", "surely", _nearly_linear,
-          (Setting(draws=20, slope=0.8, bias=True),), resolves="|f_hat|", **_DATA),
-    Check("8.7", "slope 1: linear predictor, v the mean of y x, no zeta, no lazy error", "identity", _linear_exactly,
-          (Setting(draws=10, width=500, bias=True),), part="exact", **_DATA),
+    Check(
+        "8.1",
+        "targets times perturbations do not depend on the targets",
+        "identity",
+        _independent_of_targets,
+        (Setting(draws=5, width=300, slope=0.2, bias=True),),
+        **_DATA,
+    ),
+    Check(
+        "8.2",
+        "two label vectors change g_hat_u by at most the middle, and that by the outer bound",
+        "surely",
+        _label_effect,
+        (Setting(draws=40, slope=0.2), Setting(draws=40, size=0.1)),
+        **_DATA,
+    ),
+    Check(
+        "8.2",
+        "(a), trained biases: (psi/eps)^2 in units of the estimated variance",
+        "expectation",
+        _bias_offset,
+        (Setting(draws=1000, slope=0.2, bias=True, size=0.1),),
+        (Setting(draws=4000, slope=0.2, bias=True, size=0.1),),
+        part="offset",
+        fixed=True,
+        shown=("size",),
+        **_DATA,
+    ),
+    Check(
+        "8.3",
+        "N f_hat is additive over data, f_hat and v odd in y (to 1e-12)",
+        "identity",
+        _linearity,
+        (_PLAIN,),
+        **_DATA,
+    ),
+    Check(
+        "8.4",
+        "the network is homogeneous in (W, b), and in (x, bias input)",
+        "identity",
+        _homogeneity,
+        (Setting(draws=20, width=500, slope=0.2),),
+        **_DATA,
+    ),
+    Check(
+        "8.5",
+        "f_hat of (-X, -y) at -z is -f_hat, with and without trained bias",
+        "identity",
+        _oddness,
+        (_PLAIN, Setting(draws=20)),
+        **_DATA,
+    ),
+    Check(
+        "8.6",
+        "without bias input, f_hat of symmetrised data is linear",
+        "identity",
+        _without_bias_input,
+        (Setting(draws=20, slope=0.2),),
+        **_DATA,
+    ),
+    Check(
+        "8.7",
+        "slope near 1: |f_hat - linear predictor| <= its bound",
+        "surely",
+        _nearly_linear,
+        (Setting(draws=20, slope=0.8, bias=True),),
+        resolves="|f_hat|",
+        **_DATA,
+    ),
+    Check(
+        "8.7",
+        "slope 1: linear predictor, v the mean of y x, no zeta, no lazy error",
+        "identity",
+        _linear_exactly,
+        (Setting(draws=10, width=500, bias=True),),
+        part="exact",
+        **_DATA,
+    ),
     *_rates(),
-    Check("8.9", "m Var[f - f_0] / (T^2 (3 S_f^2 - f_hat^2)) tends to 1", "expectation", _change_variance,
-          (Setting(draws=300, width=500, time=0.05),), (Setting(draws=600, width=4000, time=0.3),), fixed=True,
-          shown=("width", "time"), **_DATA),
-    Check("8.10", "a doubled network starts at zero to rounding", "identity", _doubling, (Setting(draws=10),), **_DATA),
-)  # fmt: skip
+    Check(
+        "8.9",
+        "m Var[f - f_0] / (T^2 (3 S_f^2 - f_hat^2)) tends to 1",
+        "expectation",
+        _change_variance,
+        (Setting(draws=300, width=500, time=0.05),),
+        (Setting(draws=600, width=4000, time=0.3),),
+        fixed=True,
+        shown=("width", "time"),
+        **_DATA,
+    ),
+    Check(
+        "8.10",
+        "a doubled network starts at zero to rounding",
+        "identity",
+        _doubling,
+        (Setting(draws=10),),
+        **_DATA,
+    ),
+)

@@ -1,4 +1,6 @@
-"""Checks of sections 0 and 1: the kernel's closed forms, and trained predictors of the linearised model."""
+"""Checks of sections 0 and 1: the kernel's closed forms, and trained predictors of the linearised
+model.
+"""
 
 from dataclasses import replace
 
@@ -39,7 +41,9 @@ def _moments(rng, s: Setting, pairs) -> Sample:
     ]
     phi = kernel_matrix(kernel, "phi", x, z)
     fourth = (theory.gate_moment_variance(kernel, x, z, width=1) + phi**2) / 3
-    return Sample(np.array(means) / s.samples, np.array([phi, fourth, kernel_matrix(kernel, "nngp", x, z)]))
+    return Sample(
+        np.array(means) / s.samples, np.array([phi, fourth, kernel_matrix(kernel, "nngp", x, z)])
+    )
 
 
 def _range(rng, s: Setting, _) -> Sample:
@@ -48,17 +52,23 @@ def _range(rng, s: Setting, _) -> Sample:
     x = rng.normal(size=(20, s.d)) * np.exp(rng.normal(size=(20, 1)))
     phi = kernel_matrix(kernel, "phi", np.vstack([x, 30 * x]), np.vstack([x, -30 * x]))
     return Sample(
-        np.stack([np.full(phi.shape, s.slope), phi]), np.stack([phi, np.full(phi.shape, (1 + s.slope**2) / 2)])
+        np.stack([np.full(phi.shape, s.slope), phi]),
+        np.stack([phi, np.full(phi.shape, (1 + s.slope**2) / 2)]),
     )
 
 
 def _angle_range(rng, s: Setting, _) -> Sample:
     x = rng.normal(size=(20, s.d)) * np.exp(2 * rng.normal(size=(20, 1)))
-    theta = arguments.double(lambda a, b: jax.jit(activations.products_and_angles)(a, b)[1], x, np.vstack([x, -x]))
+    theta = arguments.double(
+        lambda a, b: jax.jit(activations.products_and_angles)(a, b)[1], x, np.vstack([x, -x])
+    )
     own = np.diagonal(theta)
     # Below pi by the angle at which the farthest opposite points see the bias coordinate.
     gap = 1 / np.sqrt(1 + np.max(np.sum(x**2, 1)) / s.d)
-    return Sample(np.concatenate([theta.ravel(), own]), np.concatenate([np.full(theta.size, np.pi - gap), 0 * own]))
+    return Sample(
+        np.concatenate([theta.ravel(), own]),
+        np.concatenate([np.full(theta.size, np.pi - gap), 0 * own]),
+    )
 
 
 def _derivative(function, z: np.ndarray, step: float = 1e-3) -> np.ndarray:
@@ -66,19 +76,27 @@ def _derivative(function, z: np.ndarray, step: float = 1e-3) -> np.ndarray:
     columns = []
     for axis in np.eye(z.shape[1]):
         at = {k: function(z + k * step * axis) for k in (-3, -2, -1, 1, 2, 3)}
-        columns.append((45 * (at[1] - at[-1]) - 9 * (at[2] - at[-2]) + at[3] - at[-3]) / (60 * step))
+        columns.append(
+            (45 * (at[1] - at[-1]) - 9 * (at[2] - at[-2]) + at[3] - at[-3]) / (60 * step)
+        )
     return np.stack(columns, axis=1)
 
 
 def _gradients(rng, s: Setting, p: Problem) -> Sample:
-    """Gradients of f_hat = sum of kernels, and of Sigma, against finite differences away from training points."""
+    """Gradients of f_hat = sum of kernels, and of Sigma, against finite differences away from
+    training points.
+    """
     z = p.z + rng.normal(size=p.z.shape)
     numeric = _derivative(lambda q: theory.f_hat(p.kernel, p.x, p.y, q), z)
     split = theory.direction(p.kernel, p.x, p.y, z) + theory.gate_motion(p.kernel, p.x, p.y, z)
     one = p.x[:1]
     sigma = _derivative(lambda q: kernel_matrix(p.kernel, "nngp", q, one)[:, 0], z)
     covariance = theory.initial_covariance(p.kernel, one, z)[0, 1:].reshape(z.shape)
-    residuals = [theory.limit_gradient(p.kernel, p.x, p.y, z) - numeric, split - numeric, covariance - sigma]
+    residuals = [
+        theory.limit_gradient(p.kernel, p.x, p.y, z) - numeric,
+        split - numeric,
+        covariance - sigma,
+    ]
     return Sample(np.abs(residuals), 1e-9)
 
 
@@ -86,7 +104,9 @@ def _lipschitz(rng, s: Setting, p: Problem) -> Sample:
     """Phi at pairs of points near a training point, whose cusp is where Phi changes fastest."""
     start = p.x + rng.normal(size=p.x.shape) * np.exp(rng.uniform(-12, 1, size=(s.n, 1)))
     end = start + rng.normal(size=p.x.shape) * np.exp(rng.uniform(-12, 1, size=(s.n, 1)))
-    change = np.diagonal(kernel_matrix(p.kernel, "phi", p.x, start) - kernel_matrix(p.kernel, "phi", p.x, end))
+    change = np.diagonal(
+        kernel_matrix(p.kernel, "phi", p.x, start) - kernel_matrix(p.kernel, "phi", p.x, end)
+    )
     rate = arguments.cone_slope(p.kernel) / np.sqrt(s.d)
     # Phi itself is rounded, which differences of points 1e-5 apart see.
     return Sample(np.abs(change), rate * np.linalg.norm(start - end, axis=1) + 4e-16)
@@ -98,7 +118,8 @@ def _cusp(rng, s: Setting, p: Problem) -> Sample:
     h = rng.normal(size=x.shape)
     centre = (1 + s.slope**2) / 2
     forward, backward = (
-        np.diagonal(kernel_matrix(p.kernel, "phi", x, x + sign * step * h) - centre) / step for sign in (1, -1)
+        np.diagonal(kernel_matrix(p.kernel, "phi", x, x + sign * step * h) - centre) / step
+        for sign in (1, -1)
     )
     augmented, direction = (
         np.hstack([x / np.sqrt(s.d), np.ones((s.n, 1))]),
@@ -107,13 +128,17 @@ def _cusp(rng, s: Setting, p: Problem) -> Sample:
     length = np.linalg.norm(augmented, axis=1)
     along = np.sum(augmented * direction, axis=1) / length
     slope = arguments.cone_slope(p.kernel) / length * np.sqrt(np.sum(direction**2, 1) - along**2)
-    doubled = theory.gate_motion(p.kernel, np.vstack([x, x]), np.tile(p.y, 2), x) - theory.gate_motion(
-        p.kernel, x, p.y, x
-    )
-    own = [theory.gate_motion(p.kernel, x[i : i + 1], p.y[i : i + 1], x[i : i + 1]) for i in range(3)]
+    doubled = theory.gate_motion(
+        p.kernel, np.vstack([x, x]), np.tile(p.y, 2), x
+    ) - theory.gate_motion(p.kernel, x, p.y, x)
+    own = [
+        theory.gate_motion(p.kernel, x[i : i + 1], p.y[i : i + 1], x[i : i + 1]) for i in range(3)
+    ]
     residual = np.concatenate([np.abs(forward + slope), np.abs(backward + slope)]) / slope.max()
     exact = np.concatenate([np.abs(doubled).ravel(), np.abs(own).ravel()])
-    return Sample(np.concatenate([residual, exact]), np.repeat([1e-5, 1e-12], [len(residual), len(exact)]))
+    return Sample(
+        np.concatenate([residual, exact]), np.repeat([1e-5, 1e-12], [len(residual), len(exact)])
+    )
 
 
 def _stable_angles(rng, s: Setting, _) -> Sample:
@@ -125,7 +150,9 @@ def _stable_angles(rng, s: Setting, _) -> Sample:
     wide = np.asarray(np.vstack([*others[:-1], 60 * x]), np.float32)
     with jax.enable_x64(False):
         theta = np.diagonal(np.asarray(jax.jit(activations.products_and_angles)(narrow, wide)[1]))
-    a, b = (np.hstack([q.astype(float) / np.sqrt(s.d), np.ones((len(q), 1))]) for q in (narrow, wide))
+    a, b = (
+        np.hstack([q.astype(float) / np.sqrt(s.d), np.ones((len(q), 1))]) for q in (narrow, wide)
+    )
     a, b = (q / np.linalg.norm(q, axis=1, keepdims=True) for q in (a, b))
     exact = 2 * np.arctan2(np.linalg.norm(a - b, axis=1), np.linalg.norm(a + b, axis=1))
     exact[: len(x)] = 0.0
@@ -138,7 +165,9 @@ def _linearised(rng, s: Setting, p: Problem) -> Sample:
     net = network(rng, s.width, s.d)
     points = np.vstack([p.x, p.z])
     gates = np.where(points @ net.weights.T + net.biases > 0, 1.0, s.slope) * net.readout
-    features = np.hstack([(gates[:, :, None] * points[:, None]).reshape(len(points), -1), c * gates])
+    features = np.hstack(
+        [(gates[:, :, None] * points[:, None]).reshape(len(points), -1), c * gates]
+    )
     dynamics = HeavyBall(rng.uniform(0, 0.1, size=s.steps), momentum=s.momentum)
     gradient = features[: s.n].T @ p.y / s.n
     moved, velocity = np.zeros(features.shape[1]), np.zeros(features.shape[1])
@@ -159,7 +188,9 @@ def _factor(p) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _squared(rng, s: Setting, p: Problem) -> Sample:
-    """Squared loss of a model linear in its parameters, by steps, against the closed form, all three dynamics."""
+    """Squared loss of a model linear in its parameters, by steps, against the closed form, all
+    three dynamics.
+    """
     at_x, at_z = _factor(p)
     target = p.y - rng.normal(size=s.n)
     largest = np.linalg.norm(at_x, 2) ** 2 / s.n
@@ -198,7 +229,9 @@ def _runge_kutta(flow, state, step):
 
 
 def _logistic_path(rng, s: Setting, p: Problem, zero: bool = False):
-    """The kernel model's dual coefficients by Runge-Kutta: (time, alpha) at three times, and the largest |f(x_n)|."""
+    """The kernel model's dual coefficients by Runge-Kutta: (time, alpha) at three times, and the
+    largest |f(x_n)|.
+    """
     gram = kernel_matrix(p.kernel, "ntk", p.x, p.x)
     f0 = np.zeros(s.n) if zero else rng.normal(size=s.n)
     count = 60 + int(20 * s.time * np.abs(gram).mean())
@@ -229,7 +262,9 @@ def _margins(rng, s: Setting, p: Problem) -> Sample:
     """|e_n| against the largest margin that was met."""
     path, margin, _ = _logistic_path(rng, s, p)
     time, alpha = path[-1]
-    return Sample(np.abs(2 * s.n * alpha / time - 1).max(), theory.bounds.weight_error_bound(margin))
+    return Sample(
+        np.abs(2 * s.n * alpha / time - 1).max(), theory.bounds.weight_error_bound(margin)
+    )
 
 
 def _half_time(rng, s: Setting, p: Problem) -> Sample:
@@ -238,7 +273,11 @@ def _half_time(rng, s: Setting, p: Problem) -> Sample:
     cross = kernel_matrix(p.kernel, "ntk", p.x, p.z)
     error = 2 * s.n * alpha / time - 1
     gap = np.abs(2 * (p.y * alpha) @ cross / time - theory.f_hat(*p.data))
-    return Sample(gap, theory.bounds.half_time_gap(p.kernel, p.x, p.z, np.abs(error)), np.abs(theory.f_hat(*p.data)))
+    return Sample(
+        gap,
+        theory.bounds.half_time_gap(p.kernel, p.x, p.z, np.abs(error)),
+        np.abs(theory.f_hat(*p.data)),
+    )
 
 
 def _same_sign(rng, s: Setting, p: Problem) -> Sample:
@@ -258,36 +297,123 @@ def _each(setting: Setting, **choices) -> tuple[Setting, ...]:
 _MC = Setting(draws=100, samples=2000, d=10)
 _SMALL = Setting(draws=20, n=12, d=8, points=10, slope=0.2, bias=True)
 CHECKS = (
-    Check("0.1", "Phi, Q and Sigma in closed form equal averages over random neurons", "expectation", _moments,
-          _each(_MC, slope=(0.0, 0.5)), _each(Setting(draws=200, samples=20000, d=10), slope=SLOPES),
-          prepare=_pairs, fixed=True, shown=("slope",)),
-    Check("0.1", "slope <= Phi <= (1 + slope^2)/2 at all points", "surely", _range,
-          (Setting(draws=20, d=10, slope=0.2),), part="range"),
-    Check("0.2", "the angle stays below pi, and is 0 exactly for a point with itself", "surely", _angle_range,
-          (Setting(draws=20, d=10),)),
-    Check("0.3", "gradients of K and Sigma equal finite differences (to 1e-9)", "identity", _gradients,
-          (Setting(draws=5, n=10, d=6, points=8, slope=0.2, bias=True),),
-          (Setting(draws=30, n=20, d=10, slope=0.2, bias=True),), prepare=problem),
-    Check("0.3", "Phi is Lipschitz with (1 - slope)^2/(2 pi sqrt(d)), cusp included", "surely", _lipschitz,
-          (Setting(draws=50),), part="Lipschitz", prepare=problem),
-    Check("0.4", "one-sided slopes of the cusp at a training point (to 1e-5); gradient 0 there, duplicates dropped",
-          "identity", _cusp, (Setting(draws=10),), prepare=problem),
-    Check("0.5", "angles in float32, of near, radial, opposite and equal points, to 1e-5 and 1e-4 of the angle",
-          "surely", _stable_angles, (Setting(draws=20, d=784),)),
-    Check("1.1", "heavy ball on the linearised network is time tau_k times f_hat (to 1e-12)", "identity", _linearised,
-          (Setting(draws=20, width=40, d=6, slope=0.2, bias=True, steps=60),), prepare=problem),
-    Check("1.2", "squared loss by steps (descent, heavy ball, flow) equals the closed form", "identity", _squared,
-          (Setting(draws=3, n=12, d=6, points=8, slope=0.2, bias=True, steps=40),),
-          (Setting(draws=20, n=20, d=6, slope=0.2, bias=True, steps=200),), prepare=problem),
-    Check("1.3", "low <= alpha_n <= high and |e_n| <= its bound along the logistic flow", "surely", _coefficients,
-          _each(_SMALL, time=(0.3, 3.0)), _each(Setting(draws=50, slope=0.2, bias=True), time=(0.3, 3.0, 30.0)),
-          part="(iii)", prepare=problem, shown=("time",)),
-    Check("1.3", "|e_n| <= tanh(M/2) with the largest margin met", "surely", _margins, (_SMALL,), part="(ii)",
-          prepare=problem, shown=("time",)),
-    Check("1.3", "logistic at time T against identity at T/2: |2 f/T - f_hat| <= bound", "surely", _half_time,
-          (Setting(draws=20, n=12, d=8, points=10, slope=0.2, time=0.1),), part="(iv)", prepare=problem,
-          shown=("time",), resolves="|f_hat|"),
-    Check("1.3", "where (1.4) is met, both losses give the same sign", "surely", _same_sign,
-          (Setting(draws=20, n=12, d=8, points=10, slope=0.2, shift=0.5, time=0.3),), part="(1.4)", prepare=problem,
-          shown=("time",), claim=True),
-)  # fmt: skip
+    Check(
+        "0.1",
+        "Phi, Q and Sigma in closed form equal averages over random neurons",
+        "expectation",
+        _moments,
+        _each(_MC, slope=(0.0, 0.5)),
+        _each(Setting(draws=200, samples=20000, d=10), slope=SLOPES),
+        prepare=_pairs,
+        fixed=True,
+        shown=("slope",),
+    ),
+    Check(
+        "0.1",
+        "slope <= Phi <= (1 + slope^2)/2 at all points",
+        "surely",
+        _range,
+        (Setting(draws=20, d=10, slope=0.2),),
+        part="range",
+    ),
+    Check(
+        "0.2",
+        "the angle stays below pi, and is 0 exactly for a point with itself",
+        "surely",
+        _angle_range,
+        (Setting(draws=20, d=10),),
+    ),
+    Check(
+        "0.3",
+        "gradients of K and Sigma equal finite differences (to 1e-9)",
+        "identity",
+        _gradients,
+        (Setting(draws=5, n=10, d=6, points=8, slope=0.2, bias=True),),
+        (Setting(draws=30, n=20, d=10, slope=0.2, bias=True),),
+        prepare=problem,
+    ),
+    Check(
+        "0.3",
+        "Phi is Lipschitz with (1 - slope)^2/(2 pi sqrt(d)), cusp included",
+        "surely",
+        _lipschitz,
+        (Setting(draws=50),),
+        part="Lipschitz",
+        prepare=problem,
+    ),
+    Check(
+        "0.4",
+        "one-sided slopes of the cusp at a training point (to 1e-5); gradient 0 there, duplicates dropped",
+        "identity",
+        _cusp,
+        (Setting(draws=10),),
+        prepare=problem,
+    ),
+    Check(
+        "0.5",
+        "angles in float32, of near, radial, opposite and equal points, to 1e-5 and 1e-4 of the angle",
+        "surely",
+        _stable_angles,
+        (Setting(draws=20, d=784),),
+    ),
+    Check(
+        "1.1",
+        "heavy ball on the linearised network is time tau_k times f_hat (to 1e-12)",
+        "identity",
+        _linearised,
+        (Setting(draws=20, width=40, d=6, slope=0.2, bias=True, steps=60),),
+        prepare=problem,
+    ),
+    Check(
+        "1.2",
+        "squared loss by steps (descent, heavy ball, flow) equals the closed form",
+        "identity",
+        _squared,
+        (Setting(draws=3, n=12, d=6, points=8, slope=0.2, bias=True, steps=40),),
+        (Setting(draws=20, n=20, d=6, slope=0.2, bias=True, steps=200),),
+        prepare=problem,
+    ),
+    Check(
+        "1.3",
+        "low <= alpha_n <= high and |e_n| <= its bound along the logistic flow",
+        "surely",
+        _coefficients,
+        _each(_SMALL, time=(0.3, 3.0)),
+        _each(Setting(draws=50, slope=0.2, bias=True), time=(0.3, 3.0, 30.0)),
+        part="(iii)",
+        prepare=problem,
+        shown=("time",),
+    ),
+    Check(
+        "1.3",
+        "|e_n| <= tanh(M/2) with the largest margin met",
+        "surely",
+        _margins,
+        (_SMALL,),
+        part="(ii)",
+        prepare=problem,
+        shown=("time",),
+    ),
+    Check(
+        "1.3",
+        "logistic at time T against identity at T/2: |2 f/T - f_hat| <= bound",
+        "surely",
+        _half_time,
+        (Setting(draws=20, n=12, d=8, points=10, slope=0.2, time=0.1),),
+        part="(iv)",
+        prepare=problem,
+        shown=("time",),
+        resolves="|f_hat|",
+    ),
+    Check(
+        "1.3",
+        "where (1.4) is met, both losses give the same sign",
+        "surely",
+        _same_sign,
+        (Setting(draws=20, n=12, d=8, points=10, slope=0.2, shift=0.5, time=0.3),),
+        part="(1.4)",
+        prepare=problem,
+        shown=("time",),
+        claim=True,
+    ),
+)

@@ -1,4 +1,6 @@
-"""Verdicts on disk: `verify.json`, `verify.npz` with the arrays of its figures, and a self-contained `verify.html`."""
+"""Verdicts on disk: `verify.json`, `verify.npz` with the arrays of its figures, and a
+self-contained `verify.html`.
+"""
 
 import dataclasses
 import html
@@ -23,13 +25,19 @@ _ARRAYS = ("expected", "observed", "allowed")
 
 
 def save(
-    verdicts: Sequence[Verdict], folder: str | os.PathLike, configuration: Mapping[str, Any] | None = None
+    verdicts: Sequence[Verdict],
+    folder: str | os.PathLike,
+    configuration: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes verdicts with their figures into `folder`; an earlier result there is replaced, other files are left."""
+    """Writes verdicts with their figures into `folder`; an earlier result there is replaced, other
+    files are left.
+    """
 
     def write(aside: Path) -> None:
         arrays: dict[str, Any] = {
-            f"{i:03d}_{name}": getattr(verdict, name) for i, verdict in enumerate(verdicts) for name in _ARRAYS
+            f"{i:03d}_{name}": getattr(verdict, name)
+            for i, verdict in enumerate(verdicts)
+            for name in _ARRAYS
         }
         np.savez(aside / "verify.npz", **arrays)
         content = {
@@ -74,12 +82,16 @@ _COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY
 
 
 def figure(verdicts: Sequence[Verdict]) -> Figure:
-    """One result: for each of its verdicts, what was observed against the bound or expectation, or against width."""
+    """One result: for each of its verdicts, what was observed against the bound or expectation, or
+    against width.
+    """
     columns = min(len(verdicts), 3)
     rows = -(-len(verdicts) // columns)
     with matplotlib.rc_context(plots.STYLE):
         drawing = Figure(figsize=(3.7 * columns + 0.3, 2.6 * rows), layout="constrained")
-        for axis, verdict in zip(drawing.subplots(rows, columns, squeeze=False).flat, verdicts, strict=False):
+        for axis, verdict in zip(
+            drawing.subplots(rows, columns, squeeze=False).flat, verdicts, strict=False
+        ):
             _panel(axis, verdict)
         for axis in drawing.axes[len(verdicts) :]:
             axis.set_visible(False)
@@ -92,7 +104,14 @@ def _panel(axis, v: Verdict) -> None:
     kept = np.isfinite(x) & np.isfinite(y)
     x, y = x[kept], y[kept]
     if v.claim or not len(x):
-        axis.text(0.5, 0.5, f"{v.measured}\n{v.violations} violations", ha="center", va="center", wrap=True)
+        axis.text(
+            0.5,
+            0.5,
+            f"{v.measured}\n{v.violations} violations",
+            ha="center",
+            va="center",
+            wrap=True,
+        )
         axis.set_axis_off()
         return
     if v.kind == "rate" and v.interval is not None and v.median is not None:
@@ -107,14 +126,22 @@ def _panel(axis, v: Verdict) -> None:
         place = np.arange(len(x))
         axis.errorbar(place, x, v.allowed[kept], fmt="none", color=plots.GREY, capsize=3, lw=1)
         axis.scatter(place, y, s=12, color=_COLOURS[v.verdict], zorder=3)
-        axis.set(xticks=[], xlim=(-1, len(x)), xlabel="expected and what is allowed (bars)", ylabel="mean over draws")
+        axis.set(
+            xticks=[],
+            xlim=(-1, len(x)),
+            xlabel="expected and what is allowed (bars)",
+            ylabel="mean over draws",
+        )
         return
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     if y.min() >= 0 and x.min() > 0:
-        # In logarithms a ratio is a distance from the diagonal. Down to the smallest half percent of what was observed;
-        # what lies below, zeros included, is drawn at the edge.
+        # In logarithms a ratio is a distance from the diagonal. Down to the smallest half percent
+        # of what was observed; what lies below, zeros included, is drawn at the edge.
         positive = y[y > 0]
-        low = min(float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10, x.min()) / 1.5
+        low = (
+            min(float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10, x.min())
+            / 1.5
+        )
         y, high = np.maximum(y, low), high * 1.5
         axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         for direction in (axis.xaxis, axis.yaxis):
@@ -135,7 +162,9 @@ def _page(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
     for section, of_section in groupby(verdicts, lambda verdict: verdict.id.partition(".")[0]):
         members = list(of_section)
         parts.append(f"<h2>{section}. {e(SECTIONS[section])}</h2>")
-        parts.append(reports.html_table(map(row, members), HEAD, [verdict.verdict for verdict in members]))
+        parts.append(
+            reports.html_table(map(row, members), HEAD, [verdict.verdict for verdict in members])
+        )
         parts += [f"<p>{e(v.name)} {v.verdict}: {e(v.reason)}.</p>" for v in members if v.reason]
         for number, of_result in groupby(members, lambda verdict: verdict.id):
             picture = plots.render(figure(list(of_result)), "png")

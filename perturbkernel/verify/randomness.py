@@ -13,14 +13,18 @@ from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
 def _sign_probability(rng, s: Setting, p: Problem) -> Sample:
-    """The share of likelier signs, and signs weighted by their certainty, in units of what is expected."""
+    """The share of likelier signs, and signs weighted by their certainty, in units of what is
+    expected.
+    """
     f = fresh_and_trained(rng, p, s, width=s.width, time=s.time).after
     labels = np.where(theory.f_hat(*p.data) > 0, 1.0, -1.0)
     accuracy = theory.expected_accuracy(*p.data, labels, times=s.time)
     certainty = theory.sign_probability(*p.data, times=s.time) - 0.5
     weighted = np.sum(certainty * ((f > 0) - 0.5)) / np.sum(certainty**2)
     return Sample(
-        np.array([np.mean(f * labels > 0), weighted]), np.array([accuracy, 1.0]), slack=np.array([0.01, 0.02])
+        np.array([np.mean(f * labels > 0), weighted]),
+        np.array([accuracy, 1.0]),
+        slack=np.array([0.01, 0.02]),
     )
 
 
@@ -33,7 +37,13 @@ def _expected_agreement(rng, s: Setting) -> _Agreeing:
     p = problem(rng, s)
     key = jax.random.key(int(rng.integers(2**31)))
     expected = theory.expected_agreement(
-        *p.data, size=s.size, time_f=s.time, time_g=s.time_g, draws=s.samples, width=s.width, key=key
+        *p.data,
+        size=s.size,
+        time_f=s.time,
+        time_g=s.time_g,
+        draws=s.samples,
+        width=s.width,
+        key=key,
     )
     return _Agreeing(p, expected)
 
@@ -58,7 +68,9 @@ def _cosine(rng, s: Setting, p: Problem) -> Sample:
 
 
 class _Directions(NamedTuple):
-    """At fixed directions: the kernel at both signs of every target, (n, m), and the theory's moments."""
+    """At fixed directions: the kernel at both signs of every target, (n, m), and the theory's
+    moments.
+    """
 
     plus: np.ndarray
     minus: np.ndarray
@@ -68,13 +80,18 @@ class _Directions(NamedTuple):
 def _directions(rng, s: Setting) -> _Directions:
     p, u = problem(rng, s), units(rng, s.n, s.d)
     carrier = p.x if s.scenario == "b" else np.zeros_like(p.x)
-    plus, minus = (kernel_matrix(p.kernel, "ntk", carrier + sign * s.size * u, p.z) for sign in (1, -1))
-    return _Directions(plus, minus, theory.target_moments(p.kernel, carrier, u, p.z, size=s.size, rule=s.targets))
+    plus, minus = (
+        kernel_matrix(p.kernel, "ntk", carrier + sign * s.size * u, p.z) for sign in (1, -1)
+    )
+    return _Directions(
+        plus, minus, theory.target_moments(p.kernel, carrier, u, p.z, size=s.size, rule=s.targets)
+    )
 
 
 def _targets(rng, s: Setting, fixed: _Directions) -> Sample:
-    """g_hat_K over targets: its square about the mean in units of the variance, its deviation from the mean (plus one,
-    so that there is a number to resolve), and how often its sign is the likelier one.
+    """g_hat_K over targets: its square about the mean in units of the variance, its deviation from
+    the mean (plus one, so that there is a number to resolve), and how often its sign is the
+    likelier one.
     """
     moments = fixed.moments
     targets = signs(rng, s.n, s.targets)[:, None]
@@ -95,22 +112,66 @@ _TARGETS_B = Setting(draws=2000, n=40, slope=0.2, scenario="b", shift=0.3)
 _SIGNS = Setting(draws=500, width=1000, shift=0.3)
 _AGREE = Setting(draws=150, width=1500, n=30, time=0.3, time_g=8.0, samples=150, shift=0.3)
 CHECKS = (
-    Check("12.1", "P(f > 0) = N_c(T f_hat / sqrt(Sigma)): share of likelier signs, weighted signs", "expectation",
-          _sign_probability, (_SIGNS,),
-          (Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.05),
-           Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.3)), **_FIXED),
-    Check("12.1", "agreement of trained f and g, (a), f_0 kept: by joint draws of f_0", "expectation", _agreement,
-          (_AGREE,), tuple(replace(_AGREE, draws=60, width=2500, samples=200, time=time) for time in (0.05, 0.3, 2.0)),
-          part="agreement", prepare=_expected_agreement, fixed=True, shown=("width", "time", "time_g")),
-    Check("12.2", "mean cosine of grad f and v (leading order in d, slack 0.04)", "expectation", _cosine,
-          (Setting(draws=60, width=2000, d=50, n=30, shift=0.2, time=0.5),),
-          tuple(Setting(draws=30, width=20000, d=50, n=30, shift=0.2, time=time) for time in (0.1, 0.5, 2.0)),
-          **_FIXED),
-    Check("12.3", "mean, variance and sign of g_hat_K over coin-flip targets", "expectation", _targets,
-          (_TARGETS, _TARGETS_B), tuple(replace(one, draws=20000) for one in (_TARGETS, _TARGETS_B)),
-          prepare=_directions, fixed=True, shown=("scenario",)),
-    Check("12.3", "the same over balanced targets", "expectation", _targets,
-          (replace(_TARGETS_B, targets="balanced"),),
-          (replace(_TARGETS_B, targets="balanced", draws=20000),), part="balanced",
-          prepare=_directions, fixed=True, shown=("scenario",)),
-)  # fmt: skip
+    Check(
+        "12.1",
+        "P(f > 0) = N_c(T f_hat / sqrt(Sigma)): share of likelier signs, weighted signs",
+        "expectation",
+        _sign_probability,
+        (_SIGNS,),
+        (
+            Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.05),
+            Setting(draws=150, width=20000, d=50, n=60, shift=0.2, time=0.3),
+        ),
+        **_FIXED,
+    ),
+    Check(
+        "12.1",
+        "agreement of trained f and g, (a), f_0 kept: by joint draws of f_0",
+        "expectation",
+        _agreement,
+        (_AGREE,),
+        tuple(
+            replace(_AGREE, draws=60, width=2500, samples=200, time=time)
+            for time in (0.05, 0.3, 2.0)
+        ),
+        part="agreement",
+        prepare=_expected_agreement,
+        fixed=True,
+        shown=("width", "time", "time_g"),
+    ),
+    Check(
+        "12.2",
+        "mean cosine of grad f and v (leading order in d, slack 0.04)",
+        "expectation",
+        _cosine,
+        (Setting(draws=60, width=2000, d=50, n=30, shift=0.2, time=0.5),),
+        tuple(
+            Setting(draws=30, width=20000, d=50, n=30, shift=0.2, time=time)
+            for time in (0.1, 0.5, 2.0)
+        ),
+        **_FIXED,
+    ),
+    Check(
+        "12.3",
+        "mean, variance and sign of g_hat_K over coin-flip targets",
+        "expectation",
+        _targets,
+        (_TARGETS, _TARGETS_B),
+        tuple(replace(one, draws=20000) for one in (_TARGETS, _TARGETS_B)),
+        prepare=_directions,
+        fixed=True,
+        shown=("scenario",),
+    ),
+    Check(
+        "12.3",
+        "the same over balanced targets",
+        "expectation",
+        _targets,
+        (replace(_TARGETS_B, targets="balanced"),),
+        (replace(_TARGETS_B, targets="balanced", draws=20000),),
+        part="balanced",
+        prepare=_directions,
+        fixed=True,
+        shown=("scenario",),
+    ),
+)

@@ -11,7 +11,15 @@ import numpy as np
 
 from perturbkernel.checks import check_count
 from perturbkernel.report import text_row
-from perturbkernel.verify import concentration, facts, gradients, kernels, lazy, matching, randomness
+from perturbkernel.verify import (
+    concentration,
+    facts,
+    gradients,
+    kernels,
+    lazy,
+    matching,
+    randomness,
+)
 from perturbkernel.verify.protocol import Check, Sample, Setting, Verdict, judge
 
 SECTIONS = {
@@ -40,7 +48,9 @@ def checks() -> tuple[Check, ...]:
 
 
 def select(only: str | Iterable[str] | None = None) -> tuple[Check, ...]:
-    """The checks with the given numbers, "3.2,5.1" or a list; a section stands for all of it. All if None."""
+    """The checks with the given numbers, "3.2,5.1" or a list; a section stands for all of it. All
+    if None.
+    """
     everything = checks()
     if only is None:
         return everything
@@ -50,7 +60,9 @@ def select(only: str | Iterable[str] | None = None) -> tuple[Check, ...]:
         rest = check.id.removeprefix(number)
         return check.id.startswith(number) and not rest[:1].isdigit() and number != ""
 
-    unknown = [number for number in wanted if not any(chosen(check, number) for check in everything)]
+    unknown = [
+        number for number in wanted if not any(chosen(check, number) for check in everything)
+    ]
     if unknown or not wanted:
         known = ", ".join(dict.fromkeys(check.id for check in everything))
         raise ValueError(
@@ -60,10 +72,15 @@ def select(only: str | Iterable[str] | None = None) -> tuple[Check, ...]:
 
 
 def run(group: Sequence[Check], setting: Setting, seed: int = 0) -> list[Verdict]:
-    """Checks that share their draws, at one setting. The same seed gives the same draws, whatever else is run."""
+    """Checks that share their draws, at one setting. The same seed gives the same draws, whatever
+    else is run.
+    """
     first, began = group[0], time.perf_counter()
     label = zlib.crc32(f"{first.draw.__module__}.{first.draw.__qualname__} {setting}".encode())
-    sources = [np.random.default_rng(one) for one in np.random.SeedSequence([seed, label]).spawn(setting.draws + 1)]
+    sources = [
+        np.random.default_rng(one)
+        for one in np.random.SeedSequence([seed, label]).spawn(setting.draws + 1)
+    ]
     samples: list[list[Sample]] = [[] for _ in group]
     prepared = first.prepare(sources[0], setting) if first.fixed else None
     for rng in sources[1:]:
@@ -76,7 +93,9 @@ def run(group: Sequence[Check], setting: Setting, seed: int = 0) -> list[Verdict
     return [replace(verdict, seconds=seconds) for verdict in verdicts]
 
 
-def _groups(chosen: Sequence[Check], full: bool) -> Iterator[tuple[list[tuple[int, Check]], Setting]]:
+def _groups(
+    chosen: Sequence[Check], full: bool
+) -> Iterator[tuple[list[tuple[int, Check]], Setting]]:
     """Checks, each with its place in the theory, by what they draw and at which setting."""
     groups: dict[tuple, list] = {}
     for place, check in enumerate(chosen):
@@ -98,7 +117,8 @@ def verify(
 
     Args:
         only: numbers of results or sections, "3.2,5.1" or ["3"]; all if left out.
-        full: the sizes at which the theory quotes its numbers, which take an hour or so, instead of two minutes.
+        full: the sizes at which the theory quotes its numbers, which take an hour or so, instead of
+            two minutes.
         seed: of all draws; every result has draws of its own, whatever else is run.
         progress: called with the name of each result as it begins.
 
@@ -151,7 +171,9 @@ EXPLANATION = (
 def summary(verdicts: Sequence[Verdict]) -> str:
     count = Counter(verdict.verdict for verdict in verdicts)
     parts = [f"{count['holds']} hold", f"{count['vacuous']} vacuous", f"{count['fails']} fail"]
-    return f"{len(verdicts)} checks in {sum(v.seconds for v in verdicts):.0f} s: " + ", ".join(parts)
+    return f"{len(verdicts)} checks in {sum(v.seconds for v in verdicts):.0f} s: " + ", ".join(
+        parts
+    )
 
 
 HEAD = ("result", "what is checked", "setting", "measured", "violations", "verdict")
@@ -164,9 +186,13 @@ def row(v: Verdict) -> tuple[str, ...]:
 
 
 def table(verdicts: Sequence[Verdict], width: int = 150) -> str:
-    """One row a result: what it says, where it was tried, what came out, the verdict; reasons and a legend below."""
+    """One row a result: what it says, where it was tried, what came out, the verdict; reasons and a
+    legend below.
+    """
     rows = [row(verdict) for verdict in verdicts]
-    rows = [(*cells[:-1], cells[-1].upper() if cells[-1] == "fails" else cells[-1]) for cells in rows]
+    rows = [
+        (*cells[:-1], cells[-1].upper() if cells[-1] == "fails" else cells[-1]) for cells in rows
+    ]
     sizes = [max(len(cells[i]) for cells in [HEAD, *rows]) for i in range(len(HEAD))]
     sizes[2] = min(sizes[2], 34)
     sizes[1] = max(30, width - sum(sizes) + sizes[1] - 2 * (len(HEAD) - 1))

@@ -6,6 +6,7 @@ import dataclasses
 import html
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -156,15 +157,28 @@ _CSS = """
 """
 
 
+def theory_link(number: str) -> str:
+    """Where the manual proves a result, from a page beside it: "3.2" is at theory.html#s3-2."""
+    return "theory.html#s" + number.replace(".", "-").replace("'", "-prime")
+
+
+def _link_numbers(table: str) -> str:
+    """The number that begins each row of the table leads to its statement and proof."""
+
+    def link(row: re.Match[str]) -> str:
+        return f'{row[1]}<a href="{theory_link(html.unescape(row[2]))}">{row[2]}</a>'
+
+    return re.sub(r"(<tr[^>]*><td>)(\d+\.\d+(?:&#x27;)?)", link, table)
+
+
 def _page(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
     e = html.escape
     parts = []
     for section, of_section in groupby(verdicts, lambda verdict: verdict.id.partition(".")[0]):
         members = list(of_section)
         parts.append(f"<h2>{section}. {e(SECTIONS[section])}</h2>")
-        parts.append(
-            reports.html_table(map(row, members), HEAD, [verdict.verdict for verdict in members])
-        )
+        kinds = [verdict.verdict for verdict in members]
+        parts.append(_link_numbers(reports.html_table(map(row, members), HEAD, kinds)))
         parts += [f"<p>{e(v.name)} {v.verdict}: {e(v.reason)}.</p>" for v in members if v.reason]
         for number, of_result in groupby(members, lambda verdict: verdict.id):
             picture = plots.render(figure(list(of_result)), "png")
@@ -174,6 +188,8 @@ def _page(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
         f"""<h1>The theory, tried on finite networks</h1>
 <p>{e(content["summary"])}.</p><p>{e(EXPLANATION)} In the figures every point is one observation; below the diagonal a
 bound holds.</p>
+<p>Statements and proofs are in the manual, docs/theory.md. Numbers of results lead there when this page lies in the
+manual as built: <code>make docs</code>, then <code>perturbkernel verify --out site</code>.</p>
 {"".join(parts)}
 <h2>What was asked</h2>{reports.html_table(content["configuration"].items())}
 <h2>Versions and machine</h2>{reports.html_table(content["environment"].items())}""",

@@ -206,7 +206,7 @@ def attack(
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation; a gradient that is not finite
-        at an input.
+            at an input.
 
     Sources: Madry et al. (ICLR 2018), PGD; Dong et al. (CVPR 2018), MI-FGSM.
     """

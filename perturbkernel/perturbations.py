@@ -97,9 +97,8 @@ def perturb(
             of frozen gates).
 
     Raises:
-        ValueError: bad values or shapes, or a predictor whose gradient is not finite. TypeError:
-        frozen gates asked of
-            another predictor.
+        ValueError: bad values or shapes, or a predictor whose gradient is not finite.
+        TypeError: frozen gates asked of another predictor.
 
     Source: Kumano, Kera, Yamasaki (NeurIPS 2024), equation for the perturbation; theory: section 5,
     5.3.

@@ -207,8 +207,8 @@ class KernelPredictor(eqx.Module):
 
         Raises:
             ValueError: another loss, whose outputs are not Gaussian; a predictor that was trained
-            from an initial
-                function of its own (`initial`), or that does not say how it was trained.
+                from an initial function of its own (`initial`), or that does not say how it was
+                trained.
         """
         if self.loss not in ("identity", "squared"):
             loss = (
@@ -416,9 +416,9 @@ def fit(
 
     Raises:
         ValueError: bad values or shapes; an infinite time for a loss that diverges; for the squared
-        loss a rate beyond
-            2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1 + momentum) n /
-            lambda_max, softmax beyond half of that, the exponential one beyond a quarter at f0 = 0.
+            loss a rate beyond 2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1
+            + momentum) n / lambda_max, softmax beyond half of that, the exponential one beyond a
+            quarter at f0 = 0.
 
     Cost: identity O(n). The others, up to 2,000 points: the n x n Gram matrix in float64, O(n^3)
     for squared; beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory:

@@ -60,8 +60,8 @@ def reproduce(
         progress: called as progress(finished cells, all cells).
 
     Raises:
-        ValueError, TypeError: bad arguments, before any computation. RuntimeError: a cell failed;
-        the others are kept.
+        ValueError, TypeError: bad arguments, before any computation.
+        RuntimeError: a cell failed; the others are kept.
 
     Local processes start Python anew: a script that calls this needs the usual `if __name__ ==
     "__main__":`.

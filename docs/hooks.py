@@ -93,7 +93,7 @@ def _mathml(formula: str, display: str) -> str:
     drawn = convert(formula, display=display)
     variants = r'<(m[in]) mathvariant="(double-struck|script|bold)">(\w)</\1>'
     drawn = re.sub(variants, letter, drawn)
-    return re.sub(r"<mo([^>]*)>&#x0007C;", r'<mo\1 lspace="0" rspace="0">&#x0007C;', drawn)
+    return re.sub(r"<mo([^>]*)>(&#x0007C;|\|)", r'<mo\1 lspace="0" rspace="0">\2', drawn)
 
 
 @event_priority(100)  # before mkdocstrings takes the list
@@ -128,7 +128,9 @@ def _link_citations(content: str, page) -> str:
         return f'<a href="{manual}#{known[number[0]]}">{number[0]}</a>'
 
     parts = re.split(r"(<[^>]*>)", content)
-    parts[::2] = [CITATION.sub(lambda cited: NUMBER.sub(link, cited[0]), text) for text in parts[::2]]
+    parts[::2] = [
+        CITATION.sub(lambda cited: NUMBER.sub(link, cited[0]), text) for text in parts[::2]
+    ]
     return "".join(parts)
 
 

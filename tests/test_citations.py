@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from perturbkernel import verify
-from perturbkernel.verify.page import theory_link
+from perturbkernel import report, theory, verify
+from perturbkernel.verify import page
 
 ROOT = Path(__file__).parent.parent
 THEORY = (ROOT / "docs" / "theory.md").read_text(encoding="utf-8")
@@ -39,7 +39,9 @@ def unknown(text: str) -> list[str]:
 def sections() -> dict[str, str]:
     """Number -> text of its section."""
     pieces = re.split(r"^##+ (.*)$", THEORY, flags=re.M)
-    return {heading.split()[0]: body for heading, body in zip(pieces[1::2], pieces[2::2], strict=True)}
+    return {
+        heading.split()[0]: body for heading, body in zip(pieces[1::2], pieces[2::2], strict=True)
+    }
 
 
 def test_every_citation_has_a_section():
@@ -78,10 +80,24 @@ def test_unknown_numbers_are_found():
 def test_results_of_verify_lead_to_the_section_that_names_them():
     found = sections()
     for check in verify.checks():
-        assert theory_link(check.id) == "theory.html#" + ANCHORS[check.id]
+        assert page.theory_link(check.id) == "theory.html#" + ANCHORS[check.id]
         home = "1.4" if check.name == "1.3 (1.4)" else check.id
         checked = found[home].partition("*Checked by*")[2]
         assert re.search(rf"`verify` [^`]*{re.escape(check.id)}", checked), check.name
+
+
+def test_the_page_of_verify_links_the_number_of_each_row_and_nothing_else():
+    rows = [("3.2 gates", "no flip < 0.5", "0.44"), ("2.1'", "all entries", "0.24")]
+    table = page._link_numbers(
+        report.html_table(rows, ("result", "said", "ratio"), ("holds", "fails"))
+    )
+    links = re.findall(r'<a href="([^"]*)">([^<]*)</a>', table)
+    assert links == [("theory.html#s3-2", "3.2"), ("theory.html#s2-1-prime", "2.1&#x27;")]
+    assert table.count("<td>0.44</td>") == 1
+
+
+def test_the_package_says_where_its_theory_is():
+    assert theory.__doc__ is not None and "docs/theory.md" in theory.__doc__
 
 
 def test_tests_named_as_checks_exist():
@@ -92,6 +108,8 @@ def test_tests_named_as_checks_exist():
 
 
 def test_every_section_has_a_proof_or_says_what_it_is():
-    without = [number for number, text in sections().items() if "." in number and "*Proof.*" not in text]
+    without = [
+        number for number, text in sections().items() if "." in number and "*Proof.*" not in text
+    ]
     conditions = [number for number in ANCHORS if number.startswith("13.")]
     assert without == ["7.4", "8.10", "12.2", *conditions]

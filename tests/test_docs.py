@@ -67,6 +67,22 @@ def test_formulas_are_drawn_by_the_browser(site):
     assert "(y_n k_n(z))_+ and (y_n k_n(z))_-" in text(site / "api" / "theory.html")
 
 
+def test_formulas_use_letters_and_bars_that_browsers_draw(site):
+    theory = text(site / "theory.html")
+    assert 'mathvariant="double-struck"' not in theory and "\N{DOUBLE-STRUCK CAPITAL R}" in theory
+    assert "\N{MATHEMATICAL SCRIPT CAPITAL Z}" in theory
+    assert not re.search(r"<mo(?![^>]*rspace)[^>]*>(\||&#x0007C;)", theory)
+
+
+def test_citations_lead_to_the_theory(site):
+    """From the reference, the manual's pages, and to sections that are there."""
+    theory, reference = text(site / "theory.html"), text(site / "api" / "theory.html")
+    assert 'Theory: <a href="../theory.html#s12-1">12.1</a>' in reference
+    assert 'href="theory.html#s3-4">3.4</a>' in text(site / "width.html")
+    wanted = set(re.findall(r'theory\.html#([\w-]+)"', reference))
+    assert len(wanted) > 30 and wanted <= set(re.findall(r'id="([\w-]+)"', theory))
+
+
 def test_entries_of_several_names_are_shown_as_such(site):
     """Neither with a name as the type of another, nor with the type of the entry before."""
     pages = (text(site / "api" / name) for name in ("kernels.html", "studies.html"))
@@ -84,6 +100,7 @@ def test_the_build_refuses_what_is_broken(tmp_path):
     with open(tmp_path / "docs" / "index.md", "a") as page:
         page.write(
             "\n[a](nowhere.md) [b](concepts.md#nowhere) [c][perturbkernel.nowhere] $\\nowhere$\n"
+            "\nTheory: 3.9.\n"
         )
     (tmp_path / "docs" / "orphan.md").write_text("# Not in the navigation\n")
     done = build(tmp_path, tmp_path / "site")
@@ -94,6 +111,7 @@ def test_the_build_refuses_what_is_broken(tmp_path):
         "perturbkernel.nowhere",
         r"formula \\nowhere",
         "orphan.md",
+        "no section 3.9",
     ):
         assert re.search(rf"WARNING.*{complaint}|- {complaint}", done.stderr), (
             complaint,

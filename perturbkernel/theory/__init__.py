@@ -1,9 +1,9 @@
 """The theory's formulas, one module a section: leading terms, constants, bounds, and what stays
-random.
+random. Statements and proofs are in the manual, docs/theory.md, by the numbers that docstrings cite.
 
-    kernel = pk.TwoLayerNTK(slope=0.0) record = pk.theory.derive_constants(kernel, x, y, z)
-    # one pass over the data; every bound reads it pk.theory.bounds.predictor_bound(record,
-    width=10_000, delta=0.1)
+    kernel = pk.TwoLayerNTK(slope=0.0)
+    record = pk.theory.derive_constants(kernel, x, y, z)  # one pass; every bound reads it
+    pk.theory.bounds.predictor_bound(record, width=10_000, delta=0.1)
 
 | module          | theory         | what                                                                          |
 | --------------- | -------------- | ----------------------------------------------------------------------------- |

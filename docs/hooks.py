@@ -23,8 +23,8 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 FORMULA = re.compile(r'<(?:span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</(?:span|div)>', re.S)
 log = logging.getLogger("mkdocs.hooks")  # its warnings count
 
-# Numbers of theory.md: "3", "3.2", "2.1'", "S1"; and "Theory: 1.3 (ii), 7.2 and 13.5" or "section 8"
-# in a docstring or page. ", section 9" is that of a book.
+# Numbers of theory.md: "3", "3.2", "2.1'", "S1"; and "Theory: 1.3 (ii), 7.2 and 13.5" or "section
+# 8" in a docstring or page. ", section 9" is that of a book.
 NUMBER = re.compile(r"(?<![\w.])(?:S\d|\d{1,2}(?:\.\d{1,2}'?)?)(?!\w)")
 _PART = r"(?:\s?\((?:\d\.\d|[iv]+)\)(?:\s+to\s+\([iv]+\))?)?"
 _CITED = NUMBER.pattern + _PART
@@ -135,8 +135,8 @@ def _link_citations(content: str, page) -> str:
 
 
 def on_page_content(content, page, config, files):
-    r"""\(inline\) and \[displayed\] LaTeX as MathML, which browsers draw themselves; citations of the
-    theory as links.
+    r"""\(inline\) and \[displayed\] LaTeX as MathML, which browsers draw themselves; citations of
+    the theory as links.
     """
     if page.file.src_uri != "theory.md":
         content = _link_citations(content, page)

@@ -49,7 +49,7 @@ class Constants:
         input_speeds: by loss, (n,), the same at the training inputs.
         couplings: by loss, (m,), (1/n) sum_n |k_n(z)| R_{x_n} / s_{x_n}.
 
-    Source: theory 2.2, 2.3, 3.1, 3.3.
+    Theory: 2.2, 2.3, 3.1, 3.3.
     """
 
     kernel: TwoLayerNTK
@@ -117,10 +117,12 @@ def derive_constants(
 
     With A = (1 + g^2)/2, p = (1 + g)/2, g the slope, and F(z) = (1/n) sum y_n k_n(z),
 
-        S_f^2(z) = (A/n^2) sum_{n,k} y_n y_k k_n k_k Phi(x_n, x_k) + 4 p^2 F(z) (f_hat(z) - p^2
-        F(z)) S_v^2(z) = (A/n^2) sum_{n,k} y_n y_k Phi(x_n, x_k) <x_n, x_k> + 4 p^2 <yx, v(z) - p^2
-        yx>,  yx = mean of y_n x_n R_z = (1/n) max(P_z - low M_z, M_z - low P_z),  low = slope
-        (identity loss) or 0 (logistic loss)
+        S_f^2(z) = (A/n^2) sum_{n,k} y_n y_k k_n k_k Phi(x_n, x_k)
+                   + 4 p^2 F(z) (f_hat(z) - p^2 F(z))
+        S_v^2(z) = (A/n^2) sum_{n,k} y_n y_k Phi(x_n, x_k) <x_n, x_k>
+                   + 4 p^2 <yx, v(z) - p^2 yx>,  yx = mean of y_n x_n
+        R_z = (1/n) max(P_z - low M_z, M_z - low P_z),
+              low = slope (identity loss) or 0 (logistic loss)
 
     which is theory 2.2 and 2.3 with its sign covariance written as (Phi - p^2) / q^2 and B = 2 p q,
     so that slope 1 is no special case. Cost O(n^2 d + n m d) time, O(n d + m d) memory: the double

@@ -130,12 +130,13 @@ def gradient_bounds(
         n_F   = lam + sqrt(2 lam l) + l/3,  lam = (2/pi) sqrt(width) D/s
         L_F   = sqrt(2/pi) D/s + sqrt(8 D l/(pi s sqrt(width))) + l/sqrt(width):
 
-        B_1 = B_grad(delta/4) / T  (0 if `centred`: xi of f - f0) B_2 = (h/T) [min{A_F (sqrt(n_F) +
-        sqrt(d) + sqrt(2 l))/sqrt(d), sqrt(2/(pi d)) L_F + A_F (2 + sqrt(2 l/d))}
-                     + D |z| A_F^2 / (d s^2)]
-        B_3 = the smaller direction bound, each at delta/8 (logistic: "operator", at delta/4, for
-        every realised weighting) B_4 = h [R A_F^2(z) + min{(1/n) sum_n |x_n| A_F^2(x_n),
-        |X|_op/sqrt(n) sqrt((1/n) sum_n A_F^4(x_n))}].
+        B_1 = B_grad(delta/4) / T  (0 if `centred`: xi of f - f0)
+        B_2 = (h/T) [min{A_F (sqrt(n_F) + sqrt(d) + sqrt(2 l))/sqrt(d),
+                         sqrt(2/(pi d)) L_F + A_F (2 + sqrt(2 l/d))} + D |z| A_F^2 / (d s^2)]
+        B_3 = the smaller direction bound, each at delta/8
+              (logistic: "operator", at delta/4, for every realised weighting)
+        B_4 = h [R A_F^2(z) + min{(1/n) sum_n |x_n| A_F^2(x_n),
+                                  |X|_op/sqrt(n) sqrt((1/n) sum_n A_F^4(x_n))}].
 
     For the logistic loss xi is around v_beta, the direction with realised weights. The points may
     contain training inputs. Not stated for doubled networks: NaN and a status. As width grows, at

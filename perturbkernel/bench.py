@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from perturbkernel import options
+
 _NAME = "perturbkernel.benchmarks"
 
 
@@ -64,11 +66,20 @@ def add_command(commands, epilog: str) -> None:
     bench.add_argument("--only", metavar="NAMES", help="groups, or group.case, separated by commas")
     bench.add_argument("--list", action="store_true", help="list groups and cases and stop")
     bench.add_argument(
-        "--repeats", type=int, metavar="K", help="rounds of every case, instead of its own number"
+        "--repeats",
+        type=options.count,
+        metavar="K",
+        help="rounds of every case, instead of its own number",
     )
-    bench.add_argument("--seed", type=int, default=0, help="of all data (default 0)")
+    bench.add_argument("--seed", type=options.seed, default=0, help="of all data (default 0)")
     bench.add_argument(
         "--out", metavar="DIR", help="write bench.html, bench.json and the figures there"
     )
     bench.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    bench.set_defaults(function=lambda args: suite().command(args))
+    bench.set_defaults(function=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if not args.list:
+        options.check_out(args.out)
+    return suite().command(args)

@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from perturbkernel.array_files import read_labelled
-from perturbkernel.classes import class_indices
+from perturbkernel.classes import class_indices, class_name
 from perturbkernel.image_files import FASHION_MNIST, MNIST, ImageFamily, read_idx, read_mnist5k
 
 _CHANNELS = (1, 3, 4)  # grey, colours, and colours with transparency
@@ -227,15 +227,7 @@ def from_arrays(
     if isinstance(targets, Tracer):
         raise ValueError("targets is traced; choosing classes works outside jit and vmap")
     rows, targets = _choose(_as_labels(targets, len(inputs)), classes)
-    return Dataset(inputs[rows], targets, name, tuple(map(_class_name, classes)), image_shape)
-
-
-def _class_name(label: Any) -> str:
-    """A label as the words that name its class: bytes are decoded, what cannot be printed is
-    escaped.
-    """
-    text = label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else str(label)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return Dataset(inputs[rows], targets, name, tuple(map(class_name, classes)), image_shape)
 
 
 def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Dataset:

@@ -24,7 +24,7 @@ def peak_memory(call) -> int:
     """Bytes that a call took at most; it must raise ValueError."""
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="found|declares|takes"):
+        with pytest.raises(ValueError, match=r"found|declares|takes"):
             call()
         return tracemalloc.get_traced_memory()[1]
     finally:

@@ -173,6 +173,14 @@ def _check_device() -> None:
         ) from error
 
 
+def _in_shell_words(message: str, args: argparse.Namespace) -> str:
+    """A message in one line; the argument that it begins with is named as the option it came from."""
+    first, *others = message.split()
+    if first.isidentifier() and first in vars(args):
+        first = "--" + first.replace("_", "-")
+    return " ".join([first, *others])
+
+
 @_readers_may_leave()
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status; errors are one line on standard error."""
@@ -191,7 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError) as error:
-        print(f"perturbkernel: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"perturbkernel: error: {_in_shell_words(str(error), args)}", file=sys.stderr)
         return 2
     except Exception as error:
         print(

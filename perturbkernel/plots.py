@@ -258,8 +258,8 @@ def _decisions(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figu
                 )
         axis.set_xticks(range(count), classes, rotation=90)
         axis.set_yticks(range(count), classes)
-    axis.set_xlabel("decision of g, trained on perturbations")
-    axis.set_ylabel("decision of f, trained on clean data")
+    axis.set_xlabel("decision of g")
+    axis.set_ylabel("decision of f")
     axis.set_title(f"Fresh points: same class at {agreement:.1%}")
     return fig
 

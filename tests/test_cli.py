@@ -200,7 +200,7 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
     arrays = report.load(tmp_path).arrays
     assert arrays["delta"].shape == (70, 784) and np.abs(arrays["sample_inputs"]).max() <= 1
     page = (tmp_path / "report.html").read_text()
-    assert "every point of the carrier was perturbed by 5" in page
+    assert "perturbed all 70 points of the carrier by 5" in page
     assert main(run) == 2  # at the data, noise comes in turns of the training points
     assert "multiple" in capsys.readouterr().err
 
@@ -219,7 +219,10 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
         (["run", "--classes", "3", "3"], "--classes must name different labels; got 3 3"),
         (["run", "--classes", "3", "x"], "--classes: MNIST has no label x; it has 0, 1, 2"),
         ([*SMALL, "--classes", "1", "2"], "--classes does not apply to shifted_gaussian"),
-        ([*SMALL, "--time", "inf"], "--time inf needs --loss squared: the identity loss has no minimum"),
+        (
+            [*SMALL, "--time", "inf"],
+            "--time inf needs --loss squared: the identity loss has no minimum",
+        ),
         ([*SMALL, "--steps", "3"], "heavy ball needs both --learning-rate and --steps"),
         ([*SMALL, "--steps-g", "3"], "heavy ball needs both --learning-rate-g and --steps-g"),
         (
@@ -228,7 +231,7 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
         ),
         (
             [*SMALL, "--loss", "squared", "--learning-rate", "1e6", "--steps", "3"],
-            "learning_rate must be below",
+            "--learning-rate must be below",
         ),
         ([*SMALL, "--slope", "2"], "argument --slope: wanted a number from 0 to 1; got '2'"),
         ([*SMALL, "--bounds", "1", "0"], "--bounds needs LOW < HIGH; got 1 0"),
@@ -238,7 +241,10 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
             [*SMALL, "--carrier-points", "9"],
             "--carrier-points goes with --carrier uniform or --carrier gaussian",
         ),
-        ([*SMALL, "--control-draws", "0"], "argument --control-draws: wanted a whole number, 1 or more"),
+        (
+            [*SMALL, "--control-draws", "0"],
+            "argument --control-draws: wanted a whole number, 1 or more",
+        ),
         ([*SMALL, "--size", "0"], "argument --size: wanted a finite number above 0; got '0'"),
         ([*SMALL, "--size", "nan"], "argument --size: wanted a finite number above 0"),
         ([*SMALL, "--size", "1e-38"], "--size must be from 3e-18 to 2e+16 in float32; got 1e-38"),

@@ -21,7 +21,8 @@ from perturbkernel.reproduce import command as reproduction
 from perturbkernel.run import command as experiment
 
 _EXIT_CODES = """\
-exit status: 0 done; 1 the computation, or a check, failed; 2 wrong usage, input or file; 130 interrupted
+exit status: 0 done; 1 the computation, or a check, failed; 2 wrong usage, input or file;
+130 interrupted
 """
 
 
@@ -58,11 +59,12 @@ def _add_verify(commands) -> None:
     check = commands.add_parser(
         "verify",
         help="check the theory's results, constants and all, on independent draws",
-        description="Checks every numbered result of the theory on independent draws: bounds with their constants, "
-        "identities, rates. Exit status 1 if one fails; a vacuous bound, true but saying nothing, is no pass.",
+        description="Checks every numbered result of the theory on independent draws: bounds with "
+        "their constants, identities, rates. Exit status 1 if one fails; a vacuous bound, true but "
+        "saying nothing, is no pass.",
         epilog="examples:\n"
         "  perturbkernel verify                         # everything, a few minutes\n"
-        "  perturbkernel verify --only 3.2,5 --out DIR  # one result and one section; page and figures in DIR\n\n"
+        "  perturbkernel verify --only 3.2,5 --out DIR  # a result and a section; page in DIR\n\n"
         + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -174,7 +176,7 @@ def _check_device() -> None:
 
 
 def _in_shell_words(message: str, args: argparse.Namespace) -> str:
-    """A message in one line; the argument that it begins with is named as the option it came from."""
+    """A message in one line; an argument that it begins with is named as its option."""
     first, *others = message.split()
     if first.isidentifier() and first in vars(args):
         first = "--" + first.replace("_", "-")

@@ -215,8 +215,8 @@ def from_arrays(
         name: what to call it.
 
     Raises:
-        ValueError, TypeError: as `Dataset`; also equal classes, a class that no row has, images with
-            channels first.
+        ValueError, TypeError: as `Dataset`; also equal classes, a class that no row has, images
+            with channels first.
     """
     inputs = _as_inputs(inputs, ndims=(2, 3, 4))
     image_shape = inputs.shape[1:] if inputs.ndim > 2 else None

@@ -91,7 +91,7 @@ def as_picture(values: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
 
 
 def _show(axis, picture: np.ndarray, limit: float | None, title: str, ylabel: str = "") -> None:
-    """Draws a picture; with a `limit`, values from -limit to limit around zero, in colour mid-grey."""
+    """Draws a picture; with a `limit`, values around zero, which is mid-grey in colours."""
     colour = picture.ndim == 3
     if limit is None:
         options: dict[str, Any] = {} if colour else {"cmap": "gray_r"}
@@ -266,7 +266,7 @@ def _decisions(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figu
 
 @styled
 def decision_map(arrays: Arrays, classes: Sequence[str]) -> Figure:
-    """Both decision boundaries on a plane through the data. Uses `map_*` (see studies.DecisionMap)."""
+    """Both decision boundaries on a plane through the data. Uses `map_*` (studies.DecisionMap)."""
     first, second, f, g = (arrays[f"map_{name}"] for name in ("first", "second", "f", "g"))
     points, labels = arrays["map_points"], arrays["map_labels"]
     fig = figure(4.8, 4.2)

@@ -260,12 +260,16 @@ def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 _CSS = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
-code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; } details { margin-top: 1.5rem; }
+th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd;
+  vertical-align: top; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; }
+figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
+code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
+details { margin-top: 1.5rem; }
 """
 
 
@@ -302,7 +306,8 @@ def html_figure(name: str, picture: bytes, caption: str = "") -> str:
     """A PNG inside the page."""
     said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     encoded = base64.b64encode(picture).decode()
-    return f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">{said}</figure>'
+    image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
+    return f"<figure>{image}{said}</figure>"
 
 
 def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -335,6 +340,7 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
         html_figure(name.replace("_", " "), picture, said[name])
         for name, picture in pictures.items()
     )
+    machine = html_table(report.environment.items())
     words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
     return html_page(
         f"perturbkernel: {c['data']}",
@@ -346,5 +352,5 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
 <h2>What was asked</h2>
 <p><code>{e(c["command"])}</code></p>
 {html_table(settings)}
-<details><summary>Versions and machine</summary>{html_table(report.environment.items())}</details>""",
+<details><summary>Versions and machine</summary>{machine}</details>""",
     )

@@ -17,6 +17,8 @@ _ALONG = 0.9
 _UNRELATED = 0.3
 # With a signal this many standard deviations of the offset its sign is hardly ever turned.
 _CERTAIN = 4.0
+# A perturbation that rounding changes by more than this is no longer the one that was computed.
+_NOTICEABLE = 0.01
 # What 95 of 100 samples keep to.
 _DEVIATIONS = 2.0
 
@@ -72,7 +74,7 @@ def introduction(c: Settings, m: Settings) -> str:
 def sentences(configuration: Settings, metrics: Settings) -> list[str]:
     """What the numbers say, in words."""
     c, m = configuration, metrics
-    said = [_accuracy(c, m), _direction(m), _outcome(c, m), _unperturbed(c, m)]
+    said = [_accuracy(c, m), _direction(m), _outcome(c, m), _unperturbed(c, m), _rounded(m)]
     found = [sentence for sentence in said if sentence]
     return found + [
         f"{name}: {status}" for name, status in m.get("status", {}).items() if status != "ok"
@@ -180,6 +182,16 @@ def _unperturbed(c: Settings, m: Settings) -> str:
     )
 
 
+def _rounded(m: Settings) -> str:
+    rounding = _value(m.get("rounding", 0.0))
+    if rounding < _NOTICEABLE:
+        return ""
+    return (
+        f"Adding the perturbations to their carrier rounds them by {rounding:.0%}: this precision "
+        "cannot hold them."
+    )
+
+
 def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     """What each figure of a report shows, by the figure's name."""
     return {
@@ -206,15 +218,16 @@ def _perturbations(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
             said += f" Correlation: {', '.join(f'{value:.2f}' for value in correlations)}."
         return said
     what = "Points of the carrier" if c.get("at") == "carrier" else "Training points"
+    means = "difference of the class means" if two else "class means less the mean of all"
     said = (
         f"{what}, their perturbations, and the mean perturbation toward each class, beside the "
-        f"{'difference of the class means' if two else 'class means less the mean of all'} of the data."
+        f"{means} of the data."
     )
     return said + " " + _colours(c["image_shape"])
 
 
 def _correlations(arrays: Mapping[str, np.ndarray]) -> list[float]:
-    """Of each class's mean perturbation with what it is drawn against; none where one is constant."""
+    """Of each mean perturbation with what it is drawn against; none where one is constant."""
     means = np.asarray(arrays["mean_toward"], float)
     rows = np.asarray(arrays[against(arrays)], float).reshape(-1, means[0].size)
     pairs = zip(
@@ -268,7 +281,7 @@ def _curve(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
     said = "The second network trained again at other perturbation sizes."
     if "curve_expected" in arrays:
         said += (
-            " The wide line is the mean over all draws of the target labels, in closed form, for the "
-            "identity loss; where it is near chance, g learns nothing on average."
+            " The wide line is the mean over all draws of the target labels, in closed form, for "
+            "the identity loss; where it is near chance, g learns nothing on average."
         )
     return said

@@ -1,4 +1,4 @@
-"""The command line: results, files, errors and exit statuses, as a person at a terminal meets them."""
+"""The command line as a person at a terminal meets it: results, files, errors, exit statuses."""
 
 import json
 import re

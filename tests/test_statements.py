@@ -139,6 +139,12 @@ def test_points_that_were_not_perturbed_are_counted(zeros):
     assert zeros == 0 or f"{40 - zeros} of 40" in intro
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-7, 0.005, 0.02, 1.0])
+def test_perturbations_that_rounding_swallows_are_reported(rounding):
+    text = said(m=metrics(rounding=rounding))
+    assert ("cannot hold them" in text) == (rounding > 0.01)
+
+
 def arrays(classes=2, d=12, boundary=(True, True)):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(4, d))

@@ -37,13 +37,14 @@ def add_command(commands, epilog: str) -> None:
     run = commands.add_parser(
         "run",
         help="train f, perturb its data, train g on the perturbations, and compare",
-        description="Trains a wide network f in closed form, perturbs every training point, trains a second network g "
-        "on nothing but the perturbations, and shows how it classifies clean data.",
+        description="Trains a wide network f in closed form, perturbs its training points, "
+        "trains a second network g on nothing but the perturbations, and shows how it classifies "
+        "clean data.",
         epilog="examples:\n"
         "  perturbkernel run                                          # real digits, scenario (a)\n"
-        "  perturbkernel run --scenario b --size 1.4 --out results    # perturbed digits; page and figures\n"
+        "  perturbkernel run --scenario b --size 1.4 --out results    # perturbed digits; a page\n"
         "  perturbkernel run --data shifted_gaussian --n 1000 --d 100 --size 0.01 --train-bias\n"
-        "  perturbkernel run --carrier uniform --carrier-points 4000 --at carrier    # perturbed noise\n"
+        "  perturbkernel run --carrier uniform --carrier-points 4000 --at carrier   # noise\n"
         "  perturbkernel run --data mine.npz --classes cat dog --loss logistic --time 3\n"
         "  perturbkernel run --classes 0 1 2 3 4 5 6 7 8 9 --targets next        # ten digits\n\n"
         + epilog,
@@ -54,8 +55,9 @@ def add_command(commands, epilog: str) -> None:
         "--data",
         default="mnist5k",
         metavar="NAME|FILE",
-        help="mnist5k (digits that come with the installation, default), gaussian, shifted_gaussian, mnist or "
-        "fashion_mnist (with --path), or a .npz file with arrays `inputs`, (n, d) or images (n, h, w) or (n, h, w, c), and `targets` (n,)",
+        help="mnist5k (digits that come with the installation, default), gaussian, "
+        "shifted_gaussian, mnist or fashion_mnist (with --path), or a .npz file with arrays "
+        "`inputs`, (n, d) or images (n, h, w) or (n, h, w, c), and `targets` (n,)",
     )
     group.add_argument(
         "--path", metavar="DIR", help="folder with the IDX files of mnist or fashion_mnist"
@@ -96,7 +98,8 @@ def add_command(commands, epilog: str) -> None:
     group.add_argument(
         "--carrier",
         metavar="FILE",
-        help="instead of a scenario: what they are added to, a .npy array, or uniform or gaussian noise",
+        help="instead of a scenario: what they are added to, a .npy array, or uniform or gaussian "
+        "noise",
     )
     group.add_argument(
         "--carrier-points",
@@ -131,7 +134,8 @@ def add_command(commands, epilog: str) -> None:
         "--targets",
         choices=CLASS_RULES,
         default="coin_flip",
-        help="labels that perturbations aim at (default coin_flip); the last two of more than two classes",
+        help="labels that perturbations aim at (default coin_flip); the last two are for more than "
+        "two classes",
     )
 
     group = run.add_argument_group("training of both networks")
@@ -201,7 +205,8 @@ def _learner(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
         dynamics = GradientFlow(10.0 if duration is None else duration)
     elif duration is not None:
         raise ValueError(
-            f"--time{dash} is for gradient flow; with --learning-rate{dash} give --steps{dash} instead"
+            f"--time{dash} is for gradient flow; with --learning-rate{dash} give --steps{dash} "
+            "instead"
         )
     elif rate is None or steps is None:
         raise ValueError(f"heavy ball needs both --learning-rate{dash} and --steps{dash}")

@@ -22,11 +22,20 @@ def metrics_of(
 ) -> dict[str, Any]:
     metrics = r.evaluate(test, fresh.inputs, control_draws=draws)
     metrics["status"] = {name: getattr(p, "status", "ok") for name, p in (("f", r.f), ("g", r.g))}
+    metrics["rounding"] = _rounding(r)
     metrics["most_frequent"] = {
         name: float(np.bincount(np.asarray(data.labels)).max() / data.n)
         for name, data in (("train", r.train), ("test", test))
     }
     return metrics
+
+
+def _rounding(r: PerturbationLearning) -> float:
+    """What adding perturbations to their carrier changed in them, relative to their length (rms)."""
+    delta = np.asarray(r.perturbation.delta, float).reshape(len(r.carrier), -1)
+    added = np.asarray(r.perturbed, float) - np.asarray(r.carrier, float)
+    length = np.linalg.norm(delta)
+    return float(np.linalg.norm(added.reshape(delta.shape) - delta) / length) if length else 0.0
 
 
 def configuration_of(
@@ -125,7 +134,7 @@ def _mean_where(rows, chosen):
 def curve_of(
     r: PerturbationLearning, test: Dataset, size: float, status: dict[str, str]
 ) -> dict[str, np.ndarray]:
-    """Accuracy against size; sizes at which g cannot be trained are left out, as the status says."""
+    """Accuracy against size; where g cannot be trained the size is left out, as status says."""
     parts = []
     for each in np.geomspace(size / REACH, size * REACH, _CURVE_POINTS):
         try:

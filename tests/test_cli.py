@@ -130,7 +130,6 @@ def test_the_table_and_its_words(capsys):
             "--precision",
             "64",
         ],
-        ["--data", "gaussian"],
     ],
 )
 def test_options_reach_the_experiment(options, tmp_path):
@@ -245,6 +244,11 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
             [*SMALL, "--control-draws", "0"],
             "argument --control-draws: wanted a whole number, 1 or more",
         ),
+        ([*SMALL, "--data", "gaussian"], "--shift goes with --data shifted_gaussian"),
+        (["run", "--d", "5"], "--d is of synthetic data; --data mnist5k has a dimension of its"),
+        (["run", "--data", "mnist", "--path", ".", "--test", "0.1"], "a test set of its own"),
+        ([*SMALL, "--momentum", "0.5"], "--momentum is of heavy ball: --learning-rate and --ste"),
+        ([*SMALL, "--momentum-g", "0.5"], "--momentum-g is of heavy ball"),
         ([*SMALL, "--size", "0"], "argument --size: wanted a finite number above 0; got '0'"),
         ([*SMALL, "--size", "nan"], "argument --size: wanted a finite number above 0"),
         ([*SMALL, "--size", "1e-38"], "--size must be from 3e-18 to 2e+16 in float32; got 1e-38"),

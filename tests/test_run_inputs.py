@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perturbkernel import report
+from perturbkernel import cli, report
 from perturbkernel.cli import main
 from perturbkernel.run import inputs, results
 from perturbkernel.studies import SizeCurve
@@ -80,6 +80,14 @@ def test_plus_and_minus_one_need_no_words(dtype, file):
     np.testing.assert_array_equal(inputs._load_file(path, None).targets, targets)
 
 
+def test_synthetic_data_have_their_own_shape():
+    words = ["run", "--data", "gaussian", "--n", "30", "--d", "4"]
+    args = cli._parser().parse_args(words)
+    inputs.check_options(args)
+    train, test = inputs.load(args, jax.random.key(0))
+    assert (train.n, test.n, train.d, train.name) == (24, 6, 4, "gaussian")
+
+
 def test_digits_and_garments_have_numbers_and_names():
     assert inputs._chosen_digits(["7", "3"], "mnist") == {"classes": [7, 3]}
     assert inputs._chosen_digits(["Sandal", "9"], "fashion_mnist") == {"classes": [5, 9]}
@@ -101,7 +109,7 @@ def test_carriers_have_rows_of_the_data(at, m, shape, tmp_path):
     args = arguments(carrier=str(tmp_path / "carrier.npy"), at=at)
     fits = np.prod(shape) == 6 and (at == "carrier" or m % 40 == 0)
     if fits:
-        assert inputs.load_carrier(args, train).shape == (m, 6)
+        assert np.asarray(inputs.load_carrier(args, train)).shape == (m, 6)
     else:
         with pytest.raises(ValueError, match=r"--carrier .*(wanted rows of 6|or a multiple)"):
             inputs.load_carrier(args, train)

@@ -29,6 +29,7 @@ from perturbkernel.run.inputs import (
 from perturbkernel.run.results import arrays_of, configuration_of, curve_of, map_of, metrics_of
 from perturbkernel.solvers import CLASS_LOSSES, LOSSES
 
+_MOMENTUM = 0.9  # of the paper's experiments
 _LOSSES = tuple(dict.fromkeys((*LOSSES, *CLASS_LOSSES)))
 
 
@@ -73,19 +74,15 @@ def add_command(commands, epilog: str) -> None:
         type=options.count,
         help="training and test points together (synthetic: 1000; otherwise all)",
     )
-    group.add_argument(
-        "--d", type=options.count, default=100, help="dimension of synthetic data (default 100)"
-    )
+    group.add_argument("--d", type=options.count, help="dimension of synthetic data (default 100)")
     group.add_argument(
         "--shift",
         type=options.number,
-        default=0.3,
         help="of shifted_gaussian's means (default 0.3)",
     )
     group.add_argument(
         "--test",
         type=options.share,
-        default=0.2,
         help="share held out where the source has no test set (0.2)",
     )
 
@@ -160,9 +157,7 @@ def add_command(commands, epilog: str) -> None:
         help="heavy ball instead of gradient flow, with --steps",
     )
     group.add_argument("--steps", type=options.count, help="of heavy ball")
-    group.add_argument(
-        "--momentum", type=options.momentum, default=0.9, help="of heavy ball (default 0.9)"
-    )
+    group.add_argument("--momentum", type=options.momentum, help="of heavy ball (default 0.9)")
     group = run.add_argument_group("training of the second network, where it differs")
     group.add_argument("--slope-g", type=options.slope)
     group.add_argument("--train-bias-g", action=argparse.BooleanOptionalAction)
@@ -201,6 +196,9 @@ def _learner(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
     given = suffix if any(getattr(args, name + suffix) is not None for name in names) else ""
     duration, rate, steps = (getattr(args, name + given) for name in names)
     dash = given.replace("_", "-")
+    if rate is None and getattr(args, "momentum" + suffix) is not None:
+        own = suffix.replace("_", "-")
+        raise ValueError(f"--momentum{own} is of heavy ball: --learning-rate and --steps")
     if rate is None and steps is None:
         dynamics = GradientFlow(10.0 if duration is None else duration)
     elif duration is not None:
@@ -211,7 +209,8 @@ def _learner(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
     elif rate is None or steps is None:
         raise ValueError(f"heavy ball needs both --learning-rate{dash} and --steps{dash}")
     else:
-        dynamics = HeavyBall(rate, steps, option("momentum"))
+        momentum = option("momentum")
+        dynamics = HeavyBall(rate, steps, _MOMENTUM if momentum is None else momentum)
     loss = option("loss")
     if loss != "squared" and math.isinf(dynamics.effective_time):
         raise ValueError(

@@ -28,6 +28,7 @@ SYNTHETIC = ("gaussian", "shifted_gaussian")
 SYNTHETIC_POINTS = 1000
 # The curve of accuracy against size reaches from size / REACH to size * REACH.
 REACH = 30
+_DIMENSION, _TEST = 100, 0.2
 _IMAGES = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}
 
 
@@ -39,6 +40,12 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--data {args.data} needs --path DIR, the folder with its IDX files")
     if args.classes is not None and args.data in SYNTHETIC:
         raise ValueError(f"--classes does not apply to {args.data}")
+    if args.d is not None and args.data not in SYNTHETIC:
+        raise ValueError(f"--d is of synthetic data; --data {args.data} has a dimension of its own")
+    if args.shift is not None and args.data != "shifted_gaussian":
+        raise ValueError(f"--shift goes with --data shifted_gaussian; got --data {args.data}")
+    if args.test is not None and args.data in _IMAGES:
+        raise ValueError(f"--test does not apply to {args.data}, which has a test set of its own")
     if args.classes is not None and len(args.classes) < 2:
         raise ValueError(f"--classes needs two labels or more; got {args.classes[0]}")
     if args.bounds is not None and not args.bounds[0] < args.bounds[1]:
@@ -78,11 +85,12 @@ def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
         data = _load_whole(args, data_key)
         if args.n is not None and args.data not in SYNTHETIC:
             data = _subset(data, args.n, data_key)
-        if not 0 < round(args.test * data.n) < data.n:
+        share = _TEST if args.test is None else args.test
+        if not 0 < round(share * data.n) < data.n:
             raise ValueError(
-                f"--test {args.test:g} of {data.n} points leaves none to train or none to test on"
+                f"--test {share:g} of {data.n} points leaves none to train or none to test on"
             )
-        train, test = data.split(test=args.test, key=split_key)
+        train, test = data.split(test=share, key=split_key)
     counts = np.bincount(np.asarray(train.labels), minlength=len(train.classes))
     if counts.min() == 0:
         missing = train.classes[int(counts.argmin())]
@@ -106,9 +114,10 @@ def _load_whole(args: argparse.Namespace, key) -> Dataset:
 
 def draw(args: argparse.Namespace, n: int, key) -> Dataset:
     """`n` points of the synthetic data."""
-    check_memory(n * args.d * args.precision // 8, f"--n {n} --d {args.d}: the data alone")
-    shift = {"shift": args.shift} if args.data == "shifted_gaussian" else {}
-    return getattr(datasets, args.data)(n, args.d, **shift, key=key)
+    d = _DIMENSION if args.d is None else args.d
+    check_memory(n * d * args.precision // 8, f"--n {n} --d {d}: the data alone")
+    shift = {} if args.shift is None else {"shift": args.shift}
+    return getattr(datasets, args.data)(n, d, **shift, key=key)
 
 
 def _subset(data: Dataset, n: int, key) -> Dataset:
@@ -122,7 +131,8 @@ def _load_file(path: str, words: Sequence[str] | None) -> Dataset:
     inputs, targets = read_labelled(path)
     file = Path(path).expanduser()
     labels = list(dict.fromkeys(targets.ravel().tolist()))
-    if words is None and not set(labels) <= {-1, 1}:
+    numbers = targets.dtype.kind in "iuf"
+    if words is None and not (numbers and set(labels) <= {-1, 1}):
         some = [class_name(label) for label in labels[:10]]
         more = f", and {len(labels) - 10:,} others" if len(labels) > 10 else ""
         advice = shlex.join(["--classes", *some[:2]])

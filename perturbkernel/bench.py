@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from perturbkernel import options
+
 _NAME = "perturbkernel.benchmarks"
 
 
@@ -29,8 +31,9 @@ def suite() -> ModuleType:
     source = package.parent / "benchmarks" / "__init__.py"
     if not source.is_file():
         raise FileNotFoundError(
-            f"the benchmark suite is missing: neither {package / 'benchmarks'} nor {source.parent} holds it; it comes "
-            f"with every wheel (pip install .) and every checkout of perturbkernel"
+            f"the benchmark suite is missing: neither {package / 'benchmarks'} nor "
+            f"{source.parent} holds it; it comes with every wheel "
+            "(pip install .) and every checkout of perturbkernel"
         )
     spec = importlib.util.spec_from_file_location(
         _NAME, source, submodule_search_locations=[str(source.parent)]
@@ -46,17 +49,18 @@ def suite() -> ModuleType:
 
 
 def add_command(commands, epilog: str) -> None:
-    """Adds `bench` to the subparsers of the command line; the suite is imported only when it runs."""
+    """Adds `bench` to the subparsers; the suite is imported only when it runs."""
     bench = commands.add_parser(
         "bench",
         help="measure speed, memory, compile time and precision against what one would use instead",
-        description="Measures ratios in interleaved runs: kernel products against a matrix product, NumPy, "
-        "scikit-learn and neural-tangents; training and attacks; solvers; growth; memory; devices; compile time; "
-        "precision. See docs/benchmarks.md. Exit status 1 if one fails; what is not installed is skipped.",
+        description="Measures ratios in interleaved runs: kernel products against a matrix "
+        "product, NumPy, scikit-learn and neural-tangents; training and attacks; solvers; growth; memory; "
+        "devices; compile time; precision. See docs/benchmarks.md. Exit status 1 if one fails; "
+        "what is not installed is skipped.",
         epilog="examples:\n"
-        "  perturbkernel bench --quick                               # everything at small sizes, two minutes\n"
-        "  perturbkernel bench --only products,precision --out DIR   # two groups; page and figures in DIR\n"
-        "  perturbkernel bench --only products.matvec --repeats 21   # one case, more rounds\n\n"
+        "  perturbkernel bench --quick                       # everything small, two minutes\n"
+        "  perturbkernel bench --only products --out DIR       # a group; page and figures in DIR\n"
+        "  perturbkernel bench --only products.matvec --repeats 21  # one case, more rounds\n\n"
         + epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -64,11 +68,20 @@ def add_command(commands, epilog: str) -> None:
     bench.add_argument("--only", metavar="NAMES", help="groups, or group.case, separated by commas")
     bench.add_argument("--list", action="store_true", help="list groups and cases and stop")
     bench.add_argument(
-        "--repeats", type=int, metavar="K", help="rounds of every case, instead of its own number"
+        "--repeats",
+        type=options.count,
+        metavar="K",
+        help="rounds of every case, instead of its own number",
     )
-    bench.add_argument("--seed", type=int, default=0, help="of all data (default 0)")
+    bench.add_argument("--seed", type=options.seed, default=0, help="of all data (default 0)")
     bench.add_argument(
         "--out", metavar="DIR", help="write bench.html, bench.json and the figures there"
     )
     bench.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    bench.set_defaults(function=lambda args: suite().command(args))
+    bench.set_defaults(function=_bench)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if not args.list:
+        options.check_out(args.out)
+    return suite().command(args)

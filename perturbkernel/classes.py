@@ -7,6 +7,8 @@ K outputs. At f = 0 every loss of `fit` then pulls the outputs of point n along 
 all agree at small times.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,14 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 from perturbkernel.checks import check_choice, check_count, check_key, is_traced
 
 CLASS_RULES = ("coin_flip", "balanced", "random_other", "next")
+
+
+def class_name(label: Any) -> str:
+    """A label as the words that name its class: bytes are decoded, what cannot be printed is
+    escaped.
+    """
+    text = label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else str(label)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> Int[Array, " n"]:

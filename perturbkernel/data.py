@@ -8,8 +8,6 @@ the class index 0, 1, .. for more than two. Dtypes follow JAX: float32 unless x6
 
 import dataclasses
 import math
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,11 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from perturbkernel.classes import class_indices
+from perturbkernel.array_files import read_labelled
+from perturbkernel.classes import class_indices, class_name
 from perturbkernel.image_files import FASHION_MNIST, MNIST, ImageFamily, read_idx, read_mnist5k
+
+_CHANNELS = (1, 3, 4)  # grey, colours, and colours with transparency
 
 
 class Dataset(eqx.Module):
@@ -207,24 +208,26 @@ def from_arrays(
     """A data set from NumPy or JAX arrays. Values stay as they are: pixels are not rescaled.
 
     Args:
-        inputs: (n, d), or images (n, h, w) or (n, h, w, c), which are flattened.
+        inputs: (n, d), or images (n, h, w) or (n, h, w, c), channels last, which are flattened.
         targets: (n,), in {-1, +1}; or of any kind, when `classes` says which to keep.
         classes: (a, b) keeps the rows with target a, which becomes +1, or b, which becomes -1; K >
             2 classes (a, b, c, ..) become the indices 0, 1, 2, ..
         name: what to call it.
 
     Raises:
-        ValueError, TypeError: as `Dataset`; also equal classes, a class that no row has.
+        ValueError, TypeError: as `Dataset`; also equal classes, a class that no row has, images
+            with channels first.
     """
     inputs = _as_inputs(inputs, ndims=(2, 3, 4))
     image_shape = inputs.shape[1:] if inputs.ndim > 2 else None
+    _check_channels_last(inputs.shape)
     inputs = inputs.reshape(len(inputs), -1)
     if classes is None:
         return Dataset(inputs, targets, name, image_shape=image_shape)
     if isinstance(targets, Tracer):
         raise ValueError("targets is traced; choosing classes works outside jit and vmap")
     rows, targets = _choose(_as_labels(targets, len(inputs)), classes)
-    return Dataset(inputs[rows], targets, name, tuple(map(str, classes)), image_shape)
+    return Dataset(inputs[rows], targets, name, tuple(map(class_name, classes)), image_shape)
 
 
 def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Dataset:
@@ -233,23 +236,13 @@ def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Datas
     Pickled objects are never loaded. Raises FileNotFoundError, or a ValueError or TypeError that
     names the file.
     """
-    file, wanted = Path(path).expanduser(), "an .npz file with inputs and targets, or x and y"
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such file; wanted {wanted}")
+    inputs, targets = read_labelled(path)
+    file = Path(path).expanduser()
     try:
-        with open(file, "rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            arrays = dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else {}
-        pairs = (("inputs", "targets"), ("x", "y"))
-        x, y = next((pair for pair in pairs if arrays.keys() >= set(pair)), (None, None))
-        if x is None or y is None:
-            raise ValueError(f"found the arrays {list(arrays)}; wanted {wanted}")
-        return from_arrays(arrays[x], arrays[y], classes=classes, name=file.stem)
+        return from_arrays(inputs, targets, classes=classes, name=file.stem)
     except (ValueError, TypeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{file}: {error}") from error
-    except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file}: cannot be read ({error}); wanted {wanted}") from error
 
 
 def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
@@ -335,6 +328,17 @@ def _as_inputs(inputs: Any, ndims: tuple[int, ...]) -> Array:
                 f"{bad.argmax()}; wanted numbers that are finite in {inputs.dtype}"
             )
     return inputs
+
+
+def _check_channels_last(shape: tuple[int, ...]) -> None:
+    """Raises ValueError for images whose channels are where PyTorch has them."""
+    few = max(_CHANNELS)
+    if len(shape) == 4 and shape[1] in _CHANNELS and min(shape[2:]) > few:
+        raise ValueError(
+            f"inputs has shape {shape}, which looks like (n, c, h, w); wanted (n, h, w, c), as "
+            f"np.moveaxis(inputs, 1, -1) makes it. Images {shape[1]} high with {shape[3]} "
+            f"channels are Dataset(rows, targets, image_shape={tuple(shape[1:])})"
+        )
 
 
 def _is_readable(array: Any) -> bool:

@@ -3,7 +3,7 @@
 import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,6 +18,7 @@ STYLE: Any = {
     "axes.titlesize": 9,
     "legend.frameon": False,
     "svg.hashsalt": "perturbkernel",
+    "text.usetex": False,  # whatever the user's own settings: names of classes are no TeX
 }
 
 Arrays = Mapping[str, np.ndarray]
@@ -46,6 +47,24 @@ def figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def plain(name: str, longest: int = 24) -> str:
+    """A name as text that a figure shows as it is: no mathematics between dollars, not too long."""
+    short = name if len(name) <= longest else name[: longest - 1] + "…"
+    return short.replace("$", r"\$")
+
+
+def class_index(values: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The class of every target: of two, 0 for +1 and 1 for -1; of more they are indices."""
+    values = np.asarray(values)
+    return np.where(values > 0, 0, 1) if len(classes) == 2 else values
+
+
+def _class_colours(classes: Sequence[str]) -> list[Any]:
+    if len(classes) == 2:
+        return [PLUS, MINUS]
+    return [matplotlib.colormaps["tab20"](i % 20) for i in range(len(classes))]
+
+
 @styled
 def perturbations(
     arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int] | None
@@ -53,75 +72,153 @@ def perturbations(
     """Some points with their perturbations, and the mean perturbation toward each class.
 
     Uses `sample_inputs`, `sample_deltas`, `sample_labels` where known, `sample_targets`,
-    `mean_toward` (2, d), `mean_difference`.
+    `mean_toward` (K, d), and of two classes `mean_difference` (d,), of more `mean_of_class` (K, d).
     """
-    return (_images if image_shape is not None else _profiles)(arrays, classes, image_shape)
+    names = [plain(name) for name in classes]
+    if image_shape is None:
+        return _profiles(arrays, names)
+    if len(classes) == 2:
+        return _images(arrays, names, image_shape)
+    return _images_of_many(arrays, names, image_shape)
 
 
-def _images(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
-    inputs, deltas, means = arrays["sample_inputs"], arrays["sample_deltas"], arrays["mean_toward"]
-    count = len(inputs)
+def as_picture(values: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
+    """An image (h, w), or (h, w, 3) in colour; of another number of channels their mean."""
+    image = np.asarray(values, float).reshape(image_shape)
+    if image.ndim == 3 and image.shape[2] != 3:
+        image = image.mean(axis=2)
+    return image
+
+
+def _show(axis, picture: np.ndarray, limit: float | None, title: str, ylabel: str = "") -> None:
+    """Draws a picture; with a `limit`, values around zero, which is mid-grey in colours."""
+    colour = picture.ndim == 3
+    if limit is None:
+        options: dict[str, Any] = {} if colour else {"cmap": "gray_r"}
+    else:
+        options = {} if colour else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+        picture = np.clip(0.5 + picture / (2 * limit), 0, 1) if colour else picture
+    axis.imshow(picture, **options)
+    axis.set(xticks=[], yticks=[], title=title, ylabel=ylabel)
+    axis.spines[:].set_visible(False)
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max()) or 1.0
+
+
+def _in_range(inputs: np.ndarray) -> np.ndarray:
+    """Colours between 0 and 1, as pictures need them: all are shifted and scaled alike."""
+    low, high = inputs.min(), inputs.max()
+    if low >= 0 and high <= 1:
+        return inputs
+    return (inputs - low) / ((high - low) or 1)
+
+
+class _Pictures(NamedTuple):
+    """Sampled points as pictures, with the titles of their perturbations."""
+
+    inputs: list[np.ndarray]
+    deltas: list[np.ndarray]
+    limits: list[float]
+    names: list[str]
+    aims: list[str]
+
+
+def _pictures(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) -> _Pictures:
+    inputs = [as_picture(row, image_shape) for row in _in_range(arrays["sample_inputs"])]
+    deltas = [as_picture(row, image_shape) for row in arrays["sample_deltas"]]
+    # Grey perturbations share one scale; colours, which have none beside them, are seen best each
+    # in its own.
+    shared = float(np.quantile(np.abs(deltas), 0.995)) or 1.0
+    limits = [_largest(delta) if delta.ndim == 3 else shared for delta in deltas]
+    labels = arrays.get("sample_labels")
+    names = ["carrier"] * len(inputs)
+    if labels is not None:
+        names = [f"a {classes[i]}" for i in class_index(labels, classes)]
+    aims = [f"toward {classes[i]}" for i in class_index(arrays["sample_targets"], classes)]
+    return _Pictures(inputs, deltas, limits, names, aims)
+
+
+def _images(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) -> Figure:
+    shown = _pictures(arrays, classes, image_shape)
+    count = len(shown.inputs)
     fig = figure(count + 7.2, 2.7)
     grid = fig.add_gridspec(2, count + 4, width_ratios=[1] * count + [0.1, 2.1, 2.1, 2.1])
-
-    def show(cell, image, title: str, limit: float | None = None, ylabel: str = ""):
-        axis = fig.add_subplot(cell)
-        colours: dict[str, Any] = (
-            {"cmap": "gray_r"}
-            if limit is None
-            else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        )
-        axis.imshow(image.reshape(image_shape), **colours)
-        axis.set(xticks=[], yticks=[], title=title, ylabel=ylabel)
-        axis.spines[:].set_visible(False)
-
-    limit = float(np.quantile(np.abs(deltas), 0.995)) or 1.0
-    labels = arrays.get("sample_labels")
     for i in range(count):
-        target = classes[0 if arrays["sample_targets"][i] > 0 else 1]
-        name = "carrier" if labels is None else f"a {classes[0 if labels[i] > 0 else 1]}"
-        show(grid[0, i], inputs[i], name, ylabel="" if i else "input")
-        show(grid[1, i], deltas[i], f"toward {target}", limit, ylabel="" if i else "perturbation")
-    for i, name in enumerate(classes):
-        show(
-            grid[:, count + 1 + i],
-            means[i],
-            f"mean perturbation toward {name}",
-            float(np.abs(means).max()) or 1.0,
-        )
-    difference = arrays["mean_difference"]
-    title = f"the data: mean {classes[0]} minus mean {classes[1]}"
-    show(grid[:, count + 3], difference, title, float(np.abs(difference).max()) or 1.0)
+        above, below = (fig.add_subplot(grid[row, i]) for row in (0, 1))
+        _show(above, shown.inputs[i], None, shown.names[i], "" if i else "input")
+        _show(below, shown.deltas[i], shown.limits[i], shown.aims[i], "" if i else "perturbation")
+    means = [as_picture(mean, image_shape) for mean in arrays["mean_toward"]]
+    shared = _largest(np.asarray(means))
+    for i, (name, mean) in enumerate(zip(classes, means, strict=True)):
+        limit = _largest(mean) if mean.ndim == 3 else shared
+        axis = fig.add_subplot(grid[:, count + 1 + i])
+        _show(axis, mean, limit, f"mean perturbation\ntoward {name}")
+    difference = as_picture(arrays["mean_difference"], image_shape)
+    title = f"the data: mean {classes[0]}\nminus mean {classes[1]}"
+    _show(fig.add_subplot(grid[:, count + 3]), difference, _largest(difference), title)
     return fig
 
 
-def _profiles(arrays: Arrays, classes: Sequence[str], image_shape) -> Figure:
-    difference, means = arrays["mean_difference"].ravel(), arrays["mean_toward"].reshape(2, -1)
+def _images_of_many(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) -> Figure:
+    """One column per class, ten at most: a point, its perturbation, and the two means."""
+    shown = _pictures(arrays, classes, image_shape)
+    count = min(len(classes), 10)
+    fig = figure(1.2 * count + 1, 5.4)
+    grid = fig.add_gridspec(4, count)
+    means = [as_picture(mean, image_shape) for mean in arrays["mean_toward"][:count]]
+    own = [as_picture(mean, image_shape) for mean in arrays["mean_of_class"][:count]]
+    for i in range(count):
+        axes = [fig.add_subplot(grid[row, i]) for row in range(4)]
+        sides = [
+            "" if i else side for side in ("input", "perturbation", "mean toward", "class mean")
+        ]
+        if i < len(shown.inputs):
+            _show(axes[0], shown.inputs[i], None, shown.names[i], sides[0])
+            _show(axes[1], shown.deltas[i], shown.limits[i], shown.aims[i], sides[1])
+        else:
+            axes[0].set_axis_off()
+            axes[1].set_axis_off()
+        _show(axes[2], means[i], _largest(means[i]), f"toward {classes[i]}", sides[2])
+        _show(axes[3], own[i], _largest(own[i]), classes[i], sides[3])
+    return fig
+
+
+def _profiles(arrays: Arrays, classes: Sequence[str]) -> Figure:
+    two = len(classes) == 2
+    means = np.asarray(arrays["mean_toward"]).reshape(len(classes), -1)
+    reference = np.asarray(arrays["mean_difference" if two else "mean_of_class"])
+    reference = np.resize(reference.reshape(-1, means.shape[1]), means.shape)
     fig = figure(5.2, 3.4)
     axis = fig.add_subplot()
-    scale = [np.abs(v).max() or 1 for v in (difference, means)]
-    for mean, name, colour in zip(means, classes, (PLUS, MINUS), strict=True):
-        axis.scatter(
-            difference / scale[0],
-            mean / scale[1],
-            s=8,
-            color=colour,
-            label=f"mean perturbation toward {name}",
-        )
+    for row, mean, name, colour in zip(
+        reference, means, classes, _class_colours(classes), strict=True
+    ):
+        label = f"mean perturbation toward {name}" if two else f"toward {name}"
+        x, y = row / _largest(reference), mean / _largest(means)
+        axis.scatter(x, y, s=8, color=colour, label=label)
     axis.axhline(0, color=GREY, lw=0.5)
     axis.axvline(0, color=GREY, lw=0.5)
-    axis.set_xlabel("difference of the class means, coordinate by coordinate (scaled)")
+    what = "difference of the class means" if two else "class mean less the mean of all"
+    axis.set_xlabel(f"{what}, coordinate by coordinate (scaled)")
     axis.set_ylabel("mean perturbation (scaled)")
-    axis.legend()
+    if len(classes) <= 20:
+        outside = {} if two else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 7}
+        axis.legend(**outside)
     return fig
 
 
 @styled
 def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
-    """Outputs of g against those of f on fresh points. Uses `fresh_f`, `fresh_g`, and
-    `fresh_labels` where known.
+    """Outputs of g against those of f on fresh points; of more than two classes, the decisions.
+
+    Uses `fresh_f`, `fresh_g`, and `fresh_labels` where known.
     """
-    f, g = (arrays[name] / (np.abs(arrays[name]).max() or 1) for name in ("fresh_f", "fresh_g"))
+    names = [plain(name) for name in classes]
+    if len(classes) > 2:
+        return _decisions(arrays, names, agreement)
+    f, g = (arrays[name] / _largest(arrays[name]) for name in ("fresh_f", "fresh_g"))
     labels = arrays.get("fresh_labels")
     fig = figure(4.2, 3.9)
     axis = fig.add_subplot()
@@ -130,16 +227,9 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     if labels is None:
         axis.scatter(f, g, s=7, color=F_COLOUR, alpha=0.5, lw=0)
     else:
-        for value, name, colour in ((1, classes[0], PLUS), (-1, classes[1], MINUS)):
-            axis.scatter(
-                f[labels == value],
-                g[labels == value],
-                s=9,
-                color=colour,
-                alpha=0.6,
-                lw=0,
-                label=f"a {name}",
-            )
+        for value, name, colour in ((1, names[0], PLUS), (-1, names[1], MINUS)):
+            own = labels == value
+            axis.scatter(f[own], g[own], s=9, color=colour, alpha=0.6, lw=0, label=f"a {name}")
         axis.legend(loc="lower right")
     axis.axhline(0, color=GREY, lw=0.7)
     axis.axvline(0, color=GREY, lw=0.7)
@@ -150,15 +240,41 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     return fig
 
 
+def _decisions(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
+    """How many fresh points each pair of decisions has."""
+    count = len(classes)
+    f, g = (np.asarray(arrays[name]).argmax(1) for name in ("fresh_f", "fresh_g"))
+    pairs = np.zeros((count, count), int)
+    np.add.at(pairs, (f, g), 1)
+    fig = figure(1.9 + 0.34 * min(count, 20), 1.7 + 0.34 * min(count, 20))
+    axis = fig.add_subplot()
+    axis.imshow(pairs, cmap="Greens")
+    if count <= 20:
+        for (i, j), number in np.ndenumerate(pairs):
+            if number:
+                dark = number > pairs.max() / 2
+                axis.text(
+                    j, i, number, ha="center", va="center", color="w" if dark else "k", fontsize=7
+                )
+        axis.set_xticks(range(count), classes, rotation=90)
+        axis.set_yticks(range(count), classes)
+    axis.set_xlabel("decision of g")
+    axis.set_ylabel("decision of f")
+    axis.set_title(f"Fresh points: same class at {agreement:.1%}")
+    return fig
+
+
 @styled
 def decision_map(arrays: Arrays, classes: Sequence[str]) -> Figure:
-    """Both decision boundaries on a plane through the data. Uses `map_*` (see studies.DecisionMap)."""
+    """Both decision boundaries on a plane through the data. Uses `map_*` (studies.DecisionMap)."""
     first, second, f, g = (arrays[f"map_{name}"] for name in ("first", "second", "f", "g"))
     points, labels = arrays["map_points"], arrays["map_labels"]
     fig = figure(4.8, 4.2)
     axis = fig.add_subplot()
     boundaries = [(f, F_COLOUR, "-", "f = 0"), (g, G_COLOUR, "--", "g = 0")]
-    same = map_axes(axis, first, second, f, g, points, labels, classes, boundaries)
+    # "a NAME", since a legend leaves out what begins with an underscore.
+    names = [f"a {plain(name)}" for name in classes]
+    same = map_axes(axis, first, second, f, g, points, labels, names, boundaries)
     axis.set_xlabel("along the difference of the class means")
     axis.set_ylabel("leading direction orthogonal to it")
     axis.set_title(f"Same decision on {same:.1%} of the plane; grey: different")
@@ -188,21 +304,29 @@ def map_axes(
     for value, name, colour in ((1, classes[0], PLUS), (-1, classes[1], MINUS)):
         chosen = shown[labels[shown] == value]
         axis.scatter(
-            points[chosen, 0], points[chosen, 1], s=5, color=colour, alpha=0.7, lw=0, label=name
+            points[chosen, 0],
+            points[chosen, 1],
+            s=5,
+            color=colour,
+            alpha=0.7,
+            lw=0,
+            label=name,
         )
     axis.set_aspect("equal")
     return float(np.mean(region != 1))
 
 
 @styled
-def accuracy_against_size(arrays: Arrays, size: float, f_accuracy: float) -> Figure:
+def accuracy_against_size(
+    arrays: Arrays, size: float, f_accuracy: float, chance: float = 0.5
+) -> Figure:
     """Accuracy of g against perturbation size. Uses `curve_size`, `curve_accuracy`, and
     `curve_expected` if known.
     """
     fig = figure(4.8, 3.6)
     axis = fig.add_subplot()
     axis.axhline(f_accuracy, color=F_COLOUR, lw=1, label="first network, f")
-    axis.axhline(0.5, color=GREY, lw=0.8, ls=":", label="chance")
+    axis.axhline(chance, color=GREY, lw=0.8, ls=":", label="chance")
     if "curve_expected" in arrays:
         axis.plot(
             arrays["curve_size"],

@@ -1,16 +1,21 @@
 """Results on disk: `report.json`, `arrays.npz`, figures, and one self-contained `report.html`.
 
-A folder is written whole or not at all, and its figures and page can be drawn again without
-computing anything.
+Results are written whole or not at all, before the figures and the page, which can be drawn again
+without computing anything.
 """
 
 import base64
+import dataclasses
 import html
 import json
+import math
 import os
 import platform
 import shutil
 import textwrap
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +28,13 @@ from matplotlib.figure import Figure
 
 from perturbkernel import plots
 from perturbkernel._version import __version__
+from perturbkernel.statements import captions, introduction
+from perturbkernel.statements import sentences as sentences
 
+_FIGURES = ("perturbations", "outputs", "decision_map", "accuracy_against_size")
+# The file that makes a folder a result, and those that are drawn from the results.
+_MARKER = "report.json"
+_DRAWN = ("report.html", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")))
 _PACKAGES = ("jax", "jaxlib", "numpy", "neural-tangents", "optax", "equinox", "diffrax")
 
 
@@ -100,48 +111,105 @@ def write_whole(folder: str | os.PathLike, marker: str, write: Callable[[Path], 
 
 
 def save(report: Report, folder: str | os.PathLike) -> Path:
-    """Writes a report with its figures and page into `folder`, whole or not at all."""
+    """Writes a report into `folder`, then its figures and page.
 
-    def write(aside: Path) -> None:
+    `arrays.npz` and `report.json` are complete before the first figure is drawn. A figure that
+    cannot be drawn is left out: a warning, `metrics["status"]` in the file and the page say so.
+    Raises ValueError if `folder` is a file or holds other files of the same names.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+
+    def write_results(aside: Path) -> None:
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in report.arrays.items()}
         np.savez(aside / "arrays.npz", **arrays)
-        _draw(report, aside)
-        content = {
-            "configuration": report.configuration,
-            "metrics": report.metrics,
-            "environment": report.environment,
-        }
-        (aside / "report.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+        (aside / _MARKER).write_text(_json(report), encoding="utf-8")
+        for name in _DRAWN:  # of an earlier result
+            (folder / name).unlink(missing_ok=True)
 
-    return write_whole(folder, "report.json", write)
+    def draw(aside: Path) -> None:
+        shown, pictures = report, {}
+        for name, function in figures(report).items():
+            try:
+                pictures[name] = write_figure(function(), aside, name)
+            except Exception as error:
+                said = f"the figure {name} could not be drawn ({type(error).__name__}: {error})"
+                warnings.warn(said, stacklevel=4)
+                shown = _with_status(shown, f"figure {name}", said)
+        if (folder / _MARKER).read_text(encoding="utf-8") != _json(report):
+            raise ValueError(f"{folder}: another run has written its results there meanwhile")
+        (aside / _MARKER).write_text(_json(shown), encoding="utf-8")
+        (aside / "report.html").write_text(_page(shown, pictures), encoding="utf-8")
+
+    write_whole(folder, _MARKER, write_results)
+    return write_whole(folder, "report.html", draw)
+
+
+def _with_status(report: Report, name: str, status: str) -> Report:
+    statuses = {**report.metrics.get("status", {}), name: status}
+    return dataclasses.replace(report, metrics={**report.metrics, "status": statuses})
+
+
+def _json(report: Report) -> str:
+    parts = (report.configuration, report.metrics, report.environment)
+    names = ("configuration", "metrics", "environment")
+    content = {name: _strict(part) for name, part in zip(names, parts, strict=True)}
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    """`value` in strict JSON, which has no NaN (null) and no infinity (a word)."""
+    if isinstance(value, Mapping):
+        return {key: _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def check_folder(folder: str | os.PathLike) -> None:
+    """Raises ValueError if files that a report writes are there and no report wrote them."""
+    folder = Path(folder)
+    there = [name for name in (_MARKER, "arrays.npz", *_DRAWN) if (folder / name).exists()]
+    if not there:
+        return
+    try:
+        content = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        ours = isinstance(content, dict) and {"configuration", "metrics"} <= content.keys()
+    except (OSError, ValueError):
+        # A run that was killed while it replaced an earlier result has removed the marker.
+        ours = not (folder / _MARKER).exists() and "arrays.npz" in there
+    if not ours:
+        raise ValueError(
+            f"{folder} holds {there[0]}, which no run wrote; results need another folder"
+        )
 
 
 def load(folder: str | os.PathLike) -> Report:
-    """Reads a result folder back. Raises FileNotFoundError if it holds no finished result."""
+    """Reads a result folder back. Raises FileNotFoundError if it holds no finished result, and
+    ValueError if that is damaged.
+    """
     folder = Path(folder)
     try:
-        content = json.loads((folder / "report.json").read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no finished result (no report.json)") from None
-    with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-        return Report(**content, arrays={name: arrays[name] for name in arrays.files})
+        content = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
+            return Report(**content, arrays={name: arrays[name] for name in arrays.files})
+    except (FileNotFoundError, NotADirectoryError) as error:
+        missing = Path(error.filename).name
+        raise FileNotFoundError(f"{folder} holds no finished result (no {missing})") from None
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{folder} holds a damaged result ({error})") from error
 
 
 def redraw(folder: str | os.PathLike) -> Path:
     """Draws figures and page of a saved result again, from its arrays alone."""
-    return save(load(folder), folder)
-
-
-# What each figure shows, in the order of the page.
-_CAPTIONS = {
-    "perturbations": "Training points, their perturbations, and the mean perturbation toward each class. In the kernel "
-    "limit a perturbation is a class-weighted sum of the training data: what the first network saw shows in it.",
-    "outputs": "Outputs of both networks on points that neither saw. In the shaded quadrants both give the same class.",
-    "decision_map": "The plane through the class means and the leading orthogonal direction. The dashed boundary was "
-    "learned from perturbations alone, the solid one from clean data.",
-    "accuracy_against_size": "The second network trained again at other perturbation sizes. The wide line is the "
-    "mean over all draws of the target labels, in closed form; where it is low, the outcome is a matter of luck.",
-}
+    report = load(folder)
+    kept = {
+        k: v for k, v in report.metrics.get("status", {}).items() if not k.startswith("figure ")
+    }
+    metrics = {**report.metrics, "status": kept}
+    return save(dataclasses.replace(report, metrics=metrics), folder)
 
 
 def figures(report: Report) -> dict[str, Callable[[], Figure]]:
@@ -149,14 +217,16 @@ def figures(report: Report) -> dict[str, Callable[[], Figure]]:
     c, arrays, m = report.configuration, report.arrays, report.metrics
     classes, shape = c["classes"], c["image_shape"]
     test = "test" if "test" in m["accuracy"]["f"] else "train"
-    return {
+    drawn = {
         "perturbations": lambda: plots.perturbations(arrays, classes, shape),
         "outputs": lambda: plots.outputs(arrays, classes, m["agreement"]),
         "decision_map": lambda: plots.decision_map(arrays, classes),
         "accuracy_against_size": lambda: plots.accuracy_against_size(
-            arrays, c["size"], m["accuracy"]["f"][test]
+            arrays, c["size"], m["accuracy"]["f"][test], 1 / len(classes)
         ),
     }
+    needed = {"decision_map": "map_f", "accuracy_against_size": "curve_accuracy"}
+    return {name: draw for name, draw in drawn.items() if needed.get(name, "delta") in arrays}
 
 
 def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
@@ -165,14 +235,6 @@ def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
     picture = plots.render(figure, "png")
     (folder / f"{name}.png").write_bytes(picture)
     return picture
-
-
-def _draw(report: Report, folder: Path) -> None:
-    pictures = {}
-    for name, draw in figures(report).items():
-        figure = draw()
-        pictures[name] = write_figure(figure, folder, name)
-    (folder / "report.html").write_text(_page(report, pictures), encoding="utf-8")
 
 
 def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -197,52 +259,17 @@ def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
-def sentences(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[str]:
-    """What the numbers say, in words."""
-    said = []
-    part = "test" if "test" in metrics["accuracy"]["f"] else "train"
-    f, g = (metrics["accuracy"][name][part] for name in "fg")
-    said.append(
-        f"g never saw a clean input or a true label; it classifies {g:.1%} of the clean {part} points (f: {f:.1%})"
-        + (
-            "."
-            if metrics["agreement"] is None
-            else f" and agrees with f on {metrics['agreement']:.1%} of fresh points."
-        )
-    )
-    if metrics["cosine"] is not None:
-        said.append(
-            f"The perturbations point along the theory's direction: mean cosine {metrics['cosine']['mean']:.4f}, "
-            f"smallest {metrics['cosine']['min']:.4f}."
-        )
-    d = metrics["diagnosis"]
-    if d is not None:
-        ratio = d["signal_rms"] / d["offset_std_rms"] if d["offset_std_rms"] else np.inf
-        verdict = (
-            "the outcome hardly depends on the targets drawn"
-            if ratio > 4
-            else "the outcome depends on the targets drawn; a larger size, balanced targets or more data would help"
-        )
-        said.append(
-            f"Signal {d['signal_rms']:.3g} against a random offset of {d['offset_std_rms']:.3g} (rms over training "
-            f"points, ratio {ratio:.3g}): {verdict}. Over target draws g is expected to classify "
-            f"{d['expected_accuracy']:.1%} of the training points ({d['assumes']})."
-        )
-    if metrics["zero_gradients"]:
-        said.append(
-            f"{metrics['zero_gradients']} points had a zero gradient and were left unperturbed."
-        )
-    said += [f"{name}: {status}" for name, status in metrics["status"].items() if status != "ok"]
-    return said
-
-
 _CSS = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; } figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
-code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; } details { margin-top: 1.5rem; }
+th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd;
+  vertical-align: top; }
+figure { margin: 1.5rem 0; } img { max-width: 100%; }
+figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
+code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
+details { margin-top: 1.5rem; }
 """
 
 
@@ -279,7 +306,8 @@ def html_figure(name: str, picture: bytes, caption: str = "") -> str:
     """A PNG inside the page."""
     said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     encoded = base64.b64encode(picture).decode()
-    return f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">{said}</figure>'
+    image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
+    return f"<figure>{image}{said}</figure>"
 
 
 def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
@@ -304,26 +332,25 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
     e = html.escape
     c = report.configuration
     head, *body = table(report.metrics)
-    what = "every point of the carrier was" if c.get("at") == "carrier" else "every one of them was"
     settings = [
         (k, json.dumps(v) if not isinstance(v, str) else v) for k, v in c.items() if k != "command"
     ]
+    said = captions(c, report.metrics, report.arrays)
     shown = "".join(
-        html_figure(name.replace("_", " "), picture, _CAPTIONS[name])
+        html_figure(name.replace("_", " "), picture, said[name])
         for name, picture in pictures.items()
     )
+    machine = html_table(report.environment.items())
     words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
     return html_page(
         f"perturbkernel: {c['data']}",
         f"""<h1>Learning from adversarial perturbations: {e(c["data"])}, {e(c["carrier"])}</h1>
-<p>A wide network f was trained on {c["n_train"]} points, {e(what)} perturbed by {c["size"]:g}
-({e(c["norm"])}) toward a random label, and
-a second network g was trained on nothing but the result. All of it in closed form.</p>
+<p>{e(introduction(c, report.metrics))}</p>
 <ul>{words}</ul>
 {html_table(body, head)}
 {shown}
 <h2>What was asked</h2>
 <p><code>{e(c["command"])}</code></p>
 {html_table(settings)}
-<details><summary>Versions and machine</summary>{html_table(report.environment.items())}</details>""",
+<details><summary>Versions and machine</summary>{machine}</details>""",
     )

@@ -22,7 +22,8 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "perturbkernel.sklearn needs scikit-learn: pip install 'perturbkernel[sklearn]', or pip install scikit-learn"
+        "perturbkernel.sklearn needs scikit-learn: pip install 'perturbkernel[sklearn]', "
+        "or pip install scikit-learn"
     ) from error
 
 from perturbkernel.checks import check_choice
@@ -130,7 +131,7 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         return self
 
     def decision_function(self, X) -> np.ndarray:
-        """The network's outputs, (m,) for two classes, positive for the second; otherwise (m, K)."""
+        """The outputs of the network, (m,) for two classes, positive for the second; or (m, K)."""
         return self._outputs(X)
 
     def predict(self, X) -> np.ndarray:

@@ -499,9 +499,9 @@ def test_the_list(capsys):
         ),
         (["--only", ""], "got ''"),
         (["--only", "products.sums"], "got 'products.sums'"),
-        (["--repeats", "0"], "--repeats must be at least 1; got 0"),
-        (["--repeats", "many"], "argument --repeats: invalid int value: 'many'"),
-        (["--seed", "-1"], "--seed must be at least 0; got -1"),
+        (["--repeats", "0"], "argument --repeats: wanted a whole number, 1 or more; got '0'"),
+        (["--repeats", "many"], "argument --repeats: wanted a whole number, 1 or more; got 'many'"),
+        (["--seed", "-1"], "argument --seed: wanted a whole number from 0 to 4294967295; got '-1'"),
         (["--out", __file__], "--out must be a folder"),
     ],
 )

@@ -366,7 +366,7 @@ def test_from_npz_rejects(tmp_path):
             D.from_npz(file)
     with open(file, "wb") as stream:
         np.save(stream, np.ones(2))
-    with pytest.raises(ValueError, match=r"bad.npz: found the arrays \[\]; wanted an .npz file"):
+    with pytest.raises(ValueError, match=r"bad.npz: .* no .npz file; wanted an .npz file"):
         D.from_npz(file)
 
 

@@ -124,6 +124,7 @@ def test_the_build_refuses_what_is_broken(tmp_path):
 
 # Of pages that other modules write; without an underscore since those import them.
 BUILDING_BLOCKS = (
+    "check_folder",
     "html_figure",
     "html_page",
     "html_table",

@@ -1,0 +1,122 @@
+"""NumPy's .npy and .npz files, read only after what their headers declare has been compared with
+what the file and the machine can hold.
+"""
+
+import math
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+# Deflate, the compression of .npz and gzip, turns one byte into at most 1032.
+DEFLATE_RATIO = 1032
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_PAIRS = (("inputs", "targets"), ("x", "y"))
+_WANTED = "an .npz file with inputs and targets, or x and y"
+_UNREADABLE = (EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+def machine_memory() -> float:
+    """Bytes of memory that the machine has; infinite where its system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
+def check_memory(size: int, what: str) -> None:
+    """Raises ValueError if `size` bytes are more than the machine's memory."""
+    memory = machine_memory()
+    if size > memory:
+        raise ValueError(
+            f"{what} takes {size / 1e9:,.1f} GB; this machine has {memory / 1e9:,.1f} GB"
+        )
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """The array of an .npy file. Pickled objects are never loaded.
+
+    Raises FileNotFoundError, or a ValueError that names the file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; wanted an .npy file")
+    try:
+        with file.open("rb") as stream:
+            _check_header(stream, file.stat().st_size, "the array")
+            stream.seek(0)
+            return np.lib.format.read_array(stream, allow_pickle=False)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"{file}: cannot be read ({error}); wanted an .npy file") from error
+
+
+def read_labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, targets) of an .npz file, its arrays `inputs` and `targets`, or `x` and `y`.
+
+    Other arrays are not read, and pickled objects never loaded. Raises FileNotFoundError, or a
+    ValueError that names the file.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; wanted {_WANTED}")
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"found no arrays, this is no .npz file; wanted {_WANTED}")
+        with zipfile.ZipFile(file) as archive:
+            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+            names = next((pair for pair in _PAIRS if members.keys() >= set(pair)), None)
+            if names is None:
+                raise ValueError(f"found the arrays {list(members)}; wanted {_WANTED}")
+            for name in names:
+                _check_member(archive, members[name], name)
+            inputs, targets = (_read_member(archive, members[name]) for name in names)
+            return inputs, targets
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"{file}: cannot be read ({error}); wanted {_WANTED}") from error
+
+
+def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:
+    most = DEFLATE_RATIO * (member.compress_size + 1)
+    if member.compress_type == zipfile.ZIP_DEFLATED and member.file_size > most:
+        raise ValueError(
+            f"{name} declares {member.file_size:,} bytes; its {member.compress_size:,} compressed "
+            f"bytes hold at most {most:,}"
+        )
+    with archive.open(member) as stream:
+        _check_header(stream, member.file_size, name)
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _check_header(stream: IO[bytes], size: int, name: str) -> None:
+    """Raises ValueError if the array at the beginning of `stream`, `size` bytes long, declares
+    more than there is, more than the memory, or Python objects.
+    """
+    version = np.lib.format.read_magic(stream)
+    if version not in _HEADERS:
+        raise ValueError(f"{name} has .npy format {version}; wanted plain numbers or words")
+    try:
+        shape, _, dtype = _HEADERS[version](stream)
+    except Exception as error:  # NumPy parses it as Python: whatever that raises
+        raise ValueError(f"{name} has a broken header ({error})") from error
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects, which are not loaded (allow_pickle=False)")
+    declared, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if min(shape, default=0) < 0 or declared > held:
+        raise ValueError(
+            f"{name} declares shape {shape} of {dtype}, {declared:,} bytes; it holds {held:,}"
+        )
+    check_memory(declared, name)

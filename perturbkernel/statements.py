@@ -1,0 +1,287 @@
+"""What the numbers of an experiment say in words: sentences and captions of a report.
+
+Every claim is made under a condition on the numbers, stated here, and on nothing else.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Settings = Mapping[str, Any]
+
+# A direction is the theory's where no perturbation is further than 26 degrees from it.
+_ALONG = 0.9
+# Two vectors in many dimensions whose cosine is below this have little in common.
+_UNRELATED = 0.3
+# With a signal this many standard deviations of the offset its sign is hardly ever turned.
+_CERTAIN = 4.0
+# A perturbation that rounding changes by more than this is no longer the one that was computed.
+_NOTICEABLE = 0.01
+# What 95 of 100 samples keep to.
+_DEVIATIONS = 2.0
+
+
+def _value(number: float | None) -> float:
+    """A number of a result; null in the file was not a number."""
+    return math.nan if number is None else float(number)
+
+
+def _points(number: int) -> str:
+    return f"{number:,} point" + ("" if number == 1 else "s")
+
+
+def trained_on(c: Settings) -> str:
+    """What the second network was trained on, as a noun."""
+    if c["carrier"] == "scenario (a)":
+        return "the perturbations alone"
+    if c["carrier"] == "scenario (b)":
+        return "the perturbed points"
+    if c.get("at") == "carrier":
+        return "the perturbed carrier"
+    return "the perturbations on another carrier"
+
+
+def _labels(c: Settings) -> str:
+    return {
+        "next": "each labelled as the next class",
+        "random_other": "each labelled as another class, drawn at random",
+    }.get(c["targets"], "with labels drawn at random")
+
+
+def _aims(c: Settings) -> str:
+    rules = {"next": "the next class", "random_other": "another class, drawn at random"}
+    return rules.get(c["targets"], "labels drawn at random")
+
+
+def introduction(c: Settings, m: Settings) -> str:
+    """What was done."""
+    attacked = c.get("n_perturbed", c["n_train"])
+    left = m["zero_gradients"]
+    which = "points of the carrier" if c.get("at") == "carrier" else "training points"
+    length = f"by {c['size']:g} ({c['norm']})"
+    if c["bounds"] is not None:
+        length += f", clipped to [{c['bounds'][0]}, {c['bounds'][1]}],"
+    how_many = f"{attacked - left:,} of {attacked:,}" if left else f"all {attacked:,}"
+    return (
+        f"A wide network f was trained on {_points(c['n_train'])}. Its gradient perturbed "
+        f"{how_many} {which} {length} toward {_aims(c)}. A second network g was trained on "
+        f"{trained_on(c)}, {_labels(c)}. Both are infinitely wide."
+    )
+
+
+def sentences(configuration: Settings, metrics: Settings) -> list[str]:
+    """What the numbers say, in words."""
+    c, m = configuration, metrics
+    said = [_accuracy(c, m), _direction(m), _outcome(c, m), _unperturbed(c, m), _rounded(m)]
+    found = [sentence for sentence in said if sentence]
+    return found + [
+        f"{name}: {status}" for name, status in m.get("status", {}).items() if status != "ok"
+    ]
+
+
+def _accuracy(c: Settings, m: Settings) -> str:
+    part = "test" if "test" in m["accuracy"]["f"] else "train"
+    f, g = (m["accuracy"][name][part] for name in "fg")
+    said = (
+        f"Trained on {trained_on(c)}, {_labels(c)}, g classifies {g:.1%} of the clean {part} "
+        f"points correctly (f: {f:.1%}); {_against_guessing(c, m, part, g)}."
+    )
+    if m["agreement"] is not None:
+        said += f" On new points f and g agree at {m['agreement']:.1%}."
+    return said
+
+
+def _against_guessing(c: Settings, m: Settings, part: str, accuracy: float) -> str:
+    """How an accuracy compares with always naming the most frequent class."""
+    known = m.get("most_frequent", {}).get(part)
+    guess = 1 / len(c["classes"]) if known is None else known
+    what = "guessing" if known is None else "naming the most frequent class"
+    # The standard deviation of the share of right guesses among so many points.
+    spread = math.sqrt(guess * (1 - guess) / max(c[f"n_{part}"], 1))
+    if accuracy > guess + _DEVIATIONS * spread:
+        verdict = "g does better than that"
+    elif accuracy < guess - _DEVIATIONS * spread:
+        verdict = "g does worse than that"
+    else:
+        verdict = "g cannot be told from that"
+    return f"{what} would give {guess:.1%}, and {verdict}"
+
+
+def _direction(m: Settings) -> str:
+    if m["cosine"] is None:
+        return ""
+    mean, least = _value(m["cosine"]["mean"]), _value(m["cosine"]["min"])
+    numbers = f"mean cosine {mean:.4f}, smallest {least:.4f}"
+    if math.isnan(mean) or math.isnan(least):
+        return (
+            "No perturbation makes an angle with the theory's direction: one of the two is zero "
+            "at every point."
+        )
+    if least >= _ALONG:
+        return f"The perturbations point along the theory's direction: {numbers}."
+    if mean >= _ALONG:
+        return f"Most of the perturbations point along the theory's direction: {numbers}."
+    if mean >= _UNRELATED:
+        return f"The perturbations point partly along the theory's direction: {numbers}."
+    if mean > -_UNRELATED:
+        return f"On average the perturbations do not follow the theory's direction: {numbers}."
+    return f"The perturbations point away from the theory's direction: {numbers}."
+
+
+def _outcome(c: Settings, m: Settings) -> str:
+    d = m["diagnosis"]
+    if d is None:
+        return ""
+    signal, offset = _value(d["signal_rms"]), _value(d["offset_std_rms"])
+    expected = _value(d["expected_accuracy"])
+    if math.isnan(signal + offset + expected) or math.isinf(signal + offset):
+        return "Signal and random offset of g are not finite: they say nothing about the outcome."
+    if signal == 0 and offset == 0:
+        return (
+            "Signal and random offset of g are both zero: its outputs say nothing about the data."
+        )
+    numbers = (
+        f"Signal {signal:.3g} against a random offset of {offset:.3g} (rms over training points"
+    )
+    if offset > 0:
+        numbers += f", ratio {signal / offset:.3g}"
+    said = f"{numbers}): {_verdict(c, signal, offset)}. "
+    said += (
+        f"Over target draws g is expected to classify {expected:.1%} of the training points "
+        f"({d['assumes']})."
+    )
+    if "identity loss" not in c["g"]:
+        said += " g was trained on another loss, for which this holds at small times."
+    return said
+
+
+def _verdict(c: Settings, signal: float, offset: float) -> str:
+    """What decides the outcome, signal and offset not both zero."""
+    if signal == 0:
+        return "there is no signal, and the targets drawn decide the outcome"
+    if signal > _CERTAIN * offset:
+        return "the outcome hardly depends on the targets drawn"
+    remedies = "a larger size, balanced targets or more data may help"
+    if c["targets"] == "balanced":
+        remedies = "a larger size or more data may help"
+    if signal > offset:
+        return f"the outcome depends on the targets drawn; {remedies}"
+    return f"the targets drawn decide most of the outcome; {remedies}"
+
+
+def _unperturbed(c: Settings, m: Settings) -> str:
+    left, attacked = m["zero_gradients"], c.get("n_perturbed", c["n_train"])
+    if left == 0:
+        return ""
+    if left == attacked:
+        return "The gradient was zero at every point: nothing was perturbed."
+    return (
+        f"{_points(left)} had a zero gradient and {'was' if left == 1 else 'were'} not perturbed."
+    )
+
+
+def _rounded(m: Settings) -> str:
+    rounding = _value(m.get("rounding", 0.0))
+    if rounding < _NOTICEABLE:
+        return ""
+    return (
+        f"Adding the perturbations to their carrier rounds them by {rounding:.0%}: this precision "
+        "cannot hold them."
+    )
+
+
+def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What each figure of a report shows, by the figure's name."""
+    return {
+        "perturbations": _perturbations(c, arrays),
+        "outputs": _outputs(c),
+        "decision_map": _decision_map(c, arrays),
+        "accuracy_against_size": _curve(c, arrays),
+    }
+
+
+def _perturbations(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
+    two = len(c["classes"]) == 2
+    if c["image_shape"] is None:
+        against = (
+            "the difference of the class means of the data"
+            if two
+            else "the mean of that class less the mean of all data"
+        )
+        said = (
+            f"The mean perturbation toward each class, coordinate by coordinate, against {against}."
+        )
+        correlations = _correlations(arrays)
+        if correlations:
+            said += f" Correlation: {', '.join(f'{value:.2f}' for value in correlations)}."
+        return said
+    what = "Points of the carrier" if c.get("at") == "carrier" else "Training points"
+    means = "difference of the class means" if two else "class means less the mean of all"
+    said = (
+        f"{what}, their perturbations, and the mean perturbation toward each class, beside the "
+        f"{means} of the data."
+    )
+    return said + " " + _colours(c["image_shape"])
+
+
+def _correlations(arrays: Mapping[str, np.ndarray]) -> list[float]:
+    """Of each mean perturbation with what it is drawn against; none where one is constant."""
+    means = np.asarray(arrays["mean_toward"], float)
+    rows = np.asarray(arrays[against(arrays)], float).reshape(-1, means[0].size)
+    pairs = zip(
+        means.reshape(len(means), -1), np.resize(rows, (len(means), rows.shape[1])), strict=True
+    )
+    pairs = [(a, b) for a, b in pairs if a.size > 2 and np.ptp(a) > 0 and np.ptp(b) > 0]
+    return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
+
+
+def against(arrays: Mapping[str, np.ndarray]) -> str:
+    """The array that mean perturbations are compared with: of two classes one difference."""
+    return "mean_difference" if "mean_difference" in arrays else "mean_of_class"
+
+
+def _colours(image_shape: Sequence[int]) -> str:
+    channels = image_shape[2] if len(image_shape) == 3 else 1
+    if channels == 1:
+        return "Red is above zero, blue below."
+    if channels == 3:
+        return (
+            "Mid-grey is zero; each perturbation and each mean is scaled to its own largest entry."
+        )
+    return f"The mean over {channels} channels is shown; red is above zero, blue below."
+
+
+def _outputs(c: Settings) -> str:
+    which = "points that f was not trained on"
+    if c["carrier"].startswith("scenario"):
+        which = "points that neither network was trained on"
+    if len(c["classes"]) > 2:
+        return f"How many {which} f (rows) and g (columns) assign to each class."
+    return f"Outputs of both networks on {which}. In the shaded quadrants both give the same class."
+
+
+def _decision_map(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
+    if "map_f" not in arrays:
+        return ""
+    said = "The plane through the class means and the leading orthogonal direction."
+    drawn = [name for name in "fg" if arrays[f"map_{name}"].min() < 0 < arrays[f"map_{name}"].max()]
+    if "g" in drawn:
+        said += f" The dashed boundary was learned from {trained_on(c)}, {_labels(c)}."
+    if "f" in drawn:
+        said += " The solid boundary was learned from clean data."
+    for name in "fg":
+        if name not in drawn:
+            said += f" {name} does not change its sign on this plane."
+    return said
+
+
+def _curve(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
+    said = "The second network trained again at other perturbation sizes."
+    if "curve_expected" in arrays:
+        said += (
+            " The wide line is the mean over all draws of the target labels, in closed form, for "
+            "the identity loss; where it is near chance, g learns nothing on average."
+        )
+    return said

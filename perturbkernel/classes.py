@@ -12,24 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from perturbkernel.checks import check_choice, check_count, check_key, is_traced
+from perturbkernel.checks import as_array, check_choice, check_count, check_key, is_readable
 
 CLASS_RULES = ("coin_flip", "balanced", "random_other", "next")
 
 
 def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> Int[Array, " n"]:
     """(n,) class indices, integers from 0 to classes - 1."""
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    array = as_array(value, name)
     if array.ndim != 1 or (n is not None and len(array) != n):
         wanted = "(n,)" if n is None else f"({n},)"
         raise ValueError(
             f"{name} must have shape {wanted}, one class index a row; got {array.shape}"
         )
-    if not jnp.issubdtype(array.dtype, jnp.integer):
+    if not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.kind == "m":
         raise ValueError(
             f"{name} must be integers from 0 to {classes - 1}, class indices; got dtype {array.dtype}"
         )
-    if not is_traced(array):
+    if is_readable(array):
         found = np.unique(np.asarray(array))
         outside = found[(found < 0) | (found >= classes)]
         if outside.size:

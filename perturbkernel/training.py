@@ -6,6 +6,7 @@ One network and ensembles of them run through the same loop, `fit_and_record`: `
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -92,11 +93,30 @@ class Rules(NamedTuple):
 
     loss: str
     update: Callable
-    takes_value: bool
+    takes_more: bool
     batch_size: int | None
     plateau: Plateau | None
     shared: bool | None = None
     mesh: Mesh | None = None
+
+    def updates(
+        self, gradient: Any, state: Any, parameters: Any, value: Array, objective: Callable
+    ) -> tuple[Any, Any]:
+        """The optimizer's updates and state, given what it asks for beside the gradient."""
+        extra = {}
+        if self.takes_more:
+            # `grad_fn` of optax.contrib.sam has the number of the adversarial step as well.
+            extra = {
+                "value": value,
+                "grad": gradient,
+                "value_fn": objective,
+                "grad_fn": lambda parameters, step=None: jax.grad(objective)(parameters),
+                "obj_fn": objective,
+            }
+        # optax relies on what the strict modes forbid.
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            updates, new = _call(self.update, (gradient, state, parameters), extra)
+        return _like(updates, parameters), _like(new, state)
 
     def each(self, function: Callable) -> Callable:
         """`function(network and state, initial network, data, key)` for one network, or for every
@@ -137,6 +157,31 @@ class Rules(NamedTuple):
 
     def batches(self, n: int) -> int:
         return 1 if self.batch_size is None else -(-n // self.batch_size)
+
+
+def _call(update: Callable, arguments: tuple, extra: dict[str, Any]) -> tuple[Any, Any]:
+    """update(*arguments, **extra) without those of `extra` that it does not take.
+
+    A chain passes on all that it is given, so that its signature does not tell what its links take.
+    """
+    try:
+        return update(*arguments, **extra)
+    except TypeError as error:
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        missing = re.search(r"required keyword-only arguments?: (.*)", str(error))
+        if missing:
+            raise TypeError(
+                f"optimizer asks for {missing[1]} with every gradient, which training does not have"
+            ) from error
+        if unexpected is None or unexpected[1] not in extra:
+            raise
+        rest = {name: value for name, value in extra.items() if name != unexpected[1]}
+        return _call(update, arguments, rest)
+
+
+def _like(tree: Any, old: Any) -> Any:
+    """The tree with the dtypes of `old`, which a loop has to keep."""
+    return jax.tree.map(lambda new, a: jnp.asarray(new).astype(jnp.result_type(a)), tree, old)
 
 
 def params(net: TwoLayerNetwork) -> dict[str, Array]:
@@ -203,10 +248,7 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
             return jnp.sum(share * LOSSES[rules.loss](outputs, data.y))
 
         value, gradient = jax.value_and_grad(objective)(parameters)
-        extra = (
-            {"value": value, "grad": gradient, "value_fn": objective} if rules.takes_value else {}
-        )
-        updates, state = rules.update(gradient, state, parameters, **extra)
+        updates, state = rules.updates(gradient, state, parameters, value, objective)
         scale = jnp.ones((), value.dtype)
         if rule is not None:
             # The scale found after the step before, then the rule is told of this step's loss:
@@ -254,7 +296,8 @@ def fit_and_record(
         plateau_state = jax.tree.map(lambda a: jnp.broadcast_to(a, (*members, *a.shape)), one)
     if rules.batch_size is not None:
         order = jnp.zeros((*members, batches * rules.batch_size), int)
-    state = jax.tree.map(_strong, init(params(net)))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        state = jax.tree.map(_strong, init(params(net)))
     # Room for a power of two of steps: training for longer seldom compiles anew.
     logs = (jnp.zeros((*members, 1 << max(steps - 1, 1023).bit_length()), dtype),) * 2
     carry = (jnp.zeros((), jnp.int32), (params(net), state, plateau_state, order), logs)
@@ -349,7 +392,11 @@ def train(
         y: (n,), -1 or +1; any real numbers for the squared loss.
         loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean
             of exp(-y f); "squared", 1/(2n) sum (f - y)^2.
-        optimizer: any optax optimizer. Training is compiled once per optimizer object, so build it
+        optimizer: any optax optimizer, or another object with its `init` and `update`, such as
+            optax.MultiSteps; line searches, optax.contrib.sam and others that ask for the loss or
+            its gradient as a function get them. The network returned has the parameters that the
+            updates lead to: for schedule-free ones those at which gradients are taken, for sam
+            those in the midst of a search, unless `steps` is a multiple of its period. Training is compiled once per optimizer object, so build it
             once and reuse it; `paper_optimizer` is compiled once for all its rates.
         steps: how many updates; `plateau`: reduces the rate when the loss stops falling.
         batch_size: points a step, drawn without replacement and reshuffled every epoch; the last
@@ -390,7 +437,9 @@ def train(
 
 def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
     check_choice(loss, "loss", tuple(LOSSES))
-    if not isinstance(optimizer, optax.GradientTransformation):
+    if not (
+        callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
+    ):
         raise TypeError(
             f"optimizer must be an optax one, such as optax.sgd(0.01, momentum=0.9); got {optimizer!r}"
         )
@@ -399,8 +448,9 @@ def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
         check_count(batch_size, "batch_size")
     if plateau is not None and not isinstance(plateau, Plateau):
         raise TypeError(f"plateau must be networks.Plateau() or None; got {plateau!r}")
-    takes_value = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    return Rules(loss, optimizer.update, takes_value, batch_size, plateau)
+    plain = isinstance(optimizer, optax.GradientTransformation)
+    takes_more = not plain or isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    return Rules(loss, optimizer.update, takes_more, batch_size, plateau)
 
 
 def check_batches(batch_size, n, key) -> None:

@@ -213,9 +213,12 @@ def _pair_where(hit: Array, z: Array, x: Array) -> tuple[Array, Array]:
     itself.
     """
     differs = jnp.max(jnp.where(hit[:, None], jnp.abs(x - z), 0)) > 0
-    return lax.cond(
-        differs, _pair, lambda z, x: (jnp.zeros(len(z), z.dtype), jnp.zeros(z.shape, z.dtype)), z, x
-    )
+
+    def coincident(z: Array, x: Array) -> tuple[Array, Array]:
+        zeros = jnp.zeros_like(x - z)  # which varies over devices where either does
+        return zeros[:, 0], zeros
+
+    return lax.cond(differs, _pair, coincident, z, x)
 
 
 @jax.custom_vjp

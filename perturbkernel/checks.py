@@ -15,6 +15,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from perturbkernel import meshes
+
 
 def is_traced(*arrays: Any) -> bool:
     return any(isinstance(a, Tracer) for a in arrays)
@@ -89,7 +91,7 @@ def as_float(value: Any, name: str) -> Array:
         # NumPy casts widths that JAX does not know.
         with np.errstate(over="ignore"):  # what overflows is reported as not finite
             array = array.astype(wanted, copy=False)
-    return jnp.asarray(array, wanted)
+    return jnp.asarray(meshes.with_automatic_axes(array), wanted)
 
 
 def _sum_of_squares(host: np.ndarray) -> float:
@@ -156,7 +158,7 @@ def as_targets(value: Any, name: str, n: int, *, labels: bool = True) -> Array:
         raise ValueError(
             f"{name} must have shape ({n},), one number a row of the inputs; got {given.shape}{hint}"
         )
-    if labels and given.dtype.kind in "UST":
+    if labels and getattr(given.dtype, "kind", "") in ("U", "S", "T"):
         raise TypeError(f"{_not_real(value, name)}. {_classes_advice(name)}")
     array = as_float(given, name)
     check_finite(array, name)

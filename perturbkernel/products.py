@@ -155,6 +155,10 @@ def matvec(
     Where z is x, the very same array, half of the tiles are evaluated.
     """
     same = z is x and mesh is None
+    if jax.sharding.get_abstract_mesh().manual_axes:
+        # Inside `shard_map`, which evaluates custom derivatives only as parts of a whole program.
+        whole = jax.jit(_matvec, static_argnums=(0, 1, 2, 3))
+        return whole(kernel, name, same, mesh, z, x, coef)
     if is_traced(z, x, coef):
         return _matvec(kernel, name, same, mesh, z, x, coef)
     return _evaluate(kernel, name, same, mesh, progress, z, x, coef)

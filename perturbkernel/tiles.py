@@ -156,7 +156,8 @@ def write_part(whole: Any, index: Any, part: Any) -> Any:
 
 
 def _zeros(shapes: Any, rows: int) -> Any:
-    return jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), s.dtype), shapes)
+    # "Like" what they are to be added to, also in how they vary over the devices of a `shard_map`.
+    return jax.tree.map(lambda s: jnp.zeros_like(s, shape=(rows, *s.shape[1:])), shapes)
 
 
 def by_rows(function: Callable, tree: Any, limit: int) -> Any:

@@ -103,19 +103,27 @@ class Rules(NamedTuple):
         self, gradient: Any, state: Any, parameters: Any, value: Array, objective: Callable
     ) -> tuple[Any, Any]:
         """The optimizer's updates and state, given what it asks for beside the gradient."""
-        extra = {}
+
+        # Line searches want to see all that they were given among the arguments of `value_fn`,
+        # and optax.contrib.sam numbers its adversarial steps.
+        def value_fn(parameters, grad_fn=None, obj_fn=None):
+            return objective(parameters)
+
+        def grad_fn(parameters, step=None):
+            return jax.grad(objective)(parameters)
+
+        extra: dict[str, Any] = {}
         if self.takes_more:
-            # `grad_fn` of optax.contrib.sam has the number of the adversarial step as well.
-            extra = {
-                "value": value,
-                "grad": gradient,
-                "value_fn": objective,
-                "grad_fn": lambda parameters, step=None: jax.grad(objective)(parameters),
-                "obj_fn": objective,
-            }
-        # optax relies on what the strict modes forbid.
+            extra = {"value": value, "grad": gradient, "value_fn": value_fn}
+            extra |= {"grad_fn": grad_fn, "obj_fn": objective}
+        # optax relies on promotions that the strict modes forbid.
         with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
             updates, new = _call(self.update, (gradient, state, parameters), extra)
+        if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, parameters):
+            raise ValueError(
+                "optimizer must return updates with the shapes of the parameters; this one does "
+                "not, as optax.contrib.dpsgd, which takes one gradient per example"
+            )
         return _like(updates, parameters), _like(new, state)
 
     def each(self, function: Callable) -> Callable:
@@ -181,7 +189,12 @@ def _call(update: Callable, arguments: tuple, extra: dict[str, Any]) -> tuple[An
 
 def _like(tree: Any, old: Any) -> Any:
     """The tree with the dtypes of `old`, which a loop has to keep."""
-    return jax.tree.map(lambda new, a: jnp.asarray(new).astype(jnp.result_type(a)), tree, old)
+
+    def one(new, before):
+        dtype = jnp.result_type(before)
+        return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
+
+    return jax.tree.map(one, tree, old)
 
 
 def params(net: TwoLayerNetwork) -> dict[str, Array]:
@@ -374,7 +387,7 @@ def train(
     y: Float[Array, " n"],
     *,
     loss: str = "identity",
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     steps: int,
     batch_size: int | None = None,
     plateau: Plateau | None = None,
@@ -392,12 +405,13 @@ def train(
         y: (n,), -1 or +1; any real numbers for the squared loss.
         loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean
             of exp(-y f); "squared", 1/(2n) sum (f - y)^2.
-        optimizer: any optax optimizer, or another object with its `init` and `update`, such as
-            optax.MultiSteps; line searches, optax.contrib.sam and others that ask for the loss or
-            its gradient as a function get them. The network returned has the parameters that the
-            updates lead to: for schedule-free ones those at which gradients are taken, for sam
-            those in the midst of a search, unless `steps` is a multiple of its period. Training is compiled once per optimizer object, so build it
-            once and reuse it; `paper_optimizer` is compiled once for all its rates.
+        optimizer: any optax optimizer, or an object with its methods `init` and `update`, such as
+            optax.MultiSteps. Line searches, optax.contrib.sam and others that ask for the loss, or
+            for its gradient as a function, are given them. The network has the parameters that the
+            updates lead to: of schedule-free optimizers those at which gradients are taken, of sam
+            those of a search unless its period divides `steps`. Training is compiled once per
+            optimizer object, so build it once and reuse it; `paper_optimizer` is compiled once for
+            all its rates.
         steps: how many updates; `plateau`: reduces the rate when the loss stops falling.
         batch_size: points a step, drawn without replacement and reshuffled every epoch; the last
             batch of an epoch has what is left, and its loss is the mean over that. All points (and

@@ -139,11 +139,12 @@ def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]
 
     def parts(points):
         (s, _), alpha = _lengths(points), jnp.matmul(points, v, precision=EXACT)
-        across = points - alpha[:, None] * v
+        across = points - alpha[:, None] * v[None, :]
         return s, alpha / d**0.5, across / d**0.5, jnp.sum(across**2, axis=1) / d
 
     (s_z, alpha_z, z, square_z), (s_x, alpha_x, x, square_x) = parts(z), parts(x)
     s_z, alpha_z, square_z = s_z[:, None], alpha_z[:, None], square_z[:, None]
+    s_x, alpha_x, square_x = s_x[None, :], alpha_x[None, :], square_x[None, :]
     product = jnp.matmul(z, x.T, precision=EXACT)
     spread = (
         square_z + square_x + alpha_z**2 * square_x + alpha_x**2 * square_z + square_z * square_x

@@ -94,6 +94,11 @@ def as_float(value: Any, name: str) -> Array:
     return jnp.asarray(meshes.with_automatic_axes(array), wanted)
 
 
+def common_dtype(*arrays: Array) -> np.dtype:
+    """The widest dtype of floating-point arrays, also where JAX refuses to promote them."""
+    return max((a.dtype for a in arrays), key=lambda dtype: dtype.itemsize)
+
+
 def _sum_of_squares(host: np.ndarray) -> float:
     """One pass over the data: a finite sum tells at once that everything is finite, and how large
     at most.

@@ -83,7 +83,7 @@ def margin_weights(outputs: Float[Array, "m k"], targets: Int[Array, " m"]) -> F
 
 def decisions(outputs: Float[Array, "... m k"]) -> Float[Array, "... m k"]:
     """The class of the largest output as a row of zeros and a one; r classes that tie get 1/r each."""
-    largest = outputs == outputs.max(-1, keepdims=True)
+    largest = (outputs == outputs.max(-1, keepdims=True)).astype(outputs.dtype)
     return largest / jnp.maximum(largest.sum(-1, keepdims=True), 1)
 
 
@@ -98,7 +98,8 @@ def class_accuracy(
 
 def right(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -> Float[Array, "... m"]:
     """`class_accuracy`, point by point."""
-    return jnp.sum(decisions(outputs) * jax.nn.one_hot(labels, outputs.shape[-1]), axis=-1)
+    members = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+    return jnp.sum(decisions(outputs) * jnp.broadcast_to(members, outputs.shape), axis=-1)
 
 
 def class_agreement(
@@ -107,7 +108,7 @@ def class_agreement(
     """Whether two predictors decide for one class, point by point: the probability of it, ties
     broken at random.
     """
-    return jnp.sum(decisions(f) * decisions(g), axis=-1)
+    return jnp.sum(decisions(f) * decisions(g).astype(f.dtype), axis=-1)
 
 
 def draw_classes(
@@ -130,4 +131,4 @@ def draw_classes(
         order, names = jax.random.split(key)
         return jax.random.permutation(names, classes)[jax.random.permutation(order, n) % classes]
     shift = 1 if rule == "next" else jax.random.randint(key, (n,), 1, classes)
-    return (labels + shift) % classes
+    return (labels + jnp.asarray(shift, labels.dtype)) % classes

@@ -71,7 +71,7 @@ def evaluate_tile(
             missing.any(), lambda: plus(before, function(tile, queries, points)), lambda: result
         )
     starts = part_start(np.arange(-(-rows // size)), size, rows)
-    hit = missing[starts[:, None] + np.arange(size)].any(axis=1)
+    hit = missing[starts[:, None] + np.arange(size)[None, :]].any(axis=1)
     order = jnp.argsort(~hit)
 
     def mend(step, result):

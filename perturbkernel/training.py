@@ -27,6 +27,7 @@ from perturbkernel.checks import (
     check_choice,
     check_count,
     check_key,
+    common_dtype,
     is_traced,
 )
 from perturbkernel.learning import accuracy
@@ -249,7 +250,7 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
 
         order = lax.cond(position == 0, shuffle, lambda: order)
         rows = lax.dynamic_slice(order, (position * size,), (size,))
-        there = (position * size + jnp.arange(size) < n).astype(data.x.dtype)
+        there = (position * size + jnp.arange(size, dtype=step.dtype) < n).astype(data.x.dtype)
         return jax.tree.map(lambda a: a[rows], data), there / there.sum(), order
 
     def one_step(step, member, net, data, key):
@@ -268,7 +269,9 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
             # PyTorch's order.
             scale = plateau_state.scale
             updates = jax.tree.map(lambda u: scale * u, updates)
-            _, plateau_state = rule.update((), plateau_state, value=value)
+            with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+                _, after = rule.update((), plateau_state, value=value)
+            plateau_state = _like(after, plateau_state)
         return (optax.apply_updates(parameters, updates), state, plateau_state, order), (
             value,
             scale,
@@ -299,13 +302,14 @@ def fit_and_record(
     """`train` and `ensemble` after their checks; `init` is the optimizer's, `records` the steps to
     record at.
     """
-    dtype = jnp.result_type(*jax.tree.leaves(data), net.weight)
+    dtype = common_dtype(*jax.tree.leaves(data), net.weight)
     net, data = jax.tree.map(lambda a: jnp.asarray(a, dtype), (net, data))
     members, n, steps = net.weight.shape[:-2], data.x.shape[-2], records[-1]
     batches = rules.batches(n)
     plateau_state, order = None, None
     if rules.plateau is not None:
-        one = rules.plateau.transformation(batches).init(jnp.zeros((), dtype))
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            one = rules.plateau.transformation(batches).init(jnp.zeros((), dtype))
         plateau_state = jax.tree.map(lambda a: jnp.broadcast_to(a, (*members, *a.shape)), one)
     if rules.batch_size is not None:
         order = jnp.zeros((*members, batches * rules.batch_size), int)

@@ -18,8 +18,8 @@ SEARCH = ("value", "grad", "value_fn")
 
 
 def network() -> Any:
-    weight, bias, readout = RNG.normal(size=(4, 3)), RNG.normal(size=4), RNG.normal(size=4)
-    return networks.TwoLayerNetwork(weight, bias, readout, 0.2, True)
+    make: Any = networks.TwoLayerNetwork
+    return make(RNG.normal(size=(4, 3)), RNG.normal(size=4), RNG.normal(size=4), 0.2, True)
 
 
 NET = network()
@@ -92,15 +92,17 @@ def test_ensembles_and_learners_take_them_too(x64):
     together, _ = networks.ensemble(nets, X, Y, **settings)
     alone, _ = train(NET, X, Y, **settings)
     np.testing.assert_allclose(together.weight[0], alone.weight, rtol=1e-8, atol=1e-8)
-    learner = networks.NetworkLearner(4, optimizer=optimizer, steps=2)
-    assert np.isfinite(learner(X, Y, jax.random.key(0))(X)).all()
+    learner: Any = networks.NetworkLearner(4, optimizer=optimizer, steps=2)
+    predictor: Any = learner(X, Y, jax.random.key(0))
+    assert np.isfinite(predictor(X)).all()
 
 
-def asking(**_) -> Any:
+def asking() -> Any:
     def update(updates, state, params=None, *, labels):
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    make: Any = optax.GradientTransformationExtraArgs
+    return make(lambda params: optax.EmptyState(), update)
 
 
 @pytest.mark.parametrize(

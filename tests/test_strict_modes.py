@@ -19,7 +19,7 @@ Y = np.where(X[:, 0] > 0, 1.0, -1.0).astype(np.float32)
 COEF = RNG.normal(size=9).astype(np.float32)
 LABELS = np.arange(9) % 3
 KERNEL = pk.TwoLayerNTK(0.2, train_bias=True)
-NETWORK = networks.TwoLayerNetwork.init(4, 8, 0.2, True, key=KEY)
+NETWORK: Any = networks.TwoLayerNetwork.init(4, 8, 0.2, True, key=KEY)
 FLOW, STEPS = pk.GradientFlow(0.5), pk.HeavyBall(0.1, 5)
 train: Any = networks.train
 ensemble: Any = networks.ensemble
@@ -84,7 +84,6 @@ FUNCTIONS: dict[str, Callable] = {
         jnp.asarray(Z), jnp.asarray(X), jnp.asarray(COEF)
     ),
     "jit": lambda: jax.jit(lambda z: KERNEL.matvec(z, X, COEF))(Z),
-    "architecture": lambda: pk.ArchitectureNTK.fully_connected(2).input_gradient(X, X, COEF),
     "network": lambda: (NETWORK(Z), NETWORK.input_gradient(Z), NETWORK.empirical_ntk(Z)),
     "networks": lambda: (drawn()(Z), drawn(doubled=True).empirical_ntk(X, Z)),
     "train": lambda: train(NETWORK, X, Y, optimizer=networks.paper_optimizer(0.1), steps=3),

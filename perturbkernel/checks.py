@@ -94,9 +94,10 @@ def as_float(value: Any, name: str) -> Array:
     return jnp.asarray(meshes.with_automatic_axes(array), wanted)
 
 
-def common_dtype(*arrays: Array) -> np.dtype:
-    """The widest dtype of floating-point arrays, also where JAX refuses to promote them."""
-    return max((a.dtype for a in arrays), key=lambda dtype: dtype.itemsize)
+def common_dtype(*arrays: Any) -> np.dtype:
+    """The widest dtype of the floating-point arrays among these, also where JAX forbids promotion."""
+    dtypes = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+    return jax.dtypes.canonicalize_dtype(max(dtypes, key=lambda dtype: dtype.itemsize))
 
 
 def _sum_of_squares(host: np.ndarray) -> float:

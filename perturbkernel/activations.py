@@ -139,11 +139,12 @@ def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]
 
     def parts(points):
         (s, _), alpha = _lengths(points), jnp.matmul(points, v, precision=EXACT)
-        across = points - alpha[:, None] * v
+        across = points - alpha[:, None] * v[None, :]
         return s, alpha / d**0.5, across / d**0.5, jnp.sum(across**2, axis=1) / d
 
     (s_z, alpha_z, z, square_z), (s_x, alpha_x, x, square_x) = parts(z), parts(x)
     s_z, alpha_z, square_z = s_z[:, None], alpha_z[:, None], square_z[:, None]
+    s_x, alpha_x, square_x = s_x[None, :], alpha_x[None, :], square_x[None, :]
     product = jnp.matmul(z, x.T, precision=EXACT)
     spread = (
         square_z + square_x + alpha_z**2 * square_x + alpha_x**2 * square_z + square_z * square_x
@@ -213,9 +214,12 @@ def _pair_where(hit: Array, z: Array, x: Array) -> tuple[Array, Array]:
     itself.
     """
     differs = jnp.max(jnp.where(hit[:, None], jnp.abs(x - z), 0)) > 0
-    return lax.cond(
-        differs, _pair, lambda z, x: (jnp.zeros(len(z), z.dtype), jnp.zeros(z.shape, z.dtype)), z, x
-    )
+
+    def coincident(z: Array, x: Array) -> tuple[Array, Array]:
+        zeros = jnp.zeros_like(x - z)  # which varies over devices where either does
+        return zeros[:, 0], zeros
+
+    return lax.cond(differs, _pair, coincident, z, x)
 
 
 @jax.custom_vjp

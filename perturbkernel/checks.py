@@ -15,32 +15,89 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array
 
+from perturbkernel import meshes
+
 
 def is_traced(*arrays: Any) -> bool:
     return any(isinstance(a, Tracer) for a in arrays)
 
 
-def as_float(value: Any, name: str) -> Array:
-    """`value` as an array of a floating-point dtype: JAX's default for integers, at least float32
-    for floats.
+def is_readable(array: Any) -> bool:
+    """Whether there are values to look at: neither traced nor spread over other hosts."""
+    return not is_traced(array) and getattr(array, "is_fully_addressable", True)
+
+
+def as_array(value: Any, name: str) -> Array | np.ndarray:
+    """`value` as a JAX or NumPy array of any dtype; raises for what would lose values on the way.
+
+    Those are sparse matrices, which NumPy would wrap whole, and masked entries, whose fill values
+    it would take.
     """
-    wanted = f"{name} must be an array of real numbers; got"
-    try:
-        array = value if isinstance(value, jax.Array) else np.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{wanted} {type(value).__name__}: {error}") from None
-    if not any(
-        jnp.issubdtype(array.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)
-    ):
-        raise TypeError(
-            f"{wanted} {f'dtype {array.dtype}' if hasattr(value, 'dtype') else type(value).__name__}"
+    if isinstance(value, jax.Array):
+        return value
+    for method in ("toarray", "todense"):
+        if hasattr(value, method) and not hasattr(value, "__array__"):
+            raise TypeError(
+                f"{name} must be a dense array; got {type(value).__name__}: use {name}.{method}()"
+            )
+    if _has_masked_entries(value):
+        raise ValueError(
+            f"{name} must not have masked entries; use {name}.filled(number), or drop the rows"
         )
-    # Half precision cannot resolve an angle between two images; everything narrower computes in
-    # float32.
-    floating = jnp.issubdtype(array.dtype, jnp.floating)
-    dtype = jnp.promote_types(array.dtype, jnp.float32) if floating else jnp.result_type(float)
-    with np.errstate(over="ignore"):  # what overflows float32 is reported as not finite
-        return jnp.asarray(array, jax.dtypes.canonicalize_dtype(dtype))
+    # PyTorch raises a RuntimeError for tensors on an accelerator or with a gradient.
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{_not_real(value, name)}: {error}") from None
+    # JAX knows one byte order only.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _not_real(value: Any, name: str) -> str:
+    given = f"dtype {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+    return f"{name} must be an array of real numbers; got {given}"
+
+
+def _has_masked_entries(value: Any) -> bool:
+    if isinstance(value, np.ma.MaskedArray):
+        return bool(np.ma.getmaskarray(value).any())
+    return isinstance(value, list | tuple) and any(map(_has_masked_entries, value))
+
+
+def as_float(value: Any, name: str) -> Array:
+    """`value` as a JAX array of a floating-point dtype, on automatic axes where it is on a mesh.
+
+    Integers and booleans take JAX's default dtype. Floating-point numbers keep theirs, but half
+    precision, which cannot resolve an angle between two images, becomes float32, and longdouble
+    float64. Without x64, JAX makes float64 float32.
+    """
+    array = as_array(value, name)
+    dtype = array.dtype
+    real = any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+    # NumPy counts spans of time among the integers.
+    if not real or dtype.kind == "m":
+        tabular = getattr(dtype, "kind", "") == "O" and hasattr(value, "to_numpy")
+        hint = f"; use {name}.to_numpy(float), without missing values" if tabular else ""
+        raise TypeError(_not_real(value, name) + hint)
+    floating = jnp.issubdtype(dtype, jnp.floating)
+    if not floating:
+        wanted = jnp.result_type(float)
+    elif dtype.itemsize < 4:
+        wanted = np.dtype(np.float32)
+    else:
+        wanted = np.dtype(f"f{min(dtype.itemsize, 8)}")
+    wanted = jax.dtypes.canonicalize_dtype(wanted)
+    if isinstance(array, np.ndarray):
+        # NumPy casts widths that JAX does not know.
+        with np.errstate(over="ignore"):  # what overflows is reported as not finite
+            array = array.astype(wanted, copy=False)
+    return jnp.asarray(meshes.with_automatic_axes(array), wanted)
+
+
+def common_dtype(*arrays: Any) -> np.dtype:
+    """The widest dtype of the floating-point arrays among these, also where JAX forbids promotion."""
+    dtypes = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
+    return jax.dtypes.canonicalize_dtype(max(dtypes, key=lambda dtype: dtype.itemsize))
 
 
 def _sum_of_squares(host: np.ndarray) -> float:
@@ -55,14 +112,15 @@ def _sum_of_squares(host: np.ndarray) -> float:
 
 
 def check_finite(array: Array | np.ndarray, name: str) -> None:
-    if is_traced(array) or np.isfinite(_sum_of_squares(host := np.asarray(array))):
+    if not is_readable(array) or np.isfinite(_sum_of_squares(host := np.asarray(array))):
         return
     # NaN passes through both; unlike a mask, two numbers need no memory when the data is large.
     if not np.isfinite([host.max(), host.min()]).all():
         bad = ~np.isfinite(host)
         row = int(np.argwhere(bad)[0][0]) if bad.ndim else 0
         raise ValueError(
-            f"{name} must be finite; got {bad.sum()} NaN or infinite values, the first in row {row}"
+            f"{name} must be finite; got {bad.sum()} NaN or infinite values, the first in row "
+            f"{row} ({array.dtype} holds numbers up to {np.finfo(array.dtype).max:.2g})"
         )
 
 
@@ -72,7 +130,7 @@ def as_inputs(
     """(n, ...) finite inputs; `like` is the trailing shape they must have, `flat` asks for (n, d)."""
     array = as_float(value, name)
     if array.ndim < 2 or (flat and array.ndim != 2):
-        wanted = "(n, d)" if flat else "(n, d), or (n, h, w, c) for convolutional kernels,"
+        wanted = "(n, d)" if flat else "(n, d), or (n, h, w, c) for images,"
         hint = f"; a single point is {name}[None]" if array.ndim == 1 else ""
         raise ValueError(
             f"{name} must have shape {wanted} one row a point; got shape {array.shape}{hint}"
@@ -83,7 +141,7 @@ def as_inputs(
         raise ValueError(
             f"{name} must have rows of shape {like}, as the training inputs; got {array.shape[1:]}"
         )
-    if not is_traced(array):
+    if is_readable(array):
         # Angles need squared lengths.
         limit = float(np.sqrt(np.finfo(array.dtype).max / (array.size // len(array)))) / 4
         host = np.asarray(array)
@@ -100,22 +158,31 @@ def as_inputs(
 
 def as_targets(value: Any, name: str, n: int, *, labels: bool = True) -> Array:
     """(n,) targets; `labels` asks for -1 and +1."""
-    array = as_float(value, name)
-    if array.shape != (n,):
-        hint = f"; use {name}.ravel()" if array.shape in ((n, 1), (1, n)) else ""
+    given = as_array(value, name)
+    if given.shape != (n,):
+        hint = f"; use {name}.ravel()" if given.shape in ((n, 1), (1, n)) else ""
         raise ValueError(
-            f"{name} must have shape ({n},), one number a row of the inputs; got {array.shape}{hint}"
+            f"{name} must have shape ({n},), one number a row of the inputs; got {given.shape}{hint}"
         )
+    if labels and getattr(given.dtype, "kind", "") in ("U", "S", "T"):
+        raise TypeError(f"{_not_real(value, name)}. {_classes_advice(name)}")
+    array = as_float(given, name)
     check_finite(array, name)
-    if labels and not is_traced(array):
-        found = np.unique(np.asarray(array))
-        if not np.isin(found, (-1, 1)).all():
-            shown = ", ".join(f"{v:g}" for v in found[:5]) + (", ..." if len(found) > 5 else "")
-            raise ValueError(
-                f"{name} must be -1 or +1; found {shown}. Two classes a, b become +1, -1 with "
-                f"pk.data.from_arrays(inputs, targets, classes=(a, b)); more than two are pk.one_hot(labels, K)"
-            )
+    if labels and is_readable(array):
+        found = np.unique(np.asarray(given))
+        # True is no label, though it becomes 1.
+        if given.dtype == bool or not np.isin(found, (-1, 1)).all():
+            shown = ", ".join(f"{v}" if found.dtype == bool else f"{v:g}" for v in found[:5])
+            shown += ", ..." if len(found) > 5 else ""
+            raise ValueError(f"{name} must be -1 or +1; found {shown}. {_classes_advice(name)}")
     return array
+
+
+def _classes_advice(name: str) -> str:
+    return (
+        f"Two classes a, b become +1, -1 with pk.data.from_arrays(inputs, {name}, classes=(a, b)); "
+        f"more than two are pk.one_hot(labels, K)"
+    )
 
 
 def as_class_targets(value: Any, name: str, n: int) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from perturbkernel.checks import check_choice, check_count, check_key, is_traced
+from perturbkernel.checks import as_array, check_choice, check_count, check_key, is_readable
 
 CLASS_RULES = ("coin_flip", "balanced", "random_other", "next")
 
@@ -29,17 +29,17 @@ def class_name(label: Any) -> str:
 
 def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> Int[Array, " n"]:
     """(n,) class indices, integers from 0 to classes - 1."""
-    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    array = as_array(value, name)
     if array.ndim != 1 or (n is not None and len(array) != n):
         wanted = "(n,)" if n is None else f"({n},)"
         raise ValueError(
             f"{name} must have shape {wanted}, one class index a row; got {array.shape}"
         )
-    if not jnp.issubdtype(array.dtype, jnp.integer):
+    if not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.kind == "m":
         raise ValueError(
             f"{name} must be integers from 0 to {classes - 1}, class indices; got dtype {array.dtype}"
         )
-    if not is_traced(array):
+    if is_readable(array):
         found = np.unique(np.asarray(array))
         outside = found[(found < 0) | (found >= classes)]
         if outside.size:
@@ -93,7 +93,7 @@ def margin_weights(outputs: Float[Array, "m k"], targets: Int[Array, " m"]) -> F
 
 def decisions(outputs: Float[Array, "... m k"]) -> Float[Array, "... m k"]:
     """The class of the largest output as a row of zeros and a one; r classes that tie get 1/r each."""
-    largest = outputs == outputs.max(-1, keepdims=True)
+    largest = (outputs == outputs.max(-1, keepdims=True)).astype(outputs.dtype)
     return largest / jnp.maximum(largest.sum(-1, keepdims=True), 1)
 
 
@@ -108,7 +108,8 @@ def class_accuracy(
 
 def right(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -> Float[Array, "... m"]:
     """`class_accuracy`, point by point."""
-    return jnp.sum(decisions(outputs) * jax.nn.one_hot(labels, outputs.shape[-1]), axis=-1)
+    members = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+    return jnp.sum(decisions(outputs) * jnp.broadcast_to(members, outputs.shape), axis=-1)
 
 
 def class_agreement(
@@ -117,7 +118,7 @@ def class_agreement(
     """Whether two predictors decide for one class, point by point: the probability of it, ties
     broken at random.
     """
-    return jnp.sum(decisions(f) * decisions(g), axis=-1)
+    return jnp.sum(decisions(f) * decisions(g).astype(f.dtype), axis=-1)
 
 
 def draw_classes(
@@ -140,4 +141,4 @@ def draw_classes(
         order, names = jax.random.split(key)
         return jax.random.permutation(names, classes)[jax.random.permutation(order, n) % classes]
     shift = 1 if rule == "next" else jax.random.randint(key, (n,), 1, classes)
-    return (labels + shift) % classes
+    return (labels + jnp.asarray(shift, labels.dtype)) % classes

@@ -20,6 +20,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from perturbkernel.array_files import read_labelled
+from perturbkernel.checks import as_array, as_inputs, as_targets, is_readable
 from perturbkernel.classes import class_indices, class_name
 from perturbkernel.image_files import FASHION_MNIST, MNIST, ImageFamily, read_idx, read_mnist5k
 
@@ -60,15 +61,14 @@ class Dataset(eqx.Module):
         image_shape: Sequence[int] | None = None,
         pixel_offset: float = 0.0,
     ):
-        self.inputs = _as_inputs(inputs, ndims=(2,))
+        self.inputs = as_inputs(inputs, "inputs", flat=True)
         self.classes = tuple(str(c) for c in _distinct_classes(classes))
         count = len(self.classes)
-        two = count == 2
-        self.targets = (
-            _as_targets(targets, self.inputs)
-            if two
-            else class_indices(targets, "targets", self.n, count)
-        )
+        if count == 2:
+            labels = as_targets(targets, "targets", self.n)
+            self.targets = labels.astype(self.inputs.dtype)
+        else:
+            self.targets = class_indices(targets, "targets", self.n, count)
         self.name = str(name)
         self.image_shape = None if image_shape is None else tuple(image_shape)
         if image_shape and (len(image_shape) not in (2, 3) or math.prod(image_shape) != self.d):
@@ -107,7 +107,7 @@ class Dataset(eqx.Module):
 
     def __repr__(self) -> str:
         # A mapped tree may hold anything; a traced one has nothing to count.
-        if not isinstance(self.targets, jax.Array) or not _is_readable(self.targets):
+        if not isinstance(self.targets, jax.Array) or not is_readable(self.targets):
             return eqx.tree_pformat(self)
         counts = np.bincount(np.asarray(self.labels), minlength=len(self.classes))
         shown = ", ".join(
@@ -218,7 +218,12 @@ def from_arrays(
         ValueError, TypeError: as `Dataset`; also equal classes, a class that no row has, images
             with channels first.
     """
-    inputs = _as_inputs(inputs, ndims=(2, 3, 4))
+    inputs = as_inputs(inputs, "inputs")
+    if inputs.ndim > 4:
+        raise ValueError(
+            "inputs must have shape (n, d), (n, h, w) or (n, h, w, c), one row per point; "
+            f"got shape {inputs.shape}"
+        )
     image_shape = inputs.shape[1:] if inputs.ndim > 2 else None
     _check_channels_last(inputs.shape)
     inputs = inputs.reshape(len(inputs), -1)
@@ -308,28 +313,6 @@ def _image_dataset(
     return Dataset(inputs, targets, name, names, (28, 28), kind.offset)
 
 
-def _as_inputs(inputs: Any, ndims: tuple[int, ...]) -> Array:
-    """`inputs` as a finite, non-empty, floating JAX array."""
-    inputs = inputs if isinstance(inputs, jax.Array) else np.asarray(inputs)
-    if not any(jnp.issubdtype(inputs.dtype, t) for t in (jnp.floating, jnp.integer, jnp.bool_)):
-        raise TypeError(f"inputs has dtype {inputs.dtype}; wanted real numbers")
-    if inputs.ndim not in ndims or inputs.size == 0:
-        wanted = "(n, d)" if ndims == (2,) else "(n, d), (n, h, w) or (n, h, w, c)"
-        advice = " (from_arrays takes images too)" if ndims == (2,) else ""
-        raise ValueError(f"inputs has shape {inputs.shape}; wanted {wanted}, not empty{advice}")
-    with np.errstate(over="ignore"):  # what overflows float32 is reported below
-        floating = jnp.issubdtype(inputs.dtype, jnp.floating)
-        inputs = jnp.asarray(inputs, None if floating else float)
-    if _is_readable(inputs):
-        bad = ~np.isfinite(np.asarray(inputs)).all(axis=tuple(range(1, inputs.ndim)))
-        if bad.any():
-            raise ValueError(
-                f"inputs has NaN or infinity in {bad.sum()} of {bad.size} rows, the first is row "
-                f"{bad.argmax()}; wanted numbers that are finite in {inputs.dtype}"
-            )
-    return inputs
-
-
 def _check_channels_last(shape: tuple[int, ...]) -> None:
     """Raises ValueError for images whose channels are where PyTorch has them."""
     few = max(_CHANNELS)
@@ -341,26 +324,14 @@ def _check_channels_last(shape: tuple[int, ...]) -> None:
         )
 
 
-def _is_readable(array: Any) -> bool:
-    """Whether there are values to look at: neither traced nor spread over other hosts."""
-    return not isinstance(array, Tracer) and getattr(array, "is_fully_addressable", True)
-
-
 def _as_labels(targets: Any, n: int) -> Any:
-    targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
-    if targets.shape != (n,):
-        raise ValueError(f"targets has shape {targets.shape}; wanted ({n},), one per row of inputs")
-    return targets
-
-
-def _as_targets(targets: Any, inputs: Array) -> Array:
-    targets = _as_labels(targets, len(inputs))
-    advice = "wanted -1 and +1; from_arrays(..., classes=(a, b)) makes a into +1 and b into -1"
-    if not any(jnp.issubdtype(targets.dtype, t) for t in (jnp.floating, jnp.integer)):
-        raise ValueError(f"targets has dtype {targets.dtype}; {advice}")
-    if _is_readable(targets) and (np.abs(np.asarray(targets)) != 1).any():
-        raise ValueError(f"targets has the values {_distinct(targets)}; {advice}")
-    return jnp.asarray(targets, inputs.dtype)
+    """(n,) labels of any kind."""
+    labels = as_array(targets, "targets")
+    if labels.shape != (n,):
+        raise ValueError(
+            f"targets must have shape ({n},), one label per row of the inputs; got {labels.shape}"
+        )
+    return labels
 
 
 def _choose(labels: Any, classes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:

@@ -22,6 +22,7 @@ from perturbkernel.checks import (
     check_mesh,
     check_number,
     check_progress,
+    common_dtype,
 )
 from perturbkernel.plans import Plan, make_plan
 
@@ -204,12 +205,12 @@ class Kernel:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known;
         otherwise 0.
         """
-        return jnp.zeros(z.shape[0], jnp.result_type(z, x, coef))
+        return jnp.zeros(z.shape[0], common_dtype(z, x, coef))
 
 
 def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
     """Arrays of one dtype; what was one array remains one."""
-    dtype = jnp.result_type(*arrays)
+    dtype = common_dtype(*arrays)
     cast = {id(a): a.astype(dtype) for a in arrays}
     return tuple(cast[id(a)] for a in arrays)
 
@@ -287,7 +288,7 @@ class TwoLayerNTK(Kernel):
         """
         d = x.shape[1]
         norm_x, norm_z = jnp.linalg.norm(x, axis=1), jnp.linalg.norm(z, axis=1)
-        lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * np.sqrt(d) * jnp.sqrt(1 + norm_z**2 / d))
+        lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * d**0.5 * jnp.sqrt(1 + norm_z**2 / d))
         sum_norms = jnp.sum(coef * norm_x)
         return (1 + self.slope**2) / 2 * sum_norms + lipschitz * (
             norm_z * sum_norms + float(self.train_bias) * jnp.sum(coef)

@@ -117,7 +117,7 @@ def _extend(operator, basis: Array, start: Array, stop: Array) -> tuple[Array, A
         norm = jnp.linalg.norm(w)
         # What rounding leaves of a space that is exhausted is no new direction.
         norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, 0)
-        new = w / jnp.where(norm > 0, norm, 1) * (norm > 0)
+        new = jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), 0)
         return basis.at[k + 1].set(new), diagonal.at[k].set(first), off.at[k].set(norm)
 
     zero = jnp.zeros(basis.shape[0] - 1, basis.dtype)

@@ -40,7 +40,9 @@ def accuracy(
 
     Several predictors' outputs at once, (..., m), give one share each.
     """
-    return (1 + jnp.sign(outputs) * labels).mean(-1) / 2
+    outputs = jnp.asarray(outputs)
+    signs = jnp.broadcast_to(jnp.asarray(labels, outputs.dtype), outputs.shape)
+    return (1 + jnp.sign(outputs) * signs).mean(-1) / 2
 
 
 def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Float[Array, "..."]:
@@ -89,7 +91,7 @@ def share_right(outputs: Array, data: Dataset) -> Array:
     fair share.
     """
     return (
-        (1 + jnp.sign(outputs) * data.targets) / 2
+        (1 + jnp.sign(outputs) * data.targets.astype(outputs.dtype)) / 2
         if len(data.classes) == 2
         else right(outputs, data.targets)
     )
@@ -97,7 +99,7 @@ def share_right(outputs: Array, data: Dataset) -> Array:
 
 def class_means(values: Array, data: Dataset) -> Array:
     """(K,), the mean over the rows of each class, NaN for one without rows."""
-    members = one_hot(data.labels, len(data.classes), centred=False)
+    members = one_hot(data.labels, len(data.classes), centred=False).astype(values.dtype)
     return jnp.sum(members * values[:, None], axis=0) / members.sum(0)
 
 
@@ -164,7 +166,11 @@ class PerturbationLearning(eqx.Module):
         """
         points = z.inputs if isinstance(z, Dataset) else z
         f, g = self.f(points), self.g(points)
-        same = class_agreement(f, g) if f.ndim == 2 else (1 + jnp.sign(f) * jnp.sign(g)) / 2
+        same = (
+            class_agreement(f, g)
+            if f.ndim == 2
+            else (1 + jnp.sign(f) * jnp.sign(g).astype(f.dtype)) / 2
+        )
         if not per_class:
             return same.mean()
         if not isinstance(z, Dataset):
@@ -224,11 +230,12 @@ class PerturbationLearning(eqx.Module):
         elif name == "shuffled":
             inputs, classes = inputs + delta, len(self.train.classes)
             if classes == 2:
-                targets = targets * draw_targets("balanced", len(targets), key=shuffle_key)
+                targets = targets * draw_targets("balanced", len(targets), key=shuffle_key).astype(
+                    targets.dtype
+                )
             else:
-                targets = (
-                    targets + draw_classes("balanced", targets, classes, key=shuffle_key)
-                ) % classes
+                shift = draw_classes("balanced", targets, classes, key=shuffle_key)
+                targets = (targets + shift.astype(targets.dtype)) % classes
         return self.learner_g(inputs, encoded(targets, len(self.train.classes)), learner_key)
 
     def evaluate(
@@ -416,6 +423,8 @@ def learn_from_perturbations(
             if classes == 2
             else class_indices(targets, "targets", m, classes)
         )
+    if classes == 2:
+        y_adv = y_adv.astype(x.dtype)
     tell = progress or (lambda stage: None)
 
     tell("training f")

@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
-
-from perturbkernel.checks import is_traced
 
 WHOLE = PartitionSpec()
 
@@ -30,6 +29,27 @@ def automatic(mesh: Mesh) -> Mesh:
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
+def with_automatic_axes(array: Any) -> Any:
+    """The array, where it lies on explicit axes (what `jax.make_mesh` makes) free of them.
+
+    Explicit axes ask every operation for the sharding of its result, which no program that is
+    written for one device says. The devices keep their shares. Where the caller insists on explicit
+    axes, `jax.set_mesh`, the array becomes whole on every device, which suits any operation.
+    """
+    if not isinstance(array, jax.Array):
+        return array
+    mesh = jax.typeof(array).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return array
+    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+        return jax.sharding.reshard(array, NamedSharding(mesh, WHOLE))
+    if isinstance(array, Tracer):
+        types = (AxisType.Auto,) * len(mesh.axis_names)
+        return jax.sharding.reshard(array, NamedSharding(mesh.update(axis_types=types), WHOLE))
+    placed: Any = array.sharding
+    return jax.device_put(array, NamedSharding(automatic(placed.mesh), placed.spec))
+
+
 def shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
     """Rows dealt out to the devices of a mesh, padded to a multiple of their number; `mode` is that
     of `jnp.pad`.
@@ -37,7 +57,7 @@ def shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
 
     def one(array):
         padding = [(0, -len(array) % mesh.size)] + [(0, 0)] * (array.ndim - 1)
-        if is_traced(array):
+        if isinstance(array, Tracer):
             return jnp.pad(array, padding, mode=mode)
         host = np.asarray(array)
         return _place(mesh, rows(mesh), np.pad(host, padding, mode=mode) if padding[0][1] else host)
@@ -49,7 +69,7 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     """Whole arrays on every device of a mesh; inside `jit`, by communication if need be."""
 
     def one(array):
-        if is_traced(array):
+        if isinstance(array, Tracer):
             return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, WHOLE))
         return _place(mesh, WHOLE, np.asarray(array))
 
@@ -64,7 +84,7 @@ def _place(mesh: Mesh, spec: PartitionSpec, host: np.ndarray) -> Array:
 
 def collect(array: Array, count: int) -> Array:
     """The first `count` rows of an array on a mesh, as an ordinary array in every process."""
-    if is_traced(array):
+    if isinstance(array, Tracer):
         return array[:count]
     whole = array.is_fully_addressable or array.is_fully_replicated
     host = array if whole else multihost_utils.process_allgather(array, tiled=True)

@@ -54,7 +54,7 @@ def ensemble(
     scale: Float[ArrayLike, "k n"] | None = None,
     learning_rate: float | Float[ArrayLike, " k"] | None = None,
     momentum: float = 0.9,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
     loss: str = "identity",
     steps: int,
     batch_size: int | None = None,
@@ -211,7 +211,9 @@ class NetworkLearner(eqx.Module):
     slope: float = eqx.field(static=True, default=0.0)
     train_bias: bool = eqx.field(static=True, default=False)
     loss: str = eqx.field(static=True, default="identity")
-    optimizer: optax.GradientTransformation = eqx.field(static=True, kw_only=True)
+    optimizer: optax.GradientTransformation | optax.MultiSteps = eqx.field(
+        static=True, kw_only=True
+    )
     steps: int = eqx.field(static=True, kw_only=True)
     batch_size: int | None = eqx.field(static=True, default=None, kw_only=True)
     plateau: Plateau | None = eqx.field(static=True, default=None, kw_only=True)

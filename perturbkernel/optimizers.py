@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from perturbkernel.checks import check_count, check_number, is_traced
+from perturbkernel.checks import check_count, check_number, common_dtype, is_traced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.Gradie
         raise ValueError("momentum must be < 1; got 1")
 
     def init(params):
-        dtype = jnp.result_type(*jax.tree.leaves(params))
+        dtype = common_dtype(*jax.tree.leaves(params))
         still = jax.tree.map(jnp.zeros_like, params)
         return _HeavyBallState(
             jnp.asarray(learning_rate, dtype), jnp.asarray(momentum, dtype), still

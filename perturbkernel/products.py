@@ -71,7 +71,7 @@ def evaluate_tile(
             missing.any(), lambda: plus(before, function(tile, queries, points)), lambda: result
         )
     starts = part_start(np.arange(-(-rows // size)), size, rows)
-    hit = missing[starts[:, None] + np.arange(size)].any(axis=1)
+    hit = missing[starts[:, None] + np.arange(size)[None, :]].any(axis=1)
     order = jnp.argsort(~hit)
 
     def mend(step, result):
@@ -139,6 +139,19 @@ def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]
     return footprint(gradient, row)
 
 
+def _inside_shard_map() -> bool:
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def _varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    """The same arrays, all of them varying over the devices over which any of them does.
+
+    So that `shard_map` adds up the derivatives in arrays that were the same on every device.
+    """
+    zero = sum(jnp.zeros_like(a, shape=()) for a in arrays)
+    return tuple(a + zero for a in arrays)
+
+
 def matvec(
     kernel,
     name: str,
@@ -155,6 +168,10 @@ def matvec(
     Where z is x, the very same array, half of the tiles are evaluated.
     """
     same = z is x and mesh is None
+    if _inside_shard_map():
+        # Which evaluates custom derivatives only as parts of a whole program.
+        whole = jax.jit(_matvec, static_argnums=(0, 1, 2, 3))
+        return whole(kernel, name, same, mesh, *_varying_alike(z, x, coef))
     if is_traced(z, x, coef):
         return _matvec(kernel, name, same, mesh, z, x, coef)
     return _evaluate(kernel, name, same, mesh, progress, z, x, coef)
@@ -186,6 +203,8 @@ def query_gradient(
     """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k)
     for coef (n, k).
     """
+    if _inside_shard_map():
+        z, x, coef, cotangent = _varying_alike(z, x, coef, cotangent)
     return sums(
         _query_gradient_tile,
         kernel,

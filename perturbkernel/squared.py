@@ -177,9 +177,9 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
 
 def _apply(vectors: Array, values: Array, b: Array) -> Array:
     """V diag(values) V^T b."""
-    return jnp.matmul(
-        vectors, (values * jnp.matmul(b.T, vectors, precision=EXACT)).T, precision=EXACT
-    )
+    inner = jnp.matmul(vectors.T, b, precision=EXACT)
+    scaled = values.reshape(-1, *[1] * (b.ndim - 1)) * inner
+    return jnp.matmul(vectors, scaled, precision=EXACT)
 
 
 @jax.jit

@@ -129,7 +129,8 @@ def part_of(tree: Any, index: Any, size: int) -> Any:
 
 
 def _own(index: Any, size: int, count: int) -> Bool[Array, " size"]:
-    return part_start(index, size, count) + jnp.arange(size) >= index * size
+    start = part_start(index, size, count)
+    return start + jnp.arange(size, dtype=start.dtype) >= index * size
 
 
 def _keep(rows: Bool[Array, " size"], tree: Any) -> Any:
@@ -156,7 +157,8 @@ def write_part(whole: Any, index: Any, part: Any) -> Any:
 
 
 def _zeros(shapes: Any, rows: int) -> Any:
-    return jax.tree.map(lambda s: jnp.zeros((rows, *s.shape[1:]), s.dtype), shapes)
+    # "Like" what they are to be added to, also in how they vary over the devices of a `shard_map`.
+    return jax.tree.map(lambda s: jnp.zeros_like(s, shape=(rows, *s.shape[1:])), shapes)
 
 
 def by_rows(function: Callable, tree: Any, limit: int) -> Any:
@@ -386,7 +388,9 @@ def visit_flagged(flagged: Bool[Array, "rows columns"], visit: Callable, state: 
     columns = jnp.arange(flagged.shape[1], dtype=jnp.float32)
 
     def before(column):
-        return jnp.max(jnp.where(flagged & (columns < column[:, None]), columns, -1), axis=1)
+        return jnp.max(
+            jnp.where(flagged & (columns[None, :] < column[:, None]), columns, -1), axis=1
+        )
 
     def body(carry):
         column, state = carry

@@ -6,6 +6,7 @@ One network and ensembles of them run through the same loop, `fit_and_record`: `
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from perturbkernel.checks import (
     check_choice,
     check_count,
     check_key,
+    common_dtype,
     is_traced,
 )
 from perturbkernel.learning import accuracy
@@ -92,11 +94,38 @@ class Rules(NamedTuple):
 
     loss: str
     update: Callable
-    takes_value: bool
+    takes_more: bool
     batch_size: int | None
     plateau: Plateau | None
     shared: bool | None = None
     mesh: Mesh | None = None
+
+    def updates(
+        self, gradient: Any, state: Any, parameters: Any, value: Array, objective: Callable
+    ) -> tuple[Any, Any]:
+        """The optimizer's updates and state, given what it asks for beside the gradient."""
+
+        # Line searches want to see all that they were given among the arguments of `value_fn`,
+        # and optax.contrib.sam numbers its adversarial steps.
+        def value_fn(parameters, grad_fn=None, obj_fn=None):
+            return objective(parameters)
+
+        def grad_fn(parameters, step=None):
+            return jax.grad(objective)(parameters)
+
+        extra: dict[str, Any] = {}
+        if self.takes_more:
+            extra = {"value": value, "grad": gradient, "value_fn": value_fn}
+            extra |= {"grad_fn": grad_fn, "obj_fn": objective}
+        # optax relies on promotions that the strict modes forbid.
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            updates, new = _call(self.update, (gradient, state, parameters), extra)
+        if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, parameters):
+            raise ValueError(
+                "optimizer must return updates with the shapes of the parameters; this one does "
+                "not, as optax.contrib.dpsgd, which takes one gradient per example"
+            )
+        return _like(updates, parameters), _like(new, state)
 
     def each(self, function: Callable) -> Callable:
         """`function(network and state, initial network, data, key)` for one network, or for every
@@ -137,6 +166,36 @@ class Rules(NamedTuple):
 
     def batches(self, n: int) -> int:
         return 1 if self.batch_size is None else -(-n // self.batch_size)
+
+
+def _call(update: Callable, arguments: tuple, extra: dict[str, Any]) -> tuple[Any, Any]:
+    """update(*arguments, **extra) without those of `extra` that it does not take.
+
+    A chain passes on all that it is given, so that its signature does not tell what its links take.
+    """
+    try:
+        return update(*arguments, **extra)
+    except TypeError as error:
+        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        missing = re.search(r"required keyword-only arguments?: (.*)", str(error))
+        if missing:
+            raise TypeError(
+                f"optimizer asks for {missing[1]} with every gradient, which training does not have"
+            ) from error
+        if unexpected is None or unexpected[1] not in extra:
+            raise
+        rest = {name: value for name, value in extra.items() if name != unexpected[1]}
+        return _call(update, arguments, rest)
+
+
+def _like(tree: Any, old: Any) -> Any:
+    """The tree with the dtypes of `old`, which a loop has to keep."""
+
+    def one(new, before):
+        dtype = jnp.result_type(before)
+        return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
+
+    return jax.tree.map(one, tree, old)
 
 
 def params(net: TwoLayerNetwork) -> dict[str, Array]:
@@ -191,7 +250,7 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
 
         order = lax.cond(position == 0, shuffle, lambda: order)
         rows = lax.dynamic_slice(order, (position * size,), (size,))
-        there = (position * size + jnp.arange(size) < n).astype(data.x.dtype)
+        there = (position * size + jnp.arange(size, dtype=step.dtype) < n).astype(data.x.dtype)
         return jax.tree.map(lambda a: a[rows], data), there / there.sum(), order
 
     def one_step(step, member, net, data, key):
@@ -203,17 +262,16 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
             return jnp.sum(share * LOSSES[rules.loss](outputs, data.y))
 
         value, gradient = jax.value_and_grad(objective)(parameters)
-        extra = (
-            {"value": value, "grad": gradient, "value_fn": objective} if rules.takes_value else {}
-        )
-        updates, state = rules.update(gradient, state, parameters, **extra)
+        updates, state = rules.updates(gradient, state, parameters, value, objective)
         scale = jnp.ones((), value.dtype)
         if rule is not None:
             # The scale found after the step before, then the rule is told of this step's loss:
             # PyTorch's order.
             scale = plateau_state.scale
             updates = jax.tree.map(lambda u: scale * u, updates)
-            _, plateau_state = rule.update((), plateau_state, value=value)
+            with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+                _, after = rule.update((), plateau_state, value=value)
+            plateau_state = _like(after, plateau_state)
         return (optax.apply_updates(parameters, updates), state, plateau_state, order), (
             value,
             scale,
@@ -244,17 +302,19 @@ def fit_and_record(
     """`train` and `ensemble` after their checks; `init` is the optimizer's, `records` the steps to
     record at.
     """
-    dtype = jnp.result_type(*jax.tree.leaves(data), net.weight)
+    dtype = common_dtype(*jax.tree.leaves(data), net.weight)
     net, data = jax.tree.map(lambda a: jnp.asarray(a, dtype), (net, data))
     members, n, steps = net.weight.shape[:-2], data.x.shape[-2], records[-1]
     batches = rules.batches(n)
     plateau_state, order = None, None
     if rules.plateau is not None:
-        one = rules.plateau.transformation(batches).init(jnp.zeros((), dtype))
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            one = rules.plateau.transformation(batches).init(jnp.zeros((), dtype))
         plateau_state = jax.tree.map(lambda a: jnp.broadcast_to(a, (*members, *a.shape)), one)
     if rules.batch_size is not None:
         order = jnp.zeros((*members, batches * rules.batch_size), int)
-    state = jax.tree.map(_strong, init(params(net)))
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        state = jax.tree.map(_strong, init(params(net)))
     # Room for a power of two of steps: training for longer seldom compiles anew.
     logs = (jnp.zeros((*members, 1 << max(steps - 1, 1023).bit_length()), dtype),) * 2
     carry = (jnp.zeros((), jnp.int32), (params(net), state, plateau_state, order), logs)
@@ -331,7 +391,7 @@ def train(
     y: Float[Array, " n"],
     *,
     loss: str = "identity",
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation | optax.MultiSteps,
     steps: int,
     batch_size: int | None = None,
     plateau: Plateau | None = None,
@@ -349,8 +409,13 @@ def train(
         y: (n,), -1 or +1; any real numbers for the squared loss.
         loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean
             of exp(-y f); "squared", 1/(2n) sum (f - y)^2.
-        optimizer: any optax optimizer. Training is compiled once per optimizer object, so build it
-            once and reuse it; `paper_optimizer` is compiled once for all its rates.
+        optimizer: any optax optimizer, or an object with its methods `init` and `update`, such as
+            optax.MultiSteps. Line searches, optax.contrib.sam and others that ask for the loss, or
+            for its gradient as a function, are given them. The network has the parameters that the
+            updates lead to: of schedule-free optimizers those at which gradients are taken, of sam
+            those of a search unless its period divides `steps`. Training is compiled once per
+            optimizer object, so build it once and reuse it; `paper_optimizer` is compiled once for
+            all its rates.
         steps: how many updates; `plateau`: reduces the rate when the loss stops falling.
         batch_size: points a step, drawn without replacement and reshuffled every epoch; the last
             batch of an epoch has what is left, and its loss is the mean over that. All points (and
@@ -390,7 +455,9 @@ def train(
 
 def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
     check_choice(loss, "loss", tuple(LOSSES))
-    if not isinstance(optimizer, optax.GradientTransformation):
+    if not (
+        callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
+    ):
         raise TypeError(
             f"optimizer must be an optax one, such as optax.sgd(0.01, momentum=0.9); got {optimizer!r}"
         )
@@ -399,8 +466,9 @@ def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
         check_count(batch_size, "batch_size")
     if plateau is not None and not isinstance(plateau, Plateau):
         raise TypeError(f"plateau must be networks.Plateau() or None; got {plateau!r}")
-    takes_value = isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    return Rules(loss, optimizer.update, takes_value, batch_size, plateau)
+    plain = isinstance(optimizer, optax.GradientTransformation)
+    takes_more = not plain or isinstance(optimizer, optax.GradientTransformationExtraArgs)
+    return Rules(loss, optimizer.update, takes_more, batch_size, plateau)
 
 
 def check_batches(batch_size, n, key) -> None:

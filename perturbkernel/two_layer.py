@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from perturbkernel.checks import as_inputs, check_count, check_key
+from perturbkernel.checks import as_inputs, check_count, check_key, common_dtype
 from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.tiles import EXACT
 
@@ -89,9 +89,9 @@ class TwoLayerNetwork(eqx.Module):
         # A row a neuron: one compilation.
         drawn = jax.random.normal(key, (width // 2 if doubled else width, d + 2))
         weight, bias, readout = (
-            drawn[:, :d] / np.sqrt(d),
+            drawn[:, :d] / d**0.5,
             drawn[:, d],
-            drawn[:, d + 1] / np.sqrt(width),
+            drawn[:, d + 1] / width**0.5,
         )
         if doubled:
             weight, bias = jnp.concatenate([weight, weight]), jnp.concatenate([bias, bias])
@@ -111,17 +111,20 @@ class TwoLayerNetwork(eqx.Module):
 
         In this layout the forward and the backward product of training need no transposed copy.
         """
-        u = jnp.matmul(self.weight, z.T, precision=EXACT)
-        return (u if scale is None else scale * u) + self.bias[..., None]
+        dtype = common_dtype(self.weight, z)
+        u = jnp.matmul(self.weight.astype(dtype), z.T.astype(dtype), precision=EXACT)
+        if scale is not None:
+            u = scale.astype(dtype)[..., None, :] * u
+        return u + self.bias.astype(dtype)[..., None]
 
     @jax.jit
     def _outputs(self, z: Array, scale: Array | None = None) -> Array:
         return self._readout(self._preactivations(z, scale))
 
     def _readout(self, u: Array) -> Array:
-        return jnp.einsum(
-            "...i,...im->...m", self.readout, jnp.where(u > 0, u, self.slope * u), precision=EXACT
-        )
+        activated = jnp.where(u > 0, u, self.slope * u)
+        readout = self.readout.astype(u.dtype)
+        return jnp.einsum("...i,...im->...m", readout, activated, precision=EXACT)
 
     @jax.jit
     def _gradients(self, z: Array) -> Array:
@@ -173,7 +176,10 @@ class TwoLayerNetwork(eqx.Module):
         """
         x = self._inputs(x, "x")
         z = x if z is None else self._inputs(z, "z")
-        return self.empirical_phi(x, z) * (jnp.matmul(x, z.T, precision=EXACT) + self.train_bias)
+        product = jnp.matmul(x, z.T, precision=EXACT) + float(self.train_bias)
+        phi = self.empirical_phi(x, z)
+        dtype = common_dtype(phi, product)
+        return phi.astype(dtype) * jnp.broadcast_to(product.astype(dtype), phi.shape)
 
     def centred(self, initial: "TwoLayerNetwork") -> "Centred":
         """f - f0, with f0 the network `initial` that training began from."""

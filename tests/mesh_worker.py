@@ -7,6 +7,7 @@ JSON."""
 import json
 import os
 import sys
+from typing import Any
 
 task, devices, processes, process, port = sys.argv[1], *map(int, sys.argv[2:])
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
@@ -15,6 +16,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import optax  # noqa: E402
+from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 import perturbkernel as pk  # noqa: E402
 from perturbkernel.networks import Plateau, TwoLayerNetwork, ensemble  # noqa: E402
@@ -189,6 +191,80 @@ def train_ensembles(mesh) -> dict[str, float]:
     return {"ensemble": max(jax.tree.leaves(jax.tree.map(off, one, many)))}
 
 
+def explicit_axes(mesh) -> dict[str, float]:
+    """Arrays sharded on the explicit axes that `jax.make_mesh` makes, with and without
+    `jax.set_mesh`, and predictors under `jax.shard_map`, against ordinary arrays.
+    """
+    assert mesh.axis_types == (jax.sharding.AxisType.Explicit,)
+    rng, differences = np.random.default_rng(3), {}
+    x, z = (rng.normal(size=(rows, 5)).astype(np.float32) for rows in (8, 24))
+    y, coef = np.where(x[:, 0] > 0, 1.0, -1.0), rng.normal(size=8).astype(np.float32)
+    f = pk.fit(KERNEL, x, y)
+    net = TwoLayerNetwork.init(5, 8, key=jax.random.key(0))
+    settings: Any = {"optimizer": optax.sgd(0.1), "steps": 2, "trace_at": ()}
+
+    def train(x, y):
+        return pk.networks.train(net, x, y, **settings)[0].weight
+
+    def learn(x, y):
+        learner = pk.KernelLearner(KERNEL)
+        r = pk.learn_from_perturbations(learner, (x, y), size=1.0, key=jax.random.key(0))
+        return r.g(x), r.perturbation.delta, r.diagnosis
+
+    calls = {
+        "ntk": (KERNEL.ntk, (x, z)),
+        "matvec": (KERNEL.matvec, (z, x, coef)),
+        "fit": (lambda x, y, z: pk.fit(KERNEL, x, y, loss="squared")(z), (x, y, z)),
+        "perturb": (lambda x, y: pk.perturb(f, x, y, size=0.1).delta, (x, y)),
+        "attack": (lambda x, y: pk.attack(f, x, y, size=0.1, steps=2).delta, (x, y)),
+        "learn": (learn, (x, y)),
+        "train": (train, (x, y)),
+        "gradient": (jax.grad(lambda z: jnp.sum(f(z) ** 2)), (z,)),
+        "jit": (jax.jit(f.__call__), (z,)),
+        "jit of gradients": (jax.jit(lambda z: (f.input_gradient(z), jax.grad(total)(z))), (z,)),
+    }
+
+    def total(z):
+        return jnp.sum(f(z) ** 2)
+
+    def on_mesh(array):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec("i")))
+
+    def differ(name, wanted, found):
+        for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
+            a, b = np.asarray(a, float), np.asarray(b, float)
+            off = float(np.abs(a - b).max() / (np.abs(a).max() or 1))
+            differences[name] = max(differences.get(name, 0.0), off)
+
+    for name, (call, arguments) in calls.items():
+        wanted = call(*arguments)
+        sharded = [on_mesh(a) for a in arguments]
+        differ(name, wanted, call(*sharded))
+        if name in ("matvec", "fit", "attack", "gradient"):
+            with jax.set_mesh(mesh):
+                differ(f"{name}, set_mesh", wanted, call(*sharded))
+    for check in (True, False):
+        split = {"mesh": mesh, "in_specs": PartitionSpec("i"), "out_specs": PartitionSpec("i")}
+        mapped = jax.shard_map(f, **split, check_vma=check)
+        gradients = jax.shard_map(f.input_gradient, **split, check_vma=check)
+        differ(f"shard_map {check}", f(z), mapped(on_mesh(z)))
+        differ(f"gradients in shard_map {check}", f.input_gradient(z), gradients(on_mesh(z)))
+        derivative = jax.jit(jax.grad(lambda z, mapped=mapped: jnp.sum(mapped(z) ** 2)))
+        differ(f"gradient of shard_map {check}", jax.grad(total)(z), derivative(on_mesh(z)))
+
+    # Points that every device holds get the sum of the devices' derivatives.
+    def of_points(x):
+        specs = (PartitionSpec("i"), PartitionSpec())
+        split = {"mesh": mesh, "in_specs": specs, "out_specs": PartitionSpec("i")}
+        return jax.shard_map(lambda z, x: KERNEL.matvec(z, x, coef), **split)(on_mesh(z), x).sum()
+
+    with jax.set_mesh(mesh):
+        found = jax.jit(jax.grad(of_points))(jnp.asarray(x))
+    wanted = jax.grad(lambda x: KERNEL.matvec(z, x, coef).sum())(jnp.asarray(x))
+    differ("points in shard_map", wanted, found)
+    return differences
+
+
 if processes > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
@@ -199,6 +275,8 @@ assert jax.device_count() == devices * processes
 mesh = jax.make_mesh((jax.device_count(),), ("i",))
 if task == "compare":
     print(json.dumps(compare(mesh) | solve(mesh) | train_ensembles(mesh)))
+elif task == "explicit axes":
+    print(json.dumps(explicit_axes(mesh)))
 else:  # "for ever": a million products in one compiled iteration, until another process is gone
     x = np.random.default_rng(0).normal(size=(20, 3))
     settings = {"loss": "logistic", "memory": 0, "mesh": mesh}

@@ -60,6 +60,15 @@ def test_results_are_those_of_one_device(devices, processes):
             assert max(differences.values()) < 3e-6, differences
 
 
+def test_arrays_on_explicit_axes_and_predictors_in_shard_map():
+    with started("explicit axes", 4, 1) as (worker,):
+        output, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors
+        differences = json.loads(output.splitlines()[-1])
+        assert len(differences) > 15
+        assert max(differences.values()) < 3e-6, differences  # as above
+
+
 def test_a_dead_process_ends_the_others_with_an_error():
     """In the midst of a solver's compiled iteration."""
     with started("for ever", 1, 2) as workers:

@@ -67,8 +67,8 @@ from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.pairs import row_sums
 
 #: Of the rate that is best for the leading terms: every bound is the best over these multiples of
-#: it. They are relative to each point's own rate, so that no unit enters; the middle one is 1.
-_MULTIPLES = np.geomspace(1e-2, 1e2, 301)[:, None]
+#: it. They are relative to each point's own rate, so that no unit enters; 1 is one of them.
+_MULTIPLES = np.geomspace(1e-2, 1e3, 401)[:, None]
 
 
 @dataclass(frozen=True)

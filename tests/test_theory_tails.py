@@ -4,10 +4,9 @@ against changes of units that must not matter.
 
 import numpy as np
 import pytest
-from theory_tools import Problem, draw, problem
+from theory_tools import Problem, problem
 
 from perturbkernel import theory
-from perturbkernel.kernels import TwoLayerNTK
 from perturbkernel.theory import tails
 from perturbkernel.verify import by_hand
 

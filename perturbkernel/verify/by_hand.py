@@ -7,7 +7,6 @@ are those of (n, n) and (n, m) matrices.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -304,10 +303,10 @@ def concentration(one: Tail, neurons: float, level: float) -> np.ndarray:
     return one.mean - np.max((math.log(level) / neurons - log_moments(one, t)) / t, axis=0)
 
 
-def within_budget(p: Sequence[float], allowed: Sequence[bool], budget: float) -> list[bool]:
+def within_budget(p: np.ndarray, allowed: np.ndarray, budget: float) -> np.ndarray:
     """The surest of the allowed points, taken one by one while their sum stays within the budget."""
-    chosen, spent = [False] * len(p), 0.0
-    for j in sorted((j for j, yes in enumerate(allowed) if yes), key=lambda j: p[j]):
+    chosen, spent = np.zeros(len(p), bool), 0.0
+    for j in sorted(np.flatnonzero(allowed), key=lambda j: p[j]):
         spent += p[j]
         if spent > budget:
             break

@@ -74,26 +74,8 @@ def _error_parts(data: by_hand.Data, run: by_hand.Run, start: str) -> list[np.nd
     ]
 
 
-def _match_by_hand(rng, s: Setting, p: Problem) -> Sample:
-    """Every part of C_f and C_g, the leading terms, and where the conditions are met."""
-    drawn, data = _perturbed(rng, s, p), _second_copy(p)
-    has_psi = s.bias or s.scenario == "b"
-    events = (6 if s.start == "random" else 4) + int(has_psi and s.targets != "fixed")
-    run = by_hand.Run(s.width, s.time, s.delta / events, s.points, s.start == "doubled")
-    run_g = run._replace(time=s.time_g)
-    f_parts = _error_parts(data, run, s.start)
-    g_parts = [part / s.size for part in _error_parts(drawn.second, run_g, s.start)]
-    v, r = by_hand.direction(data), drawn.given.points
-    xi = drawn.gradients / s.time - v
-    leading = by_hand.projection(data, r, v, 1 / drawn.nu).sum(0)
-    cost = np.abs(by_hand.projection(data, r, xi, 1 / drawn.nu)).sum(0)
-    label = np.zeros(s.points)
-    if has_psi:
-        label = by_hand.label_bound(data, drawn.given, s.targets, run) / s.size
-    errors = np.sum(f_parts, axis=0), np.sum([*g_parts, cost, label], axis=0)
-    holds = (np.abs(data.f_hat) > errors[0]) & (np.abs(leading) > errors[1])
-    holds &= data.f_hat * leading > 0
-    found = theory.match(
+def _matching(drawn: Drawn, s: Setting, p: Problem, version: str) -> theory.Matching:
+    return theory.match(
         p.constants,
         drawn.gradients,
         drawn.given.targets,
@@ -106,7 +88,31 @@ def _match_by_hand(rng, s: Setting, p: Problem) -> Sample:
         delta=s.delta,
         rule=s.targets,
         start=s.start,
+        version=version,
     )
+
+
+def _match_by_hand(rng, s: Setting, p: Problem) -> Sample:
+    """Every part of C_f and C_g, the leading terms, and where the conditions are met."""
+    drawn, data = _perturbed(rng, s, p), _second_copy(p)
+    has_psi = s.bias or s.scenario == "b"
+    events = (6 if s.start == "random" else 4) + int(has_psi and s.targets != "fixed")
+    run = by_hand.Run(s.width, s.time, s.delta / events, s.points, s.start == "doubled")
+    run_g = run._replace(time=s.time_g)
+    f_parts = _error_parts(data, run, s.start)
+    g_parts = [part / s.size for part in _error_parts(drawn.second, run_g, s.start)]
+    v, r = by_hand.direction(data), drawn.given.points
+    xi = drawn.gradients / s.time - v
+    leading = by_hand.projection(data, r, v, 1 / drawn.nu).sum(0)
+    costs = by_hand.projection(data, r, xi, 1 / drawn.nu)
+    cost = np.abs(costs).sum(0)
+    label = np.zeros(s.points)
+    if has_psi:
+        label = by_hand.label_bound(data, drawn.given, s.targets, run) / s.size
+    errors = np.sum(f_parts, axis=0), np.sum([*g_parts, cost, label], axis=0)
+    holds = (np.abs(data.f_hat) > errors[0]) & (np.abs(leading) > errors[1])
+    holds &= data.f_hat * leading > 0
+    found, signed = (_matching(drawn, s, p, version) for version in ("absolute", "signed"))
     parts, error = found.g_parts, found.f_error
     pairs = [
         (found.f_hat, data.f_hat),
@@ -114,10 +120,33 @@ def _match_by_hand(rng, s: Setting, p: Problem) -> Sample:
         *zip((error.initial, error.lazy, error.concentration), f_parts, strict=True),
         *zip((parts["initial"], parts["lazy"], parts["concentration"]), g_parts, strict=True),
         (parts["xi"], cost),
+        (signed.g_parts["xi"], np.abs(costs.sum(0))),
         (parts["psi"], label),
         (error.total, errors[0]),
         (found.g_error, errors[1]),
         (found.holds, holds),
+    ]
+    return Sample([_gap(*pair) for pair in pairs], _TIGHT)
+
+
+def _a_priori_by_hand(rng, s: Setting, p: Problem) -> Sample:
+    """g_hat_v and C_xi of the version without measured gradients, from the theory's B_xi."""
+    drawn, data = _perturbed(rng, s, p), _second_copy(p)
+    r, v = drawn.given.points, by_hand.direction(data)
+    lengths = np.linalg.norm(v, axis=1)
+    level = s.delta / 5  # two events of each network and that of B_xi
+    at_inputs = theory.derive_constants(p.kernel, p.x, p.y, p.x)
+    bound = theory.bounds.gradient_bounds(
+        at_inputs, width=s.width, time=s.time, delta=level, centred=True
+    ).total
+    phi = by_hand.gate_moment(s.slope, by_hand.angles(r, p.z))
+    cost = math.sqrt(2) * np.linalg.norm(p.z, axis=1) * np.mean((bound / lengths) * phi.T, axis=1)
+    run = by_hand.Run(s.width, s.time, level, s.points)
+    found = _matching(drawn, s, p, "a_priori")
+    pairs = [
+        (found.g_hat, by_hand.projection(data, r, v, 1 / lengths).sum(0)),
+        (found.g_parts["xi"], cost),
+        (found.f_error.total, np.sum(_error_parts(data, run, s.start), axis=0)),
     ]
     return Sample([_gap(*pair) for pair in pairs], _TIGHT)
 
@@ -300,7 +329,7 @@ def _certificate_by_hand(rng, s: Setting, p: Problem) -> Sample:
     # difference of rounding must not change a set.
     f_alone = by_hand.within_budget(found.f.failure, data.f_hat != 0, s.delta / 2)
     g_alone = by_hand.within_budget(found.g.failure, predicted, s.delta / 2)
-    allowed = np.array(f_alone) & agree & predicted
+    allowed = f_alone & agree & predicted
     certified = by_hand.within_budget(found.g.failure, allowed, s.delta / 2)
     level = s.delta / 2 / s.points
     neurons = s.width / 2 if s.start == "doubled" else s.width
@@ -359,6 +388,7 @@ _MATCHES = (
     replace(_SMALL, start="centred", bias=True, slope=0.2, targets="balanced", size=3.0),
     replace(_WIDE, draws=4, size=30.0),
 )
+_LINEAR = replace(_SMALL, slope=0.97, width=10**10, shift=1.0, time=50.0, start="centred")
 _LOGISTIC = (
     replace(_SMALL, slope=0.2),
     replace(_SMALL, start="centred", scenario="b", bias=True, slope=0.5, size=3.0),
@@ -379,7 +409,7 @@ _FEW = {"n": 10, "d": 6, "points": 5, "steps": 2, "momentum": 0.0, "samples": 25
 _LEVEL = Setting(draws=20, width=60, shift=0.0, time=0.01, delta=0.004, **_FEW)
 _FAILURE = Setting(draws=20, width=40, shift=0.3, time=0.3, **_FEW)
 _STARTS = ("centred", "doubled", "random")
-_LEARNT = Setting(draws=12, width=3000, time=0.1, start="centred")
+_LEARNT = Setting(draws=8, width=3000, time=0.1, start="centred")
 _PLAIN: dict[str, Any] = {"shown": ("width", "time", "start"), "prepare": problem}
 CHECKS = (
     Check(
@@ -391,6 +421,16 @@ CHECKS = (
         part="constants",
         shown=("width", "start"),
         prepare=_lopsided,
+    ),
+    Check(
+        "6.4",
+        "C_xi a priori, from B_xi, evaluated a second time (relative, to 1e-8)",
+        "identity",
+        _a_priori_by_hand,
+        (_LINEAR,),
+        part="a priori",
+        shown=("width", "start"),
+        prepare=problem,
     ),
     Check(
         "7.3",

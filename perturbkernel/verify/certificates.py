@@ -469,7 +469,7 @@ CHECKS = (
         "expectation",
         _many,
         tuple(replace(_FAILURE, start=start) for start in _STARTS),
-        part="signs",
+        part="failure",
         compare=_wrong_signs,
         one_sided=True,
         fixed=True,

@@ -304,7 +304,7 @@ def concentration(one: Tail, neurons: float, level: float) -> np.ndarray:
 
 
 def within_budget(p: np.ndarray, allowed: np.ndarray, budget: float) -> np.ndarray:
-    """The surest of the allowed points, taken one by one while their sum stays within the budget."""
+    """The surest of the allowed points, one by one while their sum stays within the budget."""
     chosen, spent = np.zeros(len(p), bool), 0.0
     for j in sorted(np.flatnonzero(allowed), key=lambda j: p[j]):
         spent += p[j]

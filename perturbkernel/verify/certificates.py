@@ -372,8 +372,8 @@ def _certified_signs(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _lopsided(rng, s: Setting) -> Problem:
-    """Three quarters of the labels are +1: with trained biases f_hat and g_hat_w then differ in sign
-    at some points, as do g_hat_w and the whole mean output of g.
+    """Three quarters of the labels are +1: with trained biases f_hat and g_hat_w then differ in
+    sign at some points, as do g_hat_w and the whole mean output of g.
     """
     p = problem(rng, s)
     y = np.where(np.arange(s.n) % 4 == 0, -1.0, 1.0)
@@ -434,7 +434,7 @@ CHECKS = (
     ),
     Check(
         "7.3",
-        "C_f^log, C_g^log and where the conditions hold, evaluated a second time (relative, to 1e-8)",
+        "C_f^log, C_g^log, where the conditions hold, evaluated a second time (relative, to 1e-8)",
         "identity",
         _logistic_by_hand,
         _LOGISTIC,

@@ -281,6 +281,14 @@ def test_certified_share_tends_to_one_as_time_tends_to_zero():
         ({"times": (-1.0, 1.0)}, "times"),
         ({"targets": np.ones(3)}, "targets must have shape"),
         ({"f": lambda z: z.sum(1), "times": "best"}, "best_time"),
+        ({"f": lambda z: z.sum(1), "times": ("best", 1.0)}, "best_time"),
+        ({"times": "worst"}, r"pair \(T_f, T_g\), each a number > 0 or \"best\"; got 'worst'"),
+        ({"times": ("bset", "best")}, r"or \"best\"; got \('bset', 'best'\)"),
+        ({"times": (0.1, "bset")}, "bset"),
+        ({"times": (0.1, 0.2, 0.3)}, "got 3 values"),
+        ({"times": (0.1, 0.0)}, "times must be > 0"),
+        ({"start": "doubled", "width": 1501}, "must be even; got 1501"),
+        ({"f": lambda z: jnp.nan * z.sum(1)}, "no finite gradient at 16 training points"),
         ({"f": lambda z: 0 * z.sum(1)}, "zero gradient at 16 training points"),
         ({"progress": 0}, "progress must be > 0"),
     ],
@@ -288,6 +296,36 @@ def test_certified_share_tends_to_one_as_time_tends_to_zero():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         small_certificate(problem(0.0, n=16, m=9), **options)
+
+
+def test_a_single_time_is_refused():
+    with pytest.raises(TypeError, match=r"times must be \"best\" or a pair .*; got 0.1"):
+        small_certificate(problem(0.0, n=16, m=9), times=0.1)
+
+
+@pytest.mark.parametrize("start", ["centred", "random"])
+def test_each_time_may_be_the_best_one(start):
+    p = problem(0.0, n=16, m=9)
+    both = small_certificate(p, times="best", start=start)
+    pair = small_certificate(p, times=("best", "best"), start=start)
+    assert (pair.f.time, pair.g.time) == (both.f.time, both.g.time)
+    assert pair.half_width == both.half_width
+    mixed = small_certificate(p, times=("best", 0.3), start=start)
+    assert mixed.f.time == both.f.time and mixed.g.time == 0.3
+
+
+@pytest.mark.filterwarnings("error")
+def test_opposite_labels_that_cancel_are_named():
+    p = problem(0.0, n=16, m=9)
+    p = dataclasses.replace(p, x=np.vstack([p.x, p.x]), y=np.concatenate([p.y, -p.y]))
+    with pytest.raises(ValueError, match="undefined: opposite labels cancel"):
+        small_certificate(p, times="best")
+    with pytest.raises(ValueError, match="undefined: opposite labels cancel"):
+        theory.best_time(*p.data, width=1_000, delta=0.1)
+    with pytest.raises(ValueError, match="zero gradient at 32 training points"):
+        small_certificate(p)
+    some = dataclasses.replace(p, x=p.x[:20], y=p.y[:20])  # four of sixteen pairs cancel
+    assert small_certificate(some, times="best").f.certified.any()
 
 
 def test_gradients_of_a_given_network_are_used(rng):

@@ -6,6 +6,8 @@ from theory_tools import DELTA, check_protocol, draw, gate, problem
 
 import perturbkernel.theory as theory
 
+BOUNDS = theory.bounds
+
 WIDTH, DRAWS = 600, 300
 
 
@@ -158,3 +160,36 @@ def test_more_points_and_smaller_delta_cost_more(case):
 def test_bad_statements_are_named(case, change, error, message):
     with pytest.raises(error, match=message):
         theory.bounds.predictor_bound(case[1], **({"width": 10, "delta": 0.1} | change))
+
+
+def test_a_doubled_network_counts_for_its_pairs():
+    """Every bound of a doubled network is that of half of its width; odd widths are refused."""
+    p = problem(0.2, True)
+    c = theory.derive_constants(*p.data)
+    named = {
+        "kernel_bound": lambda **o: BOUNDS.kernel_bound(p.kernel, p.x, p.z, delta=DELTA, **o),
+        "gate_moment_bound": lambda **o: BOUNDS.gate_moment_bound(
+            p.kernel, p.x, p.z, delta=DELTA, **o
+        ),
+        "split": lambda **o: BOUNDS.gate_moment_bound_split(p.kernel, delta=DELTA, pairs=9, **o),
+        "predictor_bound": lambda **o: BOUNDS.predictor_bound(c, delta=DELTA, **o),
+        "direction_bound": lambda **o: BOUNDS.direction_bound(c, delta=DELTA, **o),
+        "predictor_variance": lambda **o: theory.predictor_variance(c, **o),
+        "direction_variance": lambda **o: theory.direction_variance(c, **o),
+    }
+    for name, bound in named.items():
+        found, wanted = bound(width=700, doubled=True), bound(width=350)
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=name)
+        with pytest.raises(ValueError, match="must be even; got 701"):
+            bound(width=701, doubled=True)
+
+
+def test_the_minimum_pays_half_for_each_method():
+    c = theory.derive_constants(*problem(0.2, True).data)
+    for width in (50, 5_000, 10**7):
+        both = [
+            BOUNDS.direction_bound(c, width=width, delta=DELTA / 2, method=method)
+            for method in ("bernstein", "operator")
+        ]
+        found = BOUNDS.direction_bound(c, width=width, delta=DELTA)
+        np.testing.assert_allclose(found, np.minimum(*both), rtol=1e-12)

@@ -8,6 +8,7 @@ from theory_tools import draw, gate, problem, unit_gradients
 
 import perturbkernel.theory as theory
 from perturbkernel.theory import pairs
+from perturbkernel.verify import by_hand
 
 CASES = [(0.0, False), (0.2, True), (0.5, False), (1.0, True)]
 
@@ -143,3 +144,19 @@ def test_tiles_add_up(monkeypatch):
             np.concatenate([term.bound, moments.mean, moments.variance, zeta.ravel(), psi])
         )
     np.testing.assert_allclose(*terms, atol=1e-12)
+
+
+@pytest.mark.parametrize(("slope", "train_bias"), [(0.0, False), (0.5, True)])
+def test_speeds_are_the_extremes_of_each_loss(slope, train_bias):
+    """Weights in [slope, 1] for the identity loss; in [0, 1], whatever the slope, for the logistic:
+    its weights may vanish.
+    """
+    p = problem(slope, train_bias, shift=0.3)
+    c = theory.derive_constants(*p.data)
+    data = by_hand.Data(slope, int(train_bias), p.x, p.y, p.z)
+    for loss, low in (("identity", slope), ("logistic", 0.0)):
+        np.testing.assert_allclose(c.speeds[loss], data.speed(low), rtol=1e-12)
+        np.testing.assert_allclose(c.input_speeds[loss], data.at_inputs.speed(low), rtol=1e-12)
+        rates = c.input_speeds[loss] / by_hand.lengths(p.x)
+        coupling = np.mean(np.abs(data.factors) * rates[:, None], axis=0)
+        np.testing.assert_allclose(c.couplings[loss], coupling, rtol=1e-12)

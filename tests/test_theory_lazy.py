@@ -321,3 +321,15 @@ def test_bad_arguments_are_named():
         theory.certified_gates(*p.data, *start, time=1.0, loss="squared")
     with pytest.raises(ValueError, match="time must be >= 0"):
         BOUNDS.lazy_bound(theory.derive_constants(*p.data), width=3, time=-1.0, delta=0.1)
+
+
+def test_the_spread_of_a_doubled_network():
+    """Half as many independent pairs of twice the contribution: twice the variance."""
+    c = theory.derive_constants(*problem(0.2, True).data)
+    one, two = (
+        theory.lazy_standard_deviation(c, width=600, time=0.7, doubled=doubled)
+        for doubled in (False, True)
+    )
+    np.testing.assert_allclose(two, np.sqrt(2) * one, rtol=1e-12)
+    with pytest.raises(ValueError, match="must be even; got 601"):
+        theory.lazy_standard_deviation(c, width=601, time=0.7, doubled=True)

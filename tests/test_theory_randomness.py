@@ -120,6 +120,37 @@ def test_expected_agreement_minds_the_shared_initial_function():
     assert np.mean(agree) - product > 3 * error
 
 
+def test_expected_agreement_by_hand():
+    """Early, where the sign of f is often that of its initial function."""
+    p, size, time_f, time_g, key = problem(0.2, True), 1.5, 0.2, 3.0, jax.random.key(5)
+    targets = np.where(np.arange(len(p.x)) % 3 == 0, 1.0, -1.0)
+    found = theory.expected_agreement(
+        *p.data,
+        size=size,
+        time_f=time_f,
+        time_g=time_g,
+        targets=targets,
+        draws=20,
+        width=64,
+        key=key,
+    )
+    start, slopes = theory.sample_initial(
+        p.kernel, p.z, p.x, draws=20, width=64, key=jax.random.split(key)[0]
+    )
+    coef = p.y / len(p.x)
+    mean = coef @ oracle.ntk(p.x, p.z, 0.2, True)
+    limit = oracle.input_gradient(p.x, p.x, coef, 0.2, True)
+    wanted = np.zeros(len(p.z))
+    for f0, slope in zip(start, slopes, strict=True):
+        u = slope + time_f * limit
+        r = size * targets[:, None] * u / np.linalg.norm(u, axis=1, keepdims=True)
+        g = targets / len(p.x) @ oracle.ntk(r, p.z, 0.2, True)
+        deviation = np.sqrt(0.52 * (1 + np.sum(p.z**2, axis=1) / 6))
+        wanted += norm.cdf(np.sign(f0 + time_f * mean) * time_g * g / deviation) / 20
+    np.testing.assert_allclose(found.probability, wanted, rtol=1e-8)
+    assert (np.sign(start + time_f * mean) != np.sign(mean)).mean() > 0.2
+
+
 def test_expected_agreement_without_a_start():
     """At a late time of f its initial function no longer matters: the probability for g alone."""
     p = problem(0.1, True)

@@ -14,6 +14,8 @@ random. Statements and proofs are in the manual, docs/theory.md, by the numbers 
 | `initial`       | 4              | the function before training                                                  |
 | `gradients`     | 5              | the gradient's exact decomposition, its bounds, the cosine                    |
 | `matching`      | 6              | labels, and the theorem: when sgn f = sgn g                                   |
+| `tails`         | 6.4, sharper   | the probability of a wrong sign at a point, in closed form                    |
+| `certify`       | 6.4, sharper   | certificates for real data: `certificates` has what it returns                |
 | `logistic`      | 1.3, 7         | the logistic loss                                                             |
 | `facts`         | 8              | exact facts and limits                                                        |
 | `randomness`    | 12             | sign probabilities, agreement, cosine over time, moments over the targets     |
@@ -27,7 +29,7 @@ comes back as NaN with a status in words.
 """
 
 from perturbkernel.theory import bounds as bounds
-from perturbkernel.theory.certify import Certificate as Certificate
+from perturbkernel.theory.certificates import Certificate as Certificate
 from perturbkernel.theory.certify import best_time as best_time
 from perturbkernel.theory.certify import certified_share as certified_share
 from perturbkernel.theory.certify import certify as certify

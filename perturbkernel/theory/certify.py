@@ -15,8 +15,7 @@ not.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,10 +33,12 @@ from perturbkernel.theory.arguments import (
     check_time,
     double,
 )
+from perturbkernel.theory.certificates import Certificate, SideCertificate, describe_limits
+from perturbkernel.theory.concentration import independent_neurons
 from perturbkernel.theory.constants import Constants, derive_constants
-from perturbkernel.theory.leading import g_hat_u, g_hat_w, psi
+from perturbkernel.theory.leading import g_hat_u, g_hat_w, is_rounding, psi
 from perturbkernel.theory.matching import STARTS
-from perturbkernel.theory.tails import Speeds, Tail, derive_speeds, derive_tail
+from perturbkernel.theory.tails import Speeds, Tail, derive_speeds, derive_tail, has_sign
 
 
 def _smallest(p: np.ndarray, allowed: np.ndarray, budget: float) -> Bool[np.ndarray, " m"]:
@@ -46,92 +47,6 @@ def _smallest(p: np.ndarray, allowed: np.ndarray, budget: float) -> Bool[np.ndar
     chosen = np.zeros(len(p), bool)
     chosen[order[np.cumsum(np.where(allowed, p, np.inf)[order]) <= budget]] = True
     return chosen
-
-
-@dataclass(frozen=True)
-class SideCertificate:
-    """One network's half of a certificate, at every query point.
-
-    Attributes:
-        leading: (m,), f_hat, or the normalised g_hat_w: the predicted output per unit of time (and
-            size).
-        failure: (m,), the bound p on the probability of the other sign.
-        parts: what C consists of, (m,) each, at the level delta / (2 m) for every point: "initial",
-            "lazy", "concentration", and for g "residual" (C_xi) and "random labels" (psi), all in
-            the units of `leading`.
-        certified: (m,), the set Z of the theorem for this network alone.
-        time, width: as used.
-    """
-
-    leading: Float[np.ndarray, " m"]
-    failure: Float[np.ndarray, " m"]
-    parts: dict[str, Float[np.ndarray, " m"]]
-    certified: Bool[np.ndarray, " m"]
-    time: float
-    width: int
-
-    @property
-    def constant(self) -> Float[np.ndarray, " m"]:
-        """C(z), the sum of the parts. |leading| > C is enough at a point, whatever the other points
-        are.
-        """
-        return np.sum(list(self.parts.values()), axis=0)
-
-    @property
-    def margin(self) -> Float[np.ndarray, " m"]:
-        """|leading| - C, positive where the condition of the theorem holds with constants at an
-        even split of delta.
-        """
-        return np.abs(self.leading) - self.constant
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What `certify` found.
-
-    Attributes:
-        f, g: each network's half.
-        progress: medians over the points of T_f |f_hat| and T_g size |g_hat_w|: what training has
-            done. Without it a certificate proves little, since every sign is certified as T tends
-            to 0.
-        agree: (m,), where f_hat and g_hat_w have the same sign.
-        certified: (m,), where sgn f = sgn g is proven, with probability 1 - delta at all of them
-            together.
-        share: the fraction certified.
-        half_width: the smallest width of both networks at which half of the points would be
-            certified, or None.
-        limits: in words, what keeps the other points from being certified.
-        perturbed, targets: (n, d) and (n,), the training set of g.
-        delta, size, start: as asked.
-    """
-
-    f: SideCertificate
-    g: SideCertificate
-    progress: tuple[float, float]
-    agree: Bool[np.ndarray, " m"]
-    certified: Bool[np.ndarray, " m"]
-    half_width: int | None
-    limits: str
-    perturbed: Float[np.ndarray, "n d"] = field(repr=False)
-    targets: Float[np.ndarray, " n"] = field(repr=False)
-    delta: float
-    size: float
-    start: str
-
-    @property
-    def share(self) -> float:
-        return float(self.certified.mean())
-
-    def __str__(self) -> str:
-        half = "none up to 10^12" if self.half_width is None else f"{self.half_width:,}"
-        return (
-            f"{self.share:.1%} of {len(self.certified)} points certified to agree with probability {1 - self.delta:g} "
-            f"(f alone {self.f.certified.mean():.1%}, g alone {self.g.certified.mean():.1%})\n"
-            f"widths {self.f.width:,} and {self.g.width:,}, start {self.start}, T_f = {self.f.time:.4g}, "
-            f"T_g = {self.g.time:.4g}: median T_f |f_hat| = {self.progress[0]:.3g}, "
-            f"T_g size |g_hat_w| = {self.progress[1]:.3g}\n"
-            f"smallest width that certifies half of the points: {half}\n{self.limits}"
-        )
 
 
 def certified_share(
@@ -184,19 +99,112 @@ def best_time(
 def _prepare(kernel, x, y, z, width, delta, start) -> tuple[Constants, Speeds]:
     check_statement(delta, width)
     check_choice(start, "start", STARTS)
+    independent_neurons(width, start == "doubled")
     constants = derive_constants(kernel, x, y, z)
     return constants, derive_speeds(constants)
 
 
+def _failure(constants, speeds, width, time, start) -> Float[np.ndarray, " m"]:
+    tail = derive_tail(constants, speeds, width=width, time=time, start=start)
+    return np.exp(tail.log_failure())
+
+
 def _share(constants, speeds, width, time, delta, start) -> float:
-    p = np.exp(derive_tail(constants, speeds, width=width, time=time, start=start).log_failure())
-    return float(_smallest(p, constants.f_hat != 0, delta / 2).mean())
+    p = _failure(constants, speeds, width, time, start)
+    return float(_smallest(p, has_sign(constants), delta / 2).mean())
 
 
 def _best_time(constants, speeds, width, delta, start, progress) -> float:
-    least = progress / np.median(np.abs(constants.f_hat)) * (1 + 1e-12)
+    typical = np.median(np.where(has_sign(constants), np.abs(constants.f_hat), 0))
+    if typical == 0:
+        raise ValueError(
+            "undefined: opposite labels cancel, so that the predicted output is zero at half of the "
+            'points or more and no time makes progress there; a time must be given in place of "best"'
+        )
+    least = progress / typical * (1 + 1e-12)
     times = [least] if start != "random" else least * 2 ** (np.arange(17) / 2)
     return float(max(times, key=lambda time: _share(constants, speeds, width, time, delta, start)))
+
+
+def _check_times(times: Any, f_is_given: bool) -> tuple[float | str, float | str]:
+    """(T_f, T_g), each a positive number or "best"."""
+    wanted = 'times must be "best" or a pair (T_f, T_g), each a number > 0 or "best"'
+    if isinstance(times, str):
+        pair = (times, times)
+    else:
+        try:
+            pair = tuple(times)
+        except TypeError:
+            raise TypeError(f"{wanted}; got {times!r}") from None
+    if len(pair) != 2:
+        raise ValueError(f"{wanted}; got {len(pair)} values: {times!r}")
+    for time in pair:
+        if not isinstance(time, str):
+            check_time(time, "times", positive=True)
+        elif time != "best":
+            raise ValueError(f"{wanted}; got {times!r}")
+    if f_is_given and pair[0] == "best":
+        raise ValueError(
+            "times must be (T_f, T_g) with the time f was trained to; `best_time` finds one "
+            "beforehand"
+        )
+    return pair
+
+
+class _Side(NamedTuple):
+    """One network before its width is chosen: its training set and its time. `is_free`: the time is
+    the best one at every width.
+    """
+
+    constants: Constants
+    speeds: Speeds
+    time: float
+    is_free: bool
+    progress: float
+
+    def tail(self, width: int, delta: float, start: str) -> Tail:
+        time = self.time
+        if self.is_free and start == "random":  # otherwise the best time does not depend on it
+            time = _best_time(self.constants, self.speeds, width, delta, start, self.progress)
+        return derive_tail(self.constants, self.speeds, width=width, time=time, start=start)
+
+
+def _perturbation_directions(constants: Constants, f, time: float) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of f, or of the limit trained to `time`, at the training inputs: unit vectors
+    (n, d) and lengths (n,).
+    """
+    c = constants
+    if f is None:
+        trained = double(lambda: fit(c.kernel, c.x, c.y, dynamics=GradientFlow(time)))
+        gradients = double(lambda: trained.input_gradient(c.x))
+        zero = is_rounding(c.kernel, c.x, gradients / time)
+    else:
+        gradients = np.asarray(input_gradient(f, jnp.asarray(c.x)), float)
+        zero = ~gradients.any(axis=1)
+    lengths = np.linalg.norm(gradients, axis=1)
+    if not np.isfinite(lengths).all():
+        count = int((~np.isfinite(lengths)).sum())
+        raise ValueError(f"undefined: f has no finite gradient at {count} training points")
+    zero |= lengths == 0
+    if zero.any():
+        raise ValueError(f"undefined: f has a zero gradient at {int(zero.sum())} training points")
+    return gradients / lengths[:, None], lengths
+
+
+class _Leading(NamedTuple):
+    """What g is, per unit of time and size, and what g_hat_w leaves out of it, (m,) each."""
+
+    g_hat: Float[np.ndarray, " m"]
+    residual: Float[np.ndarray, " m"]
+    labels: Float[np.ndarray, " m"]
+
+
+def _leading(constants: Constants, r, u, nu, carrier, targets, size: float) -> _Leading:
+    c = constants
+    g_hat = g_hat_w(c.kernel, c.x, c.y, r, nu, c.z)
+    residual = np.abs(g_hat_u(c.kernel, r, u, c.z) - g_hat)
+    labels = np.abs(psi(c.kernel, r, carrier, targets, c.z)) / size
+    return _Leading(g_hat, residual, labels)
 
 
 def certify(
@@ -208,7 +216,7 @@ def certify(
     width: int,
     size: float,
     targets: Float[ArrayLike, " n"],
-    times: tuple[float, float | str] | str = "best",
+    times: tuple[float | str, float | str] | str = "best",
     delta: float = 0.1,
     start: str = "centred",
     f: Callable | None = None,
@@ -221,11 +229,12 @@ def certify(
     Args:
         kernel: of both networks: slope, and whether biases are trained.
         x, y: (n, d), (n,) in {-1, +1}: the training set of f. z: (m, d), the points.
-        width: of both networks.
+        width: of both networks; even if they are doubled.
         size: l2 length of each perturbation, > 0.
         targets: (n,) in {-1, +1}, what g is trained on; any labels drawn before g.
-        times: (T_f, T_g), effective times; or "best": those that certify most points among times
-            with median T_f |f_hat| and T_g size |g_hat_w| at least `progress`.
+        times: (T_f, T_g), effective times, either of which may be "best": the one that certifies
+            most points among times with median T_f |f_hat| and T_g size |g_hat_w| at least
+            `progress`; "best" alone: both.
         delta: the probability that the statement may fail, over both initialisations.
         start: "centred" (f - f0, g - g0, perturbations from grad f - grad f0), "doubled"
             (antisymmetric), or "random".
@@ -235,103 +244,104 @@ def certify(
         carrier: (n, d); None is scenario (a), zero; x is scenario (b).
 
     Raises:
-        ValueError: bad arguments; a zero gradient, where the perturbation is undefined.
+        ValueError: bad arguments; a zero gradient, where the perturbation is undefined; a time
+            "best" where opposite labels cancel at half of the points or more.
+
+    Inputs and size times c are another network, since biases start at the same scale: pixels in
+    [0, 255] get a certificate of their own (a better one: gates move less). Only with c^2 times as
+    many dimensions, the new ones zero, is everything the same (trained weights alone), at times
+    that are c^2 times shorter.
 
     Source: theory 6.4, with the one-sided bounds of `tails` in place of 2.2, 3.3 and 4.1.
     """
     check_kernel(kernel)
     check_number(size, "size", open_low=True)
     check_number(progress, "progress", open_low=True)
+    wanted_f, wanted_g = _check_times(times, f is not None)
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
     n = constants.count
     targets = as_labels(targets, "targets", n)
-    carrier = (
-        np.zeros_like(constants.x)
-        if carrier is None
-        else as_points(carrier, "carrier", like=constants.x, rows=n)
-    )
-    time_f, time_g = ("best", "best") if isinstance(times, str) and times == "best" else times
-    if isinstance(time_f, str):
-        if f is not None:
-            raise ValueError(
-                "times must be (T_f, T_g) with the time f was trained to; `best_time` finds one beforehand"
-            )
-        time_f = _best_time(constants, speeds, width, delta, start, progress)
-    check_time(time_f, "times", positive=True)
+    carrier = np.zeros_like(constants.x) if carrier is None else carrier
+    carrier = as_points(carrier, "carrier", like=constants.x, rows=n)
 
-    if f is None:
-        train = partial(fit, kernel, constants.x, constants.y, dynamics=GradientFlow(time_f))
-        gradients = double(lambda: train().input_gradient(constants.x))
-    else:
-        gradients = np.asarray(input_gradient(f, jnp.asarray(constants.x)), float)
-    lengths = np.linalg.norm(gradients, axis=1)
-    if not (lengths > 0).all():
-        raise ValueError(
-            f"undefined: f has a zero gradient at {int((lengths == 0).sum())} training points"
-        )
-    u = gradients / lengths[:, None]
+    def side(constants: Constants, speeds: Speeds, wanted, progress: float) -> _Side:
+        if not isinstance(wanted, str):
+            return _Side(constants, speeds, float(wanted), False, progress)
+        time = _best_time(constants, speeds, width, delta, start, progress)
+        return _Side(constants, speeds, time, True, progress)
+
+    side_f = side(constants, speeds, wanted_f, progress)
+    u, lengths = _perturbation_directions(constants, f, side_f.time)
     r = carrier + size * targets[:, None] * u
+    leading = _leading(constants, r, u, lengths / side_f.time, carrier, targets, size)
     second = derive_constants(kernel, r, targets, constants.z)
-    second_speeds = derive_speeds(second)
-    g_hat = g_hat_w(kernel, constants.x, constants.y, r, lengths / time_f, constants.z)
-    residual = np.abs(g_hat_u(kernel, r, u, constants.z) - g_hat)
-    labels = np.abs(psi(kernel, r, carrier, targets, constants.z)) / size
+    # Progress of g is measured by g_hat_w, that of its tail bound by its whole mean output.
+    progress_g = progress
+    if wanted_g == "best":
+        progress_g = progress * _median_ratio(second.f_hat, size * leading.g_hat)
+    side_g = side(second, derive_speeds(second), wanted_g, progress_g)
+    return _certificate(side_f, side_g, leading, r, width, size, delta, start)
+
+
+def _certificate(
+    side_f: _Side,
+    side_g: _Side,
+    leading: _Leading,
+    perturbed: np.ndarray,
+    width: int,
+    size: float,
+    delta: float,
+    start: str,
+) -> Certificate:
+    f, g, g_hat = side_f.constants, side_g.constants, leading.g_hat
+    agree = f.f_hat * g_hat > 0
     # The mean output of g is size (g_hat_u + psi/size), known exactly; g_hat_w must predict its
     # sign.
-    predicted = second.f_hat * g_hat > 0
-    free = {"f": isinstance(times, str), "g": isinstance(time_g, str)}
-    progress_g = progress * _median_ratio(second.f_hat, size * g_hat)
-    if free["g"]:
-        time_g = _best_time(second, second_speeds, width, delta, start, progress_g)
-    check_time(time_g, "times", positive=True)
-
-    agree = constants.f_hat * g_hat > 0
-
-    def half(width: int, name: str) -> tuple[Tail, np.ndarray]:
-        """The tail bound of one network at a width, at the best time there if times are free, and
-        p.
-        """
-        data, rate, time, least = {
-            "f": (constants, speeds, time_f, progress),
-            "g": (second, second_speeds, time_g, progress_g),
-        }[name]
-        if free[name] and start == "random":
-            time = _best_time(data, rate, width, delta, start, least)
-        tail = derive_tail(data, rate, width=width, time=time, start=start)
-        return tail, np.exp(tail.log_failure())
+    predicted = has_sign(g) & (g.f_hat * g_hat > 0)
 
     def certified(p_f: np.ndarray, p_g: np.ndarray) -> Bool[np.ndarray, " m"]:
-        first = _smallest(p_f, constants.f_hat != 0, delta / 2)
+        first = _smallest(p_f, has_sign(f), delta / 2)
         return _smallest(p_g, first & agree & predicted, delta / 2)
 
-    (tail_f, p_f), (tail_g, p_g) = half(width, "f"), half(width, "g")
-    level = delta / 2 / constants.points
+    def share(width: int) -> float:
+        tails = (side.tail(width, delta, start) for side in (side_f, side_g))
+        return certified(*(np.exp(tail.log_failure()) for tail in tails)).mean()
+
+    tail_f, tail_g = side_f.tail(width, delta, start), side_g.tail(width, delta, start)
+    p_f, p_g = np.exp(tail_f.log_failure()), np.exp(tail_g.log_failure())
+    level = delta / 2 / f.points
     parts_g = {name: part / size for name, part in tail_g.constant(level).items()}
-    parts_g |= {"residual": residual, "random labels": labels}
-    alone_f, alone_g = (
-        _smallest(p_f, constants.f_hat != 0, delta / 2),
-        _smallest(p_g, predicted, delta / 2),
-    )
+    parts_g |= {"residual": leading.residual, "random labels": leading.labels}
     f_half = SideCertificate(
-        constants.f_hat, p_f, tail_f.constant(level), alone_f, tail_f.time, width
+        leading=f.f_hat,
+        failure=p_f,
+        parts=tail_f.constant(level),
+        certified=_smallest(p_f, has_sign(f), delta / 2),
+        time=tail_f.time,
+        width=width,
     )
-    g_half = SideCertificate(g_hat, p_g, parts_g, alone_g, tail_g.time, width)
+    g_half = SideCertificate(
+        leading=g_hat,
+        failure=p_g,
+        parts=parts_g,
+        certified=_smallest(p_g, predicted, delta / 2),
+        time=tail_g.time,
+        width=width,
+    )
     proven = certified(p_f, p_g)
     return Certificate(
         f=f_half,
         g=g_half,
         progress=(
-            float(np.median(tail_f.time * np.abs(constants.f_hat))),
+            float(np.median(tail_f.time * np.abs(f.f_hat))),
             float(np.median(tail_g.time * size * np.abs(g_hat))),
         ),
         agree=agree,
         certified=proven,
-        half_width=_smallest_width(
-            lambda w: certified(half(w, "f")[1], half(w, "g")[1]).mean() >= 0.5
-        ),
-        limits=_limits(f_half, g_half, agree, proven),
-        perturbed=r,
-        targets=targets,
+        half_width=_smallest_width(lambda width: share(width) >= 0.5),
+        limits=describe_limits(f_half, g_half, agree, proven),
+        perturbed=perturbed,
+        targets=g.y,
         delta=delta,
         size=size,
         start=start,
@@ -339,7 +349,9 @@ def certify(
 
 
 def _median_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
-    return float(np.median(np.abs(numerator)) / np.median(np.abs(denominator)))
+    """Of the medians of the absolute values; 1 if the second is 0."""
+    below = float(np.median(np.abs(denominator)))
+    return float(np.median(np.abs(numerator))) / below if below > 0 else 1.0
 
 
 def _smallest_width(enough: Callable[[int], bool]) -> int | None:
@@ -350,30 +362,3 @@ def _smallest_width(enough: Callable[[int], bool]) -> int | None:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(int(widths[middle])) else (middle + 1, high)
     return int(widths[low]) if low < len(widths) else None
-
-
-def _limits(
-    f: SideCertificate, g: SideCertificate, agree: np.ndarray, certified: np.ndarray
-) -> str:
-    """Which part of which constant stands in the way at most of the points that are not certified."""
-    left = ~certified
-    if not left.any():
-        return "nothing is left to certify"
-    said = []
-    if (left & ~agree).any():
-        said.append(f"f_hat and g_hat_w differ in sign at {int((left & ~agree).sum())}")
-    for name, side in (("f", f), ("g", g)):
-        blocked = left & agree & ~side.certified
-        if blocked.any():
-            shares = {
-                part: np.median(values[blocked] / np.abs(side.leading[blocked]))
-                for part, values in side.parts.items()
-            }
-            largest = max(shares, key=lambda part: shares[part])
-            said.append(
-                f"{name} is not certified at {int(blocked.sum())}, mostly by its {largest} "
-                f"({shares[largest]:.2g} of |{'f_hat' if name == 'f' else 'g_hat_w'}|, median)"
-            )
-    if not said:
-        said.append("f and g are each certified, but not within one budget of delta")
-    return f"of {int(left.sum())} points not certified: " + "; ".join(said)

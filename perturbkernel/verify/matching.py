@@ -35,7 +35,7 @@ class Perturbed(NamedTuple):
     points: np.ndarray
 
 
-def _given(rng, s: Setting, p: Problem) -> Perturbed:
+def given(rng, s: Setting, p: Problem) -> Perturbed:
     """Perturbations along v + noise, as a trained network's would be, and fresh targets."""
     xi = 0.2 * row_norms(p.constants.input_direction)[:, None] * units(rng, s.n, s.d)
     gradient = p.constants.input_direction + xi
@@ -51,7 +51,7 @@ def _given(rng, s: Setting, p: Problem) -> Perturbed:
 
 
 def _kernel_form(rng, s: Setting, p: Problem) -> Sample:
-    r = _given(rng, s, p)
+    r = given(rng, s, p)
     whole = (r.targets / s.n) @ kernel_matrix(p.kernel, "ntk", r.points, p.z) / s.size
     split = theory.g_hat_u(p.kernel, r.points, r.u, p.z)
     split = split + theory.psi(p.kernel, r.points, r.carrier, r.targets, p.z) / s.size
@@ -60,7 +60,7 @@ def _kernel_form(rng, s: Setting, p: Problem) -> Sample:
 
 def _versions(rng, s: Setting, p: Problem) -> Sample:
     """g_hat_u - g_hat_w, from xi = nu u - v."""
-    r = _given(rng, s, p)
+    r = given(rng, s, p)
     gap = theory.g_hat_u(p.kernel, r.points, r.u, p.z) - theory.g_hat_w(
         p.kernel, p.x, p.y, r.points, r.nu, p.z
     )
@@ -70,7 +70,7 @@ def _versions(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _spread(rng, s: Setting, p: Problem) -> Sample:
-    r = _given(rng, s, p)
+    r = given(rng, s, p)
     sure = theory.spread_condition(p.kernel, p.x, p.y, r.points, r.nu, p.z).holds
     product = theory.g_hat(p.kernel, p.x, p.y, r.points, p.z) * theory.g_hat_w(
         p.kernel, p.x, p.y, r.points, r.nu, p.z
@@ -80,7 +80,7 @@ def _spread(rng, s: Setting, p: Problem) -> Sample:
 
 def _labels(rng, s: Setting, p: Problem) -> Sample:
     """|psi - psi_sys|, and |psi| against B_psi."""
-    r = _given(rng, s, p)
+    r = given(rng, s, p)
     psi = theory.psi(p.kernel, r.points, r.carrier, r.targets, p.z)
     term = theory.bounds.label_term(
         p.kernel, r.carrier, r.u, p.z, size=s.size, delta=s.delta, rule=s.targets
@@ -92,7 +92,7 @@ def _labels(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _systematic(rng, s: Setting, p: Problem) -> Sample:
-    r = _given(rng, s, p)
+    r = given(rng, s, p)
     term = theory.bounds.label_term(p.kernel, r.carrier, r.u, p.z, size=s.size, delta=s.delta)
     return Sample(
         np.abs(term.systematic),
@@ -111,7 +111,7 @@ class _Labels(NamedTuple):
 
 def _fixed_directions(rng, s: Setting) -> _Labels:
     p = problem(rng, s)
-    u = _given(rng, s, p).u
+    u = given(rng, s, p).u
     plus, minus = (
         kernel_matrix(p.kernel, "phi", p.x + sign * s.size * u, p.z) * p.factor for sign in (1, -1)
     )

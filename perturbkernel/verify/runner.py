@@ -12,6 +12,7 @@ import numpy as np
 from perturbkernel.checks import check_count
 from perturbkernel.report import text_row
 from perturbkernel.verify import (
+    certificates,
     concentration,
     facts,
     gradients,
@@ -43,7 +44,16 @@ def _order(check: Check) -> tuple:
 
 def checks() -> tuple[Check, ...]:
     """All checks in the order of the theory."""
-    modules = (kernels, concentration, lazy, gradients, matching, facts, randomness)
+    modules = (
+        kernels,
+        concentration,
+        lazy,
+        gradients,
+        matching,
+        certificates,
+        facts,
+        randomness,
+    )
     return tuple(sorted((check for module in modules for check in module.CHECKS), key=_order))
 
 

@@ -1,0 +1,121 @@
+"""What `certify` returns: which signs are proven, by what margins, and in words what keeps the others
+from being proven.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+@dataclass(frozen=True)
+class SideCertificate:
+    """One network's half of a certificate, at every query point.
+
+    Attributes:
+        leading: (m,), f_hat, or the normalised g_hat_w: the predicted output per unit of time (and
+            size).
+        failure: (m,), the bound p on the probability of the other sign.
+        parts: what C consists of, (m,) each, at the level delta / (2 m) for every point: "initial",
+            "lazy", "concentration", and for g "residual" (C_xi) and "random labels" (psi), all in
+            the units of `leading`.
+        certified: (m,), the set Z of the theorem for this network alone.
+        time, width: as used.
+    """
+
+    leading: Float[np.ndarray, " m"]
+    failure: Float[np.ndarray, " m"]
+    parts: dict[str, Float[np.ndarray, " m"]]
+    certified: Bool[np.ndarray, " m"]
+    time: float
+    width: int
+
+    @property
+    def constant(self) -> Float[np.ndarray, " m"]:
+        """C(z), the sum of the parts. |leading| > C is enough at a point, whatever the other points
+        are.
+        """
+        return np.sum(list(self.parts.values()), axis=0)
+
+    @property
+    def margin(self) -> Float[np.ndarray, " m"]:
+        """|leading| - C, positive where the condition of the theorem holds with constants at an
+        even split of delta.
+        """
+        return np.abs(self.leading) - self.constant
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What `certify` found.
+
+    Attributes:
+        f, g: each network's half.
+        progress: medians over the points of T_f |f_hat| and T_g size |g_hat_w|: what training has
+            done. Without it a certificate proves little, since every sign is certified as T tends
+            to 0.
+        agree: (m,), where f_hat and g_hat_w have the same sign.
+        certified: (m,), where sgn f = sgn g is proven, with probability 1 - delta at all of them
+            together.
+        share: the fraction certified.
+        half_width: the smallest width of both networks at which half of the points would be
+            certified, or None.
+        limits: in words, what keeps the other points from being certified.
+        perturbed, targets: (n, d) and (n,), the training set of g.
+        delta, size, start: as asked.
+    """
+
+    f: SideCertificate
+    g: SideCertificate
+    progress: tuple[float, float]
+    agree: Bool[np.ndarray, " m"]
+    certified: Bool[np.ndarray, " m"]
+    half_width: int | None
+    limits: str
+    perturbed: Float[np.ndarray, "n d"] = field(repr=False)
+    targets: Float[np.ndarray, " n"] = field(repr=False)
+    delta: float
+    size: float
+    start: str
+
+    @property
+    def share(self) -> float:
+        return float(self.certified.mean())
+
+    def __str__(self) -> str:
+        half = "none up to 10^12" if self.half_width is None else f"{self.half_width:,}"
+        return (
+            f"{self.share:.1%} of {len(self.certified)} points certified to agree with probability {1 - self.delta:g} "
+            f"(f alone {self.f.certified.mean():.1%}, g alone {self.g.certified.mean():.1%})\n"
+            f"widths {self.f.width:,} and {self.g.width:,}, start {self.start}, T_f = {self.f.time:.4g}, "
+            f"T_g = {self.g.time:.4g}: median T_f |f_hat| = {self.progress[0]:.3g}, "
+            f"T_g size |g_hat_w| = {self.progress[1]:.3g}\n"
+            f"smallest width that certifies half of the points: {half}\n{self.limits}"
+        )
+
+
+def describe_limits(
+    f: SideCertificate, g: SideCertificate, agree: np.ndarray, certified: np.ndarray
+) -> str:
+    """Which part of which constant stands in the way at most of the points that are not certified."""
+    left = ~certified
+    if not left.any():
+        return "nothing is left to certify"
+    said = []
+    if (left & ~agree).any():
+        said.append(f"f_hat and g_hat_w differ in sign at {int((left & ~agree).sum())}")
+    for name, side in (("f", f), ("g", g)):
+        blocked = left & agree & ~side.certified
+        if blocked.any():
+            size = np.abs(side.leading[blocked])  # not zero, since the signs agree
+            shares = {
+                part: np.median(values[blocked] / size) for part, values in side.parts.items()
+            }
+            largest = max(shares, key=lambda part: shares[part])
+            said.append(
+                f"{name} is not certified at {int(blocked.sum())}, mostly by its {largest} "
+                f"({shares[largest]:.2g} of |{'f_hat' if name == 'f' else 'g_hat_w'}|, median)"
+            )
+    if not said:
+        said.append("f and g are each certified, but not within one budget of delta")
+    return f"of {int(left.sum())} points not certified: " + "; ".join(said)

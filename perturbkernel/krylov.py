@@ -17,14 +17,18 @@ _CHUNK = 16  # Lanczos steps between two looks at the error
 
 
 class Answer(NamedTuple):
-    """A vector (n,), its estimated relative error, the products spent, the largest eigenvalue that
-    was met.
+    """A vector (n,), its estimated relative error, the products spent, the approximate eigenvalues
+    that were met, zeros after them.
     """
 
     value: Float[Array, " n"]
     error: float
     products: int
-    lambda_max: float
+    eigenvalues: Float[np.ndarray, " most"]
+
+    @property
+    def lambda_max(self) -> float:
+        return float(self.eigenvalues.max())
 
 
 def lanczos(
@@ -44,7 +48,7 @@ def lanczos(
     most = min(most, len(b))
     norm = float(jnp.linalg.norm(b))
     if norm == 0:
-        return Answer(jnp.zeros_like(b), 0.0, 0, 0.0)
+        return Answer(jnp.zeros_like(b), 0.0, 0, np.zeros(most))
     known, error, eigenvalues, ritz = np.zeros(most), np.inf, np.zeros(most), None
     for ritz in _ritz(operator, b / norm, most):
         k, vectors = ritz.products, ritz.vectors
@@ -61,7 +65,7 @@ def lanczos(
             break
     assert ritz is not None
     value = norm * jnp.matmul(jnp.asarray(known, b.dtype), ritz.basis[:most], precision=EXACT)
-    return Answer(value, float(error), ritz.products, float(eigenvalues.max()))
+    return Answer(value, float(error), ritz.products, eigenvalues)
 
 
 class _Ritz(NamedTuple):

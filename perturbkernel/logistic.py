@@ -417,8 +417,8 @@ def flow(
     status, drift = "ok", float(found.drift)
     if not found.time >= time:
         status = (
-            f"the integration of the {loss} flow stopped early, at time {float(found.time):.4g} of {time:.4g}, after "
-            f"{int(found.products)} products with the kernel matrix"
+            f"the integration of the {loss} flow stopped early, at time {float(found.time):.4g} of "
+            f"{time:.4g}, after {int(found.products)} products with the kernel matrix"
         )
     elif drift > _DRIFT * tolerance:
         status = (
@@ -465,9 +465,8 @@ def heavy_ball(
     pull = jax.tree_util.Partial(_PULLS[loss], y)
     found = descent.heavy_ball(operator, pull, f0, dynamics, loss=loss, curvature=curvature)
     if not bool(jnp.isfinite(found.dual_coef).all()):
-        found = found._replace(
-            status=f"heavy ball on the {loss} loss diverged: coefficients are not finite"
-        )
+        status = f"heavy ball on the {loss} loss diverged: coefficients are not finite"
+        found = found._replace(status=status, unstable=True)
     return found
 
 

@@ -55,7 +55,7 @@ class Gaussian(eqx.Module):
                 drawn, jnp.sqrt(values)[:, None] * vectors.T, ((1,), (0,)), precision=EXACT
             )
             drawn = drawn if drawn.ndim == 2 else jnp.moveaxis(drawn, -1, 1)
-            return (self.mean + drawn).astype(self.mean.dtype)
+            return (self.mean.astype(drawn.dtype)[None] + drawn).astype(self.mean.dtype)
 
 
 class InitialFunction(KeepsPrecision):
@@ -114,7 +114,8 @@ def sample_initial(
         keep = values > len(x) * float(jnp.finfo(x.dtype).eps) * values[-1]
         scale = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
         drawn = jax.random.normal(key, (len(x),) if outputs is None else (len(x), outputs))
-        coef = jnp.matmul(vectors, (scale * drawn.T).T, precision=EXACT)
+        scaled = scale.reshape(-1, *[1] * (drawn.ndim - 1)) * drawn
+        coef = jnp.matmul(vectors, scaled, precision=EXACT)
         return InitialFunction(kernel, x, coef.astype(x.dtype))
 
 

@@ -121,7 +121,7 @@ def _extend(operator, basis: Array, start: Array, stop: Array) -> tuple[Array, A
         norm = jnp.linalg.norm(w)
         # What rounding leaves of a space that is exhausted is no new direction.
         norm = jnp.where(norm > 8 * jnp.finfo(w.dtype).eps * size, norm, 0)
-        new = w / jnp.where(norm > 0, norm, 1) * (norm > 0)
+        new = jnp.where(norm > 0, w / jnp.where(norm > 0, norm, 1), 0)
         return basis.at[k + 1].set(new), diagonal.at[k].set(first), off.at[k].set(norm)
 
     zero = jnp.zeros(basis.shape[0] - 1, basis.dtype)
@@ -159,10 +159,9 @@ class Preconditioner(NamedTuple):
     values: Float[Array, " r"]
 
     def apply(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-        inner = jnp.matmul(v.T, self.vectors, precision=EXACT)
-        return v + jnp.matmul(
-            self.vectors, ((self.values[-1] / self.values - 1) * inner).T, precision=EXACT
-        )
+        inner = jnp.matmul(self.vectors.T, v, precision=EXACT)
+        change = (self.values[-1] / self.values - 1).reshape(-1, *[1] * (v.ndim - 1))
+        return v + jnp.matmul(self.vectors, change * inner, precision=EXACT)
 
 
 @jax.jit
@@ -181,7 +180,7 @@ def nystrom(columns: Float[Array, "n r"], chosen: Array) -> Preconditioner:
         * jnp.maximum(values[-1], jnp.finfo(columns.dtype).tiny)
     )
     root = jnp.where(values > floor, 1 / jnp.sqrt(jnp.maximum(values, floor)), 0)
-    factor = jnp.matmul(columns, vectors * root, precision=EXACT)
+    factor = jnp.matmul(columns, vectors * root[None], precision=EXACT)
     # The columns that a cut-off eigenvalue leaves zero have singular value zero; they are given the
     # smallest one.
     u, s, _ = jnp.linalg.svd(factor, full_matrices=False)
@@ -210,16 +209,18 @@ def conjugate_gradients(
         curvature = dot(direction, image)
         descent = active & (curvature > 0)
         length = jnp.where(descent, product / jnp.where(descent, curvature, 1), 0)
-        x, residual = x + length * direction, residual - length * image
+        x, residual = x + length[None] * direction, residual - length[None] * image
         conditioned = preconditioner.apply(residual)
         new = dot(residual, conditioned)
-        direction = conditioned + new / jnp.where(product > 0, product, 1) * direction
+        ratio = new / jnp.where(product > 0, product, 1)
+        direction = conditioned + ratio[None] * direction
         # No descent left: stop.
         size = jnp.where(
             active, jnp.where(descent, jnp.linalg.norm(residual, axis=0), -jnp.inf), size
         )
         better = (size < best_size) & descent
-        best, best_size = jnp.where(better, x, best), jnp.where(better, size, best_size)
+        best = jnp.where(better[None], x, best)
+        best_size = jnp.where(better, size, best_size)
         return x, residual, direction, new, size, count + 1, best, best_size
 
     def unfinished(carry):

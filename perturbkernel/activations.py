@@ -132,9 +132,10 @@ def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]
     |z|^2.
     """
     d = z.shape[1]
-    v = jnp.matmul(
-        jnp.matmul(x, x[jnp.argmax(jnp.sum(x**2, axis=1))], precision=EXACT), x, precision=EXACT
-    )
+    squares = jnp.sum(x**2, axis=1)
+    # Not argmax: within `jit` it is lowered by the x64 setting outside of a scoped `enable_x64`.
+    longest = jnp.where(squares == squares.max(), jnp.arange(len(x)), len(x) - 1).min()
+    v = jnp.matmul(jnp.matmul(x, x[longest], precision=EXACT), x, precision=EXACT)
     v = v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
 
     def parts(points):

@@ -2,21 +2,20 @@
 not stiff.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from perturbkernel.dynamics import HeavyBall, Solution
+from perturbkernel.dynamics import HeavyBall, Solution, diverges, stable_rate
 from perturbkernel.krylov import largest_eigenvalue
 
 _STEPS = 10_000
+_CURVATURES = 257  # between zero and the largest, at which the stability of a schedule is examined
 
 
 def heavy_ball(
@@ -32,32 +31,31 @@ def heavy_ball(
     rate v, from zero.
 
     `operator`: V (n,) or (n, k) -> K v; `pull`: minus the gradient of each point's loss in its
-    outputs. Both are pytrees. The second derivative of that loss is at most `curvature`: rates
-    beyond 2 (1 + momentum) n / (curvature lambda_max) may oscillate, which is warned of and said in
-    the status.
+    outputs. Both are pytrees. The second derivative of that loss is at most `curvature`: steps that
+    diverge on a quadratic of that curvature may oscillate, which the status says.
     """
     n = len(f0)
     largest, products = largest_eigenvalue(operator, f0.reshape(n, -1)[:, 0])
-    bound = 2 / curvature
-    stable = bound * (1 + dynamics.momentum) * n / largest if largest > 0 else np.inf
+    steepest = curvature * largest / n
     status = "ok"
-    if dynamics.steps and dynamics.rates.max() > stable:
+    if diverges(dynamics, jnp.linspace(0, steepest, _CURVATURES)):
         status = (
-            f"learning_rate {dynamics.rates.max():g} is beyond {bound:g} (1 + momentum) n / lambda_max = {stable:.6g}: "
-            f"heavy ball on the {loss} loss may oscillate"
+            f"learning_rate {dynamics.rates.max():g} is beyond {2 / curvature:g} (1 + momentum) n "
+            f"/ lambda_max = {stable_rate(dynamics, steepest):.6g}: heavy ball on the {loss} loss "
+            f"may oscillate"
         )
-        warnings.warn(status, stacklevel=5)
-    dual = _iterate(operator, pull, f0, jnp.asarray(dynamics.rates), dynamics.momentum)
+    rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+    dual = _iterate(operator, pull, f0, rates, momentum)
     stats = {
         "effective_time": dynamics.effective_time,
         "lambda_max": largest,
         "products": products + dynamics.steps,
     }
-    return Solution(dual, status, stats)
+    return Solution(dual, status, stats, unstable=status != "ok")
 
 
 @jax.jit
-def _iterate(operator, pull, f0: Array, rates: Array, momentum: float | Array) -> Array:
+def _iterate(operator, pull, f0: Array, rates: Array, momentum: Array) -> Array:
     def step(carry, rate):
         dual, velocity = carry
         velocity = momentum * velocity + pull(f0 + operator(dual)) / len(f0)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 from perturbkernel.checks import check_count, check_finite, check_number
@@ -127,11 +129,67 @@ def from_numbers(numbers: Sequence[Any]) -> Dynamics:
     return HeavyBall(rate, int(steps), float(momentum))
 
 
+class Filter(NamedTuple):
+    """What heavy ball makes of an error along eigenvectors, shaped like the eigenvalues.
+
+    Attributes:
+        q: (1 - r) / eigenvalue, where r is what the steps leave of the error.
+        growth: the largest |r| after any of the steps, at least 1.
+    """
+
+    q: Array
+    growth: Array
+
+
+@jax.jit
+def heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: Array) -> Filter:
+    """Heavy ball on the loss h f^2 / 2 - f for curvatures h = `eigenvalues` >= 0, from f = 0.
+
+    The recurrence is in q itself, so that nothing cancels at h = 0.
+    """
+
+    def step(carry, rate):
+        q, velocity, growth = carry
+        velocity = momentum * velocity + 1 - eigenvalues * q
+        q = q + rate * velocity
+        return (q, velocity, jnp.maximum(growth, jnp.abs(1 - eigenvalues * q))), None
+
+    zero, one = jnp.zeros_like(eigenvalues), jnp.ones_like(eigenvalues)
+    (q, _, growth), _ = lax.scan(step, (zero, zero, one), rates)
+    return Filter(q, growth)
+
+
+def stable_rate(dynamics: HeavyBall, largest: float) -> float:
+    """2 (1 + momentum) / h for the largest curvature h: constant rates from there on diverge."""
+    return 2 * (1 + dynamics.momentum) / largest if largest > 0 else np.inf
+
+
+def diverges(dynamics: HeavyBall, eigenvalues: Array) -> bool:
+    """Whether the steps are unstable on curvatures `eigenvalues`.
+
+    A schedule may exceed the stable rate for some steps, if others make up for it: what matters is
+    max |r| after all of them. It may be as large as stable constant rates can make it, (1 +
+    momentum) / (1 - momentum): heavy ball overshoots before it converges. A single step cannot
+    diverge.
+    """
+    rates, mu = dynamics.rates, dynamics.momentum
+    stable = stable_rate(dynamics, float(eigenvalues.max()))
+    if np.count_nonzero(rates) <= 1 or rates.max() < stable:
+        return False
+    if rates.min() >= stable:
+        return True
+    found = heavy_ball_filter(eigenvalues, jnp.asarray(rates), jnp.asarray(mu))
+    left = float(jnp.abs(1 - eigenvalues * found.q).max())
+    # Not "left > ...": NaN diverges, too. Rounding must not decide where |r| is 1, at h = 0.
+    return not left <= (1 + mu) / (1 - mu) * (1 + 1e-9)
+
+
 class Solution(NamedTuple):
     """Dual coefficients, what happened in words ("ok" if nothing to say), and the numbers behind
-    it.
+    it. `unstable`: heavy ball may oscillate or has diverged, which `fit` warns of.
     """
 
     dual_coef: Float[Array, " n"]
     status: str
     stats: dict[str, float]
+    unstable: bool = False

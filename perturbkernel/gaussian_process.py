@@ -24,6 +24,7 @@ from perturbkernel.checks import check_count, check_key
 from perturbkernel.dynamics import Dynamics
 from perturbkernel.gram import available_memory, fits
 from perturbkernel.kernels import Kernel
+from perturbkernel.precision import KeepsPrecision, is_wider, matvec, scope
 from perturbkernel.tiles import EXACT
 
 
@@ -54,10 +55,10 @@ class Gaussian(eqx.Module):
                 drawn, jnp.sqrt(values)[:, None] * vectors.T, ((1,), (0,)), precision=EXACT
             )
             drawn = drawn if drawn.ndim == 2 else jnp.moveaxis(drawn, -1, 1)
-            return (self.mean + drawn).astype(self.mean.dtype)
+            return (self.mean.astype(drawn.dtype)[None] + drawn).astype(self.mean.dtype)
 
 
-class InitialFunction(eqx.Module):
+class InitialFunction(KeepsPrecision):
     """A draw of the initial function, given by its values at some points: f0(z) = sum_n coef_n
     S(x_n, z).
 
@@ -76,11 +77,13 @@ class InitialFunction(eqx.Module):
 
     def __call__(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
         """Values (m,) or (m, K) at z. Reverse-mode differentiable."""
-        z = self.kernel.check_inputs(z, "z", like=self.points.shape[1:])
-        dtype = jnp.result_type(z, self.points)
-        return products.matvec(
-            self.kernel, "nngp", *(a.astype(dtype) for a in (z, self.points, self.coef))
-        )
+        with scope(self.coef):
+            z = self.kernel.check_inputs(z, "z", like=self.points.shape[1:])
+        if is_wider(self.coef):
+            return matvec(self.kernel, "nngp", z, self.points, self.coef)
+        dtype = np.promote_types(z.dtype, self.points.dtype)
+        arrays = (a.astype(dtype) for a in (z, self.points, self.coef))
+        return products.matvec(self.kernel, "nngp", *arrays)
 
 
 def sample_initial(
@@ -111,7 +114,8 @@ def sample_initial(
         keep = values > len(x) * float(jnp.finfo(x.dtype).eps) * values[-1]
         scale = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
         drawn = jax.random.normal(key, (len(x),) if outputs is None else (len(x), outputs))
-        coef = jnp.matmul(vectors, (scale * drawn.T).T, precision=EXACT)
+        scaled = scale.reshape(-1, *[1] * (drawn.ndim - 1)) * drawn
+        coef = jnp.matmul(vectors, scaled, precision=EXACT)
         return InitialFunction(kernel, x, coef.astype(x.dtype))
 
 

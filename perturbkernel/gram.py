@@ -44,6 +44,11 @@ class GramOperator(eqx.Module):
     matrix: Float[Array, "rows n"] | None
     mesh: Mesh | None = eqx.field(static=True, default=None)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of products."""
+        return jax.tree.leaves((self.x, self.matrix))[0].dtype
+
     def __call__(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         if self.mesh is not None:
             return _product(self, v)

@@ -17,14 +17,18 @@ _CHUNK = 16  # Lanczos steps between two looks at the error
 
 
 class Answer(NamedTuple):
-    """A vector (n,), its estimated relative error, the products spent, the largest eigenvalue that
-    was met.
+    """A vector (n,), its estimated relative error, the products spent, the approximate eigenvalues
+    that were met, zeros after them.
     """
 
     value: Float[Array, " n"]
     error: float
     products: int
-    lambda_max: float
+    eigenvalues: Float[np.ndarray, " most"]
+
+    @property
+    def lambda_max(self) -> float:
+        return float(self.eigenvalues.max())
 
 
 def lanczos(
@@ -44,7 +48,7 @@ def lanczos(
     most = min(most, len(b))
     norm = float(jnp.linalg.norm(b))
     if norm == 0:
-        return Answer(jnp.zeros_like(b), 0.0, 0, 0.0)
+        return Answer(jnp.zeros_like(b), 0.0, 0, np.zeros(most))
     known, error, eigenvalues, ritz = np.zeros(most), np.inf, np.zeros(most), None
     for ritz in _ritz(operator, b / norm, most):
         k, vectors = ritz.products, ritz.vectors
@@ -61,7 +65,7 @@ def lanczos(
             break
     assert ritz is not None
     value = norm * jnp.matmul(jnp.asarray(known, b.dtype), ritz.basis[:most], precision=EXACT)
-    return Answer(value, float(error), ritz.products, float(eigenvalues.max()))
+    return Answer(value, float(error), ritz.products, eigenvalues)
 
 
 class _Ritz(NamedTuple):
@@ -155,10 +159,9 @@ class Preconditioner(NamedTuple):
     values: Float[Array, " r"]
 
     def apply(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-        inner = jnp.matmul(v.T, self.vectors, precision=EXACT)
-        return v + jnp.matmul(
-            self.vectors, ((self.values[-1] / self.values - 1) * inner).T, precision=EXACT
-        )
+        inner = jnp.matmul(self.vectors.T, v, precision=EXACT)
+        change = (self.values[-1] / self.values - 1).reshape(-1, *[1] * (v.ndim - 1))
+        return v + jnp.matmul(self.vectors, change * inner, precision=EXACT)
 
 
 @jax.jit
@@ -177,7 +180,7 @@ def nystrom(columns: Float[Array, "n r"], chosen: Array) -> Preconditioner:
         * jnp.maximum(values[-1], jnp.finfo(columns.dtype).tiny)
     )
     root = jnp.where(values > floor, 1 / jnp.sqrt(jnp.maximum(values, floor)), 0)
-    factor = jnp.matmul(columns, vectors * root, precision=EXACT)
+    factor = jnp.matmul(columns, vectors * root[None], precision=EXACT)
     # The columns that a cut-off eigenvalue leaves zero have singular value zero; they are given the
     # smallest one.
     u, s, _ = jnp.linalg.svd(factor, full_matrices=False)
@@ -206,16 +209,18 @@ def conjugate_gradients(
         curvature = dot(direction, image)
         descent = active & (curvature > 0)
         length = jnp.where(descent, product / jnp.where(descent, curvature, 1), 0)
-        x, residual = x + length * direction, residual - length * image
+        x, residual = x + length[None] * direction, residual - length[None] * image
         conditioned = preconditioner.apply(residual)
         new = dot(residual, conditioned)
-        direction = conditioned + new / jnp.where(product > 0, product, 1) * direction
+        ratio = new / jnp.where(product > 0, product, 1)
+        direction = conditioned + ratio[None] * direction
         # No descent left: stop.
         size = jnp.where(
             active, jnp.where(descent, jnp.linalg.norm(residual, axis=0), -jnp.inf), size
         )
         better = (size < best_size) & descent
-        best, best_size = jnp.where(better, x, best), jnp.where(better, size, best_size)
+        best = jnp.where(better[None], x, best)
+        best_size = jnp.where(better, size, best_size)
         return x, residual, direction, new, size, count + 1, best, best_size
 
     def unfinished(carry):

@@ -187,7 +187,7 @@ def _integrate(
             filled, path = carry
             back = (stops[filled] - state.s) / state.step
             j = jnp.arange(_ORDERS)
-            weights = jnp.cumprod((back + j) / (1 + j))
+            weights = jnp.cumprod((back + j.astype(dtype)) / (1 + j.astype(dtype)))
             weights = jnp.where(j < state.order, weights, 0)
             value = state.differences[0] + jnp.tensordot(
                 weights, state.differences[1 : _ORDERS + 1], 1, precision=EXACT
@@ -231,15 +231,15 @@ def _integrate(
         upper = (row[:, None] <= row[None, :]) & (row[None, :] <= order) & (row[:, None] <= order)
         keep = (row[:, None] == row[None, :]) & (row[:, None] > order + 2)
         subtract = (row[:, None] == order + 2) & (row[None, :] == order + 1)
-        update = upper.astype(dtype) + keep - subtract
+        update = upper.astype(dtype) + keep.astype(dtype) - subtract.astype(dtype)
         moved = jnp.tensordot(update, differences, 1, precision=EXACT)
-        moved = moved + (row <= order + 2).astype(dtype)[:, None, None] * correction
+        moved = moved + (row <= order + 2).astype(dtype)[:, None, None] * correction[None]
         differences = jnp.where(accepted, moved, differences)
         state = state._replace(
             differences=differences,
             s=jnp.where(accepted, s, state.s),
             equal=jnp.where(accepted, state.equal + 1, 0),
-            steps=state.steps + accepted,
+            steps=state.steps + accepted.astype(state.steps.dtype),
             products=state.products + products,
         )
         state = fill(state)
@@ -250,7 +250,8 @@ def _integrate(
             order < _ORDERS, size(error[order + 1] * differences[order + 2]), jnp.inf
         )
         sizes = jnp.stack([lower, now, higher])
-        factors = jnp.maximum(sizes, 1e-10) ** (-1 / (order + jnp.arange(3).astype(dtype)))
+        powers = -1 / (order + jnp.arange(3)).astype(dtype)
+        factors = jnp.maximum(sizes, 1e-10) ** powers
         best = jnp.argmax(factors)
         settled = accepted & (state.equal > order)
         new_order = jnp.where(settled, order + best - 1, order)
@@ -284,8 +285,8 @@ def _integrate(
     path = jnp.zeros_like(path).at[order_of_times].set(state.path)
     time = jnp.where(end - state.s > close, unit * jnp.expm1(state.s), latest)
     return LogisticPath(
-        y * path[:, 0],
-        f0 + y * path[:, 1],
+        y[None] * path[:, 0],
+        f0[None] + y[None] * path[:, 1],
         time,
         state.products + 1,
         state.steps,
@@ -304,9 +305,10 @@ def _rescaled(differences: Array, order: Array, factor: Array) -> Array:
         return jnp.cumprod(ratios.at[0].set(1), axis=0)
 
     change = jnp.matmul(table(factor), table(jnp.ones_like(factor)), precision=EXACT)
-    change = jnp.where((i <= order)[:, None], change, 0)
+    kept = (jnp.arange(_ORDERS + 1) <= order)[:, None]
+    change = jnp.where(kept, change, 0)
     new = jnp.tensordot(change.T, differences[: _ORDERS + 1], 1, precision=EXACT)
-    new = jnp.where((i <= order)[:, None, None], new, differences[: _ORDERS + 1])
+    new = jnp.where(kept[:, None], new, differences[: _ORDERS + 1])
     return differences.at[: _ORDERS + 1].set(new)
 
 
@@ -417,8 +419,8 @@ def flow(
     status, drift = "ok", float(found.drift)
     if not found.time >= time:
         status = (
-            f"the integration of the {loss} flow stopped early, at time {float(found.time):.4g} of {time:.4g}, after "
-            f"{int(found.products)} products with the kernel matrix"
+            f"the integration of the {loss} flow stopped early, at time {float(found.time):.4g} of "
+            f"{time:.4g}, after {int(found.products)} products with the kernel matrix"
         )
     elif drift > _DRIFT * tolerance:
         status = (
@@ -449,7 +451,9 @@ def _short_flow(
 
     # The curvature of the exponential loss is the loss itself, which falls.
     curvature = 1 / 4 if loss == "logistic" else jnp.exp(-y * f0).max()
-    stiff = time / len(y) * jnp.linalg.norm(operator.matrix) * curvature > _STIFF
+    # The norm bounds lambda_max.
+    largest = jnp.linalg.norm(operator.matrix).astype(time.dtype)
+    stiff = time / len(y) * largest * curvature > _STIFF
     nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(integrate))
     return lax.cond(stiff, lambda: nothing, integrate)
 
@@ -465,9 +469,8 @@ def heavy_ball(
     pull = jax.tree_util.Partial(_PULLS[loss], y)
     found = descent.heavy_ball(operator, pull, f0, dynamics, loss=loss, curvature=curvature)
     if not bool(jnp.isfinite(found.dual_coef).all()):
-        found = found._replace(
-            status=f"heavy ball on the {loss} loss diverged: coefficients are not finite"
-        )
+        status = f"heavy ball on the {loss} loss diverged: coefficients are not finite"
+        found = found._replace(status=status, unstable=True)
     return found
 
 

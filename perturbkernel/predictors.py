@@ -2,9 +2,10 @@
 it.
 """
 
-import json
+import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from perturbkernel import precision as precisions
+from perturbkernel import saving
 from perturbkernel.checks import (
     as_class_targets,
     as_float,
@@ -24,9 +27,9 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall, from_numbers, to_numbers
-from perturbkernel.files import write_whole
 from perturbkernel.gaussian_process import Gaussian, trained_covariance
 from perturbkernel.kernels import Kernel, TwoLayerNTK
+from perturbkernel.precision import KeepsPrecision, is_wider, scope, to_ambient
 from perturbkernel.solvers import CLASS_LOSSES, LOSSES, solve
 
 
@@ -69,12 +72,16 @@ def input_gradient(
     return pullback(jnp.ones_like(outputs) if weights is None else weights.astype(outputs.dtype))
 
 
-class KernelPredictor(eqx.Module):
+class KernelPredictor(KeepsPrecision):
     """f(z) = f0(z) + sum_n dual_coef_n K(x_n, z): an infinitely wide network after training.
 
     A network of K outputs has K columns of coefficients and one kernel. A pytree: pass it through
     `jit`, differentiate it, `vmap` it. Evaluation is tiled, so memory does not grow with the number
     of queries times training points.
+
+    Inputs and coefficients that are float64 (`fit(..., precision=64)`, or trained where x64 was
+    enabled) are evaluated in float64 wherever the predictor goes: to a file, into a pickle, under
+    `jit`, whether or not x64 is enabled there. Outputs are float32 where it is not.
 
     Attributes:
         kernel: the tangent kernel K.
@@ -85,7 +92,8 @@ class KernelPredictor(eqx.Module):
             early).
         stats: numbers of the training: effective_time, and where known lambda_max,
             condition_number, solver_steps; of an iterative method products, tolerance, and what was
-            reached: residual, error or drift (docs/solvers.md).
+            reached: residual, error or drift (docs/solvers.md). rounding: how far outputs that are
+            computed in float32 are off at training points, relative to the largest.
         mesh: the devices that it is evaluated on; every process gets the whole result. None: the
             default device.
         loss, dynamics: how it was trained, dynamics as the numbers they were made of;
@@ -103,8 +111,8 @@ class KernelPredictor(eqx.Module):
     dynamics: tuple = ()
 
     # As for any function: `jax.jit(f)` hashes f, and arrays have no hash.
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+    __eq__ = object.__eq__  # pyright: ignore[reportAssignmentType]
 
     @property
     def num_outputs(self) -> int | None:
@@ -120,12 +128,16 @@ class KernelPredictor(eqx.Module):
         `progress` as in `Kernel.matvec`.
         """
         z = self._queries(z)
-        outputs = self.kernel.matvec(
-            z, self.inputs, self.dual_coef, mesh=self.mesh, progress=progress
-        )
+        x, coef = self.inputs, self.dual_coef
+        options: dict[str, Any] = {"mesh": self.mesh, "progress": progress}
+        if is_wider(x, coef):
+            outputs = precisions.matvec(self.kernel, "ntk", z, x, coef, **options)
+        else:
+            outputs = self.kernel.matvec(z, x, coef, **options)
         if self.initial is None:
             return outputs
-        return outputs + _value_and_pullback(self.initial, z, "initial", self.num_outputs)[0]
+        before, _ = _value_and_pullback(self.initial, to_ambient(z), "initial", self.num_outputs)
+        return _sum(outputs, before)
 
     def input_gradient(
         self,
@@ -141,10 +153,16 @@ class KernelPredictor(eqx.Module):
         """
         z = self._queries(z)
         weights = self._weights(z, weights)
-        gradient = self.kernel.input_gradient(
-            z, self.inputs, self.dual_coef, weights, mesh=self.mesh, progress=progress
-        )
-        return self._with_initial_gradient(z, gradient, weights)
+        with scope(self.dual_coef):
+            gradient = self.kernel.input_gradient(
+                self._matched(z),
+                self.inputs,
+                self.dual_coef,
+                weights,
+                mesh=self.mesh,
+                progress=progress,
+            )
+        return self._with_initial_gradient(z, to_ambient(gradient), weights)
 
     def frozen_gate_gradient(
         self, z: Float[ArrayLike, "m d"], weights: Float[ArrayLike, "m k"] | None = None
@@ -164,13 +182,16 @@ class KernelPredictor(eqx.Module):
                 f"frozen gates belong to TwoLayerNTK; this predictor's kernel is {self.kernel!r}. "
                 f'Use direction="gradient"'
             )
-        gradient = jnp.zeros_like(z)
-        for k, coef in enumerate(self.dual_coef.reshape(len(self.inputs), -1).T):
-            part = self.kernel.phi_matmul(
-                z, self.inputs, coef[:, None] * self.inputs, mesh=self.mesh
-            )
-            gradient = part if weights is None else gradient + weights[:, k, None] * part
-        return self._with_initial_gradient(z, gradient, weights)
+        gradient = None
+        with scope(self.dual_coef):
+            matched, x = self._matched(z), self.inputs
+            for k, coef in enumerate(self.dual_coef.reshape(len(x), -1).T):
+                part = self.kernel.phi_matmul(matched, x, coef[:, None] * x, mesh=self.mesh)
+                if weights is not None:
+                    part = weights[:, k, None].astype(part.dtype) * part
+                gradient = part if gradient is None else gradient + part
+        assert gradient is not None
+        return self._with_initial_gradient(z, to_ambient(gradient), weights)
 
     def gradient_rounding(
         self, z: Float[ArrayLike, "m ..."], weights: Float[ArrayLike, "m k"] | None = None
@@ -180,19 +201,20 @@ class KernelPredictor(eqx.Module):
         """
         z = self._queries(z)
         weights = self._weights(z, weights)
+        with scope(self.dual_coef):
+            bound = self._gradient_bound(self._matched(z), weights)
+            rounding = 8 * jnp.finfo(bound.dtype).eps * bound
+        # Nothing is known of the rounding of an initial function.
+        return to_ambient(rounding if self.initial is None else jnp.zeros_like(rounding))
+
+    def _gradient_bound(self, z: Array, weights: Array | None) -> Array:
+        """(m,): the gradient, were all its terms of one direction."""
         size = jnp.abs(self.dual_coef)
         if weights is None:
-            bound = self.kernel.gradient_bound(z, self.inputs, size)
-        else:
-            each = jax.vmap(lambda size: self.kernel.gradient_bound(z, self.inputs, size), 1, 1)(
-                size
-            )
-            bound = jnp.sum(jnp.abs(weights) * each, axis=1)
-        return (
-            jnp.zeros(len(z), bound.dtype)
-            if self.initial is not None
-            else 8 * jnp.finfo(bound.dtype).eps * bound
-        )
+            return self.kernel.gradient_bound(z, self.inputs, size)
+        bound = partial(self.kernel.gradient_bound, z, self.inputs)
+        each = jax.vmap(bound, 1, 1)(size)
+        return jnp.sum(jnp.abs(weights).astype(each.dtype) * each, axis=1)
 
     def distribution(self, z: Float[ArrayLike, "m ..."]) -> Gaussian:
         """Mean and covariance of the outputs at z (m, ...) over random initial functions, in closed
@@ -231,7 +253,13 @@ class KernelPredictor(eqx.Module):
     def _queries(self, z) -> Array:
         if z is self.inputs:
             return z
-        return self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
+        with scope(self.dual_coef):
+            return self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
+
+    def _matched(self, z: Array) -> Array:
+        """`z` as wide as inputs and coefficients; within their `scope`."""
+        widest = np.promote_types(z.dtype, self.dual_coef.dtype)
+        return z if z is self.inputs or z.dtype == widest else z.astype(widest)
 
     def _weights(self, z: Array, weights: Any) -> Array | None:
         """`weights` as (m, K), or None for a single output."""
@@ -249,35 +277,24 @@ class KernelPredictor(eqx.Module):
         return weights
 
     def _with_initial_gradient(self, z: Array, gradient: Array, weights: Array | None) -> Array:
-        return (
-            gradient
-            if self.initial is None
-            else gradient + input_gradient(self.initial, z, weights)
-        )
+        if self.initial is None:
+            return gradient
+        return _sum(gradient, input_gradient(self.initial, to_ambient(z), weights))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one .npz file (whole or not at all). An initial function is not saved: give it to
-        `load` again.
+        """Writes one .npz file, whole or not at all. An initial function is not saved, nor a kernel
+        that is a network: give them to `load` again.
         """
-        kernel = {"class": type(self.kernel).__name__}
-        if isinstance(self.kernel, TwoLayerNTK):
-            kernel |= {"slope": self.kernel.slope, "train_bias": self.kernel.train_bias}
-        header = {
-            "format": 1,
-            "kernel": kernel,
-            "initial": self.initial is not None,
-            "status": self.status,
-            "stats": {name: float(value) for name, value in self.stats.items()},
-            "loss": self.loss,
-            "dynamics": [np.asarray(number).tolist() for number in self.dynamics],
-        }
-        arrays: dict[str, Any] = {
-            "inputs": np.asarray(self.inputs),
-            "dual_coef": np.asarray(self.dual_coef),
-        }
-        write_whole(
-            path, lambda file: np.savez(file, header=np.array(json.dumps(header)), **arrays)
+        contents = saving.Saved(
+            self.kernel,
+            self.inputs,
+            self.dual_coef,
+            self.status,
+            self.stats,
+            self.loss,
+            self.dynamics,
         )
+        saving.write(path, contents, self.initial)
 
     @classmethod
     def load(
@@ -287,43 +304,35 @@ class KernelPredictor(eqx.Module):
         kernel: Kernel | None = None,
         initial: Callable | None = None,
     ) -> "KernelPredictor":
-        """Reads what `save` wrote. `kernel` is needed for an ArchitectureNTK (a network is code,
-        not data), `initial` if the predictor had an initial function.
+        """The predictor that `save` wrote, in its own precision whether or not x64 is enabled.
+
+        Args:
+            path: the file.
+            kernel: the kernel it was trained with; needed for an ArchitectureNTK, since a network
+                is code, not data.
+            initial: the initial function, if it had one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged or of a newer format; `kernel` or `initial` is not the one
+                that the predictor was trained with, by its values at some training points.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                inputs, dual_coef = file["inputs"], file["dual_coef"]
-            saved, status, stats, has_initial = (
-                header[k] for k in ("kernel", "status", "stats", "initial")
-            )
-            loss, dynamics = header.get("loss"), header.get("dynamics", ())  # older files lack them
-            numbers = to_numbers(from_numbers(dynamics)) if dynamics else ()
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"{path} is not a predictor that KernelPredictor.save wrote: {error}"
-            ) from None
-        name = saved.pop("class")
-        if kernel is None:
-            if name != "TwoLayerNTK":
-                raise ValueError(
-                    f"{path} was trained with a kernel of class {name}; give it as kernel=..."
-                )
-            kernel = TwoLayerNTK(**saved)
-        if has_initial and initial is None:
-            raise ValueError(f"{path} was trained from an initial function; give it as initial=...")
+        saved = saving.read(path, kernel, initial)
         return cls(
-            kernel,
-            jnp.asarray(inputs),
-            jnp.asarray(dual_coef),
+            saved.kernel,
+            saved.inputs,
+            saved.dual_coef,
             _as_pytree(initial),
-            status,
-            stats,
-            loss=loss,
-            dynamics=numbers,
+            saved.status,
+            saved.stats,
+            loss=saved.loss,
+            dynamics=saved.dynamics,
         )
+
+
+def _sum(a: Array, b: Array) -> Array:
+    dtype = np.promote_types(a.dtype, b.dtype)
+    return a.astype(dtype) + b.astype(dtype)
 
 
 def _as_pytree(function: Callable | None) -> Callable | None:
@@ -335,7 +344,13 @@ def _as_pytree(function: Callable | None) -> Callable | None:
 
 
 def _check_training(
-    kernel: Any, loss: Any, several: bool, dynamics: Any, memory: Any, tolerance: Any
+    kernel: Any,
+    loss: Any,
+    several: bool,
+    dynamics: Any,
+    memory: Any,
+    tolerance: Any,
+    precision: Any,
 ) -> None:
     if not isinstance(kernel, Kernel):
         raise TypeError(
@@ -357,6 +372,10 @@ def _check_training(
         check_number(memory, "memory", low=0)
     if tolerance is not None:
         check_number(tolerance, "tolerance", low=1e-12, high=0.1)
+    if precision not in (None, 64):
+        raise ValueError(
+            f"precision must be 64, or left out for that of inputs and targets; got {precision!r}"
+        )
 
 
 def _check_probabilities(targets: Array) -> None:
@@ -386,6 +405,7 @@ def fit(
     memory: float | None = None,
     tolerance: float | None = None,
     mesh: Mesh | None = None,
+    precision: int | None = None,
 ) -> KernelPredictor:
     """Trains an infinitely wide network in closed form.
 
@@ -409,6 +429,10 @@ def fit(
         mesh: devices that share the products with the Gram matrix and on which the predictor is
             evaluated, a `jax.sharding.Mesh`; every process gives the same data, and `memory` is on
             each device.
+        precision: 64 for inputs, products and coefficients in float64, and outputs that are
+            computed in float64, whether or not x64 is enabled: for coefficients that cancel, as
+            `status` says and `stats["rounding"]` measures. Outputs are float32 where x64 is not
+            enabled. Left out: JAX's own rules.
 
     Returns:
         A KernelPredictor; what training met, a tolerance that was not reached included, is in its
@@ -416,41 +440,32 @@ def fit(
 
     Raises:
         ValueError: bad values or shapes; an infinite time for a loss that diverges; for the squared
-            loss a rate beyond 2 (1 + momentum) n / lambda_max. The logistic loss warns beyond 8 (1
-            + momentum) n / lambda_max, softmax beyond half of that, the exponential one beyond a
-            quarter at f0 = 0.
+            loss, steps of heavy ball that diverge: a constant rate beyond 2 (1 + momentum) n /
+            lambda_max, or a schedule that does not make up for it. The logistic loss warns of
+            steps beyond 8 (1 + momentum) n / lambda_max, softmax beyond half of that, the
+            exponential one beyond a quarter at f0 = 0.
 
     Cost: identity O(n). The others, up to 2,000 points: the n x n Gram matrix in float64, O(n^3)
     for squared; beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory:
     section 1.
     """
     several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
-    _check_training(kernel, loss, several, dynamics, memory, tolerance)
+    _check_training(kernel, loss, several, dynamics, memory, tolerance, precision)
     check_mesh(mesh)
-    x = kernel.check_inputs(inputs, "inputs")
-    if several:
-        y = as_class_targets(targets, "targets", len(x))
-    else:
-        y = as_targets(targets, "targets", len(x), labels=loss != "squared")
-    if loss == "softmax":
-        _check_probabilities(y)
-    if loss != "identity" and is_traced(x, y):
-        raise TypeError(
-            f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside jit'
-        )
+    x, y = _training_data(kernel, inputs, targets, loss, several, precision)
     initial = _as_pytree(initial)
-    columns = y.shape[1] if several else None
-    f0 = (
-        None
-        if initial is None or loss == "identity"
-        else _value_and_pullback(initial, x, "initial", columns)[0]
-    )
+    f0 = None
+    if initial is not None and loss != "identity":
+        columns = y.shape[1] if several else None
+        f0, _ = _value_and_pullback(initial, to_ambient(x), "initial", columns)
     solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance, mesh)
-    dtype = jnp.result_type(x, y)
+    with scope(x, y):
+        dtype = np.promote_types(x.dtype, y.dtype)
+        x, dual_coef = x.astype(dtype), jnp.asarray(solution.dual_coef, dtype)
     return KernelPredictor(
         kernel,
-        x.astype(dtype),
-        jnp.asarray(solution.dual_coef, dtype),
+        x,
+        dual_coef,
         initial,
         solution.status,
         solution.stats,
@@ -458,6 +473,31 @@ def fit(
         loss,
         to_numbers(dynamics),
     )
+
+
+def _training_data(
+    kernel: Kernel, inputs: Any, targets: Any, loss: str, several: bool, precision: int | None
+) -> tuple[Array, Array]:
+    """Inputs and targets, checked; float64 if `precision` is 64."""
+    traced = is_traced(inputs, targets)
+    if traced and precision == 64:
+        raise TypeError("fit(precision=64) cannot be traced; call it outside jit")
+    with jax.enable_x64(True) if precision == 64 else contextlib.nullcontext():
+        x = kernel.check_inputs(inputs, "inputs")
+        if several:
+            y = as_class_targets(targets, "targets", len(x))
+        else:
+            y = as_targets(targets, "targets", len(x), labels=loss != "squared")
+        if precision == 64:
+            x, y = x.astype(np.float64), y.astype(np.float64)
+    if loss == "softmax":
+        _check_probabilities(y)
+    if loss != "identity" and traced:
+        raise TypeError(
+            f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside '
+            f"jit"
+        )
+    return x, y
 
 
 class KernelLearner(eqx.Module):
@@ -473,6 +513,7 @@ class KernelLearner(eqx.Module):
     memory: float | None = eqx.field(static=True, default=None)
     tolerance: float | None = eqx.field(static=True, default=None)
     mesh: Mesh | None = eqx.field(static=True, default=None)
+    precision: int | None = eqx.field(static=True, default=None)
 
     def __call__(
         self,
@@ -489,4 +530,5 @@ class KernelLearner(eqx.Module):
             memory=self.memory,
             tolerance=self.tolerance,
             mesh=self.mesh,
+            precision=self.precision,
         )

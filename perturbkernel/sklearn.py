@@ -10,7 +10,6 @@ pipelines.
 import warnings
 from typing import Any
 
-import equinox as eqx
 import jax
 import numpy as np
 
@@ -55,9 +54,7 @@ class _NTKEstimator(BaseEstimator):
         f = fit(kernel, inputs, targets, loss=loss, dynamics=dynamics, tolerance=self.tolerance)
         if f.status != "ok":
             warnings.warn(f.status, ConvergenceWarning, stacklevel=3)
-        # NumPy arrays stay float64 in a pickle; JAX would read its own back as float32 where x64 is
-        # not enabled.
-        self.predictor_ = eqx.tree_at(lambda f: (f.inputs, f.dual_coef), f, replace_fn=np.asarray)
+        self.predictor_ = f
 
     def _outputs(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
@@ -86,7 +83,7 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
 
     Attributes:
         predictor_: the `pk.KernelPredictor`, a JAX function for `jit`, `vmap` and `grad`. It
-            follows JAX's own dtype rules: float64 within `jax.enable_x64(True)`, float32 otherwise.
+            computes in float64, and returns float32 where x64 is not enabled.
         classes_: (K,), sorted. Of two, the first is -1.
         n_features_in_: d.
 

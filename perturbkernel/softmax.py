@@ -28,8 +28,8 @@ def flow(operator: Callable, p: Array, f0: Array, time: float, tolerance: float)
     status = "ok"
     if not done:
         status = (
-            f"the integration of the softmax flow stopped early, at time {float(reached) * time:.4g} of {time:.4g}, "
-            f"after {int(steps)} steps"
+            f"the integration of the softmax flow stopped early, at time "
+            f"{float(reached) * time:.4g} of {time:.4g}, after {int(steps)} steps"
         )
     return Solution(dual, status, {"effective_time": time, "solver_steps": int(steps)})
 

@@ -19,6 +19,9 @@ Beyond, or where four such matrices exceed the memory allowed, products with the
 use: docs/solvers.md. Coefficients are always float64, whatever JAX's setting.
 """
 
+import warnings
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,7 +30,7 @@ from jaxtyping import Array
 
 from perturbkernel import logistic, softmax, squared
 from perturbkernel.dynamics import Dynamics, GradientFlow, Solution
-from perturbkernel.gram import available_memory, fits, gram_operator
+from perturbkernel.gram import GramOperator, available_memory, fits, gram_operator
 from perturbkernel.kernels import Kernel
 from perturbkernel.logistic import LogisticPath as LogisticPath
 from perturbkernel.logistic import logistic_path as logistic_path
@@ -36,7 +39,39 @@ LOSSES = ("identity", "logistic", "exponential", "squared")
 CLASS_LOSSES = ("identity", "squared", "softmax")  # of targets (n, K)
 
 _DIRECT = 2000  # points up to which the Gram matrix is diagonalised or factored
-_ROUNDED = 1e-6  # relative error of a product with a float32 Gram matrix
+_ROUNDED = 1e-6  # relative error asked of a solver that uses a float32 Gram matrix
+_CONFIRMED = 1e-5  # ... and of its training outputs, by products in float64
+_ROUNDING = 1e-3  # of a predictor's outputs, relative to the largest: more than that is reported
+_ROWS = 512  # training points at which that is measured, where there are too many for all
+
+
+class _Problem(NamedTuple):
+    """What is trained, in float64, and `kept`: the inputs as the predictor will hold them."""
+
+    kernel: Kernel
+    x: Array
+    y: Array
+    f0: Array
+    loss: str
+    dynamics: Dynamics
+    kept: Array
+    memory: float
+    mesh: Mesh | None
+
+    @property
+    def interpolates(self) -> bool:
+        flow = isinstance(self.dynamics, GradientFlow)
+        return self.loss == "squared" and flow and np.isinf(self.dynamics.effective_time)
+
+    def operator(self, single: bool = False, memory: float | None = None) -> GramOperator:
+        """Products with the Gram matrix, in float32 if `single`."""
+        x = self.x.astype(np.float32) if single else self.x
+        memory = self.memory if memory is None else memory
+        return gram_operator(self.kernel, x, memory, self.mesh)
+
+    def holds_float64(self) -> bool:
+        devices = 1 if self.mesh is None else self.mesh.size
+        return fits(len(self.y), np.float64, self.memory, devices=devices)
 
 
 def solve(
@@ -61,47 +96,172 @@ def solve(
     if loss == "identity":
         time = dynamics.effective_time
         return Solution(y * (time / len(y)), "ok", {"effective_time": time})
-    single, n = x.dtype == jnp.float32, len(y)
+    single = x.dtype == np.float32
     memory = available_memory(mesh) if memory is None else memory
     tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
-    interpolate = (
-        loss == "squared" and isinstance(dynamics, GradientFlow) and np.isinf(dynamics.time)
-    )
     with jax.enable_x64(True):
-        given, x, y = x, jnp.asarray(np.asarray(x), float), jnp.asarray(np.asarray(y), float)
+        kept = x.astype(np.promote_types(x.dtype, y.dtype))
+        x, y = (jnp.asarray(np.asarray(a), float) for a in (x, y))
         f0 = jnp.zeros_like(y) if f0 is None else jnp.asarray(np.asarray(f0), float)
-        direct = n <= _DIRECT and fits(n, y.dtype, memory, copies=4)
-        mesh = None if direct else mesh
-        rounded = None
-        if direct and loss == "squared":
-            solution = squared.dense(kernel.ntk(x), y - f0, dynamics)
-        elif interpolate:
-            rounded = not fits(n, x.dtype, memory, devices=1 if mesh is None else mesh.size)
-            operator = gram_operator(kernel, x.astype(jnp.float32) if rounded else x, memory, mesh)
-            exact = gram_operator(kernel, x, 0, mesh) if rounded else None
-            solution = squared.interpolate_by_products(
-                operator, exact, lambda chosen: kernel.ntk(x, x[chosen]), y - f0, tolerance
-            )
+        problem = _Problem(kernel, x, y, f0, loss, dynamics, kept, memory, mesh)
+        if len(y) <= _DIRECT and fits(len(y), y.dtype, memory, copies=4):
+            solution = _direct(problem._replace(mesh=None), tolerance)
+        elif problem.interpolates:
+            solution = _interpolated(problem, tolerance)
         else:
-            rounded = single and not direct
-            operator = gram_operator(kernel, given if rounded else x, memory, mesh)
-            if rounded:
-                tolerance = max(tolerance, _ROUNDED)
-            if loss == "squared":
-                solution = squared.by_products(operator, y - f0, dynamics, tolerance)
-            elif loss == "softmax":
-                # From the centred targets, or p itself.
-                p = y + (1 - y.sum(1, keepdims=True)) / y.shape[1]
-                if isinstance(dynamics, GradientFlow):
-                    solution = softmax.flow(operator, p, f0, dynamics.time, tolerance)
-                else:
-                    solution = softmax.heavy_ball(operator, p, f0, dynamics)
-            elif isinstance(dynamics, GradientFlow):
-                solution = logistic.flow(operator, y, f0, dynamics.time, tolerance, loss)
-            else:
-                solution = logistic.heavy_ball(operator, y, f0, dynamics, loss)
+            solution = _by_products(problem, tolerance, single)
+        if solution.unstable:
+            warnings.warn(solution.status, stacklevel=3)
         stats = {name: float(value) for name, value in solution.stats.items()}
-        if not direct:
-            stats |= {"tolerance": tolerance, "gram_bits": 32.0 if rounded else 64.0}
-            stats |= {"gram_held": float(operator.matrix is not None)}
         return solution._replace(dual_coef=jnp.asarray(np.asarray(solution.dual_coef)), stats=stats)
+
+
+def _direct(problem: _Problem, tolerance: float) -> Solution:
+    operator = problem.operator()
+    assert operator.matrix is not None
+    if problem.loss == "squared":
+        residual = problem.y - problem.f0
+        solution = squared.dense(operator.matrix, residual, problem.dynamics)
+    else:
+        solution = _trained(problem, operator, tolerance)
+    outputs = _training_outputs(problem, operator, solution.dual_coef, slice(None))
+    return _with_rounding(solution, outputs)
+
+
+def _interpolated(problem: _Problem, tolerance: float) -> Solution:
+    rounded = not problem.holds_float64()
+    operator = problem.operator(single=rounded)
+    exact = problem.operator(memory=0) if rounded else None
+
+    def columns(chosen: Array) -> Array:
+        return problem.kernel.ntk(problem.x, problem.x[chosen])
+
+    residual = problem.y - problem.f0
+    solution = squared.interpolate_by_products(operator, exact, columns, residual, tolerance)
+    rows = _checked_rows(solution.dual_coef)
+    outputs = _training_outputs(problem, operator, solution.dual_coef, rows)
+    return _with_setting(_with_rounding(solution, outputs), operator, tolerance)
+
+
+def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
+    """With a float32 matrix if `single`; then again with a float64 one, if products in float64 do
+    not confirm the answer, and if that matrix can be held.
+    """
+    goal = max(tolerance, _ROUNDED) if single else tolerance
+    operator = problem.operator(single)
+    solution = _trained(problem, operator, goal)
+    rows = _checked_rows(solution.dual_coef)
+    outputs = _training_outputs(problem, operator, solution.dual_coef, rows)
+    if single and not solution.unstable:
+        allowed = max(tolerance, _CONFIRMED)
+        left = np.inf if outputs is None else outputs.error
+        error = max(left, solution.stats.get("error", 0.0))
+        if not error <= allowed and problem.holds_float64():
+            return _by_products(problem, goal, single=False)
+        solution = solution._replace(stats=solution.stats | {"error": error})
+        if not left <= allowed:
+            solution = _saying(
+                solution,
+                f"products with a float32 kernel matrix leave a relative error of {error:.2g} in "
+                f"the outputs at training points, above the tolerance {allowed:g}: "
+                f"fit(..., precision=64) computes them in float64",
+            )
+    return _with_setting(_with_rounding(solution, outputs), operator, goal)
+
+
+def _trained(problem: _Problem, operator: GramOperator, tolerance: float) -> Solution:
+    """By products with the Gram matrix, any loss at a finite time."""
+    _, _, y, f0, loss, dynamics, *_ = problem
+    if loss == "squared":
+        return squared.by_products(operator, y - f0, dynamics, tolerance)
+    if loss == "softmax":
+        # From the centred targets, or p itself.
+        p = y + (1 - y.sum(1, keepdims=True)) / y.shape[1]
+        if isinstance(dynamics, GradientFlow):
+            return softmax.flow(operator, p, f0, dynamics.time, tolerance)
+        return softmax.heavy_ball(operator, p, f0, dynamics)
+    if isinstance(dynamics, GradientFlow):
+        return logistic.flow(operator, y, f0, dynamics.time, tolerance, loss)
+    return logistic.heavy_ball(operator, y, f0, dynamics, loss)
+
+
+class _Outputs(NamedTuple):
+    """K dual_coef at training points, without f0.
+
+    Attributes:
+        exact: in float64.
+        solver: as the solver computes it, whose matrix may be float32.
+        predictor: as the predictor computes it, which may be float32 altogether.
+    """
+
+    exact: np.ndarray
+    solver: np.ndarray
+    predictor: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Of the solver, relative, in norm."""
+        norm = np.linalg.norm(self.exact)
+        return float(np.linalg.norm(self.solver - self.exact) / (norm if norm > 0 else 1))
+
+    @property
+    def rounding(self) -> float:
+        """Of the predictor, at the worst point, relative to the largest output."""
+        largest = np.abs(self.exact).max()
+        return float(np.abs(self.predictor - self.exact).max() / (largest if largest > 0 else 1))
+
+
+def _checked_rows(dual: Array) -> np.ndarray:
+    """(512,) indices of training points, half of them those with the largest coefficients."""
+    size = np.abs(np.asarray(dual).reshape(len(dual), -1)).max(1)
+    largest = np.argsort(size)[-_ROWS // 2 :]
+    spread = np.linspace(0, len(size) - 1, _ROWS // 2).astype(int)
+    return np.concatenate([largest, spread])
+
+
+def _training_outputs(
+    problem: _Problem, operator: GramOperator, dual: Array, rows: np.ndarray | slice
+) -> _Outputs | None:
+    """At the training points `rows`. None where all would be the same product in float64, or the
+    coefficients are not finite.
+    """
+    kernel, x, kept, mesh = problem.kernel, problem.x, problem.kept, problem.mesh
+    wide = operator.dtype == np.float64
+    if (wide and kept.dtype == np.float64) or not np.isfinite(dual).all():
+        return None
+    dual = jnp.asarray(dual)
+    solver = exact = predictor = operator(dual)[rows]
+    if not wide:
+        exact = kernel.matvec(x[rows], x, dual, mesh=mesh)
+        predictor = solver if kept.dtype == np.float32 else exact
+    else:
+        queries = kept if isinstance(rows, slice) else kept[rows]
+        predictor = kernel.matvec(queries, kept, dual.astype(kept.dtype), mesh=mesh)
+    return _Outputs(*(np.asarray(outputs, float) for outputs in (exact, solver, predictor)))
+
+
+def _with_rounding(solution: Solution, outputs: _Outputs | None) -> Solution:
+    if outputs is None:
+        return solution
+    rounding = outputs.rounding
+    solution = solution._replace(stats=solution.stats | {"rounding": rounding})
+    if rounding <= _ROUNDING:
+        return solution
+    said = (
+        f"rounding: coefficients cancel, and outputs of the predictor in float32 are off by "
+        f"{rounding:.2g} of the largest at training points; fit(..., precision=64) computes them "
+        f"in float64"
+    )
+    return _saying(solution, said)
+
+
+def _saying(solution: Solution, said: str) -> Solution:
+    status = said if solution.status == "ok" else f"{solution.status}; {said}"
+    return solution._replace(status=status)
+
+
+def _with_setting(solution: Solution, operator: GramOperator, tolerance: float) -> Solution:
+    bits = 8.0 * operator.dtype.itemsize
+    held = float(operator.matrix is not None)
+    setting = {"tolerance": tolerance, "gram_bits": bits, "gram_held": held}
+    return solution._replace(stats=solution.stats | setting)

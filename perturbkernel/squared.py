@@ -15,13 +15,23 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from perturbkernel.dynamics import Dynamics, GradientFlow, HeavyBall, Solution
+from perturbkernel.dynamics import (
+    Dynamics,
+    Filter,
+    GradientFlow,
+    HeavyBall,
+    Solution,
+    diverges,
+    heavy_ball_filter,
+    stable_rate,
+)
 from perturbkernel.krylov import Preconditioner, conjugate_gradients, lanczos, nystrom
 from perturbkernel.tiles import EXACT
 
 _RANK = 256  # of the preconditioner
 _SOLVES = 12  # refinements
 _PRODUCTS = 2000  # of one solve by conjugate gradients
+_RESIDUAL = 1e-6  # of a direct solve, relative: more than that is reported
 
 
 def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
@@ -31,11 +41,10 @@ def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
     n = len(residual)
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     eigenvalues = jnp.maximum(eigenvalues, 0)
-    largest = float(eigenvalues[-1])
-    _check_stable(dynamics, n, largest)
-    q = _filter(eigenvalues, n, dynamics)
-    dual = _apply(vectors, q, residual)
-    return Solution(dual, "ok", {"lambda_max": largest, "effective_time": dynamics.effective_time})
+    found = _filter(eigenvalues, n, dynamics)
+    status, stats = _stability(dynamics, n, eigenvalues, found)
+    stats |= {"lambda_max": float(eigenvalues[-1]), "effective_time": dynamics.effective_time}
+    return Solution(_apply(vectors, found.q, residual), status, stats)
 
 
 def by_products(
@@ -45,24 +54,23 @@ def by_products(
     vectors a column.
     """
     n = len(residual)
-    found = [
-        lanczos(
-            operator, column, lambda values: _filter(jnp.asarray(values), n, dynamics), tolerance
-        )
-        for column in residual.reshape(n, -1).T
-    ]
-    lambda_max, error = (
-        max(getattr(one, name) for one in found) for name in ("lambda_max", "error")
-    )
+
+    def filtered(eigenvalues: np.ndarray) -> Array:
+        return _filter(jnp.asarray(eigenvalues), n, dynamics).q
+
+    columns = residual.reshape(n, -1).T
+    found = [lanczos(operator, column, filtered, tolerance) for column in columns]
+    lambda_max = max(one.lambda_max for one in found)
+    error = max(one.error for one in found)
     products = sum(one.products for one in found)
-    _check_stable(dynamics, n, lambda_max)
-    status = "ok"
-    if not all(one.error <= tolerance for one in found):
+    met = jnp.asarray(np.concatenate([one.eigenvalues for one in found]))
+    status, stats = _stability(dynamics, n, met, _filter(met, n, dynamics))
+    if not error <= tolerance:
         status = (
-            f"the Lanczos process stopped after {products} products at an estimated relative error of "
-            f"{error:.2g}, above the tolerance {tolerance:g}"
+            f"the Lanczos process stopped after {products} products at an estimated relative "
+            f"error of {error:.2g}, above the tolerance {tolerance:g}"
         )
-    stats = {"lambda_max": lambda_max, "products": products, "error": error}
+    stats |= {"lambda_max": lambda_max, "products": products, "error": error}
     value = jnp.stack([one.value for one in found], axis=1).reshape(residual.shape)
     return Solution(value, status, stats | {"effective_time": dynamics.effective_time})
 
@@ -107,49 +115,50 @@ def interpolate_by_products(
     status = "ok"
     if not size <= tolerance:
         status = (
-            f"conjugate gradients stopped after {products} products at a relative residual of {size:.2g}, above the "
-            f"tolerance {tolerance:g}: the kernel matrix is singular or nearly so"
+            f"conjugate gradients stopped after {products} products at a relative residual of "
+            f"{size:.2g}, above the tolerance {tolerance:g}: the kernel matrix is singular or "
+            f"nearly so"
         )
     stats = {"products": products + refinements, "refinements": refinements, "residual": size}
     return Solution(dual, status, stats | {"effective_time": np.inf})
 
 
-def _check_stable(dynamics: Dynamics, n: int, largest: float) -> None:
+def _stability(
+    dynamics: Dynamics, n: int, eigenvalues: Array, found: Filter
+) -> tuple[str, dict[str, float]]:
+    """Raises if heavy ball diverges; otherwise what rounding its steps may have amplified, as
+    status and stats.
+    """
     if not isinstance(dynamics, HeavyBall):
-        return
-    stable = 2 * (1 + dynamics.momentum) * n / largest if largest > 0 else np.inf
-    if dynamics.steps and dynamics.rates.max() >= stable:
+        return "ok", {}
+    curvatures = eigenvalues / n
+    if diverges(dynamics, curvatures):
+        stable = stable_rate(dynamics, float(curvatures.max()))
+        rate = dynamics.rates.max()
         raise ValueError(
-            f"learning_rate must be below 2 (1 + momentum) n / lambda_max = {stable:.6g}, beyond which the squared "
-            f"loss diverges on this data; got {dynamics.rates.max():g}"
+            f"learning_rate must be below 2 (1 + momentum) n / lambda_max = {stable:.6g}, beyond "
+            f"which the squared loss diverges on this data, or be made up for by smaller rates of "
+            f"other steps; got {rate:g}"
         )
+    growth = float(found.growth.max())
+    status, error = "ok", growth * np.finfo(float).eps
+    if not error <= _RESIDUAL:
+        status = (
+            f"the steps of heavy ball amplify errors {growth:.2g} times before they reduce them: "
+            f"rounding leaves a relative error of about {error:.2g}"
+        )
+    return status, {"growth": growth}
 
 
-def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Array:
+def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Filter:
     """q at eigenvalues >= 0."""
     if isinstance(dynamics, HeavyBall):
-        return (
-            _heavy_ball_filter(eigenvalues / n, jnp.asarray(dynamics.rates), dynamics.momentum) / n
-        )
+        rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+        found = heavy_ball_filter(eigenvalues / n, rates, momentum)
+        return found._replace(q=found.q / n)
     rate = dynamics.time * eigenvalues / n
-    return jnp.where(
-        rate > 0, -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1), dynamics.time / n
-    )
-
-
-@jax.jit
-def _heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: float | Array) -> Array:
-    """(1 - r) / eigenvalue after the given steps, by the recurrence in this very quantity: no
-    cancellation at 0.
-    """
-
-    def step(carry, rate):
-        q, velocity = carry
-        velocity = momentum * velocity + 1 - eigenvalues * q
-        return (q + rate * velocity, velocity), None
-
-    zero = jnp.zeros_like(eigenvalues)
-    return lax.scan(step, (zero, zero), rates)[0][0]
+    fraction = -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1)
+    return Filter(jnp.where(rate > 0, fraction, dynamics.time / n), jnp.ones_like(eigenvalues))
 
 
 def _interpolate(gram: Array, residual: Array) -> Solution:
@@ -162,17 +171,31 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
     largest = _power_iteration(gram)
     condition = largest * _power_iteration(factor)
     if jnp.isfinite(condition) and condition < 1 / (n * np.finfo(float).eps):
-        return Solution(dual, "ok", {"condition_number": condition, "effective_time": np.inf})
+        return _with_residual(gram, residual, dual, float(condition))
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     keep = eigenvalues > n * np.finfo(float).eps * eigenvalues[-1]
     inverse = jnp.where(keep, 1 / jnp.where(keep, eigenvalues, 1), 0)
-    dual = _apply(vectors, inverse, residual)
-    left = jnp.abs(jnp.matmul(gram, dual, precision=EXACT) - residual).max()
+    found = _with_residual(gram, residual, _apply(vectors, inverse, residual), np.inf)
+    left = found.stats["residual"] * float(jnp.abs(residual).max())
     status = (
-        f"singular kernel matrix (numerical rank {int(keep.sum())} of {n}): the limit of gradient flow, by the "
-        f"pseudo-inverse, leaves a largest training error of {float(left):.3g}"
+        f"singular kernel matrix (numerical rank {int(keep.sum())} of {n}): the limit of gradient "
+        f"flow, by the pseudo-inverse, leaves a largest training error of {left:.3g}"
     )
-    return Solution(dual, status, {"condition_number": np.inf, "effective_time": np.inf})
+    return found._replace(status=status)
+
+
+def _with_residual(gram: Array, residual: Array, dual: Array, condition: float) -> Solution:
+    """With the largest training error in `stats`, relative to the largest entry of `residual`."""
+    left = jnp.abs(jnp.matmul(gram, dual, precision=EXACT) - residual).max()
+    size = float(left / jnp.maximum(jnp.abs(residual).max(), np.finfo(float).tiny))
+    status = "ok"
+    if not size <= _RESIDUAL:
+        status = (
+            f"nearly singular kernel matrix (condition number {condition:.2g}): rounding leaves a "
+            f"largest training error of {float(left):.3g}"
+        )
+    stats = {"condition_number": condition, "residual": size, "effective_time": np.inf}
+    return Solution(dual, status, stats)
 
 
 def _apply(vectors: Array, values: Array, b: Array) -> Array:

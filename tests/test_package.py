@@ -15,7 +15,7 @@ PACKAGE = ROOT / "perturbkernel"
 ORDER = """
     _version options checks classes files array_files image_files
     data meshes footprints tiles plans products activations kernels
-    architectures dynamics gram krylov descent logistic softmax squared solvers gaussian_process predictors projections
+    architectures dynamics gram krylov descent logistic softmax squared solvers precision gaussian_process saving predictors projections
     perturbations objectives attacks boundary diagnosis learning theory two_layer optimizers training networks
     studies plots statements report verify reproduce bench run sklearn cli
 """.split()  # noqa: SIM905

@@ -24,10 +24,9 @@ from perturbkernel.objectives import (
     outputs_at,
     random_rows,
     rows_within,
-    within,
 )
 from perturbkernel.perturbations import Perturbation, is_zero
-from perturbkernel.projections import Box, lengths, normalise, project, steepest
+from perturbkernel.projections import Box, lengths, normalise, project, steepest, within
 
 
 class _Settings(NamedTuple):

@@ -23,10 +23,9 @@ from perturbkernel.objectives import (
     outputs_at,
     random_rows,
     rows_within,
-    within,
 )
 from perturbkernel.perturbations import is_zero
-from perturbkernel.projections import Box, clip, headroom, lengths, rank, reach
+from perturbkernel.projections import Box, clip, headroom, lengths, rank, reach, within
 
 _LINE = 5  # values along a line, for every gradient
 _SHRINK = 4.0  # of a step that does not get closer

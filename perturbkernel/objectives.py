@@ -206,14 +206,6 @@ def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> A
     return project(jnp.where(u > 0, u * box[1], -u * box[0]), size, norm, box)
 
 
-def within(x: Array, delta: Array, bounds: tuple[Array, Array] | None) -> Array:
-    """delta, moved by its last bit where the sum with x would round to beyond the bounds."""
-    if bounds is None:
-        return delta
-    outside = (x + delta < bounds[0]) | (x + delta > bounds[1])
-    return jnp.where(outside, jnp.nextafter(delta, jnp.zeros_like(delta)), delta)
-
-
 def check_memory(memory) -> None:
     if memory is not None:
         check_number(memory, "memory", low=2**20)

@@ -214,7 +214,7 @@ def test_bounds_are_met_to_the_last_bit():
         delta = sign * end - x
         assert (np.abs(x + delta) > end).any()
         moved = x + np.asarray(
-            objectives.within(
+            projections.within(
                 jnp.asarray(x), jnp.asarray(delta), (jnp.asarray(-end), jnp.asarray(end))
             )
         )

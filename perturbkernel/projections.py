@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 NORMS = ("l2", "linf", "l1", "l0")
+# The norm in which a gradient bounds what a step of norm 1 gains. l0 has none; l2 stands in for it.
+DUAL = {"l2": "l2", "linf": "l1", "l1": "linf", "l0": "l2"}
 Box = tuple[Float[Array, "m d"], Float[Array, "m d"]] | None
 
 

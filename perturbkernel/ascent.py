@@ -52,7 +52,7 @@ class _Climb(NamedTuple):
 
 def share_left(k: Array, steps: Array) -> Array:
     """(1 + cos(pi k / steps)) / 2, from 1 at the first step to 0 after the last."""
-    progress = k.astype(float) / steps.astype(float)
+    progress = jnp.asarray(k).astype(float) / steps.astype(float)
     return (1 + jnp.cos(jnp.pi * progress)) / 2
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 from perturbkernel import tiles
 from perturbkernel.ascent import Evaluation, Settings, ascend
 from perturbkernel.checks import check_count, check_number
+from perturbkernel.host import HostPredictor, uncompiled
 from perturbkernel.objectives import (
     Problem,
     check_memory,
@@ -143,7 +144,8 @@ def attack(
     Args:
         predictor: a KernelPredictor, a network, or any differentiable function of JAX arrays (n,
             ...) -> (n,), (n, 1) or (n, K) that treats rows independently. It is compiled, once for
-            every shape.
+            every shape. An object with a method `input_gradient` that JAX cannot trace, of NumPy
+            code for instance, is called step by step instead, with all inputs at once.
         inputs: (n, ...).
         targets: (n,) in {-1, +1}, the label each input is moved toward; for K outputs class
             indices.
@@ -187,7 +189,8 @@ def attack(
         )
     keys = None if starts == 1 or key is None else jax.random.split(key, len(problem.x))
     count = jnp.asarray(starts)
-    delta, zero, finite = _attack(problem, keys, settings, count, norm, steps == 1, memory)
+    with uncompiled(problem.predictor):
+        delta, zero, finite = _attack(problem, keys, settings, count, norm, steps == 1, memory)
     check_result(finite)
     assert problem.target is not None
     return Perturbation(delta.reshape(-1, *problem.shape), problem.target, zero)
@@ -221,6 +224,11 @@ def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memo
             jnp.max(bounds[1] - x, axis=0, keepdims=True),
         )
 
+    def total(tile, queries, points, weights, limits):
+        if isinstance(predictor, HostPredictor):
+            return tile(queries, points, weights)
+        return tiles.accumulate(tile, queries, points, weights, limits)
+
     def moved_by(delta, x, bounds):
         return x + delta if bounds is None else jnp.clip(x + delta, *bounds)
 
@@ -245,7 +253,7 @@ def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memo
 
     def all_gains(delta):
         points = x, target, bounds
-        return tiles.accumulate(gains, points, delta, jnp.ones(1, x.dtype), (limit, 1))
+        return total(gains, points, delta, jnp.ones(1, x.dtype), (limit, 1))
 
     # The loss is one of gains in units of their own size at the inputs.
     unit = jnp.abs(all_gains(jnp.zeros_like(x[:1]))).mean()
@@ -258,7 +266,7 @@ def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memo
         log_weight = jax.nn.log_sigmoid(-gain)
         weight = jnp.exp(log_weight - log_weight.max())
         points = x, target, bounds
-        gradient, sizes = tiles.accumulate(gradient_sums, delta, points, weight, (1, limit))
+        gradient, sizes = total(gradient_sums, delta, points, weight, (1, limit))
         finite = jnp.isfinite(gradient).all(1)
         # Or cancelled.
         gradient = jnp.where(jnp.abs(gradient) > 8 * jnp.finfo(x.dtype).eps * sizes, gradient, 0)
@@ -311,6 +319,7 @@ def universal(
     """
     problem = checked_problem(predictor, inputs, targets, norm, away, bounds)
     settings = _checked_settings(problem, size, norm, steps, step_size, momentum, memory)
-    delta, _, finite = _universal(problem, settings, norm, steps == 1, memory)
+    with uncompiled(problem.predictor):
+        delta, _, finite = _universal(problem, settings, norm, steps == 1, memory)
     check_result(finite)
     return delta.reshape(problem.shape)

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from perturbkernel import tiles
 from perturbkernel.checks import check_count, check_number
 from perturbkernel.halfspaces import nearest_of_all
+from perturbkernel.host import uncompiled
 from perturbkernel.objectives import (
     Problem,
     check_memory,
@@ -126,7 +127,8 @@ def _minimum_norm(
                 lambda k: lengths(toward((target + k) % outputs.shape[1]), norm), shifts
             )
             # (K - 1, m)
-            chosen = (target + shifts[jnp.argsort(distances, axis=0)]) % outputs.shape[1]
+            nearest_first = shifts[jnp.argsort(distances, axis=0)]
+            chosen = (target[None] + nearest_first) % outputs.shape[1]
 
         def one_start(start, best):
             begin = jnp.zeros_like(x)
@@ -218,7 +220,9 @@ def minimum_norm(
 
     exactly, with h = target f, or f_k - f_t for the largest other class k; takes as much of the way
     there as gets closer; and goes back to the boundary along the line to the input. For a linear
-    predictor that is |f| / |w|_dual after one step. A fixed point is a local minimum to first
+    predictor that is |f| / |w|_dual after one step. Toward one of K > 2 classes the step is to the
+    nearest point beyond the linearised boundaries of the nine strongest rivals at once, by an
+    interior-point method (for l0, of the strongest one). A fixed point is a local minimum to first
     order; another start may find a smaller one. At the end bisection brackets the boundary: at
     `delta` the decision has changed, at `inside` it has not, both evaluated.
 
@@ -230,7 +234,9 @@ def minimum_norm(
         norm: "l2", "linf", "l1", or "l0", the fewest entries, with bounds: they move to the bounds.
         steps: how many at most, for every start; each takes one gradient and five values.
         starts: how many points the search begins from; the smallest result counts. For one output,
-            or toward a class, they are the input, then random points at the smallest size found.
+            or toward a class, they are the input, then random points: of the ball of the smallest
+            size found, or where none was, of balls as large as the box or the data, 1/2, 1/4 and
+            1/8 of that.
             Away from a class: the boundaries of the nearest classes first, at most three unless
             asked for, then random points. Left out: no random ones.
         tolerance: `inside` is smaller than `delta` by at most so much of its size (l0: by one
@@ -240,7 +246,8 @@ def minimum_norm(
 
     Returns:
         MinimumNorm; size inf, and delta 0, where no change was found, as where the gradient is zero
-        at all starts.
+        at all starts. It counts as zero where a step as long as the data, or the box, would change
+        the outputs by less than their rounding, as where a softmax saturates: attack the logits.
 
     Raises as `attack` does.
 
@@ -263,9 +270,10 @@ def minimum_norm(
     check_starts(starts, nearest, key)
     keys = jax.random.split(key, len(problem.x)) if starts > nearest and key is not None else None
     numbers = jnp.asarray(steps), jnp.asarray(starts), jnp.asarray(tolerance, problem.x.dtype)
-    delta, inside, size, target, finite = _minimum_norm(
-        problem, keys, *numbers, norm, nearest, memory
-    )
+    with uncompiled(problem.predictor):
+        delta, inside, size, target, finite = _minimum_norm(
+            problem, keys, *numbers, norm, nearest, memory
+        )
     check_result(finite)
     delta, inside = (a.reshape(-1, *problem.shape) for a in (delta, inside))
     return MinimumNorm(delta, size, inside, target)

@@ -112,7 +112,7 @@ def _solve(programme: _Programme, norm: str) -> _State:
     dtype = programme.rows.dtype
     begin = jnp.full((m, entries), 1 / entries if norm == "l1" else 1, dtype)
     # Slacks of the size of the solution; all products of slack and multiplier are equal.
-    edge_slack = jnp.maximum(programme.sign_s * begin - programme.edges, 0.1 * begin)
+    edge_slack = jnp.maximum(programme.sign_s * begin[None] - programme.edges, 0.1 * begin[None])
     slack = jnp.ones((m, count), dtype)
     product = 0.5 / entries
     state = _State(

@@ -21,6 +21,7 @@ from perturbkernel.checks import (
 )
 from perturbkernel.classes import class_indices
 from perturbkernel.footprints import footprint
+from perturbkernel.host import HostPredictor, traceable, traced_shape
 from perturbkernel.perturbations import check_gradient, checked_bounds, count_outputs
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import NORMS, Box, lengths, project
@@ -65,8 +66,11 @@ def checked_problem(
         raise TypeError("targets must be labels, (n,) in {-1, +1}, or class indices; got None")
     low, high = checked_bounds(bounds)
     x = as_inputs(inputs, "inputs")
+    predictor = traceable(predictor, x)
     classes = count_outputs(predictor, x, np.zeros(0, int) if targets is None else targets)
-    shape = getattr(jax.eval_shape(predictor, x), "shape", None)
+    on_host = isinstance(predictor, HostPredictor)
+    outputs = predictor(x) if on_host else traced_shape(predictor, x)
+    shape = getattr(outputs, "shape", None)
     if classes is None and shape not in ((len(x),), (len(x), 1)):
         raise ValueError(
             f"predictor must map inputs {x.shape} to one output a row, ({len(x)},), or to K with class indices as "
@@ -197,6 +201,8 @@ def rows_within(
     A kernel predictor's own temporaries are limited by its kernel. Of another, those of one point
     are what a gradient holds at once, from its trace.
     """
+    if isinstance(predictor, HostPredictor):  # what it holds is not known
+        return len(x)
     own = (_COPIES + copies) * x.shape[1] * x.dtype.itemsize
     plain = predictor.initial if isinstance(predictor, KernelPredictor) else predictor
     if plain is not None:

@@ -18,6 +18,7 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.classes import class_indices, margin_weights
+from perturbkernel.host import traced_shape
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import normalise as normalise
 from perturbkernel.projections import within
@@ -166,7 +167,7 @@ def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
         return predictor.num_outputs
     if hasattr(predictor, "input_gradient"):
         return None
-    shape = getattr(jax.eval_shape(predictor, x), "shape", ())
+    shape = getattr(traced_shape(predictor, x), "shape", ())
     if len(shape) != 2 or shape[0] != len(x) or shape[1] == 1:
         return None
     dtype = targets.dtype if isinstance(targets, jax.Array) else np.asarray(targets).dtype

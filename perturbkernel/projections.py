@@ -60,7 +60,7 @@ def steepest(
     room = headroom(g, box)
     if norm == "l0":
         gain = jnp.abs(g) * room
-        return jnp.where((rank(gain) < size) & (gain > 0), jnp.sign(g) * room, 0)
+        return jnp.where((rank(gain).astype(g.dtype) < size) & (gain > 0), jnp.sign(g) * room, 0)
     order = jnp.argsort(-jnp.abs(g), axis=1, stable=True)
     room = jnp.minimum(jnp.take_along_axis(room, order, 1), size)
     filled = jnp.clip(size - _before(room), 0, room)
@@ -81,7 +81,7 @@ def project(
     if norm == "l0":
         inside = clip(u, box)
         saved = inside * (2 * u - inside)  # u^2 - (u - inside)^2
-        return jnp.where(rank(saved) < size, inside, 0)
+        return jnp.where(rank(saved).astype(u.dtype) < size, inside, 0)
     if norm == "l2":
         if box is None:
             return shorten(u, size, norm)

@@ -31,3 +31,5 @@ from perturbkernel.plans import Plan as Plan
 from perturbkernel.predictors import KernelLearner as KernelLearner
 from perturbkernel.predictors import KernelPredictor as KernelPredictor
 from perturbkernel.predictors import fit as fit
+from perturbkernel.worst import WorstCase as WorstCase
+from perturbkernel.worst import worst_case as worst_case

@@ -3,7 +3,6 @@ all points.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,7 +11,9 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from perturbkernel import tiles
+from perturbkernel.ascent import Evaluation, Settings, ascend
 from perturbkernel.checks import check_count, check_number
+from perturbkernel.host import HostPredictor, uncompiled
 from perturbkernel.objectives import (
     Problem,
     check_memory,
@@ -23,120 +24,81 @@ from perturbkernel.objectives import (
     objective,
     outputs_at,
     random_rows,
+    rival_weights,
     rows_within,
-    within,
+    softened_weights,
+    strongest_rivals,
 )
 from perturbkernel.perturbations import Perturbation, is_zero
-from perturbkernel.projections import Box, lengths, normalise, project, steepest
-
-
-class _Settings(NamedTuple):
-    """The numbers are arrays: another value is no other program."""
-
-    size: Array
-    steps: Array
-    step_size: Array | None
-    momentum: Array
-
-
-def _ascend(
-    evaluate: Callable,
-    draw: Callable,
-    like: Array,
-    box: Box,
-    norm: str,
-    once: bool,
-    starts: Array,
-    settings,
-):
-    """The best of the iterates of `starts` starts, (m, d), and the flags of `evaluate` at 0.
-
-    evaluate(delta) -> gain (m,), gradient (m, d), whether the gradient is zero (m,), and whether it
-    is finite (m,).
-    """
-    size, steps, step_size, momentum = settings
-    unit = jnp.ones((len(like), 1), like.dtype) * size
-    if box is not None and norm in (
-        "l1",
-        "l0",
-    ):  # the length of the longest step that the ball holds
-        low, high = box
-        unit = lengths(steepest(jnp.where(high >= -low, high, low), size, norm, box), "l2")[:, None]
-
-    def one_start(start, carry):
-        def one_step(k, carry):
-            delta, velocity, best, largest, zero, finite = carry
-            gain, gradient, zero_here, finite_here = evaluate(delta)
-            first = (start == 0) & (k == 0)
-            zero, finite = jnp.where(first, zero_here, zero), jnp.where(first, finite_here, finite)
-            better = gain > largest
-            best, largest = (
-                jnp.where(better[:, None], delta, best),
-                jnp.where(better, gain, largest),
-            )
-            total = jnp.abs(gradient).sum(1, keepdims=True)
-            velocity = momentum * velocity + gradient / jnp.where(total > 0, total, 1)
-            length = unit * (1 + jnp.cos(jnp.pi * k / steps)) if step_size is None else step_size
-            moved = project(
-                delta + length * normalise(velocity, "linf" if norm == "linf" else "l2"),
-                size,
-                norm,
-                box,
-            )
-            if step_size is None:
-                moved = jnp.where(first, steepest(velocity, size, norm, box), moved)
-            moved = jnp.where((zero & (start == 0))[:, None], 0, moved)
-            return moved, velocity, best, largest, zero, finite
-
-        best, largest, zero, finite = carry
-        delta = jnp.where(start == 0, 0, draw(start))
-        carry = (delta, jnp.zeros_like(like), best, largest, zero, finite)
-        if once:
-            delta, _, _, _, zero, finite = one_step(0, carry)
-            return delta, largest, zero, finite
-        # One gradient more than steps, which evaluates the last iterate.
-        return lax.fori_loop(0, steps + 1, one_step, carry)[2:]
-
-    none = jnp.zeros(len(like), bool)
-    begin = jnp.zeros_like(like), jnp.full(len(like), -jnp.inf, like.dtype), none, ~none
-    best, _, zero, finite = (
-        one_start(0, begin) if once else lax.fori_loop(0, starts, one_start, begin)
-    )
-    return best, zero, finite
+from perturbkernel.projections import Box, steepest, within
 
 
 @eqx.filter_jit
-def _attack(problem: Problem, keys, settings: _Settings, starts, norm: str, once: bool, memory):
-    predictor, x, shape, _, target, away, bounds = problem
+def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once: bool, memory):
+    predictor, x, shape, classes, target, away, bounds = problem
 
     def part(tree):
         x, target, keys, bounds = tree
         box = None if bounds is None else (bounds[0] - x, bounds[1] - x)
 
-        def evaluate(delta):
-            gain, weights = objective(
-                outputs_at(predictor, x + delta, shape), target, away, hard=False
-            )
-            gradient = gradient_at(predictor, x + delta, shape, target, weights)
-            zero = is_zero(predictor, (x + delta).reshape(-1, *shape), weights, gradient)
-            return gain.astype(x.dtype), gradient, zero, jnp.isfinite(gradient).all(1)
+        def evaluate(delta, share):
+            z = x + delta
+            outputs = outputs_at(predictor, z, shape)
+            gain, weights = objective(outputs, target, away)
+            if weights is not None and not away:
+                weights = softened_weights(outputs, target, share)
+            gradient = gradient_at(predictor, z, shape, target, weights)
+            zero = is_zero(predictor, z.reshape(-1, *shape), weights, gradient)
+            finite = jnp.isfinite(gradient).all(1)
+            return Evaluation(gain.astype(x.dtype), gradient, zero, finite)
+
+        def first_step(gradient):
+            if not away or classes is None or classes == 2:
+                return steepest(gradient, settings.size, norm, box)
+            return _best_of_rivals(predictor, x, shape, target, settings.size, norm, box)
 
         def draw(start):
             if keys is None:
                 return jnp.zeros_like(x)
-            return random_rows(
-                jax.vmap(lambda key: jax.random.fold_in(key, start))(keys),
-                settings.size,
-                norm,
-                box,
-                x,
-            )
+            row_keys = jax.vmap(lambda key: jax.random.fold_in(key, start))(keys)
+            return random_rows(row_keys, settings.size, norm, box, x)
 
-        best, zero, finite = _ascend(evaluate, draw, x, box, norm, once, starts, settings)
+        best, zero, finite = ascend(
+            evaluate, first_step, draw, x, box, norm, once, starts, settings
+        )
         return within(x, best, bounds), zero, finite
 
     rows = rows_within(memory, predictor, x, shape)
     return tiles.by_rows(part, (x, target, keys, bounds), rows)
+
+
+def _best_of_rivals(
+    predictor: Callable,
+    x: Array,
+    shape: tuple[int, ...],
+    target: Array,
+    size: Array,
+    norm: str,
+    box: Box,
+) -> Array:
+    """Of the steps that increase f_k - f_target most, k the strongest other classes, the one that
+    makes it largest, to first order, (m, d).
+    """
+    outputs = outputs_at(predictor, x, shape)
+    rivals = strongest_rivals(outputs, target)
+
+    def consider(i, carry):
+        best, largest = carry
+        weights = rival_weights(outputs, rivals[:, i], target)
+        gradient = gradient_at(predictor, x, shape, target, weights)
+        step = steepest(gradient, size, norm, box)
+        gap = jnp.sum(weights * outputs, axis=1).astype(x.dtype)
+        gain = gap + jnp.sum(gradient * step, axis=1)
+        better = gain > largest
+        return jnp.where(better[:, None], step, best), jnp.where(better, gain, largest)
+
+    nothing = jnp.zeros_like(x), jnp.full(len(x), -jnp.inf, x.dtype)
+    return lax.fori_loop(0, rivals.shape[1], consider, nothing)[0]
 
 
 def attack(
@@ -158,26 +120,32 @@ def attack(
     """Perturbations of norm at most `size` that carry every input toward its target: projected
     steepest ascent.
 
-    What increases is target_n f for one output and the margin M_t = f_t - log sum_{k != t} exp f_k
-    for K outputs; the logistic loss, or the cross-entropy, toward the target is log(1 +
-    exp(-that)), so both are decreased. Steps are
+    What increases is target_n f for one output, and for K outputs the margin that the decision
+    depends on, f_t - max_{k != t} f_k. Neither depends on the units of the outputs: a positive
+    multiple of them, and for K outputs a common shift, leave the perturbations unchanged. Steps are
 
         velocity <- momentum velocity + g / |g|_1,     delta <- P(delta + step_size velocity /
         |velocity|),
 
     g the gradient at inputs + delta, P the Euclidean projection on the ball of the norm and the box
     of the bounds at once, exact for every norm. The velocity is normalised in l2, or for linf by
-    its sign. With momentum 1 and linf that is MI-FGSM, with momentum 0 PGD. The best iterate is
-    kept, the unperturbed input among them.
+    its sign. With momentum 1 and linf that is MI-FGSM, with momentum 0 PGD. The iterate with the
+    largest margin is kept, the unperturbed input among them.
 
-    One step maximises the linearised predictor over the ball and the box: without bounds it is that
-    of `perturb` (l2: size g / |g|, linf: size sign(g), l1: all in the entry with the largest |g|);
-    with bounds, the exact maximiser.
+    Toward a class the gradient is that of f_t - sum_{k != t} q_k f_k, q = softmax(f / tau) over the
+    other classes, so that rivals that tie count together; tau falls with the steps from the
+    standard deviation of the other outputs to 0. Away from a class it is that of f_k - f_t, k the
+    strongest other class; the first step is the best of those toward the nine strongest.
+
+    One step maximises the linearised predictor over the ball and the box: without bounds, for one
+    output, it is that of `perturb` (l2: size g / |g|, linf: size sign(g), l1: all in the entry with
+    the largest |g|); with bounds, the exact maximiser.
 
     Args:
         predictor: a KernelPredictor, a network, or any differentiable function of JAX arrays (n,
             ...) -> (n,), (n, 1) or (n, K) that treats rows independently. It is compiled, once for
-            every shape.
+            every shape. An object with a method `input_gradient` that JAX cannot trace, of NumPy
+            code for instance, is called step by step instead, with all inputs at once.
         inputs: (n, ...).
         targets: (n,) in {-1, +1}, the label each input is moved toward; for K outputs class
             indices.
@@ -190,7 +158,8 @@ def attack(
             from the input is the closed form, and later ones shrink as 1 + cos(pi k / steps) from
             twice the radius of the ball.
         momentum: weight of earlier gradients, >= 0.
-        away: move away from `targets`, such as the true labels, instead: -target_n f, or -M_t.
+        away: move away from `targets`, such as the true labels, instead: what increases is
+            -target_n f, or max_{k != t} f_k - f_t.
         bounds: (low, high), numbers or arrays that broadcast to the inputs: inputs + delta stays
             within, exactly. The inputs must lie within.
         starts: how many times the iteration is run: from the input, then from random points of the
@@ -220,15 +189,14 @@ def attack(
         )
     keys = None if starts == 1 or key is None else jax.random.split(key, len(problem.x))
     count = jnp.asarray(starts)
-    delta, zero, finite = _attack(problem, keys, settings, count, norm, steps == 1, memory)
+    with uncompiled(problem.predictor):
+        delta, zero, finite = _attack(problem, keys, settings, count, norm, steps == 1, memory)
     check_result(finite)
     assert problem.target is not None
     return Perturbation(delta.reshape(-1, *problem.shape), problem.target, zero)
 
 
-def _checked_settings(
-    problem: Problem, size, norm, steps, step_size, momentum, memory
-) -> _Settings:
+def _checked_settings(problem: Problem, size, norm, steps, step_size, momentum, memory) -> Settings:
     if norm == "l0":
         check_count(size, "size", low=0)
     else:
@@ -240,13 +208,13 @@ def _checked_settings(
     check_memory(memory)
     dtype = problem.x.dtype
     step = None if step_size is None else jnp.asarray(step_size, dtype)
-    return _Settings(
+    return Settings(
         jnp.asarray(size, dtype), jnp.asarray(steps), step, jnp.asarray(momentum, dtype)
     )
 
 
 @eqx.filter_jit
-def _universal(problem: Problem, settings: _Settings, norm: str, once: bool, memory):
+def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memory):
     predictor, x, shape, _, target, away, bounds = problem
     limit = rows_within(memory, predictor, x, shape)
     box = None
@@ -256,45 +224,62 @@ def _universal(problem: Problem, settings: _Settings, norm: str, once: bool, mem
             jnp.max(bounds[1] - x, axis=0, keepdims=True),
         )
 
+    def total(tile, queries, points, weights, limits):
+        if isinstance(predictor, HostPredictor):
+            return tile(queries, points, weights)
+        return tiles.accumulate(tile, queries, points, weights, limits)
+
+    def moved_by(delta, x, bounds):
+        return x + delta if bounds is None else jnp.clip(x + delta, *bounds)
+
     def gains(points, delta, weight):
         x, target, bounds = points
-        z = x + delta if bounds is None else jnp.clip(x + delta, *bounds)
-        return weight[0] * objective(outputs_at(predictor, z, shape), target, away, hard=False)[0]
+        outputs = outputs_at(predictor, moved_by(delta, x, bounds), shape)
+        return weight[0] * objective(outputs, target, away)[0].astype(x.dtype)
 
     def gradient_sums(delta, points, weight):
         """(1, d) twice: the weighted gradients, and their sizes."""
         x, target, bounds = points
-        moved = x + delta
-        z = moved if bounds is None else jnp.clip(moved, *bounds)
-        _, weights = objective(outputs_at(predictor, z, shape), target, away, hard=False)
+        z = moved_by(delta, x, bounds)
+        _, weights = objective(outputs_at(predictor, z, shape), target, away)
         g = weight[:, None] * gradient_at(predictor, z, shape, target, weights)
         if bounds is not None:  # entries that are clipped, or would be at once, do not move
             low, high = bounds
-            g = jnp.where(
-                (g > 0) & (moved >= low) & (moved < high)
-                | (g < 0) & (moved > low) & (moved <= high),
-                g,
-                0,
-            )
+            moved = x + delta
+            upward = (g > 0) & (moved >= low) & (moved < high)
+            downward = (g < 0) & (moved > low) & (moved <= high)
+            g = jnp.where(upward | downward, g, 0)
         return g.sum(0, keepdims=True), jnp.abs(g).sum(0, keepdims=True)
 
-    def evaluate(delta):
+    def all_gains(delta):
         points = x, target, bounds
-        gain = tiles.accumulate(gains, points, delta, jnp.ones(1, x.dtype), (limit, 1)).astype(
-            x.dtype
-        )
+        return total(gains, points, delta, jnp.ones(1, x.dtype), (limit, 1))
+
+    # The loss is one of gains in units of their own size at the inputs.
+    unit = jnp.abs(all_gains(jnp.zeros_like(x[:1]))).mean()
+    unit = jnp.where(unit > 0, unit, 1)
+
+    def evaluate(delta, _):
+        gain = all_gains(delta) / unit
         # -d log(1 + exp(-gain)) / d gain is sigmoid(-gain). Divided by the largest, it does not
         # underflow.
         log_weight = jax.nn.log_sigmoid(-gain)
         weight = jnp.exp(log_weight - log_weight.max())
-        gradient, sizes = tiles.accumulate(gradient_sums, delta, points, weight, (1, limit))
+        points = x, target, bounds
+        gradient, sizes = total(gradient_sums, delta, points, weight, (1, limit))
         finite = jnp.isfinite(gradient).all(1)
         # Or cancelled.
         gradient = jnp.where(jnp.abs(gradient) > 8 * jnp.finfo(x.dtype).eps * sizes, gradient, 0)
-        return jax.nn.log_sigmoid(gain).mean()[None], gradient, ~gradient.any(1), finite
+        fit = jax.nn.log_sigmoid(gain).mean()[None]
+        return Evaluation(fit, gradient, ~gradient.any(1), finite)
 
-    return _ascend(
-        evaluate, lambda start: 0 * x[:1], x[:1], box, norm, once, jnp.asarray(1), settings
+    def first_step(gradient):
+        return steepest(gradient, settings.size, norm, box)
+
+    start = jnp.asarray(1)
+    like = x[:1]
+    return ascend(
+        evaluate, first_step, lambda _: jnp.zeros_like(like), like, box, norm, once, start, settings
     )
 
 
@@ -315,11 +300,11 @@ def universal(
     """One perturbation for all inputs, shaped like one of them, of norm at most `size`: what moves
     them all at once.
 
-    It decreases the mean over the inputs of the loss of `attack`, log(1 + exp(-target_n f)) or with
-    M_t, by the same steps; its gradient weighs each input by 1/(1 + exp(target_n f)), so that those
-    already moved count less. Where the predictor has one gradient for all inputs, or for one input,
-    it is that of `attack`. Its norm is 0 where the gradients cancel to rounding: no direction helps
-    all.
+    It decreases the mean over the inputs of log(1 + exp(-m_n / s)), m_n the margin that `attack`
+    increases and s the mean of |m_n| at the inputs, by the same steps. The gradient weighs each
+    input by 1/(1 + exp(m_n / s)), so that those already moved count less, whatever the units of the
+    outputs. Where the predictor has one gradient for all inputs, or for one input, it is that of
+    `attack`. Its norm is 0 where the gradients cancel to rounding: no direction helps all.
 
     Args:
         bounds: an input moved is clip(inputs + delta, low, high), and so it is while delta is
@@ -334,6 +319,7 @@ def universal(
     """
     problem = checked_problem(predictor, inputs, targets, norm, away, bounds)
     settings = _checked_settings(problem, size, norm, steps, step_size, momentum, memory)
-    delta, _, finite = _universal(problem, settings, norm, steps == 1, memory)
+    with uncompiled(problem.predictor):
+        delta, _, finite = _universal(problem, settings, norm, steps == 1, memory)
     check_result(finite)
     return delta.reshape(problem.shape)

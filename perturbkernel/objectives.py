@@ -19,8 +19,9 @@ from perturbkernel.checks import (
     check_number,
     is_traced,
 )
-from perturbkernel.classes import class_indices, margin, margin_weights
+from perturbkernel.classes import class_indices
 from perturbkernel.footprints import footprint
+from perturbkernel.host import HostPredictor, traceable, traced_shape
 from perturbkernel.perturbations import check_gradient, checked_bounds, count_outputs
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import NORMS, Box, lengths, project
@@ -28,6 +29,8 @@ from perturbkernel.projections import NORMS, Box, lengths, project
 # Arrays of the size of the inputs that an attack holds at once: at most 22 (l0, l1), by XLA's
 # account on a CPU.
 _COPIES = 24
+# Other classes that are looked at one by one, the strongest: all of ten.
+RIVALS = 9
 
 
 class Problem(NamedTuple):
@@ -63,8 +66,11 @@ def checked_problem(
         raise TypeError("targets must be labels, (n,) in {-1, +1}, or class indices; got None")
     low, high = checked_bounds(bounds)
     x = as_inputs(inputs, "inputs")
+    predictor = traceable(predictor, x)
     classes = count_outputs(predictor, x, np.zeros(0, int) if targets is None else targets)
-    shape = getattr(jax.eval_shape(predictor, x), "shape", None)
+    on_host = isinstance(predictor, HostPredictor)
+    outputs = predictor(x) if on_host else traced_shape(predictor, x)
+    shape = getattr(outputs, "shape", None)
     if classes is None and shape not in ((len(x),), (len(x), 1)):
         raise ValueError(
             f"predictor must map inputs {x.shape} to one output a row, ({len(x)},), or to K with class indices as "
@@ -122,27 +128,52 @@ def _flat_bounds(
     return low, high
 
 
-def objective(
-    outputs: Array, target: Array, away: bool, *, hard: bool
-) -> tuple[Array, Array | None]:
+def objective(outputs: Array, target: Array, away: bool) -> tuple[Array, Array | None]:
     """What an attack increases at each row, (m,), and the weights (m, K) of its gradient in those
     of the outputs.
 
-    target f for one output. For K the margin M_t = f_t - log sum_{k != t} exp f_k or, `hard`, f_t -
-    max_{k != t} f_k; `away` turns the sign around.
+    target f for one output, f_t - max_{k != t} f_k for K; `away` turns the sign around. Positive
+    where the decision is as wanted, and in proportion to the outputs.
     """
     if outputs.ndim == 1:
-        return target * outputs, None
-    if hard:
-        chosen = jax.nn.one_hot(target, outputs.shape[1], dtype=bool)
-        other = jnp.where(chosen, -jnp.inf, outputs).argmax(1)
-        weights = chosen.astype(outputs.dtype) - jax.nn.one_hot(
-            other, outputs.shape[1], dtype=outputs.dtype
-        )
-        gain = jnp.sum(weights * outputs, axis=1)
-    else:
-        gain, weights = margin(outputs, target), margin_weights(outputs, target)
-    return (-gain, -weights) if away else (gain, weights)
+        return target.astype(outputs.dtype) * outputs, None
+    rival = strongest_rivals(outputs, target, 1)[:, 0]
+    weights = rival_weights(outputs, target, rival)
+    if away:
+        weights = -weights
+    # Between outputs that are large the difference is exact; a sum over all would not be.
+    return jnp.sum(jnp.where(weights != 0, weights * outputs, 0), axis=1), weights
+
+
+def rival_weights(outputs: Array, own: Array, other: Array) -> Array:
+    """The weights (m, K) of f_own - f_other, classes (m,) each."""
+    classes = outputs.shape[1]
+    plus = jax.nn.one_hot(own, classes, dtype=outputs.dtype)
+    return plus - jax.nn.one_hot(other, classes, dtype=outputs.dtype)
+
+
+def strongest_rivals(outputs: Array, target: Array, count: int = RIVALS) -> Array:
+    """(m, r), the classes other than the target with the largest outputs, the largest first."""
+    chosen = jax.nn.one_hot(target, outputs.shape[1], dtype=bool)
+    others = jnp.where(chosen, -jnp.inf, outputs)
+    return jax.lax.top_k(others, min(count, outputs.shape[1] - 1))[1]
+
+
+def softened_weights(outputs: Array, target: Array, share: Array) -> Array:
+    """The weights (m, K) of f_t - sum_{k != t} q_k f_k, q = softmax(f / tau) over the other classes.
+
+    tau is `share` of the standard deviation of their outputs: q has no units, and as share falls to
+    0 it is all on the largest.
+    """
+    chosen = jax.nn.one_hot(target, outputs.shape[1], dtype=bool)
+    count = outputs.shape[1] - 1
+    largest = jnp.where(chosen, -jnp.inf, outputs).max(1, keepdims=True)
+    below = jnp.where(chosen, 0, outputs - largest)
+    mean = below.sum(1, keepdims=True) / count
+    spread = jnp.sqrt(jnp.sum(jnp.where(chosen, 0, below - mean) ** 2, 1, keepdims=True) / count)
+    tau = jnp.maximum(share.astype(outputs.dtype), 1e-3) * spread
+    exponents = jnp.where(chosen, -jnp.inf, below / jnp.where(tau > 0, tau, 1))
+    return chosen.astype(outputs.dtype) - jax.nn.softmax(exponents, axis=1)
 
 
 def outputs_at(predictor: Callable, z: Array, shape: tuple[int, ...]) -> Array:
@@ -161,14 +192,18 @@ def gradient_at(
     return gradient if weights is not None else target[:, None] * gradient
 
 
-def rows_within(memory: float | None, predictor: Callable, x: Array, shape: tuple[int, ...]) -> int:
+def rows_within(
+    memory: float | None, predictor: Callable, x: Array, shape: tuple[int, ...], copies: int = 0
+) -> int:
     """How many points are attacked at once in `memory` bytes; None: the device's default,
-    `tiles.default_memory`.
+    `tiles.default_memory`. `copies` arrays of the size of the inputs are held beside the usual.
 
     A kernel predictor's own temporaries are limited by its kernel. Of another, those of one point
     are what a gradient holds at once, from its trace.
     """
-    own = _COPIES * x.shape[1] * x.dtype.itemsize
+    if isinstance(predictor, HostPredictor):  # what it holds is not known
+        return len(x)
+    own = (_COPIES + copies) * x.shape[1] * x.dtype.itemsize
     plain = predictor.initial if isinstance(predictor, KernelPredictor) else predictor
     if plain is not None:
 
@@ -204,14 +239,6 @@ def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> A
         return project(size * u, size, norm, box)
     assert box is not None
     return project(jnp.where(u > 0, u * box[1], -u * box[0]), size, norm, box)
-
-
-def within(x: Array, delta: Array, bounds: tuple[Array, Array] | None) -> Array:
-    """delta, moved by its last bit where the sum with x would round to beyond the bounds."""
-    if bounds is None:
-        return delta
-    outside = (x + delta < bounds[0]) | (x + delta > bounds[1])
-    return jnp.where(outside, jnp.nextafter(delta, jnp.zeros_like(delta)), delta)
 
 
 def check_memory(memory) -> None:

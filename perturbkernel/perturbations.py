@@ -18,8 +18,10 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.classes import class_indices, margin_weights
+from perturbkernel.host import traced_shape
 from perturbkernel.predictors import KernelPredictor, input_gradient
 from perturbkernel.projections import normalise as normalise
+from perturbkernel.projections import within
 
 NORMS = ("l2", "linf")
 DIRECTIONS = ("gradient", "frozen_gates")
@@ -127,8 +129,10 @@ def perturb(
     zero = is_zero(predictor, x, weights, gradient)
     step = jnp.where(_column(zero, x), 0, normalise(gradient, norm))
     delta = _column(size * y, x) * step if classes is None else size * step
-    if bounds is not None:
-        delta = jnp.where(_column(zero, x), 0, jnp.clip(x + delta, low, high) - x)
+    if low is not None and high is not None:
+        # Not clip(x + delta) - x, whose rounding is that of x and may exceed the size.
+        inside = within(x, jnp.clip(delta, low - x, high - x), (low, high))
+        delta = jnp.where(_column(zero, x), 0, inside)
     return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
 
 
@@ -162,7 +166,7 @@ def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
         return predictor.num_outputs
     if hasattr(predictor, "input_gradient"):
         return None
-    shape = getattr(jax.eval_shape(predictor, x), "shape", ())
+    shape = getattr(traced_shape(predictor, x), "shape", ())
     if len(shape) != 2 or shape[0] != len(x) or shape[1] == 1:
         return None
     dtype = targets.dtype if isinstance(targets, jax.Array) else np.asarray(targets).dtype
@@ -184,6 +188,9 @@ def checked_bounds(bounds) -> tuple[Array | None, Array | None]:
         low, high = (as_float(b, "bounds") for b in bounds)
     except (TypeError, ValueError):
         raise ValueError(f"bounds must be (low, high); got {bounds!r}") from None
-    if not is_traced(low, high) and not bool(jnp.all(low < high)):
+    if is_traced(low, high):
+        return low, high
+    # Single entries may be held fixed, by equal bounds, but not all of them.
+    if not bool(jnp.all(low <= high) & jnp.any(low < high)):
         raise ValueError(f"bounds must have low < high; got {bounds!r}")
     return low, high

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 NORMS = ("l2", "linf", "l1", "l0")
+# The norm in which a gradient bounds what a step of norm 1 gains. l0 has none; l2 stands in for it.
+DUAL = {"l2": "l2", "linf": "l1", "l1": "linf", "l0": "l2"}
 Box = tuple[Float[Array, "m d"], Float[Array, "m d"]] | None
 
 
@@ -54,7 +56,7 @@ def steepest(
     if norm == "l2":
         if box is None:
             return size * normalise(g, "l2")
-        return _stretched(g, _stretch(g, size, box), box)
+        return shorten(_stretched(g, _stretch(g, size, box), size, box), size, norm)
     room = headroom(g, box)
     if norm == "l0":
         gain = jnp.abs(g) * room
@@ -62,7 +64,7 @@ def steepest(
     order = jnp.argsort(-jnp.abs(g), axis=1, stable=True)
     room = jnp.minimum(jnp.take_along_axis(room, order, 1), size)
     filled = jnp.clip(size - _before(room), 0, room)
-    return jnp.sign(g) * _put_back(filled, order)
+    return shorten(jnp.sign(g) * _put_back(filled, order), size, norm)
 
 
 def project(
@@ -82,14 +84,23 @@ def project(
         return jnp.where(rank(saved).astype(u.dtype) < size, inside, 0)
     if norm == "l2":
         if box is None:
-            length = lengths(u, "l2")[:, None]
-            return u * jnp.minimum(1, size / jnp.where(length > 0, length, 1))
-        return _stretched(u, jnp.minimum(1, _stretch(u, size, box)), box)
+            return shorten(u, size, norm)
+        t = jnp.minimum(1, _stretch(u, size, box))
+        return shorten(_stretched(u, t, size, box), size, norm)
     room = jnp.minimum(headroom(u, box), size)
     m = jnp.abs(u)
     d = jnp.sign(u) * jnp.clip(m - _threshold(m, room, size), 0, room)
-    # The sums behind lambda round; the norm is met to its own rounding.
-    length = lengths(d, "l1")[:, None]
+    return shorten(d, size, norm)
+
+
+def shorten(d: Float[Array, "m d"], size: Array | float, norm: str) -> Float[Array, "m d"]:
+    """d, scaled down where it is longer than `size`, in l2, linf or l1; it stays in a box that
+    holds 0.
+
+    The sums behind an exact answer round. After this its norm is within `size` to the rounding of
+    the norm itself.
+    """
+    length = lengths(d, norm)[:, None]
     return d * jnp.minimum(1, size / jnp.where(length > 0, length, 1))
 
 
@@ -110,7 +121,8 @@ def reach(
         rise = jnp.sum(direction * g, axis=1, keepdims=True)
         return direction * (gain / jnp.where(rise > 0, rise, 1))
     if norm == "l2":
-        return _stretched(g, _crossing(room / jnp.where(m > 0, m, 1), m * room, m**2, gain), box)
+        t = _crossing(room / jnp.where(m > 0, m, 1), m * room, m**2, gain)
+        return _stretched(g, t, jnp.inf, box)
     if norm == "linf":
         return jnp.sign(g) * jnp.minimum(_crossing(room, m * room, m, gain), room)
     order = jnp.argsort(-(m if norm == "l1" else m * room), axis=1, stable=True)
@@ -123,6 +135,20 @@ def reach(
 def clip(d: Float[Array, "m d"], box: Box) -> Float[Array, "m d"]:
     """The entries of d, in the box."""
     return d if box is None else jnp.clip(d, *box)
+
+
+def within(x: Array, delta: Array, bounds: Box) -> Array:
+    """delta, moved by its last bit where its sum with x would round to beyond the bounds.
+
+    One bit is enough where delta is in the box (low - x, high - x): without the rounding of that
+    difference the sum is within, and rounding is monotone.
+    """
+    if bounds is None:
+        return delta
+    low, high = bounds
+    above, below = x + delta > high, x + delta < low
+    inward = jnp.where(above, -jnp.inf, jnp.where(below, jnp.inf, delta)).astype(delta.dtype)
+    return jnp.nextafter(delta, inward)
 
 
 def headroom(g: Array, box: Box) -> Array:
@@ -168,16 +194,20 @@ def _crossing(breaks: Array, constant: Array, slope: Array, level: Array | float
 
 def _stretch(u: Array, size: Array | float, box: Box) -> Array:
     """(m, 1), the largest t with |clip(t u)|_2 <= size; inf if every t has it."""
-    largest = jnp.abs(u).max(1, keepdims=True)
-    m = jnp.abs(u) / jnp.where(largest > 0, largest, 1)
+    room = headroom(u, box)
+    # In units of the largest entry that can move: squares of the others do not underflow.
+    m = jnp.where(room > 0, jnp.abs(u), 0)
+    largest = m.max(1, keepdims=True)
+    m = m / jnp.where(largest > 0, largest, 1)
     unit = jnp.where(jnp.asarray(size) > 0, size, 1)
-    room = jnp.minimum(headroom(u, box), size) / unit
+    room = jnp.minimum(room, size) / unit
     t_squared = _crossing((room / jnp.where(m > 0, m, 1)) ** 2, room**2, m**2, (size / unit) ** 2)
     return jnp.sqrt(t_squared) * unit / jnp.where(largest > 0, largest, 1)
 
 
-def _stretched(u: Array, t: Array, box: Box) -> Array:
-    return jnp.where(u == 0, 0, clip(t * u, box))  # t may be infinite
+def _stretched(u: Array, t: Array, size: Array | float, box: Box) -> Array:
+    """clip(t u), no entry larger than `size`; t may be infinite."""
+    return jnp.where(u == 0, 0, clip(jnp.clip(t * u, -size, size), box))
 
 
 def _threshold(m: Array, room: Array, size: Array | float) -> Array:
@@ -185,10 +215,17 @@ def _threshold(m: Array, room: Array, size: Array | float) -> Array:
     breaks = jnp.concatenate([m, m - room], axis=1)
     sign = jnp.concatenate([jnp.ones_like(m), -jnp.ones_like(m)], axis=1)
     order = jnp.argsort(-breaks, axis=1)
-    breaks, sign = (jnp.take_along_axis(a, order, 1) for a in (breaks, sign))
-    count, total = jnp.cumsum(sign, axis=1), jnp.cumsum(sign * breaks, axis=1)
-    # The sum at lambda = breaks_j; it rises as lambda falls.
-    within = total - breaks * count <= size
-    last = jnp.maximum(jnp.sum(within, axis=1, keepdims=True) - 1, 0)
-    count, total = (jnp.take_along_axis(a, last, 1) for a in (count, total))
-    return jnp.maximum(jnp.where(count > 0.5, (total - size) / jnp.maximum(count, 1), 0), 0)
+    breaks = jnp.take_along_axis(breaks, order, 1)
+    sign = jnp.take_along_axis(sign, order, 1)
+    rising = jnp.cumsum(sign, axis=1)
+    # The sum at lambda = breaks_j: nothing is added between breaks where no entry rises, so that
+    # rounding cannot put the crossing there.
+    risen = _before(rising * (breaks - jnp.roll(breaks, -1, axis=1)))
+    beyond = risen > size
+    after = jnp.argmax(beyond, axis=1, keepdims=True)
+    before = jnp.maximum(after - 1, 0)
+    missing = size - jnp.take_along_axis(risen, before, 1)
+    count = jnp.maximum(jnp.take_along_axis(rising, before, 1), 1)
+    crossing = jnp.take_along_axis(breaks, before, 1) - missing / count
+    crossing = jnp.maximum(crossing, jnp.take_along_axis(breaks, after, 1))
+    return jnp.maximum(jnp.where(beyond.any(1, keepdims=True), crossing, 0), 0)

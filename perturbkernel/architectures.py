@@ -1,16 +1,10 @@
-"""Any network of `neural_tangents.stax` as a kernel; the only module that touches neural-tangents."""
+"""Any network of `neural_tangents.stax` as a kernel, and common networks by name."""
 
-import contextlib
 import functools
-import importlib
-import importlib.machinery
-import importlib.util
 import math
-import sys
-import warnings
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -21,31 +15,14 @@ from jaxtyping import Array
 from perturbkernel.checks import check_choice, check_count, check_number
 from perturbkernel.kernels import Kernel
 from perturbkernel.products import gradient_footprint
+from perturbkernel.stax_kernels import (
+    check_points_are_apart,
+    diagonal,
+    matrix,
+    without_fan_in_warnings,
+)
+from perturbkernel.stax_kernels import load_neural_tangents as load_neural_tangents
 from perturbkernel.tiles import EXACT, visit_flagged
-
-
-def load_neural_tangents(name: str = "stax") -> ModuleType:
-    """`neural_tangents.<name>` ("stax", "predict"), without running the package's own `__init__`.
-
-    The last release (0.6.5) imports TensorFlow there, and names that JAX has since removed. A bare
-    module with the package's path stands in for it; its kernels need nothing else. A
-    neural_tangents that is already imported is used as it is.
-
-    Raises:
-        ModuleNotFoundError: neural-tangents is not installed.
-    """
-    if "neural_tangents" not in sys.modules:
-        spec = importlib.machinery.PathFinder.find_spec("neural_tangents")
-        if spec is None:
-            raise ModuleNotFoundError(
-                "neural-tangents is not installed: pip install --no-deps neural-tangents"
-            )
-        bare = importlib.util.module_from_spec(
-            importlib.machinery.ModuleSpec("neural_tangents", None, is_package=True)
-        )
-        bare.__path__ = list(spec.submodule_search_locations or ())
-        sys.modules["neural_tangents"] = bare
-    return importlib.import_module(f"neural_tangents.{name}")
 
 
 @jax.tree_util.register_static
@@ -69,11 +46,23 @@ class ArchitectureNTK(Kernel):
 
     `fully_connected`, `convolutional` and `residual` make common ones.
 
-    Points that coincide get the exact K(x, x) and half its gradient, the symmetric convention of
-    TwoLayerNTK; for points that nearly coincide, and for equal patches of different images, the
-    angles are those of neural-tangents, right to about 1e-8 in float64 and 3e-4 in float32. XLA's
-    CPU backend (jaxlib 0.10.2) can crash on float64 input gradients of pooled convolutions, through
-    neural-tangents alone as well; float32 works.
+    Points that coincide get K(x, x) computed in float64, whatever their own precision, and half its
+    gradient, the symmetric convention of TwoLayerNTK; for points that nearly coincide, and for
+    equal patches of different images, the angles are those of neural-tangents, right to about 1e-8
+    in float64 and 3e-4 in float32, in each layer. XLA's CPU backend (jaxlib 0.10.2) can crash on
+    float64 input gradients of pooled convolutions, through neural-tangents alone as well; float32
+    works.
+
+    A kernel function of your own, functools.partial(kernel_fn, mask_constant=-9.0) for inputs with
+    masked entries say, may stand in the triple; K(x, x) is then its value at (x, x) in float64,
+    which knows the angle 0 of a ReLU to 1e-8.
+
+    Kernels made by the constructors can be pickled, copied and sent to other processes. A network
+    of your own consists of functions that pickle cannot write: make it anew in each process.
+
+    Raises:
+        TypeError: network is not such a triple.
+        ValueError: network has Dropout(mode="train"), or layers that mix points.
     """
 
     network: tuple
@@ -91,10 +80,28 @@ class ArchitectureNTK(Kernel):
                 "network must be the (init_fn, apply_fn, kernel_fn) that a neural_tangents.stax layer returns; "
                 f"got {type(self.network).__name__}"
             )
+        check_points_are_apart(self.network)
         if self.input_shape is not None:
             object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
         if self.memory is not None:
             check_count(self.memory, "memory", low=2**20)
+
+    def __reduce__(self):
+        if self.network not in _RECIPES:
+            raise pickle.PicklingError(
+                f"{self!r} cannot be pickled: its network consists of functions made inside other "
+                "functions. Make the kernel anew where it is needed, or use a constructor such as "
+                "ArchitectureNTK.fully_connected; a predictor is kept by f.save(path), and "
+                "KernelPredictor.load(path, kernel=...) is given the kernel again"
+            )
+        recipe = _RECIPES[self.network]
+        return _restored, (recipe, self.name, self.input_shape, self.memory)
+
+    def __copy__(self) -> "ArchitectureNTK":
+        return self  # immutable, and made of functions, which copies share
+
+    def __deepcopy__(self, memo) -> "ArchitectureNTK":
+        return self
 
     def __repr__(self) -> str:
         return f"ArchitectureNTK({self.name}, neural_tangents.stax; every weight and bias of the network trained)"
@@ -202,78 +209,15 @@ class ArchitectureNTK(Kernel):
 
     @functools.partial(jax.jit, static_argnums=(0, 1))  # traced once for a sum and its gradient
     def _tile(self, name: str, z: Array, x: Array) -> Array:
-        # neural-tangents computes in the widest dtype there is.
-        x64 = jax.enable_x64(z.dtype == jnp.float64)
-        with x64, jax.default_matmul_precision("highest"), _without_fan_in_warnings():
+        with jax.enable_x64(z.dtype == jnp.float64):
+            kernel = matrix(self.network, repr(self), name, z, x)
             same = _coincident(z, x)
-            kernel = self._evaluate(self.network, name, z, x)
-            each = self._diagonal(name, jnp.concatenate([z, x])) / 2
-            return jnp.where(same, each[: len(z), None] + each[len(z) :], kernel)
 
-    def _evaluate(self, network: tuple, name: str, z: Array, x: Array) -> Array:
-        try:
-            kernel = network[2](z, x, name)
-        except Exception as error:
-            raise ValueError(
-                f"{self!r} cannot take inputs with rows of shape {z.shape[1:]}: {error}"
-            ) from error
-        if kernel.shape != (len(z), len(x)):
-            found = ", ".join(map(str, kernel.shape[2:]))
-            raise ValueError(
-                f"network must have one output a point; its kernel has shape (n, m, {found}). "
-                f"End it with stax.Flatten() or stax.GlobalAvgPool(), then stax.Dense(1)"
-            )
-        return kernel
+            def replaced():
+                half = diagonal(self.network, repr(self), name, jnp.concatenate([z, x])) / 2
+                return jnp.where(same, half[: len(z), None] + half[None, len(z) :], kernel)
 
-    def _diagonal(self, name: str, x: Array) -> Array:
-        """K(x_n, x_n), (n,), free of the cusp: rounding would otherwise turn the angle 0 into about
-        1e-8.
-
-        With the input covariance of a point and itself inflated by t > 0, a ReLU's angle is clipped
-        to exactly 0 and the kernel is affine in t: 2 K(t) - K(2 t) is K(0). For smooth activations
-        the error is some hundred t^2: t = 4 eps^(2/3), small enough for that to be rounding and
-        large against the rounding of a covariance.
-        """
-        init, apply, identity = load_neural_tangents().Identity()
-
-        def inflated(point, extra):
-            def inflate(kernel, **_):
-                return kernel.replace(nngp=kernel.nngp + extra * _same_place(kernel))
-
-            # The requirements by which layers are chained.
-            inflate.__dict__.update(identity.__dict__)
-            network = load_neural_tangents().serial((init, apply, inflate), self.network)
-            return self._evaluate(network, name, point[None], point[None])[0, 0]
-
-        def variance(point):
-            # For ReLUs a product, without angles.
-            kernel = self.network[2](point[None], None, "cov1")
-            return kernel.mean()
-
-        # Relative to the output's variance: that of the input may be zero while biases keep the
-        # rest of order one.
-        scale = (
-            4 * float(jnp.finfo(x.dtype).eps) ** (2 / 3) * jax.vmap(variance)(lax.stop_gradient(x))
-        )
-        extra = jnp.stack([scale, 2 * scale], axis=1)
-        once, twice = jax.vmap(jax.vmap(inflated, (None, 0)))(x, extra).T
-        return 2 * once - twice
-
-
-def _same_place(kernel: Any) -> Array | float:
-    """Where the covariances of two images are those of one place with itself.
-
-    Two places of one image may be alike without being equal, and then the kernel is not affine in
-    what is added.
-    """
-    if kernel.diagonal_spatial:
-        return 1.0
-    shape = kernel.nngp.shape  # (1, 1, h, h, w, w)
-    pairs = (
-        jnp.eye(shape[a]).reshape([shape[a] if b in (a, a + 1) else 1 for b in range(len(shape))])
-        for a in range(2, len(shape), 2)
-    )
-    return functools.reduce(jnp.multiply, pairs, jnp.ones(()))
+            return lax.cond(jnp.any(same), replaced, lambda: kernel)
 
 
 @functools.cache
@@ -316,13 +260,45 @@ def _layers(activation: str, b_std: float) -> tuple[Any, Any, dict[str, Any]]:
     return stax, layer(stax), {"W_std": second_moment**-0.5, "b_std": b_std or None}
 
 
-@functools.cache
+# A network made here -> how to make it again: the name of a function below, and its arguments.
+_RECIPES: dict[tuple, tuple[str, tuple]] = {}
+
+
+def _made_once(build: Callable[..., tuple]) -> Callable[..., tuple]:
+    """Keeps each network, so that two equal ones are one kernel, and how it was made."""
+
+    @functools.cache
+    def once(*arguments):
+        network = build(*arguments)
+        _RECIPES[network] = build.__name__, arguments
+        return network
+
+    return once
+
+
+def _restored(
+    recipe: tuple[str, tuple],
+    name: str,
+    input_shape: tuple[int, ...] | None,
+    memory: int | None,
+) -> ArchitectureNTK:
+    """What `ArchitectureNTK.__reduce__` took apart."""
+    build, arguments = recipe
+    builders = {
+        "_fully_connected": _fully_connected,
+        "_convolutional": _convolutional,
+        "_residual": _residual,
+    }
+    return ArchitectureNTK(builders[build](*arguments), name, input_shape, memory)
+
+
+@_made_once
 def _fully_connected(depth: int, activation: str, b_std: float) -> tuple:
     stax, phi, scales = _layers(activation, b_std)
     return stax.serial(*depth * (stax.Dense(1, **scales), phi), stax.Dense(1, **scales))
 
 
-@functools.cache
+@_made_once
 def _convolutional(depth: int, activation: str, b_std: float, pooling: bool, stride: int) -> tuple:
     stax, phi, scales = _layers(activation, b_std)
     first, other = (stax.Conv(1, (3, 3), (s, s), "SAME", **scales) for s in (stride, 1))
@@ -330,11 +306,11 @@ def _convolutional(depth: int, activation: str, b_std: float, pooling: bool, str
     return stax.serial(first, phi, *(depth - 1) * (other, phi), last, stax.Dense(1, **scales))
 
 
-@functools.cache
+@_made_once
 def _residual(blocks: int, activation: str, b_std: float) -> tuple:
     stax, phi, scales = _layers(activation, b_std)
     dense = stax.Dense(1, **scales)
-    with _without_fan_in_warnings():
+    with without_fan_in_warnings():
         block = (
             stax.FanOut(2),
             stax.parallel(stax.serial(phi, dense), stax.Identity()),
@@ -343,20 +319,10 @@ def _residual(blocks: int, activation: str, b_std: float) -> tuple:
     return stax.serial(dense, *blocks * block, phi, dense)
 
 
-@contextlib.contextmanager
-def _without_fan_in_warnings():
-    """`FanInSum` says whenever it is evaluated that its inputs are to be independent; once, when
-    made, is enough.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs", UserWarning)
-        yield
-
-
 def _coincident(z: Array, x: Array) -> Array:
     """(rows of z, rows of x): which rows are equal in every entry."""
     z, x = (lax.stop_gradient(a.reshape(len(a), -1)) for a in (z, x))
-    squares = jnp.sum(z**2, axis=1)[:, None] + jnp.sum(x**2, axis=1)
+    squares = jnp.sum(z**2, axis=1)[:, None] + jnp.sum(x**2, axis=1)[None, :]
     candidates = squares - 2 * jnp.matmul(z, x.T, precision=EXACT) <= 1e-3 * squares
     row = jnp.arange(len(z))
 

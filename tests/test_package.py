@@ -15,7 +15,7 @@ PACKAGE = ROOT / "perturbkernel"
 ORDER = """
     _version options checks classes files array_files image_files
     data meshes footprints tiles plans products activations kernels
-    architectures dynamics gram krylov descent logistic softmax squared solvers precision gaussian_process saving predictors projections
+    stax_kernels architectures dynamics gram krylov descent logistic softmax squared solvers precision gaussian_process saving predictors projections
     perturbations objectives attacks boundary diagnosis learning theory two_layer optimizers training networks
     studies plots statements report verify reproduce bench run sklearn cli
 """.split()  # noqa: SIM905
@@ -56,9 +56,9 @@ def test_imports_run_one_way():
             assert imports_of(path) <= allowed, f"{path.name} imports {imports_of(path) - allowed}"
 
 
-def test_only_architectures_touches_neural_tangents():
+def test_only_stax_kernels_touches_neural_tangents():
     for path in PACKAGE.glob("**/*.py"):
-        if path.stem != "architectures":
+        if path.stem != "stax_kernels":
             assert not re.search(r"^\s*(import|from) neural_tangents", path.read_text(), re.M), path
 
 

@@ -1,0 +1,228 @@
+"""Kernels of `neural_tangents.stax` networks between points, and of a point with itself; the only
+module that runs neural-tangents.
+
+A network is the (init_fn, apply_fn, kernel_fn) of a stax layer; `label` is how messages call it.
+"""
+
+import contextlib
+import functools
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+#: The inflation of the output's variance by which `diagonal` clips angles: far above float64
+#: rounding, also behind layers that shrink it 1e4 times; its square is below rounding.
+_INFLATION = 2.0**-36
+#: The least inflation of the input's covariance, 64 roundings of a float64.
+_ROUNDINGS = 2.0**-46
+_MIXING = "network must treat points one by one, since kernels are summed over parts of the data"
+
+
+def load_neural_tangents(name: str = "stax") -> ModuleType:
+    """`neural_tangents.<name>` ("stax", "predict"), without running the package's own `__init__`.
+
+    The last release (0.6.5) imports TensorFlow there, and names that JAX has since removed. A bare
+    module with the package's path stands in for it; its kernels need nothing else. A
+    neural_tangents that is already imported is used as it is.
+
+    Raises:
+        ModuleNotFoundError: neural-tangents is not installed.
+    """
+    if "neural_tangents" not in sys.modules:
+        spec = importlib.machinery.PathFinder.find_spec("neural_tangents")
+        if spec is None:
+            raise ModuleNotFoundError(
+                "neural-tangents is not installed: pip install --no-deps neural-tangents"
+            )
+        bare = importlib.util.module_from_spec(
+            importlib.machinery.ModuleSpec("neural_tangents", None, is_package=True)
+        )
+        bare.__path__ = list(spec.submodule_search_locations or ())
+        sys.modules["neural_tangents"] = bare
+    return importlib.import_module(f"neural_tangents.{name}")
+
+
+@contextlib.contextmanager
+def _as_neural_tangents_expects(float64: bool):
+    """The only place where neural-tangents runs: precise products, JAX's ordinary promotion of
+    ranks and dtypes whatever the user's, and float64 in or out of scope, as it computes in the
+    widest dtype there is.
+    """
+    with (
+        jax.enable_x64(float64),
+        jax.default_matmul_precision("highest"),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        without_fan_in_warnings(),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def without_fan_in_warnings():
+    """`FanInSum` says whenever it is evaluated that its inputs are to be independent; once, when
+    made, is enough.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs", UserWarning)
+        yield
+
+
+# --- what a network asks of its inputs ---
+
+
+def _is_stax(network: tuple) -> bool:
+    """Whether the kernel function is that of a stax layer, which also takes what layers hand on to
+    each other. Others take arrays.
+    """
+    return hasattr(network[2], "input_req")
+
+
+def _requirements(network: tuple) -> dict[str, Any]:
+    return getattr(network[2], "input_req", None) or {}
+
+
+def check_points_are_apart(network: tuple) -> None:
+    """Raises ValueError for networks whose K(x, z) is not a function of x and z alone."""
+    asked = _requirements(network)
+    if asked.get("use_dropout"):
+        raise ValueError(
+            'network has Dropout(mode="train"), under which K(x, x) has a factor 1 / rate that '
+            'the kernel of x and a point beside it does not have. Use Dropout(rate, mode="test")'
+        )
+    if asked.get("diagonal_batch") is False:
+        raise ValueError(f"{_MIXING}; a layer of it combines them along the batch axis")
+
+
+# --- kernels ---
+
+
+def matrix(network: tuple, label: str, name: str, z: Array, x: Array) -> Array:
+    """The kernel called `name`, (rows of z, rows of x), as neural-tangents computes it.
+
+    Raises ValueError for inputs that the network does not take, and for networks that have more
+    than one output a point or do not keep points apart.
+    """
+    with _as_neural_tangents_expects(z.dtype == jnp.float64):
+        return _evaluate(network, label, name, z, x)
+
+
+def _evaluate(network: tuple, label: str, name: str, z: Array, x: Array) -> Array:
+    axis = _requirements(network).get("batch_axis", 0)
+    if axis % z.ndim:
+        raise ValueError(f"network must have its points along axis 0; got batch_axis={axis}")
+    try:
+        kernel = network[2](z, x, name)
+    except Exception as error:
+        raise ValueError(
+            f"{label} cannot take inputs with rows of shape {z.shape[1:]}: {error}"
+        ) from error
+    if kernel.shape[:2] != (len(z), len(x)):
+        raise ValueError(
+            f"{_MIXING}; the kernel of {len(z)} and {len(x)} points has shape {kernel.shape}"
+        )
+    if kernel.ndim > 2:
+        found = ", ".join(map(str, kernel.shape[2:]))
+        raise ValueError(
+            f"network must have one output a point; its kernel has shape (n, m, {found}). "
+            f"End it with stax.Flatten() or stax.GlobalAvgPool(), then stax.Dense(1)"
+        )
+    return kernel
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def diagonal(network: tuple, label: str, name: str, x: Array) -> Array:
+    """K(x_n, x_n), (n,), in the dtype of x but computed in float64; differentiable once.
+
+    Float32 would not do: a variance c known to eps leaves the gate of an erf or GELU, a function of
+    1 + 2 c where c^2 cancels, with an error of eps c, and residual blocks double c. Derivatives are
+    defined here, since JAX takes them after float64 went out of scope.
+    """
+    with _as_neural_tangents_expects(True):
+        at_one_point = functools.partial(_at_one_point, network, label, name)
+        return jax.vmap(at_one_point)(x).astype(x.dtype)
+
+
+@diagonal.defjvp
+def _diagonal_jvp(network, label, name, primals, tangents):
+    (x,) = primals
+    (tangent,) = tangents
+    with _as_neural_tangents_expects(True):
+        at_one_point = functools.partial(_at_one_point, network, label, name)
+        values, gradient = jax.vmap(jax.value_and_grad(at_one_point))(x)
+        values = values.astype(x.dtype)
+    products = (gradient * tangent).reshape(len(x), -1)
+    return values, jnp.sum(products, axis=1)
+
+
+def _at_one_point(network: tuple, label: str, name: str, point: Array) -> Array:
+    """K(x, x) in float64, free of the cusp of ReLUs, where rounding turns the angle 0 into 1e-8.
+
+    With the input covariance of the point and itself inflated by t > 0, a ReLU's angle is clipped
+    to exactly 0 and the kernel is affine in t: 2 K(t) - K(2 t) is K(0). For smooth activations the
+    error is of order t^2.
+
+    t has two parts. One is measured at the output: t dS/dt is a small part of its variance S, so
+    that neither amplification makes it large nor biases, beside which inputs may be tiny, drown
+    it. The other lifts the input's own covariance over its rounding.
+    """
+    x = point[None]
+    if not _is_stax(network):
+        return _evaluate(network, label, name, x, x)[0, 0]
+
+    def inflated(name, relative, absolute):
+        return _evaluate(_inflated(network, relative, absolute), label, name, x, x)[0, 0]
+
+    def variance(absolute):
+        return inflated("nngp", 0.0, absolute)
+
+    zero = jnp.zeros((), jnp.float64)
+    output, slope = jax.jvp(variance, (zero,), (zero + 1,))
+    absolute = _INFLATION * output / slope
+    absolute = lax.stop_gradient(jnp.where(jnp.isfinite(absolute), absolute, 0))
+
+    def inflated_times(k):
+        return inflated(name, k * _ROUNDINGS, k * absolute)
+
+    once, twice = jax.vmap(inflated_times)(jnp.arange(1.0, 3.0))
+    return 2 * once - twice
+
+
+def _inflated(network: tuple, relative: Any, absolute: Any) -> tuple:
+    """The network on inputs whose covariance of a place with itself, but not its variance, is
+    (1 + relative) times as large, plus `absolute`.
+    """
+    init, apply, identity = load_neural_tangents().Identity()
+
+    def inflate(kernel, **_):
+        extra = relative * kernel.nngp + absolute
+        return kernel.replace(nngp=kernel.nngp + extra * _same_place(kernel))
+
+    # The requirements by which layers are chained.
+    inflate.__dict__.update(identity.__dict__)
+    return load_neural_tangents().serial((init, apply, inflate), network)
+
+
+def _same_place(kernel: Any) -> Array | float:
+    """Where the covariances of two images are those of one place with itself.
+
+    Two places of one image may be alike without being equal, and then the kernel is not affine in
+    what is added.
+    """
+    if kernel.diagonal_spatial:
+        return 1.0
+    shape = kernel.nngp.shape  # (1, 1, h, h, w, w)
+    pairs = (
+        jnp.eye(shape[a]).reshape([shape[a] if b in (a, a + 1) else 1 for b in range(len(shape))])
+        for a in range(2, len(shape), 2)
+    )
+    return functools.reduce(jnp.multiply, pairs, jnp.ones(()))

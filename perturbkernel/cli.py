@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from perturbkernel import bench
+from perturbkernel import bench, interrupts
 from perturbkernel import data as datasets
 from perturbkernel import report as reports
 from perturbkernel import verify as verification
@@ -447,18 +447,21 @@ def _report(args: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status; errors are one line on standard error."""
-    argv = sys.argv[1:] if argv is None else argv
+    command, argv = argv is None, sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
     args.argv = argv
     warnings.showwarning = lambda message, *_, **__: print(
         f"perturbkernel: warning: {message}", file=sys.stderr
     )
     try:
-        with jax.enable_x64(getattr(args, "precision", 32) == 64):
+        with (
+            interrupts.answered(command=command),
+            jax.enable_x64(getattr(args, "precision", 32) == 64),
+        ):
             return args.function(args)
     except KeyboardInterrupt:
         print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)
-        return 130
+        return interrupts.STATUS
     except (ValueError, TypeError, OSError) as error:
         print(f"perturbkernel: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -8,7 +8,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import (
@@ -23,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from perturbkernel import interrupts
 from perturbkernel.files import locked
 from perturbkernel.reproduce import store
 from perturbkernel.reproduce.functions import FUNCTIONS
@@ -76,14 +76,14 @@ class _LocalProcesses(ProcessPoolExecutor):
 
     def submit(self, fn, /, *args, **kwargs):
         # The pool starts processes here, and a blocked signal stays blocked in them from their
-        # first instruction. The parent takes it when it is unblocked.
-        if not hasattr(signal, "pthread_sigmask"):
+        # first instruction.
+        with interrupts.deferred():
             return super().submit(fn, *args, **kwargs)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            return super().submit(fn, *args, **kwargs)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def kill(self) -> None:
+        """Ends the processes, whatever they do."""
+        for process in list((self._processes or {}).values()):
+            process.kill()
 
 
 @contextlib.contextmanager
@@ -104,9 +104,12 @@ def local_processes(workers: int | None = None) -> Iterator[Executor]:
     os.environ.update({name: str(threads) for name in _NUMPY_THREADS if name not in before})
     try:
         yield pool
+    except BaseException:
+        pool.kill()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        ours.close()  # whoever is still computing ends now
+        pool.shutdown(wait=False)
+        ours.close()
         theirs.close()
         for name in set(_NUMPY_THREADS) - set(before):
             os.environ.pop(name, None)
@@ -175,8 +178,11 @@ def run(
     try:
         failures = _compute_all(jobs, Path(folder), executor, running, told)
     finally:
-        for future in running:  # none unless this was interrupted
-            future.cancel()
+        # None unless this was interrupted. Local processes are killed instead: their pool stumbles
+        # over futures that are cancelled before it breaks.
+        if not isinstance(executor, _LocalProcesses):
+            for future in running:
+                future.cancel()
     for _, error in failures:
         if isinstance(error, BrokenExecutor):
             raise RuntimeError(

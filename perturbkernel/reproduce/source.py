@@ -9,7 +9,6 @@ import ast
 import functools
 import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,13 @@ class _Import(NamedTuple):
     module: str
     name: str | None
     alias: str
+
+
+class _Reached(NamedTuple):
+    """A module, and whether anything that it passes on may be used."""
+
+    module: str
+    whole: bool
 
 
 def source_hash(package: Path, module: str) -> str:
@@ -38,18 +44,20 @@ def modules(package: Path, module: str) -> dict[str, Path]:
     """Name -> file of `module` and of every module of the package that it imports, directly or
     not.
 
-    Imports inside functions count. An import from a package is followed to the module that defines
-    the name: the rest of what an `__init__` gathers does not belong to the computation.
+    Imports inside functions count. `from package import name` is followed to the module that
+    defines the name: the rest of what an `__init__` gathers does not belong to the computation,
+    unless the package itself is imported.
     """
     found: dict[str, Path] = {}
-    waiting = [module]
+    waiting, seen = [_Reached(module, False)], set()
     while waiting:
-        name = waiting.pop()
-        file = _file(package, name)
-        if name in found or file is None:
+        reached = waiting.pop()
+        file = _file(package, reached.module)
+        if reached in seen or file is None:
             continue
-        found[name] = file
-        for one in _used_imports(_tree(file, file.stat().st_mtime_ns), name, _is_init(file)):
+        seen.add(reached)
+        found[reached.module] = file
+        for one in _imports(file, reached.module, only_used=not reached.whole):
             waiting += _defining(package, one)
     return found
 
@@ -75,26 +83,37 @@ def _tree(file: Path, modified: int) -> ast.Module:
     return ast.parse(file.read_bytes(), str(file))
 
 
-def _imports(tree: ast.Module, module: str, is_init: bool) -> Iterator[_Import]:
-    """Every import in the module, relative ones resolved."""
+def _imports(file: Path, module: str, only_used: bool) -> list[_Import]:
+    """Every import in the module, relative ones resolved; or those whose name the module uses, as
+    what it only passes on cannot change what it computes.
+    """
+    tree = _tree(file, file.stat().st_mtime_ns)
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                # `import a.b` binds a.
-                bound = alias.asname or alias.name.split(".")[0]
-                yield _Import(alias.name, None, bound)
+            # `import a.b` binds a.
+            found += [_Import(a.name, None, a.asname or a.name.split(".")[0]) for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            parts = module.split(".")
-            up = node.level - is_init
-            base = parts[: len(parts) - up] if node.level else []
-            origin = ".".join([*base, *([node.module] if node.module else [])])
-            for alias in node.names:
-                yield _Import(origin, alias.name, alias.asname or alias.name)
+            origin = _origin(node, module, _is_init(file))
+            found += [_Import(origin, a.name, a.asname or a.name) for a in node.names]
+    if not only_used:
+        return found
+    used = _used_names(tree)
+    return [one for one in found if one.alias in used]
 
 
-def _used_imports(tree: ast.Module, module: str, is_init: bool) -> Iterator[_Import]:
-    """Imports whose name the module uses; `as` re-exports that it does not use cannot change what it
-    computes. A string that is no docstring may be an annotation: what it mentions counts as used.
+def _origin(node: ast.ImportFrom, module: str, is_init: bool) -> str:
+    """The module that is imported from."""
+    if not node.level:
+        return node.module or ""
+    parts = module.split(".")
+    base = parts[: len(parts) - node.level + is_init]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def _used_names(tree: ast.Module) -> set[str]:
+    """Names that a module reads. A string that is no docstring may be an annotation: what it
+    mentions counts.
     """
     used, bare = {"*"}, set()
     for node in ast.walk(tree):
@@ -106,23 +125,23 @@ def _used_imports(tree: ast.Module, module: str, is_init: bool) -> Iterator[_Imp
             isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare
         ):
             used.update(re.findall(r"\w+", node.value))
-    return (one for one in _imports(tree, module, is_init) if one.alias in used)
+    return used
 
 
-def _defining(package: Path, one: _Import) -> list[str]:
-    """The modules in which an imported name may be defined."""
-    if one.name is None:
-        return [one.module]
+def _defining(package: Path, one: _Import) -> list[_Reached]:
+    """Where an imported name may be defined."""
+    if one.name is None or one.name == "*":
+        return [_Reached(one.module, True)]
     submodule = f"{one.module}.{one.name}"
     if _file(package, submodule) is not None:
-        return [submodule]
+        return [_Reached(submodule, True)]
     file = _file(package, one.module)
-    if file is None or not _is_init(file):
-        return [one.module]
-    tree = _tree(file, file.stat().st_mtime_ns)
-    passed_on = [i for i in _imports(tree, one.module, True) if one.name == i.alias and i.name]
-    # Not passed on: defined there, or found at run time; then all that the `__init__` uses counts.
-    return [module for i in passed_on for module in _defining(package, i)] or [one.module]
+    if file is None:
+        return []
+    # Not passed on: defined there, or found at run time by what is defined there.
+    passed_on = [i for i in _imports(file, one.module, only_used=False) if i.alias == one.name]
+    found = [reached for i in passed_on for reached in _defining(package, i)]
+    return found or [_Reached(one.module, False)]
 
 
 @functools.lru_cache(maxsize=512)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from perturbkernel import bench, options
+from perturbkernel import bench, interrupts, options
 from perturbkernel import report as reports
 from perturbkernel import verify as verification
 from perturbkernel._version import __version__
@@ -186,20 +186,23 @@ def _in_shell_words(message: str, args: argparse.Namespace) -> str:
 @_readers_may_leave()
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status; errors are one line on standard error."""
-    argv = sys.argv[1:] if argv is None else argv
+    command, argv = argv is None, sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
     args.argv = argv
     warnings.showwarning = lambda message, *_, **__: print(
         f"perturbkernel: warning: {message}", file=sys.stderr
     )
     try:
-        with jax.enable_x64(getattr(args, "precision", 32) == 64):
+        with (
+            interrupts.answered(command=command),
+            jax.enable_x64(getattr(args, "precision", 32) == 64),
+        ):
             if args.command != "report" and not getattr(args, "list", False):
                 _check_device()
             return args.function(args)
     except KeyboardInterrupt:
         print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)
-        return 130
+        return interrupts.STATUS
     except (ValueError, TypeError, OSError) as error:
         print(f"perturbkernel: error: {_in_shell_words(str(error), args)}", file=sys.stderr)
         return 2

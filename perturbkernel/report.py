@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import textwrap
 import warnings
 import zipfile
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 
 from perturbkernel import plots
 from perturbkernel._version import __version__
+from perturbkernel.files import write_folder as write_whole
 from perturbkernel.statements import captions, introduction
 from perturbkernel.statements import sentences as sentences
 
@@ -83,31 +83,6 @@ def _processor() -> str:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor() or platform.machine()
-
-
-def write_whole(folder: str | os.PathLike, marker: str, write: Callable[[Path], None]) -> Path:
-    """Lets `write` fill an empty folder, then moves its files into `folder`, replacing those of an
-    earlier result.
-
-    The file called `marker`, which makes a folder a result, is removed first and arrives last: a
-    run that is killed leaves the earlier result, or none, but never a mixture. Raises ValueError if
-    `folder` is a file.
-    """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; results need a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".unfinished-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        write(aside)
-        (folder / marker).unlink(missing_ok=True)
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == marker):
-            os.replace(path, folder / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def save(report: Report, folder: str | os.PathLike) -> Path:

@@ -143,7 +143,9 @@ ROWS, ENTRIES, RIVALS = 40, 20, 9
 def exact_size(rows: Any, least: Any, norm: str, low: Any, high: Any) -> float:
     """The smallest norm with rows d >= least and low <= d <= high, by SciPy; inf if there is none."""
     entries = rows.shape[1]
-    if norm == "l2":  # the least-distance programme as non-negative least squares, Lawson and Hanson
+    if (
+        norm == "l2"
+    ):  # the least-distance programme as non-negative least squares, Lawson and Hanson
         within = np.vstack([-np.eye(entries)[np.isfinite(high)], np.eye(entries)[np.isfinite(low)]])
         edges = np.concatenate([-high[np.isfinite(high)], low[np.isfinite(low)]])
         all_rows, all_least = np.vstack([rows, within]), np.concatenate([least, edges])

@@ -10,7 +10,7 @@ again computes only what is missing.
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import BrokenExecutor, Executor
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from perturbkernel.checks import check_count
 from perturbkernel.reproduce import runner
 from perturbkernel.reproduce.page import Reproduction as Reproduction
 from perturbkernel.reproduce.page import load as load
-from perturbkernel.reproduce.page import together
+from perturbkernel.reproduce.page import publish
 from perturbkernel.reproduce.plan import Options, cells, everything
 from perturbkernel.reproduce.specification import Panel as Panel
 from perturbkernel.reproduce.specification import panel as panel
@@ -61,7 +61,8 @@ def reproduce(
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
-        RuntimeError: a cell failed; the others are kept.
+        RuntimeError: a cell failed, a worker was killed, or has another version of the package; what
+            is finished is kept.
 
     Local processes start Python anew: a script that calls this needs the usual `if __name__ ==
     "__main__":`.
@@ -89,9 +90,13 @@ def reproduce(
         context = runner.local_processes(workers)
     with context as pool:
         runner.run(wanted, folder, pool, progress)
-        result = Reproduction(folder, together(folder, options))
-        result.save(pool if executor is None else None)  # workers elsewhere may not see the folder
-    return result
+        try:
+            # Workers elsewhere may not see the folder.
+            return publish(folder, options, pool if executor is None else None)
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                f"a worker process ended unexpectedly while figures were drawn. The {runner.AGAIN}"
+            ) from error
 
 
 def names() -> tuple[str, ...]:

@@ -36,7 +36,6 @@ from perturbkernel.learning import accuracy, agreement, draw_noise, draw_targets
 from perturbkernel.networks import NetworkLearner, Plateau, paper_optimizer
 from perturbkernel.perturbations import perturb
 from perturbkernel.predictors import KernelLearner
-from perturbkernel.reproduce.carriers_figure import PUBLISHED_N
 from perturbkernel.reproduce.carriers_figure import draw as draw
 from perturbkernel.reproduce.carriers_figure import summarise as summarise
 from perturbkernel.reproduce.carriers_figure import text as text
@@ -105,7 +104,7 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     check_choice(scale, "scale", tuple(SCALES))
     check_count(seeds, "seeds")
     s, found = SCALES[scale], []
-    size = float(RELATIVE_SIZE * np.sqrt(PUBLISHED_N / s["n"]))
+    size = float(RELATIVE_SIZE * np.sqrt(SCALES["paper"]["n"] / s["n"]))
     noise = {"part": "noise", "n": s["n"], "m": s["m"], "relative_size": size, "time": TIME}
     noise |= {"width": s["width"], "steps": s["steps"]}
     for d in s["d"]:

@@ -3,7 +3,9 @@ the same.
 """
 
 import functools
+import hashlib
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbkernel import data as datasets
-from perturbkernel.reproduce.specification import Setting
+from perturbkernel.reproduce.setting import Setting
 
 FRESH = 1000  # new synthetic points on which agreement is counted
 
@@ -29,25 +31,67 @@ class Drawn(NamedTuple):
 def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> dict[str, Any]:
     """What `draw` needs. `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or
     None: mnist5k.
+
+    Of images, "content" is a hash of those that the folder holds now: it says what the data are,
+    "path" only where.
     """
     if not setting.is_image:
         return {"name": setting.data, "n": setting.n, "d": setting.d, "seed": seed}
     folder = sources.get(setting.data)
     if folder is None:
         # 1 against 2 whatever the panel: only digits come with the installation.
-        return {"name": "mnist5k", "classes": [1, 2], "n": setting.n, "seed": seed}
+        name, classes, where = "mnist5k", (1, 2), {}
+    else:
+        name, classes, where = setting.data, tuple(setting.classes or ()), {"path": folder}
     return {
-        "name": setting.data,
-        "classes": list(setting.classes or ()),
+        "name": name,
+        "classes": list(classes),
         "n": setting.n,
         "seed": seed,
-        "path": folder,
+        "content": _content(name, folder, classes, file_states(folder)),
+        **where,
     }
+
+
+def file_states(folder: str | None) -> tuple[tuple[str, int, int, int], ...]:
+    """What tells whether a file of the folder was replaced, without reading it."""
+    if folder is None or not Path(folder).is_dir():
+        return ()
+    files = (path for path in sorted(Path(folder).iterdir()) if path.is_file())
+    states = [(path.name, path.stat()) for path in files]
+    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+@functools.lru_cache(maxsize=64)
+def _content(name: str, folder: str | None, classes: tuple[int, ...], states: Any) -> str:
+    return _content_hash(_images(name, folder, classes))
+
+
+def _images(name: str, folder: str | None, classes: tuple[int, ...]) -> list[datasets.Dataset]:
+    """All images of the classes: the training and test files, or mnist5k."""
+    if folder is None:
+        return [getattr(datasets, name)(classes=classes)]
+    read = getattr(datasets, name)
+    return [read(folder, classes=classes, split=split) for split in ("train", "test")]
+
+
+def _content_hash(images: list[datasets.Dataset]) -> str:
+    """A hash of pixels and labels, rounded to what the files hold: devices may differ in the last
+    bit.
+    """
+    digest = hashlib.sha256()
+    for part in images:
+        pixels = np.round(np.asarray(part.inputs) * 255).astype("<i2")
+        digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
+        digest.update(np.asarray(part.targets).astype("<i2").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def draw(config: dict[str, Any]) -> Drawn:
     """The data set that the description names; images: `n` of the training images at most, fresh =
     the test images.
+
+    Raises ValueError if the images are not those of the description any more.
     """
     key_data, key_fresh, key = jax.random.split(jax.random.key(config["seed"]), 3)
     name, n = config["name"], config["n"]
@@ -55,14 +99,14 @@ def draw(config: dict[str, Any]) -> Drawn:
         rng = np.random.default_rng([config["seed"], n, config["d"]])
         (x, y), (fresh, _) = (_synthetic(name, rows, config["d"], rng) for rows in (n, FRESH))
         return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
-    classes = tuple(config["classes"])
-    if name == "mnist5k":
-        train, test = datasets.mnist5k(classes=classes).split(test=0.2, key=key_data)
-    else:
-        train, test = (
-            getattr(datasets, name)(config["path"], classes=classes, split=split)
-            for split in ("train", "test")
+    folder = config.get("path")
+    images = _images(name, folder, tuple(config["classes"]))
+    if _content_hash(images) != config["content"]:
+        raise ValueError(
+            f"{folder or name} holds other images here, or now, than where and when the "
+            f"computation was planned: give the command again, with the same files everywhere"
         )
+    train, test = images[0].split(test=0.2, key=key_data) if folder is None else images
     if n < train.n:
         train = train.subset(n, key=key_fresh)
     return Drawn(train.inputs, train.targets, test.inputs, key)

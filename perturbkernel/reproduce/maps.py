@@ -18,7 +18,7 @@ from perturbkernel.networks import NetworkLearner, Plateau, paper_optimizer
 from perturbkernel.perturbations import normalise
 from perturbkernel.predictors import KernelLearner
 from perturbkernel.reproduce.datasets import draw
-from perturbkernel.reproduce.specification import Setting, from_config
+from perturbkernel.reproduce.setting import Setting, from_config
 
 _SLICE = 4096  # points of the plane at a time: the plane itself need not fit beside everything else
 

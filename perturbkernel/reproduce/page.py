@@ -3,10 +3,11 @@
 import html
 import json
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 
 from perturbkernel import plots
 from perturbkernel import report as reports
-from perturbkernel.files import write_whole
+from perturbkernel.files import write_folder
 from perturbkernel.reproduce import assemble, plan, store
 from perturbkernel.reproduce.assemble import Curve
 from perturbkernel.reproduce.datasets import count
@@ -41,14 +42,31 @@ class Reproduction:
     Attributes:
         folder: where the cells are.
         options: what was asked for.
+        environment: versions and devices of the processes that computed the cells; a list where
+            they differ.
     """
 
-    def __init__(self, folder: str | os.PathLike, options: Options):
-        self.folder, self.options = Path(folder), options
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        options: Options,
+        environment: dict[str, Any] | None = None,
+    ):
+        self.folder, self.options, self._environment = Path(folder), options, environment
 
     @cached_property
     def cells(self) -> list[plan.Cell]:
         return plan.cells(self.options)
+
+    @cached_property
+    def _headers(self) -> list[dict[str, Any]]:
+        return [store.header(self.folder, cell) for cell in self.cells]
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        if self._environment is not None:
+            return self._environment
+        return _merged([header["environment"] for header in self._headers])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -98,12 +116,10 @@ class Reproduction:
             )
         return panel_figure(p, self.curves(name), "; ".join(note for note in notes if note))
 
-    def _draw(self, name: str) -> None:
+    def _draw(self, into: Path, name: str) -> None:
         drawn = self.figure(name)
         for kind in ("svg", "png"):
-            picture = plots.render(drawn, kind)
-            path = self.folder / "figures" / f"{file_name(name)}.{kind}"
-            write_whole(path, lambda file, picture=picture: file.write(picture))
+            (into / f"{file_name(name)}.{kind}").write_bytes(plots.render(drawn, kind))
 
     def _note(self, setting: Setting) -> str:
         """Where the images are not those of the paper."""
@@ -121,7 +137,7 @@ class Reproduction:
 
     def seconds(self) -> float:
         """What all cells took to compute, added up."""
-        return sum(store.seconds(self.folder, cell) for cell in self.cells)
+        return sum(float(header["seconds"]) for header in self._headers)
 
     def summary(self) -> dict[str, Any]:
         """Every number of every panel, with its distance from the published values, as JSON holds
@@ -155,24 +171,22 @@ class Reproduction:
 
         `executor`: draws the figures, if its workers see the folder.
         """
-        (self.folder / "figures").mkdir(parents=True, exist_ok=True)
-        list((map if executor is None else executor.map)(self._draw, self.names))
-        summary = self.summary()
-        for name, text in (
-            ("summary.json", json.dumps(summary, indent=1)),
-            ("index.html", self._page(summary)),
-            (
-                RECORD,
-                json.dumps(
-                    {"options": asdict(self.options), "environment": reports.environment()},
-                    indent=1,
-                ),
-            ),
-        ):
-            write_whole(
-                self.folder / name, lambda file, text=text: file.write(text.encode() + b"\n")
-            )
+        write_folder(self.folder, RECORD, partial(self._write, executor))
         return self.folder / "index.html"
+
+    def _write(self, executor: Executor | None, into: Path) -> None:
+        (into / "figures").mkdir()
+        draw = partial(self._draw, into / "figures")
+        list((map if executor is None else executor.map)(draw, self.names))
+        summary = self.summary()
+        record = {"options": asdict(self.options), "environment": self.environment}
+        texts = {
+            "summary.json": json.dumps(summary, indent=1),
+            "index.html": self._page(summary),
+            RECORD: json.dumps(record, indent=1),
+        }
+        for name, text in texts.items():
+            (into / name).write_text(text + "\n", encoding="utf-8")
 
     def table(self) -> list[tuple[str, str, str]]:
         """(panel, quantity, mean distance of each curve from the published values) as text."""
@@ -216,7 +230,8 @@ class Reproduction:
 {" ".join(_LINES[mode] for mode in self.options.modes)} Dashed: larger perturbations, where images are fewer than
 published.</p>
 <p>{e(asked)}</p><p>{links}</p>
-{"".join(parts)}""",
+{"".join(parts)}
+<details><summary>Versions and machines</summary>{reports.html_table(self.environment.items())}</details>""",
             _CSS,
         )
 
@@ -253,22 +268,66 @@ def load(folder: str | os.PathLike) -> Reproduction:
         content = json.loads((Path(folder) / RECORD).read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no finished reproduction (no {RECORD})") from None
-    options = content["options"]
-    return Reproduction(folder, Options(**(options | {"names": tuple(options["names"])})))
+    except ValueError as error:
+        raise _damaged_record(folder, error) from error
+    try:
+        options = content["options"] | {"names": tuple(content["options"]["names"])}
+        return Reproduction(folder, Options(**options), content["environment"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise _damaged_record(folder, error) from error
+
+
+def _damaged_record(folder: str | os.PathLike, error: Exception) -> ValueError:
+    return ValueError(
+        f"{Path(folder) / RECORD} is damaged ({type(error).__name__}: {error}); give the `reproduce` "
+        f"command again, which computes nothing that is there"
+    )
+
+
+def publish(folder: str | os.PathLike, options: Options, executor: Executor | None) -> Reproduction:
+    """Writes the page of what was just computed, together with what the folder held before.
+
+    `executor`: as in `Reproduction.save`.
+    """
+    found = Reproduction(folder, options)
+
+    def write(into: Path) -> None:
+        # Here no other process is between reading the record and writing it.
+        found.options = together(folder, options)
+        found._write(executor, into)
+
+    write_folder(folder, RECORD, write)
+    return found
 
 
 def together(folder: str | os.PathLike, options: Options) -> Options:
     """The options with the names that the folder holds already, if everything else about them is
-    the same.
+    the same. Those of which the code or the data changed since are left out, with a warning.
     """
     try:
         before = load(folder).options
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError):
         return options
     if replace(before, names=options.names) != options:
         return options
-    return replace(options, names=_ordered((*before.names, *options.names)))
+    kept, lost = [], []
+    for name in before.names:
+        cells = plan.cells(replace(options, names=(name,)))
+        finished = name in options.names or all(store.is_finished(folder, c) for c in cells)
+        (kept if finished else lost).append(name)
+    if lost:
+        warnings.warn(
+            f"left out of the page, since the code or the data changed: {', '.join(lost)}; give "
+            f"the command with these names to compute them again",
+            stacklevel=2,
+        )
+    return replace(options, names=tuple(dict.fromkeys((*kept, *options.names))))
 
 
-def _ordered(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(names))
+def _merged(environments: Sequence[Any]) -> Any:
+    """One environment, where they differ the list of what there is."""
+    if all(isinstance(one, dict) for one in environments):
+        names = dict.fromkeys(name for one in environments for name in one)
+        return {name: _merged([one.get(name) for one in environments]) for name in names}
+    distinct = [one for i, one in enumerate(environments) if one not in environments[:i]]
+    return distinct[0] if len(distinct) == 1 else distinct

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 from perturbkernel.checks import check_choice, check_count
 from perturbkernel.reproduce import architectures, carriers, width
-from perturbkernel.reproduce.datasets import data_config, size_factor
+from perturbkernel.reproduce.datasets import data_config, file_states, size_factor
 from perturbkernel.reproduce.limit import Request
+from perturbkernel.reproduce.setting import Setting, as_config
 from perturbkernel.reproduce.specification import (
     SCALES,
     Map,
     Panel,
-    Setting,
-    as_config,
     decision_map,
     map_ids,
     panel,
@@ -166,7 +165,7 @@ def _limit_key(setting: Setting, options: Options) -> str:
 
 @functools.cache
 def _limit_requests(
-    scale: str, mnist: str | None, fashion_mnist: str | None
+    scale: str, mnist: str | None, fashion_mnist: str | None, states: Any
 ) -> tuple[dict[str, tuple[Request, ...]], frozenset[str]]:
     """Of each limit cell, everything that any panel asks of it, whichever panels are wanted now,
     and which of them are asked for cosines: a cell that one panel computed then serves the others.
@@ -185,7 +184,9 @@ def _limit_requests(
 
 
 def limit_cell(setting: Setting, seed: int, options: Options) -> Cell:
-    everything, cosines = _limit_requests(options.scale, options.mnist, options.fashion_mnist)
+    sources = (options.mnist, options.fashion_mnist)
+    states = tuple(file_states(folder) for folder in sources)  # files may be replaced meanwhile
+    everything, cosines = _limit_requests(options.scale, *sources, states)
     requests = everything[_limit_key(setting, options)]
     logistic = setting.loss == "logistic"
     config = {

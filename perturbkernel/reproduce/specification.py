@@ -9,13 +9,16 @@ Yamasaki (NeurIPS 2024).
 import functools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from perturbkernel.checks import check_choice
+from perturbkernel.reproduce.setting import Setting as Setting
+from perturbkernel.reproduce.setting import as_config as as_config
+from perturbkernel.reproduce.setting import from_config as from_config
 
 SCALES = ("small", "paper")
 QUANTITIES = ("standard", "perturbation", "agreement")
@@ -29,31 +32,6 @@ _SMALL = {
     "gaussian_b": (250, 250),
 }
 _SMALL_WIDTH, _SMALL_POINTS, _SMALL_IMAGES, _SMALL_GRID = 200, 6, 500, 101
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One experiment: what both networks are trained on, how long, and how far the data is
-    perturbed.
-    """
-
-    data: str
-    scenario: str
-    n: int
-    d: int
-    width: int
-    slope: float
-    size: float
-    loss: str
-    steps_f: int
-    steps_g: int
-    learning_rates_f: tuple[float, ...]
-    learning_rates_g: tuple[float, ...]
-    classes: tuple[int, int] | None = None
-
-    @property
-    def is_image(self) -> bool:
-        return self.classes is not None
 
 
 @dataclass(frozen=True)
@@ -317,15 +295,3 @@ def select(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(e for e in ordered if not e.startswith("map/")), tuple(
         e for e in ordered if e.startswith("map/")
     )
-
-
-def as_config(setting: Setting) -> dict[str, Any]:
-    """The setting as what JSON holds."""
-    return json.loads(json.dumps(asdict(setting)))
-
-
-def from_config(config: dict[str, Any]) -> Setting:
-    frozen: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in config.items()
-    }
-    return Setting(**frozen)

@@ -6,8 +6,8 @@ width are drawn, trained with the identity loss and held against the closed form
 width and a few seeds.
 
     results = [(config, measure(config)) for config in cells("small", seeds=20)]
-    summarise(results)["quantities"]["kernel"]["rate"]              # -0.5, with its interval and
-    the theory's rate draw(results).savefig("width.png")
+    summarise(results)["quantities"]["kernel"]["rate"]  # -0.5, its interval, the theory's rate
+    draw(results).savefig("width.png")
 
 With the identity loss neurons do not see each other (theory: S1): everything here is a sum over
 neurons, drawn, trained and added up BLOCK at a time, so that no width needs memory and all widths
@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from matplotlib.figure import Figure
 
 from perturbkernel import data, theory
 from perturbkernel.checks import check_choice, check_count
@@ -34,10 +33,11 @@ from perturbkernel.learning import draw_targets
 from perturbkernel.networks import TwoLayerNetwork, paper_optimizer, train
 from perturbkernel.perturbations import cosine, normalise, perturb
 from perturbkernel.predictors import fit
-from perturbkernel.reproduce import width_figure
-from perturbkernel.reproduce.width_summary import Arrays, Results
+from perturbkernel.reproduce.width_figure import draw as draw
 from perturbkernel.reproduce.width_summary import summarise as summarise
 from perturbkernel.reproduce.width_summary import text as text
+
+Arrays = dict[str, np.ndarray]
 
 #: Neurons that are drawn and trained together; every width is a multiple.
 BLOCK = 256
@@ -322,10 +322,3 @@ def _effective_time(s: Setting, width: int, at: Sequence[int], keys, x, y, z) ->
         "limit_output": constants.f_hat,
         "closed_output": np.sqrt(variance.mean()),
     }
-
-
-def draw(results: Results) -> Figure:
-    """One figure: each error against width on logarithmic axes with its fitted line, and the
-    effective time.
-    """
-    return width_figure.draw(summarise(results))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from perturbkernel.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, figure, styled
+from perturbkernel.reproduce.width_summary import Results, summarise
 
 
 class Line(NamedTuple):
@@ -92,8 +93,11 @@ BESIDE = 0.8
 
 
 @styled
-def draw(summary: Mapping[str, Any]) -> Figure:
-    """The figure of `width.summarise`'s result; panels without results stay empty."""
+def draw(results: Results) -> Figure:
+    """One figure: each error against width on logarithmic axes with its fitted line, and the
+    effective time; panels without results stay empty.
+    """
+    summary = summarise(results)
     fig = figure(11, 10.2)
     axes = fig.subplots(3, 3).ravel()
     for axis, panel in zip(axes, PANELS, strict=False):

@@ -1,0 +1,22 @@
+"""What computes a cell: the name of a function in `plan` -> the function, config -> arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from perturbkernel.reproduce.limit import limit_cell
+from perturbkernel.reproduce.maps import map_limit_cell, map_network_cell
+from perturbkernel.reproduce.network import network_cell
+from perturbkernel.reproduce.plan import STUDIES
+
+FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {
+    "limit": limit_cell,
+    "network": network_cell,
+    "map_limit": map_limit_cell,
+    "map_network": map_network_cell,
+    **{name: study.module.measure for name, study in STUDIES.items()},
+}
+
+# The modules whose source, with what they import, computes the cells of a function.
+MODULES = {name: function.__module__ for name, function in FUNCTIONS.items()}

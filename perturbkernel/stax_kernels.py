@@ -127,9 +127,7 @@ def _evaluate(network: tuple, label: str, name: str, z: Array, x: Array) -> Arra
             f"{label} cannot take inputs with rows of shape {z.shape[1:]}: {error}"
         ) from error
     if kernel.shape[:2] != (len(z), len(x)):
-        raise ValueError(
-            f"{_MIXING}; the kernel of {len(z)} and {len(x)} points has shape {kernel.shape}"
-        )
+        raise ValueError(f"{_MIXING}; a layer of it changes how many there are")
     if kernel.ndim > 2:
         found = ", ".join(map(str, kernel.shape[2:]))
         raise ValueError(

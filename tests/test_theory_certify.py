@@ -24,6 +24,7 @@ from theory_tools import (
 import perturbkernel as pk
 from perturbkernel import theory
 from perturbkernel.theory import tails
+from perturbkernel.verify import by_hand
 
 SIZES = [(0.0, False), (0.2, True)]
 
@@ -296,6 +297,22 @@ def test_certified_share_tends_to_one_as_time_tends_to_zero():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         small_certificate(problem(0.0, n=16, m=9), **options)
+
+
+def test_each_network_spends_half_of_delta():
+    """At values of delta of which two thirds, but not one half, would pay for one more point."""
+    p = problem(0.0, n=16, m=9, shift=0.3)
+    options = {"width": 400, "times": (0.1, 1.0)}
+    first = small_certificate(p, **options)
+    sums = [np.cumsum(np.sort(side.failure)) for side in (first.f, first.g)]
+    deltas = [1.5 * total for total in np.concatenate(sums) if 1e-12 < total < 0.6]
+    assert len(deltas) > 4
+    for delta in deltas:
+        c = small_certificate(p, delta=delta, **options)
+        f = by_hand.within_budget(c.f.failure, c.f.leading != 0, delta / 2)
+        np.testing.assert_array_equal(c.f.certified, f)
+        both = by_hand.within_budget(c.g.failure, f & c.agree, delta / 2)
+        np.testing.assert_array_equal(c.certified, both)
 
 
 def test_a_single_time_is_refused():

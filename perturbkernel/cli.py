@@ -187,19 +187,18 @@ def _in_shell_words(message: str, args: argparse.Namespace) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status; errors are one line on standard error."""
     command, argv = argv is None, sys.argv[1:] if argv is None else argv
-    args = _parser().parse_args(argv)
-    args.argv = argv
+    args = argparse.Namespace()
     warnings.showwarning = lambda message, *_, **__: print(
         f"perturbkernel: warning: {message}", file=sys.stderr
     )
     try:
-        with (
-            interrupts.answered(command=command),
-            jax.enable_x64(getattr(args, "precision", 32) == 64),
-        ):
-            if args.command != "report" and not getattr(args, "list", False):
-                _check_device()
-            return args.function(args)
+        with interrupts.answered(command=command):
+            args = _parser().parse_args(argv)
+            args.argv = argv
+            with jax.enable_x64(getattr(args, "precision", 32) == 64):
+                if args.command != "report" and not getattr(args, "list", False):
+                    _check_device()
+                return args.function(args)
     except KeyboardInterrupt:
         print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)
         return interrupts.STATUS

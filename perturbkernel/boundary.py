@@ -177,11 +177,13 @@ def _minimum_norm(
 
 
 def _scale(x: Array, norm: str) -> Array:
-    """The norm of an input whose entries are all of the data's root mean square; 1 for no data."""
+    """How far opposite inputs are apart whose entries are all of the data's root mean square; of
+    entries of 1 where the data are 0.
+    """
     largest = jnp.abs(x).max()
     unit = jnp.where(largest > 0, largest, 1)
     entry = jnp.where(largest > 0, unit * jnp.sqrt(jnp.mean((x / unit) ** 2)), 1)
-    return lengths(jnp.full((1, x.shape[1]), entry), norm)[0]
+    return lengths(jnp.full((1, x.shape[1]), 2 * entry), norm)[0]
 
 
 def _reachable(scale: Array, norm: str, box: Box) -> Array:

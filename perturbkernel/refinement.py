@@ -17,7 +17,7 @@ _FAR = 10.0
 def path(p: Array, order: Array, t: Array, norm: str, box: Box) -> Array:
     """From 0 at t = 0 to p at t = 1: t p, or for l0 the first entries of p in their order."""
     if norm == "l0":
-        return jnp.where(order < jnp.ceil(t * lengths(p, "l0"))[:, None], p, 0)
+        return jnp.where(order.astype(t.dtype) < jnp.ceil(t * lengths(p, "l0"))[:, None], p, 0)
     return clip(t[:, None] * p, box)
 
 
@@ -82,7 +82,7 @@ def refine(
                 score = jnp.abs(g) * headroom(g, box) * jnp.where(delta != 0, 1 / part[:, None], 1)
                 corner = jnp.sign(g) * headroom(g, box)
                 moved = jnp.where(delta != 0, delta + part[:, None] * (corner - delta), corner)
-                here = jnp.where(rank(score) < size[:, None] - 1, moved, 0)
+                here = jnp.where(rank(score).astype(size.dtype) < size[:, None] - 1, moved, 0)
             else:
                 here = delta + part[:, None] * (nearest - delta)
                 length = lengths(here, norm)

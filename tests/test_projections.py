@@ -86,11 +86,13 @@ def test_steps_and_projections_agree_with_bisection(d, x64):
         gain = np.sum(unit * np.asarray(steepest(jnp.asarray(g), size, "l2", box)), axis=1)
         np.testing.assert_allclose(gain, np.sum(unit * exact, axis=1), rtol=1e-9, atol=1e-12)
         u = 2 * unit
-        nearest = bisected(lambda s: np.clip(s * u, below, above), size, "l2")
+        nearest = bisected(lambda s, u=u: np.clip(s * u, below, above), size, "l2")
         near = np.asarray(project(jnp.asarray(u), size, "l2", box))
         np.testing.assert_allclose(near, nearest, atol=1e-12)
         sparse = bisected(
-            lambda s: np.clip(np.sign(u) * np.maximum(np.abs(u) - 2 * (1 - s), 0), below, above),
+            lambda s, u=u: np.clip(
+                np.sign(u) * np.maximum(np.abs(u) - 2 * (1 - s), 0), below, above
+            ),
             size,
             "l1",
         )

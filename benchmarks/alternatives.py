@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbkernel.architectures import load_neural_tangents
+from perturbkernel.kernels.stax_kernels import load_neural_tangents
 
 from .harness import NotHere
 

@@ -12,8 +12,9 @@ import jax
 import optax
 
 from perturbkernel import HeavyBall, KernelLearner, TwoLayerNTK, data, perturb
-from perturbkernel.learning import accuracy, draw_targets
-from perturbkernel.networks import NetworkLearner
+from perturbkernel.data.draws import draw_targets
+from perturbkernel.metrics import accuracy
+from perturbkernel.networks.ensembles import NetworkLearner
 
 from .harness import Case, Group, Row, Settings, compare
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from perturbkernel import plots
+from perturbkernel.report import plots
 
 from .harness import Group, Row
 

@@ -14,8 +14,9 @@ import jax
 from tqdm import tqdm
 
 import perturbkernel as pk
-from perturbkernel.learning import accuracy, draw_targets
-from perturbkernel.plans import in_bytes, in_time
+from perturbkernel.data.draws import draw_targets
+from perturbkernel.kernels.forecast import in_bytes, in_time
+from perturbkernel.metrics import accuracy
 
 SIZE = 1.4
 

@@ -54,7 +54,9 @@ def child(method: str, *shape: int) -> None:
 
 def _peak(method: str, shape: tuple[int, int, int]) -> int:
     """Bytes."""
-    code = f"from perturbkernel.bench import suite; suite().memory.child({method!r}, *{shape!r})"
+    code = (
+        f"from perturbkernel.cli.bench import suite; suite().memory.child({method!r}, *{shape!r})"
+    )
     return 1024 * int(fresh_process(code))
 
 

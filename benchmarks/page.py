@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from perturbkernel import report
+from perturbkernel.report.html import html_figure, html_page, html_table, text_row
+from perturbkernel.report.results import write_figure, write_whole
 
 from . import figures
 from .harness import Group, Outcome, Row
@@ -98,16 +99,16 @@ def text(
     for column, most in ((0, 32), (1, 34)):
         widths[column] = min(widths[column], most)
     widths[-1] = max(24, width - sum(widths[:-1]) - 2 * len(widths))
-    lines = [*report.text_row(HEAD, widths), "-" * (sum(widths) + 2 * len(widths) - 2)]
+    lines = [*text_row(HEAD, widths), "-" * (sum(widths) + 2 * len(widths) - 2)]
     for group, members in _members(groups, outcome):
         lines.append(f"[{group.name}] {group.title}: {group.measures}")
         for row in members:
-            lines += report.text_row(cells(row), widths)
+            lines += text_row(cells(row), widths)
     return "\n".join(
         [
             *lines,
             "",
-            *report.text_row([EXPLANATION], [width]),
+            *text_row([EXPLANATION], [width]),
             machine(environment),
             summary(outcome),
         ]
@@ -148,17 +149,17 @@ def save(
         for group, rows in _members(groups, outcome):
             parts.append(f"<h2>{html.escape(group.title)}</h2><p>{html.escape(group.measures)}</p>")
             if (drawing := figures.figure(group, rows)) is not None:
-                picture = report.write_figure(drawing, aside, group.name)
-                parts.append(report.html_figure(group.title, picture))
-            parts.append(report.html_table(map(cells, rows), HEAD, [row.status for row in rows]))
+                picture = write_figure(drawing, aside, group.name)
+                parts.append(html_figure(group.title, picture))
+            parts.append(html_table(map(cells, rows), HEAD, [row.status for row in rows]))
         body = f"""<h1>Benchmarks</h1>
 <p>{html.escape(summary(outcome))}, on {html.escape(machine(environment))}.</p><p>{html.escape(EXPLANATION)}</p>
 {"".join(parts)}
-<h2>What was asked</h2>{report.html_table(configuration.items())}
-<h2>Versions and machine</h2>{report.html_table(environment.items())}"""
+<h2>What was asked</h2>{html_table(configuration.items())}
+<h2>Versions and machine</h2>{html_table(environment.items())}"""
         (aside / "bench.html").write_text(
-            report.html_page("perturbkernel bench", body, _CSS), encoding="utf-8"
+            html_page("perturbkernel bench", body, _CSS), encoding="utf-8"
         )
         (aside / "bench.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    return report.write_whole(folder, "bench.json", write)
+    return write_whole(folder, "bench.json", write)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbkernel import TwoLayerNTK
-from perturbkernel.activations import products_and_angles
+from perturbkernel.kernels.angles import products_and_angles
 
 from . import alternatives as other
 from .harness import Case, Group, Row, Settings

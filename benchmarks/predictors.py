@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from perturbkernel import GradientFlow, TwoLayerNTK, data, fit, perturb
-from perturbkernel.perturbations import normalise
+from perturbkernel.attacks.norms import normalise
 
 from . import alternatives as other
 from .harness import Case, Group, Row, Settings, compare

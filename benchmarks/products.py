@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbkernel import TwoLayerNTK, data, fit, perturb
-from perturbkernel.learning import draw_targets
-from perturbkernel.tiles import EXACT
+from perturbkernel.data.draws import draw_targets
+from perturbkernel.engine.tiles import EXACT
 
 from . import alternatives as other
 from .harness import Builder, Case, Group, Row, Settings, compare

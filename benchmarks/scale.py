@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from perturbkernel import TwoLayerNTK
-from perturbkernel.plans import in_bytes, in_time
+from perturbkernel.kernels.forecast import in_bytes, in_time
 
 from .harness import Case, Group, Row, Settings, fresh_process, ratios, times
 from .products import described, points
@@ -50,7 +50,10 @@ def _over_devices(what: str, settings: Settings) -> Iterator[Row]:
     flags = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(COUNTS)}"
     )
-    code = f"from perturbkernel.bench import suite; suite().scale.devices_child({what!r}, {shape}, {COUNTS}, {rounds}, "
+    code = (
+        "from perturbkernel.cli.bench import suite; "
+        f"suite().scale.devices_child({what!r}, {shape}, {COUNTS}, {rounds}, "
+    )
     printed = fresh_process(f"{code}{settings.seed})", XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     note = f"virtual devices that share {os.cpu_count()} cores: what dividing costs, no speed-up"
     for k, fields in zip(COUNTS, json.loads(printed), strict=True):
@@ -105,7 +108,7 @@ def large_child(n: int) -> None:
 
 
 def _large(n: int, settings: Settings) -> Iterator[Row]:
-    code = f"from perturbkernel.bench import suite; suite().scale.large_child({n})"
+    code = f"from perturbkernel.cli.bench import suite; suite().scale.large_child({n})"
     # Every run compiles: a large part of the time of a few thousand points.
     runs = [json.loads(fresh_process(code)) for _ in range(settings.rounds(1, 1))]
     f, g = runs[0]["accuracy"]

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from perturbkernel import GradientFlow, HeavyBall, TwoLayerNTK, data, fit, logistic
-from perturbkernel.gram import gram_operator
-from perturbkernel.logistic import logistic_path
+from perturbkernel import GradientFlow, HeavyBall, TwoLayerNTK, data, fit
+from perturbkernel.training import logistic
+from perturbkernel.training.gram import gram_operator
+from perturbkernel.training.logistic_path import logistic_path
 
 from . import alternatives as other
 from .harness import Case, Group, Row, Settings, compare, difference

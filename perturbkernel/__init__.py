@@ -1,35 +1,96 @@
 """Learning from adversarial perturbations in closed form: infinite-width kernels, attacks and
 theorems in JAX.
+
+Public names load when they are first used, so that `import perturbkernel` takes no time of its own.
 """
 
-from perturbkernel import data as data
-from perturbkernel import networks as networks
-from perturbkernel import report as report
-from perturbkernel import reproduce as reproduce
-from perturbkernel import theory as theory
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from perturbkernel import _moved
 from perturbkernel._version import __version__ as __version__
-from perturbkernel.architectures import ArchitectureNTK as ArchitectureNTK
-from perturbkernel.attacks import attack as attack
-from perturbkernel.attacks import universal as universal
-from perturbkernel.boundary import MinimumNorm as MinimumNorm
-from perturbkernel.boundary import minimum_norm as minimum_norm
-from perturbkernel.classes import one_hot as one_hot
-from perturbkernel.data import Dataset as Dataset
-from perturbkernel.diagnosis import Diagnosis as Diagnosis
-from perturbkernel.dynamics import GradientFlow as GradientFlow
-from perturbkernel.dynamics import HeavyBall as HeavyBall
-from perturbkernel.gaussian_process import Gaussian as Gaussian
-from perturbkernel.gaussian_process import InitialFunction as InitialFunction
-from perturbkernel.gaussian_process import sample_initial as sample_initial
-from perturbkernel.kernels import Kernel as Kernel
-from perturbkernel.kernels import TwoLayerNTK as TwoLayerNTK
-from perturbkernel.learning import PerturbationLearning as PerturbationLearning
-from perturbkernel.learning import learn_from_perturbations as learn_from_perturbations
-from perturbkernel.perturbations import Perturbation as Perturbation
-from perturbkernel.perturbations import perturb as perturb
-from perturbkernel.plans import Plan as Plan
-from perturbkernel.predictors import KernelLearner as KernelLearner
-from perturbkernel.predictors import KernelPredictor as KernelPredictor
-from perturbkernel.predictors import fit as fit
-from perturbkernel.worst import WorstCase as WorstCase
-from perturbkernel.worst import worst_case as worst_case
+
+if TYPE_CHECKING:
+    from perturbkernel import data as data
+    from perturbkernel import learning as learning
+    from perturbkernel import networks as networks
+    from perturbkernel import report as report
+    from perturbkernel import reproduce as reproduce
+    from perturbkernel import theory as theory
+    from perturbkernel import verify as verify
+    from perturbkernel.attacks.iterated import attack as attack
+    from perturbkernel.attacks.iterated import universal as universal
+    from perturbkernel.attacks.minimum_norm import MinimumNorm as MinimumNorm
+    from perturbkernel.attacks.minimum_norm import minimum_norm as minimum_norm
+    from perturbkernel.attacks.one_step import Perturbation as Perturbation
+    from perturbkernel.attacks.one_step import perturb as perturb
+    from perturbkernel.attacks.worst_case import WorstCase as WorstCase
+    from perturbkernel.attacks.worst_case import worst_case as worst_case
+    from perturbkernel.data.dataset import Dataset as Dataset
+    from perturbkernel.data.labels import one_hot as one_hot
+    from perturbkernel.kernels.architectures import ArchitectureNTK as ArchitectureNTK
+    from perturbkernel.kernels.base import Kernel as Kernel
+    from perturbkernel.kernels.forecast import Plan as Plan
+    from perturbkernel.kernels.two_layer import TwoLayerNTK as TwoLayerNTK
+    from perturbkernel.learning.diagnosis import Diagnosis as Diagnosis
+    from perturbkernel.learning.experiment import PerturbationLearning as PerturbationLearning
+    from perturbkernel.learning.experiment import (
+        learn_from_perturbations as learn_from_perturbations,
+    )
+    from perturbkernel.training.dynamics import GradientFlow as GradientFlow
+    from perturbkernel.training.dynamics import HeavyBall as HeavyBall
+    from perturbkernel.training.fit import KernelLearner as KernelLearner
+    from perturbkernel.training.fit import fit as fit
+    from perturbkernel.training.initial_function import Gaussian as Gaussian
+    from perturbkernel.training.initial_function import InitialFunction as InitialFunction
+    from perturbkernel.training.initial_function import sample_initial as sample_initial
+    from perturbkernel.training.predictors import KernelPredictor as KernelPredictor
+
+# The public modules, and the module that defines each public name: the imports above, for Python.
+_MODULES = ("data", "learning", "networks", "report", "reproduce", "sklearn", "theory", "verify")
+_HOMES = {
+    "attack": "attacks.iterated",
+    "universal": "attacks.iterated",
+    "MinimumNorm": "attacks.minimum_norm",
+    "minimum_norm": "attacks.minimum_norm",
+    "Perturbation": "attacks.one_step",
+    "perturb": "attacks.one_step",
+    "WorstCase": "attacks.worst_case",
+    "worst_case": "attacks.worst_case",
+    "Dataset": "data.dataset",
+    "one_hot": "data.labels",
+    "ArchitectureNTK": "kernels.architectures",
+    "Kernel": "kernels.base",
+    "Plan": "kernels.forecast",
+    "TwoLayerNTK": "kernels.two_layer",
+    "Diagnosis": "learning.diagnosis",
+    "PerturbationLearning": "learning.experiment",
+    "learn_from_perturbations": "learning.experiment",
+    "GradientFlow": "training.dynamics",
+    "HeavyBall": "training.dynamics",
+    "KernelLearner": "training.fit",
+    "fit": "training.fit",
+    "Gaussian": "training.initial_function",
+    "InitialFunction": "training.initial_function",
+    "sample_initial": "training.initial_function",
+    "KernelPredictor": "training.predictors",
+}
+
+__all__ = ["__version__", *_MODULES, *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+
+_moved.install()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"perturbkernel.{_HOMES[name]}"), name)
+    elif name in _MODULES or name in _moved.MOVED:
+        value = import_module(f"perturbkernel.{name}")
+    else:
+        raise AttributeError(f"module 'perturbkernel' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

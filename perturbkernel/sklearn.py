@@ -25,12 +25,14 @@ except ModuleNotFoundError as error:
         "or pip install scikit-learn"
     ) from error
 
+from perturbkernel.attacks.one_step import perturb
 from perturbkernel.checks import check_choice
-from perturbkernel.classes import one_hot
-from perturbkernel.dynamics import Dynamics, GradientFlow
-from perturbkernel.kernels import Kernel, TwoLayerNTK
-from perturbkernel.perturbations import perturb
-from perturbkernel.predictors import KernelPredictor, fit
+from perturbkernel.data.labels import one_hot
+from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.training.dynamics import Dynamics, GradientFlow
+from perturbkernel.training.fit import fit
+from perturbkernel.training.predictors import KernelPredictor
 
 LOSSES = ("squared", "logistic", "identity")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from perturbkernel import report, theory, verify
+from perturbkernel import theory, verify
+from perturbkernel.report.html import html_table
 from perturbkernel.verify import page
 
 ROOT = Path(__file__).parent.parent
@@ -88,9 +89,7 @@ def test_results_of_verify_lead_to_the_section_that_names_them():
 
 def test_the_page_of_verify_links_the_number_of_each_row_and_nothing_else():
     rows = [("3.2 gates", "no flip < 0.5", "0.44"), ("2.1'", "all entries", "0.24")]
-    table = page._link_numbers(
-        report.html_table(rows, ("result", "said", "ratio"), ("holds", "fails"))
-    )
+    table = page._link_numbers(html_table(rows, ("result", "said", "ratio"), ("holds", "fails")))
     links = re.findall(r'<a href="([^"]*)">([^<]*)</a>', table)
     assert links == [("theory.html#s3-2", "3.2"), ("theory.html#s2-1-prime", "2.1&#x27;")]
     assert table.count("<td>0.44</td>") == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from perturbkernel import cli
+from perturbkernel.cli.main import build_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -230,7 +230,7 @@ def test_commands_exist(page):
         for words in (shlex.split(command, comments=True) for command in code.splitlines()):
             if words[:1] == ["perturbkernel"]:
                 try:
-                    cli._parser().parse_args(words[1:])
+                    build_parser().parse_args(words[1:])
                 except SystemExit as error:
                     assert error.code == 0, f"{page.name}:{line}: {shlex.join(words)}"
             elif words[:1] == ["python"] and words[1].endswith(".py") and "/" in words[1]:

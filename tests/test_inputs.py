@@ -12,8 +12,8 @@ import pytest
 import scipy.sparse
 
 import perturbkernel as pk
-from perturbkernel.classes import class_indices
-from perturbkernel.networks import TwoLayerNetwork
+from perturbkernel.data.labels import class_indices
+from perturbkernel.networks.two_layer import TwoLayerNetwork
 
 KERNEL = pk.TwoLayerNTK()
 RNG = np.random.default_rng(0)

@@ -1,59 +1,71 @@
 """What holds for the package as a whole: one-way imports, a README that works, types at run time."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import architecture
+import pytest
+
 import perturbkernel
+from perturbkernel import _moved
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "perturbkernel"
 
-# A module may import only from modules before it.
-ORDER = """
-    _version options checks classes files array_files image_files
-    data meshes footprints tiles plans products activations kernels
-    stax_kernels architectures dynamics gram krylov descent logistic softmax squared solvers precision gaussian_process saving predictors projections
-    perturbations objectives attacks boundary diagnosis learning theory two_layer optimizers training networks
-    studies plots statements report verify reproduce bench run sklearn cli
-""".split()  # noqa: SIM905
+
+def test_folders_import_one_way():
+    """A folder imports only from folders of a lower level, and from itself."""
+    level = {name: i for i, names in enumerate(architecture.LEVELS) for name in names}
+    graph = architecture.edges()
+    assert set(graph) == set(level)
+    for room, others in graph.items():
+        upward = {other for other in others if level[other] <= level[room]}
+        assert not upward, f"{room} imports {upward}"
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.split(".")[0] == "perturbkernel"
-        ):
-            parts = node.module.split(".")[1:]
-            found |= {parts[0]} if parts else {alias.name for alias in node.names}
-        elif isinstance(node, ast.Import):
-            found |= {
-                a.name.split(".")[1] for a in node.names if a.name.startswith("perturbkernel.")
-            }
-    return found & {p.stem for p in PACKAGE.iterdir()}
+def test_no_module_imports_a_private_name():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("perturbkernel"):
+                private = {a.name for a in node.names if a.name.startswith("_")}
+                assert private <= {"__version__", "_moved"}, f"{path}: {private}"
 
 
-def test_every_module_has_its_place():
-    modules = {
-        path.stem
-        for path in PACKAGE.iterdir()
-        if path.suffix == ".py" or (path / "__init__.py").exists()
+def test_the_drawing_of_the_architecture_is_that_of_the_imports():
+    assert architecture.main(["--check"]) == 0
+
+
+def test_public_names_load_from_where_type_checkers_look():
+    """One list is for Python, the other for type checkers."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    checked = {
+        alias.name: (node.module or "").removeprefix("perturbkernel").removeprefix(".")
+        for branch in tree.body
+        if isinstance(branch, ast.If)
+        for node in ast.walk(branch)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     }
-    assert modules - {"__init__"} == set(ORDER)
+    homes = perturbkernel._HOMES
+    assert {name: home for name, home in checked.items() if home} == homes
+    assert {name for name, home in checked.items() if not home} <= set(perturbkernel._MODULES)
+    assert dir(perturbkernel) == sorted(perturbkernel.__all__)
+    for name in perturbkernel.__all__:
+        assert getattr(perturbkernel, name) is not None
 
 
-def test_imports_run_one_way():
-    for path in PACKAGE.glob("**/*.py"):
-        module = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if module != "__init__":
-            place = [str(name) for name in ORDER].index(module)
-            allowed = set(ORDER[:place]) | {module}
-            assert imports_of(path) <= allowed, f"{path.name} imports {imports_of(path) - allowed}"
+@pytest.mark.parametrize("old", sorted(_moved.MOVED))
+def test_old_module_paths_say_where_their_names_went(old):
+    with pytest.warns(DeprecationWarning, match=f"perturbkernel.{old} has moved to"):
+        module = importlib.import_module(f"perturbkernel.{old}")
+    for home in _moved.MOVED[old]:
+        new = importlib.import_module(f"perturbkernel.{home}")
+        assert all(hasattr(module, name) for name in vars(new) if not name.startswith("__"))
+    del sys.modules[f"perturbkernel.{old}"]
 
 
 def test_only_stax_kernels_touches_neural_tangents():
@@ -75,6 +87,7 @@ def test_no_private_jax_and_no_heavy_imports():
         "pandas",
         "neural_tangents",
         "sklearn",
+        "jax",
     ):
         assert unwanted not in loaded
     for path in PACKAGE.glob("**/*.py"):
@@ -108,6 +121,7 @@ def test_types_hold_at_run_time():
         "checker = 'beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))'\n"
         "with install_import_hook('perturbkernel', checker):\n"
         "    import perturbkernel as pk\n"
+        "    [getattr(pk, name) for name in pk.__all__ if name != 'sklearn']\n"
         "import jax\n"
         "data = pk.data.shifted_gaussian(30, 4, key=jax.random.key(0))\n"
         "train, test = data.split(test=0.2, key=jax.random.key(1))\n"

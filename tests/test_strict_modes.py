@@ -10,7 +10,8 @@ import optax
 import pytest
 
 import perturbkernel as pk
-from perturbkernel import networks, studies
+from perturbkernel import networks
+from perturbkernel.learning import curves as studies
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

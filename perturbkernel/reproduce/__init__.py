@@ -19,10 +19,10 @@ from perturbkernel.reproduce import runner
 from perturbkernel.reproduce.page import Reproduction as Reproduction
 from perturbkernel.reproduce.page import load as load
 from perturbkernel.reproduce.page import publish
+from perturbkernel.reproduce.panels.specification import Panel as Panel
+from perturbkernel.reproduce.panels.specification import panel as panel
+from perturbkernel.reproduce.panels.specification import recipe as recipe
 from perturbkernel.reproduce.plan import Options, cells, everything
-from perturbkernel.reproduce.specification import Panel as Panel
-from perturbkernel.reproduce.specification import panel as panel
-from perturbkernel.reproduce.specification import recipe as recipe
 
 
 def reproduce(

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from perturbkernel.reproduce.limit import limit_cell
-from perturbkernel.reproduce.maps import map_limit_cell, map_network_cell
-from perturbkernel.reproduce.network import network_cell
+from perturbkernel.reproduce.panels.limit import limit_cell
+from perturbkernel.reproduce.panels.maps import map_limit_cell, map_network_cell
+from perturbkernel.reproduce.panels.network import network_cell
 from perturbkernel.reproduce.plan import STUDIES
 
 FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {

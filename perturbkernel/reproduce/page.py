@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from perturbkernel import plots
-from perturbkernel import report as reports
 from perturbkernel.files import write_folder
-from perturbkernel.reproduce import assemble, plan, store
-from perturbkernel.reproduce.assemble import Curve
-from perturbkernel.reproduce.datasets import count
-from perturbkernel.reproduce.figures import curve_label, describe, map_figure, panel_figure
+from perturbkernel.report import plots
+from perturbkernel.report.html import html_page, html_table
+from perturbkernel.reproduce import plan, store
+from perturbkernel.reproduce.panels import assemble
+from perturbkernel.reproduce.panels.assemble import Curve
+from perturbkernel.reproduce.panels.datasets import count
+from perturbkernel.reproduce.panels.figures import curve_label, describe, map_figure, panel_figure
+from perturbkernel.reproduce.panels.setting import Setting
+from perturbkernel.reproduce.panels.specification import Panel, decision_map, panel
 from perturbkernel.reproduce.plan import Options
-from perturbkernel.reproduce.specification import Panel, Setting, decision_map, panel
 
 RECORD = "reproduction.json"
 # What the lines of each mode are.
@@ -223,7 +225,7 @@ class Reproduction:
         asked = ", ".join(
             f"{k}: {v}" for k, v in asdict(self.options).items() if k != "names" and v is not None
         )
-        return reports.html_page(
+        return html_page(
             "perturbkernel: the paper reproduced",
             f"""<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
 <p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error about 0.01).
@@ -231,7 +233,7 @@ class Reproduction:
 published.</p>
 <p>{e(asked)}</p><p>{links}</p>
 {"".join(parts)}
-<details><summary>Versions and machines</summary>{reports.html_table(self.environment.items())}</details>""",
+<details><summary>Versions and machines</summary>{html_table(self.environment.items())}</details>""",
             _CSS,
         )
 
@@ -249,11 +251,7 @@ def _gaps(distances: dict[str, Any]) -> str:
     rows = [
         (curve_label(name), *(shown(quantity, name) for quantity in distances)) for name in names
     ]
-    return (
-        reports.html_table(rows, ("mean distance from the published values", *distances))
-        if rows
-        else ""
-    )
+    return html_table(rows, ("mean distance from the published values", *distances)) if rows else ""
 
 
 def file_name(name: str) -> str:

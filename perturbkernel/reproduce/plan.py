@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from perturbkernel.checks import check_choice, check_count
-from perturbkernel.reproduce import architectures, carriers, width
-from perturbkernel.reproduce.datasets import data_config, file_states, size_factor
-from perturbkernel.reproduce.limit import Request
-from perturbkernel.reproduce.setting import Setting, as_config
-from perturbkernel.reproduce.specification import (
+from perturbkernel.reproduce.panels.datasets import data_config, file_states, size_factor
+from perturbkernel.reproduce.panels.limit import Request
+from perturbkernel.reproduce.panels.setting import Setting, as_config
+from perturbkernel.reproduce.panels.specification import (
     SCALES,
     Map,
     Panel,
@@ -26,6 +25,9 @@ from perturbkernel.reproduce.specification import (
     panel_ids,
     select,
 )
+from perturbkernel.reproduce.studies.architectures import study as architectures
+from perturbkernel.reproduce.studies.carriers import study as carriers
+from perturbkernel.reproduce.studies.width import study as width
 
 MODES = ("limit", "network", "both")
 # Draws of target labels by coin flips and balanced ones, and of initial functions.

@@ -20,7 +20,7 @@ from perturbkernel.checks import (
     check_finite,
     check_number,
 )
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 
 LOSSES = ("identity", "logistic")
 

@@ -22,9 +22,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from perturbkernel.checks import check_choice, check_number
-from perturbkernel.dynamics import GradientFlow
-from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.predictors import fit, input_gradient
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_points,
@@ -39,6 +37,9 @@ from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.leading import g_hat_u, g_hat_w, is_rounding, psi
 from perturbkernel.theory.matching import STARTS
 from perturbkernel.theory.tails import Speeds, Tail, derive_speeds, derive_tail, has_sign
+from perturbkernel.training.dynamics import GradientFlow
+from perturbkernel.training.fit import fit
+from perturbkernel.training.predictors import input_gradient
 
 
 def _smallest(p: np.ndarray, allowed: np.ndarray, budget: float) -> Bool[np.ndarray, " m"]:

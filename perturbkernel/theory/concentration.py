@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from perturbkernel.checks import check_choice
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import as_points, check_kernel, check_statement
 from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.pairs import gate_fourth, phi, tiles

@@ -8,7 +8,7 @@ biases and readout (width,); phi is the leaky ReLU of the kernel's slope and phi
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_network,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_network,

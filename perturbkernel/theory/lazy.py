@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from perturbkernel.checks import check_choice, check_count, check_number
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_network,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_points,
@@ -122,7 +122,7 @@ def gated_projection(
     return np.sum(z * gate_matmul(kernel, z, r, weights[:, None] * vectors), axis=1)
 
 
-def _input_direction(kernel, x, y) -> np.ndarray:
+def input_direction(kernel, x, y) -> np.ndarray:
     x, y, _ = _training_set(kernel, x, y, x)
     return gate_matmul(kernel, x, x, y[:, None] * x / len(x))
 
@@ -147,7 +147,7 @@ def g_hat(
     It leaves out the normalisation of the perturbations; its sign is that of `g_hat_w` under
     `spread_condition`. Theory: 6.2.
     """
-    return gated_projection(kernel, r, _input_direction(kernel, x, y), z)
+    return gated_projection(kernel, r, input_direction(kernel, x, y), z)
 
 
 def g_hat_u(
@@ -177,7 +177,7 @@ def g_hat_w(
     exactly, with xi = grad f / T - v. NaN everywhere if some nu_n is 0: the perturbation is
     undefined there. Theory: 6.2.
     """
-    v = _input_direction(kernel, x, y)
+    v = input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)
     if not np.all(nu > 0):
         return np.full(len(as_points(z, "z", like=v)), np.nan)
@@ -242,7 +242,7 @@ def spread_condition(
     `nu` (n,): |grad f(x_n; T)| / T, or |v(x_n)|; weights are 1 / nu. Undefined (NaN, holds nowhere)
     if a nu_n is 0. Sufficient, not necessary; deterministic. Theory: 6.2.
     """
-    v = _input_direction(kernel, x, y)
+    v = input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)
     sizes = gated_projection(kernel, r, v, z, absolute=True)
     with np.errstate(invalid="ignore"):

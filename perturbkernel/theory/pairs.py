@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from perturbkernel.activations import products_and_angles
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.angles import products_and_angles
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import cone_slope, double, gate_mean_square
 
 LIMIT = 1024  # rows and columns of a tile

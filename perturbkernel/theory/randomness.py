@@ -14,7 +14,7 @@ from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel.checks import check_choice, check_count, check_key, check_number
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_points,
@@ -27,7 +27,7 @@ from perturbkernel.theory.arguments import (
     lengths,
 )
 from perturbkernel.theory.finite import gradient, output
-from perturbkernel.theory.leading import _input_direction, gate_motion, is_rounding
+from perturbkernel.theory.leading import gate_motion, input_direction, is_rounding
 from perturbkernel.theory.pairs import gate_matmul, kernel_sum, phi, tiles
 
 TARGET_RULES = ("coin_flip", "balanced")
@@ -247,7 +247,7 @@ def expected_agreement(
     check_key(key)
     mean, slopes = (
         kernel_sum(kernel, z, x, y / n),
-        _input_direction(kernel, x, y) + gate_motion(kernel, x, y, x),
+        input_direction(kernel, x, y) + gate_motion(kernel, x, y, x),
     )
     deviation = np.sqrt(gate_mean_square(kernel)) * lengths(z)
     initial_key, target_key = jax.random.split(key)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from perturbkernel import theory
-from perturbkernel.dynamics import HeavyBall
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.training.dynamics import HeavyBall
 from perturbkernel.verify.protocol import Setting
 
 

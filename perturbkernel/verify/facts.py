@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbkernel import perturbations, theory
-from perturbkernel.kernels import TwoLayerNTK
-from perturbkernel.two_layer import TwoLayerNetwork
+from perturbkernel import theory
+from perturbkernel.attacks import one_step
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.networks.two_layer import TwoLayerNetwork
 from perturbkernel.verify.draws import (
     Problem,
     fresh_and_trained,
@@ -32,7 +33,7 @@ def _independent_of_targets(rng, s: Setting, p: Problem) -> Sample:
         deltas = []
         for _ in range(2):
             targets = jnp.asarray(signs(rng, s.n))
-            made = perturbations.perturb(net, jnp.asarray(p.x), targets, size=s.size)
+            made = one_step.perturb(net, jnp.asarray(p.x), targets, size=s.size)
             deltas.append(np.asarray(targets[:, None] * made.delta))
     return Sample(np.abs(deltas[0] - deltas[1]), 1e-15)
 

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from perturbkernel import activations, predictors, theory
-from perturbkernel.dynamics import GradientFlow, HeavyBall
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel import theory
+from perturbkernel.kernels import angles as activations
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory import arguments
+from perturbkernel.training import fit
+from perturbkernel.training.dynamics import GradientFlow, HeavyBall
 from perturbkernel.verify.draws import Problem, network, problem
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
@@ -198,7 +200,7 @@ def _squared(rng, s: Setting, p: Problem) -> Sample:
 
     def compare(parameters, dynamics):
         with jax.enable_x64(True):
-            predictor = predictors.fit(
+            predictor = fit.fit(
                 p.kernel, jnp.asarray(p.x), jnp.asarray(target), loss="squared", dynamics=dynamics
             )
             closed = np.asarray(predictor(jnp.asarray(p.z)))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perturbkernel import theory
-from perturbkernel.kernels import TwoLayerNTK
+from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.verify import draws
 from perturbkernel.verify.draws import (
     Problem,

@@ -17,8 +17,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from perturbkernel import plots
 from perturbkernel import report as reports
+from perturbkernel.report import plots
+from perturbkernel.report.html import html_figure, html_page, html_table
+from perturbkernel.report.results import write_whole
 from perturbkernel.verify.protocol import Verdict
 from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summary
 
@@ -50,7 +52,7 @@ def save(
         (aside / "verify.html").write_text(_page(verdicts, content), encoding="utf-8")
         (aside / "verify.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    return reports.write_whole(folder, "verify.json", write)
+    return write_whole(folder, "verify.json", write)
 
 
 def load(folder: str | os.PathLike) -> list[Verdict]:
@@ -178,12 +180,12 @@ def _page(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
         members = list(of_section)
         parts.append(f"<h2>{section}. {e(SECTIONS[section])}</h2>")
         kinds = [verdict.verdict for verdict in members]
-        parts.append(_link_numbers(reports.html_table(map(row, members), HEAD, kinds)))
+        parts.append(_link_numbers(html_table(map(row, members), HEAD, kinds)))
         parts += [f"<p>{e(v.name)} {v.verdict}: {e(v.reason)}.</p>" for v in members if v.reason]
         for number, of_result in groupby(members, lambda verdict: verdict.id):
             picture = plots.render(figure(list(of_result)), "png")
-            parts.append(reports.html_figure(f"result {number}", picture))
-    return reports.html_page(
+            parts.append(html_figure(f"result {number}", picture))
+    return html_page(
         "perturbkernel verify",
         f"""<h1>The theory, tried on finite networks</h1>
 <p>{e(content["summary"])}.</p><p>{e(EXPLANATION)} In the figures every point is one observation; below the diagonal a
@@ -191,7 +193,7 @@ bound holds.</p>
 <p>Statements and proofs are in the manual, docs/theory.md. Numbers of results lead there when this page lies in the
 manual as built: <code>make docs</code>, then <code>perturbkernel verify --out site</code>.</p>
 {"".join(parts)}
-<h2>What was asked</h2>{reports.html_table(content["configuration"].items())}
-<h2>Versions and machine</h2>{reports.html_table(content["environment"].items())}""",
+<h2>What was asked</h2>{html_table(content["configuration"].items())}
+<h2>Versions and machine</h2>{html_table(content["environment"].items())}""",
         _CSS,
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from perturbkernel.checks import check_count
-from perturbkernel.report import text_row
+from perturbkernel.report.html import text_row
 from perturbkernel.verify import (
     certificates,
     concentration,

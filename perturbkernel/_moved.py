@@ -1,0 +1,60 @@
+"""The module paths of version 0.1, kept importable for one release: the only place that knows them."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+# Old module -> the modules that hold its names now. (`attacks`, `data`, `kernels`, `learning`,
+# `networks`, `report` and `cli` are folders now and keep their names.)
+MOVED: dict[str, tuple[str, ...]] = {
+    "activations": ("kernels.angles",),
+    "architectures": ("kernels.architectures",),
+    "bench": ("cli.bench",),
+    "boundary": ("attacks.minimum_norm",),
+    "classes": ("data.labels", "data.draws", "attacks.margins", "metrics"),
+    "diagnosis": ("learning.diagnosis",),
+    "dynamics": ("training.dynamics",),
+    "gaussian_process": ("training.initial_function",),
+    "gram": ("training.gram", "engine.memory"),
+    "image_files": ("data.image_files",),
+    "perturbations": ("attacks.one_step", "attacks.norms", "metrics"),
+    "plans": ("kernels.forecast",),
+    "plots": ("report.plots",),
+    "predictors": ("training.predictors", "training.fit"),
+    "projections": ("attacks.norms",),
+    "solvers": ("training.solve", "training.logistic_path"),
+    "studies": ("learning.curves",),
+    "two_layer": ("networks.two_layer",),
+    "optimizers": ("networks.optimizers",),
+}
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Makes an old path a module with the names of the new ones, and says where they went."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == "perturbkernel" and name in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        homes = [f"perturbkernel.{home}" for home in MOVED[module.__name__.rpartition(".")[2]]]
+        warnings.warn(
+            f"{module.__name__} has moved to {', '.join(homes)}; the old path goes with version 2",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        for home in homes:
+            names = vars(import_module(home))
+            vars(module).update({k: v for k, v in names.items() if not k.startswith("__")})
+
+
+def install() -> None:
+    """Lets Python find the old paths, once."""
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.append(_Finder())

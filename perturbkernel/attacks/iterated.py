@@ -1,0 +1,325 @@
+"""Attacks of a given size on any differentiable predictor: projected steps, and one direction for
+all points.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
+
+from perturbkernel.attacks.ascent import Evaluation, Settings, ascend
+from perturbkernel.attacks.host import HostPredictor, uncompiled
+from perturbkernel.attacks.norms import Box, steepest, within
+from perturbkernel.attacks.one_step import Perturbation, is_zero
+from perturbkernel.attacks.problem import (
+    Problem,
+    check_memory,
+    check_result,
+    check_starts,
+    checked_problem,
+    gradient_at,
+    objective,
+    outputs_at,
+    random_rows,
+    rival_weights,
+    rows_within,
+    softened_weights,
+    strongest_rivals,
+)
+from perturbkernel.checks import check_count, check_number
+from perturbkernel.engine import sums, tiles
+
+
+@eqx.filter_jit
+def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once: bool, memory):
+    predictor, x, shape, classes, target, away, bounds = problem
+
+    def part(tree):
+        x, target, keys, bounds = tree
+        box = None if bounds is None else (bounds[0] - x, bounds[1] - x)
+
+        def evaluate(delta, share):
+            z = x + delta
+            outputs = outputs_at(predictor, z, shape)
+            gain, weights = objective(outputs, target, away)
+            if weights is not None and not away:
+                weights = softened_weights(outputs, target, share)
+            gradient = gradient_at(predictor, z, shape, target, weights)
+            zero = is_zero(predictor, z.reshape(-1, *shape), weights, gradient)
+            finite = jnp.isfinite(gradient).all(1)
+            return Evaluation(gain.astype(x.dtype), gradient, zero, finite)
+
+        def first_step(gradient):
+            if not away or classes is None or classes == 2:
+                return steepest(gradient, settings.size, norm, box)
+            return _best_of_rivals(predictor, x, shape, target, settings.size, norm, box)
+
+        def draw(start):
+            if keys is None:
+                return jnp.zeros_like(x)
+            row_keys = jax.vmap(lambda key: jax.random.fold_in(key, start))(keys)
+            return random_rows(row_keys, settings.size, norm, box, x)
+
+        best, zero, finite = ascend(
+            evaluate, first_step, draw, x, box, norm, once, starts, settings
+        )
+        return within(x, best, bounds), zero, finite
+
+    rows = rows_within(memory, predictor, x, shape)
+    return tiles.by_rows(part, (x, target, keys, bounds), rows)
+
+
+def _best_of_rivals(
+    predictor: Callable,
+    x: Array,
+    shape: tuple[int, ...],
+    target: Array,
+    size: Array,
+    norm: str,
+    box: Box,
+) -> Array:
+    """Of the steps that increase f_k - f_target most, k the strongest other classes, the one that
+    makes it largest, to first order, (m, d).
+    """
+    outputs = outputs_at(predictor, x, shape)
+    rivals = strongest_rivals(outputs, target)
+
+    def consider(i, carry):
+        best, largest = carry
+        weights = rival_weights(outputs, rivals[:, i], target)
+        gradient = gradient_at(predictor, x, shape, target, weights)
+        step = steepest(gradient, size, norm, box)
+        gap = jnp.sum(weights * outputs, axis=1).astype(x.dtype)
+        gain = gap + jnp.sum(gradient * step, axis=1)
+        better = gain > largest
+        return jnp.where(better[:, None], step, best), jnp.where(better, gain, largest)
+
+    nothing = jnp.zeros_like(x), jnp.full(len(x), -jnp.inf, x.dtype)
+    return lax.fori_loop(0, rivals.shape[1], consider, nothing)[0]
+
+
+def attack(
+    predictor: Callable,
+    inputs: Float[ArrayLike, "n ..."],
+    targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
+    *,
+    size: float,
+    norm: str = "l2",
+    steps: int = 20,
+    step_size: float | None = None,
+    momentum: float = 0.0,
+    away: bool = False,
+    bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    starts: int = 1,
+    memory: float | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Perturbation:
+    """Perturbations of norm at most `size` that carry every input toward its target: projected
+    steepest ascent.
+
+    What increases is target_n f for one output, and for K outputs the margin that the decision
+    depends on, f_t - max_{k != t} f_k. Neither depends on the units of the outputs: a positive
+    multiple of them, and for K outputs a common shift, leave the perturbations unchanged. Steps are
+
+        velocity <- momentum velocity + g / |g|_1,     delta <- P(delta + step_size velocity /
+        |velocity|),
+
+    g the gradient at inputs + delta, P the Euclidean projection on the ball of the norm and the box
+    of the bounds at once, exact for every norm. The velocity is normalised in l2, or for linf by
+    its sign. With momentum 1 and linf that is MI-FGSM, with momentum 0 PGD. The iterate with the
+    largest margin is kept, the unperturbed input among them.
+
+    Toward a class the gradient is that of f_t - sum_{k != t} q_k f_k, q = softmax(f / tau) over the
+    other classes, so that rivals that tie count together; tau falls with the steps from the
+    standard deviation of the other outputs to 0. Away from a class it is that of f_k - f_t, k the
+    strongest other class; the first step is the best of those toward the nine strongest.
+
+    One step maximises the linearised predictor over the ball and the box: without bounds, for one
+    output, it is that of `perturb` (l2: size g / |g|, linf: size sign(g), l1: all in the entry with
+    the largest |g|); with bounds, the exact maximiser.
+
+    Args:
+        predictor: a KernelPredictor, a network, or any differentiable function of JAX arrays (n,
+            ...) -> (n,), (n, 1) or (n, K) that treats rows independently. It is compiled, once for
+            every shape. An object with a method `input_gradient` that JAX cannot trace, of NumPy
+            code for instance, is called step by step instead, with all inputs at once.
+        inputs: (n, ...).
+        targets: (n,) in {-1, +1}, the label each input is moved toward; for K outputs class
+            indices.
+        size: the largest norm of a perturbation, over all axes but the first; for l0 the number of
+            entries.
+        norm: "l2", "linf", "l1" or "l0". l0 needs bounds: the chosen entries may take any value
+            within them.
+        steps: how many; 1 is the closed form above.
+        step_size: length of a step, in linf for linf, otherwise in l2. Left out: the first step
+            from the input is the closed form, and later ones shrink as 1 + cos(pi k / steps) from
+            twice the radius of the ball.
+        momentum: weight of earlier gradients, >= 0.
+        away: move away from `targets`, such as the true labels, instead: what increases is
+            -target_n f, or max_{k != t} f_k - f_t.
+        bounds: (low, high), numbers or arrays that broadcast to the inputs: inputs + delta stays
+            within, exactly. The inputs must lie within.
+        starts: how many times the iteration is run: from the input, then from random points of the
+            ball. The best result is kept.
+        memory: bytes for temporaries; points are attacked in parts that fit. Left out: the device's
+            default. What evaluating a KernelPredictor takes is its kernel's.
+        key: random key, for starts > 1.
+
+    Returns:
+        A Perturbation. `targets` as given (for one output with `away` turned around: moved toward).
+        `zero_gradient` where the gradient at the input is zero to rounding: there delta is 0 unless
+        a random start found better.
+
+    Raises:
+        ValueError, TypeError: bad arguments, before any computation; a gradient that is not finite
+            at an input.
+
+    Sources: Madry et al. (ICLR 2018), PGD; Dong et al. (CVPR 2018), MI-FGSM.
+    """
+    problem = checked_problem(predictor, inputs, targets, norm, away, bounds)
+    settings = _checked_settings(problem, size, norm, steps, step_size, momentum, memory)
+    check_count(starts, "starts")
+    check_starts(starts, 1, key)
+    if starts > 1 and steps == 1:
+        raise ValueError(
+            f"starts must be 1 for a single step, whose result is not compared; got {starts}"
+        )
+    keys = None if starts == 1 or key is None else jax.random.split(key, len(problem.x))
+    count = jnp.asarray(starts)
+    with uncompiled(problem.predictor):
+        delta, zero, finite = _attack(problem, keys, settings, count, norm, steps == 1, memory)
+    check_result(finite)
+    assert problem.target is not None
+    return Perturbation(delta.reshape(-1, *problem.shape), problem.target, zero)
+
+
+def _checked_settings(problem: Problem, size, norm, steps, step_size, momentum, memory) -> Settings:
+    if norm == "l0":
+        check_count(size, "size", low=0)
+    else:
+        check_number(size, "size")
+    check_count(steps, "steps")
+    if step_size is not None:
+        check_number(step_size, "step_size", open_low=True)
+    check_number(momentum, "momentum")
+    check_memory(memory)
+    dtype = problem.x.dtype
+    step = None if step_size is None else jnp.asarray(step_size, dtype)
+    return Settings(
+        jnp.asarray(size, dtype), jnp.asarray(steps), step, jnp.asarray(momentum, dtype)
+    )
+
+
+@eqx.filter_jit
+def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memory):
+    predictor, x, shape, _, target, away, bounds = problem
+    limit = rows_within(memory, predictor, x, shape)
+    box = None
+    if bounds is not None:  # beyond it every point is clipped
+        box = (
+            jnp.min(bounds[0] - x, axis=0, keepdims=True),
+            jnp.max(bounds[1] - x, axis=0, keepdims=True),
+        )
+
+    def total(tile, queries, points, weights, limits):
+        if isinstance(predictor, HostPredictor):
+            return tile(queries, points, weights)
+        return sums.accumulate(tile, queries, points, weights, limits)
+
+    def moved_by(delta, x, bounds):
+        return x + delta if bounds is None else jnp.clip(x + delta, *bounds)
+
+    def gains(points, delta, weight):
+        x, target, bounds = points
+        outputs = outputs_at(predictor, moved_by(delta, x, bounds), shape)
+        return weight[0] * objective(outputs, target, away)[0].astype(x.dtype)
+
+    def gradient_sums(delta, points, weight):
+        """(1, d) twice: the weighted gradients, and their sizes."""
+        x, target, bounds = points
+        z = moved_by(delta, x, bounds)
+        _, weights = objective(outputs_at(predictor, z, shape), target, away)
+        g = weight[:, None] * gradient_at(predictor, z, shape, target, weights)
+        if bounds is not None:  # entries that are clipped, or would be at once, do not move
+            low, high = bounds
+            moved = x + delta
+            upward = (g > 0) & (moved >= low) & (moved < high)
+            downward = (g < 0) & (moved > low) & (moved <= high)
+            g = jnp.where(upward | downward, g, 0)
+        return g.sum(0, keepdims=True), jnp.abs(g).sum(0, keepdims=True)
+
+    def all_gains(delta):
+        points = x, target, bounds
+        return total(gains, points, delta, jnp.ones(1, x.dtype), (limit, 1))
+
+    # The loss is one of gains in units of their own size at the inputs.
+    unit = jnp.abs(all_gains(jnp.zeros_like(x[:1]))).mean()
+    unit = jnp.where(unit > 0, unit, 1)
+
+    def evaluate(delta, _):
+        gain = all_gains(delta) / unit
+        # -d log(1 + exp(-gain)) / d gain is sigmoid(-gain). Divided by the largest, it does not
+        # underflow.
+        log_weight = jax.nn.log_sigmoid(-gain)
+        weight = jnp.exp(log_weight - log_weight.max())
+        points = x, target, bounds
+        gradient, sizes = total(gradient_sums, delta, points, weight, (1, limit))
+        finite = jnp.isfinite(gradient).all(1)
+        # Or cancelled.
+        gradient = jnp.where(jnp.abs(gradient) > 8 * jnp.finfo(x.dtype).eps * sizes, gradient, 0)
+        fit = jax.nn.log_sigmoid(gain).mean()[None]
+        return Evaluation(fit, gradient, ~gradient.any(1), finite)
+
+    def first_step(gradient):
+        return steepest(gradient, settings.size, norm, box)
+
+    start = jnp.asarray(1)
+    like = x[:1]
+    return ascend(
+        evaluate, first_step, lambda _: jnp.zeros_like(like), like, box, norm, once, start, settings
+    )
+
+
+def universal(
+    predictor: Callable,
+    inputs: Float[ArrayLike, "n ..."],
+    targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
+    *,
+    size: float,
+    norm: str = "l2",
+    steps: int = 20,
+    step_size: float | None = None,
+    momentum: float = 0.0,
+    away: bool = False,
+    bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    memory: float | None = None,
+) -> Float[Array, "..."]:
+    """One perturbation for all inputs, shaped like one of them, of norm at most `size`: what moves
+    them all at once.
+
+    It decreases the mean over the inputs of log(1 + exp(-m_n / s)), m_n the margin that `attack`
+    increases and s the mean of |m_n| at the inputs, by the same steps. The gradient weighs each
+    input by 1/(1 + exp(m_n / s)), so that those already moved count less, whatever the units of the
+    outputs. Where the predictor has one gradient for all inputs, or for one input, it is that of
+    `attack`. Its norm is 0 where the gradients cancel to rounding: no direction helps all.
+
+    Args:
+        bounds: an input moved is clip(inputs + delta, low, high), and so it is while delta is
+            sought; delta itself is limited to what moves some input.
+        predictor, inputs, targets, size, norm, steps, step_size, momentum, away, memory: as in
+            `attack`.
+
+    Raises as `attack` does.
+
+    Sources: Moosavi-Dezfooli et al. (CVPR 2017); the loss of Shafahi et al. (AAAI 2020), without
+    its clipping.
+    """
+    problem = checked_problem(predictor, inputs, targets, norm, away, bounds)
+    settings = _checked_settings(problem, size, norm, steps, step_size, momentum, memory)
+    with uncompiled(problem.predictor):
+        delta, _, finite = _universal(problem, settings, norm, steps == 1, memory)
+    check_result(finite)
+    return delta.reshape(problem.shape)

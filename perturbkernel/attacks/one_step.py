@@ -1,0 +1,190 @@
+"""One-step adversarial perturbations of any differentiable predictor."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from perturbkernel.attacks.host import traced_shape
+from perturbkernel.attacks.margins import margin_weights
+from perturbkernel.attacks.norms import normalise as normalise
+from perturbkernel.attacks.norms import within
+from perturbkernel.checks import (
+    as_float,
+    as_inputs,
+    as_targets,
+    check_choice,
+    check_number,
+    is_traced,
+)
+from perturbkernel.data.labels import class_indices
+from perturbkernel.training.predictors import KernelPredictor, input_gradient
+
+NORMS = ("l2", "linf")
+
+
+DIRECTIONS = ("gradient", "frozen_gates")
+
+
+class Perturbation(eqx.Module):
+    """Perturbations and what they aim at.
+
+    Attributes:
+        delta: (n, ...), shaped like the inputs; its size is in input units, a norm over all axes
+            but the first.
+        targets: (n,), the labels that `inputs + delta` moves toward: in {-1, +1}, or class indices.
+        zero_gradient: (n,), True where the gradient is zero (to rounding), no direction exists, and
+            delta is 0.
+    """
+
+    delta: Float[Array, "n ..."]
+    targets: Float[Array, " n"] | Int[Array, " n"]
+    zero_gradient: Bool[Array, " n"]
+
+
+def _column(values: Array, like: Array) -> Array:
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def perturb(
+    predictor: Callable,
+    inputs: Float[ArrayLike, "n ..."],
+    targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
+    *,
+    size: float,
+    norm: str = "l2",
+    direction: str = "gradient",
+    bounds: tuple[float, float] | None = None,
+    progress: Any = None,
+) -> Perturbation:
+    """One step of length `size` from every input toward its target: delta_n = size target_n g_n /
+    |g_n|.
+
+    g_n is the gradient of the predictor at input n (linf: its sign). The gradient of the predictor
+    is normalised, not that of a loss, whose factor cancels in exact arithmetic and underflows in
+    floating point when it saturates.
+
+    For a predictor with K outputs targets are classes t_n, and delta_n = size g_n / |g_n| with g_n
+    the gradient of the margin M_t = f_t - log sum_{k != t} exp f_k, that is sum_k (e_t - q)_k grad
+    f_k, q the softmax over the other classes. The cross-entropy toward t, which Ilyas et al.
+    (NeurIPS 2019) minimise, is log(1 + exp(-M_t)): the same direction, without the factor that
+    underflows. q depends on the scale of f: it is uniform for f near 0, and all on the strongest
+    other class for f large. For two classes g_n is the gradient of f_t - f_other.
+
+    Args:
+        predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,),
+            (n, 1) or (n, K) that treats rows independently: a Flax or Equinox model, a lambda. One
+            that is no KernelPredictor and has a method `input_gradient` of its own is taken to have
+            one output.
+        inputs: (n, ...).
+        targets: (n,) in {-1, +1}: the label each input is moved toward; for K outputs class
+            indices, integers.
+        size: norm of each perturbation, in the units of the inputs, over all axes but the first.
+        norm: "l2" or "linf".
+        direction: "gradient", the true gradient; "frozen_gates", the paper's sum_n dual_coef_n
+            Phi(x_n, z) x_n, which leaves out the motion of the gates (kernel predictors of
+            TwoLayerNTK only).
+        bounds: (low, high) to which inputs + delta is clipped; nothing is clipped without it.
+        progress: `progress.update(k)` is called after every k gradients of a KernelPredictor (not
+            of frozen gates).
+
+    Raises:
+        ValueError: bad values or shapes, or a predictor whose gradient is not finite.
+        TypeError: frozen gates asked of another predictor.
+
+    Source: Kumano, Kera, Yamasaki (NeurIPS 2024), equation for the perturbation; theory: section 5,
+    5.3.
+    """
+    low, high = check_options(size, norm, direction, bounds)
+    x = as_inputs(inputs, "inputs")
+    classes = count_outputs(predictor, x, targets)
+    if classes is None:
+        y, weights = as_targets(targets, "targets", len(x)), None
+    else:
+        y = class_indices(targets, "targets", len(x), classes)
+        weights = margin_weights(predictor(x), y)
+    if direction == "gradient":
+        if progress is not None and isinstance(predictor, KernelPredictor):
+            gradient = predictor.input_gradient(x, weights, progress=progress)
+        else:
+            gradient = input_gradient(predictor, x, weights)
+    elif isinstance(predictor, KernelPredictor):
+        gradient = predictor.frozen_gate_gradient(x, weights)
+    else:
+        raise TypeError(
+            f'direction="frozen_gates" needs a KernelPredictor of TwoLayerNTK; got {type(predictor).__name__}. '
+            f'Use direction="gradient"'
+        )
+    check_gradient(gradient)
+    zero = is_zero(predictor, x, weights, gradient)
+    step = jnp.where(_column(zero, x), 0, normalise(gradient, norm))
+    delta = _column(size * y, x) * step if classes is None else size * step
+    if low is not None and high is not None:
+        # Not clip(x + delta) - x, whose rounding is that of x and may exceed the size.
+        inside = within(x, jnp.clip(delta, low - x, high - x), (low, high))
+        delta = jnp.where(_column(zero, x), 0, inside)
+    return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
+
+
+def check_gradient(gradient: Array) -> None:
+    """Raises for a gradient, one row a point, that is not finite."""
+    if not is_traced(gradient):
+        bad = ~np.isfinite(np.asarray(gradient)).reshape(len(gradient), -1).all(1)
+        if bad.any():
+            raise ValueError(
+                f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})"
+            )
+
+
+def is_zero(
+    predictor: Callable, x: Array, weights: Array | None, gradient: Array
+) -> Bool[Array, " n"]:
+    """Where the gradient is zero: to rounding for kernel predictors, whose terms may cancel;
+    exactly for others.
+    """
+    exact = not isinstance(predictor, KernelPredictor)
+    rounding = jnp.zeros(len(x)) if exact else predictor.gradient_rounding(x, weights)
+    flat = jnp.abs(gradient).reshape(len(x), -1)
+    return flat.max(1) * jnp.sqrt(flat.shape[1]) <= rounding
+
+
+def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
+    """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no
+    class indices.
+    """
+    if isinstance(predictor, KernelPredictor):
+        return predictor.num_outputs
+    if hasattr(predictor, "input_gradient"):
+        return None
+    shape = getattr(traced_shape(predictor, x), "shape", ())
+    if len(shape) != 2 or shape[0] != len(x) or shape[1] == 1:
+        return None
+    dtype = targets.dtype if isinstance(targets, jax.Array) else np.asarray(targets).dtype
+    return shape[1] if jnp.issubdtype(dtype, jnp.integer) else None
+
+
+def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | None]:
+    """Raises for what `perturb` would not take; returns the bounds as arrays."""
+    check_choice(norm, "norm", NORMS)
+    check_choice(direction, "direction", DIRECTIONS)
+    check_number(size, "size")
+    return checked_bounds(bounds)
+
+
+def checked_bounds(bounds) -> tuple[Array | None, Array | None]:
+    if bounds is None:
+        return None, None
+    try:
+        low, high = (as_float(b, "bounds") for b in bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"bounds must be (low, high); got {bounds!r}") from None
+    if is_traced(low, high):
+        return low, high
+    # Single entries may be held fixed, by equal bounds, but not all of them.
+    if not bool(jnp.all(low <= high) & jnp.any(low < high)):
+        raise ValueError(f"bounds must have low < high; got {bounds!r}")
+    return low, high

@@ -1,0 +1,1 @@
+"""The command `perturbkernel`: a module for each subcommand."""

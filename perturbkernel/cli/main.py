@@ -1,0 +1,101 @@
+"""The command `perturbkernel`."""
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import jax
+
+from perturbkernel import interrupts
+from perturbkernel import report as reports
+from perturbkernel._version import __version__
+from perturbkernel.cli import bench, verify
+from perturbkernel.cli import reproduce as reproduction
+from perturbkernel.cli.parser import EXIT_CODES, Parser
+from perturbkernel.cli.run import command as experiment
+from perturbkernel.cli.streams import readers_may_leave
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="perturbkernel",
+        description="Learning from adversarial perturbations, in closed form.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"perturbkernel {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=Parser, metavar="COMMAND"
+    )
+    experiment.add_command(commands, EXIT_CODES)
+    verify.add_command(commands, EXIT_CODES)
+    reproduction.add_command(commands, EXIT_CODES)
+    bench.add_command(commands, EXIT_CODES)
+    page = commands.add_parser("report", help="draw the figures and page of a saved result again")
+    page.add_argument(
+        "folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote"
+    )
+    page.set_defaults(function=_report)
+    return parser
+
+
+def _report(args: argparse.Namespace) -> int:
+    if (Path(args.folder) / reproduction.RECORD).is_file():
+        print(f"page: {reproduction.load(args.folder).save()}")
+    else:
+        print(f"report: {reports.redraw(args.folder) / 'report.html'}")
+    return 0
+
+
+def _check_device() -> None:
+    """Raises ValueError if JAX finds no device to compute on, whatever JAX raises then."""
+    try:
+        jax.devices()
+    except Exception as error:
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        where = f"JAX_PLATFORMS={asked}" if asked else "this machine"
+        reason = f" ({error})" if str(error) else ""
+        raise ValueError(
+            f"JAX finds no device for {where}{reason}; unset JAX_PLATFORMS, or install the jaxlib "
+            "that supports it"
+        ) from error
+
+
+def _in_shell_words(message: str, args: argparse.Namespace) -> str:
+    """A message in one line; an argument that it begins with is named as its option."""
+    first, *others = message.split()
+    if first.isidentifier() and first in vars(args):
+        first = "--" + first.replace("_", "-")
+    return " ".join([first, *others])
+
+
+@readers_may_leave()
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and returns its exit status; errors are one line on standard error."""
+    command, argv = argv is None, sys.argv[1:] if argv is None else argv
+    args = argparse.Namespace()
+    warnings.showwarning = lambda message, *_, **__: print(
+        f"perturbkernel: warning: {message}", file=sys.stderr
+    )
+    try:
+        with interrupts.answered(command=command):
+            args = build_parser().parse_args(argv)
+            args.argv = argv
+            with jax.enable_x64(getattr(args, "precision", 32) == 64):
+                if args.command != "report" and not getattr(args, "list", False):
+                    _check_device()
+                return args.function(args)
+    except KeyboardInterrupt:
+        print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)
+        return interrupts.STATUS
+    except (ValueError, TypeError, OSError) as error:
+        print(f"perturbkernel: error: {_in_shell_words(str(error), args)}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(
+            f"perturbkernel: failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}",
+            file=sys.stderr,
+        )
+        return 1

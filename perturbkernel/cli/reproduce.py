@@ -1,0 +1,182 @@
+"""`perturbkernel reproduce`."""
+
+import argparse
+import contextlib
+import time
+from concurrent.futures import Executor
+
+from tqdm import tqdm
+
+from perturbkernel.report.html import text_row
+from perturbkernel.reproduce import names, reproduce
+from perturbkernel.reproduce.page import RECORD as RECORD
+from perturbkernel.reproduce.page import load as load
+from perturbkernel.reproduce.panels.figures import describe
+from perturbkernel.reproduce.panels.specification import (
+    SCALES,
+    decision_map,
+    map_ids,
+    panel,
+    panel_ids,
+)
+from perturbkernel.reproduce.plan import MODES, STUDIES
+
+_DEFAULT_OUT = "results/reproduce"
+
+
+def add_command(commands, epilog: str) -> None:
+    """Adds the command to the subparsers of `perturbkernel`."""
+    parser = commands.add_parser(
+        "reproduce",
+        help="the paper's panels and decision maps, in closed form and by networks of finite width",
+        description="Computes panels and decision maps of Kumano, Kera, Yamasaki (NeurIPS 2024): in the kernel limit, "
+        "in closed form, and by networks of finite width trained by the published recipe, beside the published values. "
+        "Finished pieces are kept in the folder; a run that was stopped goes on where it was.",
+        epilog="examples:\n"
+        "  perturbkernel reproduce list                                # what there is\n"
+        "  perturbkernel reproduce shifted_gaussian_a/d/identity       # one panel, reduced sizes, both modes\n"
+        "  perturbkernel reproduce mnist_a map --mode limit            # a study's panels and all maps, closed form\n"
+        "  perturbkernel reproduce --all                               # everything at reduced sizes\n"
+        "  perturbkernel reproduce --all --mode limit --scale paper    # the closed form at the published sizes\n"
+        "  perturbkernel reproduce theory-vs-width                     # rates of finite networks\n"
+        "  perturbkernel reproduce architectures                       # deep, convolutional, residual networks\n"
+        "  perturbkernel reproduce carriers                            # noise and other images as carriers\n\n"
+        + epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="`list`, or panels, studies, maps: whole or beginnings",
+    )
+    parser.add_argument("--all", action="store_true", help="every panel, map and study")
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="both",
+        help="limit: closed form; network: finite width (both)",
+    )
+    parser.add_argument(
+        "--scale",
+        choices=SCALES,
+        default="small",
+        help="small: reduced sizes (default); paper: published",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=2,
+        help="draws of data, initialisations and targets (default 2)",
+    )
+    parser.add_argument(
+        "--targets",
+        choices=("coin_flip", "balanced"),
+        default="coin_flip",
+        help="of the finite networks (default coin_flip, as published); the closed form shows both",
+    )
+    parser.add_argument(
+        "--dynamics",
+        choices=("flow", "heavy_ball"),
+        default="flow",
+        help="of the logistic loss in the limit: gradient flow at the effective time (default), or exact steps",
+    )
+    parser.add_argument(
+        "--mnist", metavar="DIR", help="folder with the IDX files; otherwise mnist5k is used"
+    )
+    parser.add_argument("--fashion-mnist", metavar="DIR", help="likewise")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="local processes (one a core); 0: this process alone",
+    )
+    parser.add_argument(
+        "--dask", metavar="ADDRESS", help="compute on the Dask cluster whose scheduler is there"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        default=_DEFAULT_OUT,
+        help=f"results and page (default {_DEFAULT_OUT})",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    parser.set_defaults(function=_reproduce)
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    if args.names == ["list"]:
+        print(listing())
+        return 0
+    if args.all == bool(args.names):
+        raise ValueError(
+            "name what to reproduce, or give --all (and not both); `perturbkernel reproduce list` lists it"
+        )
+    began = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        executor = None if args.dask is None else stack.enter_context(_dask(args.dask))
+        bar = stack.enter_context(
+            tqdm(total=0, disable=args.quiet or None, leave=False, unit="cell")
+        )
+
+        def progress(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        result = reproduce(
+            args.names,
+            args.out,
+            mode=args.mode,
+            scale=args.scale,
+            seeds=args.seeds,
+            targets=args.targets,
+            dynamics=args.dynamics,
+            mnist=args.mnist,
+            fashion_mnist=args.fashion_mnist,
+            executor=executor,
+            workers=args.workers,
+            progress=progress,
+        )
+    if table := result.table():
+        rows = [("panel", "quantity", "mean distance from the published values"), *table]
+        widths = [max(len(row[i]) for row in rows) for i in range(2)] + [90]
+        for row in rows:
+            print(*text_row(row, widths), sep="\n")
+    for name in result.options.studies:
+        print(f"\n{name}: {STUDIES[name].about}\n{STUDIES[name].module.text(result.study(name))}")
+    now = time.perf_counter() - began
+    print(
+        f"\n{len(result.cells)} cells, {result.seconds():,.0f} s to compute them; {now:,.0f} s now"
+    )
+    print(f"page: {result.folder / 'index.html'}")
+    return 0
+
+
+@contextlib.contextmanager
+def _dask(address: str):
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise ValueError(
+            "--dask needs Dask: pip install 'perturbkernel[dask]', or dask and distributed"
+        ) from None
+    with Client(address) as client:
+        executor: Executor = client.get_executor()
+        yield executor
+
+
+def listing() -> str:
+    """Every name with what it is, as text."""
+    rows = [(name, describe(panel(name, "paper"))) for name in panel_ids()]
+    for name in map_ids():
+        s = decision_map(name, "paper").setting
+        rows.append(
+            (
+                name,
+                f"decision map: {s.data.replace('_', ' ')}, n = {s.n:,}, d = {s.d:,}, size {s.size:g}",
+            )
+        )
+    rows += [(name, study.about) for name, study in STUDIES.items()]
+    assert len(rows) == len(names())
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {text}" for name, text in rows)

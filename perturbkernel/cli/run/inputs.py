@@ -1,0 +1,227 @@
+"""What `perturbkernel run` is given: options, data and labels, checked before anything is computed.
+
+Messages are in the words of the shell.
+"""
+
+import argparse
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturbkernel import data as datasets
+from perturbkernel import report as reports
+from perturbkernel.cli import options
+from perturbkernel.data.array_files import check_memory, read_labelled, read_npy
+from perturbkernel.data.dataset import Dataset
+from perturbkernel.data.draws import NOISES, TARGET_RULES
+from perturbkernel.data.image_files import FASHION_MNIST, MNIST
+from perturbkernel.data.labels import class_name
+from perturbkernel.reproduce.page import RECORD
+from perturbkernel.training.solve import CLASS_LOSSES, LOSSES
+
+SYNTHETIC = ("gaussian", "shifted_gaussian")
+SYNTHETIC_POINTS = 1000
+# The curve of accuracy against size reaches from size / REACH to size * REACH.
+REACH = 30
+_DIMENSION, _TEST = 100, 0.2
+_IMAGES = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that contradict each other, or are out of reach."""
+    if args.path is not None and args.data not in _IMAGES:
+        raise ValueError(f"--path goes with --data mnist or fashion_mnist; got --data {args.data}")
+    if args.path is None and args.data in _IMAGES:
+        raise ValueError(f"--data {args.data} needs --path DIR, the folder with its IDX files")
+    if args.classes is not None and args.data in SYNTHETIC:
+        raise ValueError(f"--classes does not apply to {args.data}")
+    if args.d is not None and args.data not in SYNTHETIC:
+        raise ValueError(f"--d is of synthetic data; --data {args.data} has a dimension of its own")
+    if args.shift is not None and args.data != "shifted_gaussian":
+        raise ValueError(f"--shift goes with --data shifted_gaussian; got --data {args.data}")
+    if args.test is not None and args.data in _IMAGES:
+        raise ValueError(f"--test does not apply to {args.data}, which has a test set of its own")
+    if args.classes is not None and len(args.classes) < 2:
+        raise ValueError(f"--classes needs two labels or more; got {args.classes[0]}")
+    if args.bounds is not None and not args.bounds[0] < args.bounds[1]:
+        low, high = args.bounds
+        raise ValueError(f"--bounds needs LOW < HIGH; got {low:g} {high:g}")
+    if args.carrier is None and args.at == "carrier":
+        raise ValueError("--at carrier needs --carrier: a file, uniform or gaussian")
+    if args.carrier is not None and args.scenario is not None:
+        raise ValueError("--scenario and --carrier exclude each other: a scenario is a carrier")
+    if args.carrier_points is not None and args.carrier not in NOISES:
+        raise ValueError("--carrier-points goes with --carrier uniform or --carrier gaussian")
+    # Sizes of the curve, whose squares must neither underflow nor overflow.
+    limits = np.finfo(np.float64 if args.precision == 64 else np.float32)
+    low, high = REACH * math.sqrt(limits.tiny), math.sqrt(limits.max) / REACH**2
+    if not low <= args.size <= high:
+        raise ValueError(
+            f"--size must be from {low:.0e} to {high:.0e} in float{args.precision}; "
+            f"got {args.size:g}"
+        )
+    options.check_out(args.out)
+    if args.out is not None:
+        if (Path(args.out) / RECORD).exists():
+            raise ValueError(f"--out {args.out} holds a reproduction; give another folder")
+        reports.check_folder(args.out)
+
+
+def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
+    """Training and test data, every class among the training points."""
+    split_key, data_key = jax.random.split(key)
+    if args.data in _IMAGES:
+        chosen = _chosen_digits(args.classes, args.data)
+        read = getattr(datasets, args.data)
+        train, test = (read(args.path, split=split, **chosen) for split in ("train", "test"))
+        if args.n is not None:
+            train = _subset(train, args.n, split_key)
+    else:
+        data = _load_whole(args, data_key)
+        if args.n is not None and args.data not in SYNTHETIC:
+            data = _subset(data, args.n, data_key)
+        share = _TEST if args.test is None else args.test
+        if not 0 < round(share * data.n) < data.n:
+            raise ValueError(
+                f"--test {share:g} of {data.n} points leaves none to train or none to test on"
+            )
+        train, test = data.split(test=share, key=split_key)
+    counts = np.bincount(np.asarray(train.labels), minlength=len(train.classes))
+    if counts.min() == 0:
+        missing = train.classes[int(counts.argmin())]
+        raise ValueError(
+            f"none of the {train.n} training points has the label {missing}; more of them, "
+            "with --n, or another --seed may have"
+        )
+    return train, test
+
+
+def _load_whole(args: argparse.Namespace, key) -> Dataset:
+    if args.data in SYNTHETIC:
+        return draw(args, args.n or SYNTHETIC_POINTS, key)
+    if args.data == "mnist5k":
+        return datasets.mnist5k(**_chosen_digits(args.classes, args.data))
+    if Path(args.data).suffix == ".npz":
+        return _load_file(args.data, args.classes)
+    known = "mnist5k, gaussian, shifted_gaussian, mnist, fashion_mnist"
+    raise ValueError(f"--data must be one of {known}, or a .npz file; got {args.data!r}")
+
+
+def draw(args: argparse.Namespace, n: int, key) -> Dataset:
+    """`n` points of the synthetic data."""
+    d = _DIMENSION if args.d is None else args.d
+    check_memory(n * d * args.precision // 8, f"--n {n} --d {d}: the data alone")
+    shift = {} if args.shift is None else {"shift": args.shift}
+    return getattr(datasets, args.data)(n, d, **shift, key=key)
+
+
+def _subset(data: Dataset, n: int, key) -> Dataset:
+    if n > data.n:
+        raise ValueError(f"--n {n} is more than the {data.n} points of these classes")
+    return data.subset(n, key=key)
+
+
+def _load_file(path: str, words: Sequence[str] | None) -> Dataset:
+    """The data set of an .npz file, of the labels that the words name."""
+    inputs, targets = read_labelled(path)
+    file = Path(path).expanduser()
+    labels = list(dict.fromkeys(targets.ravel().tolist()))
+    numbers = targets.dtype.kind in "iuf"
+    if words is None and not (numbers and set(labels) <= {-1, 1}):
+        some = [class_name(label) for label in labels[:10]]
+        more = f", and {len(labels) - 10:,} others" if len(labels) > 10 else ""
+        advice = shlex.join(["--classes", *some[:2]])
+        raise ValueError(
+            f"{file}: the labels are {', '.join(some)}{more}; say which to keep, such as {advice} "
+            "(the first becomes +1, the second -1), or more than two"
+        )
+    classes = None if words is None else _named(words, labels, str(file))
+    try:
+        return datasets.from_arrays(inputs, targets, classes=classes, name=file.stem)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _chosen_digits(words: Sequence[str] | None, data: str) -> dict[str, list[int]]:
+    """The classes of images that the words name, by number or name, as an argument."""
+    if words is None:
+        return {}
+    family = _IMAGES.get(data, MNIST)
+    names = {name: number for number, name in enumerate(family.class_names)}
+    renamed = [str(names.get(word, word)) for word in words]
+    return {"classes": _named(renamed, list(range(10)), family.name)}
+
+
+def _named(words: Sequence[str], labels: Sequence[Any], where: str) -> list[Any]:
+    """The labels that words of the shell name: text as it is, numbers by their value."""
+    chosen = []
+    for word in words:
+        found = [label for label in labels if _is_named(label, word)]
+        if not found:
+            some = ", ".join(class_name(label) for label in labels[:10])
+            more = ", ..." if len(labels) > 10 else ""
+            raise ValueError(f"--classes: {where} has no label {word}; it has {some}{more}")
+        chosen.append(found[0])
+    if any(a == b for i, a in enumerate(chosen) for b in chosen[:i]):
+        raise ValueError(f"--classes must name different labels; got {' '.join(words)}")
+    return chosen
+
+
+def _is_named(label: Any, word: str) -> bool:
+    if class_name(label) == word:
+        return True
+    if isinstance(label, bool) and word.lower() in ("true", "false"):
+        return label == (word.lower() == "true")
+    if not isinstance(label, int | float):
+        return False
+    for kind in (int, float):  # as whole numbers first: floats round large ones
+        try:
+            return kind(word) == label
+        except ValueError:
+            continue
+    return False
+
+
+def check_classes(args: argparse.Namespace, train: Dataset) -> None:
+    """Raises ValueError for losses and targets that do not go with the number of classes."""
+    count = len(train.classes)
+    losses = LOSSES if count == 2 else CLASS_LOSSES
+    for name, loss in (("--loss", args.loss), ("--loss-g", args.loss_g)):
+        if loss is not None and loss not in losses:
+            wanted = ", ".join(losses)
+            raise ValueError(f"{name} {loss} is not for {count} classes; give one of {wanted}")
+    if count == 2 and args.targets not in TARGET_RULES:
+        wanted = " or ".join(TARGET_RULES)
+        raise ValueError(f"--targets {args.targets} is for more than two classes; give {wanted}")
+    if args.at == "carrier" and args.targets not in TARGET_RULES:
+        raise ValueError(
+            f"--targets {args.targets} needs a true class, which a perturbed carrier has not"
+        )
+
+
+def load_carrier(args: argparse.Namespace, train: Dataset) -> str | np.ndarray | None:
+    """What --carrier asks for, with a number of points that fits."""
+    carrier, m = args.carrier, args.carrier_points
+    if carrier in NOISES:
+        m = train.n if m is None else m
+        check_memory(m * train.d * args.precision // 8, f"--carrier-points {m}: the carrier alone")
+    elif carrier is not None:
+        file = carrier
+        carrier = read_npy(file)
+        m = len(carrier) if carrier.ndim > 1 else 0
+        if m == 0 or carrier.size != m * train.d:
+            raise ValueError(
+                f"--carrier {file}: its shape is {carrier.shape}; wanted rows of {train.d} numbers"
+            )
+        carrier = carrier.reshape(m, train.d)
+    if carrier is not None and args.at == "data" and m % train.n:
+        raise ValueError(
+            f"--carrier must have as many points as there are training points, {train.n}, or a "
+            f"multiple; got {m}. With --at carrier it may have any number"
+        )
+    return carrier

@@ -1,0 +1,161 @@
+"""What `perturbkernel run` reports: metrics, configuration and arrays."""
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from perturbkernel.cli.run.inputs import REACH
+from perturbkernel.data.dataset import Dataset
+from perturbkernel.learning.curves import accuracy_against_size, decision_map
+from perturbkernel.learning.experiment import PerturbationLearning
+from perturbkernel.training.fit import KernelLearner
+
+_CURVE_POINTS = 13
+
+
+def metrics_of(
+    r: PerturbationLearning, test: Dataset, fresh: Dataset, draws: int
+) -> dict[str, Any]:
+    metrics = r.evaluate(test, fresh.inputs, control_draws=draws)
+    metrics["status"] = {name: getattr(p, "status", "ok") for name, p in (("f", r.f), ("g", r.g))}
+    metrics["rounding"] = _rounding(r)
+    metrics["most_frequent"] = {
+        name: float(np.bincount(np.asarray(data.labels)).max() / data.n)
+        for name, data in (("train", r.train), ("test", test))
+    }
+    return metrics
+
+
+def _rounding(r: PerturbationLearning) -> float:
+    """What adding perturbations to their carrier changed in them, relative to their length (rms)."""
+    delta = np.asarray(r.perturbation.delta, float).reshape(len(r.carrier), -1)
+    added = np.asarray(r.perturbed, float) - np.asarray(r.carrier, float)
+    length = np.linalg.norm(delta)
+    return float(np.linalg.norm(added.reshape(delta.shape) - delta) / length) if length else 0.0
+
+
+def configuration_of(
+    args: argparse.Namespace, r: PerturbationLearning, test: Dataset, learner: KernelLearner
+) -> dict[str, Any]:
+    train = r.train
+    learner_g: Any = r.learner_g
+    carrier = f"scenario ({args.scenario or 'a'})"
+    if args.carrier is not None:
+        there = ", perturbed there" if args.at == "carrier" else ""
+        carrier = f"carrier {args.carrier}, {len(r.carrier)} points{there}"
+    return {
+        "command": shlex.join(["perturbkernel", *args.argv]),
+        "data": train.name,
+        "classes": list(train.classes),
+        "image_shape": train.image_shape,
+        "n_train": train.n,
+        "n_test": test.n,
+        "n_perturbed": len(r.carrier),
+        "d": train.d,
+        "carrier": carrier,
+        "at": args.at,
+        "size": args.size,
+        "norm": args.norm,
+        "direction": args.direction,
+        "bounds": args.bounds,
+        "targets": args.targets,
+        "f": f"{learner.kernel!r}, {learner.loss} loss, {learner.dynamics!r}",
+        "g": f"{learner_g.kernel!r}, {learner_g.loss} loss, {learner_g.dynamics!r}",
+        "seed": args.seed,
+        "precision": args.precision,
+    }
+
+
+def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[str, Any]:
+    """What the figures need, and what a user would want to compute with."""
+    p, train = r.perturbation, r.train
+    # Of a carrier that was perturbed itself no true label is known.
+    known = r.options["at"] == "data"
+    true = np.resize(np.asarray(train.targets), len(p.delta))
+    sample = _sample(true if known else np.asarray(p.targets), len(train.classes))
+    arrays = {
+        "delta": p.delta,
+        "targets": p.targets,
+        "zero_gradient": p.zero_gradient,
+        "f_dual_coef": r.f.dual_coef,
+        "g_dual_coef": r.g.dual_coef,
+        "test_f": r.f(test.inputs),
+        "test_g": r.g(test.inputs),
+        "test_labels": test.targets,
+        "fresh_f": r.f(fresh.inputs),
+        "fresh_g": r.g(fresh.inputs),
+        "fresh_labels": fresh.targets,
+        "sample_inputs": r.attacked[sample],
+        "sample_deltas": p.delta[sample],
+        "sample_targets": p.targets[sample],
+    }
+    if known:
+        arrays["sample_labels"] = true[sample]
+    if r.cosine is not None:
+        arrays["cosine"] = r.cosine
+    if r.diagnosis is not None:
+        names = ("signal", "offset", "offset_std", "probability")
+        arrays |= {f"diagnosis_{name}": getattr(r.diagnosis, name) for name in names}
+    return arrays | _means(r)
+
+
+def _targets_of_classes(count: int) -> Sequence[int]:
+    """The target of each class, in their order."""
+    return (1, -1) if count == 2 else range(count)
+
+
+def _sample(targets: np.ndarray, count: int) -> np.ndarray:
+    """Rows to draw: eight of two classes, one of each of more, ten at most."""
+    each = 4 if count == 2 else 1
+    rows = [np.flatnonzero(targets == target)[:each] for target in _targets_of_classes(count)]
+    return np.concatenate(rows[:10])
+
+
+def _means(r: PerturbationLearning) -> dict[str, Any]:
+    """The mean perturbation toward each class, and the class means it is compared with."""
+    x, p, train = r.train.inputs, r.perturbation, r.train
+    values = _targets_of_classes(len(train.classes))
+    toward = jnp.stack([_mean_where(p.delta, p.targets == value) for value in values])
+    means = jnp.stack([_mean_where(x, train.targets == value) for value in values])
+    if len(train.classes) == 2:
+        return {"mean_toward": toward, "mean_difference": means[0] - means[1]}
+    return {"mean_toward": toward, "mean_of_class": means - x.mean(axis=0)[None]}
+
+
+def _mean_where(rows, chosen):
+    weights = chosen / jnp.maximum(chosen.sum(), 1)
+    return jnp.tensordot(weights.astype(rows.dtype), rows, 1)
+
+
+def curve_of(
+    r: PerturbationLearning, test: Dataset, size: float, status: dict[str, str]
+) -> dict[str, np.ndarray]:
+    """Accuracy against size; where g cannot be trained the size is left out, as status says."""
+    parts = []
+    for each in np.geomspace(size / REACH, size * REACH, _CURVE_POINTS):
+        try:
+            parts.append(accuracy_against_size(r, test, [float(each)]))
+        except Exception as error:  # results are worth more than their curve
+            status["accuracy against size"] = f"left out at size {each:.3g} and others: {error}"
+    if not parts:
+        return {}
+    return {
+        f"curve_{name}": np.concatenate([getattr(part, name) for part in parts])
+        for name in parts[0]._fields
+        if getattr(parts[0], name) is not None
+    }
+
+
+def map_of(r: PerturbationLearning, status: dict[str, str]) -> dict[str, Any]:
+    """The decision map, which two classes have."""
+    if len(r.train.classes) > 2:
+        return {}
+    try:
+        return {f"map_{name}": value for name, value in decision_map(r)._asdict().items()}
+    except Exception as error:  # results are worth more than their map
+        status["decision map"] = f"left out: {error}"
+        return {}

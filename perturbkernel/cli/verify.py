@@ -1,0 +1,67 @@
+"""The command `perturbkernel verify`."""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from tqdm import tqdm
+
+from perturbkernel import report as reports
+from perturbkernel import verify as verification
+from perturbkernel.cli import options
+
+
+def add_command(commands, epilog: str) -> None:
+    check = commands.add_parser(
+        "verify",
+        help="check the theory's results, constants and all, on independent draws",
+        description="Checks every numbered result of the theory on independent draws: bounds with "
+        "their constants, identities, rates. Exit status 1 if one fails; a vacuous bound, true but "
+        "saying nothing, is no pass.",
+        epilog="examples:\n"
+        "  perturbkernel verify                         # everything, a few minutes\n"
+        "  perturbkernel verify --only 3.2,5 --out DIR  # a result and a section; page in DIR\n\n"
+        + epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.add_argument("--only", metavar="IDS", help="results or sections, separated by commas")
+    check.add_argument("--list", action="store_true", help="list the results and stop")
+    check.add_argument(
+        "--full",
+        action="store_true",
+        help="the sizes at which the theory quotes its numbers (long)",
+    )
+    check.add_argument("--seed", type=options.seed, default=0)
+    check.add_argument(
+        "--out", metavar="DIR", help="write verify.html, verify.json and the figures there"
+    )
+    check.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    check.set_defaults(function=_verify)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if args.list:
+        print(verification.listing())
+        return 0
+    options.check_out(args.out)
+    with tqdm(
+        total=verification.trials(args.only, full=args.full),
+        disable=args.quiet or None,
+        leave=False,
+    ) as bar:
+
+        def progress(name: str) -> None:
+            bar.set_description(name)
+            bar.update()
+
+        verdicts = verification.verify(args.only, full=args.full, seed=args.seed, progress=progress)
+    if args.out is not None:
+        configuration = {
+            "command": shlex.join(["perturbkernel", *args.argv]),
+            "environment": reports.environment(),
+        }
+        verification.save(verdicts, args.out, configuration)
+    print(verification.table(verdicts))
+    if args.out is not None:
+        print(f"\nreport: {Path(args.out) / 'verify.html'}")
+    return int(verification.failed(verdicts))

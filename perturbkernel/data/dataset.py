@@ -1,0 +1,200 @@
+"""Labelled data sets: synthetic Gaussians, real images from local files, and arrays of one's own.
+
+The data of the experiments section of Kumano, Kera, Yamasaki, *Wide Two-Layer Networks can Learn
+from Adversarial Perturbations* (NeurIPS 2024). Nothing here downloads anything. Rows of `inputs`
+are points, images included; a target is +1 for the first of two classes and -1 for the second, and
+the class index 0, 1, .. for more than two. Dtypes follow JAX: float32 unless x64 is enabled.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from perturbkernel.checks import as_inputs, as_targets, is_readable
+from perturbkernel.data.labels import class_indices
+
+
+class Dataset(eqx.Module):
+    """`n` labelled points in `d` dimensions: a frozen pytree with leaves `inputs` and `targets`.
+
+    Attributes:
+        inputs: (n, d), finite.
+        targets: (n,), in {-1, +1}, with the dtype of `inputs`; of K > 2 classes, class indices,
+            integers from 0 to K - 1 (`pk.one_hot` encodes them for training).
+        name: what the data set is called in reports.
+        classes: names of the (+1, -1) class, or of K > 2 classes.
+        image_shape: (h, w) or (h, w, c) of a row, h w c = d; None when rows are not images.
+        pixel_offset: what was subtracted from pixels in [0, 1]; add it back to draw a row.
+
+    Raises:
+        ValueError: wrong shapes (checked on tracers too); empty arrays; NaN, infinity or labels
+            outside {-1, +1}, or 0 to K - 1 (not checked on tracers). TypeError if `inputs` are not
+            real numbers.
+    """
+
+    inputs: Float[Array, "n d"]
+    targets: Float[Array, " n"] | Int[Array, " n"]
+    name: str = eqx.field(static=True)
+    classes: tuple[str, ...] = eqx.field(static=True)
+    image_shape: tuple[int, ...] | None = eqx.field(static=True)
+    pixel_offset: float = eqx.field(static=True)
+
+    def __init__(
+        self,
+        inputs: Any,
+        targets: Any,
+        name: str = "data",
+        classes: Sequence[str] = ("+1", "-1"),
+        image_shape: Sequence[int] | None = None,
+        pixel_offset: float = 0.0,
+    ):
+        self.inputs = as_inputs(inputs, "inputs", flat=True)
+        self.classes = tuple(str(c) for c in distinct_classes(classes))
+        count = len(self.classes)
+        if count == 2:
+            labels = as_targets(targets, "targets", self.n)
+            self.targets = labels.astype(self.inputs.dtype)
+        else:
+            self.targets = class_indices(targets, "targets", self.n, count)
+        self.name = str(name)
+        self.image_shape = None if image_shape is None else tuple(image_shape)
+        if image_shape and (len(image_shape) not in (2, 3) or math.prod(image_shape) != self.d):
+            raise ValueError(
+                f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {self.d}"
+            )
+        self.pixel_offset = float(pixel_offset)
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return self.inputs.shape[0]
+
+    @property
+    def d(self) -> int:
+        """Dimension of a point."""
+        return self.inputs.shape[1]
+
+    @property
+    def labels(self) -> Int[Array, " n"]:
+        """The class of every row, its position in `classes`: 0 for +1 and 1 for -1."""
+        return self.targets if len(self.classes) > 2 else jnp.where(self.targets > 0, 0, 1)
+
+    @property
+    def images(self) -> Float[Array, "n h w c"]:
+        """`inputs` as (n, h, w, c), c = 1 for grey, as convolutional kernels want them."""
+        if self.image_shape is None:
+            raise ValueError(
+                f"{self.name}: the rows are not images; give Dataset an image_shape, "
+                "or from_arrays inputs of shape (n, h, w) or (n, h, w, c)"
+            )
+        return self.inputs.reshape(self.n, *self.image_shape, *[1] * (3 - len(self.image_shape)))
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __repr__(self) -> str:
+        # A mapped tree may hold anything; a traced one has nothing to count.
+        if not isinstance(self.targets, jax.Array) or not is_readable(self.targets):
+            return eqx.tree_pformat(self)
+        counts = np.bincount(np.asarray(self.labels), minlength=len(self.classes))
+        shown = ", ".join(
+            f"{count} x {name}" for count, name in zip(counts, self.classes, strict=True)
+        )
+        return f"Dataset({self.name}: n={self.n}, d={self.d}, {shown})"
+
+    def __getitem__(self, index: Any) -> "Dataset":
+        """The rows of a slice, an integer array (k,) or a boolean mask (n,), as a data set."""
+        # NumPy finds the rows because JAX would clamp those that do not exist, silently.
+        rows = np.arange(self.n)[index if isinstance(index, slice) else np.asarray(index)]
+        if rows.ndim != 1 or rows.size == 0:
+            raise ValueError(
+                f"index {index!r} takes rows of shape {rows.shape}; "
+                "wanted a slice or an array of at least one row (row i is data[i : i + 1])"
+            )
+        return dataclasses.replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
+
+    def split(
+        self, test: float | int | np.number = 0.2, *, key: PRNGKeyArray
+    ) -> "tuple[Dataset, Dataset]":
+        """Split at random into (train, test), each class in proportion, rows shuffled.
+
+        Args:
+            test: fraction in (0, 1), rounded to whole rows, or integer number of rows to test on.
+            key: JAX random key; the same key gives the same split.
+
+        Raises:
+            ValueError: another `test`, or a side without rows. TypeError: `key` is no key.
+        """
+        count = as_int(test)
+        if isinstance(test, float | np.floating) and 0 < test < 1:
+            count = round(float(test) * self.n)
+        if count is None or not 0 < count < self.n:
+            raise ValueError(
+                f"test={test!r}: wanted a fraction in (0, 1) or an integer number of rows that "
+                f"leaves at least one of the {self.n} rows on either side"
+            )
+        chosen, rest = self._stratified(count, key)
+        return self[rest], self[chosen]
+
+    def subset(self, n: int | np.integer, *, key: PRNGKeyArray) -> "Dataset":
+        """`n` rows at random without repetition, each class in proportion, rows shuffled."""
+        if positive(n, "n") > self.n:
+            raise ValueError(f"n={n}: wanted at most the {self.n} rows of {self.name}")
+        return self[self._stratified(int(n), key)[0]]
+
+    def _stratified(self, count: int, key: PRNGKeyArray) -> tuple[np.ndarray, np.ndarray]:
+        """(rows chosen, other rows), both shuffled, in the class proportions of the whole."""
+        if isinstance(self.targets, Tracer) or isinstance(key, Tracer):
+            raise ValueError("targets or key is traced; split and subset work outside jit and vmap")
+        with jax.ensure_compile_time_eval():  # the data may be a constant of a traced function
+            order = np.asarray(jax.random.permutation(split_key(key)[0], self.n))
+            labels = np.asarray(self.labels)[order]
+        members = labels[:, None] == np.arange(len(self.classes))
+        # The largest remainders are rounded up, in integers: no class is asked for more rows than
+        # it has.
+        take, remainder = np.divmod(count * members.sum(0), self.n)
+        take[np.argsort(-remainder, kind="stable")[: count - take.sum()]] += 1
+        chosen = (members & (members.cumsum(0) <= take)).any(1)
+        return order[chosen], order[~chosen]
+
+
+def distinct_classes(classes: Sequence[Any]) -> Sequence[Any]:
+    shape = np.shape(classes)
+    if (
+        len(shape) != 1
+        or shape[0] < 2
+        or any(a == b for i, a in enumerate(classes) for b in classes[:i])
+    ):
+        raise ValueError(
+            f"classes={classes!r}: wanted two different ones, (+1 class, -1 class), or more"
+        )
+    return classes
+
+
+def as_int(value: Any) -> int | None:
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return int(value) if is_integer else None
+
+
+def positive(value: Any, argument: str) -> int:
+    number = as_int(value)
+    if number is None or number <= 0:
+        error = TypeError if number is None else ValueError
+        raise error(f"{argument}={value!r}: wanted an integer > 0")
+    return number
+
+
+def split_key(key: PRNGKeyArray) -> Array:
+    """Two keys from one, of either kind that JAX has."""
+    try:
+        return jax.random.split(key)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"key: wanted one such as jax.random.key(0), not {key!r}") from error

@@ -1,0 +1,71 @@
+"""Random labels and noise."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from perturbkernel.checks import check_choice, check_count, check_key
+
+CLASS_RULES = ("coin_flip", "balanced", "random_other", "next")
+
+
+def draw_classes(
+    rule: str, labels: Int[Array, " n"], classes: int, *, key: PRNGKeyArray
+) -> Int[Array, " n"]:
+    """Target classes (n,) for points of the given labels.
+
+    "coin_flip": each uniform among all K, whatever its label. "balanced": uniform among the draws
+    in which the classes' counts differ by at most one. "random_other": uniform among the K - 1
+    other classes, independently. "next": (label + 1) mod K, nothing random. Source of the last two:
+    Ilyas et al., Adversarial Examples Are Not Bugs, They Are Features (NeurIPS 2019), its D_rand
+    and D_det; there random targets are drawn from all classes, as "coin_flip".
+    """
+    check_choice(rule, "targets", CLASS_RULES)
+    check_key(key)
+    n = len(labels)
+    if rule == "coin_flip":
+        return jax.random.randint(key, (n,), 0, classes)
+    if rule == "balanced":
+        order, names = jax.random.split(key)
+        return jax.random.permutation(names, classes)[jax.random.permutation(order, n) % classes]
+    shift = 1 if rule == "next" else jax.random.randint(key, (n,), 1, classes)
+    return (labels + jnp.asarray(shift, labels.dtype)) % classes
+
+
+TARGET_RULES = ("coin_flip", "balanced")
+
+
+NOISES = ("uniform", "gaussian")
+
+
+def draw_targets(rule: str, n: int, *, key: PRNGKeyArray) -> Float[Array, " n"]:
+    """Labels in {-1, +1}, (n,): "coin_flip", independent; "balanced", uniform among those with sum
+    0 (odd n: +-1).
+    """
+    check_choice(rule, "targets", TARGET_RULES)
+    check_key(key)
+    if rule == "coin_flip":
+        return jax.random.rademacher(key, (n,), jnp.result_type(float))
+    order, sign = jax.random.split(key)
+    # Odd n: sum +1, whose sign is then drawn.
+    alternating = jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0)
+    return jax.random.permutation(order, alternating) * (
+        jax.random.rademacher(sign, (), float) if n % 2 else 1
+    )
+
+
+def draw_noise(
+    name: str, m: int, shape: tuple[int, ...], dtype: Any = None, *, key: PRNGKeyArray
+) -> Array:
+    """Noise to carry perturbations, (m, *shape), independent entries: "uniform" on [-1, 1];
+    "gaussian", N(0, 1).
+    """
+    check_choice(name, "carrier", NOISES)
+    check_count(m, "carrier_points")
+    check_key(key)
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    if name == "uniform":
+        return jax.random.uniform(key, (m, *shape), dtype, -1, 1)
+    return jax.random.normal(key, (m, *shape), dtype)

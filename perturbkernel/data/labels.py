@@ -1,0 +1,73 @@
+"""More than two classes: their encoding, random targets, the margin that an attack increases, what
+counts as right.
+
+A label is a class index in {0, .., K - 1}, the position in `Dataset.classes`. Class y is trained on
+as e_y - 1/K (1 - 1/K in its own column, -1/K in the others), and the decision is the argmax of the
+K outputs. At f = 0 every loss of `fit` then pulls the outputs of point n along e_y - 1/K, so that
+all agree at small times.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from perturbkernel.checks import as_array, check_count, is_readable
+
+
+def class_name(label: Any) -> str:
+    """A label as the words that name its class: bytes are decoded, what cannot be printed is
+    escaped.
+    """
+    text = label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else str(label)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> Int[Array, " n"]:
+    """(n,) class indices, integers from 0 to classes - 1."""
+    array = as_array(value, name)
+    if array.ndim != 1 or (n is not None and len(array) != n):
+        wanted = "(n,)" if n is None else f"({n},)"
+        raise ValueError(
+            f"{name} must have shape {wanted}, one class index a row; got {array.shape}"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.kind == "m":
+        raise ValueError(
+            f"{name} must be integers from 0 to {classes - 1}, class indices; got dtype {array.dtype}"
+        )
+    if is_readable(array):
+        found = np.unique(np.asarray(array))
+        outside = found[(found < 0) | (found >= classes)]
+        if outside.size:
+            raise ValueError(
+                f"{name} must be class indices from 0 to {classes - 1}; found {outside[0]}"
+            )
+    return jnp.asarray(array, int)
+
+
+def one_hot(
+    labels: Int[ArrayLike, " n"], classes: int, *, centred: bool = True
+) -> Float[Array, "n k"]:
+    """What K-class predictors are trained on: e_y - 1/K, that is 1 - 1/K for the class and -1/K for
+    the others.
+
+    Args:
+        labels: (n,), class indices.
+        classes: K >= 2.
+        centred: False gives plain e_y, 1 and 0.
+
+    Raises:
+        ValueError, TypeError: labels that are no integers from 0 to K - 1.
+    """
+    check_count(classes, "classes", low=2)
+    encoded = jax.nn.one_hot(
+        class_indices(labels, "labels", None, classes), classes, dtype=jnp.result_type(float)
+    )
+    return encoded - 1 / classes if centred else encoded
+
+
+def encoded(targets: Array, classes: int) -> Array:
+    """What a learner is given: two classes' targets (n,) as they are, otherwise `one_hot`, (n, K)."""
+    return targets if classes == 2 else one_hot(targets, classes)

@@ -1,0 +1,1 @@
+"""What every kernel and solver runs on: tiled sums, memory, devices, Krylov methods."""

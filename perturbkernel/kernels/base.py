@@ -1,0 +1,211 @@
+"""Infinite-width tangent kernels behind one small protocol, and the two-layer kernel of the paper
+in closed form.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float
+
+from perturbkernel.checks import (
+    as_float,
+    as_inputs,
+    check_finite,
+    check_mesh,
+    check_progress,
+    common_dtype,
+)
+from perturbkernel.engine import tiles
+from perturbkernel.kernels import products
+from perturbkernel.kernels.forecast import Plan, make_plan
+
+
+class Kernel:
+    """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else
+    follows from it.
+
+    Kernels are immutable, compare by value and are pytrees without leaves: constants under `jit`.
+    """
+
+    #: bytes for the temporaries of a sum; None: a default for the device
+    memory: ClassVar[int | None] = None
+    #: largest tile, (rows of queries, rows of points), where it does not follow from `memory`
+    block: ClassVar[tuple[int, int] | None] = None
+    #: `tile`, faster, but NaN at pairs that take more care, and with NaN gradients; None: there is no such way
+    quick_tile: ClassVar[Callable[[str, Array, Array], Array] | None] = None
+
+    def __init_subclass__(cls):
+        if "tile" in vars(cls) and "quick_tile" not in vars(cls):
+            cls.quick_tile = None  # the inherited one belongs to another tile
+
+    def tile(self, name: str, z: Array, x: Array) -> Array:
+        """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and
+        differentiated.
+        """
+        raise TypeError(f"{type(self).__name__} does not define tiles")
+
+    def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
+        """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape
+        `row`.
+
+        A tile of r queries and c points takes  a r c + b (r + c)  numbers at most.
+        """
+        return tiles.ARRAYS, tiles.COPIES * int(np.prod(row))
+
+    def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
+        """`value` as an array of inputs of this kernel; raises ValueError or TypeError in terms of
+        `name`.
+        """
+        return as_inputs(value, name, like=like)
+
+    def plan(
+        self,
+        n: int,
+        m: int | None,
+        d: int | tuple[int, ...],
+        *,
+        what: str = "matvec",
+        columns: int | None = None,
+        devices: int = 1,
+        memory: int | None = None,
+        rate: float | None = None,
+    ) -> Plan:
+        """What a product with n training points and m queries in dimension d will take; print it
+        before the run.
+
+        Args:
+            n, m: how many; m None: the queries are the training points, the very same array.
+            d: the dimension, or the shape of one input.
+            what: "matvec", "input_gradient", "phi_matmul", "ntk", "nngp" or "phi".
+            columns: k, for coefficients (n, k); left out: 1, for `phi_matmul` d.
+            devices: of the mesh.
+            memory: bytes for temporaries on each device, instead of this kernel's own.
+            rate: floating-point operations a second of one device; measured on a few thousand
+                points if left out.
+        """
+        return make_plan(self, n, m, d, what, columns, devices, memory, rate)
+
+    def _matrix(self, name: str, x, z) -> Array:
+        x = self.check_inputs(x, "x")
+        z = x if z is None or z is x else self.check_inputs(z, "z", like=x.shape[1:])
+        return products.matrix(self, name, *_common_dtype(x, z))
+
+    def _sum_arguments(
+        self, z, x, coef, coef_name: str, dimensions: tuple[int, ...], mesh, progress
+    ) -> tuple[Array, ...]:
+        check_mesh(mesh)
+        check_progress(progress)
+        same = z is x  # the very same points: the sums may use the symmetry
+        x = self.check_inputs(x, "x")
+        z = x if same else self.check_inputs(z, "z", like=x.shape[1:])
+        coef = as_float(coef, coef_name)
+        if coef.ndim not in dimensions or coef.shape[0] != x.shape[0]:
+            wanted = " or ".join(
+                {1: f"({x.shape[0]},)", 2: f"({x.shape[0]}, k)"}[k] for k in dimensions
+            )
+            raise ValueError(
+                f"{coef_name} must have shape {wanted}, one row a row of x; got {coef.shape}"
+            )
+        check_finite(coef, coef_name)
+        return _common_dtype(z, x, coef)
+
+    def ntk(
+        self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None
+    ) -> Float[Array, "n m"]:
+        """The tangent kernel K(x_n, z_m), (n, m); `z` omitted: K(x, x), with an exact diagonal.
+
+        Differentiable in both arguments; at coincident points the derivative is the symmetric
+        (central) one. Raises ValueError for inputs that are empty, not finite, or of different
+        dimensions.
+        """
+        return self._matrix("ntk", x, z)
+
+    def nngp(
+        self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None
+    ) -> Float[Array, "n m"]:
+        """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: K(x, x),
+        exact diagonal.
+        """
+        return self._matrix("nngp", x, z)
+
+    def phi(self, x, z=None):
+        """The gate moment; raises TypeError here, since it belongs to TwoLayerNTK."""
+        raise TypeError(f"phi belongs to TwoLayerNTK; this kernel is {self!r}")
+
+    def phi_matmul(self, z, x, b, *, mesh=None, progress=None):
+        """Sums of gate moments; raises TypeError here, since they belong to TwoLayerNTK."""
+        raise TypeError(f"phi_matmul belongs to TwoLayerNTK; this kernel is {self!r}")
+
+    def matvec(
+        self,
+        z: Float[ArrayLike, "m ..."],
+        x: Float[ArrayLike, "n ..."],
+        coef: Float[ArrayLike, "n ..."],
+        *,
+        mesh: Mesh | None = None,
+        progress: Any = None,
+    ) -> Float[Array, "m ..."]:
+        """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x
+        m matrix is held.
+
+        Reverse-mode differentiable in z, x and coef, by tiled sums again. Where z and x are the
+        very same array, each pair of points is evaluated once, in as little as half the time.
+
+        Args:
+            z, x, coef: (m, ...), (n, ...), (n,) or (n, k).
+            mesh: devices that share the work. Every process holds the arguments and gets the whole
+                result.
+            progress: `progress.update(k)` is called after every k queries: `tqdm.tqdm(total=m)`,
+                say. Outside `jit`.
+        """
+        arguments = self._sum_arguments(z, x, coef, "coef", (1, 2), mesh, progress)
+        return products.matvec(self, "ntk", *arguments, mesh=mesh, progress=progress)
+
+    def input_gradient(
+        self,
+        z: Float[ArrayLike, "m ..."],
+        x: Float[ArrayLike, "n ..."],
+        coef: Float[ArrayLike, "n ..."],
+        weights: Float[ArrayLike, "m k"] | None = None,
+        *,
+        mesh: Mesh | None = None,
+        progress: Any = None,
+    ) -> Float[Array, "m ..."]:
+        """grad_z sum_n coef_n K(x_n, z) at every row of z, shaped like z, in tiles.
+
+        For coef (n, k), k outputs, `weights` (m, k) says which combination of them: the gradient of
+        sum_nk weights_jk coef_nk K(x_n, z) at z_j.
+
+        Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n,
+        .) has a cone whose symmetric derivative is taken, the limit of finite networks' gradients
+        (theory: 0.4, 5.3). `mesh` and `progress` as in `matvec`.
+        """
+        z, x, coef = self._sum_arguments(
+            z, x, coef, "coef", (1,) if weights is None else (2,), mesh, progress
+        )
+        if weights is None:
+            cotangent = jnp.ones(z.shape[0], z.dtype)
+        else:
+            cotangent = as_float(weights, "weights").astype(z.dtype)
+            if cotangent.shape != (len(z), coef.shape[1]):
+                wanted = f"({len(z)}, {coef.shape[1]}), a row for each row of z and a column for each of coef"
+                raise ValueError(f"weights must have shape {wanted}; got {cotangent.shape}")
+        return products.query_gradient(
+            self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress
+        )
+
+    def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
+        """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known;
+        otherwise 0.
+        """
+        return jnp.zeros(z.shape[0], common_dtype(z, x, coef))
+
+
+def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays of one dtype; what was one array remains one."""
+    dtype = common_dtype(*arrays)
+    cast = {id(a): a.astype(dtype) for a in arrays}
+    return tuple(cast[id(a)] for a in arrays)

@@ -1,0 +1,92 @@
+"""Accuracy, agreement and cosine: one implementation of each."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from perturbkernel.data.dataset import Dataset
+from perturbkernel.data.labels import one_hot
+
+
+def decisions(outputs: Float[Array, "... m k"]) -> Float[Array, "... m k"]:
+    """The class of the largest output as a row of zeros and a one; r classes that tie get 1/r each."""
+    largest = (outputs == outputs.max(-1, keepdims=True)).astype(outputs.dtype)
+    return largest / jnp.maximum(largest.sum(-1, keepdims=True), 1)
+
+
+def class_accuracy(
+    outputs: Float[Array, "... m k"], labels: Int[Array, " m"]
+) -> Float[Array, "..."]:
+    """The share of points whose largest output is that of their class; a tie of r classes counts
+    1/r.
+    """
+    return right(outputs, labels).mean(-1)
+
+
+def right(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -> Float[Array, "... m"]:
+    """`class_accuracy`, point by point."""
+    members = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+    return jnp.sum(decisions(outputs) * jnp.broadcast_to(members, outputs.shape), axis=-1)
+
+
+def class_agreement(
+    f: Float[Array, "... m k"], g: Float[Array, "... m k"]
+) -> Float[Array, "... m"]:
+    """Whether two predictors decide for one class, point by point: the probability of it, ties
+    broken at random.
+    """
+    return jnp.sum(decisions(f) * decisions(g).astype(f.dtype), axis=-1)
+
+
+def accuracy(
+    outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"]
+) -> Float[Array, "..."]:
+    """The share of points where the output has the sign of the label in {-1, +1}; an output of 0
+    counts one half.
+
+    Several predictors' outputs at once, (..., m), give one share each.
+    """
+    outputs = jnp.asarray(outputs)
+    signs = jnp.broadcast_to(jnp.asarray(labels, outputs.dtype), outputs.shape)
+    return (1 + jnp.sign(outputs) * signs).mean(-1) / 2
+
+
+def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Float[Array, "..."]:
+    """The share of points where two outputs have the same sign; an output of 0 counts one half."""
+    return accuracy(f, jnp.sign(g))
+
+
+def share_right(outputs: Array, data: Dataset) -> Array:
+    """(m,), 1 where the outputs, (m,) or (m, K), decide for the class of the row; ties count their
+    fair share.
+    """
+    return (
+        (1 + jnp.sign(outputs) * data.targets.astype(outputs.dtype)) / 2
+        if len(data.classes) == 2
+        else right(outputs, data.targets)
+    )
+
+
+def class_means(values: Array, data: Dataset) -> Array:
+    """(K,), the mean over the rows of each class, NaN for one without rows."""
+    members = one_hot(data.labels, len(data.classes), centred=False).astype(values.dtype)
+    return jnp.sum(members * values[:, None], axis=0) / members.sum(0)
+
+
+def unit_rows(v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """Each row of v divided by its l2 norm over all further axes; 0 where the row is 0."""
+    axes = tuple(range(1, v.ndim))
+    # Divided by its largest entry first, a tiny row does not underflow when squared.
+    largest = jnp.abs(v).max(axes, keepdims=True)
+    scaled = v / jnp.where(largest > 0, largest, 1)
+    length = jnp.sqrt(jnp.sum(scaled**2, axes, keepdims=True))
+    return scaled / jnp.where(length > 0, length, 1)
+
+
+def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, " n"]:
+    """The signed cosine of each row of a with that of b, (n,); NaN where either is zero and no
+    angle exists.
+    """
+    a, b = (unit_rows(v).reshape(len(v), -1) for v in (a, b))
+    exists = a.any(1) & b.any(1)
+    return jnp.where(exists, jnp.sum(a * b, axis=1), jnp.nan)

@@ -1,0 +1,275 @@
+"""Networks of finite width: in ensembles, and as learners. `training` trains a single one.
+
+The names of `two_layer`, `optimizers` and `training` that a user needs are part of this module's
+interface.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from perturbkernel import meshes
+from perturbkernel.checks import (
+    as_float,
+    as_inputs,
+    as_targets,
+    check_count,
+    check_finite,
+    check_key,
+    check_mesh,
+    is_traced,
+)
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.networks.optimizers import Plateau as Plateau
+from perturbkernel.networks.optimizers import paper_optimizer as paper_optimizer
+from perturbkernel.networks.training import (
+    Data,
+    check_batches,
+    checked_records,
+    checked_rules,
+    fit_and_record,
+)
+from perturbkernel.networks.training import Trace as Trace
+from perturbkernel.networks.training import train as train
+from perturbkernel.networks.two_layer import Centred as Centred
+from perturbkernel.networks.two_layer import Mean as Mean
+from perturbkernel.networks.two_layer import TwoLayerNetwork as TwoLayerNetwork
+from perturbkernel.networks.two_layer import check_width
+
+
+def ensemble(
+    nets: TwoLayerNetwork,
+    x: Float[ArrayLike, "n d"] | Float[ArrayLike, "k n d"],
+    y: Float[ArrayLike, " n"] | Float[ArrayLike, "k n"],
+    *,
+    scale: Float[ArrayLike, "k n"] | None = None,
+    learning_rate: float | Float[ArrayLike, " k"] | None = None,
+    momentum: float = 0.9,
+    optimizer: optax.GradientTransformation | optax.MultiSteps | None = None,
+    loss: str = "identity",
+    steps: int,
+    batch_size: int | None = None,
+    plateau: Plateau | None = None,
+    trace_every: int | None = None,
+    trace_at: Sequence[int] | None = None,
+    observe: Callable[[TwoLayerNetwork], Any] | None = None,
+    progress: Any = None,
+    mesh: Mesh | None = None,
+    key: PRNGKeyArray | None = None,
+) -> tuple[TwoLayerNetwork, Trace]:
+    """Trains k networks at once, each with its own state, rate and minibatches, and with its own
+    data if need be.
+
+    Each comes out as `train` gives it, to rounding. Members with the same inputs share every
+    product with them, k width neurons at once; members with inputs of their own take turns at every
+    step.
+
+    Args:
+        nets: k networks as one pytree: `jax.vmap(lambda key: TwoLayerNetwork.init(d, width,
+            key=key))(keys)`.
+        x: the inputs, (n, d) for all members, or (k, n, d), each its own.
+        y: the targets, (n,) or (k, n).
+        scale: (k, n): member j sees scale[j, n] x[n], of shared directions x (n, d), and the
+            product with x stays shared. Perturbations alone (scenario (a)) differ between targets
+            and sizes in this way only.
+        learning_rate: SGD with `momentum`, as `paper_optimizer` gives it; one number, or one a
+            network, (k,).
+        optimizer: any optax optimizer instead of these two, the same for all members.
+        observe: a function of the whole ensemble, `nets` as above, whose arrays begin with the axis
+            k: `lambda nets: nets(test)`. Stacked in `trace.observed` as (k, r, ...).
+        mesh: devices that members are dealt out to; each trains its own, without communication.
+            Every process gives the same arguments and gets the whole result. `observe` is computed
+            on all devices together.
+        key: random key for the minibatches, split into one a network.
+        loss, steps, batch_size, plateau, trace_every, trace_at, progress: as in `train`.
+
+    Returns:
+        The k trained networks, nets(z) of shape (k, m), and their Trace with a leading axis k.
+
+    Raises as `train` does. Memory: two arrays of (k width, batch_size or n), a record of the trace
+    (k width, n); with inputs of their own one member's share of that, and x.
+    """
+    if not isinstance(nets, TwoLayerNetwork) or nets.weight.ndim != 3:
+        got = (
+            f"weight {nets.weight.shape}"
+            if isinstance(nets, TwoLayerNetwork)
+            else type(nets).__name__
+        )
+        raise ValueError(f"nets must be a TwoLayerNetwork with weight (k, width, d); got {got}")
+    k, _, d = nets.weight.shape
+    if (learning_rate is None) == (optimizer is None):
+        raise TypeError("one of learning_rate and optimizer must be given, and not both")
+    check_mesh(mesh)
+    rates = None if learning_rate is None else _checked_rates(learning_rate, k)
+    rule = paper_optimizer(0.0, momentum) if optimizer is None else optimizer
+    rules = checked_rules(loss, rule, steps, batch_size, plateau)
+    records = checked_records(steps, trace_every, trace_at, observe, progress)
+    data = _checked_data(x, y, scale, k, d, labels=loss != "squared")
+    check_batches(batch_size, data.x.shape[-2], key)
+    if observe is not None:
+        for array in jax.tree.leaves(eqx.filter_eval_shape(observe, nets)):
+            if array.shape[:1] != (k,):
+                got = f"got shape {array.shape}"
+                raise ValueError(
+                    f"observe must return arrays whose first axis is that of the {k} networks; {got}"
+                )
+
+    def init(begin):
+        if optimizer is not None:
+            return jax.vmap(optimizer.init)(begin)
+        return jax.vmap(lambda params, rate: paper_optimizer(rate, momentum).init(params))(
+            begin, rates
+        )
+
+    settings = {
+        "rules": rules._replace(
+            shared=data.x.ndim == 2, mesh=None if mesh is None else meshes.automatic(mesh)
+        ),
+        "records": records,
+        "progress": progress,
+        "observe": observe,
+    }
+    return fit_and_record(
+        nets, data, init, None if key is None else jax.random.split(key, k), **settings
+    )
+
+
+def _checked_rates(learning_rate, k: int) -> Array:
+    rates = as_float(learning_rate, "learning_rate")
+    if rates.shape not in ((), (k,)):
+        raise ValueError(
+            f"learning_rate must be one number or ({k},), one a network; got shape {rates.shape}"
+        )
+    if not is_traced(rates) and not (np.isfinite(rates).all() and (np.asarray(rates) >= 0).all()):
+        raise ValueError(f"learning_rate must be >= 0 and finite; got {learning_rate!r}")
+    return jnp.broadcast_to(rates, k)
+
+
+def _checked_data(x, y, scale, k: int, d: int, *, labels: bool) -> Data:
+    x, y = as_float(x, "x"), as_float(y, "y")
+    if x.ndim == 3:
+        if len(x) != k:
+            raise ValueError(
+                f"x must have shape (n, {d}) or ({k}, n, {d}), for {k} networks; got {x.shape}"
+            )
+        as_inputs(x.reshape(-1, x.shape[-1]), "x", like=(d,))
+        if scale is not None:
+            raise ValueError(
+                f"scale multiplies shared inputs x (n, {d}); got inputs {x.shape}, one array a network"
+            )
+    else:
+        as_inputs(x, "x", like=(d,), flat=True)
+    n = x.shape[-2]
+    if y.ndim == 2:
+        if y.shape != (k, n):
+            raise ValueError(
+                f"y must have shape ({n},) or ({k}, {n}), for {k} networks; got {y.shape}"
+            )
+        as_targets(y.reshape(-1), "y", k * n, labels=labels)
+    else:
+        as_targets(y, "y", n, labels=labels)
+    if scale is not None:
+        scale = as_float(scale, "scale")
+        if scale.shape != (k, n):
+            raise ValueError(
+                f"scale must have shape ({k}, {n}), a number a network and point; got {scale.shape}"
+            )
+        check_finite(scale, "scale")
+    return Data(x, jnp.broadcast_to(y, (k, n)), scale)
+
+
+class NetworkLearner(eqx.Module):
+    """Training a finite network as a function (inputs, targets, key) -> predictor, for
+    `learn_from_perturbations`.
+
+    Every call draws a new network from its key and trains it with `train`. The predictor is a
+    TwoLayerNetwork, or a `Centred` one with `centred=True` (perturbations then use grad f - grad
+    f0). A training that diverges warns.
+
+    With `members` an ensemble of that many networks, drawn and trained independently on the same
+    data, and the predictor is the `Mean` of their functions: its variance over draws is that of one
+    network divided by `members`.
+
+    Args:
+        width, slope, train_bias, doubled: of `TwoLayerNetwork.init`.
+        loss, optimizer, steps, batch_size, plateau: of `train`.
+        centred: predict f - f0 instead of f.
+        members: how many networks to average; None: one network, no mean.
+        mesh: devices that the members are dealt out to.
+    """
+
+    width: int = eqx.field(static=True)
+    slope: float = eqx.field(static=True, default=0.0)
+    train_bias: bool = eqx.field(static=True, default=False)
+    loss: str = eqx.field(static=True, default="identity")
+    optimizer: optax.GradientTransformation | optax.MultiSteps = eqx.field(
+        static=True, kw_only=True
+    )
+    steps: int = eqx.field(static=True, kw_only=True)
+    batch_size: int | None = eqx.field(static=True, default=None, kw_only=True)
+    plateau: Plateau | None = eqx.field(static=True, default=None, kw_only=True)
+    doubled: bool = eqx.field(static=True, default=False, kw_only=True)
+    centred: bool = eqx.field(static=True, default=False, kw_only=True)
+    members: int | None = eqx.field(static=True, default=None, kw_only=True)
+    mesh: Mesh | None = eqx.field(static=True, default=None, kw_only=True)
+
+    def __check_init__(self):
+        check_width(self.width, self.doubled)
+        TwoLayerNTK(self.slope, self.train_bias)  # checks both
+        checked_rules(self.loss, self.optimizer, self.steps, self.batch_size, self.plateau)
+        if self.members is not None:
+            check_count(self.members, "members")
+        check_mesh(self.mesh)
+        if self.mesh is not None and self.members is None:
+            raise ValueError(
+                "mesh deals out the members of an ensemble: give members=k with it; got members=None"
+            )
+
+    @property
+    def kernel(self) -> TwoLayerNTK:
+        """The tangent kernel in the limit of infinite width: what cosines and diagnoses are
+        computed with.
+        """
+        return TwoLayerNTK(self.slope, self.train_bias)
+
+    def __call__(
+        self, inputs: Float[ArrayLike, "n d"], targets: Float[ArrayLike, " n"], key: PRNGKeyArray
+    ):
+        check_key(key)
+        inputs = as_inputs(inputs, "inputs", flat=True)
+        targets = as_targets(targets, "targets", len(inputs), labels=self.loss != "squared")
+        init_key, batch_key = jax.random.split(key)
+        d = inputs.shape[1]
+
+        def draw(key):
+            return TwoLayerNetwork.init(
+                d, self.width, self.slope, self.train_bias, doubled=self.doubled, key=key
+            )
+
+        k = self.members
+        initial = draw(init_key) if k is None else jax.vmap(draw)(jax.random.split(init_key, k))
+        net, trace = (train if k is None else partial(ensemble, mesh=self.mesh))(
+            initial,
+            inputs,
+            targets,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            plateau=self.plateau,
+            trace_at=(),
+            key=batch_key,
+        )
+        if trace.status != "ok":
+            warnings.warn(f"a network of width {self.width} {trace.status}", stacklevel=2)
+        predictor = net.centred(initial) if self.centred else net
+        return predictor if k is None else Mean(predictor)

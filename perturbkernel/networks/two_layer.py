@@ -1,0 +1,220 @@
+"""The paper's two-layer network at finite width, as a function with an exact input gradient and
+tangent kernel.
+
+    f(x) = sum_i a_i phi(<w_i, x> + b_i),   phi(u) = u for u > 0, slope u otherwise,   phi'(0) =
+    slope,
+
+with w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i ~ N(0, 1/width). The readout a is never trained. As width
+grows the network becomes the Gaussian process and the tangent kernel of `TwoLayerNTK`; here it is
+what it is.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from perturbkernel.checks import as_inputs, check_count, check_key, common_dtype
+from perturbkernel.engine.tiles import EXACT
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+
+
+def check_width(width, doubled) -> None:
+    """A number of neurons, even if they come in pairs."""
+    check_count(width, "width")
+    if doubled and width % 2:
+        raise ValueError(
+            f"width must be even for a doubled network, whose neurons come in pairs; got {width}"
+        )
+
+
+class TwoLayerNetwork(eqx.Module):
+    """f(x) = sum_i readout_i phi(<weight_i, x> + bias_i), a pytree; `init` draws one.
+
+    An `ensemble` is one such pytree whose arrays have a leading axis more, and so have its outputs
+    and gradients.
+
+    Attributes:
+        weight: (width, d).
+        bias: (width,).
+        readout: (width,), never trained.
+        slope: of the leaky ReLU for u <= 0, so the gate phi'(0) is `slope`.
+        train_bias: whether `train` moves the bias too (True: the paper's published code; False: its
+            theory).
+    """
+
+    weight: Float[Array, "... width d"]
+    bias: Float[Array, "... width"]
+    readout: Float[Array, "... width"]
+    slope: float = eqx.field(static=True, default=0.0)
+    train_bias: bool = eqx.field(static=True, default=False)
+
+    def __check_init__(self):
+        TwoLayerNTK(self.slope, self.train_bias)  # checks both
+        if np.ndim(self.weight) < 2:
+            raise ValueError(f"weight must have shape (width, d); got {np.shape(self.weight)}")
+        wanted = np.shape(self.weight)[:-1]
+        for name, array in (("bias", self.bias), ("readout", self.readout)):
+            if np.shape(array) != wanted:
+                raise ValueError(
+                    f"{name} must have shape {wanted}, one number a neuron; got {np.shape(array)}"
+                )
+
+    @classmethod
+    def init(
+        cls,
+        d: int,
+        width: int,
+        slope: float = 0.0,
+        train_bias: bool = False,
+        *,
+        doubled=False,
+        key: PRNGKeyArray,
+    ) -> "TwoLayerNetwork":
+        """Draws weight ~ N(0, 1/d), bias ~ N(0, 1), readout ~ N(0, 1/width), independent.
+
+        `doubled`: antisymmetric doubling, neurons (w, b, a) and (w, b, -a) for width/2 draws of
+        each, so that f0 = 0 and grad f0 = 0 (theory: 4.4). `width` counts all neurons and has to be
+        even. The readout keeps the variance 1/width: then E sum a_i^2 = 1 and the kernel's limit is
+        the same; its variance is that of width/2 neurons.
+
+        Raises ValueError or TypeError for sizes below 1, a slope outside [0, 1], an odd width when
+        doubled.
+        """
+        check_count(d, "d")
+        check_width(width, doubled)
+        kernel = TwoLayerNTK(slope, train_bias)
+        check_key(key)
+        # A row a neuron: one compilation.
+        drawn = jax.random.normal(key, (width // 2 if doubled else width, d + 2))
+        weight, bias, readout = (
+            drawn[:, :d] / d**0.5,
+            drawn[:, d],
+            drawn[:, d + 1] / width**0.5,
+        )
+        if doubled:
+            weight, bias = jnp.concatenate([weight, weight]), jnp.concatenate([bias, bias])
+            readout = jnp.concatenate([readout, -readout])
+        return cls(weight, bias, readout, kernel.slope, kernel.train_bias)
+
+    @property
+    def kernel(self) -> TwoLayerNTK:
+        """The tangent kernel of this network in the limit of infinite width."""
+        return TwoLayerNTK(self.slope, self.train_bias)
+
+    def _inputs(self, value, name: str) -> Array:
+        return as_inputs(value, name, like=(self.weight.shape[-1],), flat=True)
+
+    def _preactivations(self, z: Array, scale: Array | None = None) -> Array:
+        """(width, m), at the rows of z multiplied by `scale` (m,).
+
+        In this layout the forward and the backward product of training need no transposed copy.
+        """
+        dtype = common_dtype(self.weight, z)
+        u = jnp.matmul(self.weight.astype(dtype), z.T.astype(dtype), precision=EXACT)
+        if scale is not None:
+            u = scale.astype(dtype)[..., None, :] * u
+        return u + self.bias.astype(dtype)[..., None]
+
+    @jax.jit
+    def _outputs(self, z: Array, scale: Array | None = None) -> Array:
+        return self._readout(self._preactivations(z, scale))
+
+    def _readout(self, u: Array) -> Array:
+        activated = jnp.where(u > 0, u, self.slope * u)
+        readout = self.readout.astype(u.dtype)
+        return jnp.einsum("...i,...im->...m", readout, activated, precision=EXACT)
+
+    @jax.jit
+    def _gradients(self, z: Array) -> Array:
+        a = self.readout[..., None]
+        gated = jnp.where(self._preactivations(z) > 0, a, self.slope * a)
+        return jnp.einsum("...im,...id->...md", gated, self.weight, precision=EXACT)
+
+    @jax.jit
+    def _phi(self, x: Array, z: Array) -> Array:
+        gates_x, gates_z = (jnp.where(self._preactivations(p) > 0, 1.0, self.slope) for p in (x, z))
+        return jnp.einsum(
+            "...in,...im->...nm", gates_x * self.readout[..., None] ** 2, gates_z, precision=EXACT
+        )
+
+    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
+        """Outputs (m,) at queries z (m, d). Holds (width, m) numbers."""
+        return self._outputs(self._inputs(z, "z"))
+
+    def active(self, z: Float[Array, "m d"]) -> Bool[Array, "... m width"]:
+        """Which neurons have u_i(z) > 0, (m, width): the gate phi'(u_i(z)) is 1 there and `slope`
+        elsewhere.
+        """
+        return jnp.swapaxes(self._preactivations(self._inputs(z, "z")) > 0, -1, -2)
+
+    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
+        """Grad f(z) = sum_i a_i phi'(u_i(z)) w_i at every row of z, (m, d)."""
+        return self._gradients(self._inputs(z, "z"))
+
+    def empirical_phi(
+        self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
+    ) -> Float[Array, "... n m"]:
+        """Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z)), (n, m); z omitted: between the rows
+        of x.
+
+        Over initialisations its mean is Phi and its variance (3 Q - Phi^2) / width, Q = Phi for
+        slope^2 (theory: 2), twice that for a doubled network.
+        """
+        x = self._inputs(x, "x")
+        z = x if z is None else self._inputs(z, "z")
+        return self._phi(x, z)
+
+    def empirical_ntk(
+        self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
+    ) -> Float[Array, "... n m"]:
+        """K_m(x, z) = Phi_m(x, z) (<x, z> + c), c = train_bias: the tangent kernel of this very
+        network, (n, m).
+
+        Source: theory 0.1; its mean over initialisations is `kernel.ntk`.
+        """
+        x = self._inputs(x, "x")
+        z = x if z is None else self._inputs(z, "z")
+        product = jnp.matmul(x, z.T, precision=EXACT) + float(self.train_bias)
+        phi = self.empirical_phi(x, z)
+        dtype = common_dtype(phi, product)
+        return phi.astype(dtype) * jnp.broadcast_to(product.astype(dtype), phi.shape)
+
+    def centred(self, initial: "TwoLayerNetwork") -> "Centred":
+        """f - f0, with f0 the network `initial` that training began from."""
+        return Centred(self, initial)
+
+
+class Centred(eqx.Module):
+    """f - f0: what training added to a network. Its gradient, hence its perturbations, are grad f -
+    grad f0.
+
+    Centring both, outputs and gradients, is the setting of the theorems without initial function
+    (theory: 4.4, 13.8).
+    """
+
+    network: TwoLayerNetwork
+    initial: TwoLayerNetwork
+
+    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
+        return self.network(z) - self.initial(z)
+
+    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
+        return self.network.input_gradient(z) - self.initial.input_gradient(z)
+
+
+class Mean(eqx.Module):
+    """The mean of the functions of an ensemble, and of their gradients.
+
+    Attributes:
+        networks: k networks as one pytree, or `Centred` ones; networks(z) is (k, m).
+    """
+
+    networks: TwoLayerNetwork | Centred
+
+    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, " m"]:
+        return self.networks(z).mean(0)
+
+    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "m d"]:
+        return self.networks.input_gradient(z).mean(0)

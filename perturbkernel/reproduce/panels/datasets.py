@@ -1,0 +1,173 @@
+"""The data of an experiment, drawn from a description that JSON holds, so that any process draws
+the same.
+"""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from perturbkernel import data as datasets
+from perturbkernel.reproduce.panels.setting import Setting
+
+FRESH = 1000  # new synthetic points on which agreement is counted
+
+
+class Drawn(NamedTuple):
+    """Training data, fresh inputs for the agreement, and a key for everything else that is random."""
+
+    x: Float[Array, "n d"]
+    y: Float[Array, " n"]
+    fresh: Float[Array, "k d"]
+    key: PRNGKeyArray
+
+
+def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> dict[str, Any]:
+    """What `draw` needs. `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or
+    None: mnist5k.
+
+    Of images, "content" is a hash of those that the folder holds now: it says what the data are,
+    "path" only where.
+    """
+    if not setting.is_image:
+        return {"name": setting.data, "n": setting.n, "d": setting.d, "seed": seed}
+    folder = sources.get(setting.data)
+    if folder is None:
+        # 1 against 2 whatever the panel: only digits come with the installation.
+        name, classes, where = "mnist5k", (1, 2), {}
+    else:
+        name, classes, where = setting.data, tuple(setting.classes or ()), {"path": folder}
+    return {
+        "name": name,
+        "classes": list(classes),
+        "n": setting.n,
+        "seed": seed,
+        "content": _content(name, folder, classes, file_states(folder)),
+        **where,
+    }
+
+
+def file_states(folder: str | None) -> tuple[tuple[str, int, int, int], ...]:
+    """What tells whether a file of the folder was replaced, without reading it."""
+    if folder is None or not Path(folder).is_dir():
+        return ()
+    files = (path for path in sorted(Path(folder).iterdir()) if path.is_file())
+    states = [(path.name, path.stat()) for path in files]
+    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
+
+
+@functools.lru_cache(maxsize=64)
+def _content(name: str, folder: str | None, classes: tuple[int, ...], states: Any) -> str:
+    return _content_hash(_images(name, folder, classes))
+
+
+def _images(name: str, folder: str | None, classes: tuple[int, ...]) -> list[datasets.Dataset]:
+    """All images of the classes: the training and test files, or mnist5k."""
+    if folder is None:
+        return [getattr(datasets, name)(classes=classes)]
+    read = getattr(datasets, name)
+    return [read(folder, classes=classes, split=split) for split in ("train", "test")]
+
+
+def _content_hash(images: list[datasets.Dataset]) -> str:
+    """A hash of pixels and labels, rounded to what the files hold: devices may differ in the last
+    bit.
+    """
+    digest = hashlib.sha256()
+    for part in images:
+        pixels = np.round(np.asarray(part.inputs) * 255).astype("<i2")
+        digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
+        digest.update(np.asarray(part.targets).astype("<i2").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def draw(config: dict[str, Any]) -> Drawn:
+    """The data set that the description names; images: `n` of the training images at most, fresh =
+    the test images.
+
+    Raises ValueError if the images are not those of the description any more.
+    """
+    key_data, key_fresh, key = jax.random.split(jax.random.key(config["seed"]), 3)
+    name, n = config["name"], config["n"]
+    if name in ("gaussian", "shifted_gaussian"):
+        rng = np.random.default_rng([config["seed"], n, config["d"]])
+        (x, y), (fresh, _) = (_synthetic(name, rows, config["d"], rng) for rows in (n, FRESH))
+        return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
+    folder = config.get("path")
+    images = _images(name, folder, tuple(config["classes"]))
+    if _content_hash(images) != config["content"]:
+        raise ValueError(
+            f"{folder or name} holds other images here, or now, than where and when the "
+            f"computation was planned: give the command again, with the same files everywhere"
+        )
+    train, test = images[0].split(test=0.2, key=key_data) if folder is None else images
+    if n < train.n:
+        train = train.subset(n, key=key_fresh)
+    return Drawn(train.inputs, train.targets, test.inputs, key)
+
+
+def _synthetic(
+    name: str, n: int, d: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """What `data.gaussian` and `data.shifted_gaussian` draw, in NumPy: for every size JAX would
+    compile anew.
+    """
+    x = rng.standard_normal((n, d), np.float32)
+    if name == "gaussian":
+        return x, rng.choice(np.array([1, -1], np.float32), n)
+    y = rng.permutation(np.where(np.arange(n) < (n + 1) // 2, np.float32(1), np.float32(-1)))
+    x += np.float32(0.3) * y[:, None]
+    return x, y
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`learning.accuracy` along the last axis, in NumPy for the same reason."""
+    return (1 + np.sign(outputs) * labels).mean(-1) / 2
+
+
+def count(config: dict[str, Any]) -> int:
+    """How many training points `draw` gives."""
+    return config["n"] if "d" in config else _image_count(json.dumps(config))
+
+
+@functools.cache
+def _image_count(config: str) -> int:
+    return len(draw(json.loads(config)).y)
+
+
+def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> float:
+    """sqrt(published n / n) for images with fewer points than published: the factor that keeps
+    signal against offset of scenario (b) as published; 1 otherwise.
+    """
+    if not setting.is_image:
+        return 1.0
+    n = count(config)
+    return float(np.round(np.sqrt(published_n / n), 4)) if n < published_n else 1.0
+
+
+def targets(
+    config: dict[str, Any], n: int, draws: dict[str, int]
+) -> dict[str, Float[np.ndarray, "n s"]]:
+    """So many draws of target labels by each rule ("coin_flip", "balanced"), as columns; the first
+    are the same however many are asked for.
+
+    In NumPy: every data set has a size of its own, for which JAX would compile each operation.
+    """
+    drawn = {}
+    for rule, count in draws.items():
+        columns = np.empty((n, count), np.float32)
+        for column in range(count):
+            rng = np.random.default_rng([config["seed"], column, rule == "balanced"])
+            if rule == "coin_flip":
+                columns[:, column] = rng.integers(0, 2, n) * 2 - 1
+            else:
+                sign = rng.integers(0, 2) * 2 - 1  # of the odd one
+                columns[:, column] = rng.permutation(np.where(np.arange(n) % 2 == 0, sign, -sign))
+        drawn[rule] = columns
+    return drawn

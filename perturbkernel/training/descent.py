@@ -1,0 +1,98 @@
+"""Descent on a loss of the outputs by products with the Gram matrix: heavy ball, and flow that is
+not stiff.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from perturbkernel.engine.krylov import largest_eigenvalue
+from perturbkernel.training.dynamics import HeavyBall, Solution, diverges, stable_rate
+
+_STEPS = 10_000
+_CURVATURES = 257  # between zero and the largest, at which the stability of a schedule is examined
+
+
+def heavy_ball(
+    operator: Callable,
+    pull: Callable,
+    f0: Array,
+    dynamics: HeavyBall,
+    *,
+    loss: str,
+    curvature: float,
+) -> Solution:
+    """Dual coefficients, shaped like f0: v <- momentum v + pull(f0 + K dual) / n, dual <- dual +
+    rate v, from zero.
+
+    `operator`: V (n,) or (n, k) -> K v; `pull`: minus the gradient of each point's loss in its
+    outputs. Both are pytrees. The second derivative of that loss is at most `curvature`: steps that
+    diverge on a quadratic of that curvature may oscillate, which the status says.
+    """
+    n = len(f0)
+    largest, products = largest_eigenvalue(operator, f0.reshape(n, -1)[:, 0])
+    steepest = curvature * largest / n
+    status = "ok"
+    if diverges(dynamics, jnp.linspace(0, steepest, _CURVATURES)):
+        status = (
+            f"learning_rate {dynamics.rates.max():g} is beyond {2 / curvature:g} (1 + momentum) n "
+            f"/ lambda_max = {stable_rate(dynamics, steepest):.6g}: heavy ball on the {loss} loss "
+            f"may oscillate"
+        )
+    rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+    dual = _iterate(operator, pull, f0, rates, momentum)
+    stats = {
+        "effective_time": dynamics.effective_time,
+        "lambda_max": largest,
+        "products": products + dynamics.steps,
+    }
+    return Solution(dual, status, stats, unstable=status != "ok")
+
+
+@jax.jit
+def _iterate(operator, pull, f0: Array, rates: Array, momentum: Array) -> Array:
+    def step(carry, rate):
+        dual, velocity = carry
+        velocity = momentum * velocity + pull(f0 + operator(dual)) / len(f0)
+        return (dual + rate * velocity, velocity), None
+
+    zero = jnp.zeros_like(f0)
+    (dual, _), _ = lax.scan(step, (zero, zero), rates)
+    return dual
+
+
+@jax.jit
+def flow(
+    operator: Callable, pull: Callable, f0: Array, time: Array, tolerance: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Gradient flow, d dual / dt = pull(f0 + K dual) / n from zero, by the explicit method of
+    Dormand and Prince of order 8: 13 products a step, and about two steps for each unit of
+    curvature lambda_max time / n.
+
+    Returns dual coefficients shaped like f0, the steps, the share of the time that was reached, and
+    whether all of it.
+    """
+    scale = time / len(f0)
+
+    def velocity(s, beta, args):
+        """Of beta(s) = n dual / time over s = t / time in [0, 1], of order one whatever n and time."""
+        return pull(f0 + scale * operator(beta))
+
+    solution: Any = diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity),
+        diffrax.Dopri8(),
+        t0=0.0,
+        t1=1.0,
+        dt0=None,
+        y0=jnp.zeros_like(f0),
+        stepsize_controller=diffrax.PIDController(rtol=tolerance, atol=tolerance / 100),
+        max_steps=_STEPS,
+        throw=False,
+    )
+    done = solution.result == diffrax.RESULTS.successful
+    return solution.ys[-1] * scale, solution.stats["num_steps"], solution.ts[-1], done

@@ -1,0 +1,222 @@
+"""`fit` trains a kernel model; `KernelLearner` is a recipe for it."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from perturbkernel.checks import (
+    as_class_targets,
+    as_targets,
+    check_choice,
+    check_mesh,
+    check_number,
+    is_traced,
+)
+from perturbkernel.kernels.base import Kernel
+from perturbkernel.training.dynamics import (
+    Dynamics,
+    GradientFlow,
+    HeavyBall,
+    to_numbers,
+)
+from perturbkernel.training.precision import scope, to_ambient
+from perturbkernel.training.predictors import KernelPredictor, as_pytree, value_and_pullback
+from perturbkernel.training.solve import CLASS_LOSSES, LOSSES, solve
+
+
+def _check_training(
+    kernel: Any,
+    loss: Any,
+    several: bool,
+    dynamics: Any,
+    memory: Any,
+    tolerance: Any,
+    precision: Any,
+) -> None:
+    if not isinstance(kernel, Kernel):
+        raise TypeError(
+            f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}"
+        )
+    if loss in ("logistic", "exponential", "softmax") and several != (loss == "softmax"):
+        wanted = (
+            '(n, K), loss="softmax" for them'
+            if several
+            else "(n,), (n, K) of pk.one_hot(labels, K) for softmax"
+        )
+        raise ValueError(f'loss="{loss}" does not go with these targets: they are {wanted}')
+    check_choice(loss, "loss", CLASS_LOSSES if several else LOSSES)
+    if not isinstance(dynamics, GradientFlow | HeavyBall):
+        raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
+    if loss != "squared" and np.isinf(dynamics.effective_time):
+        raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
+    if memory is not None:
+        check_number(memory, "memory", low=0)
+    if tolerance is not None:
+        check_number(tolerance, "tolerance", low=1e-12, high=0.1)
+    if precision not in (None, 64):
+        raise ValueError(
+            f"precision must be 64, or left out for that of inputs and targets; got {precision!r}"
+        )
+
+
+def _check_probabilities(targets: Array) -> None:
+    """Rows that are probabilities, or those minus 1/K."""
+    if is_traced(targets):
+        return
+    y = np.asarray(targets, float)
+    sums = y.sum(1)
+    allowed = 8 * float(np.sqrt(y.shape[1])) * float(jnp.finfo(targets.dtype).eps)
+    wrong = np.minimum(np.abs(sums), np.abs(sums - 1)) > allowed
+    wrong |= (y + (1 - sums[:, None]) / y.shape[1]).min(1) < -allowed
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"targets of the softmax loss must be pk.one_hot(labels, K), or probabilities; row {row} is {y[row]}"
+        )
+
+
+def fit(
+    kernel: Kernel,
+    inputs: Float[ArrayLike, "n ..."],
+    targets: Float[ArrayLike, "n ..."],
+    *,
+    loss: str = "identity",
+    dynamics: Dynamics = GradientFlow(1.0),  # noqa: B008 (immutable)
+    initial: Callable | None = None,
+    memory: float | None = None,
+    tolerance: float | None = None,
+    mesh: Mesh | None = None,
+    precision: int | None = None,
+) -> KernelPredictor:
+    """Trains an infinitely wide network in closed form.
+
+    Args:
+        kernel: the tangent kernel of the network.
+        inputs: (n, d) training points ((n, h, w, c) for convolutional kernels).
+        targets: (n,), -1 or +1; any real numbers for the squared loss. (n, K) for K outputs:
+            `pk.one_hot(labels, K)`, e_y - 1/K, for K classes; any real numbers for the identity and
+            squared losses.
+        loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean
+            of exp(-y f); "squared", 1/(2n) sum (f - y)^2. For targets (n, K): "identity", -(1/n)
+            sum_n <y_n, f(x_n)>; "squared", 1/(2n) sum_n |f(x_n) - y_n|^2; "softmax", -(1/n) sum_n
+            <p_n, log softmax f(x_n)> with p_n = y_n + 1/K, or rows y_n = p_n that are
+            probabilities.
+        dynamics: `GradientFlow(time)` or `HeavyBall(learning_rate, steps, momentum)`.
+        initial: the function f0 before training, (m, ...) -> (m,) or (m, K); zero if left out.
+        memory: bytes that the Gram matrix may take; left out, a quarter of what the device has left
+            (1 to 64 GiB). Where it does not fit, products are computed in tiles.
+        tolerance: relative error asked of an iterative method (docs/solvers.md); left out, 1e-9, or
+            1e-7 for float32 inputs. What was reached is in `stats`.
+        mesh: devices that share the products with the Gram matrix and on which the predictor is
+            evaluated, a `jax.sharding.Mesh`; every process gives the same data, and `memory` is on
+            each device.
+        precision: 64 for inputs, products and coefficients in float64, and outputs that are
+            computed in float64, whether or not x64 is enabled: for coefficients that cancel, as
+            `status` says and `stats["rounding"]` measures. Outputs are float32 where x64 is not
+            enabled. Left out: JAX's own rules.
+
+    Returns:
+        A KernelPredictor; what training met, a tolerance that was not reached included, is in its
+        `status`.
+
+    Raises:
+        ValueError: bad values or shapes; an infinite time for a loss that diverges; for the squared
+            loss, steps of heavy ball that diverge: a constant rate beyond 2 (1 + momentum) n /
+            lambda_max, or a schedule that does not make up for it. The logistic loss warns of
+            steps beyond 8 (1 + momentum) n / lambda_max, softmax beyond half of that, the
+            exponential one beyond a quarter at f0 = 0.
+
+    Cost: identity O(n). The others, up to 2,000 points: the n x n Gram matrix in float64, O(n^3)
+    for squared; beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory:
+    section 1.
+    """
+    several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
+    _check_training(kernel, loss, several, dynamics, memory, tolerance, precision)
+    check_mesh(mesh)
+    x, y = _training_data(kernel, inputs, targets, loss, several, precision)
+    initial = as_pytree(initial)
+    f0 = None
+    if initial is not None and loss != "identity":
+        columns = y.shape[1] if several else None
+        f0, _ = value_and_pullback(initial, to_ambient(x), "initial", columns)
+    solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance, mesh)
+    with scope(x, y):
+        dtype = np.promote_types(x.dtype, y.dtype)
+        x, dual_coef = x.astype(dtype), jnp.asarray(solution.dual_coef, dtype)
+    return KernelPredictor(
+        kernel,
+        x,
+        dual_coef,
+        initial,
+        solution.status,
+        solution.stats,
+        mesh,
+        loss,
+        to_numbers(dynamics),
+    )
+
+
+def _training_data(
+    kernel: Kernel, inputs: Any, targets: Any, loss: str, several: bool, precision: int | None
+) -> tuple[Array, Array]:
+    """Inputs and targets, checked; float64 if `precision` is 64."""
+    traced = is_traced(inputs, targets)
+    if traced and precision == 64:
+        raise TypeError("fit(precision=64) cannot be traced; call it outside jit")
+    with jax.enable_x64(True) if precision == 64 else contextlib.nullcontext():
+        x = kernel.check_inputs(inputs, "inputs")
+        if several:
+            y = as_class_targets(targets, "targets", len(x))
+        else:
+            y = as_targets(targets, "targets", len(x), labels=loss != "squared")
+        if precision == 64:
+            x, y = x.astype(np.float64), y.astype(np.float64)
+    if loss == "softmax":
+        _check_probabilities(y)
+    if loss != "identity" and traced:
+        raise TypeError(
+            f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside '
+            f"jit"
+        )
+    return x, y
+
+
+class KernelLearner(eqx.Module):
+    """Training as a function (inputs, targets, key) -> predictor, for `learn_from_perturbations`:
+    `fit`, configured.
+
+    Every learner has this signature; training in the limit is deterministic and ignores the key.
+    """
+
+    kernel: Kernel
+    loss: str = eqx.field(static=True, default="identity")
+    dynamics: Dynamics = GradientFlow(1.0)
+    memory: float | None = eqx.field(static=True, default=None)
+    tolerance: float | None = eqx.field(static=True, default=None)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+    precision: int | None = eqx.field(static=True, default=None)
+
+    def __call__(
+        self,
+        inputs: Float[Array, "n ..."],
+        targets: Float[Array, "n ..."],
+        key: PRNGKeyArray | None = None,
+    ) -> KernelPredictor:
+        return fit(
+            self.kernel,
+            inputs,
+            targets,
+            loss=self.loss,
+            dynamics=self.dynamics,
+            memory=self.memory,
+            tolerance=self.tolerance,
+            mesh=self.mesh,
+            precision=self.precision,
+        )

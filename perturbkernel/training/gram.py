@@ -1,0 +1,116 @@
+"""The Gram matrix of a kernel as a linear operator: held in memory where it fits a budget, in tiles
+where not.
+
+On a mesh every device holds its rows of the matrix, or of the points, and computes its rows of each
+product. Vectors, and all that a solver does with them, are whole on every device.
+"""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from perturbkernel import meshes
+from perturbkernel.engine.memory import available_memory, fits
+from perturbkernel.engine.tiles import EXACT
+from perturbkernel.kernels import products
+from perturbkernel.kernels.base import Kernel
+
+
+class GramOperator(eqx.Module):
+    """V (n,) or (n, k) -> K v, in the dtype of v. A pytree, so that its arrays are arguments of
+    compiled functions.
+
+    Attributes:
+        kernel: K.
+        x: (n, ...), the points, where there is no matrix: what is compiled for a matrix knows
+            nothing of their size. Products in tiles are in their dtype.
+        matrix: (n, n) or None; products with it are in its dtype.
+        mesh: devices that share the work; then rows of x and of the matrix are dealt out to them,
+            padded to a multiple of their number, and K v is whole on every device.
+    """
+
+    kernel: Kernel
+    x: Float[Array, "rows ..."] | None
+    matrix: Float[Array, "rows n"] | None
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of products."""
+        return jax.tree.leaves((self.x, self.matrix))[0].dtype
+
+    def __call__(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        if self.mesh is not None:
+            return _product(self, v)
+        if self.x is not None:
+            return jnp.asarray(
+                products.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype
+            )
+        assert self.matrix is not None
+        return jnp.matmul(self.matrix, v.astype(self.matrix.dtype), precision=EXACT).astype(v.dtype)
+
+
+@jax.jit
+def _product(operator: GramOperator, v: Array) -> Array:
+    """K v on a mesh."""
+    x, matrix, mesh = operator.x, operator.matrix, operator.mesh
+    assert mesh is not None
+    # Or the compiler would deal out the solver's vectors as well, where n can be divided.
+    v = meshes.replicate(mesh, v)
+    if x is not None:
+        coef = jnp.pad(v.astype(x.dtype), [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1))
+        image = products.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
+    else:
+        assert matrix is not None
+        specs = meshes.rows(mesh), meshes.WHOLE
+        product = jax.shard_map(
+            partial(jnp.matmul, precision=EXACT),
+            mesh=mesh,
+            in_specs=specs,
+            out_specs=specs[0],
+            check_vma=False,
+        )
+        image = product(matrix, v.astype(matrix.dtype))
+    return meshes.replicate(mesh, image)[: len(v)].astype(v.dtype)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _rows(kernel: Kernel, mesh: Mesh, own: Array, x: Array) -> Array:
+    """Each device's rows of the Gram matrix, from its own points and all points; zero where its
+    points are padding.
+    """
+
+    def share(own, x):
+        row = lax.axis_index(mesh.axis_names) * len(own) + jnp.arange(len(own))
+        return jnp.where((row < len(x))[:, None], products.matrix(kernel, "ntk", own, x), 0)
+
+    split = meshes.rows(mesh)
+    return jax.shard_map(
+        share, mesh=mesh, in_specs=(split, meshes.WHOLE), out_specs=split, check_vma=False
+    )(own, x)
+
+
+def gram_operator(
+    kernel: Kernel, x: Float[Array, "n ..."], memory: float | None = None, mesh: Mesh | None = None
+) -> GramOperator:
+    """Products with the Gram matrix of x, in the dtype of x, which is computed once and held if it
+    fits `memory` bytes.
+
+    `memory`: on each device of the mesh; None: `available_memory(mesh)`. A product with a matrix
+    that is held reads it once; one in tiles evaluates the kernel anew, and holds one tile.
+    """
+    memory = available_memory(mesh) if memory is None else memory
+    if mesh is None:
+        held = fits(len(x), x.dtype, memory)
+        return GramOperator(kernel, None if held else x, kernel.ntk(x) if held else None)
+    mesh = meshes.automatic(mesh)
+    own = meshes.shard(mesh, "edge", x)
+    held = fits(len(x), x.dtype, memory, devices=mesh.size)
+    matrix = _rows(kernel, mesh, own, meshes.replicate(mesh, x)) if held else None
+    return GramOperator(kernel, None if held else own, matrix, mesh)

@@ -1,0 +1,154 @@
+"""The initial function of an infinitely wide network, a Gaussian process, and what training makes
+of it.
+
+Before training f0 ~ GP(0, S), S = `kernel.nngp`; K outputs are K independent draws. Training is
+linear in f0 for two of the losses, so that the outputs stay Gaussian over random initial functions
+(theory: 1.1, 1.2, 12.1):
+
+- identity: f(z) = f0(z) + T f_hat(z), with covariance S(z, z').
+- squared: f(z) = f0(z) + A(z) (y - f0(X)), A(z) = K(z, X) q(K(X, X)) and q of the dynamics
+  (`squared`), with covariance S(z, z') - A(z) S(X, z') - S(z, X) A(z')^T + A(z) S(X, X) A(z')^T.
+
+Source of the second: Lee et al., Wide Neural Networks of Any Depth Evolve as Linear Models (NeurIPS
+2019), for flow.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from perturbkernel.checks import check_count, check_key
+from perturbkernel.engine.memory import available_memory, fits
+from perturbkernel.engine.tiles import EXACT
+from perturbkernel.kernels import products
+from perturbkernel.kernels.base import Kernel
+from perturbkernel.training import squared
+from perturbkernel.training.dynamics import Dynamics
+from perturbkernel.training.precision import KeepsPrecision, is_wider, matvec, scope
+
+
+class Gaussian(eqx.Module):
+    """Joint distribution of outputs at m points over random initial functions.
+
+    Attributes:
+        mean: (m,), or (m, K) for K outputs.
+        covariance: (m, m); of each of the K outputs, which are independent of one another.
+    """
+
+    mean: Float[Array, "m ..."]
+    covariance: Float[Array, "m m"]
+
+    @property
+    def std(self) -> Float[Array, " m"]:
+        """Standard deviation at each point, (m,)."""
+        return jnp.sqrt(jnp.maximum(jnp.diagonal(self.covariance), 0))
+
+    def sample(self, count: int, *, key: PRNGKeyArray) -> Float[Array, "count m ..."]:
+        """Joint draws, (count, m) or (count, m, K)."""
+        check_count(count, "count")
+        check_key(key)
+        with jax.enable_x64(True):
+            values, vectors = _eigenbasis(self.covariance)
+            drawn = jax.random.normal(key, (count, *self.mean.shape))
+            drawn = jnp.tensordot(
+                drawn, jnp.sqrt(values)[:, None] * vectors.T, ((1,), (0,)), precision=EXACT
+            )
+            drawn = drawn if drawn.ndim == 2 else jnp.moveaxis(drawn, -1, 1)
+            return (self.mean.astype(drawn.dtype)[None] + drawn).astype(self.mean.dtype)
+
+
+class InitialFunction(KeepsPrecision):
+    """A draw of the initial function, given by its values at some points: f0(z) = sum_n coef_n
+    S(x_n, z).
+
+    For `fit(initial=...)`. At its points it has the joint distribution of f0; anywhere else it is
+    f0's expectation given the values there, which varies less than f0.
+
+    Attributes:
+        kernel: S is its `nngp`.
+        points: x, (n, ...).
+        coef: (n,), or (n, K) for K independent draws.
+    """
+
+    kernel: Kernel
+    points: Float[Array, "n ..."]
+    coef: Float[Array, "n ..."]
+
+    def __call__(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
+        """Values (m,) or (m, K) at z. Reverse-mode differentiable."""
+        with scope(self.coef):
+            z = self.kernel.check_inputs(z, "z", like=self.points.shape[1:])
+        if is_wider(self.coef):
+            return matvec(self.kernel, "nngp", z, self.points, self.coef)
+        dtype = np.promote_types(z.dtype, self.points.dtype)
+        arrays = (a.astype(dtype) for a in (z, self.points, self.coef))
+        return products.matvec(self.kernel, "nngp", *arrays)
+
+
+def sample_initial(
+    kernel: Kernel,
+    points: Float[ArrayLike, "n ..."],
+    outputs: int | None = None,
+    *,
+    key: PRNGKeyArray,
+) -> InitialFunction:
+    """Draws the initial function jointly at `points`: data and queries in one array, say.
+
+    Args:
+        kernel: of the network; its `nngp` is the covariance S.
+        points: (n, ...), all points at which the draw is wanted. They may coincide.
+        outputs: K, for a network of K outputs, or for K draws at once; left out: one, of shape
+            (n,).
+
+    Coefficients are V Lambda^(-1/2) e for S = V Lambda V^T and e standard normal. Eigenvalues below
+    n eps lambda_max, eps of the dtype of the points, are left out: values are right to sqrt(n eps),
+    about 1e-3 in float32, and points that coincide have one value. Cost O(n^3), in float64.
+    """
+    x = kernel.check_inputs(points, "points")
+    check_key(key)
+    if outputs is not None:
+        check_count(outputs, "outputs")
+    with jax.enable_x64(True):
+        values, vectors = _eigenbasis(kernel.nngp(jnp.asarray(np.asarray(x), float)))
+        keep = values > len(x) * float(jnp.finfo(x.dtype).eps) * values[-1]
+        scale = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
+        drawn = jax.random.normal(key, (len(x),) if outputs is None else (len(x), outputs))
+        scaled = scale.reshape(-1, *[1] * (drawn.ndim - 1)) * drawn
+        coef = jnp.matmul(vectors, scaled, precision=EXACT)
+        return InitialFunction(kernel, x, coef.astype(x.dtype))
+
+
+def trained_covariance(
+    kernel: Kernel,
+    x: Float[Array, "n ..."],
+    z: Float[Array, "m ..."],
+    loss: str,
+    dynamics: Dynamics,
+) -> Float[Array, "m m"]:
+    """Of the outputs at z after training at x with the identity or the squared loss, in float64."""
+    n = len(x)
+    if loss == "squared" and not fits(n, np.float64, available_memory(), copies=4):
+        raise ValueError(
+            f"the covariance of {n:,} training points takes four {n} x {n} matrices, more than memory has"
+        )
+    with jax.enable_x64(True):
+        x, z = (jnp.asarray(np.asarray(a), float) for a in (x, z))
+        prior = kernel.nngp(z)
+        if loss == "identity":
+            return prior
+        # A(z)^T, (n, m)
+        weights = squared.dense(kernel.ntk(x), kernel.ntk(x, z), dynamics).dual_coef
+        cross = kernel.nngp(x, z)
+        half = jnp.matmul(kernel.nngp(x), weights, precision=EXACT) / 2 - cross
+        change = jnp.matmul(weights.T, half, precision=EXACT)
+        return prior + change + change.T
+
+
+def _eigenbasis(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, ascending and >= 0 (rounding leaves tiny negative ones), and eigenvectors;
+    float64.
+    """
+    values, vectors = jnp.linalg.eigh(jnp.asarray(np.asarray(matrix), float))
+    return jnp.maximum(values, 0), vectors

@@ -1,0 +1,109 @@
+"""Results that compute in float64 if they are float64, whether or not JAX's x64 mode is enabled.
+
+JAX computes in float32 unless x64 is enabled, and rounds even float64 arguments. Coefficients that
+were solved for in float64 may cancel to more digits than float32 has, so what holds them evaluates
+within a scoped `jax.enable_x64(True)` and returns outputs in JAX's own precision.
+"""
+
+import contextlib
+import dataclasses
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from perturbkernel.checks import is_traced
+from perturbkernel.kernels import products
+
+
+def is_wider(*arrays: Any) -> bool:
+    """Whether some are float64 while JAX is set to float32."""
+    return any(a.dtype == np.float64 for a in arrays) and jnp.result_type(float) != np.float64
+
+
+def scope(*arrays: Any) -> contextlib.AbstractContextManager:
+    """A context in which JAX keeps the precision of `arrays`, whatever its setting."""
+    return jax.enable_x64(True) if is_wider(*arrays) else contextlib.nullcontext()
+
+
+def as_stored(array: np.ndarray) -> Array:
+    """`array` as an array of JAX, float64 if it is float64, whatever JAX's setting."""
+    with scope(array):
+        return jnp.asarray(array)
+
+
+def to_ambient(array: Array) -> Array:
+    """float64 rounded to float32 where JAX is set to float32; anything else as it is."""
+    return array.astype(np.float32) if is_wider(array) else array
+
+
+def matvec(
+    kernel: Any,
+    name: str,
+    z: Array,
+    x: Array,
+    coef: Array,
+    *,
+    mesh: Mesh | None = None,
+    progress: Any = None,
+) -> Array:
+    """`products.matvec` for arrays that are wider than JAX's setting (`is_wider`): computed in
+    float64, returned in float32. Reverse-mode differentiable, once.
+    """
+    if is_traced(z, x, coef):
+        return _traced_matvec(kernel, name, mesh, z, x, coef)
+    with jax.enable_x64(True):
+        arguments = _widened(z, x, coef)
+        outputs = products.matvec(kernel, name, *arguments, mesh=mesh, progress=progress)
+        return outputs.astype(np.float32)
+
+
+# A rule of its own for the derivative: JAX would trace the transpose outside the scope.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _traced_matvec(kernel, name, mesh, z, x, coef):
+    with jax.enable_x64(True):
+        outputs = products.matvec(kernel, name, *_widened(z, x, coef), mesh=mesh)
+        return outputs.astype(np.float32)
+
+
+def _forward(kernel, name, mesh, z, x, coef):
+    return _traced_matvec(kernel, name, mesh, z, x, coef), (z, x, coef)
+
+
+def _backward(kernel, name, mesh, arguments, cotangent):
+    with jax.enable_x64(True):
+        outputs = partial(products.matvec, kernel, name, mesh=mesh)
+        _, pull_back = jax.vjp(outputs, *_widened(*arguments))
+        gradients = pull_back(cotangent.astype(np.float64))
+        return tuple(g.astype(a.dtype) for g, a in zip(gradients, arguments, strict=True))
+
+
+_traced_matvec.defvjp(_forward, _backward)
+
+
+def _widened(z: Array, x: Array, coef: Array) -> tuple[Array, Array, Array]:
+    """All in float64; what was one array remains one."""
+    wide_x = jnp.asarray(x, np.float64)
+    wide_z = wide_x if z is x else jnp.asarray(z, np.float64)
+    return wide_z, wide_x, jnp.asarray(coef, np.float64)
+
+
+class KeepsPrecision(eqx.Module):
+    """A module whose float64 arrays stay float64 when it is copied or unpickled, whatever JAX's
+    setting is then; JAX by itself rounds them to float32.
+    """
+
+    def __reduce__(self):
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        arrays = [name for name, value in fields.items() if isinstance(value, jax.Array)]
+        plain = {name: np.asarray(fields[name]) for name in arrays}
+        return _restored, (type(self), fields | plain, arrays)
+
+
+def _restored(cls: type, fields: dict[str, Any], arrays: list[str]) -> Any:
+    return cls(**fields | {name: as_stored(fields[name]) for name in arrays})

@@ -1,0 +1,336 @@
+"""Trained infinite-width networks: `fit` trains one in closed form, a `KernelPredictor` evaluates
+it.
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, ArrayLike, Float
+
+from perturbkernel.checks import (
+    as_float,
+)
+from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.training import precision as precisions
+from perturbkernel.training import saving
+from perturbkernel.training.dynamics import from_numbers
+from perturbkernel.training.initial_function import Gaussian, trained_covariance
+from perturbkernel.training.precision import KeepsPrecision, is_wider, scope, to_ambient
+
+
+def value_and_pullback(
+    function: Callable, z: Array, name: str, columns: int | None = None
+) -> tuple[Array, Callable]:
+    """function(z) as (m,), or (m, columns), checked, and the vector-Jacobian product from there to
+    the shape of z.
+    """
+    outputs, pullback = jax.vjp(function, z)
+    if columns is not None:
+        if outputs.shape != (len(z), columns):
+            raise ValueError(
+                f"{name} must map inputs {z.shape} to ({len(z)}, {columns}); it gave {outputs.shape}"
+            )
+        return outputs, lambda cotangent: pullback(cotangent)[0]
+    if outputs.shape not in ((len(z),), (len(z), 1)):
+        raise ValueError(
+            f"{name} must map inputs {z.shape} to one output a row, ({len(z)},); it gave {outputs.shape}"
+        )
+    return outputs.reshape(len(z)), lambda cotangent: pullback(cotangent.reshape(outputs.shape))[0]
+
+
+def input_gradient(
+    predictor: Callable, z: Float[Array, "m ..."], weights: Float[Array, "m k"] | None = None
+) -> Float[Array, "m ..."]:
+    """The gradient of each row's output with respect to that row, shaped like z; of K outputs, of
+    <weights_j, f(z_j)>.
+
+    For a predictor with a method `input_gradient` that is it; otherwise one reverse pass, for any
+    function of JAX arrays that treats rows independently and returns (m,) or (m, 1), or with
+    `weights` (m, K) returns (m, K).
+    """
+    if hasattr(predictor, "input_gradient"):
+        return (
+            predictor.input_gradient(z) if weights is None else predictor.input_gradient(z, weights)
+        )
+    columns = None if weights is None else weights.shape[1]
+    outputs, pullback = value_and_pullback(predictor, z, "predictor", columns)
+    return pullback(jnp.ones_like(outputs) if weights is None else weights.astype(outputs.dtype))
+
+
+class KernelPredictor(KeepsPrecision):
+    """f(z) = f0(z) + sum_n dual_coef_n K(x_n, z): an infinitely wide network after training.
+
+    A network of K outputs has K columns of coefficients and one kernel. A pytree: pass it through
+    `jit`, differentiate it, `vmap` it. Evaluation is tiled, so memory does not grow with the number
+    of queries times training points.
+
+    Inputs and coefficients that are float64 (`fit(..., precision=64)`, or trained where x64 was
+    enabled) are evaluated in float64 wherever the predictor goes: to a file, into a pickle, under
+    `jit`, whether or not x64 is enabled there. Outputs are float32 where it is not.
+
+    Attributes:
+        kernel: the tangent kernel K.
+        inputs: the training inputs x, (n, ...).
+        dual_coef: (n,), or (n, K) for K outputs.
+        initial: f0, a function from (m, ...) to (m,) or (m, K), or None for zero.
+        status: "ok", or in words what training met (a singular matrix, an integration that stopped
+            early).
+        stats: numbers of the training: effective_time, and where known lambda_max,
+            condition_number, solver_steps; of an iterative method products, tolerance, and what was
+            reached: residual, error or drift (docs/solvers.md). rounding: how far outputs that are
+            computed in float32 are off at training points, relative to the largest.
+        mesh: the devices that it is evaluated on; every process gets the whole result. None: the
+            default device.
+        loss, dynamics: how it was trained, dynamics as the numbers they were made of;
+            `distribution` asks. None, (): not known.
+    """
+
+    kernel: Kernel
+    inputs: Float[Array, "n ..."]
+    dual_coef: Float[Array, "n ..."]
+    initial: Callable | None = None
+    status: str = eqx.field(static=True, default="ok")
+    stats: dict[str, Any] = eqx.field(default_factory=dict)
+    mesh: Mesh | None = eqx.field(static=True, default=None)
+    loss: str | None = eqx.field(static=True, default=None)
+    dynamics: tuple = ()
+
+    # As for any function: `jax.jit(f)` hashes f, and arrays have no hash.
+    __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
+    __eq__ = object.__eq__  # pyright: ignore[reportAssignmentType]
+
+    @property
+    def num_outputs(self) -> int | None:
+        """K, the number of outputs; None for a single one, of shape (m,)."""
+        return self.dual_coef.shape[1] if self.dual_coef.ndim == 2 else None
+
+    def __call__(
+        self, z: Float[ArrayLike, "m ..."], *, progress: Any = None
+    ) -> Float[Array, "m ..."]:
+        """Outputs (m,), or (m, K), at queries z (m, ...). Reverse-mode differentiable, at training
+        points too.
+
+        `progress` as in `Kernel.matvec`.
+        """
+        z = self._queries(z)
+        x, coef = self.inputs, self.dual_coef
+        options: dict[str, Any] = {"mesh": self.mesh, "progress": progress}
+        if is_wider(x, coef):
+            outputs = precisions.matvec(self.kernel, "ntk", z, x, coef, **options)
+        else:
+            outputs = self.kernel.matvec(z, x, coef, **options)
+        if self.initial is None:
+            return outputs
+        before, _ = value_and_pullback(self.initial, to_ambient(z), "initial", self.num_outputs)
+        return _sum(outputs, before)
+
+    def input_gradient(
+        self,
+        z: Float[ArrayLike, "m ..."],
+        weights: Float[ArrayLike, "m k"] | None = None,
+        *,
+        progress: Any = None,
+    ) -> Float[Array, "m ..."]:
+        """The gradient of f at every row of z, shaped like z: (v + zeta) time for the identity loss
+        (theory: 5.3).
+
+        Of K outputs, the gradient of <weights_j, f(z_j)> at z_j, for `weights` (m, K), in one pass.
+        """
+        z = self._queries(z)
+        weights = self._weights(z, weights)
+        with scope(self.dual_coef):
+            gradient = self.kernel.input_gradient(
+                self._matched(z),
+                self.inputs,
+                self.dual_coef,
+                weights,
+                mesh=self.mesh,
+                progress=progress,
+            )
+        return self._with_initial_gradient(z, to_ambient(gradient), weights)
+
+    def frozen_gate_gradient(
+        self, z: Float[ArrayLike, "m d"], weights: Float[ArrayLike, "m k"] | None = None
+    ) -> Float[Array, "m d"]:
+        """The gradient with the gates held fixed, the paper's: grad f0(z) + sum_n dual_coef_n
+        Phi(x_n, z) x_n.
+
+        Of K outputs, that of <weights_j, f(z_j)>, in one pass a class.
+
+        It leaves out the motion of the gates, which stays in the limit (zeta of theory 5.3).
+        TwoLayerNTK only.
+        """
+        z = self._queries(z)
+        weights = self._weights(z, weights)
+        if not isinstance(self.kernel, TwoLayerNTK):
+            raise TypeError(
+                f"frozen gates belong to TwoLayerNTK; this predictor's kernel is {self.kernel!r}. "
+                f'Use direction="gradient"'
+            )
+        gradient = None
+        with scope(self.dual_coef):
+            matched, x = self._matched(z), self.inputs
+            for k, coef in enumerate(self.dual_coef.reshape(len(x), -1).T):
+                part = self.kernel.phi_matmul(matched, x, coef[:, None] * x, mesh=self.mesh)
+                if weights is not None:
+                    part = weights[:, k, None].astype(part.dtype) * part
+                gradient = part if gradient is None else gradient + part
+        assert gradient is not None
+        return self._with_initial_gradient(z, to_ambient(gradient), weights)
+
+    def gradient_rounding(
+        self, z: Float[ArrayLike, "m ..."], weights: Float[ArrayLike, "m k"] | None = None
+    ) -> Float[Array, " m"]:
+        """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting
+        duplicates, say).
+        """
+        z = self._queries(z)
+        weights = self._weights(z, weights)
+        with scope(self.dual_coef):
+            bound = self._gradient_bound(self._matched(z), weights)
+            rounding = 8 * jnp.finfo(bound.dtype).eps * bound
+        # Nothing is known of the rounding of an initial function.
+        return to_ambient(rounding if self.initial is None else jnp.zeros_like(rounding))
+
+    def _gradient_bound(self, z: Array, weights: Array | None) -> Array:
+        """(m,): the gradient, were all its terms of one direction."""
+        size = jnp.abs(self.dual_coef)
+        if weights is None:
+            return self.kernel.gradient_bound(z, self.inputs, size)
+        bound = partial(self.kernel.gradient_bound, z, self.inputs)
+        each = jax.vmap(bound, 1, 1)(size)
+        return jnp.sum(jnp.abs(weights).astype(each.dtype) * each, axis=1)
+
+    def distribution(self, z: Float[ArrayLike, "m ..."]) -> Gaussian:
+        """Mean and covariance of the outputs at z (m, ...) over random initial functions, in closed
+        form.
+
+        The mean is f(z), trained from f0 = 0. With S = `kernel.nngp` the covariance is S(z, z') for
+        the identity loss; for the squared loss (I - A) S (I - A)^T in short, with A(z) = K(z, X)
+        q(K(X, X)) what training makes of the targets (theory: 1.2, 12.1). K outputs are
+        independent, and each has that covariance. Outside `jit` only.
+
+        Cost, squared loss: O(n^3 + n^2 m), and n x n matrices, in float64.
+
+        Raises:
+            ValueError: another loss, whose outputs are not Gaussian; a predictor that was trained
+                from an initial function of its own (`initial`), or that does not say how it was
+                trained.
+        """
+        if self.loss not in ("identity", "squared"):
+            loss = (
+                "which this predictor does not say"
+                if self.loss is None
+                else f"not for {self.loss!r}"
+            )
+            raise ValueError(f"the distribution is known for loss 'identity' and 'squared', {loss}")
+        if self.initial is not None:
+            raise ValueError(
+                "the distribution over random initial functions needs a predictor trained without initial"
+            )
+        z = self._queries(z)
+        mean = self(z)
+        covariance = trained_covariance(
+            self.kernel, self.inputs, z, self.loss, from_numbers(self.dynamics)
+        )
+        return Gaussian(mean, covariance.astype(mean.dtype))
+
+    def _queries(self, z) -> Array:
+        if z is self.inputs:
+            return z
+        with scope(self.dual_coef):
+            return self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
+
+    def _matched(self, z: Array) -> Array:
+        """`z` as wide as inputs and coefficients; within their `scope`."""
+        widest = np.promote_types(z.dtype, self.dual_coef.dtype)
+        return z if z is self.inputs or z.dtype == widest else z.astype(widest)
+
+    def _weights(self, z: Array, weights: Any) -> Array | None:
+        """`weights` as (m, K), or None for a single output."""
+        if weights is not None:
+            weights = as_float(weights, "weights")
+        found, wanted = (
+            None if weights is None else weights.shape,
+            self.num_outputs and (len(z), self.num_outputs),
+        )
+        if found != wanted:
+            raise ValueError(
+                f"weights must be {'left out for a single output' if wanted is None else f'of shape {wanted}'}, the "
+                f"combination of outputs that is differentiated at each row of z; got {found}"
+            )
+        return weights
+
+    def _with_initial_gradient(self, z: Array, gradient: Array, weights: Array | None) -> Array:
+        if self.initial is None:
+            return gradient
+        return _sum(gradient, input_gradient(self.initial, to_ambient(z), weights))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one .npz file, whole or not at all. An initial function is not saved, nor a kernel
+        that is a network: give them to `load` again.
+        """
+        contents = saving.Saved(
+            self.kernel,
+            self.inputs,
+            self.dual_coef,
+            self.status,
+            self.stats,
+            self.loss,
+            self.dynamics,
+        )
+        saving.write(path, contents, self.initial)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        kernel: Kernel | None = None,
+        initial: Callable | None = None,
+    ) -> "KernelPredictor":
+        """The predictor that `save` wrote, in its own precision whether or not x64 is enabled.
+
+        Args:
+            path: the file.
+            kernel: the kernel it was trained with; needed for an ArchitectureNTK, since a network
+                is code, not data.
+            initial: the initial function, if it had one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is damaged or of a newer format; `kernel` or `initial` is not the one
+                that the predictor was trained with, by its values at some training points.
+        """
+        saved = saving.read(path, kernel, initial)
+        return cls(
+            saved.kernel,
+            saved.inputs,
+            saved.dual_coef,
+            as_pytree(initial),
+            saved.status,
+            saved.stats,
+            loss=saved.loss,
+            dynamics=saved.dynamics,
+        )
+
+
+def _sum(a: Array, b: Array) -> Array:
+    dtype = np.promote_types(a.dtype, b.dtype)
+    return a.astype(dtype) + b.astype(dtype)
+
+
+def as_pytree(function: Callable | None) -> Callable | None:
+    """A plain function is wrapped so that a predictor that holds it passes through `jit` as an
+    argument.
+    """
+    is_leaf = function is not None and jax.tree.structure(function) == jax.tree.structure(0)
+    return jax.tree_util.Partial(function) if is_leaf else function

@@ -1,0 +1,44 @@
+"""The cross-entropy of K classes, -(1/n) sum_n <p_n, log softmax f(x_n)>, in n x K dual
+coefficients.
+
+Its gradient in the outputs of point n is (softmax f(x_n) - p_n) / n, so that dual_coef (n, K) grows
+at (p_n - softmax f(x_n)) / n with f = f0 + K dual_coef. Rows of dual_coef sum to zero, as do those
+of p - softmax.
+
+For two classes and f0 = 0, dual_coef_1 = -dual_coef_2 = a and f_1 - f_2 = 2 K a: with y = +1 for
+the first class, a grows at y sigmoid(-y (f_1 - f_2)) / n, which is the logistic loss of f_1 - f_2
+under the doubled kernel.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from perturbkernel.training import descent
+from perturbkernel.training.dynamics import HeavyBall, Solution
+
+
+def flow(operator: Callable, p: Array, f0: Array, time: float, tolerance: float) -> Solution:
+    """Gradient flow by an explicit method; a long one takes many steps."""
+    pull = jax.tree_util.Partial(_pull, p)
+    found = descent.flow(operator, pull, f0, jnp.asarray(time), jnp.asarray(tolerance))
+    dual, steps, reached, done = jax.device_get(found)
+    status = "ok"
+    if not done:
+        status = (
+            f"the integration of the softmax flow stopped early, at time "
+            f"{float(reached) * time:.4g} of {time:.4g}, after {int(steps)} steps"
+        )
+    return Solution(dual, status, {"effective_time": time, "solver_steps": int(steps)})
+
+
+def heavy_ball(operator: Callable, p: Array, f0: Array, dynamics: HeavyBall) -> Solution:
+    """The recurrence itself; softmax has curvature at most 1/2, twice that of the logistic loss."""
+    pull = jax.tree_util.Partial(_pull, p)
+    return descent.heavy_ball(operator, pull, f0, dynamics, loss="softmax", curvature=1 / 2)
+
+
+def _pull(p: Array, outputs: Array) -> Array:
+    return p - jax.nn.softmax(outputs, axis=1)

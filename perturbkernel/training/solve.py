@@ -1,0 +1,268 @@
+"""Training a kernel model: the dual coefficients of every loss under every dynamics, by the method
+that fits.
+
+The trained function is f(z) = f0(z) + sum_n dual_coef_n K(x_n, z). With L the mean loss over n
+points (theory: 1),
+
+- identity, l(s) = -s: the gradient never changes; dual_coef = (tau / n) y at effective time tau. No
+  Gram matrix.
+- squared, L = 1/(2n) sum (f - y)^2: every eigenvector of the Gram matrix evolves by itself
+  (`squared`).
+- logistic, l(s) = log(1 + e^-s), and exponential, l(s) = e^-s: a differential equation (flow) or
+  recurrence (heavy ball) for n numbers (`logistic`).
+
+With targets (n, K) there are K outputs and n x K coefficients. Identity, L = -(1/n) sum <y, f>, and
+squared treat every column by itself; softmax, the cross-entropy, couples them (`softmax`).
+
+Up to 2,000 points all but the first hold the n x n Gram matrix in float64 and solve directly.
+Beyond, or where four such matrices exceed the memory allowed, products with the matrix are all they
+use: docs/solvers.md. Coefficients are always float64, whatever JAX's setting.
+"""
+
+import warnings
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from perturbkernel.engine.memory import available_memory, fits
+from perturbkernel.kernels.base import Kernel
+from perturbkernel.training import logistic, softmax, squared
+from perturbkernel.training.dynamics import Dynamics, GradientFlow, Solution
+from perturbkernel.training.gram import GramOperator, gram_operator
+from perturbkernel.training.logistic_path import LogisticPath as LogisticPath
+from perturbkernel.training.logistic_path import logistic_path as logistic_path
+
+LOSSES = ("identity", "logistic", "exponential", "squared")
+CLASS_LOSSES = ("identity", "squared", "softmax")  # of targets (n, K)
+
+_DIRECT = 2000  # points up to which the Gram matrix is diagonalised or factored
+_ROUNDED = 1e-6  # relative error asked of a solver that uses a float32 Gram matrix
+_CONFIRMED = 1e-5  # ... and of its training outputs, by products in float64
+_ROUNDING = 1e-3  # of a predictor's outputs, relative to the largest: more than that is reported
+_ROWS = 512  # training points at which that is measured, where there are too many for all
+
+
+class _Problem(NamedTuple):
+    """What is trained, in float64, and `kept`: the inputs as the predictor will hold them."""
+
+    kernel: Kernel
+    x: Array
+    y: Array
+    f0: Array
+    loss: str
+    dynamics: Dynamics
+    kept: Array
+    memory: float
+    mesh: Mesh | None
+
+    @property
+    def interpolates(self) -> bool:
+        flow = isinstance(self.dynamics, GradientFlow)
+        return self.loss == "squared" and flow and np.isinf(self.dynamics.effective_time)
+
+    def operator(self, single: bool = False, memory: float | None = None) -> GramOperator:
+        """Products with the Gram matrix, in float32 if `single`."""
+        x = self.x.astype(np.float32) if single else self.x
+        memory = self.memory if memory is None else memory
+        return gram_operator(self.kernel, x, memory, self.mesh)
+
+    def holds_float64(self) -> bool:
+        devices = 1 if self.mesh is None else self.mesh.size
+        return fits(len(self.y), np.float64, self.memory, devices=devices)
+
+
+def solve(
+    kernel: Kernel,
+    x: Array,
+    y: Array,
+    f0: Array | None,
+    loss: str,
+    dynamics: Dynamics,
+    memory: float | None = None,
+    tolerance: float | None = None,
+    mesh: Mesh | None = None,
+) -> Solution:
+    """Dual coefficients after training on (x, y) from the initial outputs f0, (n,) or (n, K) as y,
+    None for zero.
+
+    `memory`: bytes that Gram matrices may take, `gram.available_memory()` if None. `tolerance`:
+    relative; 1e-9, or 1e-7 for float32 data, if None. Its meaning depends on the method,
+    docs/solvers.md. `mesh`: devices that share the products, and then `memory` is on each; what is
+    solved directly is solved on the default device.
+    """
+    if loss == "identity":
+        time = dynamics.effective_time
+        return Solution(y * (time / len(y)), "ok", {"effective_time": time})
+    single = x.dtype == np.float32
+    memory = available_memory(mesh) if memory is None else memory
+    tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
+    with jax.enable_x64(True):
+        kept = x.astype(np.promote_types(x.dtype, y.dtype))
+        x, y = (jnp.asarray(np.asarray(a), float) for a in (x, y))
+        f0 = jnp.zeros_like(y) if f0 is None else jnp.asarray(np.asarray(f0), float)
+        problem = _Problem(kernel, x, y, f0, loss, dynamics, kept, memory, mesh)
+        if len(y) <= _DIRECT and fits(len(y), y.dtype, memory, copies=4):
+            solution = _direct(problem._replace(mesh=None), tolerance)
+        elif problem.interpolates:
+            solution = _interpolated(problem, tolerance)
+        else:
+            solution = _by_products(problem, tolerance, single)
+        if solution.unstable:
+            warnings.warn(solution.status, stacklevel=3)
+        stats = {name: float(value) for name, value in solution.stats.items()}
+        return solution._replace(dual_coef=jnp.asarray(np.asarray(solution.dual_coef)), stats=stats)
+
+
+def _direct(problem: _Problem, tolerance: float) -> Solution:
+    operator = problem.operator()
+    assert operator.matrix is not None
+    if problem.loss == "squared":
+        residual = problem.y - problem.f0
+        solution = squared.dense(operator.matrix, residual, problem.dynamics)
+    else:
+        solution = _trained(problem, operator, tolerance)
+    outputs = _training_outputs(problem, operator, solution.dual_coef, slice(None))
+    return _with_rounding(solution, outputs)
+
+
+def _interpolated(problem: _Problem, tolerance: float) -> Solution:
+    rounded = not problem.holds_float64()
+    operator = problem.operator(single=rounded)
+    exact = problem.operator(memory=0) if rounded else None
+
+    def columns(chosen: Array) -> Array:
+        return problem.kernel.ntk(problem.x, problem.x[chosen])
+
+    residual = problem.y - problem.f0
+    solution = squared.interpolate_by_products(operator, exact, columns, residual, tolerance)
+    rows = _checked_rows(solution.dual_coef)
+    outputs = _training_outputs(problem, operator, solution.dual_coef, rows)
+    return _with_setting(_with_rounding(solution, outputs), operator, tolerance)
+
+
+def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
+    """With a float32 matrix if `single`; then again with a float64 one, if products in float64 do
+    not confirm the answer, and if that matrix can be held.
+    """
+    goal = max(tolerance, _ROUNDED) if single else tolerance
+    operator = problem.operator(single)
+    solution = _trained(problem, operator, goal)
+    rows = _checked_rows(solution.dual_coef)
+    outputs = _training_outputs(problem, operator, solution.dual_coef, rows)
+    if single and not solution.unstable:
+        allowed = max(tolerance, _CONFIRMED)
+        left = np.inf if outputs is None else outputs.error
+        error = max(left, solution.stats.get("error", 0.0))
+        if not error <= allowed and problem.holds_float64():
+            return _by_products(problem, goal, single=False)
+        solution = solution._replace(stats=solution.stats | {"error": error})
+        if not left <= allowed:
+            solution = _saying(
+                solution,
+                f"products with a float32 kernel matrix leave a relative error of {error:.2g} in "
+                f"the outputs at training points, above the tolerance {allowed:g}: "
+                f"fit(..., precision=64) computes them in float64",
+            )
+    return _with_setting(_with_rounding(solution, outputs), operator, goal)
+
+
+def _trained(problem: _Problem, operator: GramOperator, tolerance: float) -> Solution:
+    """By products with the Gram matrix, any loss at a finite time."""
+    _, _, y, f0, loss, dynamics, *_ = problem
+    if loss == "squared":
+        return squared.by_products(operator, y - f0, dynamics, tolerance)
+    if loss == "softmax":
+        # From the centred targets, or p itself.
+        p = y + (1 - y.sum(1, keepdims=True)) / y.shape[1]
+        if isinstance(dynamics, GradientFlow):
+            return softmax.flow(operator, p, f0, dynamics.time, tolerance)
+        return softmax.heavy_ball(operator, p, f0, dynamics)
+    if isinstance(dynamics, GradientFlow):
+        return logistic.flow(operator, y, f0, dynamics.time, tolerance, loss)
+    return logistic.heavy_ball(operator, y, f0, dynamics, loss)
+
+
+class _Outputs(NamedTuple):
+    """K dual_coef at training points, without f0.
+
+    Attributes:
+        exact: in float64.
+        solver: as the solver computes it, whose matrix may be float32.
+        predictor: as the predictor computes it, which may be float32 altogether.
+    """
+
+    exact: np.ndarray
+    solver: np.ndarray
+    predictor: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Of the solver, relative, in norm."""
+        norm = np.linalg.norm(self.exact)
+        return float(np.linalg.norm(self.solver - self.exact) / (norm if norm > 0 else 1))
+
+    @property
+    def rounding(self) -> float:
+        """Of the predictor, at the worst point, relative to the largest output."""
+        largest = np.abs(self.exact).max()
+        return float(np.abs(self.predictor - self.exact).max() / (largest if largest > 0 else 1))
+
+
+def _checked_rows(dual: Array) -> np.ndarray:
+    """(512,) indices of training points, half of them those with the largest coefficients."""
+    size = np.abs(np.asarray(dual).reshape(len(dual), -1)).max(1)
+    largest = np.argsort(size)[-_ROWS // 2 :]
+    spread = np.linspace(0, len(size) - 1, _ROWS // 2).astype(int)
+    return np.concatenate([largest, spread])
+
+
+def _training_outputs(
+    problem: _Problem, operator: GramOperator, dual: Array, rows: np.ndarray | slice
+) -> _Outputs | None:
+    """At the training points `rows`. None where all would be the same product in float64, or the
+    coefficients are not finite.
+    """
+    kernel, x, kept, mesh = problem.kernel, problem.x, problem.kept, problem.mesh
+    wide = operator.dtype == np.float64
+    if (wide and kept.dtype == np.float64) or not np.isfinite(dual).all():
+        return None
+    dual = jnp.asarray(dual)
+    solver = exact = predictor = operator(dual)[rows]
+    if not wide:
+        exact = kernel.matvec(x[rows], x, dual, mesh=mesh)
+        predictor = solver if kept.dtype == np.float32 else exact
+    else:
+        queries = kept if isinstance(rows, slice) else kept[rows]
+        predictor = kernel.matvec(queries, kept, dual.astype(kept.dtype), mesh=mesh)
+    return _Outputs(*(np.asarray(outputs, float) for outputs in (exact, solver, predictor)))
+
+
+def _with_rounding(solution: Solution, outputs: _Outputs | None) -> Solution:
+    if outputs is None:
+        return solution
+    rounding = outputs.rounding
+    solution = solution._replace(stats=solution.stats | {"rounding": rounding})
+    if rounding <= _ROUNDING:
+        return solution
+    said = (
+        f"rounding: coefficients cancel, and outputs of the predictor in float32 are off by "
+        f"{rounding:.2g} of the largest at training points; fit(..., precision=64) computes them "
+        f"in float64"
+    )
+    return _saying(solution, said)
+
+
+def _saying(solution: Solution, said: str) -> Solution:
+    status = said if solution.status == "ok" else f"{solution.status}; {said}"
+    return solution._replace(status=status)
+
+
+def _with_setting(solution: Solution, operator: GramOperator, tolerance: float) -> Solution:
+    bits = 8.0 * operator.dtype.itemsize
+    held = float(operator.matrix is not None)
+    setting = {"tolerance": tolerance, "gram_bits": bits, "gram_held": held}
+    return solution._replace(stats=solution.stats | setting)

@@ -1,0 +1,227 @@
+"""The squared loss 1/(2n) sum (f - y)^2: dual_coef = q(K) (y - f0), q(lambda) = (1 - r(lambda)) /
+lambda (theory: 1.2).
+
+r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite
+time, a polynomial for heavy ball. A small K is diagonalised or factored; for a large one q(K) is
+applied by products. With targets (n, k) every column is a problem of its own with the same K, and
+shares its factors.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from perturbkernel.engine.krylov import Preconditioner, conjugate_gradients, lanczos, nystrom
+from perturbkernel.engine.tiles import EXACT
+from perturbkernel.training.dynamics import (
+    Dynamics,
+    Filter,
+    GradientFlow,
+    HeavyBall,
+    Solution,
+    diverges,
+    heavy_ball_filter,
+    stable_rate,
+)
+
+_RANK = 256  # of the preconditioner
+_SOLVES = 12  # refinements
+_PRODUCTS = 2000  # of one solve by conjugate gradients
+_RESIDUAL = 1e-6  # of a direct solve, relative: more than that is reported
+
+
+def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
+    """By the eigenvectors of the Gram matrix; infinite time by its Cholesky factor."""
+    if isinstance(dynamics, GradientFlow) and np.isinf(dynamics.time):
+        return _interpolate(gram, residual)
+    n = len(residual)
+    eigenvalues, vectors = jnp.linalg.eigh(gram)
+    eigenvalues = jnp.maximum(eigenvalues, 0)
+    found = _filter(eigenvalues, n, dynamics)
+    status, stats = _stability(dynamics, n, eigenvalues, found)
+    stats |= {"lambda_max": float(eigenvalues[-1]), "effective_time": dynamics.effective_time}
+    return Solution(_apply(vectors, found.q, residual), status, stats)
+
+
+def by_products(
+    operator: Callable, residual: Array, dynamics: Dynamics, tolerance: float
+) -> Solution:
+    """At a finite time: the Lanczos process, for flow and heavy ball alike, up to 512 products and
+    vectors a column.
+    """
+    n = len(residual)
+
+    def filtered(eigenvalues: np.ndarray) -> Array:
+        return _filter(jnp.asarray(eigenvalues), n, dynamics).q
+
+    columns = residual.reshape(n, -1).T
+    found = [lanczos(operator, column, filtered, tolerance) for column in columns]
+    lambda_max = max(one.lambda_max for one in found)
+    error = max(one.error for one in found)
+    products = sum(one.products for one in found)
+    met = jnp.asarray(np.concatenate([one.eigenvalues for one in found]))
+    status, stats = _stability(dynamics, n, met, _filter(met, n, dynamics))
+    if not error <= tolerance:
+        status = (
+            f"the Lanczos process stopped after {products} products at an estimated relative "
+            f"error of {error:.2g}, above the tolerance {tolerance:g}"
+        )
+    stats |= {"lambda_max": lambda_max, "products": products, "error": error}
+    value = jnp.stack([one.value for one in found], axis=1).reshape(residual.shape)
+    return Solution(value, status, stats | {"effective_time": dynamics.effective_time})
+
+
+def interpolate_by_products(
+    operator: Callable,
+    exact: Callable | None,
+    columns: Callable[[Array], Array],
+    residual: Array,
+    tolerance: float,
+) -> Solution:
+    """K^-1 (y - f0) by conjugate gradients, preconditioned by columns of K at points chosen at
+    random.
+
+    `operator` may be rounded (a float32 matrix): then `exact` is K in float64, and the solution is
+    refined until the exact residual is small; each refinement takes one exact product. `columns`
+    maps indices (r,) to K[:, indices].
+    """
+    n = len(residual)
+    chosen = jnp.asarray(np.sort(np.random.default_rng(0).permutation(n)[: min(_RANK, n // 2)]))
+    empty = Preconditioner(jnp.zeros((n, 1)), jnp.ones(1))
+    preconditioner = nystrom(columns(chosen), chosen) if len(chosen) else empty
+    norm = np.linalg.norm(residual, axis=0)
+    norm = np.where(norm > 0, norm, 1)
+    dual, left, size, products, refinements = jnp.zeros_like(residual), residual, 1.0, 0, 0
+    while size > tolerance and refinements < _SOLVES:
+        # A rounded operator is not worth solving with beyond three digits a time.
+        goal = max(0.5 * tolerance / size, 0.0 if exact is None else 1e-3)
+        step, reached, spent = conjugate_gradients(
+            operator, preconditioner, left, jnp.asarray(goal), jnp.asarray(_PRODUCTS)
+        )
+        products, refinements = products + int(spent), refinements + 1
+        new = dual + step
+        new_left = residual - (operator if exact is None else exact)(new)
+        new_size = float((np.linalg.norm(new_left, axis=0) / norm).max())
+        if not new_size < size:
+            break
+        stalled = new_size > 0.5 * size
+        dual, left, size = new, new_left, new_size
+        if stalled or not float(reached.max()) <= goal:
+            break
+    status = "ok"
+    if not size <= tolerance:
+        status = (
+            f"conjugate gradients stopped after {products} products at a relative residual of "
+            f"{size:.2g}, above the tolerance {tolerance:g}: the kernel matrix is singular or "
+            f"nearly so"
+        )
+    stats = {"products": products + refinements, "refinements": refinements, "residual": size}
+    return Solution(dual, status, stats | {"effective_time": np.inf})
+
+
+def _stability(
+    dynamics: Dynamics, n: int, eigenvalues: Array, found: Filter
+) -> tuple[str, dict[str, float]]:
+    """Raises if heavy ball diverges; otherwise what rounding its steps may have amplified, as
+    status and stats.
+    """
+    if not isinstance(dynamics, HeavyBall):
+        return "ok", {}
+    curvatures = eigenvalues / n
+    if diverges(dynamics, curvatures):
+        stable = stable_rate(dynamics, float(curvatures.max()))
+        rate = dynamics.rates.max()
+        raise ValueError(
+            f"learning_rate must be below 2 (1 + momentum) n / lambda_max = {stable:.6g}, beyond "
+            f"which the squared loss diverges on this data, or be made up for by smaller rates of "
+            f"other steps; got {rate:g}"
+        )
+    growth = float(found.growth.max())
+    status, error = "ok", growth * np.finfo(float).eps
+    if not error <= _RESIDUAL:
+        status = (
+            f"the steps of heavy ball amplify errors {growth:.2g} times before they reduce them: "
+            f"rounding leaves a relative error of about {error:.2g}"
+        )
+    return status, {"growth": growth}
+
+
+def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Filter:
+    """q at eigenvalues >= 0."""
+    if isinstance(dynamics, HeavyBall):
+        rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+        found = heavy_ball_filter(eigenvalues / n, rates, momentum)
+        return found._replace(q=found.q / n)
+    rate = dynamics.time * eigenvalues / n
+    fraction = -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1)
+    return Filter(jnp.where(rate > 0, fraction, dynamics.time / n), jnp.ones_like(eigenvalues))
+
+
+def _interpolate(gram: Array, residual: Array) -> Solution:
+    """The limit of infinite time, K^-1 (y - f0); for a singular K it is the pseudo-inverse, and the
+    status says so.
+    """
+    n = len(residual)
+    factor = jax.scipy.linalg.cho_factor(gram, lower=True)
+    dual = jax.scipy.linalg.cho_solve(factor, residual)
+    largest = _power_iteration(gram)
+    condition = largest * _power_iteration(factor)
+    if jnp.isfinite(condition) and condition < 1 / (n * np.finfo(float).eps):
+        return _with_residual(gram, residual, dual, float(condition))
+    eigenvalues, vectors = jnp.linalg.eigh(gram)
+    keep = eigenvalues > n * np.finfo(float).eps * eigenvalues[-1]
+    inverse = jnp.where(keep, 1 / jnp.where(keep, eigenvalues, 1), 0)
+    found = _with_residual(gram, residual, _apply(vectors, inverse, residual), np.inf)
+    left = found.stats["residual"] * float(jnp.abs(residual).max())
+    status = (
+        f"singular kernel matrix (numerical rank {int(keep.sum())} of {n}): the limit of gradient "
+        f"flow, by the pseudo-inverse, leaves a largest training error of {left:.3g}"
+    )
+    return found._replace(status=status)
+
+
+def _with_residual(gram: Array, residual: Array, dual: Array, condition: float) -> Solution:
+    """With the largest training error in `stats`, relative to the largest entry of `residual`."""
+    left = jnp.abs(jnp.matmul(gram, dual, precision=EXACT) - residual).max()
+    size = float(left / jnp.maximum(jnp.abs(residual).max(), np.finfo(float).tiny))
+    status = "ok"
+    if not size <= _RESIDUAL:
+        status = (
+            f"nearly singular kernel matrix (condition number {condition:.2g}): rounding leaves a "
+            f"largest training error of {float(left):.3g}"
+        )
+    stats = {"condition_number": condition, "residual": size, "effective_time": np.inf}
+    return Solution(dual, status, stats)
+
+
+def _apply(vectors: Array, values: Array, b: Array) -> Array:
+    """V diag(values) V^T b."""
+    inner = jnp.matmul(vectors.T, b, precision=EXACT)
+    scaled = values.reshape(-1, *[1] * (b.ndim - 1)) * inner
+    return jnp.matmul(vectors, scaled, precision=EXACT)
+
+
+@jax.jit
+def _power_iteration(operator) -> Array:
+    """Of a symmetric matrix, or of the inverse of a Cholesky-factored one: 100 power iterations,
+    from below.
+    """
+
+    def apply(v):
+        if isinstance(operator, tuple):
+            return jax.scipy.linalg.cho_solve((operator[0], True), v)
+        return jnp.matmul(operator, v, precision=EXACT)
+
+    n = jax.tree.leaves(operator)[0].shape[0]
+    start = jax.random.normal(jax.random.key(0), (n,))
+
+    def step(v, _):
+        w = apply(v)
+        norm = jnp.linalg.norm(w)
+        return w / jnp.where(norm > 0, norm, 1), norm
+
+    return lax.scan(step, start / jnp.linalg.norm(start), length=100)[1][-1]

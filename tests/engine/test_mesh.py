@@ -1,0 +1,98 @@
+"""Products, solvers and ensembles on a mesh: many devices in one process, two processes, the death
+of one of them.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import perturbkernel as pk
+
+ROOT = Path(__file__).parents[2]
+X: Any = [[0.0, 1.0], [1.0, 2.0], [2.0, 0.5]]
+
+
+@contextmanager
+def started(task: str, devices: int, processes: int) -> Iterator[list[subprocess.Popen]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    sizes = [[str(n) for n in (devices, processes, process, port)] for process in range(processes)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", str(ROOT / "tests" / "mesh_worker.py"), task, *size],
+            env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for size in sizes
+    ]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+@pytest.mark.parametrize(("devices", "processes"), [(8, 1), (1, 2)])
+def test_results_are_those_of_one_device(devices, processes):
+    """17 points and 11 queries, and 5 networks: no number of devices divides them."""
+    with started("compare", devices, processes) as workers:
+        for worker in workers:
+            output, errors = worker.communicate(timeout=300)
+            assert worker.returncode == 0, errors
+            differences = json.loads(output.splitlines()[-1])  # gloo talks first
+            assert len(differences) >= 4
+            # In float64 the tolerance of the solvers, 1e-9, and the condition number, far below
+            # this limit. Sums of 17 terms in another order: a few eps (6e-8). A share left out, or
+            # counted twice, is of order 0.1.
+            assert max(differences.values()) < 3e-6, differences
+
+
+def test_arrays_on_explicit_axes_and_predictors_in_shard_map():
+    with started("explicit axes", 4, 1) as (worker,):
+        output, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors
+        differences = json.loads(output.splitlines()[-1])
+        assert len(differences) > 15
+        assert max(differences.values()) < 3e-6, differences  # as above
+
+
+def test_a_dead_process_ends_the_others_with_an_error():
+    """In the midst of a solver's compiled iteration."""
+    with started("for ever", 1, 2) as workers:
+        for worker in workers:
+            assert worker.stdout is not None
+            assert any("done" in line for line in iter(worker.stdout.readline, ""))
+        workers[1].kill()
+        errors = workers[0].communicate(timeout=100)[1]
+        assert workers[0].returncode != 0
+        assert (
+            "gloo" in errors.lower() or "heartbeat" in errors.lower() or "task" in errors.lower()
+        ), errors
+
+
+@pytest.mark.parametrize("call", ["matvec", "input_gradient", "phi_matmul"])
+def test_bad_meshes_and_progress(call):
+    kernel: Any = pk.TwoLayerNTK()
+    with pytest.raises(TypeError, match=r"mesh must be a jax.sharding.Mesh such as .*; got 8"):
+        getattr(kernel, call)(X, X, [1.0, 2.0, 3.0], mesh=8)
+    with pytest.raises(TypeError, match=r"progress must have a method update\(k\)"):
+        getattr(kernel, call)(X, X, [1.0, 2.0, 3.0], progress=print)
+
+
+def test_fit_checks_its_mesh_first():
+    bad: Any = jax.devices()
+    with pytest.raises(TypeError, match="mesh must be"):
+        pk.fit(pk.TwoLayerNTK(), X, X[0], mesh=bad)

@@ -5,7 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 
-.PHONY: run test lint docs clean
+# Programs that the tests compile are kept between runs and shared by their workers.
+CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
+PYTEST := $(CACHE) $(BIN)/python -m pytest -n auto --dist worksteal
+
+.PHONY: run test quick lint style mutants docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -14,12 +18,24 @@ run: $(STAMP)
 	$(BIN)/perturbkernel run --scenario b --size 1.4 --out results/digits_b
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(PYTEST)
+
+# Everything that does not take minutes: all but documentation, reproductions, processes and devices.
+quick: lint
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# How readable the text is, in numbers.
+style: $(STAMP)-test
+	$(BIN)/python tools/style.py perturbkernel benchmarks
+
+# Breaks the code in many places, one at a time, and shows which tests notice. Long.
+mutants: $(STAMP)-test
+	$(BIN)/python tools/mutants.py
 
 # The manual in site/; `make test` builds it too, into a temporary folder.
 docs: $(STAMP)-test

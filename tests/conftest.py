@@ -19,6 +19,30 @@ settings.load_profile("perturbkernel")
 _MAPS, _MANY = Path("/proc/self/maps"), 20_000
 
 
+# What `make quick` leaves out: documentation and examples, reproductions, other processes and
+# devices, whole runs of commands.
+_SLOW = (
+    "cli/test_bench.py",
+    "cli/test_cli.py",
+    "cli/test_run_inputs.py",
+    "engine/test_mesh.py",
+    "kernels/test_architecture_pipeline.py",
+    "reproduce/",
+    "test_docs.py",
+    "test_examples.py",
+    "test_sklearn.py",
+    "verify/",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks the slow tests, by file."""
+    tests = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(tests).as_posix().startswith(_SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def compiled_programs_make_room() -> Iterator[None]:
     """A worker compiles some ten thousand programs in all; those of earlier modules are seldom

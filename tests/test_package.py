@@ -13,7 +13,7 @@ PACKAGE = ROOT / "perturbkernel"
 
 # A module may import only from modules before it.
 ORDER = """
-    _version checks classes files image_files data meshes footprints tiles plans products activations kernels
+    _version checks classes files interrupts image_files data meshes footprints tiles plans products activations kernels
     architectures dynamics gram krylov descent logistic softmax squared solvers gaussian_process predictors projections
     perturbations objectives attacks boundary diagnosis learning theory two_layer optimizers training networks
     studies plots report verify reproduce bench sklearn cli

@@ -16,7 +16,7 @@ import pytest
 
 import perturbkernel as pk
 from perturbkernel.cli import main
-from perturbkernel.reproduce import datasets, limit, network, plan, runner, source, store
+from perturbkernel.reproduce import datasets, limit, network, page, plan, runner, source, store
 
 PACKAGE = Path(pk.__file__).parent
 CELLS = [{"function": "limit", "config": {"number": number}} for number in range(3)]
@@ -333,7 +333,7 @@ def test_results_of_other_code_leave_the_page(page_of_two, monkeypatch):
     monkeypatch.setitem(store.MODULES, "carriers", "perturbkernel.kernels")
     options = plan.Options(("map/shifted_gaussian_a",))
     with pytest.warns(UserWarning, match="left out of the page.*: carriers; give"):
-        assert pk.reproduce.page.together(page_of_two, options) == options
+        assert page.together(page_of_two, options) == options
 
 
 # --- signals and dead workers ---
@@ -370,7 +370,7 @@ def process(tmp_path):
     command = [sys.executable, program, tmp_path / "out"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
-        assert process.stdout.readline() == "begin\n"
+        assert process.stdout is not None and process.stdout.readline() == "begin\n"
         try:
             yield process
         finally:

@@ -60,8 +60,9 @@ def reproduce(
         progress: called as progress(finished cells, all cells).
 
     Raises:
-        ValueError, TypeError: bad arguments, before any computation. RuntimeError: a cell failed, a
-        worker was killed, or has another version of the package; what is finished is kept.
+        ValueError, TypeError: bad arguments, before any computation.
+        RuntimeError: a cell failed, a worker was killed, or one has another version of the package;
+            what is finished is kept.
 
     Local processes start Python anew: a script that calls this needs the usual `if __name__ ==
     "__main__":`.

@@ -61,8 +61,8 @@ def reproduce(
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
-        RuntimeError: a cell failed, a worker was killed, or has another version of the package; what
-            is finished is kept.
+        RuntimeError: a cell failed, a worker was killed, or one has another version of the package;
+            what is finished is kept.
 
     Local processes start Python anew: a script that calls this needs the usual `if __name__ ==
     "__main__":`.

@@ -377,7 +377,7 @@ def process(tmp_path):
     command = [sys.executable, program, tmp_path / "out"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
-        assert process.stdout.readline() == "begin\n"
+        assert process.stdout is not None and process.stdout.readline() == "begin\n"
         try:
             yield process
         finally:

@@ -65,6 +65,21 @@ def jax_configuration_is_left_alone() -> Iterator[None]:
     assert configuration() == before
 
 
+# Where the package's own arithmetic is tested, JAX refuses implicit broadcasts and conversions, as a
+# user may have told it to.
+_STRICT = ("attacks", "kernels", "learning", "training")
+
+
+@pytest.fixture(autouse=True)
+def implicit_promotion_is_refused(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kernel, fit, attack and learning tests run in JAX's strict modes."""
+    if request.path.parent.name not in _STRICT:
+        yield
+        return
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """The test runs in double precision."""

@@ -28,8 +28,8 @@ _TAILS = [
     ("no own gate, mean", "j1=q * (mean_1 + own_mean)", "j1=q * mean_1"),
     ("no own gate, square", "q * (root_1 + np.sqrt(own_square))", "q * root_1"),
     ("no 3 j2/m", " + 3 * j2 / width) / time", ") / time"),
-    ("no 15 k2/m", " + 15 * k2 / width) / time", ") / time"),
-    ("v not divided by T", "+ 15 * k2 / width) / time", "+ 15 * k2 / width)"),
+    ("no 15 k2/m", "/ root + 15 * k2 / width", "/ root"),
+    ("v not divided by T", "np.sqrt(gate_square) / time", "np.sqrt(gate_square)"),
     ("lazy part not divided by T", "+ 3 * j2 / width) / time", "+ 3 * j2 / width)"),
     ("shift not divided by T", "shift / self.time).min(0)", "shift).min(0)"),
     ("no shift", "moment + t * self.neurons * shift / self.time", "moment"),
@@ -78,9 +78,9 @@ _CERTIFY = [
     ("g at f's time", "derive_speeds(second), wanted_g", "derive_speeds(second), wanted_f"),
 ]
 _MATCHING = [
-    ("sign condition dropped", " & (f.f_hat * g_hat > 0)", ""),
-    ("C_g ignored", " & (np.abs(g_hat) > g_error)", ""),
-    ("C_f ignored", "(np.abs(f.f_hat) > f_error.total) & ", ""),
+    ("sign condition dropped", "f_known & g_known & agree", "f_known & g_known"),
+    ("C_g ignored", "f_known & g_known & agree", "f_known & agree"),
+    ("C_f ignored", "f_known & g_known & agree", "g_known & agree"),
     ("delta not split", "level = delta / events", "level = delta"),
     ("no event for the labels", ' + (has_psi and rule != "fixed")', ""),
     ("psi not divided by size", '"psi": label / size', '"psi": label'),
@@ -90,6 +90,10 @@ _MATCHING = [
     ("lazy not divided by T", "doubled=doubled, **options) / time", "doubled=doubled, **options)"),
     ("f0 not divided by T", "c.z, **options) / time if", "c.z, **options) if"),
     ("concentration not doubled", "predictor_bound(c, doubled=doubled, ", "predictor_bound(c, "),
+    ("sqrt(2) dropped a priori", "np.sqrt(2) * f.norm * gates", "f.norm * gates"),
+    ("xi not measured", "_XiPart(leading, np.abs(cost))", "_XiPart(leading, 0 * np.abs(cost))"),
+]
+_LABELS = [
     (
         "systematic part dropped",
         "return np.abs(self.systematic) + self.radius",
@@ -101,8 +105,6 @@ _MATCHING = [
         "2 * np.log(2 / delta) * total",
     ),
     ("balanced without its 2", "else 2 * np.maximum(rest_square", "else np.maximum(rest_square"),
-    ("sqrt(2) dropped a priori", "np.sqrt(2) * f.norm * gates", "f.norm * gates"),
-    ("xi not measured", 'np.abs(cost), "ok"', '0 * np.abs(cost), "ok"'),
 ]
 _PAIRS = "(4 * pairs / delta) / independent_neurons(width, doubled)"
 _SQUARE = "neurons = independent_neurons(width, doubled)\n    square"
@@ -126,8 +128,19 @@ _OTHERS = [
     ("lazy", "spread not doubled", '"identity", doubled)[2]', '"identity", False)[2]'),
     ("lazy", "last term not doubled", "(4 if doubled else 2)", "2"),
     ("randomness", "sign of f without f0", "np.sign(outputs[i] + time_f * mean)", "np.sign(mean)"),
-    ("logistic", "sign condition dropped", "        & (error_f.f_hat * g_beta > 0)\n", ""),
-    ("logistic", "weights taken for 1/2", "term.bound / 2 + e_g / 2 * ", "term.bound / 2 + 0 * "),
+    (
+        "logistic_matching",
+        "sign condition dropped",
+        "g_beta, g_error)",
+        "np.copysign(g_beta, error_f.f_hat), g_error)",
+    ),
+    (
+        "logistic_matching",
+        "weights taken for 1/2",
+        "term.bound / 2 + e_g / 2 * ",
+        "term.bound / 2 + 0 * ",
+    ),
+    ("logistic_matching", "C_f for half the time", "2 * error_f.total + ", "error_f.total + "),
 ]
 
 
@@ -361,23 +374,32 @@ _ELSEWHERE = [
 
 
 def _of_theory(module: str, name: str, old: str, new: str) -> Mutant:
-    tests = f"tests/theory/test_theory_{module}.py"
+    tests = f"tests/theory/test_theory_{_TESTED_WITH.get(module, module)}.py"
     more = _MORE_TESTS.get(module, ())
     return Mutant(name, f"theory/{module}.py", old, new, (tests, *more))
 
 
+#: Modules that share the tests of another one.
+_TESTED_WITH = {"labels": "matching", "logistic_matching": "logistic"}
 _VERIFY = "tests/verify/test_verify.py"
 #: Beside the module's own tests: pytest's arguments, which choose among both files.
 _MORE_TESTS = {
     "certify": (_VERIFY, "-k", "6.6 or certif or tim"),
     "matching": (_VERIFY, "-k", "theory or 6.4"),
-    "logistic": (_VERIFY, "-k", "theory or 7.3"),
+    "logistic_matching": (_VERIFY, "-k", "theory or 7.3"),
 }
 #: What `verify` checks of a module's constants.
-VERIFIED_BY = {"tails": "6.5", "certify": "6.6", "matching": "6.3,6.4", "logistic": "7.3"}
+VERIFIED_BY = {
+    "tails": "6.5",
+    "certify": "6.6",
+    "matching": "6.4",
+    "labels": "6.3,6.4",
+    "logistic_matching": "7.3",
+}
 
 MUTANTS = [_of_theory("tails", *one) for one in _TAILS]
 MUTANTS += [_of_theory("certify", *one) for one in _CERTIFY]
 MUTANTS += [_of_theory("matching", *one) for one in _MATCHING]
+MUTANTS += [_of_theory("labels", *one) for one in _LABELS]
 MUTANTS += [_of_theory(*one) for one in _OTHERS]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]

@@ -351,7 +351,7 @@ def target_moments(
     carrier = as_points(carrier, "carrier")
     u, z = as_points(u, "u", like=carrier, rows=len(carrier)), as_points(z, "z", like=carrier)
     n = len(carrier)
-    # Sums of b and b^2 about the first b, as in `matching.label_term`.
+    # Sums of b and b^2 about the first b, as in `labels.label_term`.
     sums, first = np.zeros((3, len(z))), np.zeros((len(z), 1))
     for above, below in zip(
         tiles(z, carrier + size * u), tiles(z, carrier - size * u), strict=True

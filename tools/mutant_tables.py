@@ -19,11 +19,7 @@ class Mutant(NamedTuple):
 
 _TAILS = [
     ("7/3 is 1", "scale = 7 / 3 * ", "scale = "),
-    (
-        "hi and lo swapped in c",
-        "s.f_hat < 0, speeds.high, speeds.low",
-        "s.f_hat > 0, speeds.high, speeds.low",
-    ),
+    ("hi and lo swapped in c", "s.f_hat < 0, speeds.high", "s.f_hat > 0, speeds.high"),
     ("gates do not fluctuate", "variance=(deviation + gates) ** 2", "variance=deviation**2"),
     ("no own gate, mean", "j1=q * (mean_1 + own_mean)", "j1=q * mean_1"),
     ("no own gate, square", "q * (root_1 + np.sqrt(own_square))", "q * root_1"),
@@ -134,12 +130,7 @@ _OTHERS = [
         "g_beta, g_error)",
         "np.copysign(g_beta, error_f.f_hat), g_error)",
     ),
-    (
-        "logistic_matching",
-        "weights taken for 1/2",
-        "term.bound / 2 + e_g / 2 * ",
-        "term.bound / 2 + 0 * ",
-    ),
+    ("logistic_matching", "weights taken for 1/2", "+ e_g / 2 * row", "+ 0 * row"),
     ("logistic_matching", "C_f for half the time", "2 * error_f.total + ", "error_f.total + "),
 ]
 

@@ -22,7 +22,8 @@ cite.
 | `logistic`          | 1.3, 7         | the logistic loss                                         |
 | `logistic_matching` | 7.3            | the theorem for it                                        |
 | `facts`             | 8              | exact facts and limits                                    |
-| `randomness`        | 12             | sign probabilities, agreement, moments over the targets   |
+| `randomness`        | 12.1, 12.2     | sign probabilities, agreement, cosine over time           |
+| `targets`           | 12.3           | moments over the targets                                  |
 | `finite`            | 0.1, 2, 4.4    | finite networks given as arrays                           |
 | `bounds`            |                | every bound under one name                                |
 
@@ -88,7 +89,6 @@ from perturbkernel.theory.matching import Matching as Matching
 from perturbkernel.theory.matching import PredictorError as PredictorError
 from perturbkernel.theory.matching import match as match
 from perturbkernel.theory.randomness import Agreement as Agreement
-from perturbkernel.theory.randomness import TargetMoments as TargetMoments
 from perturbkernel.theory.randomness import expected_accuracy as expected_accuracy
 from perturbkernel.theory.randomness import expected_agreement as expected_agreement
 from perturbkernel.theory.randomness import expected_cosine as expected_cosine
@@ -96,4 +96,5 @@ from perturbkernel.theory.randomness import initial_covariance as initial_covari
 from perturbkernel.theory.randomness import reproducibility as reproducibility
 from perturbkernel.theory.randomness import sample_initial as sample_initial
 from perturbkernel.theory.randomness import sign_probability as sign_probability
-from perturbkernel.theory.randomness import target_moments as target_moments
+from perturbkernel.theory.targets import TargetMoments as TargetMoments
+from perturbkernel.theory.targets import target_moments as target_moments

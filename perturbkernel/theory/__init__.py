@@ -1,26 +1,31 @@
 """The theory's formulas, one module a section: leading terms, constants, bounds, and what stays
-random. Statements and proofs are in the manual, docs/theory.md, by the numbers that docstrings cite.
+random. Statements and proofs are in the manual, docs/theory.md, by the numbers that docstrings
+cite.
 
     kernel = pk.TwoLayerNTK(slope=0.0)
     record = pk.theory.derive_constants(kernel, x, y, z)  # one pass; every bound reads it
     pk.theory.bounds.predictor_bound(record, width=10_000, delta=0.1)
 
-| module          | theory         | what                                                                          |
-| --------------- | -------------- | ----------------------------------------------------------------------------- |
-| `leading`       | 5.3, 6.1, 6.2  | f_hat, the direction v, zeta, the three g_hat, psi, the spread condition      |
-| `constants`     | 2, 3           | `derive_constants`: one record of a training set at query points              |
-| `concentration` | 2              | finite-width kernels against the limit, and their exact variances             |
-| `lazy`          | 3              | motion of gates; certified gates of one initialisation; a priori bounds       |
-| `initial`       | 4              | the function before training                                                  |
-| `gradients`     | 5              | the gradient's exact decomposition, its bounds, the cosine                    |
-| `matching`      | 6              | labels, and the theorem: when sgn f = sgn g                                   |
-| `tails`         | 6.4, sharper   | the probability of a wrong sign at a point, in closed form                    |
-| `certify`       | 6.4, sharper   | certificates for real data: `certificates` has what it returns                |
-| `logistic`      | 1.3, 7         | the logistic loss                                                             |
-| `facts`         | 8              | exact facts and limits                                                        |
-| `randomness`    | 12             | sign probabilities, agreement, cosine over time, moments over the targets     |
-| `finite`        | 0.1, 2, 4.4    | finite networks given as arrays                                               |
-| `bounds`        |                | every bound under one name                                                    |
+| module              | theory         | what                                                      |
+| ------------------- | -------------- | --------------------------------------------------------- |
+| `leading`           | 5.3, 6.1, 6.2  | f_hat, the direction v, zeta, the three g_hat, psi        |
+| `constants`         | 2, 3           | `derive_constants`: one record of a training set          |
+| `concentration`     | 2              | finite-width kernels against the limit; exact variances   |
+| `lazy`              | 3              | motion of gates; certified gates; a priori bounds         |
+| `initial`           | 4              | the function before training                              |
+| `gradients`         | 5              | the gradient's exact decomposition, its bounds, cosine    |
+| `labels`            | 6.3            | the term of the random labels                             |
+| `matching`          | 6.4            | the theorem: when sgn f = sgn g                           |
+| `tails`             | 6.5            | the probability of a wrong sign at a point                |
+| `certify`           | 6.6            | certificates for real data                                |
+| `certificates`      | 6.6            | what a certificate says                                   |
+| `logistic`          | 1.3, 7         | the logistic loss                                         |
+| `logistic_matching` | 7.3            | the theorem for it                                        |
+| `facts`             | 8              | exact facts and limits                                    |
+| `randomness`        | 12.1, 12.2     | sign probabilities, agreement, cosine over time           |
+| `targets`           | 12.3           | moments over the targets                                  |
+| `finite`            | 0.1, 2, 4.4    | finite networks given as arrays                           |
+| `bounds`            |                | every bound under one name                                |
 
 Everything takes plain arrays, computes in float64 whatever JAX's setting, and returns NumPy arrays:
 x (n, d) and y (n,) train the first network, r (n, d) and targets (n,) the second, z (m, d) are
@@ -57,6 +62,7 @@ from perturbkernel.theory.initial import (
     initial_gradient_second_moment as initial_gradient_second_moment,
 )
 from perturbkernel.theory.initial import initial_output_variance as initial_output_variance
+from perturbkernel.theory.labels import LabelTerm as LabelTerm
 from perturbkernel.theory.lazy import CertifiedGates as CertifiedGates
 from perturbkernel.theory.lazy import certified_gates as certified_gates
 from perturbkernel.theory.lazy import flip_probability as flip_probability
@@ -74,17 +80,15 @@ from perturbkernel.theory.leading import psi as psi
 from perturbkernel.theory.leading import spread_condition as spread_condition
 from perturbkernel.theory.logistic import CoefficientBounds as CoefficientBounds
 from perturbkernel.theory.logistic import LogisticError as LogisticError
-from perturbkernel.theory.logistic import LogisticMatching as LogisticMatching
-from perturbkernel.theory.logistic import logistic_match as logistic_match
 from perturbkernel.theory.logistic import realised_weights as realised_weights
 from perturbkernel.theory.logistic import same_sign_as_identity as same_sign_as_identity
 from perturbkernel.theory.logistic import weighted_direction as weighted_direction
-from perturbkernel.theory.matching import LabelTerm as LabelTerm
+from perturbkernel.theory.logistic_matching import LogisticMatching as LogisticMatching
+from perturbkernel.theory.logistic_matching import logistic_match as logistic_match
 from perturbkernel.theory.matching import Matching as Matching
 from perturbkernel.theory.matching import PredictorError as PredictorError
 from perturbkernel.theory.matching import match as match
 from perturbkernel.theory.randomness import Agreement as Agreement
-from perturbkernel.theory.randomness import TargetMoments as TargetMoments
 from perturbkernel.theory.randomness import expected_accuracy as expected_accuracy
 from perturbkernel.theory.randomness import expected_agreement as expected_agreement
 from perturbkernel.theory.randomness import expected_cosine as expected_cosine
@@ -92,4 +96,5 @@ from perturbkernel.theory.randomness import initial_covariance as initial_covari
 from perturbkernel.theory.randomness import reproducibility as reproducibility
 from perturbkernel.theory.randomness import sample_initial as sample_initial
 from perturbkernel.theory.randomness import sign_probability as sign_probability
-from perturbkernel.theory.randomness import target_moments as target_moments
+from perturbkernel.theory.targets import TargetMoments as TargetMoments
+from perturbkernel.theory.targets import target_moments as target_moments

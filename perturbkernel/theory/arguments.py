@@ -26,14 +26,14 @@ LOSSES = ("identity", "logistic")
 
 
 def double(function: Callable, *arguments: Any) -> Any:
-    """function(*arguments) computed in float64 whatever JAX's setting; arrays come back as NumPy
-    arrays.
-    """
+    """The value of function(*arguments) in float64 whatever JAX's setting, as NumPy arrays."""
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, function(*arguments))
+        value = function(*arguments)
+        return jax.tree.map(np.asarray, value)
 
 
 def check_kernel(kernel: Any) -> None:
+    """Raises for anything but the paper's kernel."""
     if not isinstance(kernel, TwoLayerNTK):
         raise TypeError(
             f"kernel must be a TwoLayerNTK, whose network the theory is about; got {kernel!r}"
@@ -43,11 +43,13 @@ def check_kernel(kernel: Any) -> None:
 def as_points(
     value: Any, name: str, *, like: np.ndarray | None = None, rows: int | None = None
 ) -> np.ndarray:
-    """(n, d) finite float64; `like` has the wanted row length, `rows` is the wanted number of rows."""
-    array = double(
-        lambda v: as_inputs(v, name, like=None if like is None else like.shape[1:], flat=True),
-        value,
-    )
+    """(n, d) finite float64; `like` has the wanted row length, `rows` is the number of rows."""
+    row = None if like is None else like.shape[1:]
+
+    def checked(v):
+        return as_inputs(v, name, like=row, flat=True)
+
+    array = double(checked, value)
     if rows is not None and len(array) != rows:
         raise ValueError(f"{name} must have {rows} rows; got shape {array.shape}")
     return array.astype(np.float64)
@@ -68,7 +70,8 @@ def as_vector(
     check_finite(array, name)
     if array.size and (array.min() < low or array.max() > high):
         raise ValueError(
-            f"{name} must lie in [{low:g}, {high:g}]; got values from {array.min():g} to {array.max():g}"
+            f"{name} must lie in [{low:g}, {high:g}]; "
+            f"got values from {array.min():g} to {array.max():g}"
         )
     return np.broadcast_to(array, (n,))
 
@@ -82,13 +85,16 @@ def as_network(
     for name, value in (("biases", biases), ("readout", readout)):
         if np.shape(value) != (width,):
             raise ValueError(
-                f"{name} must have shape ({width},), one number a row of weights; got {np.shape(value)}"
+                f"{name} must have shape ({width},), one number a row of weights; "
+                f"got {np.shape(value)}"
             )
-    return weights, as_vector(biases, "biases", width), as_vector(readout, "readout", width)
+    biases = as_vector(biases, "biases", width)
+    readout = as_vector(readout, "readout", width)
+    return weights, biases, readout
 
 
 def check_statement(delta: Any, width: Any = 1, *, points: Any = None) -> None:
-    """A failure probability in (0, 1], a width, and the number of points that a statement covers."""
+    """A failure probability in (0, 1], a width, and how many points a statement covers."""
     check_number(delta, "delta", low=0.0, high=1.0, open_low=True)
     check_count(width, "width")
     if points is not None:

@@ -29,6 +29,7 @@ from perturbkernel.theory.initial import initial_projection_bound as initial_pro
 from perturbkernel.theory.initial import (
     initial_projection_bound_measured as initial_projection_bound_measured,
 )
+from perturbkernel.theory.labels import label_term as label_term
 from perturbkernel.theory.lazy import certified_gates as certified_gates
 from perturbkernel.theory.lazy import displacement as displacement
 from perturbkernel.theory.lazy import lazy_bound as lazy_bound
@@ -40,5 +41,4 @@ from perturbkernel.theory.logistic import half_time_gap as half_time_gap
 from perturbkernel.theory.logistic import logistic_predictor_error as logistic_predictor_error
 from perturbkernel.theory.logistic import weight_error_bound as weight_error_bound
 from perturbkernel.theory.logistic import weighted_direction_gap as weighted_direction_gap
-from perturbkernel.theory.matching import label_term as label_term
 from perturbkernel.theory.matching import predictor_error as predictor_error

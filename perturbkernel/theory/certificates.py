@@ -1,4 +1,4 @@
-"""What `certify` returns: which signs are proven, by what margins, and in words what keeps the others
+"""What `certify` returns: which signs are proven, by what margins, and what keeps the others
 from being proven.
 """
 
@@ -83,13 +83,16 @@ class Certificate:
         return float(self.certified.mean())
 
     def __str__(self) -> str:
+        f, g = self.f, self.g
+        progress_f, progress_g = self.progress
         half = "none up to 10^12" if self.half_width is None else f"{self.half_width:,}"
         return (
-            f"{self.share:.1%} of {len(self.certified)} points certified to agree with probability {1 - self.delta:g} "
-            f"(f alone {self.f.certified.mean():.1%}, g alone {self.g.certified.mean():.1%})\n"
-            f"widths {self.f.width:,} and {self.g.width:,}, start {self.start}, T_f = {self.f.time:.4g}, "
-            f"T_g = {self.g.time:.4g}: median T_f |f_hat| = {self.progress[0]:.3g}, "
-            f"T_g size |g_hat_w| = {self.progress[1]:.3g}\n"
+            f"{self.share:.1%} of {len(self.certified)} points certified to agree "
+            f"with probability {1 - self.delta:g} "
+            f"(f alone {f.certified.mean():.1%}, g alone {g.certified.mean():.1%})\n"
+            f"widths {f.width:,} and {g.width:,}, start {self.start}, "
+            f"T_f = {f.time:.4g}, T_g = {g.time:.4g}: "
+            f"median T_f |f_hat| = {progress_f:.3g}, T_g size |g_hat_w| = {progress_g:.3g}\n"
             f"smallest width that certifies half of the points: {half}\n{self.limits}"
         )
 
@@ -97,24 +100,27 @@ class Certificate:
 def describe_limits(
     f: SideCertificate, g: SideCertificate, agree: np.ndarray, certified: np.ndarray
 ) -> str:
-    """Which part of which constant stands in the way at most of the points that are not certified."""
+    """Which part of which constant stands in the way at most points that are not certified."""
     left = ~certified
     if not left.any():
         return "nothing is left to certify"
     said = []
-    if (left & ~agree).any():
-        said.append(f"f_hat and g_hat_w differ in sign at {int((left & ~agree).sum())}")
+    differ = left & ~agree
+    if differ.any():
+        said.append(f"f_hat and g_hat_w differ in sign at {int(differ.sum())}")
     for name, side in (("f", f), ("g", g)):
         blocked = left & agree & ~side.certified
         if blocked.any():
             size = np.abs(side.leading[blocked])  # not zero, since the signs agree
             shares = {
-                part: np.median(values[blocked] / size) for part, values in side.parts.items()
+                part: float(np.median(values[blocked] / size))
+                for part, values in side.parts.items()
             }
-            largest = max(shares, key=lambda part: shares[part])
+            largest = max(shares, key=shares.__getitem__)
+            leading = "f_hat" if name == "f" else "g_hat_w"
             said.append(
                 f"{name} is not certified at {int(blocked.sum())}, mostly by its {largest} "
-                f"({shares[largest]:.2g} of |{'f_hat' if name == 'f' else 'g_hat_w'}|, median)"
+                f"({shares[largest]:.2g} of |{leading}|, median)"
             )
     if not said:
         said.append("f and g are each certified, but not within one budget of delta")

@@ -1,17 +1,14 @@
-"""Certificates: at which points of real data two finite networks are proven to agree, with
-constants and no pictures.
+"""Certificates: at which points of real data two finite networks are proven to agree.
 
-Theorem. Let p_f(z) bound the probability that f has not the sign of f_hat at z, and Z_f be the
-points of smallest p_f with sum p_f <= delta/2: a set fixed by the data. Given f and the targets,
-let p_g(z) bound the probability that the fresh network g has not the sign of g_hat_w at z, and Z_g
-be points of Z_f where the two signs agree, again those of smallest p_g with sum p_g <= delta/2.
-With probability >= 1 - delta over both initialisations, sgn f = sgn g at every point of Z_g. Proof.
-A union bound over Z_f; given f, one over Z_g, since g is drawn afresh; integrate over f. QED
+Let p_f(z) bound the probability that f has not the sign of f_hat at z, and Z_f be the points of
+smallest p_f with sum p_f <= delta/2. Given f and the targets, let p_g(z) bound the probability that
+the fresh network g has not the sign of g_hat_w at z, and Z_g be the points of Z_f where the two
+signs agree, again those of smallest p_g with sum p_g <= delta/2. With probability >= 1 - delta over
+both initialisations, sgn f = sgn g at every point of Z_g.
 
-The bounds p are those of `tails`. They depend on the data only, so times may be chosen for the
-largest Z_f or Z_g before the network concerned is drawn, at no cost in delta. The points z must be
-independent of f's initialisation and the targets: training inputs are allowed, perturbed ones are
-not.
+The bounds p are those of `tails`, and depend on the data only: times may be chosen for the largest
+Z_f or Z_g at no cost in delta. The points z must be independent of f's initialisation and the
+targets: training inputs are allowed, perturbed ones are not. Theory: 6.6, with the proof.
 """
 
 from collections.abc import Callable
@@ -44,9 +41,11 @@ from perturbkernel.training.predictors import input_gradient
 
 def _smallest(p: np.ndarray, allowed: np.ndarray, budget: float) -> Bool[np.ndarray, " m"]:
     """The allowed points of smallest p whose sum stays within the budget."""
-    order = np.argsort(np.where(allowed, p, np.inf), kind="stable")
+    price = np.where(allowed, p, np.inf)
+    order = np.argsort(price, kind="stable")
+    within = np.cumsum(price[order]) <= budget
     chosen = np.zeros(len(p), bool)
-    chosen[order[np.cumsum(np.where(allowed, p, np.inf)[order]) <= budget]] = True
+    chosen[order[within]] = True
     return chosen
 
 
@@ -61,9 +60,9 @@ def certified_share(
     delta: float,
     start: str = "centred",
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-    """The share of points at which one network's sign is certified, and its progress, median T
-    |f_hat|, against time.
+    """The share of points at which one network's sign is certified, (t,), and its progress, (t,).
 
+    Progress is the median of T |f_hat|.
     The share tends to 1 as T tends to 0, which proves nothing (start "random": to 0); read it
     beside the progress.
     """
@@ -86,15 +85,13 @@ def best_time(
     start: str = "centred",
     progress: float = 1.0,
 ) -> float:
-    """The time with median T |f_hat| >= progress that certifies the sign of one network at most
-    points.
+    """The time with median T |f_hat| >= progress that certifies most signs of one network.
 
     It depends on the data alone, so nothing is paid for the choice.
     """
     check_number(progress, "progress", open_low=True)
-    return _best_time(
-        *_prepare(kernel, x, y, z, width, delta, start), width, delta, start, progress
-    )
+    constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
+    return _best_time(constants, speeds, width, delta, start, progress)
 
 
 def _prepare(kernel, x, y, z, width, delta, start) -> tuple[Constants, Speeds]:
@@ -116,11 +113,13 @@ def _share(constants, speeds, width, time, delta, start) -> float:
 
 
 def _best_time(constants, speeds, width, delta, start, progress) -> float:
-    typical = np.median(np.where(has_sign(constants), np.abs(constants.f_hat), 0))
+    sizes = np.where(has_sign(constants), np.abs(constants.f_hat), 0)
+    typical = np.median(sizes)
     if typical == 0:
         raise ValueError(
-            "undefined: opposite labels cancel, so that the predicted output is zero at half of the "
-            'points or more and no time makes progress there; a time must be given in place of "best"'
+            "undefined: opposite labels cancel, so that the predicted output is zero at half of "
+            "the points or more and no time makes progress there; a time must be given in place "
+            'of "best"'
         )
     least = progress / typical * (1 + 1e-12)
     times = [least] if start != "random" else least * 2 ** (np.arange(17) / 2)
@@ -153,8 +152,9 @@ def _check_times(times: Any, f_is_given: bool) -> tuple[float | str, float | str
 
 
 class _Side(NamedTuple):
-    """One network before its width is chosen: its training set and its time. `is_free`: the time is
-    the best one at every width.
+    """One network before its width is chosen: its training set and its time.
+
+    `is_free`: the time is the best one at every width.
     """
 
     constants: Constants
@@ -171,8 +171,9 @@ class _Side(NamedTuple):
 
 
 def _perturbation_directions(constants: Constants, f, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients of f, or of the limit trained to `time`, at the training inputs: unit vectors
-    (n, d) and lengths (n,).
+    """Unit vectors (n, d) and lengths (n,) of f's gradients at the training inputs.
+
+    Without f, those of the limit trained to `time`.
     """
     c = constants
     if f is None:
@@ -224,8 +225,7 @@ def certify(
     carrier: Float[ArrayLike, "n d"] | None = None,
     progress: float = 1.0,
 ) -> Certificate:
-    """At which points the signs of f, trained on (x, y), and of g, trained on f's perturbations,
-    are proven equal.
+    """At which points f, trained on (x, y), and g, trained on f's perturbations, provably agree.
 
     Args:
         kernel: of both networks: slope, and whether biases are trained.
@@ -305,11 +305,14 @@ def _certificate(
         return _smallest(p_g, first & agree & predicted, delta / 2)
 
     def share(width: int) -> float:
-        tails = (side.tail(width, delta, start) for side in (side_f, side_g))
-        return certified(*(np.exp(tail.log_failure()) for tail in tails)).mean()
+        tails = [side.tail(width, delta, start) for side in (side_f, side_g)]
+        failures = [np.exp(tail.log_failure()) for tail in tails]
+        return certified(*failures).mean()
 
-    tail_f, tail_g = side_f.tail(width, delta, start), side_g.tail(width, delta, start)
-    p_f, p_g = np.exp(tail_f.log_failure()), np.exp(tail_g.log_failure())
+    tail_f = side_f.tail(width, delta, start)
+    tail_g = side_g.tail(width, delta, start)
+    p_f = np.exp(tail_f.log_failure())
+    p_g = np.exp(tail_g.log_failure())
     level = delta / 2 / f.points
     parts_g = {name: part / size for name, part in tail_g.constant(level).items()}
     parts_g |= {"residual": leading.residual, "random labels": leading.labels}

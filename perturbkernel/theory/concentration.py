@@ -180,7 +180,10 @@ def direction_bound(
 def direction_variance(
     constants: Constants, *, width: int, doubled: bool = False
 ) -> Float[np.ndarray, " m"]:
-    """E|v_width(z) - v(z)|^2 = (3 S_v^2 - |v|^2) / width exactly, (m,); clipped at 0. Theory: 2.3."""
+    """E|v_width(z) - v(z)|^2 = (3 S_v^2 - |v|^2) / width exactly, (m,), clipped at 0.
+
+    Theory: 2.3.
+    """
     neurons = independent_neurons(width, doubled)
     square = np.sum(constants.direction**2, axis=1)
     return np.maximum(3 * constants.direction_second_moment - square, 0) / neurons

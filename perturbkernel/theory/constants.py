@@ -6,6 +6,7 @@ matrix is held.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
@@ -24,8 +25,9 @@ from perturbkernel.theory.pairs import gate_fourth, phi, row_sums
 
 @dataclass(frozen=True)
 class Constants:
-    """Constants of a training set (x, y) of n points at m query points z, for one kernel. Made by
-    `derive_constants`.
+    """Constants of a training set (x, y) of n points at m query points z, for one kernel.
+
+    Made by `derive_constants`.
 
     Attributes:
         kernel, x, y, z: what the record is about, in float64.
@@ -104,7 +106,87 @@ def _largest_singular_value(x: np.ndarray) -> float:
     # LAPACK on the smaller Gram matrix: the top eigenvalue, unlike the small ones, loses nothing by
     # squaring.
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    return float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0)))
+    largest = np.linalg.eigvalsh(gram)[-1]
+    return float(np.sqrt(max(largest, 0)))
+
+
+def _lowest_weights(kernel: TwoLayerNTK) -> dict[str, float]:
+    """The least weight of a training point in a velocity: a closed gate, or no pull at all."""
+    return {"identity": kernel.slope, "logistic": 0.0}
+
+
+def _speeds(kernel: TwoLayerNTK, positive, negative) -> dict[str, np.ndarray]:
+    """R_z by loss, from the means of the positive and negative parts of y_n k_n(z)."""
+    return {
+        loss: np.maximum(positive - low * negative, negative - low * positive)
+        for loss, low in _lowest_weights(kernel).items()
+    }
+
+
+class _AtInputs(NamedTuple):
+    """Sums over pairs of training points: parts of y_k k_k(x_n), and sum_k Phi(x_n, x_k) l_k."""
+
+    positive: np.ndarray
+    negative: np.ndarray
+    weighted: np.ndarray
+
+
+def _sum_at_inputs(kernel: TwoLayerNTK, x, y, labelled) -> _AtInputs:
+    def terms(rows, columns, product, theta):
+        signed = (product + kernel.train_bias) * y[columns]
+        positive = np.maximum(signed, 0)
+        negative = np.maximum(-signed, 0)
+        return (
+            positive.sum(1),
+            negative.sum(1),
+            phi(kernel, theta) @ labelled[columns],
+        )
+
+    return _AtInputs(*row_sums(x, x, terms))
+
+
+class _AtQueries(NamedTuple):
+    """Sums over the training points at each query, named as the attributes of `Constants`."""
+
+    positive: np.ndarray
+    negative: np.ndarray
+    absolute_apart: np.ndarray
+    f_hat: np.ndarray
+    mean_factor: np.ndarray
+    gate_fourth: np.ndarray
+    gate_root: np.ndarray
+    kernel_root: np.ndarray
+    couplings: np.ndarray
+    direction: np.ndarray
+
+
+def _sum_at_queries(kernel: TwoLayerNTK, x, y, z, labelled, rates) -> _AtQueries:
+    """`rates` (n, losses) are R_{x_n} / (n s_{x_n})."""
+
+    def terms(rows, columns, product, theta):
+        factor = product + kernel.train_bias
+        size = np.abs(factor)
+        signed = factor * y[columns]
+        gates = phi(kernel, theta)
+        fourth = gate_fourth(kernel.slope, theta)
+        root = np.sqrt(fourth)
+        positive = np.maximum(signed, 0)
+        negative = np.maximum(-signed, 0)
+        apart = np.where(theta > 0, size, 0)
+        return (
+            positive.sum(1),
+            negative.sum(1),
+            apart.sum(1),
+            (gates * signed).sum(1),
+            signed.sum(1),
+            fourth.sum(1),
+            root.sum(1),
+            (root * size).sum(1),
+            size @ rates[columns],
+            gates @ labelled[columns, :-1],
+        )
+
+    return _AtQueries(*row_sums(z, x, terms))
 
 
 def derive_constants(
@@ -132,57 +214,21 @@ def derive_constants(
     check_kernel(kernel)
     x = as_points(x, "x")
     n = len(x)
-    y, z = as_labels(y, "y", n), as_points(z, "z", like=x)
-    floors = {"identity": kernel.slope, "logistic": 0.0}
+    y = as_labels(y, "y", n)
+    z = as_points(z, "z", like=x)
+    # Rows y_n (x_n, c) / n: what a point contributes to v, and to the bias's own velocity.
+    bias_column = np.full((n, 1), float(kernel.train_bias))
+    labelled = y[:, None] * np.hstack([x, bias_column]) / n
 
-    def speeds(positive, negative):
-        return {
-            loss: np.maximum(positive - low * negative, negative - low * positive)
-            for loss, low in floors.items()
-        }
+    own = _sum_at_inputs(kernel, x, y, labelled)
+    input_speeds = _speeds(kernel, own.positive / n, own.negative / n)
+    input_length = lengths(x)
+    rates = [speed / input_length / n for speed in input_speeds.values()]
+    at = _sum_at_queries(kernel, x, y, z, labelled, np.stack(rates, axis=1))
 
-    labelled = y[:, None] * np.hstack([x, np.full((n, 1), float(kernel.train_bias))]) / n
-
-    def at_inputs(rows, columns, product, theta):
-        signed = (product + kernel.train_bias) * y[columns]
-        gates = phi(kernel, theta)
-        return (
-            np.maximum(signed, 0).sum(1),
-            np.maximum(-signed, 0).sum(1),
-            gates @ labelled[columns],
-        )
-
-    input_positive, input_negative, weighted = row_sums(x, x, at_inputs)
-    input_speeds, input_length = speeds(input_positive / n, input_negative / n), lengths(x)
-    rates = np.stack([input_speeds[loss] / input_length / n for loss in floors], axis=1)
-
-    def at_queries(rows, columns, product, theta):
-        factor = product + kernel.train_bias
-        size, signed, gates = np.abs(factor), factor * y[columns], phi(kernel, theta)
-        fourth = gate_fourth(kernel.slope, theta)
-        root = np.sqrt(fourth)
-        sums = (
-            np.maximum(signed, 0),
-            np.maximum(-signed, 0),
-            np.where(theta > 0, size, 0),
-            gates * signed,
-        )
-        means = (term.sum(1) for term in (*sums, signed, fourth, root, root * size))
-        return *means, size @ rates[columns], gates @ labelled[columns, :-1]
-
-    positive, negative, *means, couplings, v = row_sums(z, x, at_queries)
-    apart, f_hat, mean_factor, fourth, root, kernel_root = (total / n for total in means)
-
-    quadratic = labelled.T @ weighted
-    queries = np.hstack([z, np.ones((len(z), 1))])
-    square = np.sum((queries @ quadratic) * queries, axis=1)
-    a, p_squared = gate_mean_square(kernel), ((1 + kernel.slope) / 2) ** 2
-    mean = y @ x / n
-    f_square = a * square + 4 * p_squared * mean_factor * (f_hat - p_squared * mean_factor)
-    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * (
-        v @ mean - p_squared * mean @ mean
-    )
-
+    quadratic = labelled.T @ own.weighted
+    f_hat = at.f_hat / n
+    mean_factor = at.mean_factor / n
     input_norm = np.linalg.norm(x, axis=1)
     operator_norm = _largest_singular_value(x)
     return Constants(
@@ -196,20 +242,40 @@ def derive_constants(
         input_length=input_length,
         operator_norm=operator_norm,
         radius=min(float(input_norm.mean()), operator_norm / np.sqrt(n)),
-        positive=positive,
-        negative=negative,
-        absolute=(positive + negative) / n,
-        absolute_apart=apart,
+        positive=at.positive,
+        negative=at.negative,
+        absolute=(at.positive + at.negative) / n,
+        absolute_apart=at.absolute_apart / n,
         mean_factor=mean_factor,
         f_hat=f_hat,
-        direction=v,
-        input_direction=weighted[:, :-1],
-        f_second_moment=np.maximum(f_square, 0),
-        direction_second_moment=np.maximum(v_square, 0),
-        gate_fourth=fourth,
-        gate_root=root,
-        kernel_root=kernel_root,
-        speeds=speeds(positive / n, negative / n),
+        direction=at.direction,
+        input_direction=own.weighted[:, :-1],
+        f_second_moment=_predictor_square(kernel, quadratic, z, mean_factor, f_hat),
+        direction_second_moment=_direction_square(kernel, quadratic, y @ x / n, at.direction),
+        gate_fourth=at.gate_fourth / n,
+        gate_root=at.gate_root / n,
+        kernel_root=at.kernel_root / n,
+        speeds=_speeds(kernel, at.positive / n, at.negative / n),
         input_speeds=input_speeds,
-        couplings={loss: couplings[:, i] for i, loss in enumerate(floors)},
+        couplings={loss: at.couplings[:, i] for i, loss in enumerate(input_speeds)},
     )
+
+
+def _predictor_square(kernel: TwoLayerNTK, quadratic, z, mean_factor, f_hat) -> np.ndarray:
+    """S_f^2, (m,), clipped at 0."""
+    queries = np.hstack([z, np.ones((len(z), 1))])
+    square = np.sum((queries @ quadratic) * queries, axis=1)
+    a = gate_mean_square(kernel)
+    p_squared = ((1 + kernel.slope) / 2) ** 2
+    excess = f_hat - p_squared * mean_factor
+    f_square = a * square + 4 * p_squared * mean_factor * excess
+    return np.maximum(f_square, 0)
+
+
+def _direction_square(kernel: TwoLayerNTK, quadratic, mean, direction) -> np.ndarray:
+    """S_v^2, (m,), clipped at 0; `mean` is that of y_n x_n."""
+    a = gate_mean_square(kernel)
+    p_squared = ((1 + kernel.slope) / 2) ** 2
+    cross = direction @ mean - p_squared * mean @ mean
+    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * cross
+    return np.maximum(v_square, 0)

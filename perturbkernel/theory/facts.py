@@ -23,8 +23,8 @@ WIDTH_RATES = {
     "gradient": -0.25,
     "initial_output": 0.0,
 }
-"""Exponents of width at fixed data and time: the kernel, the fraction of flipped gates, f - f0 - T f_hat, the gradient
-against its limit (measured), the initial function. Theory: 8.8."""
+"""Exponents of width at fixed data and time: the kernel, the fraction of flipped gates,
+f - f0 - T f_hat, the gradient against its limit (measured), the initial function. Theory: 8.8."""
 
 
 def label_effect_bound(
@@ -40,10 +40,11 @@ def label_effect_bound(
     check_number(size, "size")
     u = as_points(u, "u")
     z = as_points(z, "z", like=u)
-    middle, projection = np.zeros((2, len(z)))
-    for (rows, columns, _, plus), (_, _, _, minus) in zip(
-        tiles(z, size * u), tiles(z, -size * u), strict=True
-    ):
+    middle = np.zeros(len(z))
+    projection = np.zeros(len(z))
+    above = tiles(z, size * u)
+    below = tiles(z, -size * u)
+    for (rows, columns, _, plus), (_, _, _, minus) in zip(above, below, strict=True):
         along = np.abs(z[rows] @ u[columns].T)
         middle[rows] += np.sum(np.abs(plus - minus) * along, axis=1)
         projection[rows] += np.sum(along, axis=1)
@@ -111,9 +112,11 @@ def symmetric_predictor_without_bias_input(
 def output_change_variance(
     constants: Constants, *, width: int, time: float
 ) -> Float[np.ndarray, " m"]:
-    """T^2 (3 S_f^2 - f_hat^2) / width, (m,): Var[f(z; T) - f0(z)] over draws to leading order in
-    width. Theory: 8.9.
+    """Var[f(z; T) - f0(z)] over draws, (m,): T^2 (3 S_f^2 - f_hat^2) / width, to leading order.
+
+    Theory: 8.9.
     """
     check_statement(1.0, width)
     check_time(time)
-    return time**2 * np.maximum(3 * constants.f_second_moment - constants.f_hat**2, 0) / width
+    variance = 3 * constants.f_second_moment - constants.f_hat**2
+    return time**2 * np.maximum(variance, 0) / width

@@ -5,6 +5,8 @@ f(z) = sum_i readout_i phi(u_i(z)), u_i(z) = <weights_i, z> + biases_i, with wei
 biases and readout (width,); phi is the leaky ReLU of the kernel's slope and phi'(0) = slope.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
@@ -23,10 +25,26 @@ def gates(kernel: TwoLayerNTK, u: np.ndarray) -> np.ndarray:
     return np.where(u > 0, 1.0, kernel.slope)
 
 
-def _network(kernel, weights, biases, readout, z):
+class _Network(NamedTuple):
+    """Weights (width, d), biases and readout (width,), checked, in float64."""
+
+    weights: np.ndarray
+    biases: np.ndarray
+    readout: np.ndarray
+
+    def gates(self, kernel: TwoLayerNTK, part: slice, points: np.ndarray) -> np.ndarray:
+        """phi' of some neurons at the points, (neurons, m)."""
+        return gates(kernel, self.before(part, points))
+
+    def before(self, part: slice, points: np.ndarray) -> np.ndarray:
+        """u of some neurons at the points, (neurons, m)."""
+        return self.weights[part] @ points.T + self.biases[part, None]
+
+
+def _checked(kernel, weights, biases, readout, z) -> tuple[_Network, np.ndarray]:
     check_kernel(kernel)
     z = as_points(z, "z")
-    return *as_network(weights, biases, readout, z.shape[1]), z
+    return _Network(*as_network(weights, biases, readout, z.shape[1])), z
 
 
 def output(
@@ -37,11 +55,11 @@ def output(
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
     """The network's outputs f(z), (m,)."""
-    weights, biases, readout, z = _network(kernel, weights, biases, readout, z)
+    net, z = _checked(kernel, weights, biases, readout, z)
     total = np.zeros(len(z))
-    for part in neuron_blocks(len(weights), len(z)):
-        u = weights[part] @ z.T + biases[part, None]
-        total += readout[part] @ (gates(kernel, u) * u)
+    for part in neuron_blocks(len(net.weights), len(z)):
+        u = net.before(part, z)
+        total += net.readout[part] @ (gates(kernel, u) * u)
     return total
 
 
@@ -53,11 +71,11 @@ def gradient(
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, "m d"]:
     """The network's input gradients, sum_i readout_i phi'(u_i(z)) weights_i, (m, d)."""
-    weights, biases, readout, z = _network(kernel, weights, biases, readout, z)
+    net, z = _checked(kernel, weights, biases, readout, z)
     total = np.zeros(z.shape)
-    for part in neuron_blocks(len(weights), len(z)):
-        gate = gates(kernel, weights[part] @ z.T + biases[part, None])
-        total += gate.T @ (readout[part, None] * weights[part])
+    for part in neuron_blocks(len(net.weights), len(z)):
+        gate = net.gates(kernel, part, z)
+        total += gate.T @ (net.readout[part, None] * net.weights[part])
     return total
 
 
@@ -69,17 +87,20 @@ def gate_moment(
     x: Float[ArrayLike, "n d"],
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, "n m"]:
-    """Phi_width(x_n, z_j) = sum_i readout_i^2 phi'(u_i(x_n)) phi'(u_i(z_j)), (n, m); its mean over
-    draws is Phi.
+    """Phi_width(x_n, z_j), (n, m), whose mean over draws of the network is Phi.
+
+        Phi_width(x, z) = sum_i readout_i^2 phi'(u_i(x)) phi'(u_i(z))
 
     The tangent kernel of this network is Phi_width (<x, z> + c). Theory: 0.1, 2.
     """
-    weights, biases, readout, z = _network(kernel, weights, biases, readout, z)
+    net, z = _checked(kernel, weights, biases, readout, z)
     x = as_points(x, "x", like=z)
     total = np.zeros((len(x), len(z)))
-    for part in neuron_blocks(len(weights), len(x) + len(z)):
-        at_x, at_z = (gates(kernel, weights[part] @ p.T + biases[part, None]) for p in (x, z))
-        total += at_x.T @ (readout[part, None] ** 2 * at_z)
+    for part in neuron_blocks(len(net.weights), len(x) + len(z)):
+        at_x = net.gates(kernel, part, x)
+        at_z = net.gates(kernel, part, z)
+        squares = net.readout[part, None] ** 2
+        total += at_x.T @ (squares * at_z)
     return total
 
 
@@ -94,20 +115,25 @@ def tangent_predictor(
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, "m d"]]:
     """f_hat and v of this network's own tangent kernel: (m,) and (m, d).
 
-    f_hat_width(z) = (1/n) sum_n y_n Phi_width(x_n, z) k_n(z), v_width(z) = (1/n) sum_n y_n
-    Phi_width(x_n, z) x_n. Cost O(width (n + m) d). Theory: 2.2, 2.3.
+        f_hat_width(z) = (1/n) sum_n y_n Phi_width(x_n, z) k_n(z)
+        v_width(z) = (1/n) sum_n y_n Phi_width(x_n, z) x_n
+
+    Cost O(width (n + m) d). Theory: 2.2, 2.3.
     """
-    weights, biases, readout, z = _network(kernel, weights, biases, readout, z)
+    net, z = _checked(kernel, weights, biases, readout, z)
     x = as_points(x, "x", like=z)
-    y = as_labels(y, "y", len(x))
-    augmented = (
-        np.hstack([x, np.full((len(x), 1), float(kernel.train_bias))]) * (y / len(x))[:, None]
-    )
+    n = len(x)
+    y = as_labels(y, "y", n)
+    bias_column = np.full((n, 1), float(kernel.train_bias))
+    augmented = np.hstack([x, bias_column]) * (y / n)[:, None]
     total = np.zeros((len(z), x.shape[1] + 1))
-    for part in neuron_blocks(len(weights), len(x) + len(z)):
-        at_x, at_z = (gates(kernel, weights[part] @ p.T + biases[part, None]) for p in (x, z))
-        total += at_z.T @ (readout[part, None] ** 2 * (at_x @ augmented))
-    return np.sum(total[:, :-1] * z, axis=1) + total[:, -1], total[:, :-1]
+    for part in neuron_blocks(len(net.weights), n + len(z)):
+        at_x = net.gates(kernel, part, x)
+        at_z = net.gates(kernel, part, z)
+        squares = net.readout[part, None] ** 2
+        total += at_z.T @ (squares * (at_x @ augmented))
+    direction, from_biases = total[:, :-1], total[:, -1]
+    return np.sum(direction * z, axis=1) + from_biases, direction
 
 
 def doubled(
@@ -115,11 +141,12 @@ def doubled(
     biases: Float[ArrayLike, " pairs"],
     readout: Float[ArrayLike, " pairs"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The antisymmetric doubling: neurons (w, b, a) and (w, b, -a), so that the initial function is
-    zero.
+    """The antisymmetric doubling: neurons (w, b, a) and (w, b, -a), whose initial function is zero.
 
     The doubled network has twice the rows; draw readout ~ N(0, 1/width) with the doubled width.
     Theory: 4.4.
     """
-    w, b, a = (np.asarray(value, np.float64) for value in (weights, biases, readout))
+    w = np.asarray(weights, np.float64)
+    b = np.asarray(biases, np.float64)
+    a = np.asarray(readout, np.float64)
     return np.concatenate([w, w]), np.concatenate([b, b]), np.concatenate([a, -a])

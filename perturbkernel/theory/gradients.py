@@ -5,6 +5,7 @@ direction and the result is NaN, never a number (theory: 13.1).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
@@ -75,19 +76,29 @@ def decompose_gradient(
     end, end_biases, _ = as_network(end, trained_biases, readout, x.shape[1])
     v = direction(kernel, x, y, z)
     parts = np.zeros((5, *z.shape))
+    weighted = y[:, None] * x / len(x)
     for part in neuron_blocks(len(start), len(x) + 2 * len(z)):
-        a, w, trained = readout[part, None], start[part], end[part]
+        a = readout[part, None]
+        w = start[part]
+        trained = end[part]
         before = gates(kernel, w @ z.T + start_biases[part, None])
         after = gates(kernel, trained @ z.T + end_biases[part, None])
-        pull = gates(kernel, w @ x.T + start_biases[part, None]) @ (y[:, None] * x / len(x))
+        pull = gates(kernel, w @ x.T + start_biases[part, None]) @ weighted
         parts[0] += before.T @ (a * w)
         parts[1] += (after - before).T @ (a * w)
         parts[2] += time * (before.T @ (a**2 * pull))
-        parts[3] += after.T @ (a * (trained - w)) - before.T @ (a**2 * time * pull)
+        moved = after.T @ (a * (trained - w))
+        parts[3] += moved - before.T @ (a**2 * time * pull)
         parts[4] += after.T @ (a * trained)
     parts /= time
     parts[[2, 4]] -= v
-    return GradientDecomposition(parts[0], parts[1], parts[2], parts[3], parts[4])
+    return GradientDecomposition(
+        initial=parts[0],
+        flips=parts[1],
+        concentration=parts[2],
+        lazy=parts[3],
+        total=parts[4],
+    )
 
 
 @dataclass(frozen=True)
@@ -120,8 +131,9 @@ def gradient_bounds(
     doubled: bool = False,
     points: int | None = None,
 ) -> GradientBounds:
-    """B_xi = B_1 + B_2 + B_3 + B_4, a priori. Vacuous (above |v|) at all practical widths: see
-    `measured_cosine_bound`.
+    """Bounds on |xi| and its parts, a priori: B_xi = B_1 + B_2 + B_3 + B_4.
+
+    Vacuous (above |v|) at all practical widths: see `measured_cosine_bound`.
 
     With l = log(16 (points + n) / delta), D = T R_z, s = s_z, h = 1 - slope and, bounding sum_{F_z}
     a_i^2, #F_z, sum_{F_z} |a_i|,
@@ -149,22 +161,27 @@ def gradient_bounds(
     if doubled:
         nothing = np.full(constants.points, np.nan)
         return GradientBounds(
-            nothing,
-            nothing,
-            nothing,
-            nothing,
-            nothing,
-            "undefined: the a priori gradient bound is not stated for doubled networks",
+            initial=nothing,
+            flips=nothing,
+            concentration=nothing,
+            lazy=nothing,
+            total=nothing,
+            status="undefined: the a priori gradient bound is not stated for doubled networks",
         )
-    d, n = constants.dimension, constants.count
-    h, log, root = 1 - constants.kernel.slope, np.log(16 * (points + n) / delta), np.sqrt(width)
+    d = constants.dimension
+    n = constants.count
+    h = 1 - constants.kernel.slope
+    log = np.log(16 * (points + n) / delta)
+    root = np.sqrt(width)
 
     def flipped_square(move, length):
         """A_F^2."""
         rate = move / (np.pi * length)
-        return 4 * rate / root + np.sqrt(32 * rate * log / width**1.5) + 2 * log / width
+        fluctuation = np.sqrt(32 * rate * log / width**1.5)
+        return 4 * rate / root + fluctuation + 2 * log / width
 
-    move, length = time * speed, constants.length
+    move = time * speed
+    length = constants.length
     square = flipped_square(move, length)
     input_square = flipped_square(time * constants.input_speeds[loss], constants.input_length)
     rate = move / (np.pi * length)
@@ -176,22 +193,18 @@ def gradient_bounds(
     contraction = np.sqrt(2 / (np.pi * d)) * absolute + size * (2 + np.sqrt(2 * log / d))
     along = move * constants.norm * square / (d * length**2)
 
-    if centred:
-        initial = 0.0
-    else:
-        initial = (
-            initial_gradient_bound(constants.kernel, d, width=width, delta=delta / 4, points=points)
-            / time
-        )
+    event: dict[str, Any] = {"width": width, "delta": delta / 4, "points": points}
+    initial = 0.0
+    if not centred:
+        initial = initial_gradient_bound(constants.kernel, d, **event) / time
     method = "minimum" if loss == "identity" else "operator"
-    at_inputs = min(
-        float(np.mean(constants.input_norm * input_square)),
-        constants.operator_norm / np.sqrt(n) * float(np.sqrt(np.mean(input_square**2))),
-    )
+    plain = float(np.mean(constants.input_norm * input_square))
+    root_mean_square = float(np.sqrt(np.mean(input_square**2)))
+    at_inputs = min(plain, constants.operator_norm / np.sqrt(n) * root_mean_square)
     parts = (
         np.full(constants.points, initial),
         h / time * (np.minimum(spectral, contraction) + along),
-        direction_bound(constants, width=width, delta=delta / 4, points=points, method=method),
+        direction_bound(constants, method=method, **event),
         h * (constants.radius * square + at_inputs),
     )
     return GradientBounds(*parts, total=np.sum(parts, axis=0))
@@ -248,7 +261,8 @@ def flips_bound_measured(
     sets = np.asarray(sets)
     if sets.dtype != bool or sets.ndim != 2 or len(sets) != len(weights):
         raise ValueError(
-            f"sets must be booleans (width, m) with width {len(weights)}; got {sets.dtype} {sets.shape}"
+            f"sets must be booleans (width, m) with width {len(weights)}; "
+            f"got {sets.dtype} {sets.shape}"
         )
     bound = np.zeros(sets.shape[1])
     for j, flipped in enumerate(sets.T):

@@ -1,10 +1,11 @@
 """Lazy training: how little gates move, and what the frozen-gate predictor misses (theory: section
 3).
 
-D_z = time R_z bounds the motion of a pre-activation at z per unit of |a_i|; F_z is the set of neurons with
-|u_i(z; 0)| <= |a_i| D_z, outside which no gate at z ever changes. `time` is that of gradient flow or the effective
-time of heavy ball (rates >= 0, momentum in [0, 1), no Nesterov, dampening or weight decay). Losses with |l'| <= 1
-only: identity, or logistic, whose R_z allows weights in [0, 1] while the factors (1 - slope) stay.
+D_z = time R_z bounds the motion of a pre-activation at z per unit of |a_i|; F_z is the set of
+neurons with |u_i(z; 0)| <= |a_i| D_z, outside which no gate at z ever changes. `time` is that of
+gradient flow or the effective time of heavy ball (rates >= 0, momentum in [0, 1), no Nesterov,
+dampening or weight decay). Losses with |l'| <= 1 only: identity, or logistic, whose R_z allows
+weights in [0, 1] while the factors (1 - slope) stay.
 """
 
 from dataclasses import dataclass
@@ -51,11 +52,8 @@ def lazy_number(
     Far above 1 training is not lazy and the bounds here say nothing. Theory: 3.1.
     """
     check_statement(1.0, width)
-    return (
-        2
-        * displacement(constants, time=time, loss=loss)
-        / (np.pi * constants.length * np.sqrt(width))
-    )
+    move = displacement(constants, time=time, loss=loss)
+    return 2 * move / (np.pi * constants.length * np.sqrt(width))
 
 
 def flip_probability(
@@ -109,7 +107,8 @@ def certified_gates(
 ) -> CertifiedGates:
     """The deterministic bound computable at initialisation, and the gates that can flip.
 
-    |f - f_lin|(z; T) <= (1 - slope) sum_i a_i^2 [(D_iz - |u_i(z; 0)|/|a_i|)_+ + (T/n) sum_n |k_n(z)| 1[i in F_{x_n}]]
+        |f - f_lin|(z; T) <= (1 - slope) sum_i a_i^2 [(D_iz - |u_i(z; 0)|/|a_i|)_+
+                                                      + (T/n) sum_n |k_n(z)| 1[i in F_{x_n}]]
 
     with D_iz = T R_z. For the identity loss, `refinements` (3 if left out) rounds of
 
@@ -134,19 +133,24 @@ def certified_gates(
     check_count(refinements, "refinements", low=0)
     if loss == "logistic" and refinements:
         raise ValueError(
-            f"refinements must be 0 for the logistic loss: they hold for the identity loss; got {refinements}"
+            "refinements must be 0 for the logistic loss: they hold for the identity loss; "
+            f"got {refinements}"
         )
 
-    width, low = len(weights), kernel.slope if loss == "identity" else 0.0
+    width = len(weights)
+    low = kernel.slope if loss == "identity" else 0.0
     # Columns: training inputs, then queries.
     points = np.concatenate([x, z])
     factor = x @ points.T + kernel.train_bias
     signed = y[:, None] * factor / n
-    positive, negative = np.maximum(signed, 0).sum(0), np.maximum(-signed, 0).sum(0)
-    a_priori = time * np.maximum(positive - low * negative, negative - low * positive)
+    positive = np.maximum(signed, 0).sum(0)
+    negative = np.maximum(-signed, 0).sum(0)
+    speed = np.maximum(positive - low * negative, negative - low * positive)
+    a_priori = time * speed
     reach = np.abs(factor) * (time / n)
 
-    bound, flips = np.zeros(len(z)), np.zeros(n + len(z))
+    bound = np.zeros(len(z))
+    flips = np.zeros(n + len(z))
     sets = np.zeros((width, n + len(z)), bool) if keep_sets else None
     for part in neuron_blocks(width, n + len(z)):
         u = weights[part] @ points.T + biases[part, None]
@@ -160,9 +164,8 @@ def certified_gates(
             for step in range(refinements + 1):
                 # The last round is over z alone, with the final F at x.
                 columns = slice(0, n) if step < refinements else slice(n, None)
-                refined = linear[:, columns] + (1 - kernel.slope) * (
-                    at_x.astype(float) @ reach[:, columns]
-                )
+                flipped = at_x.astype(float) @ reach[:, columns]
+                refined = linear[:, columns] + (1 - kernel.slope) * flipped
                 moves[:, columns] = np.minimum(moves[:, columns], refined)
                 at_x = room[:, :n] <= size * moves[:, :n]
         certified = room <= size * moves
@@ -173,11 +176,11 @@ def certified_gates(
         if sets is not None:
             sets[part] = certified
     return CertifiedGates(
-        (1 - kernel.slope) * bound,
-        flips[n:],
-        flips[:n],
-        None if sets is None else sets[:, n:],
-        None if sets is None else sets[:, :n],
+        bound=(1 - kernel.slope) * bound,
+        flips=flips[n:],
+        input_flips=flips[:n],
+        sets=None if sets is None else sets[:, n:],
+        input_sets=None if sets is None else sets[:, :n],
     )
 
 
@@ -212,11 +215,12 @@ def lazy_bound(
     """B_lazy, (m,): with probability >= 1 - delta, |f - f_lin|(z; time) <= B_lazy(z) at all points
     at once.
 
-    With j = D_z^2 / (sqrt(2 pi) s_z) + sqrt(2/pi) (T/n) sum_n |k_n(z)| D_{x_n} / s_{x_n}, J = D_z + (T/n) sum_n
-    |k_n(z)|, l = log(points / delta), h = 1 - slope,
+    With l = log(points / delta), h = 1 - slope,
 
-        B_lazy = 2 sqrt(2/pi) h j / sqrt(width) + sqrt(2 w l) + 2 h J l / width,  w =
-        2^(7/2)/sqrt(pi) h^2 J j / width^(3/2).
+        B_lazy = 2 sqrt(2/pi) h j / sqrt(width) + sqrt(2 w l) + 2 h J l / width
+        w = 2^(7/2)/sqrt(pi) h^2 J j / width^(3/2)
+        j = D_z^2 / (sqrt(2 pi) s_z) + sqrt(2/pi) (T/n) sum_n |k_n(z)| D_{x_n} / s_{x_n}
+        J = D_z + (T/n) sum_n |k_n(z)|
 
     f_lin is the predictor of the network's own tangent kernel with the realised weights. Of order
     T^2 / sqrt(width), 30 to 80 times above the actual error; increasing in T. An antisymmetrically

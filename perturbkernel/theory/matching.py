@@ -8,6 +8,7 @@ times, size and widths are fixed before the draws (a scan over k values: delta /
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
@@ -17,98 +18,20 @@ from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
     as_points,
-    check_kernel,
     check_statement,
     check_time,
-    cone_slope,
 )
 from perturbkernel.theory.concentration import predictor_bound
 from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.gradients import gradient_bounds
 from perturbkernel.theory.initial import initial_output_bound
+from perturbkernel.theory.labels import LABEL_RULES, label_term
 from perturbkernel.theory.lazy import lazy_bound
 from perturbkernel.theory.leading import gated_projection, is_rounding, psi
-from perturbkernel.theory.pairs import phi, row_sums, tiles
+from perturbkernel.theory.pairs import phi, row_sums
 
-LABEL_RULES = ("coin_flip", "balanced", "fixed")
 STARTS = ("random", "centred", "doubled")
 XI_VERSIONS = ("signed", "absolute", "a_priori")
-
-
-@dataclass(frozen=True)
-class LabelTerm:
-    """The term of the random labels, psi, (m,).
-
-    Attributes:
-        systematic: psi_sys = (1/n) sum (Phi_n^+ - Phi_n^-)/2 kappa_n, its mean over coin-flip
-            targets.
-        systematic_bound: size (1 - slope)^2 / (2 pi sqrt(d)) (1/n) sum |kappa_n|, at least
-            |psi_sys|.
-        radius: with probability >= 1 - delta over the targets |psi - psi_sys| stays below it at all
-            points at once.
-        bound: B_psi = |psi_sys| + radius.
-    """
-
-    systematic: Float[np.ndarray, " m"]
-    systematic_bound: Float[np.ndarray, " m"]
-    radius: Float[np.ndarray, " m"]
-
-    @property
-    def bound(self) -> Float[np.ndarray, " m"]:
-        return np.abs(self.systematic) + self.radius
-
-
-def label_term(
-    kernel: TwoLayerNTK,
-    carrier: Float[ArrayLike, "n d"],
-    u: Float[ArrayLike, "n d"],
-    z: Float[ArrayLike, "m d"],
-    *,
-    size: float,
-    delta: float,
-    rule: str = "coin_flip",
-    points: int | None = None,
-) -> LabelTerm:
-    """B_psi, for targets drawn after f was trained.
-
-    With kappa_n = <carrier_n, z> + c, Phi_n^+- = Phi(carrier_n +- size u_n, z), b_n = (Phi_n^+ +
-    Phi_n^-)/2 kappa_n,
-
-    |psi - psi_sys| <= sqrt(2 log(2 points / delta)) / n sqrt(S),  S = sum b_n^2 for "coin_flip" targets,
-    S = 2 sum (b_n - mean b)^2 for uniformly random "balanced" ones (n even).
-
-    Any other targets: |psi| itself (`leading.psi`). Zero in scenario (a) with c = 0. psi_sys scales
-    with size, as the signal does, and does not shrink with n. Theory: 6.3.
-    """
-    check_kernel(kernel)
-    check_choice(rule, "rule", LABEL_RULES[:2])
-    check_number(size, "size")
-    carrier = as_points(carrier, "carrier")
-    u, z = as_points(u, "u", like=carrier, rows=len(carrier)), as_points(z, "z", like=carrier)
-    points = len(z) if points is None else points
-    check_statement(delta, points=points)
-    n = len(carrier)
-    if rule == "balanced" and n % 2:
-        raise ValueError(
-            f'rule="balanced" needs an even number of points; got {n}. Evaluate psi itself instead'
-        )
-    # Sums of b and b^2 about the first b: in (a) with small sizes b hardly depends on n.
-    sums, first = np.zeros((5, len(z))), np.zeros((len(z), 1))
-    above, below = tiles(z, carrier + size * u), tiles(z, carrier - size * u)
-    for (rows, columns, _, plus), (_, _, _, minus) in zip(above, below, strict=True):
-        kappa = z[rows] @ carrier[columns].T + kernel.train_bias
-        b = (phi(kernel, plus) + phi(kernel, minus)) / 2 * kappa
-        gap = (phi(kernel, plus) - phi(kernel, minus)) / 2 * kappa
-        if columns.start == 0:
-            first[rows] = b[:, :1]
-        rest = b - first[rows]
-        sums[:, rows] += [term.sum(1) for term in (gap, b**2, rest, rest**2, np.abs(kappa))]
-    systematic, square, rest, rest_square, kappa = sums / n
-    total = n * (square if rule == "coin_flip" else 2 * np.maximum(rest_square - rest**2, 0))
-    radius = np.sqrt(2 * np.log(2 * points / delta) * total) / n
-    return LabelTerm(
-        systematic, size * cone_slope(kernel) / np.sqrt(carrier.shape[1]) * kappa, radius
-    )
 
 
 @dataclass(frozen=True)
@@ -153,12 +76,14 @@ def predictor_error(
     if event_delta is None:
         event_delta = delta / (3 if start == "random" else 2)
     zero = np.zeros(constants.points)
-    c, options = constants, {"width": width, "delta": event_delta, "points": points}
+    c = constants
+    options: dict[str, Any] = {"width": width, "delta": event_delta, "points": points}
     initial = initial_output_bound(c.kernel, c.z, **options) / time if start == "random" else zero
+    lazy = lazy_bound(c, time=time, doubled=doubled, **options) / time
     return PredictorError(
-        initial,
-        lazy_bound(c, time=time, doubled=doubled, **options) / time,
-        predictor_bound(c, doubled=doubled, **options),
+        initial=initial,
+        lazy=lazy,
+        concentration=predictor_bound(c, doubled=doubled, **options),
     )
 
 
@@ -191,36 +116,140 @@ class Matching:
     status: str = "ok"
 
 
-def _xi_part(f: Constants, r, gradients, version, options) -> tuple[np.ndarray, np.ndarray, str]:
-    """(leading term, C_xi, status)."""
+class Perturbations(NamedTuple):
+    """What the second network is trained on, and what its perturbations were made of.
+
+    Attributes:
+        gradients, norms: (n, d) and (n,), of the first network at its training inputs.
+        u: (n, d), the unit directions.
+        carrier, targets: (n, d) and (n,).
+        points: (n, d), r_n = carrier_n + size target_n u_n.
+        status: "ok", or why u and r are NaN.
+    """
+
+    gradients: np.ndarray
+    norms: np.ndarray
+    u: np.ndarray
+    carrier: np.ndarray
+    targets: np.ndarray
+    points: np.ndarray
+    status: str
+
+
+def make_perturbations(
+    f: Constants,
+    gradients: Float[ArrayLike, "n d"],
+    targets: Float[ArrayLike, " n"],
+    carrier: Float[ArrayLike, "n d"] | None,
+    size: float,
+) -> Perturbations:
+    """Checks what was given, and makes the points that the second network is trained on."""
+    n = f.count
+    gradients = as_points(gradients, "gradients", like=f.x, rows=n)
+    targets = as_labels(targets, "targets", n)
+    if carrier is None:
+        carrier = np.zeros_like(f.x)
+    carrier = as_points(carrier, "carrier", like=f.x, rows=n)
+    norms = np.linalg.norm(gradients, axis=1)
+    status = "ok"
+    u = np.full_like(f.x, np.nan)
+    if np.all(norms > 0):
+        u = gradients / norms[:, None]
+    else:
+        status = f"undefined: zero gradient at {int(np.sum(norms == 0))} training points"
+    return Perturbations(
+        gradients=gradients,
+        norms=norms,
+        u=u,
+        carrier=carrier,
+        targets=targets,
+        points=carrier + size * targets[:, None] * u,
+        status=status,
+    )
+
+
+def check_request(
+    rule: str,
+    size: float,
+    times: tuple[float, float],
+    widths: tuple[int, int],
+    delta: float,
+    points: int | None,
+) -> None:
+    """Raises for what no matching theorem can be asked for; times and widths are those of f, g."""
+    check_choice(rule, "rule", LABEL_RULES)
+    check_number(size, "size", open_low=True)
+    check_time(times[0], "time_f", positive=True)
+    check_time(times[1], "time_g", positive=True)
+    check_statement(delta, widths[0], points=points)
+    check_statement(delta, widths[1])
+
+
+def parts_of_g(xi, label, g, size: float) -> dict[str, Float[np.ndarray, " m"]]:
+    """The summands of C_g by name; `g` has the parts of the second network's own error."""
+    return {
+        "xi": xi,
+        "psi": label / size,
+        "initial": g.initial / size,
+        "lazy": g.lazy / size,
+        "concentration": g.concentration / size,
+    }
+
+
+def conditions(f_hat, f_error, g_hat, g_error) -> Bool[np.ndarray, " m"]:
+    """Where |f_hat| > f_error, |g_hat| > g_error, and both have the same sign."""
+    f_known = np.abs(f_hat) > f_error
+    g_known = np.abs(g_hat) > g_error
+    agree = f_hat * g_hat > 0
+    return f_known & g_known & agree
+
+
+class _XiPart(NamedTuple):
+    """The leading term of g and what it leaves out, C_xi; NaN where the status is not "ok"."""
+
+    leading: Float[np.ndarray, " m"]
+    cost: Float[np.ndarray, " m"]
+    status: str = "ok"
+
+
+def _measured_xi(f: Constants, r, gradients, time: float, absolute: bool) -> _XiPart:
+    """From the gradients themselves, which give xi = grad f / T - v."""
     kernel, v, z = f.kernel, f.input_direction, f.z
-    nu = np.linalg.norm(gradients, axis=1) / options["time"]
-    if version != "a_priori":
-        xi, absolute = gradients / options["time"] - v, version == "absolute"
-        cost = gated_projection(kernel, r, xi, z, weights=1 / nu, absolute=absolute)
-        return gated_projection(kernel, r, v, z, weights=1 / nu), np.abs(cost), "ok"
+    nu = np.linalg.norm(gradients, axis=1) / time
+    xi = gradients / time - v
+    cost = gated_projection(kernel, r, xi, z, weights=1 / nu, absolute=absolute)
+    leading = gated_projection(kernel, r, v, z, weights=1 / nu)
+    return _XiPart(leading, np.abs(cost))
+
+
+def _a_priori_xi(f: Constants, r, options: dict[str, Any]) -> _XiPart:
+    """From the bound B_xi, with the weights 1 / |v(x_n)| in place of the measured 1 / nu_n."""
+    kernel, v, z = f.kernel, f.input_direction, f.z
     at_inputs = derive_constants(kernel, f.x, f.y, f.x)
     bounds = gradient_bounds(at_inputs, **options)
     norm = np.linalg.norm(v, axis=1)
     nothing = np.full(len(z), np.nan)
     if bounds.status != "ok":
-        return nothing, nothing, bounds.status
+        return _XiPart(nothing, nothing, bounds.status)
     zero = is_rounding(kernel, f.x, v)
     if zero.any():
-        return nothing, nothing, f"undefined: v is zero at {int(zero.sum())} training points"
+        status = f"undefined: v is zero at {int(zero.sum())} training points"
+        return _XiPart(nothing, nothing, status)
     leading = gated_projection(kernel, r, v, z, weights=1 / norm)
     if not np.all(bounds.total < norm):
         worst = float(np.max(bounds.total / norm))
-        return (
-            leading,
-            nothing,
-            f"no claim: the a priori bound on xi exceeds |v| at training points (up to {worst:.3g} times)",
+        status = (
+            "no claim: the a priori bound on xi exceeds |v| at training points "
+            f"(up to {worst:.3g} times)"
         )
+        return _XiPart(leading, nothing, status)
     weights = bounds.total / norm / len(r)
-    gates = row_sums(
-        z, r, lambda rows, columns, _, theta: (phi(kernel, theta) @ weights[columns],)
-    )[0]
-    return leading, np.sqrt(2) * f.norm * gates, "ok"
+
+    def terms(rows, columns, _, theta):
+        return (phi(kernel, theta) @ weights[columns],)
+
+    gates = row_sums(z, r, terms)[0]
+    return _XiPart(leading, np.sqrt(2) * f.norm * gates)
 
 
 def match(
@@ -240,14 +269,13 @@ def match(
     version: str = "absolute",
     points: int | None = None,
 ) -> Matching:
-    """The matching theorem for the identity loss.
+    """The matching theorem for the identity loss, at every point.
 
-    With probability >= 1 - delta, at every z with
+    With probability >= 1 - delta, sgn f(z; T_f) = sgn g(z; T_g) at every z with
 
-    |f_hat(z)| > C_f(z),  |g_hat(z)| > C_g(z),  sgn f_hat(z) = sgn g_hat(z):   sgn f(z; T_f) = sgn g(z; T_g).
-
-    C_f = B_0/T_f + B_lazy/T_f + B_pred;  C_g = C_xi + (1/size) [B_psi + B_0^g/T_g + B_lazy^g/T_g +
-    B_pred^g].
+        |f_hat(z)| > C_f(z),  |g_hat(z)| > C_g(z),  sgn f_hat(z) = sgn g_hat(z)
+        C_f = B_0/T_f + B_lazy/T_f + B_pred
+        C_g = C_xi + (1/size) [B_psi + B_0^g/T_g + B_lazy^g/T_g + B_pred^g]
 
     Args:
         f: `derive_constants(kernel, x, y, z)`, of the first network's training set at the points z.
@@ -271,74 +299,102 @@ def match(
     A point that fails a condition is not a counterexample; none that meets them means vacuous. To
     speak of the paper's g_hat add `leading.spread_condition`. Theory: 6.4, 13.1, 13.6 to 13.8.
     """
-    check_choice(rule, "rule", LABEL_RULES)
     check_choice(version, "version", XI_VERSIONS)
     check_choice(start, "start", STARTS)
-    check_number(size, "size", open_low=True)
-    for value, name in ((time_f, "time_f"), (time_g, "time_g")):
-        check_time(value, name, positive=True)
-    check_statement(delta, width_f, points=points)
-    check_statement(delta, width_g)
-    kernel, z, n = f.kernel, f.z, f.count
-    gradients = as_points(gradients, "gradients", like=f.x, rows=n)
-    targets = as_labels(targets, "targets", n)
-    carrier = (
-        np.zeros_like(f.x) if carrier is None else as_points(carrier, "carrier", like=f.x, rows=n)
-    )
-    if rule == "balanced" and n % 2:
+    check_request(rule, size, (time_f, time_g), (width_f, width_g), delta, points)
+    given = make_perturbations(f, gradients, targets, carrier, size)
+    kernel, z, r = f.kernel, f.z, given.points
+    if rule == "balanced" and f.count % 2:
         raise ValueError(
-            f'rule="balanced" needs an even number of points; got {n}. rule="fixed" evaluates psi itself'
+            f'rule="balanced" needs an even number of points; got {f.count}. '
+            'rule="fixed" evaluates psi itself'
         )
 
-    has_psi = bool(kernel.train_bias or carrier.any())
-    events = (
-        (6 if start == "random" else 4) + (has_psi and rule != "fixed") + (version == "a_priori")
-    )
+    has_psi = bool(kernel.train_bias or given.carrier.any())
+    events = 6 if start == "random" else 4
+    events = events + (has_psi and rule != "fixed") + (version == "a_priori")
     level = delta / events
-    f_error = predictor_error(
-        f, width=width_f, time=time_f, delta=delta, start=start, points=points, event_delta=level
-    )
-    norm = np.linalg.norm(gradients, axis=1)
-    if not np.all(norm > 0):
-        nothing = np.full(len(z), np.nan)
-        status = f"undefined: zero gradient at {int(np.sum(norm == 0))} training points"
-        nowhere, r = np.zeros(len(z), bool), np.full_like(f.x, np.nan)
-        return Matching(f.f_hat, nothing, f_error, nothing, {}, nowhere, events, r, targets, status)
-    u = gradients / norm[:, None]
-    r = carrier + size * targets[:, None] * u
+    shared: dict[str, Any] = {
+        "delta": delta,
+        "start": start,
+        "points": points,
+        "event_delta": level,
+    }
+    f_error = predictor_error(f, width=width_f, time=time_f, **shared)
+    if given.status != "ok":
+        return _undefined(f, f_error, given, events)
 
-    options = {
-        "width": width_f,
-        "time": time_f,
-        "delta": level,
-        "centred": start == "centred",
-        "doubled": start == "doubled",
-    }
-    g_hat, xi_cost, status = _xi_part(f, r, gradients, version, options)
-    g = predictor_error(
-        derive_constants(kernel, r, targets, z),
-        width=width_g,
-        time=time_g,
-        delta=delta,
-        start=start,
-        points=points,
-        event_delta=level,
-    )
-    if not has_psi:
-        label = np.zeros(len(z))
-    elif rule == "fixed":
-        label = np.abs(psi(kernel, r, carrier, targets, z))
+    if version == "a_priori":
+        options: dict[str, Any] = {
+            "width": width_f,
+            "time": time_f,
+            "delta": level,
+            "centred": start == "centred",
+            "doubled": start == "doubled",
+        }
+        xi = _a_priori_xi(f, r, options)
     else:
-        label = label_term(
-            kernel, carrier, u, z, size=size, delta=level, rule=rule, points=points
-        ).bound
-    parts = {
-        "xi": xi_cost,
-        "psi": label / size,
-        "initial": g.initial / size,
-        "lazy": g.lazy / size,
-        "concentration": g.concentration / size,
-    }
+        xi = _measured_xi(f, r, given.gradients, time_f, version == "absolute")
+    second = derive_constants(kernel, r, given.targets, z)
+    g = predictor_error(second, width=width_g, time=time_g, **shared)
+    label = np.zeros(len(z))
+    if has_psi:
+        label = _label_part(kernel, given, z, size, level, rule, points)
+    parts = parts_of_g(xi.cost, label, g, size)
     g_error = np.sum(list(parts.values()), axis=0)
-    holds = (np.abs(f.f_hat) > f_error.total) & (np.abs(g_hat) > g_error) & (f.f_hat * g_hat > 0)
-    return Matching(f.f_hat, g_hat, f_error, g_error, parts, holds, events, r, targets, status)
+    return Matching(
+        f_hat=f.f_hat,
+        g_hat=xi.leading,
+        f_error=f_error,
+        g_error=g_error,
+        g_parts=parts,
+        holds=conditions(f.f_hat, f_error.total, xi.leading, g_error),
+        events=events,
+        perturbed=r,
+        targets=given.targets,
+        status=xi.status,
+    )
+
+
+def _undefined(
+    f: Constants, f_error: PredictorError, given: Perturbations, events: int
+) -> Matching:
+    """What is left to say where there are no perturbations."""
+    nothing = np.full(f.points, np.nan)
+    return Matching(
+        f_hat=f.f_hat,
+        g_hat=nothing,
+        f_error=f_error,
+        g_error=nothing,
+        g_parts={},
+        holds=np.zeros(f.points, bool),
+        events=events,
+        perturbed=given.points,
+        targets=given.targets,
+        status=given.status,
+    )
+
+
+def _label_part(
+    kernel: TwoLayerNTK,
+    given: Perturbations,
+    z: np.ndarray,
+    size: float,
+    delta: float,
+    rule: str,
+    points: int | None,
+) -> Float[np.ndarray, " m"]:
+    """B_psi for targets drawn by the rule; |psi| itself for fixed ones."""
+    if rule == "fixed":
+        return np.abs(psi(kernel, given.points, given.carrier, given.targets, z))
+    term = label_term(
+        kernel,
+        given.carrier,
+        given.u,
+        z,
+        size=size,
+        delta=delta,
+        rule=rule,
+        points=points,
+    )
+    return term.bound

@@ -23,29 +23,39 @@ def _angles(z, x):
 
 @jax.jit
 def _angle_pullback(z, x, weights):
-    return jax.vjp(lambda z: products_and_angles(z, x)[1], z)[1](weights)[0]
+    def angles(z):
+        return products_and_angles(z, x)[1]
+
+    _, pullback = jax.vjp(angles, z)
+    return pullback(weights)[0]
 
 
 def _slices(count: int) -> list[slice]:
-    return [slice(start, min(start + LIMIT, count)) for start in range(0, count, LIMIT)]
+    """Parts of at most LIMIT, in order."""
+    starts = range(0, count, LIMIT)
+    return [slice(start, min(start + LIMIT, count)) for start in starts]
 
 
 def _pad(array: np.ndarray, axis: int = 0) -> np.ndarray:
     """Repeats the last row up to a power of two, at least 8."""
     count = array.shape[axis]
+    wanted = max(8, 1 << (count - 1).bit_length())
     padding = [(0, 0)] * array.ndim
-    padding[axis] = (0, max(8, 1 << (count - 1).bit_length()) - count)
+    padding[axis] = (0, wanted - count)
     return np.pad(array, padding, mode="edge")
 
 
 def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
-    """(rows of z, rows of x, <z, x>, theta(z, x)) for every tile; the matrices have one row a row
-    of z.
+    """Every tile: its rows of z, its rows of x, <z, x> and theta(z, x).
+
+    The two matrices have one row per point z.
     """
     for rows in _slices(len(z)):
+        queries = z[rows]
         for columns in _slices(len(x)):
-            part = slice(rows.stop - rows.start), slice(columns.stop - columns.start)
-            product, theta = double(_angles, _pad(z[rows]), _pad(x[columns]))
+            points = x[columns]
+            part = slice(len(queries)), slice(len(points))
+            product, theta = double(_angles, _pad(queries), _pad(points))
             yield rows, columns, product[part], theta[part]
 
 
@@ -54,13 +64,16 @@ def row_sums(
     x: np.ndarray,
     terms: Callable[[slice, slice, np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
 ) -> tuple[np.ndarray, ...]:
-    """Sums over all tiles of `terms(rows, columns, product, theta)`, a tuple of arrays with leading
-    axis rows.
+    """Sums over x of several terms, arrays with one row per point z.
+
+    `terms(rows, columns, product, theta)` gives their sums over the columns of one tile.
     """
     sums: tuple[np.ndarray, ...] = ()
     for rows, columns, product, theta in tiles(z, x):
         parts = terms(rows, columns, product, theta)
-        sums = sums or tuple(np.zeros((len(z), *part.shape[1:])) for part in parts)
+        if not sums:
+            shapes = [(len(z), *part.shape[1:]) for part in parts]
+            sums = tuple(np.zeros(shape) for shape in shapes)
         for total, part in zip(sums, parts, strict=True):
             total[rows] += part
     return sums
@@ -69,15 +82,19 @@ def row_sums(
 def angle_gradient(
     z: np.ndarray, x: np.ndarray, weights: Callable[[np.ndarray, slice], np.ndarray]
 ) -> np.ndarray:
-    """sum_n w_n(z) grad_z theta(x_n, z), (m, d); `weights(product, columns)` gives w on a tile. 0
-    where z = x_n.
+    """The sum over n of w_n(z) grad_z theta(x_n, z), (m, d), where the gradient is 0 for z = x_n.
+
+    `weights(product, columns)` gives w on a tile.
     """
     total = np.zeros(z.shape)
     for rows, columns, product, _ in tiles(z, x):
-        at, points = _pad(z[rows]), _pad(x[columns])
-        padded = np.zeros((len(at), len(points)))
-        padded[: len(product), : product.shape[1]] = weights(product, columns)
-        total[rows] += double(_angle_pullback, at, points, padded)[: len(product)]
+        queries = _pad(z[rows])
+        points = _pad(x[columns])
+        count, width = product.shape
+        padded = np.zeros((len(queries), len(points)))
+        padded[:count, :width] = weights(product, columns)
+        gradient = double(_angle_pullback, queries, points, padded)
+        total[rows] += gradient[:count]
     return total
 
 
@@ -95,23 +112,30 @@ def gate_matrix(kernel: TwoLayerNTK, x: np.ndarray, z: np.ndarray) -> np.ndarray
 
 
 def gate_matmul(kernel: TwoLayerNTK, z: np.ndarray, x: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """sum_n Phi(x_n, z_j) b_n, (m,) or (m, k) for b (n,) or (n, k)."""
-    return row_sums(z, x, lambda rows, columns, _, theta: (phi(kernel, theta) @ b[columns],))[0]
+    """The sum over n of Phi(x_n, z_j) b_n, (m,) or (m, k) for b (n,) or (n, k)."""
+
+    def terms(rows, columns, _, theta):
+        return (phi(kernel, theta) @ b[columns],)
+
+    return row_sums(z, x, terms)[0]
 
 
 def gate_fourth(slope: float, theta: np.ndarray) -> np.ndarray:
-    """Q = E[(phi'(u(x)) phi'(u(z)))^2] = (1 + g^4)/2 - (1 - g^2)^2 theta / (2 pi), g the slope.
+    """The second moment of a product of gates, Q = E[(phi'(u(x)) phi'(u(z)))^2].
+
+        Q = (1 + g^4)/2 - (1 - g^2)^2 theta / (2 pi),  g the slope
+
     Theory: 0.1.
     """
-    return (1 + slope**4) / 2 - (1 - slope**2) ** 2 / (2 * np.pi) * theta
+    cone = (1 - slope**2) ** 2 / (2 * np.pi)
+    return (1 + slope**4) / 2 - cone * theta
 
 
 def kernel_sum(kernel: TwoLayerNTK, z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
-    """sum_n coef_n K(x_n, z_j), (m,)."""
-    return row_sums(
-        z,
-        x,
-        lambda rows, columns, product, theta: (
-            (phi(kernel, theta) * (product + kernel.train_bias)) @ coef[columns],
-        ),
-    )[0]
+    """The sum over n of coef_n K(x_n, z_j), (m,)."""
+
+    def terms(rows, columns, product, theta):
+        values = phi(kernel, theta) * (product + kernel.train_bias)
+        return (values @ coef[columns],)
+
+    return row_sums(z, x, terms)[0]

@@ -387,6 +387,8 @@ _MATCHES = (
     replace(_SMALL, start="doubled", scenario="b", size=3.0),
     replace(_SMALL, start="centred", bias=True, slope=0.2, targets="balanced", size=3.0),
     replace(_WIDE, draws=4, size=30.0),
+    # So long that C_f is about |f_hat|, and |g_hat| is still beyond C_g.
+    replace(_WIDE, draws=4, size=30.0, time=2e5),
 )
 _LINEAR = replace(_SMALL, slope=0.97, width=10**10, shift=1.0, time=50.0, start="centred")
 _LOGISTIC = (

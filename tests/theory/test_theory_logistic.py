@@ -275,6 +275,33 @@ def test_theorem(train_bias, scenario, rule):
     np.testing.assert_array_equal(found.holds_unweighted, holds & (found.f_hat * found.g_hat > 0))
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_opposite_signs_are_no_match(seed):
+    """With trained biases and lopsided labels f_hat and g_hat differ in sign at some points, both
+    far beyond their errors in networks as wide as these.
+    """
+    p = problem(0.1, True, n=16, seed=seed)
+    y = np.where(np.arange(16) % 4 == 0, -1.0, 1.0)
+    targets = np.where(np.arange(16) % 2 == 0, -1.0, 1.0)
+    c = theory.derive_constants(p.kernel, 0.3 * p.x, y, 0.3 * p.z)
+    options: dict[str, Any] = {
+        "size": 30.0,
+        "time_f": 1.0,
+        "time_g": 1.0,
+        "width_f": 10**14,
+        "width_g": 10**14,
+        "delta": DELTA,
+        "rule": "fixed",
+        "centred": True,
+    }
+    found = theory.logistic_match(c, c.input_direction / 2, targets, 0.5, 0.5, **options)
+    assert (np.abs(found.f_hat_beta) > found.f_error).all()
+    assert (np.abs(found.g_hat_beta) > found.g_error).all()
+    agree = found.f_hat_beta * found.g_hat_beta > 0
+    assert 0 < agree.sum() < len(agree)
+    np.testing.assert_array_equal(found.holds, agree)
+
+
 def test_unweighted_criterion_by_hand():
     """As the weights leave one half, points drop out exactly where the theory says."""
     p, rng, e_g, kept = problem(0.1), np.random.default_rng(34), 0.05, []

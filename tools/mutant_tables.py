@@ -1,0 +1,396 @@
+"""What `tools/mutants.py` breaks, one text at a time, and which tests should notice.
+
+Whoever edits a line that is quoted here edits it here too; `python tools/mutants.py --check` says
+which texts are lost.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """One text of one file, what replaces it, and the arguments of pytest that should fail then."""
+
+    name: str
+    file: str  # below perturbkernel/
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+_TAILS = [
+    ("7/3 is 1", "scale = 7 / 3 * ", "scale = "),
+    ("hi and lo swapped in c", "s.f_hat < 0, speeds.high", "s.f_hat > 0, speeds.high"),
+    ("gates do not fluctuate", "variance=(deviation + gates) ** 2", "variance=deviation**2"),
+    ("no own gate, mean", "j1=q * (mean_1 + own_mean)", "j1=q * mean_1"),
+    ("no own gate, square", "q * (root_1 + np.sqrt(own_square))", "q * root_1"),
+    ("no 3 j2/m", " + 3 * j2 / width) / time", ") / time"),
+    ("no 15 k2/m", "/ root + 15 * k2 / width", "/ root"),
+    ("v not divided by T", "np.sqrt(gate_square) / time", "np.sqrt(gate_square)"),
+    ("lazy part not divided by T", "+ 3 * j2 / width) / time", "+ 3 * j2 / width)"),
+    ("shift not divided by T", "shift / self.time).min(0)", "shift).min(0)"),
+    ("no shift", "moment + t * self.neurons * shift / self.time", "moment"),
+    ("weight event unpaid", "-w / deviation), failure)", "-w / deviation), -np.inf)"),
+    ("radius without its event", "level - np.exp(failure))", "level)"),
+    ("level not halved for f0", 'level / 2 if self.start == "random" else level', "level"),
+    ("f0 not divided by T", "= radius / self.time", "= radius"),
+    ("doubled counts its width", 'self.start == "doubled")', "False)"),
+    ("no lazy bias", "mean=np.abs(constants.f_hat) - lazy", "mean=np.abs(constants.f_hat)"),
+    ("sqrt(3) is 1", "np.sqrt(3 * second_moment)", "np.sqrt(second_moment)"),
+    ("t^2/2 is t^2/4", "t**2 / 2 * self.variance", "t**2 / 4 * self.variance"),
+    ("no 1/(1 - c t)", "self.variance / (1 - self.scale * t)", "self.variance"),
+    ("half for both sides", "halved = mean * (1 + slope) / 2", "halved = mean * (1 + slope) / 4"),
+    ("free halving, mean", "q * price * time**3 / 6", "0 * price"),
+    ("free halving, square", "(1 - slope**2) * price * time**4 / 12", "0 * price"),
+    ("favour of the other side", "np.sign(factor) * np.cos(theta)", "-np.sign(factor)"),
+    ("speed: no slope", "along - slope * against", "along - against"),
+    ("fast in one direction", "(speeds.input_high + speeds.input_low) / 2", "speeds.input_low"),
+    ("no Young, k1", "k1=large * (large + trade * small)", "k1=large * large"),
+    ("no Young, k2", "k2=small * (small + large / trade)", "k2=small * small"),
+    ("rates of absolute size", "rate = _MULTIPLES * centre", "rate = _MULTIPLES"),
+    ("every sign predicted", "return np.abs(c.f_hat) > rounding", "return c.f_hat == c.f_hat"),
+]
+_CERTIFY = [
+    (
+        "delta for delta/2, f",
+        "has_sign(f), delta / 2)\n        return",
+        "has_sign(f), delta)\n        return",
+    ),
+    (
+        "delta for delta/2, g",
+        "first & agree & predicted, delta / 2",
+        "first & agree & predicted, delta",
+    ),
+    ("delta for delta/2 of parts", "level = delta / 2 / f.points", "level = delta / f.points"),
+    ("parts for one point", "level = delta / 2 / f.points", "level = delta / 2"),
+    ("C_xi is 0", '"residual": leading.residual', '"residual": 0 * leading.residual'),
+    ("psi is 0", '"random labels": leading.labels', '"random labels": 0 * leading.labels'),
+    ("psi not divided by size", "carrier, targets, c.z)) / size", "carrier, targets, c.z))"),
+    ("parts not divided by size", "name: part / size for", "name: part for"),
+    ("predicted dropped", "first & agree & predicted", "first & agree"),
+    ("agreement dropped", "first & agree & predicted", "first & predicted"),
+    ("f not certified", "first & agree & predicted", "agree & predicted"),
+    ("any words are a time", 'elif time != "best":', 'elif time == "":'),
+    ("odd doubled widths", 'independent_neurons(width, start == "doubled")', "pass"),
+    ("g at f's time", "derive_speeds(second), wanted_g", "derive_speeds(second), wanted_f"),
+]
+_MATCHING = [
+    ("sign condition dropped", "f_known & g_known & agree", "f_known & g_known"),
+    ("C_g ignored", "f_known & g_known & agree", "f_known & agree"),
+    ("C_f ignored", "f_known & g_known & agree", "g_known & agree"),
+    ("delta not split", "level = delta / events", "level = delta"),
+    ("no event for the labels", ' + (has_psi and rule != "fixed")', ""),
+    ("psi not divided by size", '"psi": label / size', '"psi": label'),
+    ("lazy not divided by size", '"lazy": g.lazy / size', '"lazy": g.lazy'),
+    ("no concentration of g", "g.concentration / size", "0 * g.concentration"),
+    ("no initial function of g", "g.initial / size", "0 * g.initial"),
+    ("lazy not divided by T", "doubled=doubled, **options) / time", "doubled=doubled, **options)"),
+    ("f0 not divided by T", "c.z, **options) / time if", "c.z, **options) if"),
+    ("concentration not doubled", "predictor_bound(c, doubled=doubled, ", "predictor_bound(c, "),
+    ("sqrt(2) dropped a priori", "np.sqrt(2) * f.norm * gates", "f.norm * gates"),
+    ("xi not measured", "_XiPart(leading, np.abs(cost))", "_XiPart(leading, 0 * np.abs(cost))"),
+]
+_LABELS = [
+    (
+        "systematic part dropped",
+        "return np.abs(self.systematic) + self.radius",
+        "return self.radius",
+    ),
+    (
+        "radius for one point",
+        "2 * np.log(2 * points / delta) * total",
+        "2 * np.log(2 / delta) * total",
+    ),
+    ("balanced without its 2", "else 2 * np.maximum(rest_square", "else np.maximum(rest_square"),
+]
+_PAIRS = "(4 * pairs / delta) / independent_neurons(width, doubled)"
+_SQUARE = "neurons = independent_neurons(width, doubled)\n    square"
+_OTHERS = [
+    ("constants", "R_z of the logistic loss", '"logistic": 0.0', '"logistic": kernel.slope'),
+    (
+        "constants",
+        "S_f^2 without its cross term",
+        "f_square = a * square + ",
+        "f_square = a * square + 0 * ",
+    ),
+    ("concentration", "minimum without delta/2", "delta=delta / 2, points", "delta=delta, points"),
+    ("concentration", "kernel bound not doubled", "pairs=pairs, doubled=doubled", "pairs=pairs"),
+    ("concentration", "split bound not doubled", _PAIRS, _PAIRS.replace("doubled", "False")),
+    (
+        "concentration",
+        "direction variance not doubled",
+        _SQUARE,
+        _SQUARE.replace("doubled", "False"),
+    ),
+    ("lazy", "spread not doubled", '"identity", doubled)[2]', '"identity", False)[2]'),
+    ("lazy", "last term not doubled", "(4 if doubled else 2)", "2"),
+    ("randomness", "sign of f without f0", "np.sign(outputs[i] + time_f * mean)", "np.sign(mean)"),
+    (
+        "logistic_matching",
+        "sign condition dropped",
+        "g_beta, g_error)",
+        "np.copysign(g_beta, error_f.f_hat), g_error)",
+    ),
+    ("logistic_matching", "weights taken for 1/2", "+ e_g / 2 * row", "+ 0 * row"),
+    ("logistic_matching", "C_f for half the time", "2 * error_f.total + ", "error_f.total + "),
+]
+
+
+_KERNELS = ("tests/kernels/test_kernels.py",)
+_ANGLES = ("tests/kernels/test_angles.py",)
+_TRAINED = ("tests/training/test_predictors.py",)
+_STABLE = ("tests/training/test_stability.py",)
+_INITIAL = ("tests/training/test_initial_function.py",)
+_NORMS = ("tests/attacks/test_norms.py",)
+_STEP = ("tests/attacks/test_one_step.py",)
+_EXPERIMENT = ("tests/learning/test_experiment.py",)
+_CLASSES = ("tests/learning/test_classes.py",)
+#: file, name, text, replacement, tests.
+_ELSEWHERE = [
+    (
+        "kernels/two_layer.py",
+        "cone not squared",
+        "(1 - self.slope) ** 2 / (2 * np.pi)",
+        "(1 - self.slope) / (2 * np.pi)",
+        _KERNELS,
+    ),
+    ("kernels/two_layer.py", "Phi grows with theta", "- cone * theta", "+ cone * theta", _KERNELS),
+    (
+        "kernels/two_layer.py",
+        "biases not trained",
+        "(product + float(self.train_bias))",
+        "product",
+        _KERNELS,
+    ),
+    (
+        "kernels/two_layer.py",
+        "Sigma not divided by d",
+        "(1 + product / x.shape[1])",
+        "(1 + product)",
+        _KERNELS,
+    ),
+    (
+        "kernels/angles.py",
+        "1 - 1/s",
+        "return s, square / (1 + s) / s",
+        "return s, square / (1 + s)",
+        _ANGLES,
+    ),
+    ("kernels/angles.py", "no obtuse angles", "np.pi - angle, angle)", "angle, angle)", _ANGLES),
+    (
+        "kernels/angles.py",
+        "no root of e",
+        "jnp.sqrt(near) * polynomial",
+        "near * polynomial",
+        _ANGLES,
+    ),
+    (
+        "kernels/angles.py",
+        "gradient along z",
+        "row_sums(kappa * (1 - e)) / s_z",
+        "row_sums(kappa) / s_z",
+        _ANGLES,
+    ),
+    (
+        "kernels/angles.py",
+        "gradient without s_z",
+        "z.shape[1] * _lengths(z)[0]",
+        "z.shape[1]",
+        _ANGLES,
+    ),
+    (
+        "training/dynamics.py",
+        "momentum for nothing",
+        "-np.expm1(j * np.log(self.momentum))",
+        "1.0",
+        (*_TRAINED, "-k", "effective_time"),
+    ),
+    (
+        "training/dynamics.py",
+        "filter without momentum",
+        "momentum * velocity + 1 - ",
+        "velocity + 1 - ",
+        _TRAINED,
+    ),
+    (
+        "training/dynamics.py",
+        "stable rate without momentum",
+        "2 * (1 + dynamics.momentum) / largest",
+        "2 / largest",
+        _STABLE,
+    ),
+    (
+        "training/descent.py",
+        "sum for mean",
+        "pull(f0 + operator(dual)) / len(f0)",
+        "pull(f0 + operator(dual))",
+        _TRAINED,
+    ),
+    (
+        "training/descent.py",
+        "flow at another scale",
+        "pull(f0 + scale * operator(beta))",
+        "pull(f0 + operator(beta))",
+        _TRAINED,
+    ),
+    (
+        "training/squared.py",
+        "flow: sum for mean",
+        "dynamics.time * eigenvalues / n",
+        "dynamics.time * eigenvalues",
+        _TRAINED,
+    ),
+    ("training/squared.py", "heavy ball: sum for mean", "q=found.q / n", "q=found.q", _TRAINED),
+    (
+        "training/logistic_path.py",
+        "another formula",
+        "_ALPHA = (1 - _KAPPA) * _GAMMA",
+        "_ALPHA = _GAMMA",
+        ("tests/training/test_logistic.py",),
+    ),
+    (
+        "training/initial_function.py",
+        "half of the prior",
+        "precision=EXACT) / 2 - cross",
+        "precision=EXACT) - cross",
+        _INITIAL,
+    ),
+    (
+        "training/initial_function.py",
+        "one side of the change",
+        "prior + change + change.T",
+        "prior + change",
+        _INITIAL,
+    ),
+    (
+        "training/initial_function.py",
+        "no root of eigenvalues",
+        "1 / jnp.sqrt(jnp.where(keep",
+        "1 / (jnp.where(keep",
+        _INITIAL,
+    ),
+    (
+        "attacks/norms.py",
+        "linf and l1 their own duals",
+        '"linf": "l1", "l1": "linf"',
+        '"linf": "linf", "l1": "l1"',
+        _NORMS,
+    ),
+    (
+        "attacks/norms.py",
+        "saving of clipped entries",
+        "inside * (2 * u - inside)",
+        "inside * u",
+        _NORMS,
+    ),
+    (
+        "attacks/norms.py",
+        "projects what is inside",
+        "jnp.minimum(1, _stretch(u, size, box))",
+        "_stretch(u, size, box)",
+        _NORMS,
+    ),
+    (
+        "attacks/norms.py",
+        "reach without its rate",
+        "gain / jnp.where(rise > 0, rise, 1)",
+        "gain",
+        _NORMS,
+    ),
+    (
+        "attacks/norms.py",
+        "length in another unit",
+        "largest * jnp.sqrt(jnp.sum(scaled",
+        "jnp.sqrt(jnp.sum(scaled",
+        _NORMS,
+    ),
+    (
+        "attacks/one_step.py",
+        "targets ignored",
+        "_column(size * y, x)",
+        "_column(size + 0 * y, x)",
+        _STEP,
+    ),
+    (
+        "attacks/margins.py",
+        "strongest rival alone",
+        "jax.nn.logsumexp(others, axis=1)",
+        "others.max(1)",
+        _CLASSES,
+    ),
+    (
+        "attacks/margins.py",
+        "rivals ignored",
+        "target.astype(outputs.dtype) - others",
+        "target.astype(outputs.dtype)",
+        _CLASSES,
+    ),
+    (
+        "learning/diagnosis.py",
+        "spread about zero",
+        "shift_squared - shift**2",
+        "shift_squared",
+        _EXPERIMENT,
+    ),
+    ("learning/diagnosis.py", "odd is even", "(n + 1) / n * spread", "spread", _EXPERIMENT),
+    (
+        "learning/diagnosis.py",
+        "variance of a sum",
+        "variance = b_squared / n",
+        "variance = b_squared",
+        _EXPERIMENT,
+    ),
+    (
+        "learning/experiment.py",
+        "random control of another size",
+        'normalise(direction, "l2") * length',
+        "direction * length",
+        (*_EXPERIMENT, "-k", "controls"),
+    ),
+    (
+        "metrics.py",
+        "size of outputs counts",
+        "(1 + jnp.sign(outputs) * signs)",
+        "(1 + outputs * signs)",
+        _EXPERIMENT,
+    ),
+    (
+        "metrics.py",
+        "ties count twice",
+        "jnp.maximum(largest.sum(-1, keepdims=True), 1)",
+        "1",
+        _CLASSES,
+    ),
+    ("metrics.py", "cosine with zero", "a.any(1) & b.any(1)", "a.any(1)", _STEP),
+]
+
+
+def _of_theory(module: str, name: str, old: str, new: str) -> Mutant:
+    tests = f"tests/theory/test_theory_{_TESTED_WITH.get(module, module)}.py"
+    more = _MORE_TESTS.get(module, ())
+    return Mutant(name, f"theory/{module}.py", old, new, (tests, *more))
+
+
+#: Modules that share the tests of another one.
+_TESTED_WITH = {"labels": "matching", "logistic_matching": "logistic"}
+_VERIFY = "tests/verify/test_verify.py"
+#: Beside the module's own tests: pytest's arguments, which choose among both files.
+_MORE_TESTS = {
+    "certify": (_VERIFY, "-k", "6.6 or certif or tim"),
+    "matching": (_VERIFY, "-k", "theory or 6.4"),
+    "logistic_matching": (_VERIFY, "-k", "theory or 7.3"),
+}
+#: What `verify` checks of a module's constants.
+VERIFIED_BY = {
+    "tails": "6.5",
+    "certify": "6.6",
+    "matching": "6.4",
+    "labels": "6.3,6.4",
+    "logistic_matching": "7.3",
+}
+
+MUTANTS = [_of_theory("tails", *one) for one in _TAILS]
+MUTANTS += [_of_theory("certify", *one) for one in _CERTIFY]
+MUTANTS += [_of_theory("matching", *one) for one in _MATCHING]
+MUTANTS += [_of_theory("labels", *one) for one in _LABELS]
+MUTANTS += [_of_theory(*one) for one in _OTHERS]
+MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]

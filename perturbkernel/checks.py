@@ -130,10 +130,10 @@ def as_inputs(
     """(n, ...) finite inputs; `like` is the trailing shape they must have, `flat` asks for (n, d)."""
     array = as_float(value, name)
     if array.ndim < 2 or (flat and array.ndim != 2):
-        wanted = "(n, d)" if flat else "(n, d), or (n, h, w, c) for images,"
+        wanted = "(n, d)," if flat else "(n, d), or (n, h, w, c) for images,"
         hint = f"; a single point is {name}[None]" if array.ndim == 1 else ""
         raise ValueError(
-            f"{name} must have shape {wanted} one row a point; got shape {array.shape}{hint}"
+            f"{name} must have shape {wanted} one row per point; got shape {array.shape}{hint}"
         )
     if array.size == 0:
         raise ValueError(f"{name} must not be empty; got shape {array.shape}")

@@ -1,5 +1,4 @@
-"""Arrays on a mesh of devices: dealt out by rows, whole on every device, and back as ordinary
-arrays.
+"""Arrays on a mesh of devices: dealt out by rows, whole on every device, and ordinary again.
 
 Every process of a run holds the same ordinary arrays and makes the same calls.
 """
@@ -18,15 +17,25 @@ WHOLE = PartitionSpec()
 
 
 def rows(mesh: Mesh) -> PartitionSpec:
-    """The first axis dealt out to all devices, whatever the axes of the mesh."""
+    """The specification of arrays whose rows are dealt out to all devices of a mesh.
+
+    Example:
+        >>> rows(jax.make_mesh((1, 1), ("i", "j")))
+        PartitionSpec(('i', 'j'),)
+    """
     return PartitionSpec(mesh.axis_names)
 
 
 def automatic(mesh: Mesh) -> Mesh:
-    """The same devices; what is computed may be sharded in any way. Explicit axes would insist on
-    their own.
+    """A mesh of the same devices on which what is computed may be sharded in any way.
+
+    Explicit axes would insist on a sharding of their own.
     """
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=_automatic_types(mesh))
+
+
+def _automatic_types(mesh: Any) -> tuple[AxisType, ...]:
+    return (AxisType.Auto,) * len(mesh.axis_names)
 
 
 def with_automatic_axes(array: Any) -> Any:
@@ -41,32 +50,37 @@ def with_automatic_axes(array: Any) -> Any:
     mesh = jax.typeof(array).sharding.mesh
     if AxisType.Explicit not in mesh.axis_types:
         return array
-    if AxisType.Explicit in jax.sharding.get_abstract_mesh().axis_types:
+    callers = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in callers.axis_types:
         return jax.sharding.reshard(array, NamedSharding(mesh, WHOLE))
     if isinstance(array, Tracer):
-        types = (AxisType.Auto,) * len(mesh.axis_names)
-        return jax.sharding.reshard(array, NamedSharding(mesh.update(axis_types=types), WHOLE))
+        mesh = mesh.update(axis_types=_automatic_types(mesh))
+        return jax.sharding.reshard(array, NamedSharding(mesh, WHOLE))
     placed: Any = array.sharding
     return jax.device_put(array, NamedSharding(automatic(placed.mesh), placed.spec))
 
 
 def shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
-    """Rows dealt out to the devices of a mesh, padded to a multiple of their number; `mode` is that
-    of `jnp.pad`.
+    """The arrays with their rows dealt out to the devices of a mesh, padded to a multiple of their
+    number; `mode` is that of `jnp.pad`.
     """
 
     def one(array):
-        padding = [(0, -len(array) % mesh.size)] + [(0, 0)] * (array.ndim - 1)
+        missing = -len(array) % mesh.size
+        of_columns = [(0, 0)] * (array.ndim - 1)
+        padding = [(0, missing), *of_columns]
         if isinstance(array, Tracer):
             return jnp.pad(array, padding, mode=mode)
         host = np.asarray(array)
-        return _place(mesh, rows(mesh), np.pad(host, padding, mode=mode) if padding[0][1] else host)
+        if missing:
+            host = np.pad(host, padding, mode=mode)
+        return _place(mesh, rows(mesh), host)
 
     return jax.tree.map(one, tree)
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """Whole arrays on every device of a mesh; inside `jit`, by communication if need be."""
+    """The arrays, whole on every device of a mesh; inside `jit`, by communication if need be."""
 
     def one(array):
         if isinstance(array, Tracer):
@@ -76,10 +90,16 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def _place(mesh: Mesh, spec: PartitionSpec, host: np.ndarray) -> Array:
-    return jax.make_array_from_callback(
-        host.shape, NamedSharding(mesh, spec), lambda index: host[index]
-    )
+def _place(
+    mesh: Mesh,
+    spec: PartitionSpec,
+    host: np.ndarray,
+) -> Array:
+    def part(index):
+        return host[index]
+
+    sharding = NamedSharding(mesh, spec)
+    return jax.make_array_from_callback(host.shape, sharding, part)
 
 
 def collect(array: Array, count: int) -> Array:
@@ -87,5 +107,7 @@ def collect(array: Array, count: int) -> Array:
     if isinstance(array, Tracer):
         return array[:count]
     whole = array.is_fully_addressable or array.is_fully_replicated
-    host = array if whole else multihost_utils.process_allgather(array, tiled=True)
-    return jnp.asarray(np.asarray(host)[:count])
+    if not whole:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    host = np.asarray(array)
+    return jnp.asarray(host[:count])

@@ -79,6 +79,7 @@ FUNCTIONS: dict[str, Callable] = {
     "mixed precision": lambda: KERNEL.matvec(Z.astype(float), X, np.arange(9)),
     "columns": lambda: KERNEL.matvec(Z, X, COEF[:, None]),
     "gates": lambda: KERNEL.phi_matmul(Z, X, X),
+    "architecture": lambda: pk.ArchitectureNTK.fully_connected(2).input_gradient(X, X, COEF),
     "gradients": lambda: KERNEL.input_gradient(X, X, COEF),
     "weighted": lambda: KERNEL.input_gradient(Z, X, np.ones((9, 2)), np.ones((5, 2))),
     "derivatives": lambda: jax.grad(lambda *a: KERNEL.matvec(*a).sum(), (0, 1, 2))(

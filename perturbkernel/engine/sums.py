@@ -33,7 +33,11 @@ def plus(before: Any, sums: Any) -> Any:
 
 
 def accumulate(
-    tile: Callable, queries: Any, points: Any, weights: Any, limits: tuple[int, int]
+    tile: Callable,
+    queries: Any,
+    points: Any,
+    weights: Any,
+    limits: tuple[int, int],
 ) -> Any:
     """The sum of `tile(queries, points, weights)` over tiles of points, for every tile of queries.
 
@@ -57,36 +61,48 @@ def fold(
     total: Any = None,
     span: Any = None,
 ) -> Any:
-    """`accumulate` with sums = step(queries, points, weights, sums), which may add in the loop that
-    makes the terms.
+    """The sums of `accumulate`, by sums = step(queries, points, weights, sums), which may add in
+    the loop that makes the terms.
 
     `total` is what was there before, and `span` a range of tiles of queries (default: all).
     """
     m, n = leading(queries), leading(points)
     rows, columns = tile_shape(m, n, limits)
     if total is None:
-        first = (
-            part_of(queries, 0, rows),
-            *(part_of(tree, 0, columns) for tree in (points, weights)),
-        )
-        total = zero_rows(jax.eval_shape(step, *first, None), m)
+        query = part_of(queries, 0, rows)
+        point = part_of(points, 0, columns)
+        weight = part_of(weights, 0, columns)
+        shapes = jax.eval_shape(step, query, point, weight, None)
+        total = zero_rows(shapes, m)
 
     def one_row_of_tiles(i, total):
         query = part_of(queries, i, rows)
 
         def add(j, here):
-            weight = keep_rows(own_rows(j, columns, n), part_of(weights, j, columns))
-            return step(query, part_of(points, j, columns), weight, here)
+            own = own_rows(j, columns, n)
+            weight = keep_rows(own, part_of(weights, j, columns))
+            point = part_of(points, j, columns)
+            return step(query, point, weight, here)
 
-        here = lax.fori_loop(0, -(-n // columns), add, zero_rows(total, rows))
-        return add_part(total, i, keep_rows(own_rows(i, rows, m), here))
+        tiles = -(-n // columns)
+        here = lax.fori_loop(0, tiles, add, zero_rows(total, rows))
+        own = own_rows(i, rows, m)
+        return add_part(total, i, keep_rows(own, here))
 
     begin, end = span or (0, -(-m // rows))
     return lax.fori_loop(begin, end, one_row_of_tiles, total)
 
 
-def fold_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any, span: Any) -> Any:
-    """`fold` where queries and points coincide, from the tiles on and above the diagonal.
+def fold_pairs(
+    tile: Callable,
+    points: Any,
+    weights: Any,
+    limit: int,
+    total: Any,
+    span: Any,
+) -> Any:
+    """The sums of `fold` where queries and points coincide, from the tiles on and above the
+    diagonal.
 
     `tile(points_i, points_j, weights_i, weights_j, i == j)` returns what j adds to the sums at i,
     and what i adds at j.
@@ -94,8 +110,10 @@ def fold_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any
     n = leading(points)
     size = tile_size(n, limit)
     if total is None:
-        first = (part_of(tree, 0, size) for tree in (points, points, weights, weights))
-        total = zero_rows(jax.eval_shape(tile, *first, True)[0], n)
+        point = part_of(points, 0, size)
+        weight = part_of(weights, 0, size)
+        shapes, _ = jax.eval_shape(tile, point, point, weight, weight, True)
+        total = zero_rows(shapes, n)
 
     def one_row_of_tiles(i, total):
         here = part_of(points, i, size)
@@ -105,26 +123,28 @@ def fold_pairs(tile: Callable, points: Any, weights: Any, limit: int, total: Any
         def add(j, carry):
             sums, total = carry
             own_j = own_rows(j, size, n)
-            at_i, at_j = tile(
-                here,
-                part_of(points, j, size),
-                weights_i,
-                keep_rows(own_j, part_of(weights, j, size)),
-                i == j,
-            )
-            return jax.tree.map(jnp.add, sums, at_i), add_part(
-                total, j, keep_rows(own_j & (i != j), at_j)
-            )
+            there = part_of(points, j, size)
+            weights_j = keep_rows(own_j, part_of(weights, j, size))
+            at_i, at_j = tile(here, there, weights_i, weights_j, i == j)
+            sums = plus(sums, at_i)
+            # On the diagonal, j is i: each pair was counted there.
+            at_j = keep_rows(own_j & (i != j), at_j)
+            return sums, add_part(total, j, at_j)
 
-        sums, total = lax.fori_loop(i, -(-n // size), add, (zero_rows(total, size), total))
+        tiles = -(-n // size)
+        start = zero_rows(total, size), total
+        sums, total = lax.fori_loop(i, tiles, add, start)
         return add_part(total, i, keep_rows(own_i, sums))
 
-    return lax.fori_loop(span[0], span[1], one_row_of_tiles, total)
+    begin, end = span
+    return lax.fori_loop(begin, end, one_row_of_tiles, total)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(8,))
 def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
-    """`fold`, `fold_pairs` where `queries` is None, or on a mesh all devices' shares of it."""
+    """The sums of `fold`, of `fold_pairs` where `queries` is None, or on a mesh all devices' shares
+    of them.
+    """
     tile = partial(tile, kernel, name)
     limits = _limits(kernel, points, tall)
     if queries is None:
@@ -132,18 +152,24 @@ def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
     if mesh is None:
         return fold(tile, queries, points, weights, limits, total, span)
 
+    # The points go round: each device hands those it had to the next one.
+    ring = [(device, (device + 1) % mesh.size) for device in range(mesh.size)]
+
+    def hand_on(array):
+        return lax.ppermute(array, mesh.axis_names, ring)
+
     def share(queries, points, weights, total, span):
         def one_step(_, carry):
-            (points, weights), total = carry
+            points, weights, total = carry
             total = fold(tile, queries, points, weights, limits, total, span)
-            ring = [(device, (device + 1) % mesh.size) for device in range(mesh.size)]
-            return jax.tree.map(
-                lambda a: lax.ppermute(a, mesh.axis_names, ring), (points, weights)
-            ), total
+            points, weights = jax.tree.map(hand_on, (points, weights))
+            return points, weights, total
 
         if total is None:
             total = fold(tile, queries, points, weights, limits, None, (0, 0))
-        return lax.fori_loop(0, mesh.size, one_step, ((points, weights), total))[1]
+        start = points, weights, total
+        _, _, total = lax.fori_loop(0, mesh.size, one_step, start)
+        return total
 
     split = meshes.rows(mesh)
     shares = jax.shard_map(
@@ -173,8 +199,8 @@ def sums(
     mesh: Mesh | None = None,
     progress: Any = None,
 ) -> Any:
-    """`fold` for tile(kernel, name, queries, points, weights, sums), compiled once for each kernel
-    and shapes.
+    """The sums of `fold` for tile(kernel, name, queries, points, weights, sums), compiled once for
+    each kernel and shapes.
 
     `tall`: the shape of the tiles, see `tile_limits`. `queries` None: they are the points, and tile
     is one of `fold_pairs`. `mesh`: every process holds all the arguments and gets the whole result;
@@ -182,16 +208,18 @@ def sums(
     queries; under a trace it is not.
     """
     m = leading(points if queries is None else queries)
+    devices = 1
     if mesh is not None:
         mesh = meshes.automatic(mesh)
-        queries, points, weights = (
-            meshes.shard(mesh, mode, tree)
-            for mode, tree in (("edge", queries), ("edge", points), ("constant", weights))
-        )
-    devices = 1 if mesh is None else mesh.size
+        devices = mesh.size
+        queries = meshes.shard(mesh, "edge", queries)
+        points = meshes.shard(mesh, "edge", points)
+        weights = meshes.shard(mesh, "constant", weights)
     own = -(-m // devices)
-    size = tile_size(own, _limits(kernel, points, tall)[0])
+    most_rows, _ = _limits(kernel, points, tall)
+    size = tile_size(own, most_rows)
     tiles = -(-own // size)
+    # Progress is reported about a hundred times.
     step = tiles if progress is None else -(-tiles // 100)
     total, done = None, 0
     for begin in range(0, tiles, step):
@@ -200,9 +228,11 @@ def sums(
         total = _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span)
         if progress is not None and not is_traced(*jax.tree.leaves(total)):
             jax.block_until_ready(total)
-            progress.update(min(end * size * devices, m) - done)
-            done = min(end * size * devices, m)
-    return total if mesh is None else jax.tree.map(lambda a: meshes.collect(a, m), total)
+            done_before, done = done, min(end * size * devices, m)
+            progress.update(done - done_before)
+    if mesh is None:
+        return total
+    return jax.tree.map(lambda array: meshes.collect(array, m), total)
 
 
 # --- inside a tile ---
@@ -215,9 +245,14 @@ def row_sums(terms: Array) -> Array:
     XLA hands a plain sum to a library, and stores the terms for it; not so a sum next to another
     result, here a flag.
     """
-    none = jnp.zeros(terms.shape, bool)
+
+    def add(a, b):
+        (total, flag), (term, other) = a, b
+        return total + term, flag | other
+
+    no_flags = jnp.zeros(terms.shape, bool)
     start = jnp.zeros((), terms.dtype), jnp.array(False)
-    total, flag = lax.reduce((terms, none), start, lambda a, b: (a[0] + b[0], a[1] | b[1]), (1,))
+    total, flag = lax.reduce((terms, no_flags), start, add, (1,))
     return jnp.where(flag, 0, total)
 
 

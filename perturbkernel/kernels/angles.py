@@ -1,55 +1,23 @@
 """The angle between augmented points, and its derivative, right to rounding everywhere.
 
-An input x enters the network's first layer as x_bar = (x / sqrt(d), 1), of length s_x = sqrt(1 +
-|x|^2 / d). All moments of a leaky ReLU depend on the angle theta(x, z) between x_bar and z_bar and
-on the product <x, z>.
+An input x enters the network's first layer as
+
+    x_bar = (x / sqrt(d), 1),   of length   s_x = sqrt(1 + |x|^2 / d).
+
+All moments of a leaky ReLU depend on the angle theta(x, z) between x_bar and z_bar and on the
+product <x, z>. In the code, rho is cos(theta) and e is 1 - rho.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from perturbkernel.engine.sums import row_sums
-from perturbkernel.engine.tiles import EXACT, visit_flagged
-
-# arccos(1 - e) / sqrt(e) on [0, 1]: the degree-7 Chebyshev fit, lowest power first. The angle's
-# error is 2.5e-8, below what float32 resolves.
-_ARCCOS = (
-    1.4142135437187682,
-    0.11785343938986424,
-    0.026470001756987122,
-    0.0082441960777098,
-    0.0013990023264115925,
-    0.00345726244413711,
-    -0.002078148734444396,
-    0.0012370048538673589,
-)
-
-# The same in powers of e - 1/2, for float64: the degree-18 Chebyshev fit, right to 1.4e-16
-# relative.
-_ARCCOS_64 = (
-    1.480960979386122,
-    0.15203218246933084,
-    0.044117253271913064,
-    0.017193086871914294,
-    0.0077128656093444345,
-    0.0037572001469517316,
-    0.0019319788745712524,
-    0.0010321326230191084,
-    0.0005673011573010344,
-    0.0003187443501383388,
-    0.00018224361459909973,
-    0.00010561668625541643,
-    6.198746515158411e-05,
-    3.7218149420943136e-05,
-    2.2229988405199135e-05,
-    1.1652074662331296e-05,
-    7.105127320085701e-06,
-    7.799544714783368e-06,
-    4.741069125501733e-06,
-)
+from perturbkernel.engine.tiles import exact_matmul, visit_flagged
+from perturbkernel.kernels.arccos import arccos_one_minus
 
 # Rounding leaves 1 - rho = e with an error of eps spread, so the angle sqrt(2 e) with eps spread /
 # sqrt(2 e). Derivatives need its relative error: pairs with e below _CLOSE * spread (and opposite
@@ -62,50 +30,59 @@ _CLOSE, _NOISE = 1e-3, 16
 _CROWD = 8
 
 
-def _lengths(x: Float[Array, "n d"]) -> tuple[Array, Array]:
-    """s_x, and 1 - 1 / s_x without cancellation for small x."""
+def _lengths(x: Float[Array, "n d"]) -> Array:
+    """s_x, (n,)."""
+    s, _ = _lengths_and_excesses(x)
+    return s
+
+
+def _lengths_and_excesses(x: Float[Array, "n d"]) -> tuple[Array, Array]:
+    """s_x, and 1 - 1 / s_x without cancellation for small x, both (n,)."""
     square = jnp.sum(x * x, axis=1) / x.shape[1]
     s = jnp.sqrt(1 + square)
     return s, square / (1 + s) / s
 
 
-def _arccos_one_minus(e: Array) -> Array:
-    """arccos(1 - e), 0 <= e <= 2; NaN beyond."""
-    near = jnp.where(e > 1, 2 - e, e)
-    # A polynomial in either precision: XLA's own arcsin takes ten times as long.
-    coefficients, at = (_ARCCOS, near) if e.dtype == jnp.float32 else (_ARCCOS_64, near - 0.5)
-    polynomial = jnp.full_like(near, coefficients[-1])
-    for coefficient in coefficients[-2::-1]:
-        polynomial = polynomial * at + coefficient
-    angle = jnp.sqrt(near) * polynomial
-    return jnp.where(e > 1, np.pi - angle, angle)
-
-
-def angle_of_product(product: Array, square_z: Array, square_x: Array, d: int | Array) -> Array:
+def angle_of_product(
+    product: Array,
+    square_z: Array,
+    square_x: Array,
+    d: int | Array,
+) -> Array:
     """theta from <z, x>, |z|^2 and |x|^2 alone (broadcast), for sums over many pairs.
 
     The error is about eps for most pairs but sqrt(eps) where z and x nearly coincide, 3e-4 in
     float32: too large for derivatives, harmless in a sum over n points. `products_and_angles` has
     no such exception.
     """
-    s_z, s_x = jnp.sqrt(1 + square_z / d), jnp.sqrt(1 + square_x / d)
-    a, b = square_z / d / (1 + s_z) / s_z, square_x / d / (1 + s_x) / s_x
-    return _arccos_one_minus(jnp.clip(a + b - a * b - product / (d * s_z * s_x), 0, 2))
+    s_z = jnp.sqrt(1 + square_z / d)
+    s_x = jnp.sqrt(1 + square_x / d)
+    a = square_z / d / (1 + s_z) / s_z
+    b = square_x / d / (1 + s_x) / s_x
+    e = a + b - a * b - product / (d * s_z * s_x)
+    return arccos_one_minus(jnp.clip(e, 0, 2))
 
 
 def _separation(z: Array, x: Array, product: Array) -> tuple[Array, Array]:
-    """1 - rho, and `spread`, the size of the terms that it is the difference of; (rows of z, rows
-    of x).
+    """e = 1 - rho, and `spread`, the size of the terms that it is the difference of; both (rows of
+    z, rows of x).
 
-    1 - rho = a + b - a b - <z, x> / (d s_z s_x) with a = 1 - 1/s_z, b = 1 - 1/s_x: unlike 1 - (1 +
-    <z, x>/d)/(s_z s_x), its error shrinks with the points, which are tiny when a network is trained
-    on perturbations alone.
+    With a = 1 - 1/s_z and b = 1 - 1/s_x,
+
+        1 - rho = a + b - a b - <z, x> / (d s_z s_x),
+
+    whose error shrinks with the points, unlike that of 1 - (1 + <z, x>/d)/(s_z s_x); points are
+    tiny when a network is trained on perturbations alone.
     """
-    (s_z, a), (s_x, b) = _lengths(z), _lengths(x)
+    root_d = z.shape[1] ** 0.5
+    s_z, a = _lengths_and_excesses(z)
+    s_x, b = _lengths_and_excesses(x)
     # A division of pairs would cost more.
-    inverse_z, inverse_x = (1 / (s * z.shape[1] ** 0.5) for s in (s_z, s_x))
+    inverse_z = 1 / (s_z * root_d)
+    inverse_x = 1 / (s_x * root_d)
     spread = a[:, None] + b[None, :] - a[:, None] * b[None, :]
-    return spread - product * (inverse_z[:, None] * inverse_x[None, :]), spread
+    scale = inverse_z[:, None] * inverse_x[None, :]
+    return spread - product * scale, spread
 
 
 def _unresolved(e: Array, spread: Array, *, derivative: bool) -> Array:
@@ -115,59 +92,92 @@ def _unresolved(e: Array, spread: Array, *, derivative: bool) -> Array:
     near = jnp.where(e > 1, 2 - e, e)
     if derivative:
         return near <= _CLOSE * spread
-    return near <= jnp.maximum(_CLOSE * spread, _NOISE * float(jnp.finfo(e.dtype).eps)) * spread
+    rounding = _NOISE * float(jnp.finfo(e.dtype).eps)
+    return near <= jnp.maximum(_CLOSE * spread, rounding) * spread
 
 
-def _deflated(z: Array, x: Array, e: Array, close: Array) -> tuple[Array, Array]:
-    """1 - rho and which pairs need repair, where many points lie along one direction v, as
+class _Parts(NamedTuple):
+    """Points = alpha v + across, (n, d), all in units of sqrt(d), and their lengths."""
+
+    s: Array  # (n,)
+    alpha: Array  # (n,)
+    across: Array  # (n, d)
+    square: Array  # (n,), |across|^2
+
+
+def _parts(points: Array, v: Array) -> _Parts:
+    d = points.shape[1]
+    s = _lengths(points)
+    alpha = exact_matmul(points, v)
+    across = points - alpha[:, None] * v[None, :]
+    square = jnp.sum(across**2, axis=1) / d
+    return _Parts(s, alpha / d**0.5, across / d**0.5, square)
+
+
+def _common_direction(x: Array) -> Array:
+    """v, (d,): one step of the power method from the longest of the points."""
+    squares = jnp.sum(x**2, axis=1)
+    index = jnp.arange(len(x))
+    # Not argmax: within `jit` it is lowered by the x64 setting outside of a scoped `enable_x64`.
+    longest = jnp.where(squares == squares.max(), index, len(x) - 1).min()
+    v = exact_matmul(exact_matmul(x, x[longest]), x)
+    length = jnp.linalg.norm(v)
+    return v / jnp.maximum(length, jnp.finfo(v.dtype).tiny)
+
+
+def _deflated(
+    z: Array,
+    x: Array,
+    e: Array,
+    close: Array,
+) -> tuple[Array, Array]:
+    """e = 1 - rho and which pairs need repair, where many points lie along one direction v, as
     perturbations do.
 
-    With z = alpha_z v + z', x = alpha_x v + x' and G = |z|^2 |x|^2 - <z, x>^2, without the terms
-    that cancel,
+    With z = alpha_z v + z' and x = alpha_x v + x', without the terms that cancel,
 
-        s_z^2 s_x^2 (1 - rho^2) = |z - x|^2 / d + G / d^2,   |z - x|^2 = (alpha_z - alpha_x)^2 + |z'
-        - x'|^2, G = alpha_z^2 |x'|^2 + alpha_x^2 |z'|^2 + |z'|^2 |x'|^2 - 2 alpha_z alpha_x <z',
-        x'> - <z', x'>^2,
+        s_z^2 s_x^2 (1 - rho^2) = |z - x|^2 / d + G / d^2,
+        |z - x|^2 = (alpha_z - alpha_x)^2 + |z' - x'|^2,
+        G = |z|^2 |x|^2 - <z, x>^2
+          = alpha_z^2 |x'|^2 + alpha_x^2 |z'|^2 + |z'|^2 |x'|^2
+            - 2 alpha_z alpha_x <z', x'> - <z', x'>^2,
 
     so that rounding leaves errors of eps |z'|^2 and eps alpha |alpha_z - alpha_x| instead of eps
     |z|^2.
     """
-    d = z.shape[1]
-    squares = jnp.sum(x**2, axis=1)
-    # Not argmax: within `jit` it is lowered by the x64 setting outside of a scoped `enable_x64`.
-    longest = jnp.where(squares == squares.max(), jnp.arange(len(x)), len(x) - 1).min()
-    v = jnp.matmul(jnp.matmul(x, x[longest], precision=EXACT), x, precision=EXACT)
-    v = v / jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
-
-    def parts(points):
-        (s, _), alpha = _lengths(points), jnp.matmul(points, v, precision=EXACT)
-        across = points - alpha[:, None] * v[None, :]
-        return s, alpha / d**0.5, across / d**0.5, jnp.sum(across**2, axis=1) / d
-
-    (s_z, alpha_z, z, square_z), (s_x, alpha_x, x, square_x) = parts(z), parts(x)
-    s_z, alpha_z, square_z = s_z[:, None], alpha_z[:, None], square_z[:, None]
-    s_x, alpha_x, square_x = s_x[None, :], alpha_x[None, :], square_x[None, :]
-    product = jnp.matmul(z, x.T, precision=EXACT)
-    spread = (
-        square_z + square_x + alpha_z**2 * square_x + alpha_x**2 * square_z + square_z * square_x
-    )
+    v = _common_direction(x)
+    of_z, of_x = _parts(z, v), _parts(x, v)
+    s_z, s_x = of_z.s[:, None], of_x.s[None, :]
+    alpha_z, alpha_x = of_z.alpha[:, None], of_x.alpha[None, :]
+    square_z, square_x = of_z.square[:, None], of_x.square[None, :]
+    product = exact_matmul(of_z.across, of_x.across.T)
+    spread = square_z + square_x
+    spread = spread + alpha_z**2 * square_x
+    spread = spread + alpha_x**2 * square_z
+    spread = spread + square_z * square_x
     along = alpha_z * alpha_x
-    square = jnp.clip(spread + (alpha_z - alpha_x) ** 2 - (2 + 2 * along + product) * product, 0)
+    apart = (alpha_z - alpha_x) ** 2
+    square = spread + apart - (2 + 2 * along + product) * product
+    square = jnp.clip(square, 0)  # s_z^2 s_x^2 (1 - rho^2)
     rho = (1 + along + product) / (s_z * s_x)
     better = rho > 0
     resolved = jnp.maximum(_CLOSE * spread, _CLOSE**2 * (alpha_z**2 + alpha_x**2))
     exact = square / (s_z * s_x) ** 2 / jnp.where(better, 1 + rho, 1)
-    return jnp.where(better, exact, e), jnp.where(better, square <= resolved, close)
+    e = jnp.where(better, exact, e)
+    return e, jnp.where(better, square <= resolved, close)
 
 
 def _split(a: Array) -> tuple[Array, Array]:
-    """A = high + low, each with at most half of the significand, so that products of parts are
-    exact.
+    """(high, low), whose sum is a, each with at most half of the significand.
+
+    Products of two such parts are exact.
     """
-    bits, mask = (
-        (jnp.uint32, 0xFFFFF000) if a.dtype == jnp.float32 else (jnp.uint64, 0xFFFFFFFFF8000000)
-    )
-    integer = lax.bitcast_convert_type(a, bits) & jnp.array(mask, bits)
+    if a.dtype == jnp.float32:
+        bits, mask = jnp.uint32, 0xFFFFF000
+    else:
+        bits, mask = jnp.uint64, 0xFFFFFFFFF8000000
+    integer = lax.bitcast_convert_type(a, bits)
+    integer = integer & jnp.array(mask, bits)
     high = lax.bitcast_convert_type(integer, a.dtype)
     return high, a - high
 
@@ -182,40 +192,46 @@ def _across(x: Array, z: Array) -> Array:
     square = jnp.where(square > 0, square, 1)
     z_high, z_low = _split(z)
     for _ in range(2):
-        high, low = _split(jnp.sum(x * z, axis=1, keepdims=True) / square)
-        x = x - high * z_high - high * z_low - low * z_high - low * z_low
+        ratio = jnp.sum(x * z, axis=1, keepdims=True) / square
+        high, low = _split(ratio)
+        x = x - high * z_high - high * z_low
+        x = x - low * z_high - low * z_low
     return x
 
 
 def _pair(z: Array, x: Array) -> tuple[Array, Array]:
-    """sin(theta) and w = x / s_x - rho z / s_z, row by row, with no cancellation beyond that of x -
-    z.
+    """sin(theta) and w = x / s_x - rho z / s_z, row by row, with no cancellation beyond that of
+    x - z.
 
-    With x - z = along + across, parallel and orthogonal to z: w = (across + along / s_z^2) / s_x
-    and d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
+    With x - z = along + across, parallel and orthogonal to z,
+
+        w = (across + along / s_z^2) / s_x,
+        d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
     """
-    (s_z, _), (s_x, _) = _lengths(z), _lengths(x)
+    eps = float(jnp.finfo(x.dtype).eps)
+    s_z, s_x = _lengths(z), _lengths(x)
     norm = jnp.linalg.norm(z, axis=1, keepdims=True)
     unit = z / jnp.where(norm > 0, norm, 1)
     difference = x - z
     along = jnp.sum(difference * unit, axis=1, keepdims=True)
     # x and x - z have the same part across z. x - z was itself rounded, by eps |x - z|: it is the
     # better start only where it is so short that this is below the error of projecting x.
-    square, short = (
-        jnp.sum(x**2, axis=1, keepdims=True),
-        jnp.sum(difference**2, axis=1, keepdims=True),
-    )
-    across = _across(jnp.where(short < float(jnp.finfo(x.dtype).eps) * square, difference, x), z)
+    square = jnp.sum(x**2, axis=1, keepdims=True)
+    square_apart = jnp.sum(difference**2, axis=1, keepdims=True)
+    start = jnp.where(square_apart < eps * square, difference, x)
+    across = _across(start, z)
     w = (across + along / s_z[:, None] ** 2 * unit) / s_x[:, None]
-    sine = jnp.sqrt((jnp.sum(across**2, axis=1) + (along[:, 0] / s_z) ** 2) / z.shape[1]) / s_x
+    square_of_w = jnp.sum(across**2, axis=1) + (along[:, 0] / s_z) ** 2
+    sine = jnp.sqrt(square_of_w / z.shape[1]) / s_x
     return sine, w
 
 
 def _pair_where(hit: Array, z: Array, x: Array) -> tuple[Array, Array]:
-    """`_pair` of the rows that are hit; 0 at once if all of them coincide, as each point does with
-    itself.
+    """What `_pair` is in the rows that are hit; 0 at once if all of them coincide, as each point
+    does with itself.
     """
-    differs = jnp.max(jnp.where(hit[:, None], jnp.abs(x - z), 0)) > 0
+    distance = jnp.where(hit[:, None], jnp.abs(x - z), 0)
+    differs = jnp.max(distance) > 0
 
     def coincident(z: Array, x: Array) -> tuple[Array, Array]:
         zeros = jnp.zeros_like(x - z)  # which varies over devices where either does
@@ -225,15 +241,27 @@ def _pair_where(hit: Array, z: Array, x: Array) -> tuple[Array, Array]:
 
 
 @jax.custom_vjp
-def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple[Array, Array]:
+def products_and_angles(
+    z: Float[Array, "r d"],
+    x: Float[Array, "c d"],
+) -> tuple[Array, Array]:
     """<z, x> and theta(z, x), both (rows of z, rows of x).
 
-    theta is 0 exactly for identical points. Its derivative, with w = x / s_x - rho z / s_z, is d
-    theta / dz = -w / (d s_z sin theta), of length at most 1 / (sqrt(d) s_z); at coincident points,
-    where theta has a cone, it is 0: the central difference and the limit of finite networks
-    (theory: sections 0.3 to 0.5).
+    theta is 0 exactly for identical points. Its derivative is, with w = x / s_x - rho z / s_z,
+
+        d theta / dz = -w / (d s_z sin theta),
+
+    of length at most 1 / (sqrt(d) s_z); at coincident points, where theta has a cone, it is 0: the
+    central difference and the limit of finite networks (theory: sections 0.3 to 0.5).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[1.0, 2.0]])
+        >>> product, angle = products_and_angles(x, x)
+        >>> float(product[0, 0]), float(angle[0, 0])
+        (5.0, 0.0)
     """
-    product = jnp.matmul(z, x.T, precision=EXACT)
+    product = exact_matmul(z, x.T)
     return product, _angles(z, x, product)
 
 
@@ -244,9 +272,11 @@ def _angles(z: Array, x: Array, product: Array) -> Array:
     def repair(column, hit, theta):
         sine, _ = _pair_where(hit, z, x[column])
         exact = jnp.arctan2(sine, 1 - e[row, column])
-        return theta.at[row, column].set(jnp.where(hit, exact, theta[row, column]))
+        repaired = jnp.where(hit, exact, theta[row, column])
+        return theta.at[row, column].set(repaired)
 
-    return visit_flagged(_unresolved(e, spread, derivative=False), repair, _arccos_one_minus(e))
+    flagged = _unresolved(e, spread, derivative=False)
+    return visit_flagged(flagged, repair, arccos_one_minus(e))
 
 
 def _forward(z, x):
@@ -255,51 +285,70 @@ def _forward(z, x):
 
 def _backward(residuals, cotangents):
     z, x = residuals
-    e, spread = _separation(z, x, jnp.matmul(z, x.T, precision=EXACT))
+    product_bar, theta_bar = cotangents
+    e, spread = _separation(z, x, exact_matmul(z, x.T))
     close = _unresolved(e, spread, derivative=True)
     # Far out the products of lengths outgrow the small angles, and only pairs one by one are right.
-    near = jnp.maximum(jnp.sum(z**2, axis=1).max(), jnp.sum(x**2, axis=1).max()) <= 4 * z.shape[1]
+    longest_z = jnp.sum(z**2, axis=1).max()
+    longest_x = jnp.sum(x**2, axis=1).max()
+    near = jnp.maximum(longest_z, longest_x) <= 4 * z.shape[1]
     crowded = near & jnp.any(jnp.sum(close, axis=1) > _CROWD)
-    e, close = lax.cond(crowded, _deflated, lambda z, x, e, close: (e, close), z, x, e, close)
-    product_bar, theta_bar = cotangents
-    return (
-        _gradient(z, x, e, close, product_bar, theta_bar),
-        _gradient(x, z, e.T, close.T, product_bar.T, theta_bar.T),
-    )
+
+    def as_they_are(z, x, e, close):
+        return e, close
+
+    e, close = lax.cond(crowded, _deflated, as_they_are, z, x, e, close)
+    z_bar = _gradient(z, x, e, close, product_bar, theta_bar)
+    x_bar = _gradient(x, z, e.T, close.T, product_bar.T, theta_bar.T)
+    return z_bar, x_bar
 
 
-def _gradient(z, x, e, close, product_bar, theta_bar):
+def _gradient(
+    z: Array,
+    x: Array,
+    e: Array,
+    close: Array,
+    product_bar: Array,
+    theta_bar: Array,
+) -> Array:
     """The cotangent of z; all pairs that are not close through one product with x, the others one
     by one.
     """
     weight = _gradient_weight(z, theta_bar)
-    kappa = jnp.where(close, 0, weight * lax.rsqrt(jnp.where(close, 1, e * (2 - e))))
+    square_of_sine = jnp.where(close, 1, e * (2 - e))
+    kappa = jnp.where(close, 0, weight * lax.rsqrt(square_of_sine))
     rows = jnp.arange(z.shape[0])
 
     def add(column, hit, total):
         sine, w = _pair_where(hit, z, x[column])
         differs = hit & (sine > 0)
-        return (
-            total
-            + jnp.where(differs, weight[rows, column] / jnp.where(differs, sine, 1), 0)[:, None] * w
-        )
+        divisor = jnp.where(differs, sine, 1)
+        factor = jnp.where(differs, weight[rows, column] / divisor, 0)
+        return total + factor[:, None] * w
 
-    return visit_flagged(close, add, _smooth_gradient(z, x, e, kappa, product_bar))
-
-
-def _gradient_weight(z, theta_bar):
-    """What w / sin(theta) is multiplied by in the gradient of theta, a pair."""
-    return theta_bar * (-1 / (z.shape[1] * _lengths(z)[0]))[:, None]
+    smooth = _smooth_gradient(z, x, e, kappa, product_bar)
+    return visit_flagged(close, add, smooth)
 
 
-def _smooth_gradient(z, x, e, kappa, product_bar):
+def _gradient_weight(z: Array, theta_bar: Array) -> Array:
+    """What w / sin(theta) is multiplied by in the gradient of theta, for each pair."""
+    d = z.shape[1]
+    factor = -1 / (d * _lengths(z))
+    return theta_bar * factor[:, None]
+
+
+def _smooth_gradient(
+    z: Array,
+    x: Array,
+    e: Array,
+    kappa: Array,
+    product_bar: Array,
+) -> Array:
     """sum_j product_bar_j x_j + kappa_j w_j for every row of z, w_j = x_j / s_j - rho_j z / s_z."""
-    (s_z, _), (s_x, _) = _lengths(z), _lengths(x)
+    s_z, s_x = _lengths(z), _lengths(x)
     along_z = row_sums(kappa * (1 - e)) / s_z
-    return (
-        jnp.matmul(product_bar + kappa * (1 / s_x)[None, :], x, precision=EXACT)
-        - along_z[:, None] * z
-    )
+    along_x = product_bar + kappa * (1 / s_x)[None, :]
+    return exact_matmul(along_x, x) - along_z[:, None] * z
 
 
 products_and_angles.defvjp(_forward, _backward)
@@ -307,18 +356,18 @@ products_and_angles.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def quick_products_and_angles(
-    z: Float[Array, "r d"], x: Float[Array, "c d"]
+    z: Float[Array, "r d"],
+    x: Float[Array, "c d"],
 ) -> tuple[Array, Array]:
-    """`products_and_angles` for most pairs: angles that need repair are NaN, and so are gradients
-    that contain such.
+    """<z, x> and theta(z, x) as of `products_and_angles`, but NaN for angles that need repair.
 
-    Whether there are any is then seen in the sums, and not in a pass of its own over all pairs.
+    Gradients that contain a pair which needs repair are NaN, too. Whether there are any is then
+    seen in the sums, and not in a pass of its own over all pairs (`kernels.products`).
     """
-    product = jnp.matmul(z, x.T, precision=EXACT)
+    product = exact_matmul(z, x.T)
     e, spread = _separation(z, x, product)
-    return product, jnp.where(
-        _unresolved(e, spread, derivative=False), jnp.nan, _arccos_one_minus(e)
-    )
+    unresolved = _unresolved(e, spread, derivative=False)
+    return product, jnp.where(unresolved, jnp.nan, arccos_one_minus(e))
 
 
 def _quick_forward(z, x):
@@ -327,19 +376,18 @@ def _quick_forward(z, x):
 
 def _quick_backward(residuals, cotangents):
     z, x = residuals
-    e, spread = _separation(z, x, jnp.matmul(z, x.T, precision=EXACT))
-    inverse_sine = jnp.where(
-        _unresolved(e, spread, derivative=True), jnp.nan, lax.rsqrt(e * (2 - e))
-    )
+    product_bar, theta_bar = cotangents
+    e, spread = _separation(z, x, exact_matmul(z, x.T))
+    unresolved = _unresolved(e, spread, derivative=True)
+    inverse_sine = jnp.where(unresolved, jnp.nan, lax.rsqrt(e * (2 - e)))
 
     def gradient(z, x, e, inverse_sine, product_bar, theta_bar):
-        return _smooth_gradient(z, x, e, _gradient_weight(z, theta_bar) * inverse_sine, product_bar)
+        kappa = _gradient_weight(z, theta_bar) * inverse_sine
+        return _smooth_gradient(z, x, e, kappa, product_bar)
 
-    product_bar, theta_bar = cotangents
-    return (
-        gradient(z, x, e, inverse_sine, product_bar, theta_bar),
-        gradient(x, z, e.T, inverse_sine.T, product_bar.T, theta_bar.T),
-    )
+    z_bar = gradient(z, x, e, inverse_sine, product_bar, theta_bar)
+    x_bar = gradient(x, z, e.T, inverse_sine.T, product_bar.T, theta_bar.T)
+    return z_bar, x_bar
 
 
 quick_products_and_angles.defvjp(_quick_forward, _quick_backward)

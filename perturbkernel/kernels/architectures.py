@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array
 
 from perturbkernel.checks import check_choice, check_count, check_number
-from perturbkernel.engine.tiles import EXACT, visit_flagged
+from perturbkernel.engine.tiles import exact_matmul, visit_flagged
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.products import gradient_footprint
 from perturbkernel.kernels.stax_kernels import (
@@ -71,18 +71,15 @@ class ArchitectureNTK(Kernel):
     memory: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __post_init__(self):
-        if not (
-            isinstance(self.network, tuple)
-            and len(self.network) == 3
-            and all(map(callable, self.network))
-        ):
+        if not _is_network(self.network):
             raise TypeError(
-                "network must be the (init_fn, apply_fn, kernel_fn) that a neural_tangents.stax layer returns; "
-                f"got {type(self.network).__name__}"
+                "network must be the (init_fn, apply_fn, kernel_fn) that a neural_tangents.stax "
+                f"layer returns; got {type(self.network).__name__}"
             )
         check_points_are_apart(self.network)
         if self.input_shape is not None:
-            object.__setattr__(self, "input_shape", _checked_shape(self.input_shape))
+            shape = _checked_shape(self.input_shape)
+            object.__setattr__(self, "input_shape", shape)
         if self.memory is not None:
             check_count(self.memory, "memory", low=2**20)
 
@@ -104,7 +101,8 @@ class ArchitectureNTK(Kernel):
         return self
 
     def __repr__(self) -> str:
-        return f"ArchitectureNTK({self.name}, neural_tangents.stax; every weight and bias of the network trained)"
+        trained = "every weight and bias of the network trained"
+        return f"ArchitectureNTK({self.name}, neural_tangents.stax; {trained})"
 
     @classmethod
     def fully_connected(
@@ -115,8 +113,8 @@ class ArchitectureNTK(Kernel):
         b_std: float = 0.1,
         memory: int | None = None,
     ) -> "ArchitectureNTK":
-        """`depth` times (Dense, activation), then Dense: `depth` hidden layers, every weight and
-        bias trained.
+        """The kernel of `depth` times (Dense, activation), then Dense: `depth` hidden layers, with
+        every weight and bias trained.
 
         Args:
             depth: at least 1.
@@ -127,9 +125,17 @@ class ArchitectureNTK(Kernel):
             memory: as above.
 
         Raises ValueError or TypeError for another depth, activation or b_std.
+
+        Example:
+            >>> import numpy as np, perturbkernel as pk
+            >>> kernel = pk.ArchitectureNTK.fully_connected(depth=2, activation="erf")
+            >>> kernel.ntk(np.ones((4, 3))).shape
+            (4, 4)
         """
-        network = _fully_connected(*_checked(depth, "depth", activation, b_std))
-        return cls(network, f"{depth} hidden layer{'s' * (depth > 1)}, {activation}", None, memory)
+        _check_options(depth, "depth", activation, b_std)
+        network = _fully_connected(int(depth), activation, float(b_std))
+        name = f"{_counted(depth, 'hidden layer')}, {activation}"
+        return cls(network, name, None, memory)
 
     @classmethod
     def convolutional(
@@ -143,8 +149,8 @@ class ArchitectureNTK(Kernel):
         b_std: float = 0.1,
         memory: int | None = None,
     ) -> "ArchitectureNTK":
-        """`depth` times (3 x 3 convolution, activation), then the mean over places or flattening,
-        then Dense.
+        """The kernel of `depth` times (3 x 3 convolution, activation), then the mean over places or
+        flattening, then Dense.
 
         Args:
             input_shape: (h, w, c) of an image; inputs may be flat rows (n, h w c), as in a Dataset,
@@ -155,18 +161,17 @@ class ArchitectureNTK(Kernel):
                 them.
             stride: of the first convolution; 2 leaves a quarter of the places.
         """
-        layers = _checked(depth, "depth", activation, b_std)
+        _check_options(depth, "depth", activation, b_std)
         if not isinstance(pooling, bool):
             raise TypeError(f"pooling must be True or False; got {pooling!r}")
         check_count(stride, "stride")
         shape = _checked_shape(input_shape)
         if len(shape) != 3:
             raise ValueError(f"input_shape must be (h, w, c); got {shape}")
-        network = _convolutional(*layers, pooling, int(stride))
+        network = _convolutional(int(depth), activation, float(b_std), pooling, int(stride))
         last = "pooled" if pooling else "flattened"
-        return cls(
-            network, f"{depth} convolution{'s' * (depth > 1)}, {activation}, {last}", shape, memory
-        )
+        name = f"{_counted(depth, 'convolution')}, {activation}, {last}"
+        return cls(network, name, shape, memory)
 
     @classmethod
     def residual(
@@ -177,21 +182,32 @@ class ArchitectureNTK(Kernel):
         b_std: float = 0.1,
         memory: int | None = None,
     ) -> "ArchitectureNTK":
-        """Dense, `blocks` times u -> u + Dense(activation(u)), activation, Dense; arguments as of
-        `fully_connected`.
-        """
-        network = _residual(*_checked(blocks, "blocks", activation, b_std))
-        return cls(
-            network, f"{blocks} residual block{'s' * (blocks > 1)}, {activation}", None, memory
-        )
+        """The kernel of Dense, `blocks` times u -> u + Dense(activation(u)), activation, Dense.
 
-    def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
-        """As of every kernel; with an `input_shape`, rows of that shape or flat."""
+        Arguments as of `fully_connected`.
+        """
+        _check_options(blocks, "blocks", activation, b_std)
+        network = _residual(int(blocks), activation, float(b_std))
+        name = f"{_counted(blocks, 'residual block')}, {activation}"
+        return cls(network, name, None, memory)
+
+    def check_inputs(
+        self,
+        value,
+        name: str,
+        like: tuple[int, ...] | None = None,
+    ) -> Array:
+        """The inputs as an array, as of every kernel; with an `input_shape`, rows of that shape or
+        flat.
+        """
         array = super().check_inputs(value, name, like)
-        shape = self.input_shape
-        if shape is not None and array.shape[1:] not in (shape, (math.prod(shape),)):
+        if self.input_shape is None:
+            return array
+        row = array.shape[1:]
+        flat = (math.prod(self.input_shape),)
+        if row not in (self.input_shape, flat):
             raise ValueError(
-                f"{name} must have rows of shape {shape}, or ({math.prod(shape)},) if flat; got {array.shape[1:]}"
+                f"{name} must have rows of shape {self.input_shape}, or {flat} if flat; got {row}"
             )
         return array
 
@@ -201,30 +217,46 @@ class ArchitectureNTK(Kernel):
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """Dense "ntk" or "nngp", (rows of z, rows of x)."""
-        if name not in ("ntk", "nngp"):
-            raise TypeError(f"{name} belongs to TwoLayerNTK; {self!r} has ntk and nngp")
         if self.input_shape is not None:
-            z, x = (a.reshape(len(a), *self.input_shape) for a in (z, x))
+            z = z.reshape(len(z), *self.input_shape)
+            x = x.reshape(len(x), *self.input_shape)
         return self._tile(name, z, x)
 
     @functools.partial(jax.jit, static_argnums=(0, 1))  # traced once for a sum and its gradient
     def _tile(self, name: str, z: Array, x: Array) -> Array:
+        label = repr(self)
         with jax.enable_x64(z.dtype == jnp.float64):
-            kernel = matrix(self.network, repr(self), name, z, x)
+            kernel = matrix(self.network, label, name, z, x)
             same = _coincident(z, x)
 
             def replaced():
-                half = diagonal(self.network, repr(self), name, jnp.concatenate([z, x])) / 2
-                return jnp.where(same, half[: len(z), None] + half[None, len(z) :], kernel)
+                # Half of K(z, z) and half of K(x, x), so that each gets half of the gradient.
+                points = jnp.concatenate([z, x])
+                half = diagonal(self.network, label, name, points) / 2
+                exact = half[: len(z), None] + half[None, len(z) :]
+                return jnp.where(same, exact, kernel)
 
             return lax.cond(jnp.any(same), replaced, lambda: kernel)
 
 
 @functools.cache
 def _footprint(
-    network: tuple, input_shape: tuple[int, ...] | None, row: tuple[int, ...]
+    network: tuple,
+    input_shape: tuple[int, ...] | None,
+    row: tuple[int, ...],
 ) -> tuple[float, float]:
-    return gradient_footprint(ArchitectureNTK(network, input_shape=input_shape), row)
+    kernel = ArchitectureNTK(network, input_shape=input_shape)
+    return gradient_footprint(kernel, row)
+
+
+def _is_network(value: Any) -> bool:
+    """Whether this is an (init_fn, apply_fn, kernel_fn)."""
+    return isinstance(value, tuple) and len(value) == 3 and all(map(callable, value))
+
+
+def _counted(count: int, noun: str) -> str:
+    """For names: "1 layer", "2 layers"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
@@ -246,18 +278,18 @@ _ACTIVATIONS: dict[str, tuple[Callable, float]] = {
 }
 
 
-def _checked(depth: Any, name: str, activation: Any, b_std: Any) -> tuple[int, str, float]:
+def _check_options(depth: Any, name: str, activation: Any, b_std: Any) -> None:
     check_count(depth, name)
     check_choice(activation, "activation", tuple(_ACTIVATIONS))
     check_number(b_std, "b_std")
-    return int(depth), activation, float(b_std)
 
 
 def _layers(activation: str, b_std: float) -> tuple[Any, Any, dict[str, Any]]:
     """stax, the activation, and the scales of weights and biases."""
     stax: Any = load_neural_tangents()
     layer, second_moment = _ACTIVATIONS[activation]
-    return stax, layer(stax), {"W_std": second_moment**-0.5, "b_std": b_std or None}
+    scales = {"W_std": second_moment**-0.5, "b_std": b_std or None}
+    return stax, layer(stax), scales
 
 
 # A network made here -> how to make it again: the name of a function below, and its arguments.
@@ -282,28 +314,39 @@ def _restored(
     input_shape: tuple[int, ...] | None,
     memory: int | None,
 ) -> ArchitectureNTK:
-    """What `ArchitectureNTK.__reduce__` took apart."""
+    """The kernel that `ArchitectureNTK.__reduce__` took apart."""
     build, arguments = recipe
     builders = {
         "_fully_connected": _fully_connected,
         "_convolutional": _convolutional,
         "_residual": _residual,
     }
-    return ArchitectureNTK(builders[build](*arguments), name, input_shape, memory)
+    network = builders[build](*arguments)
+    return ArchitectureNTK(network, name, input_shape, memory)
 
 
 @_made_once
 def _fully_connected(depth: int, activation: str, b_std: float) -> tuple:
     stax, phi, scales = _layers(activation, b_std)
-    return stax.serial(*depth * (stax.Dense(1, **scales), phi), stax.Dense(1, **scales))
+    dense = stax.Dense(1, **scales)
+    hidden = depth * (dense, phi)
+    return stax.serial(*hidden, dense)
 
 
 @_made_once
-def _convolutional(depth: int, activation: str, b_std: float, pooling: bool, stride: int) -> tuple:
+def _convolutional(
+    depth: int,
+    activation: str,
+    b_std: float,
+    pooling: bool,
+    stride: int,
+) -> tuple:
     stax, phi, scales = _layers(activation, b_std)
-    first, other = (stax.Conv(1, (3, 3), (s, s), "SAME", **scales) for s in (stride, 1))
+    first = stax.Conv(1, (3, 3), (stride, stride), "SAME", **scales)
+    other = stax.Conv(1, (3, 3), (1, 1), "SAME", **scales)
+    hidden = (first, phi) + (depth - 1) * (other, phi)
     last = stax.GlobalAvgPool() if pooling else stax.Flatten()
-    return stax.serial(first, phi, *(depth - 1) * (other, phi), last, stax.Dense(1, **scales))
+    return stax.serial(*hidden, last, stax.Dense(1, **scales))
 
 
 @_made_once
@@ -321,12 +364,15 @@ def _residual(blocks: int, activation: str, b_std: float) -> tuple:
 
 def _coincident(z: Array, x: Array) -> Array:
     """(rows of z, rows of x): which rows are equal in every entry."""
-    z, x = (lax.stop_gradient(a.reshape(len(a), -1)) for a in (z, x))
+    z = lax.stop_gradient(z.reshape(len(z), -1))
+    x = lax.stop_gradient(x.reshape(len(x), -1))
     squares = jnp.sum(z**2, axis=1)[:, None] + jnp.sum(x**2, axis=1)[None, :]
-    candidates = squares - 2 * jnp.matmul(z, x.T, precision=EXACT) <= 1e-3 * squares
+    distances = squares - 2 * exact_matmul(z, x.T)
+    candidates = distances <= 1e-3 * squares  # far above what rounding makes of 0
     row = jnp.arange(len(z))
 
     def compare(column, hit, same):
-        return same.at[row, column].set(same[row, column] | (hit & (z == x[column]).all(axis=1)))
+        equal = hit & (z == x[column]).all(axis=1)
+        return same.at[row, column].set(same[row, column] | equal)
 
     return visit_flagged(candidates, compare, jnp.zeros(candidates.shape, bool))

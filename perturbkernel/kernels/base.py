@@ -1,8 +1,5 @@
-"""Infinite-width tangent kernels behind one small protocol, and the two-layer kernel of the paper
-in closed form.
-"""
+"""The protocol of infinite-width tangent kernels: what they have in common, from one method."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -18,7 +15,7 @@ from perturbkernel.checks import (
     check_progress,
     common_dtype,
 )
-from perturbkernel.engine import tiles
+from perturbkernel.engine.tiles import ARRAYS, COPIES
 from perturbkernel.kernels import products
 from perturbkernel.kernels.forecast import Plan, make_plan
 
@@ -28,21 +25,31 @@ class Kernel:
     follows from it.
 
     Kernels are immutable, compare by value and are pytrees without leaves: constants under `jit`.
+
+    A class that defines `tile` may define `quick_tile` beside it, with the same arguments: faster,
+    but NaN at the few pairs of points that take more care, and with NaN in their gradients
+    (`perturbkernel.kernels.products` says what becomes of them). A subclass with a `tile` of its
+    own does not use the `quick_tile` that it inherits, which belongs to another tile.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, perturbkernel as pk
+        >>> @jax.tree_util.register_static
+        ... class Quadratic(pk.Kernel):
+        ...     def tile(self, name, z, x):
+        ...         return (1 + z @ x.T) ** 2
+        >>> Quadratic().matvec(jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.ones(4)).tolist()
+        [64.0, 64.0]
     """
 
     #: bytes for the temporaries of a sum; None: a default for the device
     memory: ClassVar[int | None] = None
     #: largest tile, (rows of queries, rows of points), where it does not follow from `memory`
     block: ClassVar[tuple[int, int] | None] = None
-    #: `tile`, faster, but NaN at pairs that take more care, and with NaN gradients; None: there is no such way
-    quick_tile: ClassVar[Callable[[str, Array, Array], Array] | None] = None
-
-    def __init_subclass__(cls):
-        if "tile" in vars(cls) and "quick_tile" not in vars(cls):
-            cls.quick_tile = None  # the inherited one belongs to another tile
+    #: the names that `tile` knows
+    kernel_names: ClassVar[tuple[str, ...]] = ("ntk", "nngp")
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
-        """The dense kernel called `name` ("ntk", "nngp", ...), (rows of z, rows of x); traced and
+        """The dense kernel called `name`, (rows of z, rows of x), in their dtype; traced and
         differentiated.
         """
         raise TypeError(f"{type(self).__name__} does not define tiles")
@@ -51,11 +58,20 @@ class Kernel:
         """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape
         `row`.
 
-        A tile of r queries and c points takes  a r c + b (r + c)  numbers at most.
-        """
-        return tiles.ARRAYS, tiles.COPIES * int(np.prod(row))
+        With (a, b) what is returned, a tile of r queries and c points takes at most
 
-    def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
+            a r c + b (r + c)
+
+        numbers.
+        """
+        return ARRAYS, COPIES * int(np.prod(row))
+
+    def check_inputs(
+        self,
+        value,
+        name: str,
+        like: tuple[int, ...] | None = None,
+    ) -> Array:
         """`value` as an array of inputs of this kernel; raises ValueError or TypeError in terms of
         `name`.
         """
@@ -73,8 +89,8 @@ class Kernel:
         memory: int | None = None,
         rate: float | None = None,
     ) -> Plan:
-        """What a product with n training points and m queries in dimension d will take; print it
-        before the run.
+        """What a product with n training points and m queries in dimension d will take: a `Plan`,
+        to be printed before the run.
 
         Args:
             n, m: how many; m None: the queries are the training points, the very same array.
@@ -88,24 +104,41 @@ class Kernel:
         """
         return make_plan(self, n, m, d, what, columns, devices, memory, rate)
 
-    def _matrix(self, name: str, x, z) -> Array:
+    def _check_has(self, name: str, asked: str) -> None:
+        if name not in self.kernel_names:
+            raise TypeError(f"{asked} belongs to TwoLayerNTK; this kernel is {self!r}")
+
+    def _points(self, z, x) -> tuple[Array, Array]:
+        """Queries and points, checked; the very same array where they were, since sums may then use
+        the symmetry.
+        """
+        same = z is x
         x = self.check_inputs(x, "x")
-        z = x if z is None or z is x else self.check_inputs(z, "z", like=x.shape[1:])
+        z = x if same else self.check_inputs(z, "z", like=x.shape[1:])
+        return z, x
+
+    def _matrix(self, name: str, x, z) -> Array:
+        z, x = self._points(x if z is None else z, x)
         return products.matrix(self, name, *_common_dtype(x, z))
 
     def _sum_arguments(
-        self, z, x, coef, coef_name: str, dimensions: tuple[int, ...], mesh, progress
+        self,
+        z,
+        x,
+        coef,
+        coef_name: str,
+        dimensions: tuple[int, ...],
+        mesh,
+        progress,
     ) -> tuple[Array, ...]:
         check_mesh(mesh)
         check_progress(progress)
-        same = z is x  # the very same points: the sums may use the symmetry
-        x = self.check_inputs(x, "x")
-        z = x if same else self.check_inputs(z, "z", like=x.shape[1:])
+        z, x = self._points(z, x)
         coef = as_float(coef, coef_name)
-        if coef.ndim not in dimensions or coef.shape[0] != x.shape[0]:
-            wanted = " or ".join(
-                {1: f"({x.shape[0]},)", 2: f"({x.shape[0]}, k)"}[k] for k in dimensions
-            )
+        n = len(x)
+        if coef.ndim not in dimensions or len(coef) != n:
+            shapes = {1: f"({n},)", 2: f"({n}, k)"}
+            wanted = " or ".join(shapes[k] for k in dimensions)
             raise ValueError(
                 f"{coef_name} must have shape {wanted}, one row a row of x; got {coef.shape}"
             )
@@ -113,7 +146,9 @@ class Kernel:
         return _common_dtype(z, x, coef)
 
     def ntk(
-        self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None
+        self,
+        x: Float[ArrayLike, "n ..."],
+        z: Float[ArrayLike, "m ..."] | None = None,
     ) -> Float[Array, "n m"]:
         """The tangent kernel K(x_n, z_m), (n, m); `z` omitted: K(x, x), with an exact diagonal.
 
@@ -124,20 +159,46 @@ class Kernel:
         return self._matrix("ntk", x, z)
 
     def nngp(
-        self, x: Float[ArrayLike, "n ..."], z: Float[ArrayLike, "m ..."] | None = None
+        self,
+        x: Float[ArrayLike, "n ..."],
+        z: Float[ArrayLike, "m ..."] | None = None,
     ) -> Float[Array, "n m"]:
         """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: K(x, x),
         exact diagonal.
         """
         return self._matrix("nngp", x, z)
 
-    def phi(self, x, z=None):
-        """The gate moment; raises TypeError here, since it belongs to TwoLayerNTK."""
-        raise TypeError(f"phi belongs to TwoLayerNTK; this kernel is {self!r}")
+    def phi(
+        self,
+        x: Float[ArrayLike, "n d"],
+        z: Float[ArrayLike, "m d"] | None = None,
+    ) -> Float[Array, "n m"]:
+        """The gate moment Phi(x_n, z_m) = E[phi'(u(x_n)) phi'(u(z_m))], (n, m), between slope and
+        (1 + slope^2)/2.
 
-    def phi_matmul(self, z, x, b, *, mesh=None, progress=None):
-        """Sums of gate moments; raises TypeError here, since they belong to TwoLayerNTK."""
-        raise TypeError(f"phi_matmul belongs to TwoLayerNTK; this kernel is {self!r}")
+        `z` omitted: between the rows of x; the diagonal is exactly (1 + slope^2)/2. Raises
+        TypeError for kernels other than TwoLayerNTK, which have no one gate. Theory: 0.1.
+        """
+        self._check_has("phi", "phi")
+        return self._matrix("phi", x, z)
+
+    def phi_matmul(
+        self,
+        z: Float[ArrayLike, "m d"],
+        x: Float[ArrayLike, "n d"],
+        b: Float[ArrayLike, "n k"],
+        *,
+        mesh: Mesh | None = None,
+        progress: Any = None,
+    ) -> Float[Array, "m k"]:
+        """sum_n Phi(x_n, z_j) b_n, (m, k) for b (n, k), in tiles; b_n = y_n x_n / n gives the
+        paper's direction v.
+
+        `mesh` and `progress` as in `matvec`; raises TypeError where `phi` does.
+        """
+        self._check_has("phi", "phi_matmul")
+        arguments = self._sum_arguments(z, x, b, "b", (1, 2), mesh, progress)
+        return products.matvec(self, "phi", *arguments, mesh=mesh, progress=progress)
 
     def matvec(
         self,
@@ -148,8 +209,9 @@ class Kernel:
         mesh: Mesh | None = None,
         progress: Any = None,
     ) -> Float[Array, "m ..."]:
-        """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles: no n x
-        m matrix is held.
+        """sum_n coef_n K(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k), in tiles.
+
+        No n x m matrix is held.
 
         Reverse-mode differentiable in z, x and coef, by tiled sums again. Where z and x are the
         very same array, each pair of points is evaluated once, in as little as half the time.
@@ -183,18 +245,18 @@ class Kernel:
         .) has a cone whose symmetric derivative is taken, the limit of finite networks' gradients
         (theory: 0.4, 5.3). `mesh` and `progress` as in `matvec`.
         """
-        z, x, coef = self._sum_arguments(
-            z, x, coef, "coef", (1,) if weights is None else (2,), mesh, progress
-        )
-        if weights is None:
-            cotangent = jnp.ones(z.shape[0], z.dtype)
-        else:
-            cotangent = as_float(weights, "weights").astype(z.dtype)
-            if cotangent.shape != (len(z), coef.shape[1]):
-                wanted = f"({len(z)}, {coef.shape[1]}), a row for each row of z and a column for each of coef"
-                raise ValueError(f"weights must have shape {wanted}; got {cotangent.shape}")
+        dimensions = (1,) if weights is None else (2,)
+        z, x, coef = self._sum_arguments(z, x, coef, "coef", dimensions, mesh, progress)
+        cotangent = _as_weights(weights, z, coef)
         return products.query_gradient(
-            self, "ntk", z, x, coef, cotangent, mesh=mesh, progress=progress
+            self,
+            "ntk",
+            z,
+            x,
+            coef,
+            cotangent,
+            mesh=mesh,
+            progress=progress,
         )
 
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
@@ -204,8 +266,22 @@ class Kernel:
         return jnp.zeros(z.shape[0], common_dtype(z, x, coef))
 
 
+def _as_weights(weights: Any, z: Array, coef: Array) -> Array:
+    """(m,) ones for one output, or the weights (m, k) of k outputs, checked."""
+    if weights is None:
+        return jnp.ones(z.shape[0], z.dtype)
+    cotangent = as_float(weights, "weights").astype(z.dtype)
+    wanted = len(z), coef.shape[1]
+    if cotangent.shape != wanted:
+        raise ValueError(
+            f"weights must have shape {wanted}, a row for each row of z and a column for each of "
+            f"coef; got {cotangent.shape}"
+        )
+    return cotangent
+
+
 def _common_dtype(*arrays: Array) -> tuple[Array, ...]:
     """Arrays of one dtype; what was one array remains one."""
     dtype = common_dtype(*arrays)
-    cast = {id(a): a.astype(dtype) for a in arrays}
-    return tuple(cast[id(a)] for a in arrays)
+    cast = {id(array): array.astype(dtype) for array in arrays}
+    return tuple(cast[id(array)] for array in arrays)

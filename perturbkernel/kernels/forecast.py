@@ -4,7 +4,7 @@ seconds.
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,17 @@ from perturbkernel.checks import check_choice, check_count, check_number
 from perturbkernel.engine import tiles
 
 MATRICES = ("ntk", "nngp", "phi")
-# Of size n x m x d.
-PRODUCTS = {"matvec": 1, "phi_matmul": 1, "input_gradient": 2} | dict.fromkeys(MATRICES, 1)
+# Name -> how many matrix products of size n x m x d it takes.
+PRODUCTS = {
+    "matvec": 1,
+    "phi_matmul": 1,
+    "input_gradient": 2,
+    "ntk": 1,
+    "nngp": 1,
+    "phi": 1,
+}
+# Seconds of each unit, longest first.
+_UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +43,12 @@ class Plan:
         data, result: bytes of inputs and coefficients, and of the result, in all.
         operations: floating-point operations of the matrix products.
         rate: operations a second at which one device runs this product, everything included.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> plan = pk.TwoLayerNTK().plan(60_000, 10_000, 784, rate=1e11)
+        >>> f"{plan.operations:.2g} operations, {plan.seconds:.0f} s"
+        '9.4e+11 operations, 9 s'
     """
 
     what: str
@@ -56,33 +71,47 @@ class Plan:
         return self.operations / self.rate / self.devices
 
     def __str__(self) -> str:
-        points = (
-            f"{self.n:,} points with themselves"
-            if self.symmetric
-            else f"{self.n:,} points, {self.m:,} queries"
-        )
+        points = f"{self.n:,} points"
+        points += " with themselves" if self.symmetric else f", {self.m:,} queries"
+        devices = f"{self.devices} device{'s' * (self.devices > 1)}"
+        rows, columns = self.tile
+        temporaries = in_bytes(self.memory)
+        data, result = in_bytes(self.data), in_bytes(self.result)
         return (
-            f"{self.what}: {points}, d = {self.d:,}, on {self.devices} device{'s' * (self.devices > 1)}\n"
-            f"  tiles        {self.tiles:,} of {self.tile[0]} x {self.tile[1]}\n"
-            f"  memory       {in_bytes(self.memory)} of temporaries a device; data {in_bytes(self.data)}, "
-            f"result {in_bytes(self.result)}\n"
+            f"{self.what}: {points}, d = {self.d:,}, on {devices}\n"
+            f"  tiles        {self.tiles:,} of {rows} x {columns}\n"
+            f"  memory       {temporaries} of temporaries a device; data {data}, result {result}\n"
             f"  operations   {self.operations:.3g}\n"
             f"  time         {in_time(self.seconds)} at {self.rate / 1e9:,.3g} GFLOP/s a device"
         )
 
 
 def in_bytes(count: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    power = min(int(np.log2(max(count, 1)) // 10), 4)
-    return f"{count / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+    """A number of bytes in words: three digits and a unit.
+
+    Example:
+        >>> in_bytes(1536)
+        '1.5 KiB'
+    """
+    units = "B", "KiB", "MiB", "GiB", "TiB"
+    power = int(np.log2(max(count, 1)) // 10)
+    power = min(power, len(units) - 1)
+    return f"{count / 1024**power:.3g} {units[power]}"
 
 
 def in_time(seconds: float) -> str:
-    """5400 -> "1.5 h"."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1), ("ms", 1e-3)):
-        if seconds >= (2 * length if length > 1 else length) or unit == "ms":
+    """A time in words: three digits and a unit.
+
+    Example:
+        >>> in_time(7200)
+        '2 h'
+    """
+    for unit, length in _UNITS.items():
+        # 90 minutes are read more easily than 1.5 hours.
+        least = 2 * length if length > 1 else length
+        if seconds >= least:
             return f"{seconds / length:.3g} {unit}"
-    raise AssertionError
+    return f"{1000 * seconds:.3g} ms"
 
 
 def make_plan(
@@ -96,69 +125,145 @@ def make_plan(
     memory: int | None,
     rate: float | None,
 ) -> Plan:
-    """`Kernel.plan`."""
+    """The `Plan` of one product; arguments as of `Kernel.plan`."""
     check_choice(what, "what", tuple(PRODUCTS))
     row = (d,) if isinstance(d, int | np.integer) else tuple(d)
     numbers = int(np.prod(row))
     if columns is None:
         columns = numbers if what == "phi_matmul" else 1
-    counts = [("n", n), ("columns", columns), ("devices", devices), *(("d", size) for size in row)]
-    for name, value in (
-        counts
-        + ([] if m is None else [("m", m)])
-        + ([] if memory is None else [("memory", memory)])
-    ):
-        check_count(value, name)
+    _check_counts(n, m, row, columns, devices, memory)
     if rate is None:
         rate = _measured_rate(kernel, row, what, columns)
     check_number(rate, "rate", open_low=True)
-    itemsize = jnp.result_type(float).itemsize
     symmetric = m is None
-    sums = what in ("matvec", "phi_matmul")
-    halved = sums and symmetric and devices == 1
-    tall = sums and columns <= tiles.TALL and not halved
-    m = n if m is None else m
-    own_n, own_m = -(-n // devices), -(-m // devices)
-    limits = tiles.tile_limits(kernel, row, itemsize, memory, tall=tall)
-    side = tiles.tile_size(own_m, limits[0])
-    tile = (side, side) if halved else tiles.tile_shape(own_m, own_n, limits)
-    rows, columns_of_tiles = -(-own_m // tile[0]), -(-own_n // tile[1])
-    count = rows * (rows + 1) // 2 if halved else rows * columns_of_tiles * devices**2
-    operations = float(n) * m * (2 * numbers * PRODUCTS[what] + (2 * columns if columns > 1 else 0))
-    result = {"input_gradient": m * numbers} | dict.fromkeys(MATRICES, n * m)
+    queries = n if m is None else m
+    itemsize = jnp.result_type(float).itemsize
+    tiling = _tiling(kernel, n, queries, row, what, columns, devices, memory, symmetric)
+    # A matrix has no coefficients.
+    coefficients = 0 if what in MATRICES else n * columns
+    inputs = n if symmetric else n + queries
     return Plan(
-        what,
-        n,
-        m,
-        numbers,
-        symmetric,
-        devices,
-        tile,
-        count,
-        tiles.tile_bytes(kernel, tile, row, itemsize),
-        itemsize
-        * ((n if symmetric else n + m) * numbers + (0 if what in MATRICES else n * columns)),
-        itemsize * result.get(what, m * columns),
-        operations * (rows + 1) / (2 * rows) if halved else operations,
-        float(rate),
+        what=what,
+        n=n,
+        m=queries,
+        d=numbers,
+        symmetric=symmetric,
+        devices=devices,
+        tile=tiling.tile,
+        tiles=tiling.tiles,
+        memory=tiles.tile_bytes(kernel, tiling.tile, row, itemsize),
+        data=itemsize * (inputs * numbers + coefficients),
+        result=itemsize * _result_numbers(what, n, queries, numbers, columns),
+        operations=_operations(what, n, queries, numbers, columns) * tiling.share,
+        rate=float(rate),
     )
 
 
-def _measured_rate(kernel: Any, row: tuple[int, ...], what: str, columns: int) -> float:
+def _check_counts(
+    n: Any,
+    m: Any,
+    row: tuple[Any, ...],
+    columns: Any,
+    devices: Any,
+    memory: Any,
+) -> None:
+    check_count(n, "n")
+    check_count(columns, "columns")
+    check_count(devices, "devices")
+    for size in row:
+        check_count(size, "d")
+    if m is not None:
+        check_count(m, "m")
+    if memory is not None:
+        check_count(memory, "memory")
+
+
+class _Tiling(NamedTuple):
+    """How a product is cut: the tile, how many, and the share of the pairs that are evaluated."""
+
+    tile: tuple[int, int]
+    tiles: int
+    share: float
+
+
+def _tiling(
+    kernel: Any,
+    n: int,
+    m: int,
+    row: tuple[int, ...],
+    what: str,
+    columns: int,
+    devices: int,
+    memory: int | None,
+    symmetric: bool,
+) -> _Tiling:
+    """The tiles that `products` would use for n points and m queries."""
+    is_sum = what in ("matvec", "phi_matmul")
+    each_pair_once = is_sum and symmetric and devices == 1
+    tall = is_sum and columns <= tiles.TALL and not each_pair_once
+    itemsize = jnp.result_type(float).itemsize
+    limits = tiles.tile_limits(kernel, row, itemsize, memory, tall=tall)
+    own_n, own_m = -(-n // devices), -(-m // devices)
+    if each_pair_once:
+        most_rows, _ = limits
+        side = tiles.tile_size(own_m, most_rows)
+        down = -(-own_m // side)
+        # Those on and above the diagonal.
+        return _Tiling((side, side), down * (down + 1) // 2, (down + 1) / (2 * down))
+    tile = tiles.tile_shape(own_m, own_n, limits)
+    rows_of_tile, columns_of_tile = tile
+    down, across = -(-own_m // rows_of_tile), -(-own_n // columns_of_tile)
+    # Each device meets the points of every device.
+    return _Tiling(tile, down * across * devices**2, 1.0)
+
+
+def _result_numbers(
+    what: str,
+    n: int,
+    m: int,
+    numbers: int,
+    columns: int,
+) -> int:
+    """How many numbers the result has."""
+    if what in MATRICES:
+        return n * m
+    return m * (numbers if what == "input_gradient" else columns)
+
+
+def _operations(
+    what: str,
+    n: int,
+    m: int,
+    numbers: int,
+    columns: int,
+) -> float:
+    """Floating-point operations of the matrix products, with every pair evaluated."""
+    a_pair = 2 * numbers * PRODUCTS[what]
+    if columns > 1:  # their products with a tile
+        a_pair += 2 * columns
+    return float(n) * m * a_pair
+
+
+def _measured_rate(
+    kernel: Any,
+    row: tuple[int, ...],
+    what: str,
+    columns: int,
+) -> float:
     """Operations a second of the very product on two tiles by one, the best of three runs."""
     itemsize = jnp.result_type(float).itemsize
-    m, n = tiles.tile_limits(kernel, row, itemsize, tall=False)
-    keys = jax.random.split(jax.random.key(0), 3)
-    z, x = (
-        jax.random.normal(key, (count, *row)) for key, count in zip(keys, (2 * m, n), strict=False)
-    )
-    coef = jax.random.normal(keys[2], (n, columns) if columns > 1 else (n,))
+    rows_of_tile, n = tiles.tile_limits(kernel, row, itemsize, tall=False)
+    m = 2 * rows_of_tile
+    key_z, key_x, key_coef = jax.random.split(jax.random.key(0), 3)
+    z = jax.random.normal(key_z, (m, *row))
+    x = jax.random.normal(key_x, (n, *row))
+    coef = jax.random.normal(key_coef, (n, columns) if columns > 1 else (n,))
     arguments = (x, z) if what in MATRICES else (z, x, coef)
+    product = getattr(kernel, what)
     seconds = []
     for _ in range(4):  # the first compiles
         began = time.perf_counter()
-        jax.block_until_ready(getattr(kernel, what)(*arguments))
+        jax.block_until_ready(product(*arguments))
         seconds.append(time.perf_counter() - began)
-    return make_plan(kernel, n, 2 * m, row, what, columns, 1, None, 1.0).operations / min(
-        seconds[1:]
-    )
+    plan = make_plan(kernel, n, m, row, what, columns, 1, None, 1.0)
+    return plan.operations / min(seconds[1:])

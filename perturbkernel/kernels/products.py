@@ -1,7 +1,29 @@
 """Sums of a kernel over pairs of points, their derivatives, and whole kernel matrices.
 
 A kernel supplies dense tiles, ``kernel.tile(name, z, x) -> (rows of z, rows of x)``, and perhaps
-quick ones, which are NaN at few pairs. `tiles` adds them up.
+quick ones, ``kernel.quick_tile``. `engine.sums` adds them up.
+
+Quick, then mend: where z and x nearly coincide, or are nearly opposite, the fast formula for their
+angle cancels, and their pair has to be looked at by itself. Such pairs are few, but to ask of each
+pair whether it is one, in a pass of its own, would take as long as the sum. So the quick tile
+writes NaN there, which the sum over points carries to its query at no cost, and large tiles go
+
+    256 queries each        quick tile           careful tile
+    +---------+
+    | block 1 | ----------> sums ------------------------------> result
+    | block 2 | ----------> sums, one NaN ---> sums anew ------> result
+    | block 3 | ----------> sums ------------------------------> result
+    +---------+
+
+Only blocks of `_MENDED` queries whose sums have a NaN are evaluated again, with ``kernel.tile`` and
+from the sums before the tile, so that the NaN is gone. Each query's sums are NaN in all columns or
+in none, since the kernel value is a factor of them all: one column tells. The quick tile is
+differentiated like the careful one, by `jax.vjp` inside the function of the tile. Its rule writes
+NaN into the derivatives of more pairs, all those whose derivative takes care, and the gradients
+that contain such are mended in the same way (`kernels.angles.quick_products_and_angles`).
+
+Tiles of fewer than `LARGE_TILE` pairs are careful at once: to compile two programs costs more than
+it saves. So are tiles of kernels without a quick one.
 """
 
 from collections.abc import Callable
@@ -19,9 +41,8 @@ from perturbkernel.checks import is_traced
 from perturbkernel.engine.memory import footprint
 from perturbkernel.engine.sums import plus, row_sums, sums
 from perturbkernel.engine.tiles import (
-    EXACT,
-    LARGE_TILE,
     TALL,
+    exact_matmul,
     leading,
     part_of,
     part_start,
@@ -30,17 +51,19 @@ from perturbkernel.engine.tiles import (
     tile_size,
     write_part,
 )
+from perturbkernel.kernels.dense import careful_tile, quick_tile_for
 
 # Queries of a large tile that are evaluated again at once.
 _MENDED = 256
 
 
+# --- sums over a tile ---
+
+
 def _weighted(tile: Array, coef: Array) -> Array:
-    return (
-        row_sums(tile * coef[None, :])
-        if coef.ndim == 1
-        else jnp.matmul(tile, coef, precision=EXACT)
-    )
+    if coef.ndim == 1:
+        return row_sums(tile * coef[None, :])
+    return exact_matmul(tile, coef)
 
 
 def _first(rows: Array) -> Array:
@@ -49,66 +72,104 @@ def _first(rows: Array) -> Array:
 
 
 def evaluate_tile(
-    function: Callable, kernel: Any, name: str, queries: Any, points: Any, before: Any
+    function: Callable,
+    kernel: Any,
+    name: str,
+    queries: Any,
+    points: Any,
+    before: Any,
 ) -> Any:
-    """before + function(tile, queries, points), `before` None for nothing; `function` treats
-    queries one by one.
+    """The sums before + function(tile, queries, points), `before` None for nothing.
 
-    With the kernel's quick tile first, and for queries that it leaves a NaN in, with its tile.
+    With the kernel's quick tile first, and for queries that it leaves a NaN in, with its careful
+    one; `function` treats queries one by one.
     """
-    tile, rows = partial(kernel.tile, name), leading(queries)
-    if kernel.quick_tile is None or rows * leading(points) < LARGE_TILE:
-        return plus(before, function(tile, queries, points))
-    result = plus(before, function(partial(kernel.quick_tile, name), queries, points))
-    missing = jnp.isnan(sum(_first(leaf) for leaf in jax.tree.leaves(result)))
+    rows = leading(queries)
+    careful = careful_tile(kernel, name)
+    quick = quick_tile_for(kernel, name, rows * leading(points))
+    if quick is None:
+        return plus(before, function(careful, queries, points))
+    result = plus(before, function(quick, queries, points))
+    columns = [_first(leaf) for leaf in jax.tree.leaves(result)]
+    missing = jnp.isnan(sum(columns))
+
+    def mended(queries, before):
+        return plus(before, function(careful, queries, points))
+
+    return _mend(mended, queries, before, result, missing)
+
+
+def _mend(
+    mended: Callable,
+    queries: Any,
+    before: Any,
+    result: Any,
+    missing: Array,
+) -> Any:
+    """`result` with mended(queries, before) in the blocks of queries where something is missing."""
+    rows = len(missing)
     size = tile_size(rows, _MENDED)
-    if (
-        size == rows
-    ):  # not a loop, out of which XLA would move what is the same in every step, and always do it
-        return lax.cond(
-            missing.any(), lambda: plus(before, function(tile, queries, points)), lambda: result
-        )
-    starts = part_start(np.arange(-(-rows // size)), size, rows)
-    hit = missing[starts[:, None] + np.arange(size)[None, :]].any(axis=1)
-    order = jnp.argsort(~hit)
+    # Not a loop, out of which XLA would move what is the same in every step, and always do it.
+    if size == rows:
+        return lax.cond(missing.any(), lambda: mended(queries, before), lambda: result)
+    blocks = np.arange(-(-rows // size))
+    starts = part_start(blocks, size, rows)
+    rows_of_blocks = starts[:, None] + np.arange(size)[None, :]
+    hit = missing[rows_of_blocks].any(axis=1)
+    order = jnp.argsort(~hit)  # those that are hit first
 
     def mend(step, result):
-        part, sums = (part_of(tree, order[step], size) for tree in (queries, before))
-        return write_part(result, order[step], plus(sums, function(tile, part, points)))
+        block = order[step]
+        part = part_of(queries, block, size)
+        own = part_of(before, block, size)
+        return write_part(result, block, mended(part, own))
 
     return lax.fori_loop(0, jnp.sum(hit), mend, result)
 
 
 def _matvec_tile(kernel, name, z, x, coef, before):
     def matvec(tile, z, points):
-        return _weighted(tile(z, points[0]), points[1])
+        x, coef = points
+        return _weighted(tile(z, x), coef)
 
     return evaluate_tile(matvec, kernel, name, z, (x, coef), before)
 
 
 def _matvec_pair(kernel, name, z, x, z_coef, x_coef, diagonal):
-    """The tile on the `diagonal`, where every point meets itself, is not for the quick one."""
+    """What x adds at z, and z at x; on the `diagonal`, where every point meets itself, with the
+    careful tile at once.
+    """
 
     def matvecs(tile):
-        values = tile(name, z, x)
+        values = tile(z, x)
         # Ten times as fast as values.T times a vector.
-        at_x = jnp.matmul(z_coef.T, values, precision=EXACT).T
-        return jnp.matmul(values, x_coef, precision=EXACT), at_x
+        at_x = exact_matmul(z_coef.T, values).T
+        at_z = exact_matmul(values, x_coef)
+        return at_z, at_x
 
     def careful():
-        return matvecs(kernel.tile)
+        return matvecs(careful_tile(kernel, name))
 
-    if kernel.quick_tile is None or len(z) * len(x) < LARGE_TILE:
+    quick = quick_tile_for(kernel, name, len(z) * len(x))
+    if quick is None:
         return careful()
-    missing = jax.tree.map(lambda s: jnp.full(s.shape, jnp.nan, s.dtype), jax.eval_shape(careful))
-    result = lax.cond(diagonal, lambda: missing, lambda: matvecs(kernel.quick_tile))
-    return lax.cond(jnp.isnan(_first(result[0])).any(), careful, lambda: result)
+
+    def not_evaluated(like):
+        return jnp.full(like.shape, jnp.nan, like.dtype)
+
+    missing = jax.tree.map(not_evaluated, jax.eval_shape(careful))
+    result = lax.cond(diagonal, lambda: missing, lambda: matvecs(quick))
+    at_z, _ = result
+    return lax.cond(jnp.isnan(_first(at_z)).any(), careful, lambda: result)
 
 
 def _query_gradient_tile(kernel, name, query, x, coef, before):
     def gradient(tile, query, points):
         z, cotangent = query
-        return jax.vjp(lambda z: _weighted(tile(z, points[0]), points[1]), z)[1](cotangent)[0]
+        x, coef = points
+        _, pull_back = jax.vjp(lambda z: _weighted(tile(z, x), coef), z)
+        (z_bar,) = pull_back(cotangent)
+        return z_bar
 
     return evaluate_tile(gradient, kernel, name, query, (x, coef), before)
 
@@ -118,7 +179,8 @@ def _point_gradient_tile(kernel, name, query, z, cotangent, before):
 
     def gradients(tile, query, points):
         z, cotangent = points
-        return jax.vjp(lambda x, coef: _weighted(tile(z, x), coef), *query)[1](cotangent)
+        _, pull_back = jax.vjp(lambda x, coef: _weighted(tile(z, x), coef), *query)
+        return pull_back(cotangent)
 
     return evaluate_tile(gradients, kernel, name, query, (z, cotangent), before)
 
@@ -129,10 +191,10 @@ def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]
     """
 
     def gradient(z, x):
-        ones = jnp.ones(len(z), z.dtype), jnp.ones(len(x), x.dtype)
-        return _query_gradient_tile(
-            kernel, "ntk", (z, ones[0]), x, ones[1], jnp.zeros(z.shape, z.dtype)
-        )
+        cotangent = jnp.ones(len(z), z.dtype)
+        coef = jnp.ones(len(x), x.dtype)
+        before = jnp.zeros(z.shape, z.dtype)
+        return _query_gradient_tile(kernel, "ntk", (z, cotangent), x, coef, before)
 
     return footprint(gradient, row)
 
@@ -160,10 +222,10 @@ def matvec(
     mesh: Mesh | None = None,
     progress: Any = None,
 ) -> Array:
-    """sum_n coef_n kernel(x_n, z_j): (m,) for coef (n,), (m, k) for coef (n, k). Reverse-mode
-    differentiable, once.
+    """sum_n coef_n kernel(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k).
 
-    Where z is x, the very same array, half of the tiles are evaluated.
+    Reverse-mode differentiable, once. Where z is x, the very same array, half of the tiles are
+    evaluated.
     """
     same = z is x and mesh is None
     if _inside_shard_map():
@@ -218,15 +280,23 @@ def query_gradient(
 
 def _matvec_forward(kernel, name, same, mesh, z, x, coef):
     values = z.value, x.value, coef.value
-    # None or () : the structure, unlike a value, is known while the backward pass is traced.
-    needs = tuple(() if needed else None for needed in (z.perturbed, x.perturbed or coef.perturbed))
+    needs_z = _as_structure(z.perturbed)
+    needs_points = _as_structure(x.perturbed or coef.perturbed)
+    residuals = values, needs_z, needs_points
     if is_traced(*values):  # by an outer derivative, perhaps, which needs the rule again
-        return _matvec(kernel, name, same, mesh, *values), (values, needs)
-    return _evaluate(kernel, name, same, mesh, None, *values), (values, needs)
+        return _matvec(kernel, name, same, mesh, *values), residuals
+    return _evaluate(kernel, name, same, mesh, None, *values), residuals
+
+
+def _as_structure(needed: bool) -> tuple[()] | None:
+    """() or None: the structure of a tree, unlike a value, is known while the backward pass is
+    traced.
+    """
+    return () if needed else None
 
 
 def _matvec_backward(kernel, name, same, mesh, residuals, cotangent):
-    (z, x, coef), (needs_z, needs_points) = residuals
+    (z, x, coef), needs_z, needs_points = residuals
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
         return None, None, None
     z_bar = x_bar = coef_bar = None
@@ -234,7 +304,14 @@ def _matvec_backward(kernel, name, same, mesh, residuals, cotangent):
         z_bar = query_gradient(kernel, name, z, x, coef, cotangent, mesh=mesh)
     if needs_points is not None:
         x_bar, coef_bar = sums(
-            _point_gradient_tile, kernel, name, False, (x, coef), z, cotangent, mesh=mesh
+            _point_gradient_tile,
+            kernel,
+            name,
+            False,
+            (x, coef),
+            z,
+            cotangent,
+            mesh=mesh,
         )
     return z_bar, x_bar, coef_bar
 
@@ -256,31 +333,48 @@ def _matrix(kernel, name, differentiable, x, z):
     NaN once more.
     """
     n, m = len(x), len(z)
-    quick = None if differentiable or n * m < LARGE_TILE else kernel.quick_tile
-    limits = tile_limits(kernel, x.shape[1:], x.dtype.itemsize, tall=False)
-    rows, columns = (
-        tile_shape(n, m, limits) if quick is None else (min(n, _MENDED), min(m, _MENDED))
-    )
+    careful = careful_tile(kernel, name)
+    quick = None if differentiable else quick_tile_for(kernel, name, n * m)
+    if quick is None:
+        limits = tile_limits(kernel, x.shape[1:], x.dtype.itemsize, tall=False)
+        rows, columns = tile_shape(n, m, limits)
+    else:
+        rows, columns = min(n, _MENDED), min(m, _MENDED)
     down, across = -(-n // rows), -(-m // columns)
 
     def fill(step, matrix):
         i, j = step // across, step % across
-        tile = kernel.tile(name, part_of(x, i, rows), part_of(z, j, columns))
-        return lax.dynamic_update_slice(
-            matrix, tile, (part_start(i, rows, n), part_start(j, columns, m))
-        )
+        tile = careful(part_of(x, i, rows), part_of(z, j, columns))
+        start = part_start(i, rows, n), part_start(j, columns, m)
+        return lax.dynamic_update_slice(matrix, tile, start)
 
     if quick is None:
         return lax.fori_loop(0, down * across, fill, jnp.zeros((n, m), x.dtype))
-    matrix = quick(name, x, z)
-    # Sums over the columns of each tile: in every row, then in the rows of a tile.
-    padded = jnp.pad(matrix, ((0, 0), (0, across * columns - m))).reshape(n * across, columns)
-    missing = jnp.isnan(row_sums(padded)).reshape(n, across)
-    missing = (
-        jnp.pad(missing, ((0, down * rows - n), (0, 0)))
-        .reshape(down, rows, across)
-        .any(axis=1)
-        .ravel()
-    )
-    order = jnp.argsort(~missing)
-    return lax.fori_loop(0, jnp.sum(missing), lambda k, matrix: fill(order[k], matrix), matrix)
+    matrix = quick(x, z)
+    missing = _tiles_with_nan(matrix, (rows, columns), (down, across))
+    order = jnp.argsort(~missing)  # those with a NaN first
+
+    def mend(k, matrix):
+        return fill(order[k], matrix)
+
+    return lax.fori_loop(0, jnp.sum(missing), mend, matrix)
+
+
+def _tiles_with_nan(
+    matrix: Array,
+    tile: tuple[int, int],
+    counts: tuple[int, int],
+) -> Array:
+    """(down * across,): which tiles have a NaN.
+
+    By sums over the columns of each tile, in every row, and then in the rows of a tile.
+    """
+    n, m = matrix.shape
+    rows, columns = tile
+    down, across = counts
+    padded = jnp.pad(matrix, ((0, 0), (0, across * columns - m)))
+    totals = row_sums(padded.reshape(n * across, columns))
+    missing = jnp.isnan(totals).reshape(n, across)
+    missing = jnp.pad(missing, ((0, down * rows - n), (0, 0)))
+    missing = missing.reshape(down, rows, across).any(axis=1)
+    return missing.ravel()

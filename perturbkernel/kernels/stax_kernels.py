@@ -1,7 +1,7 @@
-"""Kernels of `neural_tangents.stax` networks between points, and of a point with itself; the only
-module that runs neural-tangents.
+"""Kernels of `neural_tangents.stax` networks, between points and of a point with itself.
 
-A network is the (init_fn, apply_fn, kernel_fn) of a stax layer; `label` is how messages call it.
+The only module that runs neural-tangents. A network is the (init_fn, apply_fn, kernel_fn) of a stax
+layer; `label` is how messages call it.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _MIXING = "network must treat points one by one, since kernels are summed over p
 
 
 def load_neural_tangents(name: str = "stax") -> ModuleType:
-    """`neural_tangents.<name>` ("stax", "predict"), without running the package's own `__init__`.
+    """The module `neural_tangents.<name>` ("stax", "predict"), without the package's `__init__`.
 
     The last release (0.6.5) imports TensorFlow there, and names that JAX has since removed. A bare
     module with the package's path stands in for it; its kernels need nothing else. A
@@ -69,8 +69,9 @@ def _as_neural_tangents_expects(float64: bool):
 
 @contextlib.contextmanager
 def without_fan_in_warnings():
-    """`FanInSum` says whenever it is evaluated that its inputs are to be independent; once, when
-    made, is enough.
+    """A context in which `FanInSum` does not say that its inputs are to be independent.
+
+    It does so whenever it is evaluated; once, when made, is enough.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`FanIn` layers assume independent inputs", UserWarning)
@@ -219,8 +220,9 @@ def _same_place(kernel: Any) -> Array | float:
     if kernel.diagonal_spatial:
         return 1.0
     shape = kernel.nngp.shape  # (1, 1, h, h, w, w)
-    pairs = (
-        jnp.eye(shape[a]).reshape([shape[a] if b in (a, a + 1) else 1 for b in range(len(shape))])
-        for a in range(2, len(shape), 2)
-    )
-    return functools.reduce(jnp.multiply, pairs, jnp.ones(()))
+    same: Array = jnp.ones(())
+    for axis in range(2, len(shape), 2):
+        # The identity in the two axes that belong to one direction of the image.
+        pair = [size if other in (axis, axis + 1) else 1 for other, size in enumerate(shape)]
+        same = jnp.multiply(same, jnp.eye(shape[axis]).reshape(pair))
+    return same

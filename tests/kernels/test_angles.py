@@ -1,4 +1,4 @@
-"""activations.py: the angle between augmented points and its derivative."""
+"""angles.py: the angle between augmented points and its derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.polynomial import Chebyshev, Polynomial
 
-from perturbkernel.kernels import angles as activations
+from perturbkernel.kernels import angles, arccos
 from perturbkernel.kernels.angles import products_and_angles
 
 EPS = {np.float32: 2.0**-24, np.float64: 2.0**-53}
@@ -48,11 +48,13 @@ def test_arccos_coefficients_are_the_degree_7_chebyshev_fit():
     fit = Chebyshev.fit(NODES, arccos_over_root(NODES), 7, domain=[0, 1]).convert(kind=Polynomial)
     # The power basis magnifies how the nodes were chosen; 1e-7 is far below the 1e-5 that adjacent
     # fits differ by.
-    np.testing.assert_allclose(activations._ARCCOS, np.asarray(fit.coef, float), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(
+        arccos.COEFFICIENTS_32, np.asarray(fit.coef, float), rtol=0, atol=1e-7
+    )
 
 
 def test_arccos_polynomial_error_is_below_3e_8():
-    error = np.sqrt(NODES) * (Polynomial(activations._ARCCOS)(NODES) - arccos_over_root(NODES))
+    error = np.sqrt(NODES) * (Polynomial(arccos.COEFFICIENTS_32)(NODES) - arccos_over_root(NODES))
     assert np.abs(error).max() < 3e-8
     # It is the least that eight coefficients give: one fewer is several times worse.
     shorter = Chebyshev.fit(NODES, arccos_over_root(NODES), 6, domain=[0, 1])
@@ -63,7 +65,7 @@ def test_arccos_polynomial_error_is_below_3e_8():
 def test_arccos_of_one_minus_e_over_its_whole_range(dtype):
     e = representable(np.concatenate([NODES, 2 - NODES, 10.0 ** np.linspace(-30, 0, 200)]), dtype)
     with precision(dtype):
-        angle = np.asarray(activations._arccos_one_minus(jnp.asarray(e, dtype)), float)
+        angle = np.asarray(arccos.arccos_one_minus(jnp.asarray(e, dtype)), float)
     exact = 2 * np.arctan2(np.sqrt(e), np.sqrt(2 - e))
     # Rounding of pi and of a polynomial's eight steps, each at most a few eps of the angle, and the
     # fit's 3e-8.
@@ -220,10 +222,10 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
     x = representable(x, dtype)
     z, w = x[::-1][:20], representable(rng.normal(size=(20, count)), dtype)
     with precision(dtype):
-        separation = activations._separation(*map(jnp.asarray, (z, x, z @ x.T)))
-        close = activations._unresolved(*separation, derivative=True)
-        assert (np.asarray(close).sum(axis=1) > activations._CROWD).any()
-        rest = activations._deflated(
+        separation = angles._separation(*map(jnp.asarray, (z, x, z @ x.T)))
+        close = angles._unresolved(*separation, derivative=True)
+        assert (np.asarray(close).sum(axis=1) > angles._CROWD).any()
+        rest = angles._deflated(
             jnp.asarray(z), jnp.asarray(x), *map(jnp.asarray, (1.0 * close, close))
         )[1]
         # Mended by the product itself; large opposite points are for the repair of single pairs,
@@ -249,7 +251,7 @@ def test_quick_angles_are_the_same_or_missing(dtype):
 
     @jax.jit
     def everything(z, x):
-        both = products_and_angles, activations.quick_products_and_angles
+        both = products_and_angles, angles.quick_products_and_angles
         return [(values, pull(bars)) for values, pull in (jax.vjp(f, z, x) for f in both)]
 
     with precision(dtype):

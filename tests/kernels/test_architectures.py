@@ -381,7 +381,7 @@ IMAGES = np.ones((3, 4, 4, 1), np.float32)
         (
             NETWORKS["relu"],
             IMAGES[0, 0, :, 0],
-            r"x must have shape \(n, d\), or \(n, h, w, c\) for convolutional",
+            r"x must have shape \(n, d\), or \(n, h, w, c\) for images, one row per point; got",
         ),
         (NETWORKS["relu"], IMAGES[:0], "x must not be empty"),
         (NETWORKS["relu"], IMAGES * np.nan, "x must be finite"),

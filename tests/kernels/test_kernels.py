@@ -36,6 +36,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.dense import quick_tile
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 
 # Any, for the type checker: NumPy arrays and lists are welcome where signatures say Array; bad
@@ -92,7 +93,45 @@ def test_a_subclass_with_tiles_of_its_own_does_not_keep_the_quick_ones():
     x, z = (rng.normal(size=(size, 4)).astype(np.float32) for size in (600, 500))
     doubled: Any = Doubled()
     np.testing.assert_allclose(doubled.ntk(x, z), 2 * RELU.ntk(x, z), rtol=1e-5, atol=1e-5)
-    assert Doubled.quick_tile is None and TwoLayerNTK.quick_tile is not None
+    assert quick_tile(doubled, "ntk") is None and quick_tile(RELU, "ntk") is not None
+
+
+@pytest.mark.parametrize(
+    ("tile", "got"),
+    [
+        (lambda z, x: (x @ z.T) ** 2, r"\(5, 4\), float32"),
+        (lambda z, x: jnp.sum(z, axis=1), r"\(4,\), float32"),
+        (lambda z, x: (z @ x.T).astype(jnp.float16), r"\(4, 5\), float16"),
+        (lambda z, x: None, "NoneType"),
+    ],
+    ids=["transposed", "a vector", "half precision", "nothing"],
+)
+@pytest.mark.parametrize("call", ["ntk", "matvec", "input_gradient"])
+def test_a_tile_of_the_wrong_kind_is_told_in_words(tile, got, call):
+    class Mine(Kernel):
+        def tile(self, name, z, x):
+            return tile(z, x)
+
+    z, x, coef = np.ones((4, 3), np.float32), np.ones((5, 3), np.float32), np.ones(5, np.float32)
+    arguments = (z, x) if call == "ntk" else (z, x, coef)
+    with pytest.raises(
+        TypeError,
+        match=r"Mine\.tile\('ntk', z, x\) must return an array of shape \(rows of z, rows of x\)"
+        rf" .* here \(4, 5\), float32; got {got}",
+    ):
+        getattr(Mine(), call)(*arguments)
+
+
+def test_what_a_kernel_does_not_have_is_told_in_words():
+    class Mine(Kernel):
+        def tile(self, name, z, x):
+            return z @ x.T
+
+    x = np.ones((4, 3), np.float32)
+    with pytest.raises(TypeError, match=r"phi belongs to TwoLayerNTK; this kernel is .*Mine"):
+        Mine().phi(x)
+    with pytest.raises(TypeError, match="phi_matmul belongs to TwoLayerNTK; this kernel is"):
+        Mine().phi_matmul(x, x, x)
 
 
 @pytest.mark.parametrize(

@@ -58,15 +58,23 @@ def deep(family: str, depth: int, activation: str) -> Any:
     return getattr(ArchitectureNTK, family)(depth, activation).network
 
 
+@functools.cache
+def programs(network: Any) -> tuple[Any, Any]:
+    """K(x, x) by neural-tangents, and its diagonal; each compiled once for a network and dtype."""
+    reference = jax.jit(lambda x: network[2](x, None, "ntk"))
+    return reference, jax.jit(functools.partial(diagonal, network, "it", "ntk"))
+
+
 def exact_diagonal(network: Any, x: np.ndarray) -> np.ndarray:
+    reference, _ = programs(network)
     with jax.enable_x64(True):
-        ntk = jax.jit(lambda x: network[2](x, None, "ntk"))(jnp.asarray(x, jnp.float64))
-        return np.asarray(ntk).diagonal()
+        return np.asarray(reference(jnp.asarray(x, jnp.float64))).diagonal()
 
 
 def own_diagonal(network: Any, x: np.ndarray, dtype: Any) -> np.ndarray:
+    _, own = programs(network)
     with jax.enable_x64(dtype == np.float64):
-        values = jax.jit(functools.partial(diagonal, network, "it", "ntk"))(jnp.asarray(x, dtype))
+        values = own(jnp.asarray(x, dtype))
     assert values.dtype == dtype
     return np.asarray(values)
 
@@ -75,11 +83,10 @@ def own_diagonal(network: Any, x: np.ndarray, dtype: Any) -> np.ndarray:
 
 # Name -> (network, inputs, error in float64: that of the reference's angles for ReLUs).
 NETWORKS: dict[str, Any] = {
-    "residual 5 gelu": lambda: (deep("residual", 5, "gelu"), X, 1e-12),
     "residual 12 gelu": lambda: (deep("residual", 12, "gelu"), X, 1e-11),
-    "residual 12 erf": lambda: (deep("residual", 12, "erf"), X, 1e-11),
+    "residual 6 erf": lambda: (deep("residual", 6, "erf"), X, 1e-11),
     "residual 4 relu": lambda: (deep("residual", 4, "relu"), X, 1e-7),
-    "8 gelu": lambda: (deep("fully_connected", 8, "gelu"), X, 1e-12),
+    "4 gelu": lambda: (deep("fully_connected", 4, "gelu"), X, 1e-12),
     "12 erf": lambda: (deep("fully_connected", 12, "erf"), X, 1e-12),
     "4 leaky": lambda: (deep("fully_connected", 4, "leaky_relu"), X, 1e-7),
     "erf, W_std = 30": lambda: (hidden(stax.Erf(), 1, 30.0), X, 1e-11),
@@ -97,26 +104,30 @@ NETWORKS: dict[str, Any] = {
 }
 
 
+# Float32 holds the result, not the computation, whatever the network: here the hardest ones.
+IN_FLOAT32 = "residual 12 gelu", "4 gelu", "4 leaky", "sum pool", "normalised"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_kernel_of_a_point_with_itself(name):
     network, x, tolerance = NETWORKS[name]()
     exact = exact_diagonal(network, x)
     np.testing.assert_allclose(own_diagonal(network, x, np.float64), exact, rtol=tolerance)
-    # Float32 holds the result, not the computation.
-    np.testing.assert_allclose(own_diagonal(network, x, np.float32), exact, rtol=2e-7)
+    if name in IN_FLOAT32:
+        np.testing.assert_allclose(own_diagonal(network, x, np.float32), exact, rtol=2e-7)
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e3])
-def test_inputs_of_any_scale(scale):
+def test_inputs_of_any_scale():
     """Biases alone, and biases that drown."""
     network = hidden(stax.Relu(), 3)
-    exact = exact_diagonal(network, scale * X)
-    np.testing.assert_allclose(own_diagonal(network, scale * X, np.float64), exact, rtol=1e-7)
+    for scale in (0.0, 1e-6, 1e3):
+        exact = exact_diagonal(network, scale * X)
+        np.testing.assert_allclose(own_diagonal(network, scale * X, np.float64), exact, rtol=1e-7)
 
 
 # --- outputs and gradients at training points ---
 
-GELU = ArchitectureNTK.residual(3, "gelu")
+GELU = ArchitectureNTK.residual(2, "gelu")
 TWICE = np.concatenate([X, X[:1]])  # a duplicate
 COEF = np.array([0.5, -1.0, 0.7, 0.3, -0.4], np.float32)
 STEP = 1e-6
@@ -128,17 +139,17 @@ def gradient_by_differences(network: Any, z: np.ndarray) -> np.ndarray:
     around = (z[:, None].astype(float) + steps).reshape(-1, D)
     with jax.enable_x64(True):
         x = jnp.asarray(TWICE, jnp.float64)
-        ntk = jax.jit(lambda z: network[2](x, z, "ntk"))(jnp.asarray(around))
-    sums = (COEF @ np.asarray(ntk)).reshape(len(z), 2, D)
+        ntk = np.asarray(jax.jit(lambda z: network[2](x, z, "ntk"))(jnp.asarray(around)))
+    sums = (COEF @ ntk).reshape(len(z), 2, D)
     return (sums[:, 0] - sums[:, 1]) / (2 * STEP)
 
 
 def test_outputs_and_gradients_at_and_beside_training_points():
     beside = (TWICE + 1e-4 * RNG.normal(size=TWICE.shape)).astype(np.float32)
     exact = gradient_by_differences(GELU.network, TWICE)
+    reference, _ = programs(GELU.network)
     with jax.enable_x64(True):
-        x = jnp.asarray(TWICE, jnp.float64)
-        outputs = COEF @ np.asarray(GELU.network[2](x, None, "ntk"))
+        outputs = COEF @ np.asarray(reference(jnp.asarray(TWICE, jnp.float64)))
     for z in (TWICE, beside):
         values = np.asarray(GELU.matvec(z, TWICE, COEF))
         assert np.abs(values - outputs).max() <= 1e-3 * np.abs(outputs).max()
@@ -180,6 +191,8 @@ def test_masks_reach_the_diagonal(name):
     k = ArchitectureNTK(network, "masked")
     exact = exact_diagonal(network, MASKED)
     np.testing.assert_allclose(np.asarray(k.ntk(MASKED)).diagonal(), exact, rtol=1e-6)
+    if name == "partial":
+        return  # the gradient is that of the same function
     gradient = np.asarray(k.input_gradient(MASKED, MASKED, COEF[:N]))
     assert np.isfinite(gradient).all()
     assert (gradient[MASKED == 9] == 0).all()
@@ -232,24 +245,23 @@ def test_dropout_at_test_time_is_taken():
 # --- JAX's strict modes ---
 
 
-@pytest.mark.parametrize("mode", ["rank", "dtype"])
-def test_strict_modes(mode):
+def test_strict_modes():
     """neural-tangents promotes ranks and dtypes; whoever forbids that does not mean it."""
-    modes = {
-        "rank": jax.numpy_rank_promotion("raise"),
-        "dtype": jax.numpy_dtype_promotion("strict"),
-    }
     network = hidden(stax.Gelu())
+    x = jnp.asarray(X)
 
     def sums(x):
         return matrix(network, "it", "ntk", x, x).sum() + diagonal(network, "it", "ntk", x).sum()
 
-    usual = jax.value_and_grad(sums)(jnp.asarray(X))
-    with modes[mode]:
-        for transformed in (lambda f: f, jax.jit):
-            strict = transformed(jax.value_and_grad(sums))(jnp.asarray(X))
-            for one, other in zip(usual, strict, strict=True):
-                np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    program = jax.jit(jax.value_and_grad(sums))
+    usual = program(x)
+    # Each mode raises errors of its own: both at once say as much. `jit` traces anew in them.
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        strict = program(x)
+        without_jit = sums(x)
+    for one, other in zip(usual, strict, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(usual[0], without_jit, rtol=1e-5)
 
 
 # --- copies and pickles ---

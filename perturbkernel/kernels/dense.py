@@ -1,0 +1,64 @@
+"""The dense tiles of a kernel, careful and quick, with a check of what they return."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jaxtyping import Array
+
+from perturbkernel.engine.tiles import LARGE_TILE
+
+
+def careful_tile(kernel: Any, name: str) -> Callable[[Array, Array], Array]:
+    """The function (z, x) -> (rows of z, rows of x) that is `kernel.tile`.
+
+    Where it is traced, TypeError tells the author of a kernel what is wrong with its result.
+    """
+    return partial(_checked_tile, kernel, "tile", name)
+
+
+def quick_tile(kernel: Any, name: str) -> Callable[[Array, Array], Array] | None:
+    """The function that is `kernel.quick_tile`; None where the class that defines the kernel's
+    `tile` has none.
+    """
+    owners = [cls for cls in type(kernel).__mro__ if "tile" in vars(cls)]
+    # A quick tile that is inherited from further up than the tile belongs to another one.
+    if "quick_tile" not in vars(owners[0]):
+        return None
+    return partial(_checked_tile, kernel, "quick_tile", name)
+
+
+def _checked_tile(
+    kernel: Any,
+    method: str,
+    name: str,
+    z: Array,
+    x: Array,
+) -> Array:
+    evaluate = getattr(kernel, method)
+    tile = evaluate(name, z, x)
+    wanted = f"{(len(z), len(x))}, {z.dtype}"
+    got = _described(tile)
+    if got != wanted:
+        called = f"{type(kernel).__name__}.{method}({name!r}, z, x)"
+        raise TypeError(
+            f"{called} must return an array of shape (rows of z, rows of x) and of the dtype of z, "
+            f"here {wanted}; got {got}"
+        )
+    return tile
+
+
+def _described(value: Any) -> str:
+    """Shape and dtype of an array; the type of what is none."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{value.shape}, {value.dtype}"
+    return type(value).__name__
+
+
+def quick_tile_for(
+    kernel: Any,
+    name: str,
+    pairs: int,
+) -> Callable[[Array, Array], Array] | None:
+    """The quick tile, where a tile has enough pairs for it to be worth its compilation."""
+    return quick_tile(kernel, name) if pairs >= LARGE_TILE else None

@@ -377,6 +377,7 @@ def process(tmp_path):
     command = [sys.executable, program, tmp_path / "out"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+        assert process.stdout is not None
         assert process.stdout.readline() == "begin\n"
         try:
             yield process
@@ -397,10 +398,19 @@ def ended(tmp_path, process):
     error = process.communicate(timeout=60)[1]
     assert error.count("\n") == 1, error
     assert not list((tmp_path / "out").rglob(".*"))
-    listed = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True).stdout
-    alive = [line.split() for line in listed.splitlines()]
-    assert not [stat for pgid, stat in alive if pgid == str(process.pid) and stat[0] != "Z"]
+    # Workers may still be on their way out: the parent does not wait for them.
+    deadline = time.monotonic() + 60
+    while left := alive(process.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
     return error
+
+
+def alive(group):
+    """States of the processes in a group, without those that have ended."""
+    listed = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True).stdout
+    rows = [line.split() for line in listed.splitlines()]
+    return [state for pgid, state in rows if pgid == str(group) and state[0] != "Z"]
 
 
 def test_a_killed_worker(tmp_path, process):

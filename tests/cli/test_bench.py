@@ -458,6 +458,20 @@ def test_a_failing_row_is_reported_and_exits_with_1(fake, tmp_path, capsys):
     assert content["rows"][2]["samples"] == [None] and content["rows"][2]["median"] is None
 
 
+def test_a_figure_that_fails_costs_no_numbers(fake, tmp_path, monkeypatch):
+    def no_font(group, rows):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(page.figures, "figure", no_font)
+    outcome = harness.Outcome([suite.Row("a", "n = 1", "x", "y", (1.0,), group="times")])
+    environment = {"processor": "p", "cores": 1, "backend": "cpu", "device": "cpu"}
+    environment |= {"python": "3", "perturbkernel": "0", "versions": {}}
+    with pytest.raises(RuntimeError, match="no font"):
+        page.save(suite.GROUPS, outcome, {}, environment, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"][0]["median"] == 1
+
+
 def test_what_is_skipped_or_differs_does_not_fail(fake, capsys):
     assert main(["bench", "--quiet", "--only", "times.all,curves"]) == 0
     assert "RuntimeError" not in capsys.readouterr().out

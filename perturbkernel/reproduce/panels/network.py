@@ -77,7 +77,7 @@ class _Ensembles(NamedTuple):
         chosen = np.array(places)
         seen = jax.tree.map(lambda a: np.asarray(a)[:, chosen], trace.observed)
         losses = np.asarray(trace.step_loss)
-        return _Training(seen, np.isfinite(losses).all(1))
+        return _Training(seen, np.all(np.isfinite(losses), axis=1))
 
 
 def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:

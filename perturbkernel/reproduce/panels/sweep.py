@@ -55,7 +55,7 @@ def padded(array: Array | np.ndarray) -> np.ndarray:
     return np.pad(array, added + nothing, mode="edge")
 
 
-def _padded_with_zeros(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def _padded_with_zeros(array: Array | np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Rows of zeros added up to the same number: coefficients of points that do not count."""
     array = np.asarray(array)
     rows = -(-len(array) // _ROUND) * _ROUND

@@ -95,7 +95,9 @@ class Row:
 
 
 class NotHere(Exception):
-    """A method that cannot be measured on this machine, in words: not installed, no such operation."""
+    """A method that cannot be measured on this machine, in words: not installed, no such
+    operation.
+    """
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ class Case:
     @property
     def about(self) -> str:
         """The cost in words."""
-        return (
-            f"about {self.cost:.0f} s" if self.cost < 60 else f"minutes: about {self.cost / 60:.0f}"
-        )
+        if self.cost < 60:
+            return f"about {self.cost:.0f} s"
+        return f"minutes: about {self.cost / 60:.0f}"
 
 
 @dataclass(frozen=True)
@@ -168,12 +170,13 @@ def times(
 def ratios(times: tuple[np.ndarray, np.ndarray], subject: int, reference: int) -> dict[str, Any]:
     """The fields "samples", "seconds" and "processor" of a row, from `times`."""
     seconds, processor = times
+    samples = seconds[:, subject] / seconds[:, reference]
+    # A reference that is too quick for the processor's clock takes a nanosecond.
+    worked = processor[:, subject] / np.maximum(processor[:, reference], 1e-9)
     return {
-        "samples": tuple((seconds[:, subject] / seconds[:, reference]).tolist()),
+        "samples": tuple(samples.tolist()),
         "seconds": float(np.median(seconds[:, subject])),
-        "processor": float(
-            np.median(processor[:, subject] / np.maximum(processor[:, reference], 1e-9))
-        ),
+        "processor": float(np.median(worked)),
     }
 
 

@@ -31,8 +31,10 @@ def points(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarr
     """x (n, d), z (m, d) standard normal and coef (n,) = +-1/n, float32."""
     n, m, d = shape
     rng = np.random.default_rng(seed)
-    x, z = (rng.standard_normal((rows, d), np.float32) for rows in (n, m))
-    return x, z, np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32) / np.float32(n)
+    x = rng.standard_normal((n, d), np.float32)
+    z = rng.standard_normal((m, d), np.float32)
+    signs = np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32)
+    return x, z, signs / np.float32(n)
 
 
 def same_points(
@@ -48,11 +50,8 @@ def perturbations(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     choose, draw = jax.random.split(jax.random.key(seed))
     digits = data.mnist5k(classes=(1, 2)).subset(n, key=choose)
     targets = draw_targets("coin_flip", n, key=draw)
-    delta = np.asarray(
-        perturb(
-            fit(TwoLayerNTK(), digits.inputs, digits.targets), digits.inputs, targets, size=1
-        ).delta
-    )
+    f = fit(TwoLayerNTK(), digits.inputs, digits.targets)
+    delta = np.asarray(perturb(f, digits.inputs, targets, size=1).delta)
     return delta, delta, np.asarray(targets) / np.float32(n)
 
 

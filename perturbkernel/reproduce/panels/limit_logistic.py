@@ -120,7 +120,7 @@ class _Cell(NamedTuple):
     kernel: TwoLayerNTK
     dynamics: str
     x: np.ndarray
-    y: np.ndarray
+    y: Array
     z: np.ndarray
     z_square: Array
 

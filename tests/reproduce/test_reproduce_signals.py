@@ -124,9 +124,10 @@ def test_an_interrupt_in_a_finaliser_is_not_lost(tmp_path, monkeypatch, capsys):
         Finalised()
         time.sleep(10)
 
+    cell = {"function": "limit", "config": {"number": 0}}
     before = signal.getsignal(signal.SIGINT)
     monkeypatch.setitem(runner.FUNCTIONS, "limit", function)
-    monkeypatch.setattr(pk.reproduce, "cells", lambda options: CELLS)
+    monkeypatch.setattr(pk.reproduce, "cells", lambda options: [cell])
     began = time.monotonic()
     assert main(["reproduce", "map", "--workers", "0", "--quiet", "--out", str(tmp_path)]) == 130
     assert time.monotonic() - began < 9 and signal.getsignal(signal.SIGINT) is before

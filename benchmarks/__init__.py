@@ -2,8 +2,8 @@
 to add to it.
 
 `harness` measures, `alternatives` holds the competitors, `page` shows and saves; every other module
-is a group. In a checkout this folder is imported as perturbkernel.cli.benchmarks by
-`perturbkernel.cli.bench.suite`; a wheel contains it under that name.
+is a group. Every installation contains this folder as perturbkernel.benchmarks;
+`perturbkernel.cli.bench.suite` imports it.
 """
 
 import argparse

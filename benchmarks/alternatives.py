@@ -17,7 +17,8 @@ from perturbkernel.kernels.stax_kernels import load_neural_tangents
 
 from .harness import NotHere
 
-ROWS = 1024  # of queries at once in NumPy: the block then stays in the cache between the elementwise passes
+# Of queries at once in NumPy: the block then stays in the cache between the elementwise passes.
+ROWS = 1024
 
 
 def _numpy_block(
@@ -51,7 +52,8 @@ def _blocks(z: np.ndarray):
 
 def numpy_ntk(z: np.ndarray, x: np.ndarray) -> np.ndarray:
     """K(x, z), (m, n), in the dtype of x."""
-    s_z, s_x, out = _lengths(z), _lengths(x), np.empty((len(z), len(x)), x.dtype)
+    s_z, s_x = _lengths(z), _lengths(x)
+    out = np.empty((len(z), len(x)), x.dtype)
     for rows in _blocks(z):
         product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
         np.multiply(product, _phi(rho), out=out[rows])
@@ -60,7 +62,8 @@ def numpy_ntk(z: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def numpy_matvec(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """sum_n coef_n K(x_n, z_j), (m,)."""
-    s_z, s_x, out = _lengths(z), _lengths(x), np.empty(len(z), np.float32)
+    s_z, s_x = _lengths(z), _lengths(x)
+    out = np.empty(len(z), np.float32)
     for rows in _blocks(z):
         product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
         product *= _phi(rho)
@@ -69,18 +72,19 @@ def numpy_matvec(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
 
 
 def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
-    """Its gradient in z, (m, d): grad K = Phi x + (<x, z> + 1) (xbar - rho zbar) / (2 pi d s_z sin
-    theta).
+    """Its gradient in z, (m, d).
+
+    grad K = Phi x + (<x, z> + 1) (xbar - rho zbar) / (2 pi d s_z sin theta)
     """
-    d, s_z, s_x = np.float32(x.shape[1]), _lengths(z), _lengths(x)
+    d = np.float32(x.shape[1])
+    s_z, s_x = _lengths(z), _lengths(x)
     out = np.empty_like(z)
     for rows in _blocks(z):
         product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
         weight = product
         weight *= coef
-        with np.errstate(
-            divide="ignore", invalid="ignore"
-        ):  # the formula fails at coincident points, as it stands
+        # The formula fails at coincident points, as it stands.
+        with np.errstate(divide="ignore", invalid="ignore"):
             weight /= np.sqrt(1 - rho * rho)
         weight /= (np.float32(2 * np.pi) * d * s_z[rows])[:, None]
         along = np.einsum("mn,mn->m", weight, rho) / s_z[rows]
@@ -94,8 +98,9 @@ def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.n
 
 
 def sklearn_ntk(z: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
-    """K(x, z), (m, n), from scikit-learn's pairwise kernels; returns the call. Raises NotHere
-    without scikit-learn.
+    """Returns the call of K(x, z), (m, n), from scikit-learn's pairwise kernels.
+
+    Raises NotHere without scikit-learn.
     """
     try:
         from sklearn.metrics.pairwise import cosine_similarity, linear_kernel
@@ -103,7 +108,9 @@ def sklearn_ntk(z: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
         raise NotHere("scikit-learn is not installed") from None
 
     def augmented(a):
-        return np.hstack([a / np.float32(np.sqrt(a.shape[1])), np.ones((len(a), 1), np.float32)])
+        one = np.ones((len(a), 1), np.float32)
+        root_d = np.float32(np.sqrt(a.shape[1]))
+        return np.hstack([a / root_d, one])
 
     def ntk():
         rho = np.clip(cosine_similarity(augmented(z), augmented(x)), -1, 1)
@@ -113,8 +120,9 @@ def sklearn_ntk(z: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def tangents() -> Callable[..., Any]:
-    """neural-tangents' kernel function of the same network: kernel(z, x, "ntk"). Raises NotHere
-    without it.
+    """neural-tangents' kernel function of the same network, kernel(z, x, "ntk").
+
+    Raises NotHere without it.
     """
     stax = neural_tangents("stax")
     dense = stax.Dense(1, W_std=1, b_std=1, parameterization="standard")

@@ -15,48 +15,71 @@ QUERIES, POINTS, DIMENSION = 1024, 2048, 100
 
 
 def _product(what: str, shape: tuple[int, int, int], seed: int) -> Callable:
+    """The product of random points (n, m, d)."""
     x, z, coef = map(jnp.asarray, points(shape, seed))
-    return partial(getattr(TwoLayerNTK(0.0, train_bias=True), what), z, x, coef)
+    kernel = TwoLayerNTK(0.0, train_bias=True)
+    return partial(getattr(kernel, what), z, x, coef)
 
 
 def _fit(n: int, seed: int) -> Callable:
+    """Training on n random points with random labels."""
     x, _, coef = map(jnp.asarray, points((n, 1, DIMENSION), seed))
-    train = partial(
-        fit, TwoLayerNTK(), x, jnp.sign(coef), loss="squared", dynamics=GradientFlow(1.0)
-    )
-    return lambda: train().dual_coef
+    y = jnp.sign(coef)
+    flow = GradientFlow(1.0)
+
+    def train():
+        return fit(TwoLayerNTK(), x, y, loss="squared", dynamics=flow).dual_coef
+
+    return train
 
 
 def _row(
-    what: str, symbol: str, fixed: str, sizes: Sequence[int], calls: Sequence[Callable], rounds: int
+    what: str,
+    symbol: str,
+    fixed: str,
+    sizes: Sequence[int],
+    calls: Sequence[Callable],
+    rounds: int,
 ) -> Row:
+    """Times the calls, one a size of what `symbol` means."""
     for call in calls:
         call()
     seconds, _ = times(calls, rounds)
-    described = f"{symbol} = {', '.join(map(str, sizes))}; {fixed}"
-    curve = tuple(zip(map(float, sizes), np.median(seconds, axis=0).tolist(), strict=True))
-    return Row(what, described, "perturbkernel", f"{symbol}^p", power(sizes, seconds), curve=curve)
+    medians = np.median(seconds, axis=0).tolist()
+    curve = zip(map(float, sizes), medians, strict=True)
+    return Row(
+        what,
+        f"{symbol} = {', '.join(map(str, sizes))}; {fixed}",
+        "perturbkernel",
+        f"{symbol}^p",
+        power(sizes, seconds),
+        curve=tuple(curve),
+    )
 
 
 def _doubled(first: int, settings: Settings) -> list[int]:
     """Every size is a compilation: few of them, for quick."""
-    return [first * 4**k for k in range(3)] if settings.quick else [first * 2**k for k in range(7)]
+    if settings.quick:
+        return [first * 4**k for k in range(3)]
+    return [first * 2**k for k in range(7)]
 
 
 def _over_n(what: str, settings: Settings) -> list[Row]:
     sizes = _doubled(POINTS // 2, settings)
     calls = [_product(what, (n, QUERIES, DIMENSION), settings.seed) for n in sizes]
-    return [_row(what, "n", f"m = {QUERIES}, d = {DIMENSION}", sizes, calls, settings.rounds(9, 3))]
+    fixed = f"m = {QUERIES}, d = {DIMENSION}"
+    return [_row(what, "n", fixed, sizes, calls, settings.rounds(9, 3))]
 
 
 def _over_d(what: str, settings: Settings) -> list[Row]:
     sizes = _doubled(128, settings)
     calls = [_product(what, (POINTS, QUERIES, d), settings.seed) for d in sizes]
-    return [_row(what, "d", f"n = {POINTS}, m = {QUERIES}", sizes, calls, settings.rounds(9, 3))]
+    fixed = f"n = {POINTS}, m = {QUERIES}"
+    return [_row(what, "d", fixed, sizes, calls, settings.rounds(9, 3))]
 
 
 def _fit_over_n(settings: Settings) -> list[Row]:
-    sizes = [100 * 2**k for k in (range(3) if settings.quick else range(6))]
+    sizes = [100 * 2**k for k in range(3 if settings.quick else 6)]
     calls = [_fit(n, settings.seed) for n in sizes]
     return [_row("fit, squared loss", "n", f"d = {DIMENSION}", sizes, calls, settings.rounds(5, 3))]
 

@@ -95,7 +95,9 @@ class Row:
 
 
 class NotHere(Exception):
-    """A method that cannot be measured on this machine, in words: not installed, no such operation."""
+    """A method that cannot be measured on this machine, in words: not installed, no such
+    operation.
+    """
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ class Case:
     @property
     def about(self) -> str:
         """The cost in words."""
-        return (
-            f"about {self.cost:.0f} s" if self.cost < 60 else f"minutes: about {self.cost / 60:.0f}"
-        )
+        if self.cost < 60:
+            return f"about {self.cost:.0f} s"
+        return f"minutes: about {self.cost / 60:.0f}"
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,10 @@ def times(
     clock: Callable[[], float] = time.perf_counter,
     pause: float = PAUSE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of the clock and of the processor, (rounds, calls) each, A B C A B C ...; each result
-    is waited for.
+    """Seconds of the clock and of the processor, (rounds, calls) each, in the order A B C A B C.
 
-    Warm up the calls before. The processor time is that of all threads of this process.
+    Each result is waited for. Warm up the calls before. The processor time is that of all threads
+    of this process.
     """
     seconds, processor = np.empty((2, rounds, len(calls)))
     for i in range(rounds):
@@ -161,19 +163,21 @@ def times(
             time.sleep(pause)
             worked, began = time.process_time(), clock()
             jax.block_until_ready(call())
-            seconds[i, j], processor[i, j] = clock() - began, time.process_time() - worked
+            seconds[i, j] = clock() - began
+            processor[i, j] = time.process_time() - worked
     return seconds, processor
 
 
 def ratios(times: tuple[np.ndarray, np.ndarray], subject: int, reference: int) -> dict[str, Any]:
     """The fields "samples", "seconds" and "processor" of a row, from `times`."""
     seconds, processor = times
+    samples = seconds[:, subject] / seconds[:, reference]
+    # A reference that is too quick for the processor's clock takes a nanosecond.
+    worked = processor[:, subject] / np.maximum(processor[:, reference], 1e-9)
     return {
-        "samples": tuple((seconds[:, subject] / seconds[:, reference]).tolist()),
+        "samples": tuple(samples.tolist()),
         "seconds": float(np.median(seconds[:, subject])),
-        "processor": float(
-            np.median(processor[:, subject] / np.maximum(processor[:, reference], 1e-9))
-        ),
+        "processor": float(np.median(worked)),
     }
 
 
@@ -185,10 +189,10 @@ def fresh_process(code: str, **environment: str) -> str:
     """
     # The package that runs here is found there first, wherever that process starts.
     paths = [str(Path(perturbkernel.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | environment
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=variables, capture_output=True, text=True
-    )
+    path = os.pathsep.join(filter(None, paths))
+    variables = os.environ | {"PYTHONPATH": path} | environment
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(
             f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
@@ -219,10 +223,11 @@ def compare(
     clock: Callable[[], float] = time.perf_counter,
     pause: float = PAUSE,
 ) -> Iterator[Row]:
-    """Times methods against a reference, A B A B ..., in this process: one row a method, ratios of
-    neighbours.
+    """Yields a row for each method, timed against a reference, A B A B ..., in this process.
 
-    Each row comes as soon as it is measured.
+    Times are divided by that of the neighbour. Each row comes as soon as it is measured.
+
+        list(compare("sum", "n = 9", ("NumPy", lambda: x.sum), {"Python": lambda: python_sum}, 5))
 
     Args:
         what, sizes: for the rows.
@@ -247,32 +252,34 @@ def compare(
         yield from (Row(what, sizes, subject, name).but(error) for subject in methods)
         return
     truth = of_base if same_result else None
+    of_whom = name if same_result else next(iter(methods), name)
     for subject, builder in methods.items():
         row = Row(what, sizes, subject, name)
         try:
             call = builder()
             result = jax.block_until_ready(call())
-            note, status, reason = "" if remark is None else remark(result, of_base), "ok", ""
+            found = row if remark is None else replace(row, note=remark(result, of_base))
             if tolerance is not None and truth is not None:
-                off = difference(result, truth)
-                if off <= tolerance:
-                    note += f"{'; ' if note else ''}results differ by {off:.0e}"
-                else:
-                    other = name if same_result else next(iter(methods))
-                    words = (
-                        f"by {off:.0e} of the largest entry"
-                        if np.isfinite(off)
-                        else "being not finite"
-                    )
-                    status, reason = "differs", f"its result differs from that of {other}, {words}"
-                    if same_result:
-                        raise ArithmeticError(reason)
+                found = _judged(found, result, truth, tolerance, of_whom)
+            if same_result and found.status == "differs":
+                raise ArithmeticError(found.reason)
             truth = result if truth is None else truth
-            measured = ratios(times((base, call), rounds, clock, pause), subject=1, reference=0)
-            row = replace(row, **measured, note=note, status=status, reason=reason)
+            measured = times((base, call), rounds, clock, pause)
+            row = replace(found, **ratios(measured, subject=1, reference=0))
         except Exception as error:
             row = row.but(error)
         yield row
+
+
+def _judged(row: Row, result: Any, truth: Any, tolerance: float, of_whom: str) -> Row:
+    """The row with how far its result is from that of another method."""
+    off = difference(result, truth)
+    if off <= tolerance:
+        said = f"results differ by {off:.0e}"
+        return replace(row, note="; ".join(filter(None, (row.note, said))))
+    words = f"by {off:.0e} of the largest entry" if np.isfinite(off) else "being not finite"
+    reason = f"its result differs from that of {of_whom}, {words}"
+    return replace(row, status="differs", reason=reason)
 
 
 def power(sizes: Sequence[float], seconds: np.ndarray) -> tuple[float, ...]:

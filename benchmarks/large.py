@@ -66,16 +66,19 @@ def run(
     f = pk.fit(kernel, train.inputs, train.targets, dynamics=pk.GradientFlow(10.0))
     outputs_f = timed("f at its training points", lambda each: f(train.inputs, progress=each))
     targets = draw_targets("coin_flip", n, key=jax.random.key(1))
-    p = timed(
-        "perturbations", lambda each: pk.perturb(f, train.inputs, targets, size=SIZE, progress=each)
-    )
+
+    def perturbed(each: tqdm) -> pk.Perturbation:
+        return pk.perturb(f, train.inputs, targets, size=SIZE, progress=each)
+
+    p = timed("perturbations", perturbed)
     g = pk.fit(kernel, train.inputs + p.delta, targets, dynamics=pk.GradientFlow(10.0))
     del p
     outputs_g = timed("g at the clean points", lambda each: g(train.inputs, progress=each))
     return {
         "seconds": seconds,
-        "accuracy": tuple(
-            float(accuracy(outputs, train.targets)) for outputs in (outputs_f, outputs_g)
+        "accuracy": (
+            float(accuracy(outputs_f, train.targets)),
+            float(accuracy(outputs_g, train.targets)),
         ),
         "data": data,
         "above": peak() - held,
@@ -86,30 +89,36 @@ def table(rate: float | None = None, d: int = 784) -> str:
     """Extrapolated from one device's rate (measured here if left out): the time of `run` and memory
     a device.
     """
-    kernel, lines = pk.TwoLayerNTK(), []
-    rates = {
-        what: rate or kernel.plan(4096, 4096, d, what=what).rate
-        for what in ("matvec", "input_gradient")
-    }
-    for n in (10**4, 10**5, 10**6, 10**7):
-        for devices in (1, 8, 64):
-            same, gradient, other = (
-                kernel.plan(n, m, d, what=what, devices=devices, rate=rates[what])
-                for what, m in (("matvec", None), ("input_gradient", None), ("matvec", n))
-            )
-            seconds = same.seconds + gradient.seconds + other.seconds
-            memory = gradient.memory + (gradient.data * 2 + gradient.result) / devices
-            lines.append(
-                f"| {n:,} | {devices} | {in_time(seconds)} | {in_bytes(memory)} | {in_bytes(same.data)} |"
-            )
-    head = [
+    kernel = pk.TwoLayerNTK()
+    rates = {}
+    for what in ("matvec", "input_gradient"):
+        rates[what] = rate or kernel.plan(4096, 4096, d, what=what).rate
+    said = ", ".join(f"{what} {value / 1e9:.0f} GFLOP/s" for what, value in rates.items())
+    lines = [
+        f"Extrapolated, not measured, from one device's rate: {said}.",
+        "",
         "| N | devices | time | memory a device | data a host |",
         "| --- | --- | --- | --- | --- |",
     ]
-    rates_text = ", ".join(f"{what} {value / 1e9:.0f} GFLOP/s" for what, value in rates.items())
-    return "\n".join(
-        [f"Extrapolated, not measured, from one device's rate: {rates_text}.", "", *head, *lines]
-    )
+    for n in (10**4, 10**5, 10**6, 10**7):
+        for devices in (1, 8, 64):
+            lines.append(_table_row(kernel, n, d, devices, rates))
+    return "\n".join(lines)
+
+
+def _table_row(
+    kernel: pk.TwoLayerNTK, n: int, d: int, devices: int, rates: dict[str, float]
+) -> str:
+    def planned(what: Any, m: int | None) -> pk.Plan:
+        return kernel.plan(n, m, d, what=what, devices=devices, rate=rates[what])
+
+    same = planned("matvec", None)
+    gradient = planned("input_gradient", None)
+    other = planned("matvec", n)
+    seconds = same.seconds + gradient.seconds + other.seconds
+    memory = gradient.memory + (gradient.data * 2 + gradient.result) / devices
+    cells = (f"{n:,}", devices, in_time(seconds), in_bytes(memory), in_bytes(same.data))
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Peak memory of one product with a large kernel matrix, above the data, each in a fresh process."""
+"""Peak memory of one product with a large kernel matrix above the data, each in a fresh process."""
 
 from functools import partial
 from pathlib import Path

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from perturbkernel.files import write_folder
 from perturbkernel.report.html import html_figure, html_page, html_table, text_row
-from perturbkernel.report.results import write_figure, write_whole
+from perturbkernel.report.results import write_figure
 
 from . import figures
 from .harness import Group, Outcome, Row
 
 PACKAGES = ("scikit-learn", "scipy", "torch")  # beside those that every result names
-
 HEAD = (
     "what",
     "sizes",
@@ -33,9 +33,15 @@ HEAD = (
 )
 
 EXPLANATION = (
-    "The result is the median, with quartiles, over rounds in which method and reference ran right after each other, "
-    "warmed up before; processor is the median ratio of processor times, seconds are the method's median. Below 1 the "
-    "method needs less than its reference. Growth: the exponent. Precision: the largest error of each of several draws."
+    "The result is the median, with quartiles, over rounds in which method and reference ran right "
+    "after each other, warmed up before; processor is the median ratio of processor times, seconds "
+    "are the method's median. Below 1 the method needs less than its reference. Growth: the "
+    "exponent. Precision: the largest error of each of several draws."
+)
+
+_CSS = (
+    ".failed { color: #d55e00; font-weight: bold; } .skipped { color: #777; } "
+    ".differs { color: #9a5b00; }"
 )
 
 
@@ -49,70 +55,84 @@ def result(row: Row) -> str:
     quartiles = row.quartiles
     if quartiles is None:
         return row.status if row.status != "ok" else "not finite"
-    low, median, high = (f"{value:.3g}" for value in quartiles)
-    return f"{median} ({low} to {high})" if len(row.samples) > 1 else median
+    low, median, high = quartiles
+    if len(row.samples) == 1:
+        return f"{median:.3g}"
+    return f"{median:.3g} ({low:.3g} to {high:.3g})"
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """The row as text, a cell for each word of `HEAD`."""
-    processor, seconds = (
-        "" if value is None else f"{value:.3g}" for value in (row.processor, row.seconds)
+    return (
+        row.what,
+        row.sizes,
+        row.subject,
+        row.reference,
+        result(row),
+        _number(row.processor),
+        _number(row.seconds),
+        "; ".join(filter(None, (row.note, row.reason))),
     )
-    remark = "; ".join(filter(None, (row.note, row.reason)))
-    return row.what, row.sizes, row.subject, row.reference, result(row), processor, seconds, remark
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def summary(outcome: Outcome) -> str:
     """How many rows, and how they ended."""
-    count = {
-        status: sum(row.status == status for row in outcome.rows)
-        for status in ("differs", "skipped", "failed")
-    }
+    said = f"{len(outcome.rows)} rows in {outcome.seconds:.0f} s"
     ended = {"differs": "with another result", "skipped": "skipped", "failed": "failed"}
-    said = "".join(f", {number} {ended[status]}" for status, number in count.items() if number)
-    return f"{len(outcome.rows)} rows in {outcome.seconds:.0f} s{said}"
+    for status, words in ended.items():
+        number = sum(row.status == status for row in outcome.rows)
+        if number:
+            said += f", {number} {words}"
+    return said
 
 
 def machine(environment: Mapping[str, Any]) -> str:
     """Processor, device and versions in a line."""
-    e = environment
-    versions = ", ".join(
-        f"{name} {version}" for name, version in e["versions"].items() if version is not None
+    packages = {"perturbkernel": environment["perturbkernel"], **environment["versions"]}
+    versions = [f"{name} {version}" for name, version in packages.items() if version is not None]
+    parts = (
+        f"{environment['processor']}, {environment['cores']} cores",
+        f"JAX on {environment['backend']} ({environment['device']})",
+        f"Python {environment['python']}",
+        ", ".join(versions),
     )
-    return (
-        f"{e['processor']}, {e['cores']} cores; JAX on {e['backend']} ({e['device']}); Python {e['python']}; "
-        f"perturbkernel {e['perturbkernel']}, {versions}"
-    )
+    return "; ".join(parts)
 
 
 def _members(groups: Sequence[Group], outcome: Outcome) -> list[tuple[Group, list[Row]]]:
-    found = [(group, [row for row in outcome.rows if row.group == group.name]) for group in groups]
-    return [(group, rows) for group, rows in found if rows]
+    """The groups that have rows, with them."""
+    found = []
+    for group in groups:
+        rows = [row for row in outcome.rows if row.group == group.name]
+        if rows:
+            found.append((group, rows))
+    return found
 
 
 def text(
     groups: Sequence[Group], outcome: Outcome, environment: Mapping[str, Any], width: int = 170
 ) -> str:
     """The table for the terminal."""
-    rows = [cells(row) for row in outcome.rows]
-    widths = [max(len(row[i]) for row in [HEAD, *rows]) for i in range(len(HEAD))]
+    rows = [HEAD, *(cells(row) for row in outcome.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    # Long names and sizes are wrapped, and the remark has what is left of the line.
     for column, most in ((0, 32), (1, 34)):
         widths[column] = min(widths[column], most)
-    widths[-1] = max(24, width - sum(widths[:-1]) - 2 * len(widths))
-    lines = [*text_row(HEAD, widths), "-" * (sum(widths) + 2 * len(widths) - 2)]
+    left = width - sum(widths[:-1]) - 2 * len(widths)
+    widths[-1] = max(24, left)
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    lines = [*text_row(HEAD, widths), rule]
     for group, members in _members(groups, outcome):
         lines.append(f"[{group.name}] {group.title}: {group.measures}")
         for row in members:
             lines += text_row(cells(row), widths)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            *text_row([EXPLANATION], [width]),
-            machine(environment),
-            summary(outcome),
-        ]
-    )
+    lines += ["", *text_row([EXPLANATION], [width])]
+    lines += [machine(environment), summary(outcome)]
+    return "\n".join(lines)
 
 
 def _plain(row: Row) -> dict[str, Any]:
@@ -123,9 +143,6 @@ def _plain(row: Row) -> dict[str, Any]:
     return {**fields, "median": median, "lower_quartile": low, "upper_quartile": high}
 
 
-_CSS = ".failed { color: #d55e00; font-weight: bold; } .skipped { color: #777; } .differs { color: #9a5b00; }"
-
-
 def save(
     groups: Sequence[Group],
     outcome: Outcome,
@@ -133,33 +150,52 @@ def save(
     environment: Mapping[str, Any],
     folder: str | os.PathLike,
 ) -> Path:
-    """Writes rows, figures and page into `folder`, whole or not at all; other files there are left."""
+    """Writes rows, figures and page into `folder`, whole or not at all; other files there are left.
 
-    def write(aside: Path) -> None:
-        content = {
-            "configuration": dict(configuration),
-            "summary": summary(outcome),
-            "environment": dict(environment),
-            "groups": {
-                group.name: {"title": group.title, "measures": group.measures} for group in groups
-            },
-            "rows": [_plain(row) for row in outcome.rows],
-        }
-        parts = []
-        for group, rows in _members(groups, outcome):
-            parts.append(f"<h2>{html.escape(group.title)}</h2><p>{html.escape(group.measures)}</p>")
-            if (drawing := figures.figure(group, rows)) is not None:
-                picture = write_figure(drawing, aside, group.name)
-                parts.append(html_figure(group.title, picture))
-            parts.append(html_table(map(cells, rows), HEAD, [row.status for row in rows]))
-        body = f"""<h1>Benchmarks</h1>
-<p>{html.escape(summary(outcome))}, on {html.escape(machine(environment))}.</p><p>{html.escape(EXPLANATION)}</p>
+    The results are in the folder before anything is drawn: a figure that fails costs no numbers.
+    """
+    described = {group.name: {"title": group.title, "measures": group.measures} for group in groups}
+    content = {
+        "configuration": dict(configuration),
+        "summary": summary(outcome),
+        "environment": dict(environment),
+        "groups": described,
+        "rows": [_plain(row) for row in outcome.rows],
+    }
+    results = json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    def write_results(aside: Path) -> None:
+        (aside / "bench.json").write_text(results)
+
+    def write_page(aside: Path) -> None:
+        write_results(aside)
+        page = _page(groups, outcome, configuration, environment, aside)
+        (aside / "bench.html").write_text(page, encoding="utf-8")
+
+    write_folder(folder, "bench.json", write_results)
+    return write_folder(folder, "bench.json", write_page)
+
+
+def _page(
+    groups: Sequence[Group],
+    outcome: Outcome,
+    configuration: Mapping[str, Any],
+    environment: Mapping[str, Any],
+    folder: Path,
+) -> str:
+    """The page; its figures are written into `folder` too."""
+    parts = []
+    for group, rows in _members(groups, outcome):
+        parts.append(f"<h2>{html.escape(group.title)}</h2><p>{html.escape(group.measures)}</p>")
+        drawing = figures.figure(group, rows)
+        if drawing is not None:
+            picture = write_figure(drawing, folder, group.name)
+            parts.append(html_figure(group.title, picture))
+        parts.append(html_table(map(cells, rows), HEAD, [row.status for row in rows]))
+    where = html.escape(machine(environment))
+    body = f"""<h1>Benchmarks</h1>
+<p>{html.escape(summary(outcome))}, on {where}.</p><p>{html.escape(EXPLANATION)}</p>
 {"".join(parts)}
 <h2>What was asked</h2>{html_table(configuration.items())}
 <h2>Versions and machine</h2>{html_table(environment.items())}"""
-        (aside / "bench.html").write_text(
-            html_page("perturbkernel bench", body, _CSS), encoding="utf-8"
-        )
-        (aside / "bench.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-    return write_whole(folder, "bench.json", write)
+    return html_page("perturbkernel bench", body, _CSS)

@@ -32,33 +32,42 @@ POINTS = {
 
 
 def draw(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """z (M, D), x (N, D), coef (N,), float32. Tiny: both are, as when a network trains on
-    perturbations alone.
+    """Returns z (M, D), x (N, D), coef (N,), float32.
+
+    Tiny: both are, as when a network trains on perturbations alone.
     """
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((N, D)) * (1e-3 / np.sqrt(D) if kind.startswith("tiny") else 1)
+    scale = 1e-3 / np.sqrt(D) if kind.startswith("tiny") else 1
+    x = rng.standard_normal((N, D)) * scale
     x = x.astype(np.float32).astype(float)
     coef = np.where(rng.random(N) < 0.5, 1, -1) / N
-    return POINTS[kind](x, rng).astype(np.float32), x.astype(np.float32), coef.astype(np.float32)
+    z = POINTS[kind](x, rng)
+    return z.astype(np.float32), x.astype(np.float32), coef.astype(np.float32)
 
 
 def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.ndarray]:
     """The "angles" (M, N), "outputs" (M,) and "gradients" (M, D) of the kernel with trained biases,
     in float64.
     """
-    z, x, coef = (a.astype(float) for a in (z, x, coef))
-    d, angles, outputs, gradients = x.shape[1], [], [], []
-    for q in z:
-        square, e = q @ q, x - q
+    x, coef = x.astype(float), coef.astype(float)
+    d = x.shape[1]
+    angles, outputs, gradients = [], [], []
+    for q in z.astype(float):
+        square = q @ q
+        e = x - q
         ratio = e @ q / square
         side = e - ratio[:, None] * q
         s_squared = 1 + square / d
         # S_x s_q sin(theta)
-        sine = np.sqrt((ratio**2 * square + s_squared * np.sum(side**2, axis=1)) / d)
+        across = np.sum(side**2, axis=1)
+        sine = np.sqrt((ratio**2 * square + s_squared * across) / d)
         theta = np.arctan2(sine, 1 + x @ q / d)
-        phi, linear = 0.5 - theta / (2 * np.pi), x @ q + 1
+        phi = 0.5 - theta / (2 * np.pi)
+        linear = x @ q + 1
         tangent = side + (ratio / s_squared)[:, None] * q
-        turn = np.where(sine > 0, coef * linear / (2 * np.pi * d * np.where(sine > 0, sine, 1)), 0)
+        turns = sine > 0
+        divisor = 2 * np.pi * d * np.where(turns, sine, 1)
+        turn = np.where(turns, coef * linear / divisor, 0)
         angles.append(theta)
         outputs.append(coef @ (phi * linear))
         gradients.append((coef * phi) @ x + turn @ tangent)
@@ -75,15 +84,16 @@ def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, floa
     """
     out = {}
     for name, value in got.items():
-        off, true = np.abs(np.asarray(value, float) - wanted[name]), wanted[name]
+        true = wanted[name]
+        off = np.abs(np.asarray(value, float) - true)
         if name == "angles":
-            out[name] = float(np.max(off / np.where(true > 0, true, 1)))
+            error = np.max(off / np.where(true > 0, true, 1))
         elif name == "outputs":
-            out[name] = float(off.max() / np.abs(true).max())
+            error = off.max() / np.abs(true).max()
         else:
-            out[name] = float(
-                np.linalg.norm(off, axis=1).max() / np.linalg.norm(true, axis=1).max()
-            )
+            longest = np.linalg.norm(true, axis=1).max()
+            error = np.linalg.norm(off, axis=1).max() / longest
+        out[name] = float(error)
     return out
 
 
@@ -102,15 +112,20 @@ def _textbook() -> Callable[..., dict[str, Any]]:
     """The formula as it is written, arccos of a clipped cosine, and autodiff."""
 
     def angle(z, x):
-        s_z, s_x = (jnp.sqrt(1 + jnp.sum(a * a, axis=1) / D) for a in (z, x))
+        s_z = jnp.sqrt(1 + jnp.sum(z * z, axis=1) / D)
+        s_x = jnp.sqrt(1 + jnp.sum(x * x, axis=1) / D)
         product = jnp.matmul(z, x.T, precision="highest")
-        return product, jnp.arccos(jnp.clip((1 + product / D) / (s_z[:, None] * s_x), -1, 1))
+        rho = (1 + product / D) / (s_z[:, None] * s_x)
+        return product, jnp.arccos(jnp.clip(rho, -1, 1))
 
     def outputs(z, x, coef):
         product, theta = angle(z, x)
         return ((0.5 - theta / (2 * np.pi)) * (product + 1)) @ coef
 
-    gradients = jax.jit(jax.grad(lambda z, x, coef: jnp.sum(outputs(z, x, coef))))
+    def total(z, x, coef):
+        return jnp.sum(outputs(z, x, coef))
+
+    gradients = jax.jit(jax.grad(total))
     return lambda z, x, coef: {
         "angles": jax.jit(angle)(z, x)[1],
         "outputs": jax.jit(outputs)(z, x, coef),
@@ -136,10 +151,12 @@ def _measure(kind: str, settings: Settings) -> Iterator[Row]:
     draws = range(settings.seed, settings.seed + settings.rounds(9, 5))
     for subject, build in METHODS.items():
         try:
-            method, found = build(), []
+            method = build()
+            found = []
             for seed in draws:
                 z, x, coef = draw(kind, seed)
-                found.append(errors(method(*map(jnp.asarray, (z, x, coef))), reference(z, x, coef)))
+                got = method(jnp.asarray(z), jnp.asarray(x), jnp.asarray(coef))
+                found.append(errors(got, reference(z, x, coef)))
             for name in found[0]:
                 samples = tuple(one[name] for one in found)
                 bad = int(np.sum(~np.isfinite(samples)))
@@ -150,10 +167,11 @@ def _measure(kind: str, settings: Settings) -> Iterator[Row]:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [
-        Case(kind.split(",")[0].replace(" ", "-"), kind, partial(_measure, kind, settings), cost=1)
-        for kind in POINTS
-    ]
+    cases = []
+    for kind in POINTS:
+        name = kind.split(",")[0].replace(" ", "-")
+        cases.append(Case(name, kind, partial(_measure, kind, settings), cost=1))
+    return cases
 
 
 GROUP = Group(

@@ -62,7 +62,8 @@ def _neural_tangents(loss: str, task: str, x, y, z) -> Callable[[], Any]:
 
         def attack():
             gram = matrix(x, x)
-            return SIZE * y[:, None] * normalise(pull_back(x, x, cotangent(gram, y, gram)), "l2")
+            gradient = pull_back(x, x, cotangent(gram, y, gram))
+            return SIZE * y[:, None] * normalise(gradient, "l2")
 
         return attack
     gram = matrix(x, x)
@@ -109,17 +110,15 @@ def _described(loss: str, settings: Settings) -> str:
 
 
 def _cases(settings: Settings) -> list[Case]:
-    return [
-        Case(
-            task,
-            _described(loss, settings),
-            partial(_measure, loss, task, settings),
-            cost=3 if settings.quick else 30,
-        )
-        for task in TASKS
-        if task != "gradients" or not settings.quick
-        for loss in LOSSES
-    ]
+    cases = []
+    for task in TASKS:
+        if settings.quick and task == "gradients":
+            continue
+        for loss in LOSSES:
+            measure = partial(_measure, loss, task, settings)
+            cost = 3 if settings.quick else 30
+            cases.append(Case(task, _described(loss, settings), measure, cost))
+    return cases
 
 
 GROUP = Group(

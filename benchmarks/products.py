@@ -31,8 +31,10 @@ def points(shape: tuple[int, int, int], seed: int) -> tuple[np.ndarray, np.ndarr
     """x (n, d), z (m, d) standard normal and coef (n,) = +-1/n, float32."""
     n, m, d = shape
     rng = np.random.default_rng(seed)
-    x, z = (rng.standard_normal((rows, d), np.float32) for rows in (n, m))
-    return x, z, np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32) / np.float32(n)
+    x = rng.standard_normal((n, d), np.float32)
+    z = rng.standard_normal((m, d), np.float32)
+    signs = np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32)
+    return x, z, signs / np.float32(n)
 
 
 def same_points(
@@ -48,11 +50,8 @@ def perturbations(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     choose, draw = jax.random.split(jax.random.key(seed))
     digits = data.mnist5k(classes=(1, 2)).subset(n, key=choose)
     targets = draw_targets("coin_flip", n, key=draw)
-    delta = np.asarray(
-        perturb(
-            fit(TwoLayerNTK(), digits.inputs, digits.targets), digits.inputs, targets, size=1
-        ).delta
-    )
+    f = fit(TwoLayerNTK(), digits.inputs, digits.targets)
+    delta = np.asarray(perturb(f, digits.inputs, targets, size=1).delta)
     return delta, delta, np.asarray(targets) / np.float32(n)
 
 
@@ -119,17 +118,15 @@ def _cases(settings: Settings) -> list[Case]:
         (f"{described(same)}, the same points", partial(same_points, same, settings.seed)),
         (f"{n} x {n} x 784, perturbations", partial(perturbations, n, settings.seed)),
     ]
-    return [
-        Case(
-            what,
-            sizes,
-            partial(_measure, what, sizes, draw, settings),
-            cost=3 if settings.quick else 90 if "3072" in sizes else 30,
-        )
-        for what in ("matvec", "input_gradient", "ntk")
-        for sizes, draw in drawn
-        if what == "matvec" or "same" not in sizes  # the gradient has no shortcut there
-    ]
+    cases = []
+    for what in ("matvec", "input_gradient", "ntk"):
+        for sizes, draw in drawn:
+            if what != "matvec" and "same" in sizes:
+                continue  # the gradient has no shortcut there
+            cost = 3 if settings.quick else 90 if "3072" in sizes else 30
+            measure = partial(_measure, what, sizes, draw, settings)
+            cases.append(Case(what, sizes, measure, cost))
+    return cases
 
 
 GROUP = Group(

@@ -47,9 +47,8 @@ def devices_child(
 
 def _over_devices(what: str, settings: Settings) -> Iterator[Row]:
     shape, rounds = _shape(settings), settings.rounds(9, 3)
-    flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={max(COUNTS)}"
-    )
+    before = os.environ.get("XLA_FLAGS", "")
+    flags = f"{before} --xla_force_host_platform_device_count={max(COUNTS)}"
     code = (
         "from perturbkernel.cli.bench import suite; "
         f"suite().scale.devices_child({what!r}, {shape}, {COUNTS}, {rounds}, "
@@ -112,13 +111,15 @@ def _large(n: int, settings: Settings) -> Iterator[Row]:
     # Every run compiles: a large part of the time of a few thousand points.
     runs = [json.loads(fresh_process(code)) for _ in range(settings.rounds(1, 1))]
     f, g = runs[0]["accuracy"]
+    above, data = in_bytes(runs[0]["above"]), in_bytes(runs[0]["data"])
     notes = {
         "f at its training points": f"accuracy of f {f:.4f}",
-        "perturbations": f"in all {in_bytes(runs[0]['above'])} above the data's {in_bytes(runs[0]['data'])}",
+        "perturbations": f"in all {above} above the data's {data}",
         "g at the clean points": f"accuracy of g {g:.4f}",
     }
     for stage in STAGES:
-        seconds, planned = ([run[key][stage] for run in runs] for key in ("seconds", "planned"))
+        seconds = [run["seconds"][stage] for run in runs]
+        planned = [run["planned"][stage] for run in runs]
         samples = tuple(a / b for a, b in zip(seconds, planned, strict=True))
         note = f"{notes[stage]}; planned: {in_time(planned[0])}"
         yield Row(

@@ -17,12 +17,13 @@ from perturbkernel.training.gram import gram_operator
 from perturbkernel.training.logistic_path import logistic_path
 
 from . import alternatives as other
-from .harness import Case, Group, Row, Settings, compare, difference
+from .harness import Builder, Case, Group, Row, Settings, compare, difference
 
 KERNEL = TwoLayerNTK(0.0, train_bias=True)
 RATE, STEPS, MOMENTUM = 0.1, 100, 0.9
 FLOW, LATE, RTOL = 3.0, 1e5, 1e-3
-_TOLERANCE = 1e-5  # local: the error at the end, which the row says, is below that of neural-tangents in float32
+# Local: the error at the end, which the row says, is below that of neural-tangents in float32.
+_TOLERANCE = 1e-5
 
 
 def numpy_heavy_ball(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -41,19 +42,16 @@ def _heavy_ball(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]
     drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
     dynamics = HeavyBall(RATE, STEPS, MOMENTUM)
     x, y = np.asarray(drawn.inputs), np.asarray(drawn.targets)
+
+    def ours():
+        f = fit(KERNEL, drawn.inputs, drawn.targets, loss="logistic", dynamics=dynamics)
+        return f.dual_coef
+
     return compare(
         f"logistic heavy ball, {STEPS} steps",
         sizes,
         ("NumPy, float32", lambda: partial(numpy_heavy_ball, x, y)),
-        {
-            "perturbkernel": lambda: (
-                lambda: (
-                    fit(
-                        KERNEL, drawn.inputs, drawn.targets, loss="logistic", dynamics=dynamics
-                    ).dual_coef
-                )
-            )
-        },
+        {"perturbkernel": lambda: ours},
         settings.rounds(3, 2),
         tolerance=1e-2,
         same_result=True,
@@ -69,15 +67,23 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
         predict: Any = other.neural_tangents("predict")
         kernel = other.tangents_ntk()
         train, test = kernel(x, x), kernel(z, x)
-        trained = predict.gradient_descent(
-            lambda f, y: jnp.mean(jnp.logaddexp(0, -y * f)), train, y[:, None]
-        )
-        return lambda: trained(FLOW, jnp.zeros((n, 1)), jnp.zeros((m, 1)), test)[1][:, 0]
+
+        def loss(f, y):
+            return jnp.mean(jnp.logaddexp(0, -y * f))
+
+        trained = predict.gradient_descent(loss, train, y[:, None])
+
+        def outputs():
+            _, at_queries = trained(FLOW, jnp.zeros((n, 1)), jnp.zeros((m, 1)), test)
+            return at_queries[:, 0]
+
+        return outputs
 
     def given():
         """The same task as theirs, in float64: both kernel matrices are there."""
         with jax.enable_x64(True):
-            exact, queries, targets = (jnp.asarray(np.asarray(a), float) for a in (x, z, y))
+            exact, queries = jnp.asarray(np.asarray(x), float), jnp.asarray(np.asarray(z), float)
+            targets = jnp.asarray(np.asarray(y), float)
             operator, test = gram_operator(KERNEL, exact), KERNEL.ntk(queries, exact)
             none = jnp.zeros_like(targets)
 
@@ -87,6 +93,9 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
 
         truth["outputs"] = run(1e-12)
         return run
+
+    def from_points():
+        return fit(KERNEL, x, y, loss="logistic", dynamics=GradientFlow(FLOW))(z)
 
     def errors(ours, others) -> str:
         off = [difference(found, truth["outputs"]) for found in (ours, others)]
@@ -100,9 +109,7 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
         ("neural-tangents, which compiles anew", theirs),
         {
             "perturbkernel": given,
-            "perturbkernel, matrices included": lambda: (
-                lambda: fit(KERNEL, x, y, loss="logistic", dynamics=GradientFlow(FLOW))(z)
-            ),
+            "perturbkernel, matrices included": lambda: from_points,
         },
         settings.rounds(5, 1),
         tolerance=1e-2,
@@ -114,16 +121,16 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
 def _path(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
     drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
     operator = gram_operator(KERNEL, drawn.inputs)
-    product, until = jax.jit(lambda operator, v: operator(v)), np.array([LATE])
+    product = jax.jit(lambda operator, v: operator(v))
+
+    def path():
+        return logistic_path(operator, drawn.targets, None, np.array([LATE]), RTOL)
+
     return compare(
         f"logistic flow to time {LATE:g}",
         f"{sizes}, rtol {RTOL:g}",
         ("one product K v, K held", lambda: partial(product, operator, drawn.targets)),
-        {
-            "perturbkernel": lambda: (
-                lambda: logistic_path(operator, drawn.targets, None, until, RTOL)
-            )
-        },
+        {"perturbkernel": lambda: path},
         settings.rounds(3, 3),
         remark=lambda path, _: f"{int(path.products)} products, drift {float(path.drift):.0e}",
     )
@@ -143,17 +150,17 @@ def _interpolation(sizes: str, n: int, d: int, held: bool, settings: Settings) -
 
     def cholesky():
         exact = np.asarray(x, float)
-        return scipy.linalg.solve(
-            other.numpy_ntk(exact, exact), np.asarray(y, float), assume_a="pos"
-        )
+        gram = other.numpy_ntk(exact, exact)
+        return scipy.linalg.solve(gram, np.asarray(y, float), assume_a="pos")
 
     stats: dict[str, Any] = {}
+    reference: tuple[str, Builder] = ("Cholesky in float64, SciPy", lambda: cholesky)
+    if not held:
+        reference = ("one matvec", lambda: partial(KERNEL.matvec, x, x, y))
     return compare(
         "interpolation, conjugate gradients",
         sizes if held else f"{sizes}, in tiles",
-        ("Cholesky in float64, SciPy", lambda: cholesky)
-        if held
-        else ("one matvec", lambda: partial(KERNEL.matvec, x, x, y)),
+        reference,
         {"perturbkernel": lambda: train},
         settings.rounds(3, 1) if held else settings.rounds(1, 1),
         tolerance=1e-2 if held else None,

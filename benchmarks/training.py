@@ -35,9 +35,8 @@ def _torch_loop(
 ) -> np.ndarray:
     """The same training as PyTorch's users write it; returns the outputs at the end."""
     torch.set_num_threads(threads)
-    inputs, targets, bias, readout = (
-        torch.tensor(np.asarray(a)) for a in (x, y, net.bias, net.readout)
-    )
+    inputs, targets = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y))
+    bias, readout = torch.tensor(np.asarray(net.bias)), torch.tensor(np.asarray(net.readout))
     weight = torch.tensor(np.asarray(net.weight), requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=RATE, momentum=MOMENTUM)
 
@@ -91,7 +90,8 @@ def _measure(steps: int, settings: Settings) -> Iterator[Row]:
             continue
         faster = min(2, 3, key=lambda j: float(np.median(seconds[:, j])))
         threads = "all its threads" if faster == 2 else "one thread"
-        note = f"PyTorch with {threads}; its outputs differ by {difference(results[2], results[0]):.0e}"
+        off = difference(results[2], results[0])
+        note = f"PyTorch with {threads}; its outputs differ by {off:.0e}"
         yield Row(
             WHAT,
             sizes,

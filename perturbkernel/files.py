@@ -1,5 +1,4 @@
-"""Files and folders of results that are complete or absent, whoever writes, dies or is killed
-meanwhile.
+"""Files and folders of results that are complete or absent, whoever writes or dies meanwhile.
 
 Writing happens under another name, followed by a rename. Who writes holds a lock of the operating
 system on what is unfinished, which ends with the process: what is unfinished and not locked was
@@ -79,6 +78,7 @@ def write_folder(folder: str | os.PathLike, marker: str, write: Callable[[Path],
             write(aside)
             (folder / marker).unlink(missing_ok=True)
             found = [path.relative_to(aside) for path in sorted(aside.rglob("*"))]
+            # Folders before what is in them, and the marker last.
             for name in sorted(found, key=lambda name: name == Path(marker)):
                 if (aside / name).is_dir():
                     (folder / name).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""How a command ends early: SIGTERM as SIGINT, as one KeyboardInterrupt, whatever comes after it."""
+"""How a command ends early: SIGTERM as SIGINT, one KeyboardInterrupt, whatever comes after it."""
 
 import contextlib
 import os

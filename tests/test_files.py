@@ -123,7 +123,8 @@ def test_a_living_writer_is_left_alone(tmp_path):
     """It is neither swept by `locked` nor by a writer of the same path; the last one wins."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     slow = start(SLOW, tmp_path, **pipes)
-    assert slow.stdout is not None and slow.stdout.readline() == "writing\n"
+    assert slow.stdout is not None
+    assert slow.stdout.readline() == "writing\n"
     with files.locked(tmp_path):
         files.write_whole(tmp_path / "result", lambda file: file.write(b"quick"))
     assert len(list(tmp_path.glob(".result.*.part"))) == 1

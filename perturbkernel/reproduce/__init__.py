@@ -61,18 +61,23 @@ def reproduce(
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
-        RuntimeError: a cell failed, a worker was killed, or one has another version of the package;
+        RuntimeError: a cell failed, a worker was killed, or has another version of the package;
             what is finished is kept.
 
     Local processes start Python anew: a script that calls this needs the usual `if __name__ ==
     "__main__":`.
     """
-    given = [names] if isinstance(names, str) else list(names)
-    paths = {
-        name: None if path is None else str(Path(path).expanduser().resolve())
-        for name, path in (("mnist", mnist), ("fashion_mnist", fashion_mnist))
-    }
-    options = Options(tuple(given) or everything(), mode, scale, seeds, targets, dynamics, **paths)
+    given = (names,) if isinstance(names, str) else tuple(names)
+    options = Options(
+        names=given or everything(),
+        mode=mode,
+        scale=scale,
+        seeds=seeds,
+        targets=targets,
+        dynamics=dynamics,
+        mnist=_absolute(mnist),
+        fashion_mnist=_absolute(fashion_mnist),
+    )
     if workers is not None:
         check_count(workers, "workers", low=0)
     if executor is not None and not isinstance(executor, Executor):
@@ -97,6 +102,11 @@ def reproduce(
             raise RuntimeError(
                 f"a worker process ended unexpectedly while figures were drawn. The {runner.AGAIN}"
             ) from error
+
+
+def _absolute(path: str | os.PathLike | None) -> str | None:
+    """The same folder for workers that run elsewhere."""
+    return None if path is None else str(Path(path).expanduser().resolve())
 
 
 def names() -> tuple[str, ...]:

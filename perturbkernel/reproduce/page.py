@@ -29,11 +29,14 @@ from perturbkernel.reproduce.plan import Options
 RECORD = "reproduction.json"
 # What the lines of each mode are.
 _LINES = {
-    "limit": "Blue: the kernel limit in closed form, with random initial functions (solid; the band is the middle 80 % "
-    "over draws of data and of target labels) and without (dotted). Green: without them, with as many labels +1 as -1.",
-    "network": "Orange: networks of finite width trained by the published recipe, at the best of its rates for each "
-    "point and quantity, as published (solid; the band is over seeds), and their mean over the rates (dotted).",
+    "limit": "Blue: the kernel limit in closed form, with random initial functions (solid; the "
+    "band is the middle 80 % over draws of data and of target labels) and without (dotted). Green: "
+    "without them, with as many labels +1 as -1.",
+    "network": "Orange: networks of finite width trained by the published recipe, at the best of "
+    "its rates for each point and quantity, as published (solid; the band is over seeds), and "
+    "their mean over the rates (dotted).",
 }
+_HEADING = "Wide two-layer networks learn from adversarial perturbations: the paper reproduced"
 # A panel of three axes is legible on a phone only if it may be wider than the screen.
 _CSS = "figure { overflow-x: auto; } .wide > a > img { min-width: 44rem; }"
 
@@ -54,7 +57,9 @@ class Reproduction:
         options: Options,
         environment: dict[str, Any] | None = None,
     ):
-        self.folder, self.options, self._environment = Path(folder), options, environment
+        self.folder = Path(folder)
+        self.options = options
+        self._environment = environment
 
     @cached_property
     def cells(self) -> list[plan.Cell]:
@@ -92,10 +97,11 @@ class Reproduction:
     def map(self, map_id: str) -> dict[str, dict[str, np.ndarray]]:
         """Mode -> arrays of a decision map; see `maps.map_limit_cell`."""
         m = decision_map(map_id, self.options.scale)
-        return {
-            mode: store.load(self.folder, plan.map_cell(m, mode, self.options))
-            for mode in self.options.modes
-        }
+        found = {}
+        for mode in self.options.modes:
+            cell = plan.map_cell(m, mode, self.options)
+            found[mode] = store.load(self.folder, cell)
+        return found
 
     def study(self, name: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
         """Configuration and arrays of every cell of a study."""
@@ -111,12 +117,14 @@ class Reproduction:
             return map_figure(m, self.map(name), self._note(m.setting))
         p = self.panel(name)
         notes = [self._note(p.settings[0])]
-        if rates := assemble.unstable_rates(p, self.options, self.folder):
+        rates = assemble.unstable_rates(p, self.options, self.folder)
+        if rates:
             said = ", ".join(f"{rate:g}" for rate in rates)
             notes.append(
-                f"rates {said} of the first network are beyond the stable ones in the limit of gradient descent"
+                f"rates {said} of the first network are beyond the stable ones in the limit of "
+                "gradient descent"
             )
-        return panel_figure(p, self.curves(name), "; ".join(note for note in notes if note))
+        return panel_figure(p, self.curves(name), "; ".join(filter(None, notes)))
 
     def _draw(self, into: Path, name: str) -> None:
         drawn = self.figure(name)
@@ -129,13 +137,13 @@ class Reproduction:
             return ""
         data = plan.data_config(setting, 0, self.options.sources)
         n = count(data)
-        which = (
-            "on the digits 1 and 2 of mnist5k" if data["name"] == "mnist5k" else "on the IDX files"
-        )
+        which = "on the IDX files"
+        if data["name"] == "mnist5k":
+            which = "on the digits 1 and 2 of mnist5k"
         published = plan.published_n(setting)
-        return f"{which}, n = {n:,}" + (
-            f" (published: {setting.data}, n = {published:,})" if n < published else ""
-        )
+        if n < published:
+            return f"{which}, n = {n:,} (published: {setting.data}, n = {published:,})"
+        return f"{which}, n = {n:,}"
 
     def seconds(self) -> float:
         """What all cells took to compute, added up."""
@@ -154,17 +162,11 @@ class Reproduction:
                 "published_values": list(p.published_values),
                 "published": {name: list(row) for name, row in p.published.items()},
                 "curves": curves,
-                "distance": {
-                    quantity: {
-                        name: assemble.distance(curve, p, quantity) for name, curve in named.items()
-                    }
-                    for quantity, named in curves.items()
-                },
+                "distance": _distances(p, curves),
             }
-        studies = {
-            name: plan.STUDIES[name].module.summarise(self.study(name))
-            for name in self.options.studies
-        }
+        studies = {}
+        for name in self.options.studies:
+            studies[name] = plan.STUDIES[name].module.summarise(self.study(name))
         return {"panels": panels, "studies": studies}
 
     def save(self, executor: Executor | None = None) -> Path:
@@ -179,7 +181,8 @@ class Reproduction:
     def _write(self, executor: Executor | None, into: Path) -> None:
         (into / "figures").mkdir()
         draw = partial(self._draw, into / "figures")
-        list((map if executor is None else executor.map)(draw, self.names))
+        over = map if executor is None else executor.map
+        list(over(draw, self.names))
         summary = self.summary()
         record = {"options": asdict(self.options), "environment": self.environment}
         texts = {
@@ -194,68 +197,81 @@ class Reproduction:
         """(panel, quantity, mean distance of each curve from the published values) as text."""
         rows = []
         for p in self.options.panels:
-            for quantity, curves in self.curves(p.id).items():
-                gaps = {
-                    name: assemble.distance(curve, p, quantity) for name, curve in curves.items()
-                }
+            for quantity, gaps in _distances(p, self.curves(p.id)).items():
                 shown = [
                     f"{name} {gap['mean']:.3f}"
                     for name, gap in gaps.items()
                     if gap is not None and " " not in name
                 ]
-                rows.append((p.id, quantity, ", ".join(shown) or "no published values here"))
+                said = ", ".join(shown) or "no published values here"
+                rows.append((p.id, quantity, said))
         return rows
 
     def _page(self, summary: dict[str, Any]) -> str:
-        e = html.escape
-        parts = []
-        for name in self.names:
-            stem = e(file_name(name))
-            panel_summary = summary["panels"].get(name)
-            words = describe(self.panel(name)) if panel_summary else ""
-            words = plan.STUDIES[name].about if name in plan.STUDIES else words
-            table = _gaps(panel_summary["distance"]) if panel_summary else ""
-            wide = ' class="wide"' if panel_summary else ""
-            parts.append(
-                f'<figure id="{stem}"{wide}>'
-                f'<a href="figures/{stem}.svg"><img alt="{e(name)}" src="figures/{stem}.png"></a>'
-                f"<figcaption>{e(words)}</figcaption>{table}</figure>"
-            )
-        links = " · ".join(f'<a href="#{e(file_name(name))}">{e(name)}</a>' for name in self.names)
-        asked = ", ".join(
-            f"{k}: {v}" for k, v in asdict(self.options).items() if k != "names" and v is not None
+        figures = [self._html_figure(name, summary) for name in self.names]
+        links = [f'<a href="#{_stem(name)}">{html.escape(name)}</a>' for name in self.names]
+        asked = []
+        for option, value in asdict(self.options).items():
+            if option != "names" and value is not None:
+                asked.append(f"{option}: {value}")
+        lines = " ".join(_LINES[mode] for mode in self.options.modes)
+        body = f"""<h1>{_HEADING}</h1>
+<p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error
+about 0.01). {lines} Dashed: larger perturbations, where images are fewer than published.</p>
+<p>{html.escape(", ".join(asked))}</p><p>{" · ".join(links)}</p>
+{"".join(figures)}
+<details><summary>Versions and machines</summary>{html_table(self.environment.items())}</details>"""
+        return html_page("perturbkernel: the paper reproduced", body, _CSS)
+
+    def _html_figure(self, name: str, summary: dict[str, Any]) -> str:
+        """One figure, what it shows, and a panel's distances from the published values."""
+        words = table = wide = ""
+        if name in summary["panels"]:
+            words = describe(self.panel(name))
+            table = _gaps(summary["panels"][name]["distance"])
+            wide = ' class="wide"'
+        elif name in plan.STUDIES:
+            words = plan.STUDIES[name].about
+        stem = _stem(name)
+        image = f'<img alt="{html.escape(name)}" src="figures/{stem}.png">'
+        return (
+            f'<figure id="{stem}"{wide}><a href="figures/{stem}.svg">{image}</a>'
+            f"<figcaption>{html.escape(words)}</figcaption>{table}</figure>"
         )
-        return html_page(
-            "perturbkernel: the paper reproduced",
-            f"""<h1>Wide two-layer networks learn from adversarial perturbations: the paper reproduced</h1>
-<p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error about 0.01).
-{" ".join(_LINES[mode] for mode in self.options.modes)} Dashed: larger perturbations, where images are fewer than
-published.</p>
-<p>{e(asked)}</p><p>{links}</p>
-{"".join(parts)}
-<details><summary>Versions and machines</summary>{html_table(self.environment.items())}</details>""",
-            _CSS,
-        )
+
+
+def _distances(p: Panel, curves: dict[str, dict[str, Curve]]) -> dict[str, dict[str, Any]]:
+    """Quantity -> curve -> `assemble.distance`."""
+    found = {}
+    for quantity, named in curves.items():
+        found[quantity] = {
+            name: assemble.distance(curve, p, quantity) for name, curve in named.items()
+        }
+    return found
 
 
 def _gaps(distances: dict[str, Any]) -> str:
     """A table: a row a curve that has published values beside it, a column a quantity."""
-    names = dict.fromkeys(
-        name for named in distances.values() for name, gap in named.items() if gap is not None
-    )
-
-    def shown(quantity: str, name: str) -> str:
-        gap = distances[quantity].get(name)
-        return "" if gap is None else f"{gap['mean']:.3f}"
-
-    rows = [
-        (curve_label(name), *(shown(quantity, name) for quantity in distances)) for name in names
-    ]
-    return html_table(rows, ("mean distance from the published values", *distances)) if rows else ""
+    names: dict[str, None] = {}
+    for named in distances.values():
+        names |= dict.fromkeys(name for name, gap in named.items() if gap is not None)
+    rows = []
+    for name in names:
+        gaps = [named.get(name) for named in distances.values()]
+        shown = ["" if gap is None else f"{gap['mean']:.3f}" for gap in gaps]
+        rows.append((curve_label(name), *shown))
+    if not rows:
+        return ""
+    return html_table(rows, ("mean distance from the published values", *distances))
 
 
 def file_name(name: str) -> str:
+    """The name of a figure's files, without what they end in."""
     return name.replace("/", "_")
+
+
+def _stem(name: str) -> str:
+    return html.escape(file_name(name))
 
 
 def load(folder: str | os.PathLike) -> Reproduction:
@@ -277,8 +293,8 @@ def load(folder: str | os.PathLike) -> Reproduction:
 
 def _damaged_record(folder: str | os.PathLike, error: Exception) -> ValueError:
     return ValueError(
-        f"{Path(folder) / RECORD} is damaged ({type(error).__name__}: {error}); give the `reproduce` "
-        f"command again, which computes nothing that is there"
+        f"{Path(folder) / RECORD} is damaged ({type(error).__name__}: {error}); give the "
+        "`reproduce` command again, which computes nothing that is there"
     )
 
 
@@ -327,5 +343,8 @@ def _merged(environments: Sequence[Any]) -> Any:
     if all(isinstance(one, dict) for one in environments):
         names = dict.fromkeys(name for one in environments for name in one)
         return {name: _merged([one.get(name) for one in environments]) for name in names}
-    distinct = [one for i, one in enumerate(environments) if one not in environments[:i]]
+    distinct = []
+    for one in environments:
+        if one not in distinct:
+            distinct.append(one)
     return distinct[0] if len(distinct) == 1 else distinct

@@ -7,6 +7,7 @@ point share its cell.
 """
 
 import functools
+import itertools
 import json
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -92,7 +93,11 @@ class Options:
         check_count(self.seeds, "seeds")
         check_choice(self.targets, "targets", ("coin_flip", "balanced"))
         check_choice(self.dynamics, "dynamics", ("flow", "heavy_ball"))
-        select(name for name in self.names if name not in STUDIES)
+        self._selected()  # raises for a name that nothing is called by
+
+    def _selected(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Identifiers of panels and of maps."""
+        return select(name for name in self.names if name not in STUDIES)
 
     @property
     def sources(self) -> dict[str, str | None]:
@@ -104,16 +109,13 @@ class Options:
 
     @property
     def panels(self) -> tuple[Panel, ...]:
-        return tuple(
-            panel(i, self.scale) for i in select(n for n in self.names if n not in STUDIES)[0]
-        )
+        panels, _ = self._selected()
+        return tuple(panel(name, self.scale) for name in panels)
 
     @property
     def maps(self) -> tuple[Map, ...]:
-        return tuple(
-            decision_map(i, self.scale)
-            for i in select(n for n in self.names if n not in STUDIES)[1]
-        )
+        _, maps = self._selected()
+        return tuple(decision_map(name, self.scale) for name in maps)
 
     @property
     def studies(self) -> tuple[str, ...]:
@@ -139,10 +141,13 @@ def _published_panels() -> tuple[Panel, ...]:
 
 
 def published_n(setting: Setting) -> int:
-    return max(s.n for p in _published_panels() for s in p.settings if s.data == setting.data)
+    """Training points of the published experiments on the same data."""
+    settings = itertools.chain.from_iterable(p.settings for p in _published_panels())
+    return max(other.n for other in settings if other.data == setting.data)
 
 
 def scaled(size: float, factor: float) -> float:
+    """A size of perturbations as configs hold it, to six digits."""
     return float(f"{size * factor:.6g}")
 
 
@@ -151,13 +156,13 @@ def scaled(size: float, factor: float) -> float:
 
 def _rows(setting: Setting, factor: float) -> list[Request]:
     """The grid of learning rates, f's varying slowest."""
-    return [
-        Request(
-            setting.scenario, scaled(setting.size, factor), f, setting.steps_f, g, setting.steps_g
-        )
-        for f in setting.learning_rates_f
-        for g in setting.learning_rates_g
-    ]
+    size = scaled(setting.size, factor)
+    rows = []
+    for f in setting.learning_rates_f:
+        for g in setting.learning_rates_g:
+            row = Request(setting.scenario, size, f, setting.steps_f, g, setting.steps_g)
+            rows.append(row)
+    return rows
 
 
 def _limit_key(setting: Setting, options: Options) -> str:
@@ -175,11 +180,13 @@ def _limit_requests(
     options = Options((), "limit", scale, mnist=mnist, fashion_mnist=fashion_mnist)
     wanted: dict[str, dict[Request, None]] = {}
     cosines = set()
-    for p in (panel(panel_id, scale) for panel_id in panel_ids()):
+    for panel_id in panel_ids():
+        p = panel(panel_id, scale)
         for setting in p.settings:
+            key = _limit_key(setting, options)
             if p.quantity == "cosine":
-                cosines.add(_limit_key(setting, options))
-            rows = wanted.setdefault(_limit_key(setting, options), {})
+                cosines.add(key)
+            rows = wanted.setdefault(key, {})
             for factor in factors(setting, options):
                 rows.update(dict.fromkeys(_rows(setting, factor)))
     return {key: tuple(sorted(rows)) for key, rows in wanted.items()}, frozenset(cosines)
@@ -227,7 +234,10 @@ def network_cell(p: Panel, setting: Setting, seed: int, options: Options) -> Cel
     sizes = dict.fromkeys(scaled(s.size, f) for f in factors(setting, options) for s in inner)
     config = {
         "data": data_config(setting, seed, options.sources),
-        **{name: getattr(setting, name) for name in ("scenario", "width", "slope", "loss")},
+        "scenario": setting.scenario,
+        "width": setting.width,
+        "slope": setting.slope,
+        "loss": setting.loss,
         "targets": options.targets,
         "learning_rates_f": list(setting.learning_rates_f),
         "learning_rates_g": list(setting.learning_rates_g),
@@ -271,4 +281,5 @@ def cells(options: Options) -> list[Cell]:
         found += [map_cell(m, mode, options) for mode in options.modes]
     for name in options.studies:
         found += study_cells(name, options)
-    return list({json.dumps(cell, sort_keys=True): cell for cell in found}.values())
+    distinct = {json.dumps(cell, sort_keys=True): cell for cell in found}
+    return list(distinct.values())

@@ -48,9 +48,9 @@ def _jobs(cells: Sequence[Cell]) -> list[list[Cell]]:
     def program(cell: Cell) -> str:
         if cell["function"] != "network":
             return json.dumps(cell)
-        return json.dumps(
-            cell | {"config": cell["config"] | {"data": cell["config"]["data"] | {"seed": None}}}
-        )
+        config = cell["config"]
+        seedless = config | {"data": config["data"] | {"seed": None}}
+        return json.dumps(cell | {"config": seedless})
 
     return [list(job) for _, job in itertools.groupby(cells, program)]
 
@@ -91,15 +91,12 @@ def local_processes(workers: int | None = None) -> Iterator[Executor]:
     """Processes of this machine, a core each if left out, that end with this block or this process,
     however either ends.
     """
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = _cores()
     workers = cores if workers is None else workers
     threads = max(1, cores // workers)
     theirs, ours = multiprocessing.Pipe(duplex=False)
-    pool = _LocalProcesses(
-        workers, multiprocessing.get_context("spawn"), _prepare_worker, (threads, theirs)
-    )
+    spawn = multiprocessing.get_context("spawn")
+    pool = _LocalProcesses(workers, spawn, _prepare_worker, (threads, theirs))
     before = dict(os.environ)
     os.environ.update({name: str(threads) for name in _NUMPY_THREADS if name not in before})
     try:
@@ -113,6 +110,13 @@ def local_processes(workers: int | None = None) -> Iterator[Executor]:
         theirs.close()
         for name in set(_NUMPY_THREADS) - set(before):
             os.environ.pop(name, None)
+
+
+def _cores() -> int:
+    """Of this machine, those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Here(Executor):
@@ -131,7 +135,9 @@ class _Progress:
     """How many cells are finished, told whenever that changes."""
 
     def __init__(self, total: int, tell: Callable[[int, int], None] | None):
-        self.finished, self.total, self._tell = 0, total, tell
+        self.finished = 0
+        self.total = total
+        self._tell = tell
 
     def add(self, count: int) -> None:
         self.finished += count
@@ -205,7 +211,7 @@ def _compute_all(
     running: dict[Future, list[Cell]],
     told: _Progress,
 ) -> list[_Failure]:
-    """Computes the jobs, stores their results as they come, and returns what failed; `running` holds
+    """Returns what failed of the jobs, of which results are stored as they come; `running` holds
     what is handed out.
     """
     failures: list[_Failure] = []
@@ -225,7 +231,8 @@ def _compute_all(
             return failures
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             job = running.pop(future)
-            if (error := future.exception()) is not None:
+            error = future.exception()
+            if error is not None:
                 broken = broken or isinstance(error, BrokenExecutor)
                 failures += [_Failure(cell, error) for cell in job]
                 continue

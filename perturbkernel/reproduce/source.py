@@ -9,8 +9,12 @@ import ast
 import functools
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# What may begin with a docstring.
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 class _Import(NamedTuple):
@@ -36,7 +40,8 @@ def source_hash(package: Path, module: str) -> str:
     """
     digest = hashlib.sha256()
     for name, file in sorted(modules(package, module).items()):
-        digest.update(f"{name}\n{_content(file, file.stat().st_mtime_ns)}\n".encode())
+        content = _content(file, file.stat().st_mtime_ns)
+        digest.update(f"{name}\n{content}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -74,32 +79,37 @@ def _file(package: Path, module: str) -> Path | None:
     return init if init.is_file() else None
 
 
-def _is_init(file: Path) -> bool:
-    return file.name == "__init__.py"
-
-
 @functools.lru_cache(maxsize=512)
 def _tree(file: Path, modified: int) -> ast.Module:
     return ast.parse(file.read_bytes(), str(file))
 
 
-def _imports(file: Path, module: str, only_used: bool) -> list[_Import]:
+def _imports(file: Path, module: str, only_used: bool) -> Sequence[_Import]:
     """Every import in the module, relative ones resolved; or those whose name the module uses, as
     what it only passes on cannot change what it computes.
     """
-    tree = _tree(file, file.stat().st_mtime_ns)
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            # `import a.b` binds a.
-            found += [_Import(a.name, None, a.asname or a.name.split(".")[0]) for a in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = _origin(node, module, _is_init(file))
-            found += [_Import(origin, a.name, a.asname or a.name) for a in node.names]
+    modified = file.stat().st_mtime_ns
+    found = _all_imports(file, modified, module)
     if not only_used:
         return found
-    used = _used_names(tree)
+    used = _used_names(file, modified)
     return [one for one in found if one.alias in used]
+
+
+@functools.lru_cache(maxsize=512)
+def _all_imports(file: Path, modified: int, module: str) -> tuple[_Import, ...]:
+    """Every import in the module, also in its functions."""
+    found = []
+    for node in ast.walk(_tree(file, modified)):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                binds = name.asname or name.name.split(".")[0]  # `import a.b` binds a
+                found.append(_Import(name.name, None, binds))
+        elif isinstance(node, ast.ImportFrom):
+            origin = _origin(node, module, file.name == "__init__.py")
+            for name in node.names:
+                found.append(_Import(origin, name.name, name.asname or name.name))
+    return tuple(found)
 
 
 def _origin(node: ast.ImportFrom, module: str, is_init: bool) -> str:
@@ -107,25 +117,29 @@ def _origin(node: ast.ImportFrom, module: str, is_init: bool) -> str:
     if not node.level:
         return node.module or ""
     parts = module.split(".")
-    base = parts[: len(parts) - node.level + is_init]
-    return ".".join([*base, *([node.module] if node.module else [])])
+    # One dot is the package of a module; an `__init__` is its package itself.
+    kept = len(parts) - node.level + is_init
+    origin = parts[:kept]
+    if node.module:
+        origin.append(node.module)
+    return ".".join(origin)
 
 
-def _used_names(tree: ast.Module) -> set[str]:
+@functools.lru_cache(maxsize=512)
+def _used_names(file: Path, modified: int) -> frozenset[str]:
     """Names that a module reads. A string that is no docstring may be an annotation: what it
     mentions counts.
     """
     used, bare = {"*"}, set()
-    for node in ast.walk(tree):
+    for node in ast.walk(_tree(file, modified)):
         if isinstance(node, ast.Expr):
             bare.add(id(node.value))
         elif isinstance(node, ast.Name):
             used.add(node.id)
-        elif (
-            isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare
-        ):
-            used.update(re.findall(r"\w+", node.value))
-    return used
+        elif isinstance(node, ast.Constant) and id(node) not in bare:
+            words = node.value if isinstance(node.value, str) else ""
+            used.update(re.findall(r"\w+", words))
+    return frozenset(used)
 
 
 def _defining(package: Path, one: _Import) -> list[_Reached]:
@@ -138,16 +152,19 @@ def _defining(package: Path, one: _Import) -> list[_Reached]:
     file = _file(package, one.module)
     if file is None:
         return []
+    found = []
+    for passed_on in _imports(file, one.module, only_used=False):
+        if passed_on.alias == one.name:
+            found += _defining(package, passed_on)
     # Not passed on: defined there, or found at run time by what is defined there.
-    passed_on = [i for i in _imports(file, one.module, only_used=False) if i.alias == one.name]
-    found = [reached for i in passed_on for reached in _defining(package, i)]
     return found or [_Reached(one.module, False)]
 
 
 @functools.lru_cache(maxsize=512)
 def _content(file: Path, modified: int) -> str:
     """A hash of what the module executes."""
-    return hashlib.sha256(repr(_executed(_tree(file, modified))).encode()).hexdigest()
+    executed = repr(_executed(_tree(file, modified)))
+    return hashlib.sha256(executed.encode()).hexdigest()
 
 
 def _executed(node: Any) -> Any:
@@ -159,10 +176,10 @@ def _executed(node: Any) -> Any:
     if not isinstance(node, ast.AST):
         return node
     fields = dict(ast.iter_fields(node))
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
+    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = fields["body"][1:]
-    return [
-        type(node).__name__,
-        *((name, _executed(value)) for name, value in fields.items() if value not in (None, [])),
-    ]
+    kept = []
+    for name, value in fields.items():
+        if value not in (None, []):
+            kept.append((name, _executed(value)))
+    return [type(node).__name__, *kept]

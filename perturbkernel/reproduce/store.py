@@ -75,8 +75,10 @@ def _identity(cell: dict[str, Any]) -> dict[str, Any]:
 
 def cell_path(folder: str | os.PathLike, cell: dict[str, Any]) -> Path:
     """Where the result of a cell is, or will be."""
-    content = json.dumps([_identity(cell), code_version(cell["function"])], sort_keys=True)
-    return Path(folder) / "cells" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.npz"
+    what = [_identity(cell), code_version(cell["function"])]
+    content = json.dumps(what, sort_keys=True)
+    name = hashlib.sha256(content.encode()).hexdigest()[:32]
+    return Path(folder) / "cells" / f"{name}.npz"
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
@@ -144,7 +146,8 @@ def _read(
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
-        held, code, digest = _identity(header["cell"]), header["code"], header["digest"]
+        held = _identity(header["cell"])
+        code, digest = header["code"], header["digest"]
     except FileNotFoundError:
         raise
     except Exception as error:  # damage may surface anywhere between zlib and JSON
@@ -208,8 +211,9 @@ def _advised(
         return _read(folder, cell)
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{folder} holds no result of a {cell['function']} cell for this version of the package "
-            f"and these data: give the `reproduce` command again, which computes what is missing"
+            f"{folder} holds no result of a {cell['function']} cell for this version of the "
+            "package and these data: give the `reproduce` command again, which computes what is "
+            "missing"
         ) from None
     except Damaged as error:
         raise Damaged(f"{error}: give the `reproduce` command again") from error
@@ -219,10 +223,7 @@ def compute(functions: dict[str, Callable], cell: dict[str, Any]) -> Result:
     """Runs a cell in this process."""
     code = code_version(cell["function"])
     began = time.perf_counter()
-    arrays = functions[cell["function"]](cell["config"])
-    return Result(
-        {name: np.asarray(value) for name, value in arrays.items()},
-        time.perf_counter() - began,
-        code,
-        local_environment(),
-    )
+    found = functions[cell["function"]](cell["config"])
+    arrays = {name: np.asarray(value) for name, value in found.items()}
+    seconds = time.perf_counter() - began
+    return Result(arrays, seconds, code, local_environment())

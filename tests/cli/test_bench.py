@@ -18,10 +18,14 @@ import numpy as np
 import oracle
 import pytest
 
+import perturbkernel
 from perturbkernel.cli import bench
 from perturbkernel.cli.main import main
 
 ROOT = Path(__file__).parents[2]
+# The suite of this checkout, whether it is installed or on the path: its folder counts as one more
+# sub-package.
+perturbkernel.__path__.insert(0, str(ROOT))
 suite = bench.suite()
 harness, page, precision = suite.harness, suite.page, suite.precision
 
@@ -454,6 +458,20 @@ def test_a_failing_row_is_reported_and_exits_with_1(fake, tmp_path, capsys):
     assert content["rows"][2]["samples"] == [None] and content["rows"][2]["median"] is None
 
 
+def test_a_figure_that_fails_costs_no_numbers(fake, tmp_path, monkeypatch):
+    def no_font(group, rows):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(page.figures, "figure", no_font)
+    outcome = harness.Outcome([suite.Row("a", "n = 1", "x", "y", (1.0,), group="times")])
+    environment = {"processor": "p", "cores": 1, "backend": "cpu", "device": "cpu"}
+    environment |= {"python": "3", "perturbkernel": "0", "versions": {}}
+    with pytest.raises(RuntimeError, match="no font"):
+        page.save(suite.GROUPS, outcome, {}, environment, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+    assert json.loads((tmp_path / "bench.json").read_text())["rows"][0]["median"] == 1
+
+
 def test_what_is_skipped_or_differs_does_not_fail(fake, capsys):
     assert main(["bench", "--quiet", "--only", "times.all,curves"]) == 0
     assert "RuntimeError" not in capsys.readouterr().out
@@ -532,19 +550,43 @@ def test_an_installation_holds_every_package_and_the_suite():
     assert setup["package-dir"] == {"perturbkernel.benchmarks": "benchmarks"}
 
 
+NOTHING_INSTALLED = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
+sys.path.insert(0, {path!r})
+from perturbkernel.cli.main import main
+status = main(["bench", "--list"])
+print(sys.modules.get("perturbkernel.benchmarks"))
+sys.exit(status)
+"""
+
+
 @pytest.mark.parametrize("place", ["perturbkernel/benchmarks", "benchmarks", None])
-def test_the_suite_is_found_in_an_installation_and_in_a_checkout(place, tmp_path):
-    """Copies of the package as a wheel lays it out, as a checkout does, and without the suite."""
+def test_the_suite_is_found_in_an_installation(place, tmp_path):
+    """Copies of the package as a wheel lays it out, as a checkout does that is only on the path,
+    and without the suite.
+    """
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "perturbkernel", tmp_path / "perturbkernel", ignore=ignore)
     if place is not None:
         shutil.copytree(ROOT / "benchmarks", tmp_path / place, ignore=ignore)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from perturbkernel.cli.main import main; "
-    code += "status = main(['bench', '--list']); print(sys.modules.get('perturbkernel.benchmarks')); sys.exit(status)"
+    code = NOTHING_INSTALLED.format(path=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
     )
-    if place is None:
-        assert done.returncode == 2 and "the benchmark suite is missing" in done.stderr
+    if place == "perturbkernel/benchmarks":
+        assert done.returncode == 0
+        assert str(tmp_path / place / "__init__.py") in done.stdout
     else:
-        assert done.returncode == 0 and str(tmp_path / place / "__init__.py") in done.stdout
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "suite, perturbkernel.benchmarks, is missing" in done.stderr
+        assert "`pip install -e .`" in done.stderr
+
+
+def test_what_the_suite_misses_is_not_taken_for_the_suite(monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+
+    monkeypatch.setattr(bench.importlib, "import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match="scipy"):
+        bench.suite()

@@ -1,4 +1,4 @@
-"""The paper's panels: what they ask, one pass for many experiments, storage that survives a kill."""
+"""The paper's panels: what they ask, one pass for many experiments, storage that survives kills."""
 
 import json
 import os

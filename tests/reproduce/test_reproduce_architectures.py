@@ -62,7 +62,7 @@ def test_a_cell_is_learning_from_perturbations(results):
     s = architectures.Setting(12, 30, 7)
     p = architectures._problem("digits", s, 1)
     assert np.asarray(p.y).sum() == np.asarray(p.targets).sum() == 0
-    f_kernel, g_kernel = (architectures.network(network, 7) for network in NETWORKS)
+    f_kernel, g_kernel = [architectures.network(network, 7) for network in NETWORKS]
 
     def learner(kernel):
         trainer = pk.KernelLearner(kernel, "squared", pk.GradientFlow(np.inf))

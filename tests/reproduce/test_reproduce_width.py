@@ -71,6 +71,15 @@ def test_bad_input_is_refused():
 # --- one cell against NumPy ---
 
 
+def drawn(key, s):
+    """Weight, bias and readout of a network of two blocks."""
+    blocks = [width._block(key, i, 2, s) for i in range(2)]
+    return tuple(
+        np.concatenate([np.asarray(getattr(block, name)) for block in blocks])
+        for name in ("weight", "bias", "readout")
+    )
+
+
 def test_a_cell_is_what_whole_networks_in_numpy_give(results):
     """Outputs of order 1 are sums over 512 neurons in float64: 1e-9 leaves a factor of 1e4 to
     rounding.
@@ -78,26 +87,19 @@ def test_a_cell_is_what_whole_networks_in_numpy_give(results):
     s, neurons, seed = width.Setting(points=200), 512, 3
     kernel = TwoLayerNTK(s.slope)
     with jax.enable_x64(True):
-        x, y, z, targets = (np.asarray(a) for a in width._problem(s))
+        x, y, z, targets = map(np.asarray, width._problem(s))
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(1), neurons), seed)
-        f0, g0 = (
-            tuple(
-                np.concatenate(
-                    [np.asarray(getattr(width._block(k, i, 2, s), name)) for i in range(2)]
-                )
-                for name in ("weight", "bias", "readout")
-            )
-            for k in jax.random.split(key)
-        )
+        f_key, g_key = jax.random.split(key)
+        f0, g0 = drawn(f_key, s), drawn(g_key, s)
     unit = oracle.effective_time(np.ones(s.steps), s.momentum)
     f = tools.train(f0, x, y, kernel, rate=s.time / unit, steps=s.steps).network
     everywhere = np.concatenate([x, z])
-    before, after = (tools.outputs(net, everywhere, s.slope) for net in (f0, f))
-    change = after - before
+    before = tools.outputs(f0, everywhere, s.slope)
+    change = tools.outputs(f, everywhere, s.slope) - before
     gates = tools.gate(f0[0] @ everywhere.T + f0[1][:, None], s.slope)
     phi = (gates[:, : s.n] * f0[2][:, None] ** 2).T @ gates
     own = phi * (x @ everywhere.T)
-    gradient0, gradient = (tools.gradients(net, x, s.slope) for net in (f0, f))
+    gradient0, gradient = tools.gradients(f0, x, s.slope), tools.gradients(f, x, s.slope)
     limit = oracle.input_gradient(x, x, y / s.n, s.slope, False)
     zeta = limit - oracle.frozen_gate_direction(x, x, y / s.n, s.slope)
     centred = gradient - gradient0
@@ -310,7 +312,8 @@ def share_of_zeta(results) -> float:
     """The mean gradient error of all networks along zeta, as a share of zeta."""
     s = width.Setting(points=200)
     with jax.enable_x64(True):
-        x, y = (np.asarray(a) for a in width._problem(s)[:2])
+        problem = width._problem(s)
+    x, y = np.asarray(problem.x), np.asarray(problem.y)
     zeta = theory.gate_motion(TwoLayerNTK(s.slope), x, y, x)
     errors = np.concatenate([arrays["gradient"] for _, arrays in results])
     return float(np.mean(np.sum(errors * zeta, axis=(1, 2))) / np.sum(zeta**2))
@@ -387,5 +390,6 @@ def test_figure(results):
 
 
 def _angles(a, b):
-    a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+    a = a / np.linalg.norm(a, axis=1, keepdims=True)
+    b = b / np.linalg.norm(b, axis=1, keepdims=True)
     return 2 * np.arcsin(np.linalg.norm(a - b, axis=1) / 2)

@@ -1,7 +1,7 @@
 """From finished cells to the curves of a panel."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ def _curve(samples: list[np.ndarray]) -> Curve:
 
 
 def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, dict[str, Curve]]:
-    """Quantity -> curve -> {"mean", "low", "high"}, one number a value of the panel.
+    """Returns quantity -> curve -> {"mean", "low", "high"}, one number a value of the panel.
 
     Curves of the kernel limit: "limit_zero" and "limit_balanced", zero initial functions, coin-flip
     and balanced targets, over seeds and draws; "limit", random initial functions and coin flips,
@@ -44,64 +44,95 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, di
             for quantity in p.curves:
                 if index and quantity == "standard":
                     continue  # the first network does not know the size
-                for name, samples in collect(p, quantity, index, options, Path(folder)).items():
+                wanted = _Wanted(p, quantity, index, options, Path(folder))
+                for name, samples in collect(wanted).items():
                     curves[quantity][name + suffix] = _curve(samples)
     return curves
 
 
-def _limit(
-    p: Panel, quantity: str, index: int, options: Options, folder: Path
-) -> dict[str, list[np.ndarray]]:
+class _Wanted(NamedTuple):
+    """A quantity of a panel at the sizes of one of its factors (see `plan.factors`)."""
+
+    panel: Panel
+    quantity: str
+    index: int
+    options: Options
+    folder: Path
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether the quantity depends on the targets of the second network."""
+        return self.quantity in ("perturbation", "agreement")
+
+    def factor(self, setting: Setting) -> float:
+        return plan.factors(setting, self.options)[self.index]
+
+
+def _limit(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
     found: dict[str, list[np.ndarray]] = {}
-    for setting in p.settings:
+    for setting in wanted.panel.settings:
         values: dict[str, list[np.ndarray]] = {}
-        for seed in range(options.seeds):
-            cell = plan.limit_cell(setting, seed, options)
-            arrays = _loaded(folder, cell)
-            rows = plan.limit_rows(cell, setting, plan.factors(setting, options)[index])
-            for name, kind in (("limit_zero", "_zero"), ("limit_balanced", "_zero"), ("limit", "")):
-                rule = "_balanced" if name == "limit_balanced" else "_coin_flip"
-                key = quantity + kind + (rule if quantity in ("perturbation", "agreement") else "")
-                if key not in arrays or (name == "limit_balanced" and key.endswith("_zero")):
-                    continue
-                samples = arrays[key][rows].reshape(len(rows), -1)  # rates, draws
-                if samples.size:
-                    values.setdefault(name, []).append(samples)
+        for seed in range(wanted.options.seeds):
+            for name, samples in _limit_values(wanted, setting, seed).items():
+                values.setdefault(name, []).append(samples)
         for name, parts in values.items():
             samples = np.concatenate(parts, axis=1)
             # From zero all rates agree for the identity loss; otherwise the best, by its mean over
             # draws, counts.
-            found.setdefault(name, []).append(samples[samples.mean(axis=1).argmax()])
+            best = samples.mean(axis=1).argmax()
+            found.setdefault(name, []).append(samples[best])
     return found
 
 
-def _network(
-    p: Panel, quantity: str, index: int, options: Options, folder: Path
-) -> dict[str, list[np.ndarray]]:
+def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> dict[str, np.ndarray]:
+    """Curve -> (rates, draws) of one cell, for the curves that it has."""
+    quantity = wanted.quantity
+    if wanted.has_targets:
+        keys = {
+            "limit_zero": f"{quantity}_zero_coin_flip",
+            "limit_balanced": f"{quantity}_zero_balanced",
+            "limit": f"{quantity}_coin_flip",
+        }
+    else:
+        keys = {"limit_zero": f"{quantity}_zero", "limit": quantity}
+    cell = plan.limit_cell(setting, seed, wanted.options)
+    arrays = _loaded(wanted.folder, cell)
+    rows = plan.limit_rows(cell, setting, wanted.factor(setting))
+    found = {}
+    for name, key in keys.items():
+        if key not in arrays:
+            continue
+        samples = arrays[key][rows].reshape(len(rows), -1)
+        if samples.size:
+            found[name] = samples
+    return found
+
+
+def _network(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
     best, grid = [], []
-    for setting in p.settings:
-        seeds = [
-            _network_values(p, setting, quantity, index, seed, options, folder)
-            for seed in range(options.seeds)
-        ]
-        best.append(np.array([values.max() for values in seeds]))
-        grid.append(np.concatenate(seeds))
+    for setting in wanted.panel.settings:
+        seeds = range(wanted.options.seeds)
+        values = [_network_values(wanted, setting, seed) for seed in seeds]
+        best.append(np.array([of_seed.max() for of_seed in values]))
+        grid.append(np.concatenate(values))
     return {"network": best, "network_grid": grid}
 
 
-def _network_values(
-    p: Panel, setting: Setting, quantity: str, index: int, seed: int, options: Options, folder: Path
-):
-    cell = plan.network_cell(p, setting, seed, options)
-    config, arrays = cell["config"], _loaded(folder, cell)
+def _network_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
+    """One number for every pair of learning rates, or rate of the first network."""
+    cell = plan.network_cell(wanted.panel, setting, seed, wanted.options)
+    config = cell["config"]
     step_f = config["steps_f"].index(setting.steps_f)
-    values = arrays[quantity][:, step_f]
-    if quantity in ("perturbation", "agreement"):
-        size = plan.scaled(setting.size, plan.factors(setting, options)[index])
-        values = values[:, config["sizes"].index(size), :, config["steps_g"].index(setting.steps_g)]
+    values = _loaded(wanted.folder, cell)[wanted.quantity][:, step_f]
+    if wanted.has_targets:
+        size = config["sizes"].index(plan.scaled(setting.size, wanted.factor(setting)))
+        step_g = config["steps_g"].index(setting.steps_g)
+        values = values[:, size, :, step_g]
     return values.ravel()
 
 
+# Files in memory, at most.
+_FILES = 64
 _cache: dict[Path, dict[str, np.ndarray]] = {}
 
 
@@ -109,7 +140,7 @@ def _loaded(folder: Path, cell: plan.Cell) -> dict[str, np.ndarray]:
     """A cell's arrays; the last few files stay in memory, since a panel's values share them."""
     path = store.cell_path(folder, cell)
     if path not in _cache:
-        if len(_cache) > 64:
+        if len(_cache) >= _FILES:
             _cache.clear()
         _cache[path] = store.load(folder, cell)
     return _cache[path]
@@ -134,14 +165,11 @@ def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float
 def distance(curve: Curve, p: Panel, quantity: str) -> dict[str, Any] | None:
     """Mean and largest |curve - published| at the values that both have; None without any."""
     published = list(zip(p.published_values, p.published.get(quantity, ()), strict=False))
-    gaps = [
-        abs(mean - there)
-        for value, mean in zip(p.values, curve["mean"], strict=True)
-        for position, there in published
-        if np.isclose(value, position * p.axis_factor, rtol=1e-3, atol=1e-12)
-    ]
-    return (
-        {"mean": float(np.mean(gaps)), "largest": float(np.max(gaps)), "points": len(gaps)}
-        if gaps
-        else None
-    )
+    gaps = []
+    for value, mean in zip(p.values, curve["mean"], strict=True):
+        for position, there in published:
+            if np.isclose(value, position * p.axis_factor, rtol=1e-3, atol=1e-12):
+                gaps.append(abs(mean - there))
+    if not gaps:
+        return None
+    return {"mean": float(np.mean(gaps)), "largest": float(np.max(gaps)), "points": len(gaps)}

@@ -20,7 +20,7 @@ FRESH = 1000  # new synthetic points on which agreement is counted
 
 
 class Drawn(NamedTuple):
-    """Training data, fresh inputs for the agreement, and a key for everything else that is random."""
+    """Training data, fresh inputs for the agreement, and a key for all else that is random."""
 
     x: Float[Array, "n d"]
     y: Float[Array, " n"]
@@ -29,10 +29,10 @@ class Drawn(NamedTuple):
 
 
 def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> dict[str, Any]:
-    """What `draw` needs. `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or
-    None: mnist5k.
+    """Returns what `draw` needs.
 
-    Of images, "content" is a hash of those that the folder holds now: it says what the data are,
+    `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or None: mnist5k. Of
+    images, "content" is a hash of those that the folder holds now: it says what the data are,
     "path" only where.
     """
     if not setting.is_image:
@@ -40,26 +40,29 @@ def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> 
     folder = sources.get(setting.data)
     if folder is None:
         # 1 against 2 whatever the panel: only digits come with the installation.
-        name, classes, where = "mnist5k", (1, 2), {}
+        name, classes = "mnist5k", (1, 2)
     else:
-        name, classes, where = setting.data, tuple(setting.classes or ()), {"path": folder}
-    return {
+        name, classes = setting.data, tuple(setting.classes or ())
+    config = {
         "name": name,
         "classes": list(classes),
         "n": setting.n,
         "seed": seed,
         "content": _content(name, folder, classes, file_states(folder)),
-        **where,
     }
+    return config if folder is None else config | {"path": folder}
 
 
 def file_states(folder: str | None) -> tuple[tuple[str, int, int, int], ...]:
     """What tells whether a file of the folder was replaced, without reading it."""
     if folder is None or not Path(folder).is_dir():
         return ()
-    files = (path for path in sorted(Path(folder).iterdir()) if path.is_file())
-    states = [(path.name, path.stat()) for path in files]
-    return tuple((name, state.st_ino, state.st_size, state.st_mtime_ns) for name, state in states)
+    states = []
+    for path in sorted(Path(folder).iterdir()):
+        if path.is_file():
+            state = path.stat()
+            states.append((path.name, state.st_ino, state.st_size, state.st_mtime_ns))
+    return tuple(states)
 
 
 @functools.lru_cache(maxsize=64)
@@ -69,9 +72,9 @@ def _content(name: str, folder: str | None, classes: tuple[int, ...], states: An
 
 def _images(name: str, folder: str | None, classes: tuple[int, ...]) -> list[datasets.Dataset]:
     """All images of the classes: the training and test files, or mnist5k."""
-    if folder is None:
-        return [getattr(datasets, name)(classes=classes)]
     read = getattr(datasets, name)
+    if folder is None:
+        return [read(classes=classes)]
     return [read(folder, classes=classes, split=split) for split in ("train", "test")]
 
 
@@ -82,22 +85,29 @@ def _content_hash(images: list[datasets.Dataset]) -> str:
     digest = hashlib.sha256()
     for part in images:
         pixels = np.round(np.asarray(part.inputs) * 255).astype("<i2")
-        digest.update(f"{pixels.shape}".encode() + pixels.tobytes())
-        digest.update(np.asarray(part.targets).astype("<i2").tobytes())
+        labels = np.asarray(part.targets).astype("<i2")
+        digest.update(f"{pixels.shape}".encode())
+        digest.update(pixels.tobytes())
+        digest.update(labels.tobytes())
     return digest.hexdigest()[:16]
 
 
 def draw(config: dict[str, Any]) -> Drawn:
-    """The data set that the description names; images: `n` of the training images at most, fresh =
-    the test images.
+    """Returns the data set that the description names.
+
+    Of images: `n` of the training images at most, and the test images as fresh ones.
+
+        draw({"name": "gaussian", "n": 100, "d": 20, "seed": 0}).x.shape  # (100, 20)
 
     Raises ValueError if the images are not those of the description any more.
     """
     key_data, key_fresh, key = jax.random.split(jax.random.key(config["seed"]), 3)
     name, n = config["name"], config["n"]
     if name in ("gaussian", "shifted_gaussian"):
-        rng = np.random.default_rng([config["seed"], n, config["d"]])
-        (x, y), (fresh, _) = (_synthetic(name, rows, config["d"], rng) for rows in (n, FRESH))
+        d = config["d"]
+        rng = np.random.default_rng([config["seed"], n, d])
+        x, y = _synthetic(name, n, d, rng)
+        fresh, _ = _synthetic(name, FRESH, d, rng)
         return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
     folder = config.get("path")
     images = _images(name, folder, tuple(config["classes"]))
@@ -121,7 +131,8 @@ def _synthetic(
     x = rng.standard_normal((n, d), np.float32)
     if name == "gaussian":
         return x, rng.choice(np.array([1, -1], np.float32), n)
-    y = rng.permutation(np.where(np.arange(n) < (n + 1) // 2, np.float32(1), np.float32(-1)))
+    first_half = np.arange(n) < (n + 1) // 2
+    y = rng.permutation(np.where(first_half, np.float32(1), np.float32(-1)))
     x += np.float32(0.3) * y[:, None]
     return x, y
 
@@ -148,7 +159,9 @@ def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> f
     if not setting.is_image:
         return 1.0
     n = count(config)
-    return float(np.round(np.sqrt(published_n / n), 4)) if n < published_n else 1.0
+    if n >= published_n:
+        return 1.0
+    return float(np.round(np.sqrt(published_n / n), 4))
 
 
 def targets(
@@ -164,10 +177,19 @@ def targets(
         columns = np.empty((n, count), np.float32)
         for column in range(count):
             rng = np.random.default_rng([config["seed"], column, rule == "balanced"])
-            if rule == "coin_flip":
-                columns[:, column] = rng.integers(0, 2, n) * 2 - 1
-            else:
-                sign = rng.integers(0, 2) * 2 - 1  # of the odd one
-                columns[:, column] = rng.permutation(np.where(np.arange(n) % 2 == 0, sign, -sign))
+            columns[:, column] = _RULES[rule](n, rng)
         drawn[rule] = columns
     return drawn
+
+
+def _coin_flip(n: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 2, n) * 2 - 1
+
+
+def _balanced(n: int, rng: np.random.Generator) -> np.ndarray:
+    of_the_odd_one = rng.integers(0, 2) * 2 - 1
+    even = np.arange(n) % 2 == 0
+    return rng.permutation(np.where(even, of_the_odd_one, -of_the_odd_one))
+
+
+_RULES = {"coin_flip": _coin_flip, "balanced": _balanced}

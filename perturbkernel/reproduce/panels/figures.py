@@ -1,9 +1,10 @@
-"""Figures of the reproduction: a panel's curves beside the published values, and the decision maps."""
+"""Figures of the reproduction: a panel's curves beside the published values, and decision maps."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from perturbkernel.report.plots import (
@@ -37,20 +38,30 @@ _AXES = {
     "steps_g": "training steps of the second network",
 }
 
-# Curve -> (label, colour, line, whether its band is drawn).
+
+class _Look(NamedTuple):
+    """How a curve is drawn; a main one with its band, and again where sizes are scaled."""
+
+    label: str
+    colour: str
+    line: str
+    main: bool = False
+
+
 _LOOKS = {
-    "limit": ("kernel limit, random initial functions", LIMIT, "-", True),
-    "limit_zero": ("kernel limit, initial functions zero", LIMIT, ":", False),
-    "limit_balanced": ("kernel limit, balanced targets", G_COLOUR, "-.", False),
-    "network": ("networks, best of the rates", NETWORK, "-", True),
-    "network_grid": ("networks, mean over rates", NETWORK, ":", False),
+    "limit": _Look("kernel limit, random initial functions", LIMIT, "-", main=True),
+    "limit_zero": _Look("kernel limit, initial functions zero", LIMIT, ":"),
+    "limit_balanced": _Look("kernel limit, balanced targets", G_COLOUR, "-."),
+    "network": _Look("networks, best of the rates", NETWORK, "-", main=True),
+    "network_grid": _Look("networks, mean over rates", NETWORK, ":"),
 }
 
 
 def curve_label(name: str) -> str:
     """A curve's name in the legend."""
     base, _, scaled = name.partition(" ")
-    return _LOOKS[base][0] + (", scaled sizes" if scaled else "")
+    label = _LOOKS[base].label
+    return f"{label}, scaled sizes" if scaled else label
 
 
 def describe(p: Panel) -> str:
@@ -66,11 +77,11 @@ def describe(p: Panel) -> str:
     }
     if s.is_image:
         del told["n"], told["d"]
+    told.pop(p.varies, None)
+    data = s.data.replace("_", " ")
     carrier = "perturbations alone" if s.scenario == "a" else "perturbed data"
-    return (
-        f"{s.data.replace('_', ' ')}, scenario ({s.scenario}): {carrier}, {s.loss} loss; "
-        + ", ".join(text for name, text in told.items() if name != p.varies)
-    )
+    fixed = ", ".join(told.values())
+    return f"{data}, scenario ({s.scenario}): {carrier}, {s.loss} loss; {fixed}"
 
 
 @styled
@@ -79,53 +90,19 @@ def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str 
     the panel varies.
     """
     quantities = list(p.curves)
-    fig = figure(3.1 * len(quantities) + 0.6 if len(quantities) > 1 else 5.2, 3.9)
+    width = 3.1 * len(quantities) + 0.6 if len(quantities) > 1 else 5.2
+    fig = figure(width, 3.9)
     axes = fig.subplots(1, len(quantities), sharey=True, squeeze=False)[0]
-    positive = [v for v in (*p.values, *(v * p.axis_factor for v in p.published_values)) if v > 0]
-    logarithmic = p.varies not in ("slope", "size") and max(positive) / min(positive) > 15
+    scale = "log" if _is_logarithmic(p) else "linear"
     for axis, quantity in zip(axes, quantities, strict=True):
-        if quantity != "cosine":
-            axis.axhline(0.5, color=GREY, lw=0.6, ls=(0, (1, 2)))
-        published = p.published.get(quantity)
-        if published is not None:
-            axis.plot(
-                np.array(p.published_values) * p.axis_factor,
-                published,
-                "o",
-                ms=4.5,
-                mfc="none",
-                color=F_COLOUR,
-                label="published (best of the rates)",
-                zorder=5,
-            )
-        for name, curve in curves[quantity].items():
-            base, _, scaled = name.partition(" ")
-            _, colour, line, band = _LOOKS[base]
-            if scaled and base not in ("limit", "network"):
-                continue
-            style = {
-                "color": colour,
-                "ls": "--" if scaled else line,
-                "lw": 1.1 if line == ":" or scaled else 1.7,
-            }
-            if base == "limit" and quantity == "standard" and "limit_zero" in curves[quantity]:
-                style["zorder"] = 3
-            axis.plot(p.values, curve["mean"], marker=".", ms=5, label=curve_label(name), **style)
-            if band and not scaled:
-                axis.fill_between(
-                    p.values, curve["low"], curve["high"], color=colour, alpha=0.15, lw=0
-                )
-        if logarithmic:
-            axis.set_xscale("log")
-        axis.set(
-            title=TITLES[quantity],
-            xlabel=_AXES[p.varies],
-            ylim=(-0.03 if quantity == "cosine" else 0.2, 1.04),
-        )
+        _draw_quantity(axis, p, quantity, curves[quantity])
+        lowest = -0.03 if quantity == "cosine" else 0.2
+        axis.set(title=TITLES[quantity], xlabel=_AXES[p.varies], xscale=scale, ylim=(lowest, 1.04))
     axes[0].set_ylabel("cosine" if quantities == ["cosine"] else "share of points")
     handles: dict[str, Any] = {}
     for axis in axes:
-        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        drawn, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, drawn, strict=True))
     fig.legend(
         list(handles.values()),
         list(handles),
@@ -133,14 +110,59 @@ def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str 
         ncols=3 if len(axes) > 1 else 2,
         fontsize=7.5,
     )
-    lines = [
-        p.id,
-        describe(p),
-        *([f"reduced: {p.reduction}"] if p.reduction else []),
-        *([note] if note else []),
-    ]
-    fig.suptitle("\n".join(lines), fontsize=8.5, x=0.01, ha="left")
+    reduced = f"reduced: {p.reduction}" if p.reduction else ""
+    title = _lines(p.id, describe(p), reduced, note)
+    fig.suptitle(title, fontsize=8.5, x=0.01, ha="left")
     return fig
+
+
+def _lines(*lines: str) -> str:
+    """The lines that are not empty."""
+    return "\n".join(filter(None, lines))
+
+
+def _is_logarithmic(p: Panel) -> bool:
+    """Whether what the panel varies is one of magnitude and spans more than one."""
+    if p.varies in ("slope", "size"):
+        return False
+    published = [value * p.axis_factor for value in p.published_values]
+    positive = [value for value in (*p.values, *published) if value > 0]
+    return max(positive) / min(positive) > 15
+
+
+def _draw_quantity(axis: Axes, p: Panel, quantity: str, curves: Mapping[str, Curve]) -> None:
+    """Published values and curves on one axis."""
+    if quantity != "cosine":
+        axis.axhline(0.5, color=GREY, lw=0.6, ls=(0, (1, 2)))
+    published = p.published.get(quantity)
+    if published is not None:
+        axis.plot(
+            np.array(p.published_values) * p.axis_factor,
+            published,
+            "o",
+            ms=4.5,
+            mfc="none",
+            color=F_COLOUR,
+            label="published (best of the rates)",
+            zorder=5,
+        )
+    for name, curve in curves.items():
+        base, _, scaled = name.partition(" ")
+        look = _LOOKS[base]
+        if scaled and not look.main:
+            continue
+        style: dict[str, Any] = {
+            "color": look.colour,
+            "ls": "--" if scaled else look.line,
+            "lw": 1.1 if look.line == ":" or scaled else 1.7,
+        }
+        # The first network's curve without initial functions is dotted upon the solid one.
+        if base == "limit" and quantity == "standard" and "limit_zero" in curves:
+            style["zorder"] = 3
+        axis.plot(p.values, curve["mean"], marker=".", ms=5, label=curve_label(name), **style)
+        if look.main and not scaled:
+            low, high = curve["low"], curve["high"]
+            axis.fill_between(p.values, low, high, color=look.colour, alpha=0.15, lw=0)
 
 
 @styled
@@ -152,10 +174,10 @@ def map_figure(m: Map, maps: Mapping[str, Mapping[str, np.ndarray]], note: str =
     axes = fig.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     ticks = np.linspace(*m.limits, m.grid)
     for axis, (mode, values) in zip(axes, maps.items(), strict=True):
-        lines = (
-            ("f_hat", F_COLOUR, "-", "theory: f-hat = 0"),
-            ("g_hat", G_COLOUR, "--", "theory: g-hat = 0"),
-        )
+        boundaries = [
+            (values["f_hat"], F_COLOUR, "-", "theory: f-hat = 0"),
+            (values["g_hat"], G_COLOUR, "--", "theory: g-hat = 0"),
+        ]
         same = map_axes(
             axis,
             ticks,
@@ -165,21 +187,22 @@ def map_figure(m: Map, maps: Mapping[str, Mapping[str, np.ndarray]], note: str =
             values["points"],
             values["labels"],
             ("+1", "-1"),
-            [(values[name], *look) for name, *look in lines],
+            boundaries,
         )
-        title = "kernel limit" if mode == "limit" else f"networks of width {m.setting.width:,}"
-        axis.set(
-            title=f"{title}: same decision on {same:.1%} of the plane", xlim=m.limits, ylim=m.limits
-        )
+        networks = "kernel limit" if mode == "limit" else f"networks of width {m.setting.width:,}"
+        title = f"{networks}: same decision on {same:.1%} of the plane"
+        axis.set(title=title, xlim=m.limits, ylim=m.limits)
         axis.set_xlabel("along the mean of the +1 inputs")
     axes[0].set_ylabel("along the mean of the -1 inputs")
     handles, labels = axes[-1].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, markerscale=2)
     s = m.setting
-    told = f"scenario ({s.scenario}), n = {s.n:,}, d = {s.d:,}, size {s.size:g}; grey: different decisions"
-    lines = [m.id, told, f"published look: {m.published_look.replace('^', '-hat')}"]
-    lines += [f"reduced: {m.reduction}"] if m.reduction else []
-    fig.suptitle(
-        "\n".join(lines + ([note] if note else [])), fontsize=8, x=0.01, ha="left", wrap=True
+    told = (
+        f"scenario ({s.scenario}), n = {s.n:,}, d = {s.d:,}, size {s.size:g}; "
+        "grey: different decisions"
     )
+    look = f"published look: {m.published_look.replace('^', '-hat')}"
+    reduced = f"reduced: {m.reduction}" if m.reduction else ""
+    title = _lines(m.id, told, look, reduced, note)
+    fig.suptitle(title, fontsize=8, x=0.01, ha="left", wrap=True)
     return fig

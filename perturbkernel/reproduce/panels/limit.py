@@ -1,5 +1,4 @@
-"""One cell of the reproduction in the kernel limit: everything that the panels ask of one data set
-and one kernel.
+"""One cell of the reproduction in the kernel limit: all that panels ask of one data set and kernel.
 
 Identity loss: f(z; T) = f0(z) + T f_hat(z), so every learning rate and step count is a time, and
 `second_networks` evaluates every size, time and target draw from one pass. Results come twice: from
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from scipy.special import ndtr
 
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -41,7 +40,7 @@ _NEGLIGIBLE = 0.01
 
 
 class Request(NamedTuple):
-    """One experiment on the cell's data: which perturbations, and how long either network trains."""
+    """One experiment on the cell's data: the perturbations, and how long either network trains."""
 
     scenario: str
     size: float
@@ -60,14 +59,18 @@ class Request(NamedTuple):
 
 
 def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The cell that `config` describes: data, slope, loss, requests (rows as in `Request`), draws
-    of targets.
+    """Returns the numbers of the cell that `config` describes.
 
-    Returns arrays with a leading axis of requests: "standard_zero", "perturbation_zero_<rule>" (r,
-    draws) and "agreement_zero_<rule>" from zero initial functions; for the identity loss
-    "standard", "perturbation_<rule>", "agreement_<rule>", with initial functions, averaged over
-    their draws; with `cosine`, "cosine", "cosine_zero" with the theory's direction; for the
-    logistic loss "unstable_f", whether the rate is above the stable one, and no cosine.
+    Args:
+        config: data, slope, loss, requests (rows as in `Request`), draws of targets by each rule;
+            with the identity loss initial_draws and cosine, with the logistic one dynamics.
+
+    Returns:
+        Arrays with a leading axis of requests: "standard_zero", "perturbation_zero_<rule>" (r,
+        draws) and "agreement_zero_<rule>" from zero initial functions; for the identity loss
+        "standard", "perturbation_<rule>", "agreement_<rule>", with initial functions, averaged over
+        their draws; with `cosine`, "cosine", "cosine_zero" with the theory's direction; for the
+        logistic loss "unstable_f", whether the rate is above the stable one, and no cosine.
     """
     drawn = draw(config["data"])
     kernel = TwoLayerNTK(config["slope"], train_bias=True)
@@ -81,6 +84,46 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     return logistic(kernel, drawn, requests, labels, config["dynamics"])
 
 
+# --- the identity loss ---
+
+
+class _Initial(NamedTuple):
+    """One initial function f0 of the first network, at z and the training points."""
+
+    outputs: Float[np.ndarray, " m"]
+    gradients: Float[np.ndarray, "n d"]
+
+
+class _First(NamedTuple):
+    """The first network, a unit of time from zero.
+
+    z: the training points, padded to a round number, then the fresh ones.
+    deviation: of f0(z), its standard deviation.
+    square: E |grad f0|^2.
+    cosine: of the gradients with the theory's direction, if asked for.
+    """
+
+    y: Float[np.ndarray, " n"]
+    z: Float[np.ndarray, "m d"]
+    fresh: slice
+    f_hat: Float[np.ndarray, " m"]
+    gradient: Float[np.ndarray, "n d"]
+    length: Float[np.ndarray, " n"]
+    deviation: Float[np.ndarray, " m"]
+    square: float
+    cosine: Float[np.ndarray, " n"] | None
+    initial: list[_Initial]
+
+
+class _Second(NamedTuple):
+    """Second networks, a unit of time from zero, (draws of targets, m) each: by (scenario, size)
+    without f0; by (scenario, size, time of f) with each of its draws.
+    """
+
+    without: dict[tuple[str, float], np.ndarray]
+    with_initial: dict[tuple[str, float, float], np.ndarray]
+
+
 def _identity(
     kernel: TwoLayerNTK,
     drawn: Drawn,
@@ -88,106 +131,161 @@ def _identity(
     labels: dict[str, np.ndarray],
     initial_draws: int,
     with_cosine: bool,
-):
-    x, n, d = drawn.x, *drawn.x.shape
-    y = np.asarray(drawn.y)
+) -> dict[str, np.ndarray]:
+    """The result of a cell whose loss is the identity; see `limit_cell`."""
+    first = _first_network(kernel, drawn, requests, initial_draws, with_cosine)
+    second = _second_networks(kernel, np.asarray(drawn.x), first, requests, labels)
+    count = labels[RULES[0]].shape[1]
+    rows = []
+    for request in requests:
+        row = _of_first(first, request)
+        for name, values in _of_second(first, second, request).items():
+            for rule, part in zip(RULES, np.split(values, [count]), strict=True):
+                row[f"{name}_{rule}"] = part
+        rows.append(row)
+    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+
+
+def _first_network(
+    kernel: TwoLayerNTK,
+    drawn: Drawn,
+    requests: list[Request],
+    initial_draws: int,
+    with_cosine: bool,
+) -> _First:
+    x, y = drawn.x, np.asarray(drawn.y)
+    n, d = x.shape
     # Fresh points after the padded training points: z has a round size too.
-    z, fresh = np.concatenate([padded(x), drawn.fresh]), slice(-len(drawn.fresh), None)
-    first = first_networks(kernel, z, x, (y / n)[:, None], direction=with_cosine)
-    f_hat, gradient = first.outputs[0], first.gradients[0, :n]
-    # Of f0(z)
-    deviation = np.sqrt((1 + kernel.slope**2) / 2 * (1 + np.sum(np.square(z), axis=1) / d))
-    zero, one = np.zeros(n), np.ones(n)
-    # Of grad f_hat; E|grad f0|^2.
-    length, square = (
-        np.linalg.norm(gradient, axis=1),
-        (1 + kernel.slope**2) / 2,
-    )
-    if np.sqrt(square) < _NEGLIGIBLE * min(r.time_f for r in requests) * np.median(length):
-        initial_draws = 0
+    z = np.concatenate([padded(x), drawn.fresh])
+    fresh = slice(-len(drawn.fresh), None)
+    found = first_networks(kernel, z, x, (y / n)[:, None], direction=with_cosine)
+    gradient = found.gradients[0, :n]
+    length = np.linalg.norm(gradient, axis=1)
+    square = (1 + kernel.slope**2) / 2
+    deviation = np.sqrt(square * (1 + np.sum(np.square(z), axis=1) / d))
+    cosine = None if found.direction is None else _cosine(gradient, found.direction[:n])
+
     initial = []
+    shortest = min(r.time_f for r in requests) * np.median(length)
+    if np.sqrt(square) < _NEGLIGIBLE * shortest:
+        initial_draws = 0
     for key in jax.random.split(jax.random.fold_in(drawn.key, 2), initial_draws):
         outputs, gradients = _initial_function(kernel.slope, padded(z), padded(x), key)
-        initial.append((np.asarray(outputs)[: len(z)], np.asarray(gradients)[:n]))
+        initial.append(_Initial(np.asarray(outputs)[: len(z)], np.asarray(gradients)[:n]))
+    return _First(
+        y, z, fresh, found.outputs[0], gradient, length, deviation, square, cosine, initial
+    )
 
+
+def _second_networks(
+    kernel: TwoLayerNTK,
+    x: np.ndarray,
+    first: _First,
+    requests: list[Request],
+    labels: dict[str, np.ndarray],
+) -> _Second:
+    """All second networks that the requests ask for, from one pass over the data."""
     # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no
     # time matters ...
     plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
-
-    def combination(
-        scenario: str, size: float, along: np.ndarray, start: dict[int, np.ndarray]
-    ) -> Combination:
-        starts = [size * start.get(k, zero) for k in range(initial_draws)]
-        return Combination(
-            np.stack([one * (scenario == "b"), zero, *[zero] * initial_draws]),
-            np.stack([zero, size * along, *starts]),
-        )
-
-    combinations = [combination(scenario, size, _inverse(length), {}) for scenario, size in plain]
+    combinations = []
+    for scenario, size in plain:
+        combinations.append(_combination(first, scenario, size, _inverse(first.length)))
     # ... and with an initial function directions change with the first network's time.
     timed = list(dict.fromkeys((r.scenario, r.size, r.time_f) for r in requests))
-    for number, (_, start) in enumerate(initial):
+    for number, initial in enumerate(first.initial):
         for scenario, size, time in timed:
-            unit = _inverse(np.linalg.norm(start + time * gradient, axis=1))
-            combinations.append(combination(scenario, size, time * unit, {number: unit}))
-
+            direction = initial.gradients + time * first.gradient
+            unit = _inverse(np.linalg.norm(direction, axis=1))
+            combinations.append(
+                _combination(first, scenario, size, time * unit, start=(number, unit))
+            )
     columns = np.concatenate([labels[rule] for rule in RULES], axis=1)
-    g_hat = second_networks(
-        kernel, z, [x, gradient, *[start for _, start in initial]], combinations, columns
-    )
+    matrices = [x, first.gradient, *[initial.gradients for initial in first.initial]]
+    g_hat = second_networks(kernel, first.z, matrices, combinations, columns)
     g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
-    from_zero = dict(zip(plain, g_hat[: len(plain)], strict=True))
-    random = g_hat[len(plain) :].reshape(initial_draws, len(timed), *g_hat.shape[1:])
+    moved = g_hat[len(plain) :].reshape(len(first.initial), len(timed), *g_hat.shape[1:])
+    return _Second(
+        dict(zip(plain, g_hat[: len(plain)], strict=True)),
+        {key: moved[:, place] for place, key in enumerate(timed)},
+    )
 
-    result: dict[str, list] = {name: [] for name in ("standard_zero", "standard")}
-    cosine = zero if first.direction is None else _cosine(gradient, first.direction[:n])
-    result |= {"cosine_zero": [], "cosine": []} if with_cosine else {}
-    result |= {
-        f"{name}{kind}_{rule}": []
-        for name in ("perturbation", "agreement")
-        for kind in ("_zero", "")
-        for rule in RULES
+
+def _combination(
+    first: _First,
+    scenario: str,
+    size: float,
+    along: np.ndarray,
+    start: tuple[int, np.ndarray] | None = None,
+) -> Combination:
+    """Perturbations `size` (along grad f_hat + unit grad f0), of x itself in scenario (b).
+
+    start: which initial function f0 is, and unit (n,).
+    """
+    carrier, delta = np.zeros((2, 2 + len(first.initial), len(first.y)))
+    if scenario == "b":
+        carrier[0] = 1
+    delta[1] = size * along
+    if start is not None:
+        number, unit = start
+        delta[2 + number] = size * unit
+    return Combination(carrier, delta)
+
+
+def _of_first(first: _First, request: Request) -> dict[str, Any]:
+    """What the request asks of the first network."""
+    n, time = len(first.y), request.time_f
+    f_hat = first.f_hat[:n]
+    right = ndtr(first.y * time * f_hat / first.deviation[:n])
+    found = {"standard_zero": accuracy(f_hat, first.y), "standard": right.mean()}
+    if first.cosine is not None:
+        found["cosine_zero"] = np.mean(first.cosine)
+        # With an initial function the expected cosine to leading order in 1/sqrt(d) (theory:
+        # 12.2).
+        whole = np.sqrt((time * first.length) ** 2 + first.square)
+        found["cosine"] = np.mean(first.cosine * time * first.length * _inverse(whole))
+    return found
+
+
+def _of_second(first: _First, second: _Second, request: Request) -> dict[str, np.ndarray]:
+    """What the request asks of the second network, for every draw of targets by all rules."""
+    y, fresh, n = first.y, first.fresh, len(first.y)
+    f_hat = first.f_hat[fresh]
+    g_zero = second.without[request.scenario, request.size]
+    # Pairs of f0 and the g that learned from it; where f0 is negligible, zero.
+    pairs = [(np.zeros(len(f_hat)), g_zero)]
+    if first.initial:
+        moved = second.with_initial[request.scenario, request.size, request.time_f]
+        starts = [initial.outputs[fresh] for initial in first.initial]
+        pairs = list(zip(starts, moved, strict=True))
+    right, same = [], []
+    for start, g in pairs:
+        margin = request.time_g * g / first.deviation
+        f_sign = np.sign(start + request.time_f * f_hat)
+        right.append(ndtr(y * margin[:, :n]).mean(1))
+        same.append(ndtr(f_sign * margin[:, fresh]).mean(1))
+    return {
+        "perturbation_zero": accuracy(g_zero[:, :n], y),
+        "agreement_zero": accuracy(g_zero[:, fresh], np.sign(f_hat)),
+        "perturbation": np.mean(right, axis=0),
+        "agreement": np.mean(same, axis=0),
     }
-
-    def add(name: str, values: np.ndarray) -> None:
-        for rule, part in zip(RULES, np.split(values, [labels[RULES[0]].shape[1]]), strict=True):
-            result[f"{name}_{rule}"].append(part)
-
-    for r in requests:
-        result["standard_zero"].append(accuracy(f_hat[:n], y))
-        result["standard"].append(ndtr(y * r.time_f * f_hat[:n] / deviation[:n]).mean())
-        if first.direction is not None:
-            result["cosine_zero"].append(np.mean(cosine))
-            # With an initial function the expected cosine to leading order in 1/sqrt(d) (theory:
-            # 12.2).
-            whole = np.sqrt((r.time_f * length) ** 2 + square)
-            result["cosine"].append(np.mean(cosine * r.time_f * length * _inverse(whole)))
-        g_zero = from_zero[r.scenario, r.size]
-        add("perturbation_zero", accuracy(g_zero[:, :n], y))
-        add("agreement_zero", accuracy(g_zero[:, fresh], np.sign(f_hat[fresh])))
-        right, same = [], []
-        moved = random[:, timed.index((r.scenario, r.size, r.time_f))] if initial else [g_zero]
-        for (start, _), g in zip(initial or [(np.zeros(len(z)), None)], moved, strict=True):
-            margin = r.time_g * g / deviation
-            f_sign = np.sign(start[fresh] + r.time_f * f_hat[fresh])
-            right.append(ndtr(y * margin[:, :n]).mean(1))
-            same.append(ndtr(f_sign * margin[:, fresh]).mean(1))
-        add("perturbation", np.mean(right, axis=0))
-        add("agreement", np.mean(same, axis=0))
-    return {name: np.asarray(values) for name, values in result.items()}
 
 
 @partial(jax.jit, static_argnums=0)
 def _initial_function(slope: float, z: Array, x: Array, key: Array) -> tuple[Array, Array]:
+    """Outputs at z and gradients at x of an untrained network."""
     net = TwoLayerNetwork.init(x.shape[1], _WIDTH, slope, True, key=key)
     return net(z), net.input_gradient(x)
 
 
 def _inverse(length: np.ndarray) -> np.ndarray:
+    """1 / length, and 0 for 0."""
     return 1 / np.where(length > 0, length, np.inf)
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|<a_i, b_i>| / (|a_i| |b_i|) of the rows; 0 where one is zero."""
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.abs(np.einsum("nd,nd->n", a, b)) * _inverse(lengths)
+    products = np.einsum("nd,nd->n", a, b)
+    return np.abs(products) * _inverse(lengths)

@@ -5,7 +5,7 @@ networks.
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from perturbkernel.engine.tiles import EXACT, by_rows
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.metrics import accuracy
 from perturbkernel.reproduce.panels.datasets import Drawn
+from perturbkernel.reproduce.panels.limit import Request
 from perturbkernel.reproduce.panels.sweep import first_networks, inner_products, kernel_of_product
 from perturbkernel.training.dynamics import HeavyBall
 from perturbkernel.training.gram import GramOperator, gram_operator
@@ -26,6 +27,8 @@ from perturbkernel.training.logistic_path import logistic_path
 
 # Accuracies are counted to 0.01: outputs right to a hundredth of the largest are enough.
 _TOLERANCE = 3e-3
+# Rows of queries at a time.
+_ROWS = 512
 
 
 def _coefficients(
@@ -37,22 +40,31 @@ def _coefficients(
         times = np.array([ball.effective_time for ball in balls])
         path = logistic_path(operator, y, None, times, rtol=_TOLERANCE)
         if not np.isfinite(np.asarray(path.dual_coef)).all():
-            raise RuntimeError(
-                f"the logistic flow came to time {float(path.time):g} of {times.max():g}"
-            )
-        coef = path.dual_coef
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unstable rates are part of the result
-            coef = jnp.stack(
-                [heavy_ball(operator, y, jnp.zeros_like(y), ball).dual_coef for ball in balls]
-            )
-    return coef.T
+            reached = float(path.time)
+            raise RuntimeError(f"the logistic flow came to time {reached:g} of {times.max():g}")
+        return path.dual_coef.T
+    zero = jnp.zeros_like(y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # unstable rates are part of the result
+        coef = [heavy_ball(operator, y, zero, ball).dual_coef for ball in balls]
+        return jnp.stack(coef).T
 
 
 def _stable_rate(operator: GramOperator, y: Array) -> float:
+    """The largest learning rate at which heavy ball does not oscillate, to a hundredth."""
     largest, _ = largest_eigenvalue(operator, y, tolerance=1e-2)
-    return 8 * (1 + HeavyBall(1.0, 1).momentum) * len(y) / largest
+    momentum = HeavyBall(1.0, 1).momentum
+    return 8 * (1 + momentum) * len(y) / largest
+
+
+class _Products(NamedTuple):
+    """Inner products of queries z, training points x and directions delta: every scenario, size and
+    draw of targets is made of these. z begins with x.
+    """
+
+    z_x: Array
+    z_delta: Array
+    delta_delta: Array
 
 
 class _Points(NamedTuple):
@@ -66,101 +78,169 @@ class _Points(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=0)
-def _gram(
-    kernel: TwoLayerNTK, products: tuple[Array, Array, Array], points: _Points, d: Array
-) -> Array:
-    (xx, x_delta, delta_delta), (c, s, square) = products, points
+def _gram(kernel: TwoLayerNTK, products: _Products, points: _Points, d: Array) -> Array:
+    """The kernel of the points with each other, (n, n)."""
+    c, s, square = points
     n = len(s)
-    product = (
-        c * (c * xx[:n] + s * x_delta[:n] + s[:, None] * x_delta[:n].T)
-        + s[:, None] * s * delta_delta
-    )
+    x_x, x_delta = products.z_x[:n], products.z_delta[:n]
+    with_carrier = c * (c * x_x + s * x_delta + s[:, None] * x_delta.T)
+    product = with_carrier + s[:, None] * s * products.delta_delta
     return kernel_of_product(kernel, product, square[:, None], square[None, :], d)
 
 
 @partial(jax.jit, static_argnums=0)
 def _outputs(
     kernel: TwoLayerNTK,
-    products: tuple[Array, Array, Array],
+    products: _Products,
     points: _Points,
     z_square: Array,
     coef: Array,
     d: Array,
 ) -> Array:
-    (zx, z_delta, _), (c, s, square) = products, points
+    """Outputs (m, k) at z of networks with the dual coefficients (n, k)."""
+    c, s, square = points
 
     def rows(block):
-        zx, z_delta, z_square = block
-        tile = kernel_of_product(
-            kernel, c * zx + s * z_delta, z_square[:, None], square[None, :], d
-        )
+        z_x, z_delta, z_square = block
+        product = c * z_x + s * z_delta
+        tile = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
         return jnp.matmul(tile, coef, precision=EXACT)
 
-    return by_rows(rows, (zx, z_delta, z_square), 512)
+    return by_rows(rows, (products.z_x, products.z_delta, z_square), _ROWS)
+
+
+# --- one cell ---
+
+
+class _Cell(NamedTuple):
+    """What all trainings of a cell share; z (m, d) are the training points and then the fresh
+    ones.
+    """
+
+    kernel: TwoLayerNTK
+    dynamics: str
+    x: np.ndarray
+    y: Array
+    z: np.ndarray
+    z_square: Array
+
+
+class _First(NamedTuple):
+    """First networks, k of them: their outputs at z, gradients at x, and the stable rate."""
+
+    outputs: Float[np.ndarray, "k m"]
+    gradients: Float[np.ndarray, "k n d"]
+    stable_rate: float
 
 
 def logistic(
-    kernel: TwoLayerNTK, drawn: Drawn, requests, labels: dict[str, np.ndarray], dynamics: str
-):
+    kernel: TwoLayerNTK,
+    drawn: Drawn,
+    requests: Sequence[Request],
+    labels: dict[str, np.ndarray],
+    dynamics: str,
+) -> dict[str, np.ndarray]:
     """The result of a cell whose loss is logistic; see `limit_cell`."""
-    x, y, (n, d) = np.asarray(drawn.x), drawn.y, drawn.x.shape
+    x = np.asarray(drawn.x)
     z = np.concatenate([x, drawn.fresh])
     z_square = jnp.asarray(np.sum(z**2, axis=1))
-    schedules_f = list(dict.fromkeys((r.learning_rate_f, r.steps_f) for r in requests))
-    operator = gram_operator(kernel, drawn.x)
-    coef_f, stable = _coefficients(operator, y, schedules_f, dynamics), _stable_rate(operator, y)
-    outputs_f = np.concatenate([operator(coef_f), kernel.matvec(drawn.fresh, x, coef_f)]).T
-    del operator  # its matrix: that of a second network takes its place
-    gradients = first_networks(kernel, x, x, coef_f).gradients
-    first, second = {}, {}
-    zx = jnp.asarray(inner_products(z, x))
-    for k, schedule in enumerate(schedules_f):
-        first[schedule] = float(accuracy(outputs_f[k, :n], y)), schedule[0] > stable
-        mine = [r for r in requests if (r.learning_rate_f, r.steps_f) == schedule]
-        schedules_g = list(dict.fromkeys((r.learning_rate_g, r.steps_g) for r in mine))
-        f_sign = np.sign(outputs_f[k, n:])
-        delta = np.asarray(normalise(jnp.asarray(gradients[k]), "l2"))
-        # Every scenario, size and draw of targets is made of these products.
-        products = (
-            zx,
-            jnp.asarray(inner_products(z, delta)),
-            jnp.asarray(inner_products(delta, delta)),
-        )
-        for scenario, size in dict.fromkeys((r.scenario, r.size) for r in mine):
-            for rule, columns in labels.items():
-                for target in columns.T:
-                    if scenario == "a" and size == 0:
-                        # All points coincide at zero: the sign of every output is that of the
-                        # majority.
-                        outputs_g = jnp.full((len(z), len(schedules_g)), target.sum())
-                    else:
-                        carrier, along = float(scenario == "b"), np.float32(size) * target
-                        square = np.sum((carrier * x + along[:, None] * delta) ** 2, axis=1)
-                        points = _Points(carrier, jnp.asarray(along), jnp.asarray(square))
-                        gram = GramOperator(kernel, None, _gram(kernel, products, points, d))
-                        coef_g = _coefficients(gram, jnp.asarray(target), schedules_g, dynamics)
-                        del gram
-                        outputs_g = _outputs(kernel, products, points, z_square, coef_g, d)
-                    for j, schedule_g in enumerate(schedules_g):
-                        pair = (
-                            float(accuracy(outputs_g[:n, j], y)),
-                            float(accuracy(outputs_g[n:, j], f_sign)),
-                        )
-                        second.setdefault((scenario, size, schedule, schedule_g, rule), []).append(
-                            pair
-                        )
-    result: dict[str, list] = {name: [] for name in ("standard_zero", "unstable_f")}
-    result |= {
-        f"{name}_zero_{rule}": [] for name in ("perturbation", "agreement") for rule in labels
-    }
+    cell = _Cell(kernel, dynamics, x, drawn.y, z, z_square)
+    schedules = list(dict.fromkeys(_schedule_f(r) for r in requests))
+    first = _first_networks(cell, drawn, schedules)
+
+    n = len(x)
+    standard, pairs = {}, {}
+    z_x = jnp.asarray(inner_products(z, x))
+    for k, schedule in enumerate(schedules):
+        outputs = first.outputs[k]
+        standard[schedule] = float(accuracy(outputs[:n], drawn.y))
+        delta = np.asarray(normalise(jnp.asarray(first.gradients[k]), "l2"))
+        z_delta = jnp.asarray(inner_products(z, delta))
+        products = _Products(z_x, z_delta, jnp.asarray(inner_products(delta, delta)))
+        mine = [r for r in requests if _schedule_f(r) == schedule]
+        pairs[schedule] = _second_networks(cell, mine, labels, products, delta, outputs)
+
+    rows = []
     for r in requests:
-        schedule, schedule_g = (r.learning_rate_f, r.steps_f), (r.learning_rate_g, r.steps_g)
-        for name, value in zip(("standard_zero", "unstable_f"), first[schedule], strict=True):
-            result[name].append(value)
+        schedule = _schedule_f(r)
+        row: dict[str, Any] = {
+            "standard_zero": standard[schedule],
+            "unstable_f": r.learning_rate_f > first.stable_rate,
+        }
         for rule in labels:
-            pairs = np.array(
-                second.get((r.scenario, r.size, schedule, schedule_g, rule), [])
-            ).reshape(-1, 2)
-            result[f"perturbation_zero_{rule}"].append(pairs[:, 0])
-            result[f"agreement_zero_{rule}"].append(pairs[:, 1])
-    return {name: np.asarray(values) for name, values in result.items()}
+            key = (r.scenario, r.size, _schedule_g(r), rule)
+            found = np.array(pairs[schedule].get(key, [])).reshape(-1, 2)
+            row[f"perturbation_zero_{rule}"] = found[:, 0]
+            row[f"agreement_zero_{rule}"] = found[:, 1]
+        rows.append(row)
+    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+
+
+def _schedule_f(request: Request) -> tuple[float, int]:
+    return request.learning_rate_f, request.steps_f
+
+
+def _schedule_g(request: Request) -> tuple[float, int]:
+    return request.learning_rate_g, request.steps_g
+
+
+def _first_networks(cell: _Cell, drawn: Drawn, schedules: Sequence[tuple[float, int]]) -> _First:
+    operator = gram_operator(cell.kernel, drawn.x)
+    coef = _coefficients(operator, cell.y, schedules, cell.dynamics)
+    stable = _stable_rate(operator, cell.y)
+    at_fresh = cell.kernel.matvec(drawn.fresh, cell.x, coef)
+    outputs = np.concatenate([operator(coef), at_fresh]).T
+    del operator  # its matrix: that of a second network takes its place
+    gradients = first_networks(cell.kernel, cell.x, cell.x, coef).gradients
+    return _First(outputs, gradients, stable)
+
+
+def _second_networks(
+    cell: _Cell,
+    requests: Sequence[Request],
+    labels: dict[str, np.ndarray],
+    products: _Products,
+    delta: np.ndarray,
+    outputs_f: np.ndarray,
+) -> dict[tuple, list[tuple[float, float]]]:
+    """(scenario, size, schedule, rule) -> for every draw of targets, the accuracy at the training
+    points and the agreement with the first network at the fresh ones.
+    """
+    n = len(cell.x)
+    schedules = list(dict.fromkeys(_schedule_g(r) for r in requests))
+    f_sign = np.sign(outputs_f[n:])
+    found: dict[tuple, list[tuple[float, float]]] = {}
+    for scenario, size in dict.fromkeys((r.scenario, r.size) for r in requests):
+        for rule, columns in labels.items():
+            for target in columns.T:
+                outputs = _trained(cell, scenario, size, target, products, delta, schedules)
+                for j, schedule in enumerate(schedules):
+                    right = float(accuracy(outputs[:n, j], cell.y))
+                    same = float(accuracy(outputs[n:, j], f_sign))
+                    key = (scenario, size, schedule, rule)
+                    found.setdefault(key, []).append((right, same))
+    return found
+
+
+def _trained(
+    cell: _Cell,
+    scenario: str,
+    size: float,
+    target: np.ndarray,
+    products: _Products,
+    delta: np.ndarray,
+    schedules: Sequence[tuple[float, int]],
+) -> Array:
+    """Outputs (m, schedules) of second networks."""
+    if scenario == "a" and size == 0:
+        # All points coincide at zero: the sign of every output is that of the majority.
+        return jnp.full((len(cell.z), len(schedules)), target.sum())
+    d = cell.x.shape[1]
+    carrier = float(scenario == "b")
+    along = np.float32(size) * target
+    square = np.sum((carrier * cell.x + along[:, None] * delta) ** 2, axis=1)
+    points = _Points(carrier, jnp.asarray(along), jnp.asarray(square))
+    gram = GramOperator(cell.kernel, None, _gram(cell.kernel, products, points, d))
+    coef = _coefficients(gram, jnp.asarray(target), schedules, cell.dynamics)
+    del gram  # its matrix, before the outputs need memory
+    return _outputs(cell.kernel, products, points, cell.z_square, coef, d)

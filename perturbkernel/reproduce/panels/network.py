@@ -2,13 +2,14 @@
 grid, one seed.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from perturbkernel import networks
 from perturbkernel.reproduce.panels.datasets import accuracy, draw, targets
@@ -23,7 +24,60 @@ class _Seen(eqx.Module):
     x: Array | None = None
 
     def __call__(self, net: networks.TwoLayerNetwork):
-        return net(self.z) if self.x is None else (net(self.z), net.input_gradient(self.x))
+        if self.x is None:
+            return net(self.z)
+        return net(self.z), net.input_gradient(self.x)
+
+
+class _Training(NamedTuple):
+    """What is seen of k networks, a pytree of (k, steps, ...), and which of them stayed finite."""
+
+    seen: Any
+    finite: np.ndarray
+
+
+class _Ensembles(NamedTuple):
+    """Trains networks of one width, slope and loss on d inputs."""
+
+    d: int
+    width: int
+    slope: float
+    loss: str
+
+    def train(
+        self,
+        key: PRNGKeyArray,
+        rates: np.ndarray,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        steps: Sequence[int],
+        observe: _Seen,
+        scale: np.ndarray | None,
+    ) -> _Training:
+        """One network a rate from the same initialisation, seen after each number of steps.
+
+        scale: (k, n), for each of the k networks what its inputs are multiplied by.
+        """
+        net = _network(self.d, self.width, self.slope, key)
+        count = len(rates)
+        nets = jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), net)
+        _, trace = networks.ensemble(
+            nets,
+            inputs,
+            labels,
+            learning_rate=rates,
+            loss=self.loss,
+            plateau=networks.Plateau(),
+            steps=max(steps),
+            trace_at=tuple(sorted(steps)),
+            observe=observe,
+            scale=scale,
+        )
+        places = [int(np.flatnonzero(trace.step == step)[0]) for step in steps]
+        chosen = np.array(places)
+        seen = jax.tree.map(lambda a: np.asarray(a)[:, chosen], trace.observed)
+        losses = np.asarray(trace.step_loss)
+        return _Training(seen, np.all(np.isfinite(losses), axis=1))
 
 
 def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -43,105 +97,130 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     compile every operation.
     """
     drawn = draw(config["data"])
-    x, y, n = np.asarray(drawn.x), np.asarray(drawn.y), len(drawn.y)
+    x, y = np.asarray(drawn.x), np.asarray(drawn.y)
+    n, d = x.shape
     z = np.concatenate([x, drawn.fresh])
     key_f, key_g = jax.random.split(drawn.key)
-    rates_f, rates_g = (np.asarray(config[f"learning_rates_{name}"], x.dtype) for name in "fg")
-    target = targets(config["data"], n, {config["targets"]: 1})[config["targets"]][:, 0]
-
-    def train(key, rates, inputs, labels, steps, observe, scale):
-        """One network a rate from the same initialisation, on inputs times scale (k, n) for each of
-        them.
-        """
-        net = _network(x.shape[1], config["width"], config["slope"], key)
-        nets = jax.tree.map(lambda a: np.broadcast_to(a, (len(rates), *a.shape)), net)
-        _, trace = networks.ensemble(
-            nets,
-            inputs,
-            labels,
-            learning_rate=rates,
-            loss=config["loss"],
-            plateau=networks.Plateau(),
-            steps=max(steps),
-            trace_at=tuple(sorted(steps)),
-            observe=observe,
-            scale=scale,
-        )
-        chosen = np.array([int(np.flatnonzero(trace.step == step)[0]) for step in steps])
-        seen = jax.tree.map(lambda a: np.asarray(a)[:, chosen], trace.observed)
-        return seen, np.isfinite(np.asarray(trace.step_loss)).all(1)
+    rates_f = np.asarray(config["learning_rates_f"], x.dtype)
+    rates_g = np.asarray(config["learning_rates_g"], x.dtype)
+    rule = config["targets"]
+    target = targets(config["data"], n, {rule: 1})[rule][:, 0]
+    ensembles = _Ensembles(d, config["width"], config["slope"], config["loss"])
 
     # Scenario (a) scales its inputs; with a scale of one here, both trainings are the same program.
     scale = np.ones((len(rates_f), n), x.dtype) if config["scenario"] == "a" else None
-    (outputs_f, gradients), finite_f = train(
-        key_f, rates_f, x, y, config["steps_f"], _Seen(jnp.asarray(z), jnp.asarray(x)), scale
-    )
+    at = _Seen(jnp.asarray(z), jnp.asarray(x))
+    first = ensembles.train(key_f, rates_f, x, y, config["steps_f"], at, scale)
+    outputs_f, gradients = first.seen
+
+    second = _SecondNetworks(ensembles, config, key_g, rates_g, x, z, target)
     direction = _direction(config["slope"], x, y)
     shape = (len(rates_f), len(config["steps_f"]))
+    shape_g = (*shape, len(config["sizes"]), len(rates_g), len(config["steps_g"]))
     standard, along = np.zeros(shape), np.zeros(shape)
-    second = np.zeros((2, *shape, len(config["sizes"]), len(rates_g), len(config["steps_g"])))
+    perturbation, agreement = np.zeros(shape_g), np.zeros(shape_g)
     finite_g = True
-    for i in range(shape[0]):
-        for j in range(shape[1]):
-            f, unit = outputs_f[i, j], _normalised(gradients[i, j])
-            standard[i, j] = accuracy(f[:n], y)
-            along[i, j] = np.abs(np.sum(unit * direction, axis=1)).mean()
-            if not config["sizes"]:
-                continue
-            outputs, finite = _second(train, key_g, config, x, target, unit, rates_g, z)
-            finite_g &= finite
-            g = np.stack(outputs)  # (sizes, rates, steps, m)
-            second[:, i, j] = accuracy(g[..., :n], y), accuracy(g[..., n:], np.sign(f[n:]))
+    for place in np.ndindex(shape):
+        f = outputs_f[place]
+        unit = _normalised(gradients[place])
+        standard[place] = accuracy(f[:n], y)
+        along[place] = np.abs(np.sum(unit * direction, axis=1)).mean()
+        if not config["sizes"]:
+            continue
+        g, finite = second.trained(unit)
+        finite_g &= finite
+        perturbation[place] = accuracy(g[..., :n], y)
+        agreement[place] = accuracy(g[..., n:], np.sign(f[n:]))
     return {
         "standard": standard,
         "cosine": along,
-        "perturbation": second[0],
-        "agreement": second[1],
-        "finite_f": np.asarray(finite_f),
+        "perturbation": perturbation,
+        "agreement": agreement,
+        "finite_f": first.finite,
         "finite_g": np.asarray(finite_g),
     }
 
 
-def _network(d: int, width: int, slope: float, key: Array) -> networks.TwoLayerNetwork:
+class _SecondNetworks(NamedTuple):
+    """Trains second networks on perturbations target_n size unit_n, for every size and rate.
+
+    The config is that of `network_cell`; x (n, d) training points, z (m, d) where outputs are
+    wanted, target (n,).
+    """
+
+    ensembles: _Ensembles
+    config: dict[str, Any]
+    key: PRNGKeyArray
+    rates: np.ndarray
+    x: np.ndarray
+    z: np.ndarray
+    target: np.ndarray
+
+    def trained(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Outputs (sizes, rates, steps, m), and whether all stayed finite."""
+        how: dict[str, Callable] = {"a": self._alone, "b": self._added}
+        return how[self.config["scenario"]](unit)
+
+    def _alone(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Scenario (a). All sizes share their directions: one ensemble whose members scale the
+        rows.
+        """
+        sizes = np.asarray(self.config["sizes"], self.x.dtype)
+        rates = np.tile(self.rates, len(sizes))
+        of_member = np.repeat(sizes, len(self.rates))
+        scale = of_member[:, None] * self.target[None, :]
+        outputs, finite = self._train(rates, unit, scale)
+        by_size = outputs.reshape(len(sizes), len(self.rates), *outputs.shape[1:])
+        return by_size, bool(finite.all())
+
+    def _added(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
+        """Scenario (b), an ensemble for each size."""
+        outputs, all_finite = [], True
+        for size in self.config["sizes"]:
+            signed = np.asarray(size, self.x.dtype) * self.target[:, None]
+            found = self._train(self.rates, self.x + signed * unit, None)
+            outputs.append(found.seen)
+            all_finite &= bool(found.finite.all())
+        return np.stack(outputs), all_finite
+
+    def _train(self, rates: np.ndarray, rows: np.ndarray, scale: np.ndarray | None) -> _Training:
+        seen = _Seen(jnp.asarray(self.z))
+        steps = self.config["steps_g"]
+        return self.ensembles.train(self.key, rates, rows, self.target, steps, seen, scale)
+
+
+def _network(d: int, width: int, slope: float, key: PRNGKeyArray) -> networks.TwoLayerNetwork:
     """`TwoLayerNetwork.init` with a trained bias, to rounding, from a generator compiled for powers
     of two only: the threefry bits of a number depend on its place alone.
     """
     count = width * (d + 2)
-    drawn = np.asarray(jax.random.normal(key, (1 << (count - 1).bit_length(),)))[:count].reshape(
-        width, d + 2
-    )
+    power_of_two = 1 << (count - 1).bit_length()
+    normal = np.asarray(jax.random.normal(key, (power_of_two,)))
+    drawn = normal[:count].reshape(width, d + 2)
     root_d, root_width = np.sqrt([d, width]).astype(drawn.dtype)
-    weight, bias, readout = drawn[:, :d] / root_d, drawn[:, d], drawn[:, d + 1] / root_width
+    weight = drawn[:, :d] / root_d
+    bias = drawn[:, d]
+    readout = drawn[:, d + 1] / root_width
     return networks.TwoLayerNetwork(weight, bias, readout, slope, True)  # type: ignore[arg-type]
 
 
 def _normalised(v: np.ndarray) -> np.ndarray:
-    """Rows of length one; zero where a row is zero or, after a training that diverged, not finite."""
+    """Rows of length one; zero where a row is zero or, after a training that diverged, not
+    finite.
+    """
     length = np.linalg.norm(v, axis=1, keepdims=True)
     good = np.isfinite(length) & (length > 0)
     return np.where(good, v, 0) / np.where(good, length, 1)
 
 
 def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The paper's direction sum_n y_n Phi(x_n, x) x_n at the training points, normalised (theory:
-    2.1).
+    """The paper's direction at the training points, normalised (theory: 2.1).
+
+    sum_n y_n Phi(x_n, x) x_n
     """
-    s = np.sqrt(1 + np.sum(x**2, axis=1) / x.shape[1])
-    rho = np.clip((1 + x @ x.T / x.shape[1]) / (s[:, None] * s), -1, 1)
-    phi = (1 + slope**2) / 2 - (1 - slope) ** 2 / (2 * np.pi) * np.arccos(rho)
+    d = x.shape[1]
+    s = np.sqrt(1 + np.sum(x**2, axis=1) / d)
+    rho = (1 + x @ x.T / d) / (s[:, None] * s)
+    theta = np.arccos(np.clip(rho, -1, 1))
+    phi = (1 + slope**2) / 2 - (1 - slope) ** 2 / (2 * np.pi) * theta
     return _normalised(phi @ (y[:, None] * x))
-
-
-def _second(train, key, config, x, target, unit, rates, z) -> tuple[list[np.ndarray], bool]:
-    """Outputs (sizes) of (rates, steps, m) of second networks on the perturbations target_n size
-    unit_n.
-    """
-    sizes, steps, k, seen = config["sizes"], config["steps_g"], len(rates), _Seen(jnp.asarray(z))
-    if config["scenario"] == "a":
-        # All sizes share their directions: one ensemble whose members scale the rows.
-        scale = np.repeat(np.asarray(sizes, x.dtype), k)[:, None] * target[None, :]
-        outputs, finite = train(key, np.tile(rates, len(sizes)), unit, target, steps, seen, scale)
-        return list(outputs.reshape(len(sizes), k, *outputs.shape[1:])), bool(finite.all())
-    inputs = [x + np.asarray(size, x.dtype) * target[:, None] * unit for size in sizes]
-    results = [train(key, rates, rows, target, steps, seen, None) for rows in inputs]
-    return [outputs for outputs, _ in results], all(bool(finite.all()) for _, finite in results)

@@ -63,7 +63,9 @@ class Panel:
 
 @dataclass(frozen=True)
 class Map:
-    """A decision map: the plane over `limits` squared, `grid` points a side, along the class means."""
+    """A decision map: the plane over `limits` squared, `grid` points a side, along the class
+    means.
+    """
 
     id: str
     study: str
@@ -76,11 +78,8 @@ class Map:
 
 @functools.cache
 def _content() -> dict[str, Any]:
-    return json.loads(
-        resources.files("perturbkernel.reproduce.panels")
-        .joinpath("panels.json")
-        .read_text(encoding="utf-8")
-    )
+    folder = resources.files("perturbkernel.reproduce.panels")
+    return json.loads(folder.joinpath("panels.json").read_text(encoding="utf-8"))
 
 
 def recipe() -> dict[str, Any]:
@@ -98,9 +97,8 @@ def map_ids() -> tuple[str, ...]:
 
 def _thin(values: Sequence, count: int) -> tuple:
     """At most `count` of the values, evenly by position, both ends kept."""
-    positions = np.unique(
-        np.round(np.linspace(0, len(values) - 1, min(count, len(values)))).astype(int)
-    )
+    even = np.linspace(0, len(values) - 1, min(count, len(values)))
+    positions = np.unique(np.round(even).astype(int))
     return tuple(values[i] for i in positions)
 
 
@@ -127,12 +125,8 @@ def _resized(setting: Setting, n: int, d: int) -> Setting:
     over d have it.
     """
     size = setting.size if d == setting.d else setting.size * np.sqrt(d / setting.d)
-    return replace(
-        setting,
-        n=int(n),
-        d=int(d),
-        size=float(np.format_float_positional(size, 6, fractional=False)),
-    )
+    six_digits = np.format_float_positional(size, 6, fractional=False)
+    return replace(setting, n=int(n), d=int(d), size=float(six_digits))
 
 
 def panel(panel_id: str, scale: str = "small") -> Panel:
@@ -193,32 +187,29 @@ def _reduce(
         cap: dict[str, int] = dict(zip(("n", "d"), _SMALL[study], strict=True))
         # The varied one of n and d: published values as far as they go, shrunk only where too few
         # are left.
-        few = (
-            varies in cap
-            and sum(getattr(s, varies) <= cap[varies] for s in settings) < _SMALL_POINTS
-        )
+        few = False
+        if varies in cap:
+            left = sum(getattr(s, varies) <= cap[varies] for s in settings)
+            few = left < _SMALL_POINTS
         if few:
             factor = cap[varies] / getattr(base, varies)
         elif varies == "size":
             factor = float(np.sqrt(cap["d"] / base.d))
         if (cap["n"], cap["d"]) != (base.n, base.d):
-            said.append(
-                f"n {base.n:,} → {cap['n']:,}, d {base.d:,} → {cap['d']:,}, size in proportion to √d"
-            )
+            n, d = f"n {base.n:,} → {cap['n']:,}", f"d {base.d:,} → {cap['d']:,}"
+            said.append(f"{n}, {d}, size in proportion to √d")
 
         def shrink(setting: Setting) -> Setting:
             if varies not in cap:
                 return _resized(setting, **cap)
             value = getattr(setting, varies)
-            return _resized(
-                setting, **(cap | {varies: max(2, round(value * factor)) if few else value})
-            )
+            if few:
+                value = max(2, round(value * factor))
+            return _resized(setting, **(cap | {varies: value}))
 
-        settings = [
-            s
-            for s in map(shrink, settings)
-            if varies not in cap or getattr(s, varies) <= cap[varies]
-        ]
+        settings = [shrink(setting) for setting in settings]
+        if varies in cap:
+            settings = [s for s in settings if getattr(s, varies) <= cap[varies]]
     else:
         # The data decides the size: what the user has, or the digits that come with the
         # installation.
@@ -254,12 +245,12 @@ def decision_map(map_id: str, scale: str = "small") -> Map:
             d = setting.d * n // setting.n
         reduced = _resized(setting, min(n, setting.n), min(d, setting.d))
         reduced = replace(reduced, width=min(setting.width, _SMALL_WIDTH))
-        said = [
-            f"{name} {getattr(setting, name):,} → {getattr(reduced, name):,}"
-            for name in ("n", "d", "width")
-            if getattr(setting, name) != getattr(reduced, name)
-            and not (name == "n" and setting.is_image)
-        ]
+        said = []
+        for name in ("n", "d", "width"):
+            before, after = getattr(setting, name), getattr(reduced, name)
+            if before == after or (name == "n" and setting.is_image):
+                continue
+            said.append(f"{name} {before:,} → {after:,}")
         setting, grid, reduction = reduced, _SMALL_GRID, "; ".join(said)
     return Map(
         entry["id"],
@@ -281,9 +272,9 @@ def select(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     chosen = []
     everything = (*panel_ids(), *map_ids())
     for name in names:
-        found = [e for e in everything if e == name] or [
-            e for e in everything if e.startswith(name.rstrip("/") + "/")
-        ]
+        study = name.rstrip("/") + "/"
+        found = [e for e in everything if e == name]
+        found = found or [e for e in everything if e.startswith(study)]
         if not found:
             near = [e for e in everything if name.split("/")[0] in e][:4]
             hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -291,7 +282,6 @@ def select(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 f"no panel, map or study is called {name!r}{hint} (perturbkernel reproduce list)"
             )
         chosen += found
-    ordered = [e for e in everything if e in chosen]
-    return tuple(e for e in ordered if not e.startswith("map/")), tuple(
-        e for e in ordered if e.startswith("map/")
-    )
+    panels = tuple(e for e in panel_ids() if e in chosen)
+    maps = tuple(e for e in map_ids() if e in chosen)
+    return panels, maps

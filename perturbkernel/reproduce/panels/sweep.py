@@ -1,13 +1,16 @@
 """Second networks for many perturbation sizes, training times and target draws from one pass over
 the data.
 
-Perturbed points are combinations of the rows of a few matrices B_b (the inputs, gradients): r_n =
-sum_b c_bn B_bn. A tile of products <B_bn, z> therefore serves every combination, and the kernel of
+Perturbed points are combinations of the rows of a few matrices B_b (the inputs, gradients),
+
+    r_n = sum_b c_bn B_bn.
+
+A tile of products <B_bn, z> therefore serves every combination, and the kernel of
 each costs one arccos a pair. With h_n^+-(z) = K(o_n +- delta_n, z), a second network trained on
 (o_n + y_n delta_n, y_n) by the identity loss from zero is, per unit of time,
 
-    g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z) = (1/N) [sum_{y_n = 1} h_n^+(z) - sum_{y_n = -1}
-    h_n^-(z)],
+    g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z)
+         = (1/N) [sum_{y_n = 1} h_n^+(z) - sum_{y_n = -1} h_n^-(z)],
 
 so that the targets enter through one matrix product each, all draws at once.
 """
@@ -43,11 +46,22 @@ class Combination(NamedTuple):
 
 
 def padded(array: Array | np.ndarray) -> np.ndarray:
-    """The last row repeated up to a round number: data sets of nearly the same size share what is
-    compiled.
+    """The rows, the last one repeated up to a round number: data sets of nearly the same size share
+    what is compiled.
     """
     array = np.asarray(array)
-    return np.pad(array, [(0, -len(array) % _ROUND)] + [(0, 0)] * (array.ndim - 1), mode="edge")
+    added = [(0, -len(array) % _ROUND)]
+    nothing = [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, added + nothing, mode="edge")
+
+
+def _padded_with_zeros(array: Array | np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Rows of zeros added up to the same number: coefficients of points that do not count."""
+    array = np.asarray(array)
+    rows = -(-len(array) // _ROUND) * _ROUND
+    result = np.zeros((rows, array.shape[1]), dtype)
+    result[: len(array)] = array
+    return result
 
 
 def inner_products(
@@ -56,7 +70,8 @@ def inner_products(
     """<z_i, x_j> by NumPy, which compiles nothing anew for each size; where z begins with x, half
     of that part.
     """
-    n, products = len(x), np.empty((len(z), len(x)), x.dtype)
+    n = len(x)
+    products = np.empty((len(z), n), x.dtype)
     symmetric = n if np.array_equal(z[:n], x) else 0
     if symmetric:
         np.matmul(x, x.T, out=products[:n])
@@ -87,28 +102,31 @@ def first_networks(
     `direction`: also sum_n dual_coef_n0 Phi(x_n, z) x_n, the paper's direction v for dual_coef = y
     / n.
     """
-    rows = -(-len(dual_coef) // _ROUND) * _ROUND
-    coef = np.zeros((rows, np.shape(dual_coef)[1]), np.asarray(x).dtype)
-    coef[: len(dual_coef)] = dual_coef
-    found = _first(kernel, direction, *(jnp.asarray(a) for a in (padded(z), padded(x), coef)))
+    coef = _padded_with_zeros(dual_coef, np.asarray(x).dtype)
+    queries, points = jnp.asarray(padded(z)), jnp.asarray(padded(x))
+    found = _first(kernel, direction, queries, points, jnp.asarray(coef))
     outputs, gradients, fixed = jax.tree.map(lambda a: np.asarray(a)[: len(z)], found)
     return FirstNetworks(outputs.T, gradients.transpose(1, 0, 2), fixed)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _first(kernel: TwoLayerNTK, direction: bool, z: Array, x: Array, coef: Array):
-    cone, c = (1 - kernel.slope) ** 2 / (2 * np.pi), float(kernel.train_bias)
+    cone = (1 - kernel.slope) ** 2 / (2 * np.pi)
+    bias = float(kernel.train_bias)
 
     def tile(z, x, coef):
         (product, theta), pullback = jax.vjp(lambda z: products_and_angles(z, x), z)
-        phi, linear = (1 + kernel.slope**2) / 2 - cone * theta, product + c
+        phi = (1 + kernel.slope**2) / 2 - cone * theta
+        linear = product + bias
 
         def gradient(column):
             return pullback((phi * column, -cone * linear * column))[0]
 
-        gradients = jnp.stack([gradient(coef[:, j]) for j in range(coef.shape[1])], axis=1)
+        count = coef.shape[1]
+        gradients = jnp.stack([gradient(coef[:, j]) for j in range(count)], axis=1)
         fixed = jnp.matmul(phi * coef[:, 0], x, precision=EXACT) if direction else None
-        return jnp.matmul(phi * linear, coef, precision=EXACT), gradients, fixed
+        outputs = jnp.matmul(phi * linear, coef, precision=EXACT)
+        return outputs, gradients, fixed
 
     return accumulate(tile, z, x, coef, _BLOCK)
 
@@ -120,7 +138,8 @@ def kernel_of_product(
     coincide.
     """
     theta = angle_of_product(product, square_z, square_x, d)
-    phi = (1 + kernel.slope**2) / 2 - (1 - kernel.slope) ** 2 / (2 * np.pi) * theta
+    cone = (1 - kernel.slope) ** 2 / (2 * np.pi)
+    phi = (1 + kernel.slope**2) / 2 - cone * theta
     return phi * (product + float(kernel.train_bias))
 
 
@@ -134,24 +153,25 @@ def second_networks(
     """g(z) a unit of training time, for every combination j and every column of targets."""
     rows = [np.asarray(m) for m in matrices]
     dtype = rows[0].dtype
-    inner = np.array([[np.einsum("nd,nd->n", a, b) for b in rows] for a in rows])  # (b, b, n)
-    # (j, b, n)
-    both = [np.stack([c.carrier + sign * c.delta for c in combinations]) for sign in (1, -1)]
-    squares = [np.maximum(np.einsum("jbn,abn,jan->nj", r, inner, r), 0) for r in both]
-    coefficients = [r.transpose(2, 0, 1) for r in both]
-    # Of h+ and h- a draw of targets takes one for each n: h+ with weight 1 where y = 1, h- with -1
-    # elsewhere.
-    weights = [
-        np.zeros((-(-len(targets) // _ROUND) * _ROUND, targets.shape[1]), dtype) for _ in both
-    ]
-    for weight, sign in zip(weights, (1, -1), strict=True):
-        weight[: len(targets)] = (np.asarray(targets) + sign) / 2
-    m, z = len(z), padded(z)
-    points = jax.tree.map(lambda a: jnp.asarray(padded(a), dtype), (rows, coefficients, squares))
-    sums = np.asarray(
-        _sweep(kernel, jnp.asarray(z), jnp.asarray(np.sum(z**2, axis=1)), points, weights)
-    )[:m]
-    return sums.transpose(1, 0, 2) / len(targets)
+    queries = padded(z)
+    # <B_an, B_bn>, (b, b, n), for the lengths of the perturbed points.
+    inner = np.array([[np.einsum("nd,nd->n", a, b) for b in rows] for a in rows])
+    coefficients, squares, weights = [], [], []
+    for sign in (1, -1):
+        # (j, b, n): o_n +- delta_n.
+        moved = np.stack([c.carrier + sign * c.delta for c in combinations])
+        square = np.einsum("jbn,abn,jan->nj", moved, inner, moved)
+        squares.append(np.maximum(square, 0))
+        coefficients.append(moved.transpose(2, 0, 1))
+        # Of h+ and h- a draw of targets takes one for each n: h+ with weight 1 where y = 1, h-
+        # with -1 elsewhere.
+        chosen = (np.asarray(targets) + sign) / 2
+        weights.append(_padded_with_zeros(chosen, dtype))
+    points = (rows, coefficients, squares)
+    points = jax.tree.map(lambda a: jnp.asarray(padded(a), dtype), points)
+    lengths = jnp.asarray(np.sum(queries**2, axis=1))
+    sums = np.asarray(_sweep(kernel, jnp.asarray(queries), lengths, points, weights))
+    return sums[: len(z)].transpose(1, 0, 2) / len(targets)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -159,28 +179,30 @@ def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, points, weights) -> A
     d = z.shape[1]
 
     def tile(query, points, weights):
-        (z, z_square), (matrices, coefficients, squares) = query, points
+        z, z_square = query
+        matrices, coefficients, squares = points
         products = [jnp.matmul(z, m.T, precision=EXACT) for m in matrices]
         # (j, b, n): read along the points.
         coefficients = [c.transpose(1, 2, 0) for c in coefficients]
 
         def one(choice):
-            def kernel_tile(c, square):
+            def weighted(c, square, weight):
                 # The row of one combination, by a product with a unit vector: XLA would fuse the
                 # slice of a loop into the arithmetic of the tile, which is then not vectorised (6
                 # times slower on a CPU).
-                c, square = jnp.tensordot(choice, c, 1), jnp.matmul(square, choice)
-                product = sum(
-                    (p * c[b][None, :] for b, p in enumerate(products)), jnp.zeros_like(products[0])
-                )
-                return kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
+                c = jnp.tensordot(choice, c, 1)
+                square = jnp.matmul(square, choice)
+                product = jnp.zeros_like(products[0])
+                for b, of_matrix in enumerate(products):
+                    product = product + of_matrix * c[b][None, :]
+                values = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
+                return jnp.matmul(values, weight, precision=EXACT)
 
-            plus, minus = (
-                jnp.matmul(kernel_tile(c, square), w, precision=EXACT)
-                for c, square, w in zip(coefficients, squares, weights, strict=True)
-            )
+            plus = weighted(coefficients[0], squares[0], weights[0])
+            minus = weighted(coefficients[1], squares[1], weights[1])
             return plus + minus
 
-        return lax.map(one, jnp.eye(len(coefficients[0]), dtype=z.dtype)).transpose(1, 0, 2)
+        unit_vectors = jnp.eye(len(coefficients[0]), dtype=z.dtype)
+        return lax.map(one, unit_vectors).transpose(1, 0, 2)
 
     return accumulate(tile, (z, z_square), points, weights, _BLOCK)

@@ -1,6 +1,6 @@
 """The figure of the study of architectures, and its numbers as text, from one summary."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,36 +38,50 @@ def _cells(results: Results, part: str) -> list[tuple[dict[str, Any], dict[str, 
 
 
 def _setting(config: dict[str, Any], seeds: int) -> dict[str, Any]:
-    return {name: config[name] for name in ("n", "test", "side", "digits", "size")} | {
-        "seeds": seeds
-    }
+    found = {name: config[name] for name in ("n", "test", "side", "digits", "size")}
+    return found | {"seeds": seeds}
 
 
 def _against_depth(results: Results) -> dict[str, Any]:
-    cells = sorted(_cells(results, "depth"), key=lambda cell: cell[0]["networks"][0]["depth"])
-    found: dict[str, Any] = (
-        {"setting": _setting(cells[0][0], cells[0][0]["seeds"])} if cells else {}
-    )
-    for name in _DATA if cells else ():
-        for activation in dict.fromkeys(config["networks"][0]["activation"] for config, _ in cells):
-            rows = [(c, a) for c, a in cells if c["networks"][0]["activation"] == activation]
+    cells = _cells(results, "depth")
+    if not cells:
+        return {}
+    cells = sorted(cells, key=lambda cell: cell[0]["networks"][0]["depth"])
+    first, _ = cells[0]
+    found: dict[str, Any] = {"setting": _setting(first, first["seeds"])}
+    # Every cell has one network.
+    networks = [config["networks"][0] for config, _ in cells]
+    for activation in dict.fromkeys(network["activation"] for network in networks):
+        rows = [
+            cell
+            for cell, network in zip(cells, networks, strict=True)
+            if network["activation"] == activation
+        ]
+        for name in _DATA:
+            found.setdefault(name, {})[activation] = _curves(rows, name)
+    return found
 
-            def curve(of: Callable, rows=rows, name=name) -> dict[str, list[float]]:
-                samples = [of(arrays)[config["data"].index(name)] for config, arrays in rows]
-                statistics = (("mean", np.mean), ("low", np.min), ("high", np.max))
-                return {
-                    key: [float(statistic(sample)) for sample in samples]
-                    for key, statistic in statistics
-                }
 
-            curves = {"accuracy_f": curve(lambda a: a["accuracy_f"])}
-            for i, carrier in enumerate(rows[0][0]["carriers"]):
-                for quantity in ("accuracy", "control_accuracy", "agreement", "control_agreement"):
-                    curves[f"{quantity}_{carrier}"] = curve(
-                        lambda a, i=i, q=quantity: a[q][:, :, i]
-                    )
-            depths = [config["networks"][0]["depth"] for config, _ in rows]
-            found.setdefault(name, {})[activation] = {"depths": depths, **curves}
+def _curves(cells: Results, name: str) -> dict[str, Any]:
+    """The curves of a data set over the depths of the cells."""
+    places = [config["data"].index(name) for config, _ in cells]
+
+    def curve(quantity: str, carrier: int | None = None) -> dict[str, list[float]]:
+        samples = []
+        for place, (_, arrays) in zip(places, cells, strict=True):
+            values = arrays[quantity][place]
+            samples.append(values if carrier is None else values[:, carrier])
+        return {
+            "mean": [float(np.mean(sample)) for sample in samples],
+            "low": [float(np.min(sample)) for sample in samples],
+            "high": [float(np.max(sample)) for sample in samples],
+        }
+
+    depths = [config["networks"][0]["depth"] for config, _ in cells]
+    found: dict[str, Any] = {"depths": depths, "accuracy_f": curve("accuracy_f")}
+    for i, carrier in enumerate(cells[0][0]["carriers"]):
+        for quantity in ("accuracy", "control_accuracy", "agreement", "control_agreement"):
+            found[f"{quantity}_{carrier}"] = curve(quantity, i)
     return found
 
 
@@ -77,10 +91,10 @@ def _transfer(results: Results) -> dict[str, Any]:
         return {}
     config = cells[0][0]
     # The first data set; the mean over the seeds of all cells.
-    mean = {
-        name: np.concatenate([arrays[name][0] for _, arrays in cells]).mean(0)
-        for name in cells[0][1]
-    }
+    mean = {}
+    for name in cells[0][1]:
+        samples = [arrays[name][0] for _, arrays in cells]
+        mean[name] = np.concatenate(samples).mean(0)
     found: dict[str, Any] = {
         "setting": _setting(config, sum(c["seeds"] for c, _ in cells)),
         "networks": [network["name"] for network in config["networks"]],
@@ -93,9 +107,6 @@ def _transfer(results: Results) -> dict[str, Any]:
     return found
 
 
-_SIZES = "n = {n}, {test} new points, d = {side} x {side}, size {size:g} of the data's length, {seeds} seeds"
-
-
 @styled
 def draw(results: Results) -> Figure:
     """Above: accuracy and agreement against depth. Below: which architecture's perturbations teach
@@ -104,37 +115,52 @@ def draw(results: Results) -> Figure:
     summary = summarise(results)
     depth, transfer = summary["depth"], summary["transfer"]
     fig = figure(12.5, 12)
-    upper, lower = fig.subfigures(2, 1, height_ratios=[1.2, 1])  # pyright: ignore[reportGeneralTypeIssues]
-    panels = [(name, activation) for name in _DATA for activation in depth.get(name, ())]
-    if panels:
-        axes = upper.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)
-        for column, (name, activation) in zip(axes.T, panels, strict=True):
-            title = (
-                f"{_DATA[name].format(**depth['setting'])}, {_LAYERS.get(activation, activation)}"
-            )
-            _depth_panels(column, depth[name][activation], title)
-        axes[0, 0].set_ylabel("accuracy on new points")
-        axes[1, 0].set_ylabel("agreement of g with f")
-        upper.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
-        upper.suptitle(
-            "Against depth: what fully connected networks g learn from perturbations of an f of their own kind.  "
-            "Squared loss, infinite width.\n"
-            f"{_SIZES.format(**depth['setting'])}; bands: all seeds.",
-            fontsize=10,
-            x=0.01,
-            ha="left",
-        )
+    halves: Any = fig.subfigures(2, 1, height_ratios=[1.2, 1])
+    if depth:
+        _draw_depth(halves[0], depth)
     if transfer:
-        _transfer_panels(lower, transfer)
-        lower.suptitle(
-            "Transfer: which architecture's perturbations teach which.  "
-            f"{_DATA['digits'].format(**transfer['setting']).capitalize()}, perturbations alone; numbers in %, means.\n"
-            f"{_SIZES.format(**transfer['setting'])}.",
-            fontsize=10,
-            x=0.01,
-            ha="left",
-        )
+        _draw_transfer(halves[1], transfer)
     return fig
+
+
+def _draw_depth(fig: Any, depth: Mapping[str, Any]) -> None:
+    panels = [(name, activation) for name in _DATA for activation in depth[name]]
+    axes = fig.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)
+    for column, (name, activation) in zip(axes.T, panels, strict=True):
+        title = f"{_data(name, depth)}, {_LAYERS.get(activation, activation)}"
+        _depth_panels(column, depth[name][activation], title)
+    axes[0, 0].set_ylabel("accuracy on new points")
+    axes[1, 0].set_ylabel("agreement of g with f")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=5)
+    title = (
+        "Against depth: what fully connected networks g learn from perturbations of an f of their "
+        "own kind.  Squared loss, infinite width.\n"
+        f"{_sizes(depth)}; bands: all seeds."
+    )
+    fig.suptitle(title, fontsize=10, x=0.01, ha="left")
+
+
+def _draw_transfer(fig: Any, transfer: Mapping[str, Any]) -> None:
+    _transfer_panels(fig, transfer)
+    title = (
+        "Transfer: which architecture's perturbations teach which.  "
+        f"{_data('digits', transfer).capitalize()}, perturbations alone; numbers in %, means.\n"
+        f"{_sizes(transfer)}."
+    )
+    fig.suptitle(title, fontsize=10, x=0.01, ha="left")
+
+
+def _data(name: str, found: Mapping[str, Any]) -> str:
+    return _DATA[name].format(**found["setting"])
+
+
+def _sizes(found: Mapping[str, Any]) -> str:
+    said = (
+        "n = {n}, {test} new points, d = {side} x {side}, size {size:g} of the data's length, "
+        "{seeds} seeds"
+    )
+    return said.format(**found["setting"])
 
 
 def _depth_panels(axes: Sequence[Axes], found: Mapping[str, Any], title: str) -> None:
@@ -160,27 +186,16 @@ def _depth_panels(axes: Sequence[Axes], found: Mapping[str, Any], title: str) ->
 
 
 def _transfer_panels(fig: Any, found: Mapping[str, Any]) -> None:
-    axes, names, alone = fig.subplots(1, 3), found["networks"], found["alone"]
-    _heat_map(
-        axes[0],
-        "accuracy of g on new points",
-        names,
-        alone["accuracy"],
-        0.5,
-        {
-            "random directions": alone["control_accuracy"],
-            "the data itself (f)": found["accuracy_f"],
-        },
-    )
+    axes = fig.subplots(1, 3)
+    names, alone = found["networks"], found["alone"]
+    extra = {
+        "random directions": alone["control_accuracy"],
+        "the data itself (f)": found["accuracy_f"],
+    }
+    _heat_map(axes[0], "accuracy of g on new points", names, alone["accuracy"], 0.5, extra)
     axes[0].set_ylabel("f, whose perturbations they are")
-    _heat_map(
-        axes[1],
-        "agreement of g with that f",
-        names,
-        alone["agreement"],
-        0.5,
-        {"random directions": alone["control_agreement"]},
-    )
+    extra = {"random directions": alone["control_agreement"]}
+    _heat_map(axes[1], "agreement of g with that f", names, alone["agreement"], 0.5, extra)
     _heat_map(axes[2], "cosine of two networks' perturbations", names, found["cosine"], 0.0, {})
     for axis in axes[:2]:
         axis.set_xlabel("g, which learns from them")
@@ -189,7 +204,9 @@ def _transfer_panels(fig: Any, found: Mapping[str, Any]) -> None:
 def _heat_map(
     axis: Axes, title: str, names: Sequence[str], values, low: float, extra: Mapping[str, Any]
 ) -> None:
-    shown, count = np.array([*values, *extra.values()]), len(names)
+    """Numbers in %, a row a source, and below them the rows of `extra`."""
+    shown = np.array([*values, *extra.values()])
+    count = len(names)
     axis.imshow(shown, cmap="viridis", vmin=low, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(shown):
         colour = "white" if value < (1 + low) / 2 + 0.05 else "black"
@@ -204,28 +221,38 @@ def _heat_map(
 
 def text(results: Results) -> str:
     """Every mean of the summary in %, as lines."""
-    summary, lines = summarise(results), []
-
-    def rows(title: str, names: Sequence[str], values: Any) -> None:
-        lines.append(title)
-        lines.extend(
-            f"  {name:26}" + "".join(f"{100 * v:7.1f}" for v in row)
-            for name, row in zip(names, values, strict=True)
-        )
-
+    summary = summarise(results)
+    depth, transfer = summary["depth"], summary["transfer"]
+    lines = []
     for name in _DATA:
-        for activation, found in summary["depth"].get(name, {}).items():
-            curves = {key: curve["mean"] for key, curve in found.items() if key != "depths"}
+        for activation, found in depth.get(name, {}).items():
             depths = ", ".join(map(str, found["depths"]))
-            title = f"{_DATA[name].format(**summary['depth']['setting'])}, {activation}; hidden layers {depths}"
-            rows(title, list(curves), list(curves.values()))
-    if transfer := summary["transfer"]:
-        names = transfer["networks"]
-        for carrier in (carrier for carrier in _CARRIERS if carrier in transfer):
-            for quantity, values in transfer[carrier].items():
-                control = quantity.startswith("control")
-                title = f"{carrier}: {quantity}; columns: {', '.join(names)}{'' if control else '; rows: sources'}"
-                rows(title, [""] if control else names, [values] if control else values)
-        rows("accuracy of f", [""], [transfer["accuracy_f"]])
-        rows("cosine of perturbations", names, transfer["cosine"])
+            lines.append(f"{_data(name, depth)}, {activation}; hidden layers {depths}")
+            for key, curve in found.items():
+                if key != "depths":
+                    lines.append(_row(key, curve["mean"]))
+    if transfer:
+        lines += _transfer_text(transfer)
     return "\n".join(lines)
+
+
+def _transfer_text(transfer: Mapping[str, Any]) -> list[str]:
+    names = transfer["networks"]
+    columns = f"columns: {', '.join(names)}"
+    lines = []
+    for carrier in _CARRIERS:
+        for quantity, values in transfer.get(carrier, {}).items():
+            if quantity.startswith("control"):
+                lines += [f"{carrier}: {quantity}; {columns}", _row("", values)]
+                continue
+            lines.append(f"{carrier}: {quantity}; {columns}; rows: sources")
+            lines += map(_row, names, values)
+    lines += ["accuracy of f", _row("", transfer["accuracy_f"])]
+    lines.append("cosine of perturbations")
+    lines += map(_row, names, transfer["cosine"])
+    return lines
+
+
+def _row(name: str, values: Sequence[float]) -> str:
+    """A name and numbers in %."""
+    return f"  {name:26}" + "".join(f"{100 * value:7.1f}" for value in values)

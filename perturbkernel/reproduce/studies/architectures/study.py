@@ -57,12 +57,14 @@ NETWORKS: tuple[dict[str, Any], ...] = (
 )
 ACTIVATIONS = ("relu", "erf")
 DEPTHS = {"small": (1, 2, 3, 5, 8), "paper": tuple(range(1, 9))}
-#: Part -> training points, new points, side of the images; and seeds computed in one cell (None: all of them).
+#: Part -> training points, new points, side of the images; and seeds computed in one cell (None:
+#: all of them).
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"depth": (200, 400, 14), "transfer": (100, 150, 7), "seeds": None},
     "paper": {"depth": (500, 400, 14), "transfer": (200, 200, 14), "seeds": 1},
 }
-#: What perturbations are added to: nothing, scenario (a); the training points, (b); Gaussian noise of their size.
+#: What perturbations are added to: nothing, scenario (a); the training points, (b); Gaussian noise
+#: of their size.
 CARRIERS = ("alone", "data", "noise")
 
 
@@ -95,35 +97,43 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     """
     check_choice(scale, "scale", tuple(SIZES))
     check_count(seeds, "seeds")
-    sizes, depth, transfer = SIZES[scale], *({"part": part} for part in ("depth", "transfer"))
-    setting = {
-        part: dataclasses.asdict(Setting(*sizes[part])) | {"digits": list(Setting.digits)}
-        for part in ("depth", "transfer")
-    }
+    sizes = SIZES[scale]
     step = sizes["seeds"] or seeds
-    spans = [{"first": first, "seeds": min(step, seeds - first)} for first in range(0, seeds, step)]
-    transfer |= {
+    transfer = {
+        "part": "transfer",
         "networks": list(NETWORKS),
         "data": ["digits"],
         "carriers": ["alone", "data"],
-        **setting["transfer"],
+        **_setting(*sizes["transfer"]),
     }
-    found = [transfer | span for span in spans]
+    found = []
+    for first in range(0, seeds, step):
+        found.append(transfer | {"first": first, "seeds": min(step, seeds - first)})
     for activation in ACTIVATIONS:
         for count in DEPTHS[scale]:
             layers = {"family": "fully_connected", "depth": count, "activation": activation}
-            depth |= {
+            depth = {
+                "part": "depth",
                 "networks": [{"name": f"{activation} {count}", **layers}],
                 "data": ["digits", "gaussian"],
+                "carriers": list(CARRIERS),
+                **_setting(*sizes["depth"]),
             }
-            found.append(
-                depth | {"carriers": list(CARRIERS), **setting["depth"], "first": 0, "seeds": seeds}
-            )
+            found.append(depth | {"first": 0, "seeds": seeds})
     return found
 
 
+def _setting(n: int, test: int, side: int) -> dict[str, Any]:
+    """As JSON holds it."""
+    setting = dataclasses.asdict(Setting(n, test, side))
+    return setting | {"digits": list(Setting.digits)}
+
+
 def network(config: dict[str, Any], side: int) -> ArchitectureNTK:
-    """The kernel that a config of NETWORKS describes, for images of side x side."""
+    """The kernel that a config of NETWORKS describes, for images of side x side.
+
+    network(NETWORKS[0], side=14)
+    """
     options = {name: value for name, value in config.items() if name not in ("name", "family")}
     if config["family"] == "convolutional":
         options["input_shape"] = (side, side, 1)
@@ -151,25 +161,24 @@ def measure(config: dict[str, Any]) -> Arrays:
 
     Axes: k data sets, s seeds, c carriers, sources and learners, both the networks of the config.
 
-        accuracy_f (k, s, learners): of f, trained on the data itself, on new points; accuracy,
-        agreement (k, s, c, sources, learners): of the learner, trained on the source's
-        perturbations added to
-            the carrier, on new points; its agreement with the source's f;
+        accuracy_f (k, s, learners): of f, trained on the data itself, on new points;
+        accuracy, agreement (k, s, c, sources, learners): of the learner, trained on the source's
+            perturbations added to the carrier, on new points; its agreement with the source's f;
         control_accuracy, control_agreement (k, s, c, learners): the same for random directions of
-        the same size, the
-            agreement with the learner's f;
+            the same size, the agreement with the learner's f;
         cosine (k, s, sources, learners): the mean cosine of their perturbations of a point.
     """
     s = Setting(**{field.name: config[field.name] for field in dataclasses.fields(Setting)})
     kernels = [network(one, s.side) for one in config["networks"]]
     seeds = range(config["first"], config["first"] + config["seeds"])
-    rows = [
-        [_one(kernels, config["carriers"], _problem(name, s, seed)) for seed in seeds]
-        for name in config["data"]
-    ]
-    return {
-        name: np.array([[row[name] for row in of_data] for of_data in rows]) for name in rows[0][0]
-    }
+    rows = []
+    for name in config["data"]:
+        problems = [_problem(name, s, seed) for seed in seeds]
+        rows.append([_one(kernels, config["carriers"], problem) for problem in problems])
+    found = {}
+    for name in rows[0][0]:
+        found[name] = np.array([[row[name] for row in of_data] for of_data in rows])
+    return found
 
 
 def _problem(name: str, s: Setting, seed: int) -> Problem:
@@ -178,12 +187,13 @@ def _problem(name: str, s: Setting, seed: int) -> Problem:
     if name == "digits":
         rest, new = datasets.mnist5k(classes=s.digits).split(test=s.test, key=keys[0])
         train = rest.subset(s.n, key=keys[1])
-        x, z = (_smaller(part.images, s.side) for part in (train, new))
+        x = _smaller(train.images, s.side)
+        z = _smaller(new.images, s.side)
     else:
-        train, new = (
-            datasets.shifted_gaussian(count, s.side**2, s.separation / s.side, key=key)
-            for count, key in zip((s.n, s.test), keys, strict=False)
-        )
+        d = s.side**2
+        shift = s.separation / s.side
+        train = datasets.shifted_gaussian(s.n, d, shift, key=keys[0])
+        new = datasets.shifted_gaussian(s.test, d, shift, key=keys[1])
         x, z = train.inputs, new.inputs
     scale = jnp.sqrt(jnp.mean(x**2))
     carriers = {
@@ -192,24 +202,24 @@ def _problem(name: str, s: Setting, seed: int) -> Problem:
         "noise": scale * jax.random.normal(keys[2], x.shape),
     }
     targets = draw_targets("balanced", s.n, key=keys[3])
-    return Problem(
-        x, train.targets, z, new.targets, targets, carriers, s.size * s.side * scale, keys[4]
-    )
+    size = s.size * s.side * scale
+    return Problem(x, train.targets, z, new.targets, targets, carriers, size, keys[4])
 
 
 def _smaller(images: Array, side: int) -> Array:
     """(n, 28, 28, 1) -> (n, side^2), means over squares of pixels."""
+    n = len(images)
     block = images.shape[1] // side
-    return (
-        images.reshape(len(images), side, block, side, block).mean((2, 4)).reshape(len(images), -1)
-    )
+    squares = images.reshape(n, side, block, side, block)
+    return squares.mean((2, 4)).reshape(n, -1)
 
 
 def _trained(kernel: ArchitectureNTK, x: Array, y: Array) -> KernelPredictor:
     return fit(kernel, x, y, loss="squared", dynamics=GradientFlow(np.inf))
 
 
-def _one(kernels: list[ArchitectureNTK], carriers: list[str], p: Problem) -> dict[str, np.ndarray]:
+def _one(kernels: list[ArchitectureNTK], carriers: list[str], p: Problem) -> Arrays:
+    """The numbers of `measure` for one data set and seed."""
     firsts = [_trained(kernel, p.x, p.y) for kernel in kernels]
     of_f = [f(p.z) for f in firsts]
     deltas = [perturb(f, p.x, p.targets, size=float(p.size)).delta for f in firsts]
@@ -217,29 +227,27 @@ def _one(kernels: list[ArchitectureNTK], carriers: list[str], p: Problem) -> dic
 
     def learned(delta) -> list[list[Array]]:
         """Outputs of every learner on every carrier, (c, learners) of them."""
-        return [
-            [_trained(k, p.carriers[c] + delta, p.targets)(p.z) for k in kernels] for c in carriers
-        ]
+        outputs = []
+        for carrier in carriers:
+            inputs = p.carriers[carrier] + delta
+            outputs.append([_trained(kernel, inputs, p.targets)(p.z) for kernel in kernels])
+        return outputs
 
     of_g = [learned(delta) for delta in deltas]  # sources, c, learners
-    control = learned(random)
+    accuracies, agreements = [], []
+    for f, one in zip(of_f, of_g, strict=True):
+        accuracies.append([[accuracy(g, p.labels) for g in row] for row in one])
+        agreements.append([[agreement(f, g) for g in row] for row in one])
+    control_accuracies, control_agreements = [], []
+    for row in learned(random):
+        control_accuracies.append([accuracy(g, p.labels) for g in row])
+        control_agreements.append([agreement(f, g) for f, g in zip(of_f, row, strict=True)])
     found = {
         "accuracy_f": [accuracy(f, p.labels) for f in of_f],
-        "accuracy": np.swapaxes(
-            [[[accuracy(g, p.labels) for g in row] for row in one] for one in of_g], 0, 1
-        ),
-        "agreement": np.swapaxes(
-            [
-                [[agreement(f, g) for g in row] for row in one]
-                for f, one in zip(of_f, of_g, strict=True)
-            ],
-            0,
-            1,
-        ),
-        "control_accuracy": [[accuracy(g, p.labels) for g in row] for row in control],
-        "control_agreement": [
-            [agreement(f, g) for f, g in zip(of_f, row, strict=True)] for row in control
-        ],
+        "accuracy": np.swapaxes(accuracies, 0, 1),
+        "agreement": np.swapaxes(agreements, 0, 1),
+        "control_accuracy": control_accuracies,
+        "control_agreement": control_agreements,
         "cosine": [[cosine(source, own).mean() for own in deltas] for source in deltas],
     }
     return {name: np.array(values, float) for name, values in found.items()}

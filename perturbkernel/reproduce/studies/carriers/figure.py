@@ -13,8 +13,9 @@ from perturbkernel.report.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, fi
 
 Results = Sequence[tuple[dict[str, Any], dict[str, np.ndarray]]]
 
-#: Published: accuracy of g for L2 perturbations on 10,000 points of uniform noise, against d (Kumano, Kera, Yamasaki,
-#: ICLR 2024, figure 2; the control is near .5). The number of training points is taken to be 1,000.
+#: Published: accuracy of g for L2 perturbations on 10,000 points of uniform noise, against d
+#: (Kumano, Kera, Yamasaki, ICLR 2024, figure 2; the control is near .5). The number of training
+#: points is taken to be 1,000.
 PUBLISHED = {"d": (100, 1000, 5000, 10_000), "uniform": (0.62, 0.80, 0.97, 1.0)}
 PUBLISHED_N = 1000
 
@@ -41,7 +42,8 @@ def leading_order(ratio, relative_size: float, n: int, m: int):
     """The accuracy of g for the identity loss where the kernel is linear, at d / N = ratio; see
     `carriers`.
     """
-    return ndtr(np.sqrt(ratio / (1 + 1 / (m * np.square(relative_size)))))
+    carriers = 1 / (m * np.square(relative_size))
+    return ndtr(np.sqrt(ratio / (1 + carriers)))
 
 
 def summarise(results: Results) -> dict[str, Any]:
@@ -55,46 +57,60 @@ def summarise(results: Results) -> dict[str, Any]:
     found: dict[str, Any] = {"noise": {}, "digits": {}, "setting": {}}
     for kind in _VARIANCES:
         for learner in _LEARNERS:
-            cells = [
-                c for c in results if kind in c[0].get("kinds", ()) and learner in c[0]["learners"]
-            ]
+            cells = []
+            for config, arrays in results:
+                if kind in config.get("kinds", ()) and learner in config["learners"]:
+                    cells.append((config, arrays))
             if cells:
-                found["noise"].setdefault(kind, {})[learner] = _against_d(cells, kind, learner)
+                of_kind = found["noise"].setdefault(kind, {})
+                of_kind[learner] = _against_d(cells, kind, learner)
     for part, names in _SETTINGS.items():
         cells = [config for config, _ in results if config["part"] == part]
         if cells:
-            seeds = max(config["first"] + config["seeds"] for config in cells)
-            found["setting"][part] = {name: cells[0][name] for name in names} | {"seeds": seeds}
+            setting = {name: cells[0][name] for name in names}
+            setting["seeds"] = max(config["first"] + config["seeds"] for config in cells)
+            found["setting"][part] = setting
     for config, arrays in results:
-        for i, loss in enumerate(config["learners"] if config["part"] == "digits" else ()):
+        if config["part"] != "digits":
+            continue
+        for i, loss in enumerate(config["learners"]):
             found["digits"][loss] = {name: _spread(values[:, i]) for name, values in arrays.items()}
     return found
 
 
 def _spread(samples: np.ndarray) -> dict[str, Any]:
-    statistics = (("mean", np.mean), ("low", np.min), ("high", np.max))
-    return {name: statistic(samples, axis=0).tolist() for name, statistic in statistics}
+    """Mean, least and largest over the first axis."""
+    return {
+        "mean": np.mean(samples, axis=0).tolist(),
+        "low": np.min(samples, axis=0).tolist(),
+        "high": np.max(samples, axis=0).tolist(),
+    }
 
 
 def _against_d(cells: Results, kind: str, learner: str) -> dict[str, Any]:
-    config, dimensions = cells[0][0], sorted({config["d"] for config, _ in cells})
-    ratios = np.array(dimensions) / config["n"]
+    """Quantity -> {"mean", "low", "high"}, a number for each dimension."""
+    config, _ = cells[0]
+    dimensions = sorted({config["d"] for config, _ in cells})
+    n, m = config["n"], config["m"]
+    ratios = np.array(dimensions) / n
+    theory = leading_order(ratios, config["relative_size"], n, m)
     found: dict[str, Any] = {
         "d": dimensions,
         "ratio": ratios.tolist(),
-        "leading_order": leading_order(
-            ratios, config["relative_size"], config["n"], config["m"]
-        ).tolist(),
+        "leading_order": theory.tolist(),
     }
-
-    def one(config: dict[str, Any], values: np.ndarray) -> np.ndarray:
-        return values[:, config["kinds"].index(kind), config["learners"].index(learner)]
-
     for name in _NOISE:
-        rows = [
-            np.concatenate([one(c, a[name]) for c, a in cells if c["d"] == d]) for d in dimensions
-        ]
-        found[name] = {key: [_spread(row)[key] for row in rows] for key in ("mean", "low", "high")}
+        spreads = []
+        for d in dimensions:
+            samples = []
+            for config, arrays in cells:
+                if config["d"] != d:
+                    continue
+                i = config["kinds"].index(kind)
+                j = config["learners"].index(learner)
+                samples.append(arrays[name][:, i, j])
+            spreads.append(_spread(np.concatenate(samples)))
+        found[name] = {key: [spread[key] for spread in spreads] for key in spreads[0]}
     return found
 
 
@@ -113,17 +129,28 @@ def draw(results: Results) -> Figure:
         if loss in summary["digits"]:
             _digits_panel(axis, loss, summary["digits"][loss], summary["setting"]["digits"])
     axes[0].set(ylim=(0.3, 1.03), ylabel="accuracy of g")
-    lines = [
-        "Perturbations teach, whatever carries them; carriers alone do not (dashed: g trained on them unperturbed)."
-    ]
-    if "noise" in summary["setting"]:
-        said = "Left: N = {n:,} points with random labels, {m:,} noise points, {seeds} seeds"
-        lines.append(said.format(**summary["setting"]["noise"]) + "; bands: all seeds.")
-    if "digits" in summary["setting"]:
-        said = "Right: {n} images of {digits[0]} and {digits[1]}, {test} new ones, size {size:g}, {seeds} seeds."
-        lines.append(said.format(**summary["setting"]["digits"]))
-    fig.suptitle("\n".join(lines), fontsize=10, x=0.01, ha="left")
+    fig.suptitle(_title(summary["setting"]), fontsize=10, x=0.01, ha="left")
     return fig
+
+
+def _title(setting: Mapping[str, Any]) -> str:
+    lines = [
+        "Perturbations teach, whatever carries them; carriers alone do not (dashed: g trained on "
+        "them unperturbed)."
+    ]
+    if "noise" in setting:
+        said = (
+            "Left: N = {n:,} points with random labels, {m:,} noise points, {seeds} seeds; "
+            "bands: all seeds."
+        )
+        lines.append(said.format(**setting["noise"]))
+    if "digits" in setting:
+        said = (
+            "Right: {n} images of {digits[0]} and {digits[1]}, {test} new ones, size {size:g}, "
+            "{seeds} seeds."
+        )
+        lines.append(said.format(**setting["digits"]))
+    return "\n".join(lines)
 
 
 def _curve(
@@ -152,18 +179,11 @@ def _noise_panel(
     theory = leading_order(ratios, setting["relative_size"], setting["n"], setting["m"])
     axis.plot(ratios, theory, color="black", lw=0.8, label="leading order, identity loss")
     if kind in PUBLISHED:
-        axis.plot(
-            np.array(PUBLISHED["d"]) / PUBLISHED_N,
-            PUBLISHED[kind],
-            "o",
-            ms=8,
-            mfc="none",
-            color="black",
-            label=f"published (ICLR 2024); N = {PUBLISHED_N:,} assumed, size fitted",
-        )
-    _finish(
-        axis, f"{kind.capitalize()} noise: labels of unseen points", "dimension d / N", (0.1, 1, 10)
-    )
+        places = np.array(PUBLISHED["d"]) / PUBLISHED_N
+        label = f"published (ICLR 2024); N = {PUBLISHED_N:,} assumed, size fitted"
+        axis.plot(places, PUBLISHED[kind], "o", ms=8, mfc="none", color="black", label=label)
+    title = f"{kind.capitalize()} noise: labels of unseen points"
+    _finish(axis, title, "dimension d / N", (0.1, 1, 10))
 
 
 def _digits_panel(
@@ -171,9 +191,8 @@ def _digits_panel(
 ) -> None:
     x = np.array(setting["per_point"])
     for i, (label, colour, line) in enumerate(_RIDES):
-        accuracy, control = (
-            {key: value[i] for key, value in found[n].items()} for n in ("accuracy", "control")
-        )
+        accuracy = {key: value[i] for key, value in found["accuracy"].items()}
+        control = {key: value[i] for key, value in found["control"].items()}
         _curve(axis, x, accuracy, control, label.format(**setting), colour, line)
     axis.axhline(found["accuracy_f"]["mean"], color="black", lw=0.8, label="f itself")
     _finish(axis, f"New digits, {loss} loss", "carriers for each training image", x.tolist())
@@ -181,27 +200,31 @@ def _digits_panel(
 
 def text(results: Results) -> str:
     """Every mean of the summary in %, as lines."""
-    summary, lines = summarise(results), []
-
-    def rows(title: str, named: Mapping[str, Sequence[float]]) -> None:
-        lines.append(title)
-        lines.extend(
-            f"  {name:56}" + "".join(f"{100 * v:7.1f}" for v in row) for name, row in named.items()
-        )
-
+    summary = summarise(results)
+    lines = []
     for kind, learners in summary["noise"].items():
         for learner, found in learners.items():
             named = {name: found[name]["mean"] for name in _NOISE}
-            named |= {"leading order": found["leading_order"]} if learner == "identity" else {}
-            rows(
-                f"{kind} noise, {_LEARNERS[learner][0]}; d = {', '.join(map(str, found['d']))}",
-                named,
-            )
+            if learner == "identity":
+                named["leading order"] = found["leading_order"]
+            dimensions = ", ".join(map(str, found["d"]))
+            lines.append(f"{kind} noise, {_LEARNERS[learner][0]}; d = {dimensions}")
+            lines += _rows(named)
     for loss, found in summary["digits"].items():
         setting = summary["setting"]["digits"]
-        named: dict[str, Any] = {"f itself": [found["accuracy_f"]["mean"]]}
+        named = {"f itself": [found["accuracy_f"]["mean"]]}
         for i, (label, *_) in enumerate(_RIDES):
             named[label.format(**setting)] = found["accuracy"]["mean"][i]
             named["  control" + " " * i] = found["control"]["mean"][i]
-        rows(f"new digits, {loss} loss; carriers a training image: {setting['per_point']}", named)
+        lines.append(f"new digits, {loss} loss; carriers a training image: {setting['per_point']}")
+        lines += _rows(named)
     return "\n".join(lines)
+
+
+def _rows(named: Mapping[str, Sequence[float]]) -> list[str]:
+    """A name and numbers in % on each line."""
+    lines = []
+    for name, row in named.items():
+        numbers = "".join(f"{100 * value:7.1f}" for value in row)
+        lines.append(f"  {name:56}{numbers}")
+    return lines

@@ -22,6 +22,7 @@ times as long for their carriers.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -46,7 +47,8 @@ Arrays = dict[str, np.ndarray]
 
 KINDS = ("uniform", "gaussian")
 LEARNERS = ("identity", "exponential", "network")
-#: Training points, noise points, dimensions; of the finite network width, steps and the largest dimension.
+#: Training points, noise points, dimensions; of the finite network width, steps and the largest
+#: dimension.
 SCALES: dict[str, dict[str, Any]] = {
     "small": {
         "n": 100,
@@ -65,9 +67,11 @@ SCALES: dict[str, dict[str, Any]] = {
         "network_d": 10_000,
     },
 }
-#: Perturbation over carrier, in length, at the published N; see `docs/carriers.md` for where it comes from.
+#: Perturbation over carrier, in length, at the published N; `docs/carriers.md` says where it comes
+#: from.
 RELATIVE_SIZE = 0.25 * np.sqrt(3 / 784)
-#: Of the predecessor's networks and training: slope .01, learning rate .01, momentum .9, 100,000 steps.
+#: Of the predecessor's networks and training: slope .01, learning rate .01, momentum .9, 100,000
+#: steps.
 SLOPE, RATE, MOMENTUM, TIME = 0.01, 0.01, 0.9, 1e4
 
 
@@ -105,30 +109,25 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     """
     check_choice(scale, "scale", tuple(SCALES))
     check_count(seeds, "seeds")
-    s, found = SCALES[scale], []
-    size = float(RELATIVE_SIZE * np.sqrt(SCALES["paper"]["n"] / s["n"]))
-    noise = {"part": "noise", "n": s["n"], "m": s["m"], "relative_size": size, "time": TIME}
+    s = SCALES[scale]
+    size = RELATIVE_SIZE * np.sqrt(SCALES["paper"]["n"] / s["n"])
+    noise = {"part": "noise", "n": s["n"], "m": s["m"], "relative_size": float(size), "time": TIME}
     noise |= {"width": s["width"], "steps": s["steps"]}
+    found = []
     for d in s["d"]:
         learners = [name for name in LEARNERS if name != "network" or d <= s["network_d"]]
+        together = {"d": d, "kinds": list(KINDS), "learners": learners, "first": 0, "seeds": seeds}
         if scale == "small":
-            found.append(
-                noise
-                | {"d": d, "kinds": list(KINDS), "learners": learners, "first": 0, "seeds": seeds}
-            )
+            found.append(noise | together)
             continue
-        found += [
-            noise | {"d": d, "kinds": [kind], "learners": [name], "first": seed, "seeds": 1}
-            for kind in KINDS
-            for name in learners
-            for seed in range(seeds)
-        ]
-    digits = dataclasses.asdict(Digits())
-    digits |= {name: list(value) for name, value in digits.items() if isinstance(value, tuple)}
-    return [
-        *found,
-        {"part": "digits", "learners": list(LEARNERS[:2]), **digits, "first": 0, "seeds": seeds},
-    ]
+        for kind, name, seed in itertools.product(KINDS, learners, range(seeds)):
+            one = {"d": d, "kinds": [kind], "learners": [name], "first": seed, "seeds": 1}
+            found.append(noise | one)
+    digits: dict[str, Any] = {"part": "digits", "learners": list(LEARNERS[:2])}
+    for name, value in dataclasses.asdict(Digits()).items():
+        digits[name] = list(value) if isinstance(value, tuple) else value
+    found.append(digits | {"first": 0, "seeds": seeds})
+    return found
 
 
 def measure(config: dict[str, Any]) -> Arrays:
@@ -143,26 +142,40 @@ def measure(config: dict[str, Any]) -> Arrays:
     """
     check_choice(config["part"], "part", ("noise", "digits"))
     seeds = range(config["first"], config["first"] + config["seeds"])
-    if config["part"] == "noise":
-        rows = [
-            [
-                [_noise(config, kind, name, seed) for name in config["learners"]]
-                for kind in config["kinds"]
-            ]
-            for seed in seeds
-        ]
-        return {
-            key: np.array([[[one[key] for one in k] for k in row] for row in rows], float)
-            for key in rows[0][0][0]
-        }
-    digits = [[_digits(config, name, seed) for name in config["learners"]] for seed in seeds]
-    return {
-        key: np.array([[one[key] for one in row] for row in digits], float) for key in digits[0][0]
-    }
+    rows = []
+    for seed in seeds:
+        if config["part"] == "digits":
+            rows.append([_digits(config, name, seed) for name in config["learners"]])
+            continue
+        of_seed = []
+        for kind in config["kinds"]:
+            of_seed.append([_noise(config, kind, name, seed) for name in config["learners"]])
+        rows.append(of_seed)
+    return _by_name(rows)
+
+
+def _by_name(rows: Any) -> Arrays:
+    """Nested lists of records as a record of arrays."""
+
+    def taken(rows: Any, name: str) -> Any:
+        if isinstance(rows, list):
+            return [taken(row, name) for row in rows]
+        return rows[name]
+
+    first = rows
+    while isinstance(first, list):
+        first = first[0]
+    return {name: np.array(taken(rows, name), float) for name in first}
 
 
 def learner(config: dict[str, Any], name: str, slope: float) -> Any:
-    """Both networks: in the kernel limit, or of finite width by the predecessor's recipe."""
+    """What trains both networks: in the kernel limit, or of finite width by the predecessor's
+    recipe.
+
+        learner({"time": 100.0}, "exponential", slope=0.0)(x, y, key)  # f
+
+    Raises ValueError for another name than those of LEARNERS.
+    """
     check_choice(name, "learners", LEARNERS)
     if name == "network":
         return NetworkLearner(
@@ -173,9 +186,8 @@ def learner(config: dict[str, Any], name: str, slope: float) -> Any:
             steps=config["steps"],
             plateau=Plateau(),
         )
-    return KernelLearner(
-        TwoLayerNTK(slope), name, GradientFlow(config["time"] if name == "exponential" else 1.0)
-    )
+    time = config["time"] if name == "exponential" else 1.0
+    return KernelLearner(TwoLayerNTK(slope), name, GradientFlow(time))
 
 
 def _noise(config: dict[str, Any], kind: str, name: str, seed: int) -> dict[str, Any]:
@@ -184,23 +196,22 @@ def _noise(config: dict[str, Any], kind: str, name: str, seed: int) -> dict[str,
     """
     n, m, d = config["n"], config["m"], config["d"]
     keys = jax.random.split(jax.random.fold_in(jax.random.key(4), seed), 8)
-    x, y = draw_noise(kind, n, (d,), key=keys[0]), draw_targets("coin_flip", n, key=keys[1])
-    carrier, targets = (
-        draw_noise(kind, m, (d,), key=keys[2]),
-        draw_targets("coin_flip", m, key=keys[3]),
-    )
+    x = draw_noise(kind, n, (d,), key=keys[0])
+    y = draw_targets("coin_flip", n, key=keys[1])
+    carrier = draw_noise(kind, m, (d,), key=keys[2])
+    targets = draw_targets("coin_flip", m, key=keys[3])
     # Labelled and new points together are as many as carriers: one compilation.
-    z = jnp.concatenate([x, draw_noise(kind, m - n, (d,), key=keys[4])])
+    new = draw_noise(kind, m - n, (d,), key=keys[4])
+    z = jnp.concatenate([x, new])
     train = learner(config, name, SLOPE)
     f = train(x, y, keys[5])
-    size = config["relative_size"] * np.sqrt(d / 3 if kind == "uniform" else d)
+    length = np.sqrt(d / 3 if kind == "uniform" else d)  # of a carrier
+    size = config["relative_size"] * length
     bounds = (-1.0, 1.0) if kind == "uniform" else None
     delta = perturb(f, carrier, targets, size=float(size), bounds=bounds).delta
-    of_f, of_g, control = (
-        f(z),
-        train(carrier + delta, targets, keys[6])(z),
-        train(carrier, targets, keys[7])(z),
-    )
+    of_f = f(z)
+    of_g = train(carrier + delta, targets, keys[6])(z)
+    control = train(carrier, targets, keys[7])(z)
     return {
         "accuracy_f": accuracy(of_f[:n], y),
         "accuracy": accuracy(of_g[:n], y),
@@ -212,34 +223,40 @@ def _noise(config: dict[str, Any], kind: str, name: str, seed: int) -> dict[str,
 
 def _digits(config: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
     keys = jax.random.split(jax.random.fold_in(jax.random.key(5), seed), 4)
-    rest, test = datasets.mnist5k(classes=config["digits"]).split(test=config["test"], key=keys[0])
-    x, y = (part := rest.subset(config["n"], key=keys[1])).inputs, part.targets
+    images = datasets.mnist5k(classes=config["digits"])
+    rest, test = images.split(test=config["test"], key=keys[0])
+    part = rest.subset(config["n"], key=keys[1])
+    x, y = part.inputs, part.targets
+    n, d = x.shape
+    largest = max(config["per_point"]) * n
     others = datasets.mnist5k(classes=config["others"]).inputs
-    largest = max(config["per_point"]) * len(x)
     others = others[jax.random.permutation(keys[2], len(others))[:largest]]
-    train, found = learner(config, name, 0.0), []
+    train = learner(config, name, 0.0)
     f = train(x, y, None)
 
     def toward(points):
         """Perturbations toward +1; those toward -1 are their negatives."""
         return perturb(f, points, jnp.ones(len(points)), size=config["size"]).delta
 
+    def learned(inputs, targets):
+        """The accuracy on new digits of a network that learned from the inputs."""
+        return accuracy(train(inputs, targets, None)(test.inputs), test.targets)
+
+    found = {"accuracy": [], "control": []}
     for i, (carrier, at) in enumerate(RIDES):
-        points = (
-            others
-            if carrier == "others"
-            else draw_noise(carrier, largest, (x.shape[1],), key=keys[3])
-        )
-        step = toward(points) if at == "carrier" else jnp.tile(toward(x), (largest // len(x), 1))
+        points = others
+        if carrier != "others":
+            points = draw_noise(carrier, largest, (d,), key=keys[3])
+        step = toward(points) if at == "carrier" else jnp.tile(toward(x), (largest // n, 1))
+        learns, controls = [], []
         for count in config["per_point"]:
-            m = count * len(x)
+            m = count * n
             # The two ways to perturb other digits share their targets, and so their control.
-            targets = draw_targets(
-                "balanced", m, key=jax.random.fold_in(keys[3], count if i < 2 else 100 * i + count)
-            )
-            inputs = points[:m], points[:m] + targets[:, None] * step[:m]
-            found.append(
-                [accuracy(train(o, targets, None)(test.inputs), test.targets) for o in inputs]
-            )
-    control, g = jnp.array(found).reshape(len(RIDES), -1, 2).transpose(2, 0, 1)
-    return {"accuracy_f": accuracy(f(test.inputs), test.targets), "accuracy": g, "control": control}
+            number = count if i < 2 else 100 * i + count
+            key = jax.random.fold_in(keys[3], number)
+            targets = draw_targets("balanced", m, key=key)
+            controls.append(learned(points[:m], targets))
+            learns.append(learned(points[:m] + targets[:, None] * step[:m], targets))
+        found["accuracy"].append(learns)
+        found["control"].append(controls)
+    return {"accuracy_f": accuracy(f(test.inputs), test.targets), **found}

@@ -103,8 +103,11 @@ def draw(results: Results) -> Figure:
     for axis, panel in zip(axes, PANELS, strict=False):
         _against_width(axis, panel, summary["quantities"])
     _against_steps(axes[-1], summary["effective_time"])
-    title = "Networks of finite width against the kernel limit.  Points: measured.  Lines: fitted power, 95 % interval."
-    fig.suptitle(f"{title}  Dashed or shaded: the theory.", fontsize=10, x=0.01, ha="left")
+    title = (
+        "Networks of finite width against the kernel limit.  Points: measured.  Lines: fitted "
+        "power, 95 % interval.  Dashed or shaded: the theory."
+    )
+    fig.suptitle(title, fontsize=10, x=0.01, ha="left")
     return fig
 
 
@@ -145,34 +148,43 @@ def _against_width(axis: Axes, panel: Panel, quantities: Mapping[str, Any]) -> N
         ylabel=panel.ylabel,
     )
     for line, q in shown:
-        unit = panel.unit / q["scale"]
-        values, errors = (np.array(q[key], float) for key in ("values", "relative_errors"))
-        fitted = line.fitted and q["rate"] is not None
-        axis.errorbar(
-            widths,
-            unit * values,
-            unit * values * np.nan_to_num(errors),
-            fmt="o" if fitted else "o-",
-            ms=4,
-            lw=1,
-            color=line.colour,
-            label=_label(line, q),
-        )
-        if fitted:
-            axis.plot(
-                widths, unit * np.exp(q["constant"]) * widths ** q["rate"], color=line.colour, lw=1
-            )
-        if q["closed_form"] is not None:
-            axis.plot(
-                widths, unit * np.array(q["closed_form"]), color="black", lw=1, ls="--", zorder=3
-            )
-        elif fitted and line.slope and q["theory"] != [0.0, 0.0]:
-            start = BESIDE * unit * np.exp(q["constant"]) * widths[0] ** q["rate"]
-            low, high = (start * (widths / widths[0]) ** power for power in q["theory"])
-            if q["theory"][0] == q["theory"][1]:
-                axis.plot(widths, high, color=line.colour, lw=1, ls="--", alpha=0.7)
-            axis.fill_between(widths, low, high, color=line.colour, alpha=0.15, lw=0)
+        _draw_line(axis, line, q, widths, panel.unit / q["scale"])
     _legend(axis, panel.title)
+
+
+def _draw_line(
+    axis: Axes, line: Line, q: Mapping[str, Any], widths: np.ndarray, unit: float
+) -> None:
+    """What was measured, the fitted power, and the theory: a curve where it is known with its
+    constant, otherwise slopes beside the fit.
+    """
+    values = unit * np.array(q["values"], float)
+    errors = np.nan_to_num(np.array(q["relative_errors"], float))
+    fitted = line.fitted and q["rate"] is not None
+    axis.errorbar(
+        widths,
+        values,
+        values * errors,
+        fmt="o" if fitted else "o-",
+        ms=4,
+        lw=1,
+        color=line.colour,
+        label=_label(line, q),
+    )
+    if fitted:
+        power = unit * np.exp(q["constant"]) * widths ** q["rate"]
+        axis.plot(widths, power, color=line.colour, lw=1)
+    if q["closed_form"] is not None:
+        closed_form = unit * np.array(q["closed_form"])
+        axis.plot(widths, closed_form, color="black", lw=1, ls="--", zorder=3)
+    elif fitted and line.slope and q["theory"] != [0.0, 0.0]:
+        start = BESIDE * power[0]
+        lowest, highest = q["theory"]
+        low = start * (widths / widths[0]) ** lowest
+        high = start * (widths / widths[0]) ** highest
+        if lowest == highest:
+            axis.plot(widths, high, color=line.colour, lw=1, ls="--", alpha=0.7)
+        axis.fill_between(widths, low, high, color=line.colour, alpha=0.15, lw=0)
 
 
 def _label(line: Line, q: Mapping[str, Any]) -> str:

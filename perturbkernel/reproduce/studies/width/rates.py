@@ -5,6 +5,7 @@ confidence interval.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -47,8 +48,10 @@ def fit_rate(
     statistic: str = "rms",
     confidence: float = 0.95,
 ) -> Rate:
-    """Fits log(statistic) = rate log(width) + const by least squares, every width with the same
-    weight.
+    """Returns the line log(statistic) = rate log(width) + const, by least squares with the same
+    weight for every width.
+
+        fit_rate({256: errors, 512: smaller_errors}).rate  # -0.5 or so
 
     Args:
         samples: width -> errors, one row a network; networks are independent within and between
@@ -58,45 +61,85 @@ def fit_rate(
             logarithm over the networks of each width, t of Student with Satterthwaite's degrees of
             freedom. It says what chance does to the fitted power, not how far that is from the
             power at infinite width.
+
+    Raises ValueError or TypeError for another statistic, or a confidence outside (0, 1].
     """
     check_choice(statistic, "statistic", tuple(STATISTICS))
     check_number(confidence, "confidence", high=1.0, open_low=True)
     widths = np.array(sorted(samples))
-    rows = [
-        np.reshape(samples[width], (len(samples[width]), -1)).astype(float)
-        for width in widths.tolist()
-    ]
-    networks = np.array([len(row) for row in rows])
-    values, variances = (
-        np.array([_log_with_variance(row, statistic) for row in rows]).reshape(-1, 2).T
+    networks, values, variances = [], [], []
+    for width in widths.tolist():
+        count = len(samples[width])
+        errors = np.reshape(samples[width], (count, -1)).astype(float)
+        value, variance = _log_with_variance(errors, statistic)
+        networks.append(count)
+        values.append(value)
+        variances.append(variance)
+    line = _line(
+        np.log(widths), np.array(networks), np.array(values), np.array(variances), confidence
     )
+    return Rate(
+        widths,
+        np.array(networks),
+        np.exp(values),
+        np.sqrt(variances),
+        line.slope,
+        line.interval,
+        line.constant,
+    )
+
+
+class _Line(NamedTuple):
+    """value = slope place + constant, and the slope's confidence interval."""
+
+    slope: float = np.nan
+    interval: tuple[float, float] = (np.nan, np.nan)
+    constant: float = np.nan
+
+
+def _line(
+    place: np.ndarray,
+    networks: np.ndarray,
+    values: np.ndarray,
+    variances: np.ndarray,
+    confidence: float,
+) -> _Line:
+    """Least squares over the values that are known; NaN with fewer than two of them."""
     known = np.isfinite(values)
-    rate, constant, interval = np.nan, np.nan, (np.nan, np.nan)
-    if known.sum() > 1:
-        place = np.log(widths[known])
-        leverage = (place - place.mean()) / np.sum((place - place.mean()) ** 2)
-        rate = float(leverage @ values[known])
-        constant = float(values[known].mean() - rate * place.mean())
-        parts = leverage**2 * variances[known]
-        if np.isfinite(parts).all():
-            total = parts.sum()
-            spread = np.sum(parts**2 / (networks[known] - 1))
-            half = student(confidence, total**2 / spread) * np.sqrt(total) if total > 0 else 0.0
-            interval = (float(rate - half), float(rate + half))
-    return Rate(widths, networks, np.exp(values), np.sqrt(variances), rate, interval, constant)
+    if known.sum() < 2:
+        return _Line()
+    place, values = place[known], values[known]
+    centred = place - place.mean()
+    leverage = centred / np.sum(centred**2)
+    slope = float(leverage @ values)
+    constant = float(values.mean() - slope * place.mean())
+    # What each width adds to the variance of the slope.
+    parts = leverage**2 * variances[known]
+    if not np.isfinite(parts).all():
+        return _Line(slope, constant=constant)
+    half = 0.0
+    total = parts.sum()
+    if total > 0:
+        spread = np.sum(parts**2 / (networks[known] - 1))
+        half = student(confidence, total**2 / spread) * np.sqrt(total)
+    return _Line(slope, (float(slope - half), float(slope + half)), constant)
 
 
 def _log_with_variance(e: np.ndarray, statistic: str) -> tuple[float, float]:
     """log of the statistic of e (s, p), and the jackknife's variance of it; NaN where undefined."""
     s = len(e)
+    square = e * e
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole = np.log(_statistic(e.mean(0), np.mean(e * e, axis=0), s, statistic))
+        whole = np.log(_statistic(e.mean(0), np.mean(square, axis=0), s, statistic))
         without = np.full(s, np.nan)
         if s > 1:
-            means, squares = ((p.sum(0) - p) / (s - 1) for p in (e, e * e))
+            # Of all networks but one, for each of them.
+            means = (e.sum(0) - e) / (s - 1)
+            squares = (square.sum(0) - square) / (s - 1)
             without = np.log(_statistic(means, squares, s - 1, statistic))
         variance = (s - 1) * np.var(without)
-    return (float(whole) if np.isfinite(whole) else np.nan), float(variance)
+    value = float(whole) if np.isfinite(whole) else np.nan
+    return value, float(variance)
 
 
 def _statistic(mean: np.ndarray, square: np.ndarray, s: int, statistic: str) -> np.ndarray:
@@ -112,13 +155,14 @@ def _statistic(mean: np.ndarray, square: np.ndarray, s: int, statistic: str) -> 
 
 
 def student(confidence: float, freedom: float) -> float:
-    """The two-sided quantile of Student's t, by its expansion about the normal one: to 2 % from 3
-    degrees on.
+    """The two-sided quantile of Student's t, to 2 % from 3 degrees of freedom on.
+
+    It is expanded about the normal quantile in powers of 1 / freedom.
+
+        student(0.95, 10.0)  # 2.228
     """
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return (
-        z
-        + (z**3 + z) / (4 * freedom)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    )
+    first = (z**3 + z) / (4 * freedom)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return z + first + second + third

@@ -89,20 +89,17 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
 
     def split(part: str, width: int, seeds: int, **more) -> list[dict[str, Any]]:
         step = max(1, CELL // width)
-        return [
-            {
-                "part": part,
-                "width": width,
-                "first": first,
-                "seeds": min(step, seeds - first),
-                **more,
-                **setting,
-            }
-            for first in range(0, seeds, step)
-        ]
+        found = []
+        for first in range(0, seeds, step):
+            count = min(step, seeds - first)
+            here = {"part": part, "width": width, "first": first, "seeds": count}
+            found.append(here | more | setting)
+        return found
 
-    widths = [config for width in WIDTHS[scale] for config in split("width", width, seeds)]
-    return widths + split("effective_time", TIME_WIDTH[scale], min(seeds, 4), at=list(STEPS))
+    found = []
+    for width in WIDTHS[scale]:
+        found += split("width", width, seeds)
+    return found + split("effective_time", TIME_WIDTH[scale], min(seeds, 4), at=list(STEPS))
 
 
 # --- one cell ---
@@ -137,62 +134,77 @@ def measure(config: dict[str, Any]) -> Arrays:
         )
     s = Setting(**{field.name: config[field.name] for field in dataclasses.fields(Setting)})
     with jax.enable_x64(True):
-        x, y, z, targets = _problem(s)
-        keys = [
-            jax.random.fold_in(jax.random.fold_in(jax.random.key(1), width), config["first"] + i)
-            for i in range(config["seeds"])
-        ]
+        problem = _problem(s)
+        of_width = jax.random.fold_in(jax.random.key(1), width)
+        seeds = range(config["first"], config["first"] + config["seeds"])
+        keys = [jax.random.fold_in(of_width, seed) for seed in seeds]
         if config["part"] == "effective_time":
-            return _effective_time(s, width, config["at"], keys, x, y, z)
-        limit, closed = _limit(s, x, y, z, targets, width)
-        rows = [_one_seed(s, width, key, x, y, z, targets, limit) for key in keys]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} | limit | closed
+            return _effective_time(s, width, config["at"], keys, problem)
+        limit = _limit(s, problem)
+        closed = _closed_form(s, problem, width)
+        rows = [_one_seed(s, width, key, problem, limit) for key in keys]
+    found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return found | limit | closed
 
 
-def _problem(s: Setting) -> tuple[jax.Array, ...]:
+class Problem(NamedTuple):
+    """Training points with labels, queries, and the targets of g."""
+
+    x: jax.Array
+    y: jax.Array
+    z: jax.Array
+    targets: jax.Array
+
+
+def _problem(s: Setting) -> Problem:
     keys = jax.random.split(jax.random.key(0), 3)
-    train_data, test = (
-        data.shifted_gaussian(n, s.d, s.shift, key=key)
-        for n, key in zip((s.n, s.points), keys, strict=False)
-    )
-    return (
-        train_data.inputs,
-        train_data.targets,
-        test.inputs,
-        draw_targets("balanced", s.n, key=keys[2]),
-    )
+    train_data = data.shifted_gaussian(s.n, s.d, s.shift, key=keys[0])
+    test = data.shifted_gaussian(s.points, s.d, s.shift, key=keys[1])
+    targets = draw_targets("balanced", s.n, key=keys[2])
+    return Problem(train_data.inputs, train_data.targets, test.inputs, targets)
 
 
-def _limit(s: Setting, x, y, z, targets, width: int) -> tuple[Arrays, Arrays]:
-    """What infinitely wide networks do, and the sizes of errors that are known in closed form."""
-    kernel, everywhere = TwoLayerNTK(s.slope), jnp.concatenate([x, z])
+def _limit(s: Setting, problem: Problem) -> Arrays:
+    """What infinitely wide networks do."""
+    x, y, z, targets = problem
+    kernel = TwoLayerNTK(s.slope)
     f = fit(kernel, x, y, dynamics=GradientFlow(s.time))
     delta = perturb(f, x, targets, size=s.size).delta
-    pairs = {
-        f"limit_g_{scenario}": fit(
-            kernel, carrier + delta, targets, dynamics=GradientFlow(s.time_g)
-        )(z)
-        for scenario, carrier in (("a", jnp.zeros_like(x)), ("b", x))
-    }
+    flow = GradientFlow(s.time_g)
+    alone = fit(kernel, jnp.zeros_like(x) + delta, targets, dynamics=flow)
+    added = fit(kernel, x + delta, targets, dynamics=flow)
     constants = theory.derive_constants(kernel, x, y, z)
-    v, gradient = theory.direction(kernel, x, y, x), theory.limit_gradient(kernel, x, y, x)
-    ntk = kernel.ntk(x, everywhere)
-    entries = (
-        theory.gate_moment_variance(kernel, x, everywhere, width=width) * (x @ everywhere.T) ** 2
-    )
-    limit = {"zeta": gradient - v, "limit_gradient": gradient, "limit_kernel": ntk}
-    limit |= {"limit_output": s.time * constants.f_hat, **pairs}
-    closed = {
-        "closed_kernel": np.sqrt(entries.mean()),
-        "closed_output": np.sqrt(
-            theory.output_change_variance(constants, width=width, time=s.time).mean()
-        ),
-        "closed_initial": np.sqrt(theory.initial_output_variance(kernel, z).mean()),
+    v = theory.direction(kernel, x, y, x)
+    gradient = theory.limit_gradient(kernel, x, y, x)
+    limit = {
+        "zeta": gradient - v,
+        "limit_gradient": gradient,
+        "limit_kernel": kernel.ntk(x, jnp.concatenate([x, z])),
+        "limit_output": s.time * constants.f_hat,
+        "limit_g_a": alone(z),
+        "limit_g_b": added(z),
     }
-    return ({name: np.asarray(value) for name, value in part.items()} for part in (limit, closed))  # type: ignore
+    return {name: np.asarray(value) for name, value in limit.items()}
 
 
-def _one_seed(s: Setting, width: int, key, x, y, z, targets, limit: Arrays) -> Arrays:
+def _closed_form(s: Setting, problem: Problem, width: int) -> Arrays:
+    """Root mean squares of errors that are known in closed form."""
+    x, y, z, _ = problem
+    kernel = TwoLayerNTK(s.slope)
+    everywhere = jnp.concatenate([x, z])
+    gates = theory.gate_moment_variance(kernel, x, everywhere, width=width)
+    constants = theory.derive_constants(kernel, x, y, z)
+    variances = {
+        "closed_kernel": gates * (x @ everywhere.T) ** 2,
+        "closed_output": theory.output_change_variance(constants, width=width, time=s.time),
+        "closed_initial": theory.initial_output_variance(kernel, z),
+    }
+    return {name: np.asarray(np.sqrt(value.mean())) for name, value in variances.items()}
+
+
+def _one_seed(s: Setting, width: int, key, problem: Problem, limit: Arrays) -> Arrays:
+    """The rows of `measure` for one pair of networks f and g."""
+    x, y, z, targets = problem
     f_key, g_key = jax.random.split(key)
     both = jnp.concatenate([x, z])
     f = _first(f_key, width // BLOCK, x, y, both, s=s)
@@ -204,11 +216,12 @@ def _one_seed(s: Setting, width: int, key, x, y, z, targets, limit: Arrays) -> A
     centred = f.gradient_after - f.gradient_before
     directions = [normalise(gradient, "l2") for gradient in (centred, f.gradient_after)]
     # (a) and (b) centred, then both with the initial functions.
-    perturbed = jnp.stack(
-        [o + s.size * targets[:, None] * u for u in directions for o in (jnp.zeros_like(x), x)]
-    )
+    perturbed = []
+    for unit in directions:
+        for carrier in (jnp.zeros_like(x), x):
+            perturbed.append(carrier + s.size * targets[:, None] * unit)
+    perturbed = jnp.stack(perturbed)
     g_before, g_after = _second(g_key, width // BLOCK, perturbed, targets, z, s=s)
-    angles = [_angle(gradient, limit["limit_gradient"]) for gradient in (centred, f.gradient_after)]
     values = {
         "kernel": jnp.sqrt(jnp.mean((own - limit["limit_kernel"]) ** 2)),
         "initial": f.before[test],
@@ -218,8 +231,8 @@ def _one_seed(s: Setting, width: int, key, x, y, z, targets, limit: Arrays) -> A
         "flipped": f.flipped.mean() / width,
         "gradient": centred / s.time - limit["limit_gradient"],
         "gradient_gates": centred / s.time - own_direction - limit["zeta"],
-        "angle": angles[0],
-        "angle_random": angles[1],
+        "angle": _angle(centred, limit["limit_gradient"]),
+        "angle_random": _angle(f.gradient_after, limit["limit_gradient"]),
         "g_a": g_after[0] - g_before,
         "g_b": g_after[1] - g_before,
         "g_random_a": g_after[2],
@@ -241,20 +254,29 @@ def _block(key, i, blocks, s: Setting) -> TwoLayerNetwork:
 
 def _trained(net: TwoLayerNetwork, x, y, s: Setting, time: float) -> TwoLayerNetwork:
     rate = time / HeavyBall(1.0, s.steps, s.momentum).effective_time
-    return train(
-        net, x, y, optimizer=paper_optimizer(rate, s.momentum), steps=s.steps, trace_every=s.steps
-    )[0]
+    optimizer = paper_optimizer(rate, s.momentum)
+    trained, _ = train(net, x, y, optimizer=optimizer, steps=s.steps, trace_every=s.steps)
+    return trained
 
 
 def _summed(of_block: Callable, blocks):
-    """The sum of of_block(i) over i < blocks, which may be traced: one compilation for all widths."""
-    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(of_block, 0))
-    return lax.fori_loop(
-        0, blocks, lambda i, total: jax.tree.map(jnp.add, total, of_block(i)), start
-    )
+    """The sum of of_block(i) over i < blocks, which may be traced: one compilation for all
+    widths.
+    """
+
+    def added(i, total):
+        return jax.tree.map(jnp.add, total, of_block(i))
+
+    shapes = jax.eval_shape(of_block, 0)
+    start = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    return lax.fori_loop(0, blocks, added, start)
 
 
 class _First(NamedTuple):
+    """A network f of m neurons before and after training: outputs (n + points,) at all points,
+    gradients (n, d) at x; phi (n, n + points); gates that flipped at each point.
+    """
+
     before: Any
     after: Any
     gradient_before: Any
@@ -291,15 +313,19 @@ def _second(key, blocks, perturbed, targets, z, *, s: Setting):
 
     def of_block(i):
         before = _block(key, i, blocks, s)
-        return before(z), jax.vmap(lambda r: _trained(before, r, targets, s, s.time_g)(z))(
-            perturbed
-        )
+
+        def after(r):
+            return _trained(before, r, targets, s, s.time_g)(z)
+
+        return before(z), jax.vmap(after)(perturbed)
 
     return _summed(of_block, blocks)
 
 
 @partial(jax.jit, static_argnames="s")
 def _change(key, blocks, x, y, z, time, *, s: Setting):
+    """f - f0 at z."""
+
     def of_block(i):
         before = _block(key, i, blocks, s)
         return _trained(before, x, y, s, time)(z) - before(z)
@@ -307,17 +333,18 @@ def _change(key, blocks, x, y, z, time, *, s: Setting):
     return _summed(of_block, blocks)
 
 
-def _effective_time(s: Setting, width: int, at: Sequence[int], keys, x, y, z) -> Arrays:
+def _effective_time(s: Setting, width: int, at: Sequence[int], keys, problem: Problem) -> Arrays:
     """One learning rate for all numbers of steps; the last reaches s.time."""
+    x, y, z, _ = problem
     rate = s.time / HeavyBall(1.0, max(at), s.momentum).effective_time
-    times = [HeavyBall(rate, k, s.momentum).effective_time for k in at]
-    change = [
-        [
-            _change(key, width // BLOCK, x, y, z, time, s=dataclasses.replace(s, steps=k))
-            for k, time in zip(at, times, strict=True)
-        ]
-        for key in keys
-    ]
+    change = []
+    for key in keys:
+        of_seed = []
+        for steps in at:
+            time = HeavyBall(rate, steps, s.momentum).effective_time
+            shorter = dataclasses.replace(s, steps=steps)
+            of_seed.append(_change(key, width // BLOCK, x, y, z, time, s=shorter))
+        change.append(of_seed)
     constants = theory.derive_constants(TwoLayerNTK(s.slope), x, y, z)
     variance = theory.output_change_variance(constants, width=width, time=1.0)
     return {

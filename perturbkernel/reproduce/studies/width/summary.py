@@ -71,11 +71,14 @@ def _known(name: str) -> tuple[float, float]:
     return WIDTH_RATES[name], WIDTH_RATES[name]
 
 
-_LAZY, _BETWEEN, _NONE = (-0.9, -0.45), (WIDTH_RATES["output"], WIDTH_RATES["gradient"]), (0.0, 0.0)
+_LAZY = (-0.9, -0.45)
+_BETWEEN = (WIDTH_RATES["output"], WIDTH_RATES["gradient"])
+_NONE = (0.0, 0.0)
 
-#: The theory's rates: 8.8 (kernel, output, initial, flipped), 3.4 (lazy), 5.3 (against v). A gradient's error is what
-#: moving gates do (-1/4) and that of the kernel in v (-1/2), which the largest widths no longer show; an angle is such
-#: an error; g has that of f's gradients and of its own output, and a sign is wrong where |g| is below its error.
+#: The theory's rates: 8.8 (kernel, output, initial, flipped), 3.4 (lazy), 5.3 (against v). A
+#: gradient's error is what moving gates do (-1/4) and that of the kernel in v (-1/2), which the
+#: largest widths no longer show; an angle is such an error; g has that of f's gradients and of its
+#: own output, and a sign is wrong where |g| is below its error.
 QUANTITIES = {
     "kernel": Quantity(
         "entries of K_m - K",
@@ -177,8 +180,8 @@ QUANTITIES = {
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """Every quantity against width with its rate, and the effective time; JSON-able. Any subset of
-    cells will do.
+    """Every quantity against width with its rate, and the effective time, as JSON holds them. Any
+    subset of cells will do.
 
     Returns:
         "quantities": name -> statement, statistic, widths, networks (at each width), values,
@@ -195,29 +198,8 @@ def summarise(results: Results) -> dict[str, Any]:
         if config["part"] == "width":
             by_width.setdefault(config["width"], []).append(arrays)
     quantities = {}
-    for name, q in QUANTITIES.items() if by_width else ():
-        samples = {
-            width: np.concatenate([q.of(a) for a in found]) for width, found in by_width.items()
-        }
-        rate = fit_rate(samples, q.statistic, CONFIDENCE)
-        low, high = rate.interval
-        first = [by_width[width][0] for width in rate.widths.tolist()]
-        undecided = not (np.isfinite(low) and np.isfinite(high))
-        quantities[name] = {
-            "statement": q.statement,
-            "statistic": q.statistic,
-            "widths": rate.widths.tolist(),
-            "networks": rate.networks.tolist(),
-            "values": _plain(rate.values),
-            "relative_errors": _plain(rate.errors),
-            "scale": float(q.scale(first[0])),
-            "closed_form": None if q.closed is None else [float(q.closed(a)) for a in first],
-            "rate": _plain([rate.rate])[0],
-            "constant": _plain([rate.constant])[0],
-            "interval": _plain(rate.interval),
-            "theory": list(q.theory),
-            "contains": None if undecided else bool(low <= q.theory[1] and high >= q.theory[0]),
-        }
+    if by_width:
+        quantities = {name: _against_width(q, by_width) for name, q in QUANTITIES.items()}
     return {
         "quantities": quantities,
         "effective_time": _time_summary(results),
@@ -225,29 +207,64 @@ def summarise(results: Results) -> dict[str, Any]:
     }
 
 
+def _against_width(q: Quantity, by_width: dict[int, list[Arrays]]) -> dict[str, Any]:
+    """The entry of one quantity in `summarise`."""
+    samples = {}
+    for width, found in by_width.items():
+        samples[width] = np.concatenate([q.of(arrays) for arrays in found])
+    rate = fit_rate(samples, q.statistic, CONFIDENCE)
+    low, high = rate.interval
+    # What is known in closed form is the same in all cells of a width.
+    first = [by_width[width][0] for width in rate.widths.tolist()]
+    closed_form = contains = None
+    if q.closed is not None:
+        closed_form = [float(q.closed(arrays)) for arrays in first]
+    if np.isfinite(low) and np.isfinite(high):
+        contains = bool(low <= q.theory[1] and high >= q.theory[0])
+    return {
+        "statement": q.statement,
+        "statistic": q.statistic,
+        "widths": rate.widths.tolist(),
+        "networks": rate.networks.tolist(),
+        "values": _plain(rate.values),
+        "relative_errors": _plain(rate.errors),
+        "scale": float(q.scale(first[0])),
+        "closed_form": closed_form,
+        "rate": _number(rate.rate),
+        "constant": _number(rate.constant),
+        "interval": _plain(rate.interval),
+        "theory": list(q.theory),
+        "contains": contains,
+    }
+
+
 def text(results: Results) -> str:
     """The powers of width as lines: found, with its interval, and what the theory allows."""
     rows = [("power of width", "found", "95 % interval", "theory")]
     for q in summarise(results)["quantities"].values():
-        found, low, high = ("-" if v is None else f"{v:.3f}" for v in (q["rate"], *q["interval"]))
-        rows.append(
-            (
-                q["statement"],
-                found,
-                f"{low} to {high}",
-                " to ".join(f"{v:g}" for v in sorted(set(q["theory"]))),
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        "  ".join(f"{cell:{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+        low, high = map(_shown, q["interval"])
+        theory = [f"{power:g}" for power in sorted(set(q["theory"]))]
+        row = (q["statement"], _shown(q["rate"]), f"{low} to {high}", " to ".join(theory))
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _number(value: float) -> float | None:
+    """A number that JSON has, or None."""
+    return float(value) if np.isfinite(value) else None
 
 
 def _plain(values) -> list[float | None]:
-    """Numbers that JSON has."""
-    return [float(value) if np.isfinite(value) else None for value in np.asarray(values)]
+    return [_number(value) for value in np.asarray(values)]
 
 
 def _time_summary(results: Results) -> dict[str, Any] | None:
@@ -256,26 +273,23 @@ def _time_summary(results: Results) -> dict[str, Any] | None:
         return None
     config, first = found[0]
     change = np.concatenate([arrays["change"] for _, arrays in found])
-    steps, rate, momentum = (
-        np.array(config["at"]),
-        float(first["learning_rate"]),
-        config["momentum"],
-    )
+    steps = np.array(config["at"])
+    rate = float(first["learning_rate"])
+    momentum = config["momentum"]
+    effective = [HeavyBall(rate, k, momentum).effective_time for k in steps.tolist()]
     times = {
-        "effective": np.array(
-            [HeavyBall(rate, k, momentum).effective_time for k in steps.tolist()]
-        ),
+        "effective": np.array(effective),
         "late": rate * steps / (1 - momentum),
         "naive": rate * steps,
     }
-    size = _rms(first["limit_output"])
-    errors = {
-        name: [
-            _rms(change[:, i] - time[i] * first["limit_output"]) / (times["effective"][i] * size)
-            for i in range(len(steps))
-        ]
-        for name, time in times.items()
-    }
+    limit = first["limit_output"]
+    size = _rms(limit)
+    errors = {}
+    for name, time in times.items():
+        errors[name] = []
+        for i, right in enumerate(effective):
+            error = _rms(change[:, i] - time[i] * limit)
+            errors[name].append(error / (right * size))
     return {
         "width": config["width"],
         "networks": len(change),

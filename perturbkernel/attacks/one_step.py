@@ -60,8 +60,9 @@ def perturb(
     bounds: tuple[float, float] | None = None,
     progress: Any = None,
 ) -> Perturbation:
-    """One step of length `size` from every input toward its target: delta_n = size target_n g_n /
-    |g_n|.
+    """One step of length `size` from every input toward its target.
+
+        delta_n = size target_n g_n / |g_n|
 
     g_n is the gradient of the predictor at input n (linf: its sign). The gradient of the predictor
     is normalised, not that of a loss, whose factor cancels in exact arithmetic and underflows in
@@ -147,8 +148,9 @@ def check_gradient(gradient: Array) -> None:
 def is_zero(
     predictor: Callable, x: Array, weights: Array | None, gradient: Array
 ) -> Bool[Array, " n"]:
-    """Where the gradient is zero: to rounding for kernel predictors, whose terms may cancel;
-    exactly for others.
+    """Where the gradient is zero, (n,).
+
+    To rounding for kernel predictors, whose terms may cancel; exactly for others.
     """
     flat = jnp.abs(gradient).reshape(len(x), -1)
     longest = flat.max(1) * jnp.sqrt(flat.shape[1])
@@ -160,8 +162,9 @@ def is_zero(
 
 
 def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
-    """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no
-    class indices.
+    """K of a predictor with outputs (n, K), K > 1; None for a single output.
+
+    None also for targets that are no class indices.
     """
     if isinstance(predictor, KernelPredictor):
         return predictor.num_outputs

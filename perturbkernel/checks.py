@@ -1,8 +1,7 @@
-"""Argument checks: each raises before any computation and names the argument, what was given and
-what was wanted.
+"""Argument checks: each raises before any computation.
 
-Shapes are checked always; values only where they are known, that is not while JAX traces a
-function.
+The message names the argument, what was given and what was wanted. Shapes are checked always;
+values only where they are known, that is not while JAX traces a function.
 """
 
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from perturbkernel import meshes
 
 
 def is_traced(*arrays: Any) -> bool:
+    """Whether any of these is an array without values, of a function that JAX traces."""
     return any(isinstance(a, Tracer) for a in arrays)
 
 
@@ -95,14 +95,13 @@ def as_float(value: Any, name: str) -> Array:
 
 
 def common_dtype(*arrays: Any) -> np.dtype:
-    """The widest dtype of the floating-point arrays among these, also where JAX forbids promotion."""
+    """The widest dtype of the floating-point arrays among these, also in JAX's strict mode."""
     dtypes = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating)]
     return jax.dtypes.canonicalize_dtype(max(dtypes, key=lambda dtype: dtype.itemsize))
 
 
 def _sum_of_squares(host: np.ndarray) -> float:
-    """One pass over the data: a finite sum tells at once that everything is finite, and how large
-    at most.
+    """The sum of squares in one pass: a finite one tells that all is finite, and how large at most.
 
     Not by BLAS, whose threads would go on spinning when the kernel needs the cores.
     """
@@ -112,7 +111,11 @@ def _sum_of_squares(host: np.ndarray) -> float:
 
 
 def check_finite(array: Array | np.ndarray, name: str) -> None:
-    if not is_readable(array) or np.isfinite(_sum_of_squares(host := np.asarray(array))):
+    """Raises ValueError for NaN and infinite values, with the first row that has one."""
+    if not is_readable(array):
+        return
+    host = np.asarray(array)
+    if np.isfinite(_sum_of_squares(host)):
         return
     # NaN passes through both; unlike a mask, two numbers need no memory when the data is large.
     if not np.isfinite([host.max(), host.min()]).all():
@@ -127,7 +130,7 @@ def check_finite(array: Array | np.ndarray, name: str) -> None:
 def as_inputs(
     value: Any, name: str, *, like: tuple[int, ...] | None = None, flat: bool = False
 ) -> Array:
-    """(n, ...) finite inputs; `like` is the trailing shape they must have, `flat` asks for (n, d)."""
+    """Finite inputs, (n, ...), of the trailing shape `like`; `flat` asks for (n, d)."""
     array = as_float(value, name)
     if array.ndim < 2 or (flat and array.ndim != 2):
         wanted = "(n, d)," if flat else "(n, d), or (n, h, w, c) for images,"
@@ -143,7 +146,8 @@ def as_inputs(
         )
     if is_readable(array):
         # Angles need squared lengths.
-        limit = float(np.sqrt(np.finfo(array.dtype).max / (array.size // len(array)))) / 4
+        entries = array.size // len(array)
+        limit = float(np.sqrt(np.finfo(array.dtype).max / entries)) / 4
         host = np.asarray(array)
         if _sum_of_squares(host) <= limit**2:
             return array
@@ -151,18 +155,20 @@ def as_inputs(
         largest = float(max(host.max(), -host.min()))
         if largest > limit:
             raise ValueError(
-                f"{name} must stay below {limit:.1e} in {array.dtype}, or squares overflow; got {largest:.1e}"
+                f"{name} must stay below {limit:.1e} in {array.dtype}, or squares overflow; "
+                f"got {largest:.1e}"
             )
     return array
 
 
 def as_targets(value: Any, name: str, n: int, *, labels: bool = True) -> Array:
-    """(n,) targets; `labels` asks for -1 and +1."""
+    """Targets, (n,); `labels` asks for -1 and +1."""
     given = as_array(value, name)
     if given.shape != (n,):
         hint = f"; use {name}.ravel()" if given.shape in ((n, 1), (1, n)) else ""
         raise ValueError(
-            f"{name} must have shape ({n},), one number a row of the inputs; got {given.shape}{hint}"
+            f"{name} must have shape ({n},), one number a row of the inputs; "
+            f"got {given.shape}{hint}"
         )
     if labels and getattr(given.dtype, "kind", "") in ("U", "S", "T"):
         raise TypeError(f"{_not_real(value, name)}. {_classes_advice(name)}")
@@ -186,11 +192,12 @@ def _classes_advice(name: str) -> str:
 
 
 def as_class_targets(value: Any, name: str, n: int) -> Array:
-    """(n, K) targets of K >= 2 outputs, any real numbers."""
+    """Targets of K >= 2 outputs, (n, K), any real numbers."""
     array = as_float(value, name)
     if array.ndim != 2 or array.shape[0] != n or array.shape[1] < 2:
         raise ValueError(
-            f"{name} must have shape ({n},) or ({n}, K), one row a row of the inputs; got {array.shape}"
+            f"{name} must have shape ({n},) or ({n}, K), one row a row of the inputs; "
+            f"got {array.shape}"
         )
     check_finite(array, name)
     return array
@@ -215,15 +222,15 @@ def check_number(
         raise TypeError(f"{name} must be a number; got {value!r}")
     number = float(value)
     bound = f"> {low:g}" if open_low else f">= {low:g}"
-    wanted = bound if high == np.inf else f"{bound} and <= {high:g}"
-    if (
-        not (number > low if open_low else number >= low)
-        or number > high
-        or (finite and np.isinf(number))
-    ):
-        raise ValueError(
-            f"{name} must be {wanted}{' and finite' if finite and high == np.inf else ''}; got {number:g}"
-        )
+    if high != np.inf:
+        bound = f"{bound} and <= {high:g}"
+    elif finite:
+        bound = f"{bound} and finite"
+    # Comparisons that NaN fails.
+    above = number > low if open_low else number >= low
+    inside = above and number <= high
+    if not inside or (finite and np.isinf(number)):
+        raise ValueError(f"{name} must be {bound}; got {number:g}")
 
 
 def check_count(value: Any, name: str, *, low: int = 1) -> None:
@@ -239,13 +246,15 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
 
 
 def check_key(key: Any) -> None:
-    is_key = isinstance(key, jax.Array) and (
-        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ())
-        or (key.dtype == jnp.uint32 and key.shape == (2,))
-    )
+    is_key = False
+    if isinstance(key, jax.Array):
+        new_style = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ()
+        old_style = key.dtype == jnp.uint32 and key.shape == (2,)
+        is_key = new_style or old_style
     if not is_key:
         raise TypeError(
-            f"key must be one JAX random key, as jax.random.key(0) makes it; got {type(key).__name__}"
+            "key must be one JAX random key, as jax.random.key(0) makes it; "
+            f"got {type(key).__name__}"
         )
 
 

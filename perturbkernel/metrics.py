@@ -9,46 +9,53 @@ from perturbkernel.data.labels import one_hot
 
 
 def decisions(outputs: Float[Array, "... m k"]) -> Float[Array, "... m k"]:
-    """The class of the largest output as a row of zeros and a one; r classes that tie get 1/r each."""
-    largest = (outputs == outputs.max(-1, keepdims=True)).astype(outputs.dtype)
-    return largest / jnp.maximum(largest.sum(-1, keepdims=True), 1)
+    """The class of the largest output, a row of zeros and a one; r that tie get 1/r each."""
+    largest = outputs == outputs.max(-1, keepdims=True)
+    largest = largest.astype(outputs.dtype)
+    count = largest.sum(-1, keepdims=True)
+    return largest / jnp.maximum(count, 1)
 
 
 def class_accuracy(
     outputs: Float[Array, "... m k"], labels: Int[Array, " m"]
 ) -> Float[Array, "..."]:
-    """The share of points whose largest output is that of their class; a tie of r classes counts
-    1/r.
-    """
+    """The share of points whose largest output is that of their class; a tie of r counts 1/r."""
     return right(outputs, labels).mean(-1)
 
 
 def right(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -> Float[Array, "... m"]:
     """`class_accuracy`, point by point."""
     members = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
-    return jnp.sum(decisions(outputs) * jnp.broadcast_to(members, outputs.shape), axis=-1)
+    members = jnp.broadcast_to(members, outputs.shape)
+    return jnp.sum(decisions(outputs) * members, axis=-1)
 
 
 def class_agreement(
     f: Float[Array, "... m k"], g: Float[Array, "... m k"]
 ) -> Float[Array, "... m"]:
-    """Whether two predictors decide for one class, point by point: the probability of it, ties
-    broken at random.
+    """The probability that two predictors decide for one class, point by point.
+
+    It is 0 or 1, but for ties, which are broken at random.
     """
-    return jnp.sum(decisions(f) * decisions(g).astype(f.dtype), axis=-1)
+    decisions_g = decisions(g).astype(f.dtype)
+    return jnp.sum(decisions(f) * decisions_g, axis=-1)
 
 
 def accuracy(
     outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"]
 ) -> Float[Array, "..."]:
-    """The share of points where the output has the sign of the label in {-1, +1}; an output of 0
-    counts one half.
+    """The share of points where the output has the sign of the label in {-1, +1}.
 
-    Several predictors' outputs at once, (..., m), give one share each.
+    An output of 0 counts one half. Several predictors' outputs at once, (..., m), give one share
+    each:
+
+        pk.accuracy(f(test.inputs), test.targets)
     """
     outputs = jnp.asarray(outputs)
-    signs = jnp.broadcast_to(jnp.asarray(labels, outputs.dtype), outputs.shape)
-    return (1 + jnp.sign(outputs) * signs).mean(-1) / 2
+    signs = jnp.asarray(labels, outputs.dtype)
+    signs = jnp.broadcast_to(signs, outputs.shape)
+    twice_right = 1 + jnp.sign(outputs) * signs
+    return twice_right.mean(-1) / 2
 
 
 def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Float[Array, "..."]:
@@ -57,20 +64,22 @@ def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Float[
 
 
 def share_right(outputs: Array, data: Dataset) -> Array:
-    """(m,), 1 where the outputs, (m,) or (m, K), decide for the class of the row; ties count their
-    fair share.
+    """1 where the outputs, (m,) or (m, K), decide for the class of the row, (m,).
+
+    Ties count their fair share.
     """
-    return (
-        (1 + jnp.sign(outputs) * data.targets.astype(outputs.dtype)) / 2
-        if len(data.classes) == 2
-        else right(outputs, data.targets)
-    )
+    if len(data.classes) > 2:
+        return right(outputs, data.targets)
+    signs = data.targets.astype(outputs.dtype)
+    return (1 + jnp.sign(outputs) * signs) / 2
 
 
 def class_means(values: Array, data: Dataset) -> Array:
-    """(K,), the mean over the rows of each class, NaN for one without rows."""
-    members = one_hot(data.labels, len(data.classes), centred=False).astype(values.dtype)
-    return jnp.sum(members * values[:, None], axis=0) / members.sum(0)
+    """The mean over the rows of each class, (K,), NaN for one without rows."""
+    members = one_hot(data.labels, len(data.classes), centred=False)
+    members = members.astype(values.dtype)
+    sums = jnp.sum(members * values[:, None], axis=0)
+    return sums / members.sum(0)
 
 
 def unit_rows(v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
@@ -84,9 +93,12 @@ def unit_rows(v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
 
 
 def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, " n"]:
-    """The signed cosine of each row of a with that of b, (n,); NaN where either is zero and no
-    angle exists.
+    """The signed cosine of each row of a with that of b, (n,).
+
+    NaN where either is zero and no angle exists.
     """
-    a, b = (unit_rows(v).reshape(len(v), -1) for v in (a, b))
+    a = unit_rows(a).reshape(len(a), -1)
+    b = unit_rows(b).reshape(len(b), -1)
     exists = a.any(1) & b.any(1)
-    return jnp.where(exists, jnp.sum(a * b, axis=1), jnp.nan)
+    products = jnp.sum(a * b, axis=1)
+    return jnp.where(exists, products, jnp.nan)

@@ -1,5 +1,6 @@
-"""Attacks of a given size on any differentiable predictor: projected steps, and one direction for
-all points.
+"""Attacks of a given size on any differentiable predictor.
+
+Projected steps for every point, and one direction for all points.
 """
 
 from collections.abc import Callable
@@ -81,8 +82,9 @@ def _best_of_rivals(
     norm: str,
     box: Box,
 ) -> Array:
-    """Of the steps that increase f_k - f_target most, k the strongest other classes, the one that
-    makes it largest, to first order, (m, d).
+    """The best of the steps that increase f_k - f_target, to first order, (m, d).
+
+    k are the strongest other classes.
     """
     outputs = outputs_at(predictor, x, shape)
     rivals = strongest_rivals(outputs, target)
@@ -117,15 +119,18 @@ def attack(
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Perturbation:
-    """Perturbations of norm at most `size` that carry every input toward its target: projected
-    steepest ascent.
+    """Perturbations of norm at most `size` that carry every input toward its target.
+
+    They are found by projected steepest ascent:
+
+        pk.attack(f, x, labels, size=0.1, norm="linf", away=True, bounds=(0, 1)).delta
 
     What increases is target_n f for one output, and for K outputs the margin that the decision
     depends on, f_t - max_{k != t} f_k. Neither depends on the units of the outputs: a positive
     multiple of them, and for K outputs a common shift, leave the perturbations unchanged. Steps are
 
-        velocity <- momentum velocity + g / |g|_1,     delta <- P(delta + step_size velocity /
-        |velocity|),
+        velocity <- momentum velocity + g / |g|_1,
+        delta <- P(delta + step_size velocity / |velocity|),
 
     g the gradient at inputs + delta, P the Euclidean projection on the ball of the norm and the box
     of the bounds at once, exact for every norm. The velocity is normalised in l2, or for linf by
@@ -209,7 +214,10 @@ def _checked_settings(problem: Problem, size, norm, steps, step_size, momentum, 
     dtype = problem.x.dtype
     step = None if step_size is None else jnp.asarray(step_size, dtype)
     return Settings(
-        jnp.asarray(size, dtype), jnp.asarray(steps), step, jnp.asarray(momentum, dtype)
+        size=jnp.asarray(size, dtype),
+        steps=jnp.asarray(steps),
+        step_size=step,
+        momentum=jnp.asarray(momentum, dtype),
     )
 
 
@@ -297,8 +305,7 @@ def universal(
     bounds: tuple[ArrayLike, ArrayLike] | None = None,
     memory: float | None = None,
 ) -> Float[Array, "..."]:
-    """One perturbation for all inputs, shaped like one of them, of norm at most `size`: what moves
-    them all at once.
+    """One perturbation for all inputs, shaped like one of them, of norm at most `size`.
 
     It decreases the mean over the inputs of log(1 + exp(-m_n / s)), m_n the margin that `attack`
     increases and s the mean of |m_n| at the inputs, by the same steps. The gradient weighs each

@@ -3,131 +3,91 @@ half-space, in a box.
 
 Rows are flat, (m, d), and treated one by one. A box low <= d <= high holds 0; without one it is all
 of space. Every answer is exact to rounding: each is a one-parameter family, and its parameter
-solves an equation that is piecewise linear between sorted break points.
+solves an equation that is piecewise linear between sorted break points (`crossings`).
+
+A norm is one record in the table at the end.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from perturbkernel.attacks.crossings import (
+    before,
+    crossing,
+    largest_first,
+    or_one,
+    put_back,
+    rank,
+    taken,
+    threshold,
+)
 from perturbkernel.metrics import unit_rows
 
-NORMS = ("l2", "linf", "l1", "l0")
-# The norm in which a gradient bounds what a step of norm 1 gains. l0 has none; l2 stands in for it.
-DUAL = {"l2": "l2", "linf": "l1", "l1": "linf", "l0": "l2"}
-Box = tuple[Float[Array, "m d"], Float[Array, "m d"]] | None
+Rows = Float[Array, "m d"]
+Column = Float[Array, "m 1"]
+Size = Array | float  # one number, or (m, 1)
+Box = tuple[Rows, Rows] | None
 
 
 def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ..."]:
-    """The direction of unit norm that increases a function fastest: g / |g| for l2, sign(g) for
-    linf; 0 for g = 0.
+    """The direction of unit norm that increases a function fastest; 0 for g = 0.
+
+    g / |g| for l2, sign(g) for linf.
     """
     return jnp.sign(gradient) if norm == "linf" else unit_rows(gradient)
 
 
-def lengths(delta: Float[Array, "m d"], norm: str) -> Float[Array, " m"]:
-    """(m,), the norm of every row; l0 counts its entries that are not zero."""
-    if norm == "l2":
-        largest = jnp.abs(delta).max(1)
-        scaled = delta / jnp.where(largest > 0, largest, 1)[:, None]
-        return largest * jnp.sqrt(jnp.sum(scaled**2, axis=1))
-    if norm == "linf":
-        return jnp.abs(delta).max(1)
-    return jnp.sum(jnp.abs(delta) if norm == "l1" else delta != 0, axis=1, dtype=delta.dtype)
+def lengths(delta: Rows, norm: str) -> Float[Array, " m"]:
+    """The norm of every row, (m,); l0 counts its entries that are not zero."""
+    return _GEOMETRY[norm].lengths(delta)
 
 
-def steepest(
-    g: Float[Array, "m d"], size: Array | float, norm: str, box: Box = None
-) -> Float[Array, "m d"]:
-    """The d of norm at most `size` in the box with the largest <g, d>; `size` is one number or (m,
-    1).
+def steepest(g: Rows, size: Size, norm: str, box: Box = None) -> Rows:
+    """The d of norm at most `size` in the box with the largest <g, d>; 0 where g is 0.
 
     Without a box: size g / |g| (l2), size sign(g) (linf), all in the entry with the largest |g|
-    (l1); l0 needs a box. Entries where g is 0 stay 0. In a box: clip(t g) with t such that the norm
-    is `size`, or all entries saturate (l2); clip(size sign g) (linf); the largest |g| filled first
-    (l1); the `size` entries with the largest gain (l0).
+    (l1); l0 needs a box. In a box: clip(t g) with t such that the norm is `size`, or all entries
+    saturate (l2); clip(size sign g) (linf); the largest |g| filled first (l1); the `size` entries
+    with the largest gain (l0).
     """
-    if norm == "linf":
-        return clip(size * jnp.sign(g), box)
-    if norm == "l2":
-        if box is None:
-            return size * normalise(g, "l2")
-        return shorten(_stretched(g, _stretch(g, size, box), size, box), size, norm)
-    room = headroom(g, box)
-    if norm == "l0":
-        gain = jnp.abs(g) * room
-        return jnp.where((rank(gain).astype(g.dtype) < size) & (gain > 0), jnp.sign(g) * room, 0)
-    order = jnp.argsort(-jnp.abs(g), axis=1, stable=True)
-    room = jnp.minimum(jnp.take_along_axis(room, order, 1), size)
-    filled = jnp.clip(size - _before(room), 0, room)
-    return shorten(jnp.sign(g) * _put_back(filled, order), size, norm)
+    return _GEOMETRY[norm].steepest(g, size, box)
 
 
-def project(
-    u: Float[Array, "m d"], size: Array | float, norm: str, box: Box = None
-) -> Float[Array, "m d"]:
+def project(u: Rows, size: Size, norm: str, box: Box = None) -> Rows:
     """The point nearest to u, in Euclidean distance, of those of norm at most `size` in the box.
 
     clip(s u), s <= 1, such that the norm is `size` (l2); clip(clip(u, -size, size)) (linf);
     clip(sign(u) (|u| - lambda)_+) with lambda >= 0 such that the norm is `size` (l1); the `size`
     entries whose clipped values save the most distance, the others 0 (l0).
     """
-    if norm == "linf":
-        return clip(jnp.clip(u, -size, size), box)
-    if norm == "l0":
-        inside = clip(u, box)
-        saved = inside * (2 * u - inside)  # u^2 - (u - inside)^2
-        return jnp.where(rank(saved).astype(u.dtype) < size, inside, 0)
-    if norm == "l2":
-        if box is None:
-            return shorten(u, size, norm)
-        t = jnp.minimum(1, _stretch(u, size, box))
-        return shorten(_stretched(u, t, size, box), size, norm)
-    room = jnp.minimum(headroom(u, box), size)
-    m = jnp.abs(u)
-    d = jnp.sign(u) * jnp.clip(m - _threshold(m, room, size), 0, room)
-    return shorten(d, size, norm)
+    return _GEOMETRY[norm].project(u, size, box)
 
 
-def shorten(d: Float[Array, "m d"], size: Array | float, norm: str) -> Float[Array, "m d"]:
-    """d, scaled down where it is longer than `size`, in l2, linf or l1; it stays in a box that
-    holds 0.
+def reach(g: Rows, gain: Float[Array, " m"], norm: str, box: Box = None) -> Rows:
+    """The smallest d, in the norm, with <g, d> = gain >= 0 in the box (l0: >= gain).
+
+    Its size is gain / |g|_dual. Where the box does not reach so far, its corner with the largest
+    <g, d>; 0 where g is 0.
+    """
+    # In units of the largest entry: squares of the others do not underflow.
+    largest = or_one(jnp.abs(g).max(1, keepdims=True))
+    return _GEOMETRY[norm].reach(g / largest, gain[:, None] / largest, box)
+
+
+def shorten(d: Rows, size: Size, norm: str) -> Rows:
+    """d, scaled down where it is longer than `size`, in l2, linf or l1; it stays in a box.
 
     The sums behind an exact answer round. After this its norm is within `size` to the rounding of
     the norm itself.
     """
     length = lengths(d, norm)[:, None]
-    return d * jnp.minimum(1, size / jnp.where(length > 0, length, 1))
+    return d * jnp.minimum(1, size / or_one(length))
 
 
-def reach(
-    g: Float[Array, "m d"], gain: Float[Array, " m"], norm: str, box: Box = None
-) -> Float[Array, "m d"]:
-    """The smallest d, in the norm, with <g, d> = gain >= 0 in the box (l0: >= gain); its size is
-    gain / |g|_dual.
-
-    Where the box does not reach so far, its corner with the largest <g, d>; 0 where g is 0.
-    """
-    largest = jnp.abs(g).max(1, keepdims=True)
-    g = g / jnp.where(largest > 0, largest, 1)
-    gain = gain[:, None] / jnp.where(largest > 0, largest, 1)
-    m, room = jnp.abs(g), headroom(g, box)
-    if norm in ("l2", "linf") and box is None:
-        direction = g if norm == "l2" else jnp.sign(g)
-        rise = jnp.sum(direction * g, axis=1, keepdims=True)
-        return direction * (gain / jnp.where(rise > 0, rise, 1))
-    if norm == "l2":
-        t = _crossing(room / jnp.where(m > 0, m, 1), m * room, m**2, gain)
-        return _stretched(g, t, jnp.inf, box)
-    if norm == "linf":
-        return jnp.sign(g) * jnp.minimum(_crossing(room, m * room, m, gain), room)
-    order = jnp.argsort(-(m if norm == "l1" else m * room), axis=1, stable=True)
-    m, room = (jnp.take_along_axis(a, order, 1) for a in (m, room))
-    missing = gain - _before(m * room)
-    least = missing / jnp.where(m > 0, m, 1) if norm == "l1" else jnp.where(missing > 0, room, 0)
-    return jnp.sign(g) * _put_back(jnp.clip(least, 0, room), order)
-
-
-def clip(d: Float[Array, "m d"], box: Box) -> Float[Array, "m d"]:
+def clip(d: Rows, box: Box) -> Rows:
     """The entries of d, in the box."""
     return d if box is None else jnp.clip(d, *box)
 
@@ -141,9 +101,11 @@ def within(x: Array, delta: Array, bounds: Box) -> Array:
     if bounds is None:
         return delta
     low, high = bounds
-    above, below = x + delta > high, x + delta < low
-    inward = jnp.where(above, -jnp.inf, jnp.where(below, jnp.inf, delta)).astype(delta.dtype)
-    return jnp.nextafter(delta, inward)
+    above = x + delta > high
+    below = x + delta < low
+    inward = jnp.where(below, jnp.inf, delta)
+    inward = jnp.where(above, -jnp.inf, inward)
+    return jnp.nextafter(delta, inward.astype(delta.dtype))
 
 
 def headroom(g: Array, box: Box) -> Array:
@@ -151,76 +113,180 @@ def headroom(g: Array, box: Box) -> Array:
     if box is None:
         return jnp.where(g == 0, 0, jnp.inf).astype(g.dtype)
     low, high = box
-    return jnp.where(g > 0, high, jnp.where(g < 0, -low, 0))
+    downward = jnp.where(g < 0, -low, 0)
+    return jnp.where(g > 0, high, downward)
 
 
-def rank(values: Array) -> Array:
-    """The place of every entry in the order of its row, the largest first; the earlier of two that
-    are equal.
-    """
-    return jnp.argsort(jnp.argsort(-values, axis=1, stable=True), axis=1)
+# --- l2 ---
 
 
-def _put_back(values: Array, order: Array) -> Array:
-    return jnp.take_along_axis(values, jnp.argsort(order, axis=1), 1)
+def _lengths_l2(d: Rows) -> Array:
+    # In units of the largest entry: squares neither underflow nor overflow.
+    largest = jnp.abs(d).max(1)
+    scaled = d / or_one(largest)[:, None]
+    return largest * jnp.sqrt(jnp.sum(scaled**2, axis=1))
 
 
-def _before(a: Array) -> Array:
-    """Sums of the entries before each. Not cumsum(a) - a: entries may be infinite."""
-    return jnp.concatenate([jnp.zeros_like(a[:, :1]), jnp.cumsum(a, axis=1)[:, :-1]], axis=1)
+def _steepest_l2(g: Rows, size: Size, box: Box) -> Rows:
+    if box is None:
+        return size * normalise(g, "l2")
+    t = _stretch(g, size, box)
+    return shorten(_stretched(g, t, size, box), size, "l2")
 
 
-def _crossing(breaks: Array, constant: Array, slope: Array, level: Array | float) -> Array:
-    """(m, 1), the t >= 0 where sum_i (constant_i if t > breaks_i else slope_i t) is `level`; inf if
-    it never is.
-
-    constant_i = slope_i breaks_i: each term rises to its break and stays there.
-    """
-    order = jnp.argsort(breaks, axis=1)
-    breaks, constant, slope = (jnp.take_along_axis(a, order, 1) for a in (breaks, constant, slope))
-    saturated = _before(constant)
-    rising = jnp.cumsum(slope[:, ::-1], axis=1)[:, ::-1]
-    reached = saturated + jnp.where(rising > 0, breaks * rising, 0) >= level
-    first = jnp.argmax(reached, axis=1, keepdims=True)
-    saturated, rising = (jnp.take_along_axis(a, first, 1) for a in (saturated, rising))
-    t = jnp.maximum(level - saturated, 0) / jnp.where(rising > 0, rising, 1)
-    return jnp.where(reached.any(1, keepdims=True), t, jnp.inf)
+def _project_l2(u: Rows, size: Size, box: Box) -> Rows:
+    if box is None:
+        return shorten(u, size, "l2")
+    t = jnp.minimum(1, _stretch(u, size, box))
+    return shorten(_stretched(u, t, size, box), size, "l2")
 
 
-def _stretch(u: Array, size: Array | float, box: Box) -> Array:
-    """(m, 1), the largest t with |clip(t u)|_2 <= size; inf if every t has it."""
+def _reach_l2(g: Rows, gain: Column, box: Box) -> Rows:
+    if box is None:
+        return _along(g, g, gain)
+    m, room = jnp.abs(g), headroom(g, box)
+    t = crossing(room / or_one(m), m * room, m**2, gain)
+    return _stretched(g, t, jnp.inf, box)
+
+
+def _along(direction: Rows, g: Rows, gain: Column) -> Rows:
+    """The multiple of `direction` with <g, d> = gain."""
+    rise = jnp.sum(direction * g, axis=1, keepdims=True)
+    return direction * (gain / or_one(rise))
+
+
+def _stretch(u: Rows, size: Size, box: Box) -> Column:
+    """The largest t with |clip(t u)|_2 <= size; inf if every t has it."""
     room = headroom(u, box)
     # In units of the largest entry that can move: squares of the others do not underflow.
     m = jnp.where(room > 0, jnp.abs(u), 0)
-    largest = m.max(1, keepdims=True)
-    m = m / jnp.where(largest > 0, largest, 1)
+    largest = or_one(m.max(1, keepdims=True))
+    m = m / largest
     unit = jnp.where(jnp.asarray(size) > 0, size, 1)
     room = jnp.minimum(room, size) / unit
-    t_squared = _crossing((room / jnp.where(m > 0, m, 1)) ** 2, room**2, m**2, (size / unit) ** 2)
-    return jnp.sqrt(t_squared) * unit / jnp.where(largest > 0, largest, 1)
+    breaks = (room / or_one(m)) ** 2
+    t_squared = crossing(breaks, room**2, m**2, (size / unit) ** 2)
+    return jnp.sqrt(t_squared) * unit / largest
 
 
-def _stretched(u: Array, t: Array, size: Array | float, box: Box) -> Array:
+def _stretched(u: Rows, t: Column, size: Size, box: Box) -> Rows:
     """clip(t u), no entry larger than `size`; t may be infinite."""
-    return jnp.where(u == 0, 0, clip(jnp.clip(t * u, -size, size), box))
+    limited = jnp.clip(t * u, -size, size)
+    return jnp.where(u == 0, 0, clip(limited, box))
 
 
-def _threshold(m: Array, room: Array, size: Array | float) -> Array:
-    """(m, 1), the smallest lambda >= 0 with sum_i min((m_i - lambda)_+, room_i) <= size."""
-    breaks = jnp.concatenate([m, m - room], axis=1)
-    sign = jnp.concatenate([jnp.ones_like(m), -jnp.ones_like(m)], axis=1)
-    order = jnp.argsort(-breaks, axis=1)
-    breaks = jnp.take_along_axis(breaks, order, 1)
-    sign = jnp.take_along_axis(sign, order, 1)
-    rising = jnp.cumsum(sign, axis=1)
-    # The sum at lambda = breaks_j: nothing is added between breaks where no entry rises, so that
-    # rounding cannot put the crossing there.
-    risen = _before(rising * (breaks - jnp.roll(breaks, -1, axis=1)))
-    beyond = risen > size
-    after = jnp.argmax(beyond, axis=1, keepdims=True)
-    before = jnp.maximum(after - 1, 0)
-    missing = size - jnp.take_along_axis(risen, before, 1)
-    count = jnp.maximum(jnp.take_along_axis(rising, before, 1), 1)
-    crossing = jnp.take_along_axis(breaks, before, 1) - missing / count
-    crossing = jnp.maximum(crossing, jnp.take_along_axis(breaks, after, 1))
-    return jnp.maximum(jnp.where(beyond.any(1, keepdims=True), crossing, 0), 0)
+# --- linf ---
+
+
+def _lengths_linf(d: Rows) -> Array:
+    return jnp.abs(d).max(1)
+
+
+def _steepest_linf(g: Rows, size: Size, box: Box) -> Rows:
+    return clip(size * jnp.sign(g), box)
+
+
+def _project_linf(u: Rows, size: Size, box: Box) -> Rows:
+    return clip(jnp.clip(u, -size, size), box)
+
+
+def _reach_linf(g: Rows, gain: Column, box: Box) -> Rows:
+    if box is None:
+        return _along(jnp.sign(g), g, gain)
+    m, room = jnp.abs(g), headroom(g, box)
+    # All entries move by the same amount, as far as the box lets them.
+    amount = crossing(room, m * room, m, gain)
+    return jnp.sign(g) * jnp.minimum(amount, room)
+
+
+# --- l1 ---
+
+
+def _lengths_l1(d: Rows) -> Array:
+    return jnp.sum(jnp.abs(d), axis=1, dtype=d.dtype)
+
+
+def _steepest_l1(g: Rows, size: Size, box: Box) -> Rows:
+    order = largest_first(jnp.abs(g))
+    room = taken(headroom(g, box), order)
+    room = jnp.minimum(room, size)
+    filled = jnp.clip(size - before(room), 0, room)
+    return shorten(jnp.sign(g) * put_back(filled, order), size, "l1")
+
+
+def _project_l1(u: Rows, size: Size, box: Box) -> Rows:
+    room = jnp.minimum(headroom(u, box), size)
+    m = jnp.abs(u)
+    left = jnp.clip(m - threshold(m, room, size), 0, room)
+    return shorten(jnp.sign(u) * left, size, "l1")
+
+
+def _reach_l1(g: Rows, gain: Column, box: Box) -> Rows:
+    m, room = jnp.abs(g), headroom(g, box)
+    order = largest_first(m)
+    m, room = taken(m, order), taken(room, order)
+    missing = gain - before(m * room)
+    moved = jnp.clip(missing / or_one(m), 0, room)
+    return jnp.sign(g) * put_back(moved, order)
+
+
+# --- l0: an entry that moves goes to the edge of the box, at no further cost ---
+
+
+def _lengths_l0(d: Rows) -> Array:
+    return jnp.sum(d != 0, axis=1, dtype=d.dtype)
+
+
+def _steepest_l0(g: Rows, size: Size, box: Box) -> Rows:
+    room = headroom(g, box)
+    gain = jnp.abs(g) * room
+    chosen = (_places(gain) < size) & (gain > 0)
+    return jnp.where(chosen, jnp.sign(g) * room, 0)
+
+
+def _project_l0(u: Rows, size: Size, box: Box) -> Rows:
+    inside = clip(u, box)
+    saved = inside * (2 * u - inside)  # u^2 - (u - inside)^2
+    return jnp.where(_places(saved) < size, inside, 0)
+
+
+def _reach_l0(g: Rows, gain: Column, box: Box) -> Rows:
+    m, room = jnp.abs(g), headroom(g, box)
+    order = largest_first(m * room)
+    m, room = taken(m, order), taken(room, order)
+    missing = gain - before(m * room)
+    wanted = jnp.where(missing > 0, room, 0)
+    moved = jnp.clip(wanted, 0, room)
+    return jnp.sign(g) * put_back(moved, order)
+
+
+def _places(values: Rows) -> Rows:
+    """`rank`, in the dtype of the values."""
+    return rank(values).astype(values.dtype)
+
+
+class _Norm(NamedTuple):
+    """What the attacks need of a norm.
+
+    Attributes:
+        dual: the norm in which a gradient bounds what a step of norm 1 gains.
+        lengths, steepest, project, reach: the public functions of these names; `reach` is given g
+            with a largest entry of 1.
+    """
+
+    dual: str
+    lengths: Callable
+    steepest: Callable
+    project: Callable
+    reach: Callable
+
+
+_GEOMETRY = {
+    "l2": _Norm("l2", _lengths_l2, _steepest_l2, _project_l2, _reach_l2),
+    "linf": _Norm("l1", _lengths_linf, _steepest_linf, _project_linf, _reach_linf),
+    "l1": _Norm("linf", _lengths_l1, _steepest_l1, _project_l1, _reach_l1),
+    # l0 has no dual norm; l2 stands in for it.
+    "l0": _Norm("l2", _lengths_l0, _steepest_l0, _project_l0, _reach_l0),
+}
+NORMS = tuple(_GEOMETRY)
+DUAL = {name: norm.dual for name, norm in _GEOMETRY.items()}

@@ -19,14 +19,13 @@ from perturbkernel.checks import (
     as_targets,
     check_choice,
     check_number,
+    common_dtype,
     is_traced,
 )
 from perturbkernel.data.labels import class_indices
 from perturbkernel.training.predictors import KernelPredictor, input_gradient
 
 NORMS = ("l2", "linf")
-
-
 DIRECTIONS = ("gradient", "frozen_gates")
 
 
@@ -61,8 +60,9 @@ def perturb(
     bounds: tuple[float, float] | None = None,
     progress: Any = None,
 ) -> Perturbation:
-    """One step of length `size` from every input toward its target: delta_n = size target_n g_n /
-    |g_n|.
+    """One step of length `size` from every input toward its target.
+
+        delta_n = size target_n g_n / |g_n|
 
     g_n is the gradient of the predictor at input n (linf: its sign). The gradient of the predictor
     is normalised, not that of a loss, whose factor cancels in exact arithmetic and underflows in
@@ -116,18 +116,22 @@ def perturb(
         gradient = predictor.frozen_gate_gradient(x, weights)
     else:
         raise TypeError(
-            f'direction="frozen_gates" needs a KernelPredictor of TwoLayerNTK; got {type(predictor).__name__}. '
-            f'Use direction="gradient"'
+            'direction="frozen_gates" needs a KernelPredictor of TwoLayerNTK; '
+            f'got {type(predictor).__name__}. Use direction="gradient"'
         )
     check_gradient(gradient)
     zero = is_zero(predictor, x, weights, gradient)
-    step = jnp.where(_column(zero, x), 0, normalise(gradient, norm))
-    delta = _column(size * y, x) * step if classes is None else size * step
+    dtype = common_dtype(x, gradient)
+    flat = _column(zero, x)
+    step = jnp.where(flat, 0, normalise(gradient, norm)).astype(dtype)
+    length = size if classes is not None else _column(size * y, x).astype(dtype)
+    delta = length * step
     if low is not None and high is not None:
+        low, high, x = low.astype(dtype), high.astype(dtype), x.astype(dtype)
         # Not clip(x + delta) - x, whose rounding is that of x and may exceed the size.
-        inside = within(x, jnp.clip(delta, low - x, high - x), (low, high))
-        delta = jnp.where(_column(zero, x), 0, inside)
-    return Perturbation(delta.astype(jnp.result_type(x, gradient)), y, zero)
+        clipped = jnp.clip(delta, low - x, high - x)
+        delta = jnp.where(flat, 0, within(x, clipped, (low, high)))
+    return Perturbation(delta, y, zero)
 
 
 def check_gradient(gradient: Array) -> None:
@@ -136,25 +140,31 @@ def check_gradient(gradient: Array) -> None:
         bad = ~np.isfinite(np.asarray(gradient)).reshape(len(gradient), -1).all(1)
         if bad.any():
             raise ValueError(
-                f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})"
+                f"predictor must have finite gradients; {bad.sum()} rows have not "
+                f"(row {bad.argmax()})"
             )
 
 
 def is_zero(
     predictor: Callable, x: Array, weights: Array | None, gradient: Array
 ) -> Bool[Array, " n"]:
-    """Where the gradient is zero: to rounding for kernel predictors, whose terms may cancel;
-    exactly for others.
+    """Where the gradient is zero, (n,).
+
+    To rounding for kernel predictors, whose terms may cancel; exactly for others.
     """
-    exact = not isinstance(predictor, KernelPredictor)
-    rounding = jnp.zeros(len(x)) if exact else predictor.gradient_rounding(x, weights)
     flat = jnp.abs(gradient).reshape(len(x), -1)
-    return flat.max(1) * jnp.sqrt(flat.shape[1]) <= rounding
+    longest = flat.max(1) * jnp.sqrt(flat.shape[1])
+    if not isinstance(predictor, KernelPredictor):
+        return longest <= 0
+    rounding = predictor.gradient_rounding(x, weights)
+    dtype = common_dtype(longest, rounding)
+    return longest.astype(dtype) <= rounding.astype(dtype)
 
 
 def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
-    """K of a predictor with outputs (n, K), K > 1; None for a single output, or targets that are no
-    class indices.
+    """K of a predictor with outputs (n, K), K > 1; None for a single output.
+
+    None also for targets that are no class indices.
     """
     if isinstance(predictor, KernelPredictor):
         return predictor.num_outputs
@@ -176,14 +186,18 @@ def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | 
 
 
 def checked_bounds(bounds) -> tuple[Array | None, Array | None]:
+    """The bounds as arrays of one dtype, or (None, None); raises unless low < high somewhere."""
     if bounds is None:
         return None, None
     try:
-        low, high = (as_float(b, "bounds") for b in bounds)
+        given_low, given_high = bounds
+        low, high = as_float(given_low, "bounds"), as_float(given_high, "bounds")
     except (TypeError, ValueError):
         raise ValueError(f"bounds must be (low, high); got {bounds!r}") from None
     if is_traced(low, high):
         return low, high
+    dtype = common_dtype(low, high)
+    low, high = low.astype(dtype), high.astype(dtype)
     # Single entries may be held fixed, by equal bounds, but not all of them.
     if not bool(jnp.all(low <= high) & jnp.any(low < high)):
         raise ValueError(f"bounds must have low < high; got {bounds!r}")

@@ -1,6 +1,4 @@
-"""What an attack increases, within which limits, and how many points at once: shared by `attacks`
-and `boundary`.
-"""
+"""What an attack increases, within which limits, and how many points at once."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -72,8 +70,8 @@ def checked_problem(
     shape = getattr(outputs, "shape", None)
     if classes is None and shape not in ((len(x),), (len(x), 1)):
         raise ValueError(
-            f"predictor must map inputs {x.shape} to one output a row, ({len(x)},), or to K with class indices as "
-            f"targets; it gave {shape}"
+            f"predictor must map inputs {x.shape} to one output a row, ({len(x)},), or to K with "
+            f"class indices as targets; it gave {shape}"
         )
     if targets is None:
         target, away = None, classes is not None
@@ -90,10 +88,10 @@ def checked_problem(
             predictor.initial,
             mesh=predictor.mesh,
         )
-    x, shape = x.reshape(len(x), -1), x.shape[1:]
-    return Problem(
-        predictor, x, shape, classes, target, away, _flat_bounds(low, high, x, shape, norm)
-    )
+    shape = x.shape[1:]
+    x = x.reshape(len(x), -1)
+    flat_bounds = _flat_bounds(low, high, x, shape, norm)
+    return Problem(predictor, x, shape, classes, target, away, flat_bounds)
 
 
 def _flat_bounds(
@@ -102,25 +100,27 @@ def _flat_bounds(
     if low is None or high is None:
         if norm == "l0":
             raise ValueError(
-                "bounds must be given for l0, where nothing else limits an entry: bounds=(x - c, x + c) lets each move "
-                "by c; got None"
+                "bounds must be given for l0, where nothing else limits an entry: "
+                "bounds=(x - c, x + c) lets each move by c; got None"
             )
         return None
+    whole = (len(x), *shape)
     try:
-        low, high = (
-            jnp.broadcast_to(b, (len(x), *shape)).reshape(x.shape).astype(x.dtype)
-            for b in (low, high)
-        )
+        whole_low, whole_high = jnp.broadcast_to(low, whole), jnp.broadcast_to(high, whole)
     except ValueError:
+        sizes = ", ".join(map(str, whole))
         raise ValueError(
-            f"bounds must be numbers or arrays that broadcast to the inputs, ({len(x)}, {', '.join(map(str, shape))}); "
+            f"bounds must be numbers or arrays that broadcast to the inputs, ({sizes}); "
             f"got shapes {jnp.shape(low)} and {jnp.shape(high)}"
         ) from None
+    low = whole_low.reshape(x.shape).astype(x.dtype)
+    high = whole_high.reshape(x.shape).astype(x.dtype)
     if not is_traced(x, low, high):
         outside = np.asarray((x < low) | (x > high))
         if outside.any():
+            rows = outside.any(1)
             raise ValueError(
-                f"inputs must lie within bounds; {outside.any(1).sum()} rows do not (row {outside.any(1).argmax()})"
+                f"inputs must lie within bounds; {rows.sum()} rows do not (row {rows.argmax()})"
             )
         if norm == "l0" and not (np.isfinite(low).all() and np.isfinite(high).all()):
             raise ValueError("bounds must be finite for l0, where nothing else limits an entry")
@@ -128,8 +128,7 @@ def _flat_bounds(
 
 
 def objective(outputs: Array, target: Array, away: bool) -> tuple[Array, Array | None]:
-    """What an attack increases at each row, (m,), and the weights (m, K) of its gradient in those
-    of the outputs.
+    """What an attack increases, (m,), and the weights (m, K) of the outputs' gradients in its own.
 
     target f for one output, f_t - max_{k != t} f_k for K; `away` turns the sign around. Positive
     where the decision is as wanted, and in proportion to the outputs.
@@ -159,7 +158,7 @@ def strongest_rivals(outputs: Array, target: Array, count: int = RIVALS) -> Arra
 
 
 def softened_weights(outputs: Array, target: Array, share: Array) -> Array:
-    """The weights (m, K) of f_t - sum_{k != t} q_k f_k, q = softmax(f / tau) over the other classes.
+    """The weights (m, K) of f_t - sum_{k != t} q_k f_k, q = softmax(f / tau) over other classes.
 
     tau is `share` of the standard deviation of their outputs: q has no units, and as share falls to
     0 it is all on the largest.
@@ -185,10 +184,11 @@ def gradient_at(
     predictor: Callable, z: Array, shape: tuple[int, ...], target: Array, weights: Array | None
 ) -> Array:
     """The gradient of `objective` at flat inputs, (m, d)."""
-    gradient = (
-        input_gradient(predictor, z.reshape(-1, *shape), weights).reshape(z.shape).astype(z.dtype)
-    )
-    return gradient if weights is not None else target[:, None] * gradient
+    gradient = input_gradient(predictor, z.reshape(-1, *shape), weights)
+    gradient = gradient.reshape(z.shape).astype(z.dtype)
+    if weights is not None:
+        return gradient
+    return target[:, None].astype(gradient.dtype) * gradient
 
 
 def rows_within(
@@ -215,23 +215,18 @@ def rows_within(
 
 
 def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> Array:
-    """A random point of the ball of radius `size`, for every row; projected to the box, where it is
-    not the whole.
-    """
+    """A random point of the ball of radius `size` for every row, projected to the box."""
 
     def draw(key):
         direction_key, radius_key = jax.random.split(key)
         d = like.shape[1]
         if norm in ("linf", "l0"):
             return jax.random.uniform(direction_key, (d,), like.dtype, -1, 1)
-        draws = (jax.random.normal if norm == "l2" else jax.random.laplace)(
-            direction_key, (d,), like.dtype
-        )
-        return (
-            draws
-            / lengths(draws[None], norm)
-            * jax.random.uniform(radius_key, (), like.dtype) ** (1 / d)
-        )
+        distribution = jax.random.normal if norm == "l2" else jax.random.laplace
+        draws = distribution(direction_key, (d,), like.dtype)
+        # Uniform in the volume of the ball.
+        share = jax.random.uniform(radius_key, (), like.dtype) ** (1 / d)
+        return draws / lengths(draws[None], norm) * share
 
     u = jax.vmap(draw)(keys)
     if norm != "l0":

@@ -1,5 +1,6 @@
-"""NumPy's .npy and .npz files, read only after what their headers declare has been compared with
-what the file and the machine can hold.
+"""NumPy's .npy and .npz files, read after a look at what their headers declare.
+
+That is compared with what the file and the machine can hold.
 """
 
 import math
@@ -25,7 +26,8 @@ _UNREADABLE = (EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 def machine_memory() -> float:
     """Bytes of memory that the machine has; infinite where its system does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        pages = os.sysconf("SC_PHYS_PAGES")
+        return pages * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):
         return math.inf
 
@@ -71,18 +73,27 @@ def read_labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"found no arrays, this is no .npz file; wanted {_WANTED}")
         with zipfile.ZipFile(file) as archive:
-            members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
-            names = next((pair for pair in _PAIRS if members.keys() >= set(pair)), None)
-            if names is None:
-                raise ValueError(f"found the arrays {list(members)}; wanted {_WANTED}")
-            for name in names:
-                _check_member(archive, members[name], name)
-            inputs, targets = (_read_member(archive, members[name]) for name in names)
-            return inputs, targets
+            return _read_pair(archive)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     except _UNREADABLE as error:
         raise ValueError(f"{file}: cannot be read ({error}); wanted {_WANTED}") from error
+
+
+def _read_pair(archive: zipfile.ZipFile) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, targets), both checked before either is read."""
+    members = {}
+    for member in archive.infolist():
+        name = member.filename.removesuffix(".npy")
+        members[name] = member
+    complete = [pair for pair in _PAIRS if members.keys() >= set(pair)]
+    if not complete:
+        raise ValueError(f"found the arrays {list(members)}; wanted {_WANTED}")
+    inputs, targets = complete[0]
+    for name in (inputs, targets):
+        _check_member(archive, members[name], name)
+    values = _read_member(archive, members[inputs])
+    return values, _read_member(archive, members[targets])
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:
@@ -102,8 +113,9 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
 
 
 def _check_header(stream: IO[bytes], size: int, name: str) -> None:
-    """Raises ValueError if the array at the beginning of `stream`, `size` bytes long, declares
-    more than there is, more than the memory, or Python objects.
+    """Raises ValueError for an array that declares more than there is, or than the memory holds.
+
+    Also for one of Python objects. It is at the beginning of `stream`, `size` bytes long.
     """
     version = np.lib.format.read_magic(stream)
     if version not in _HEADERS:
@@ -114,7 +126,8 @@ def _check_header(stream: IO[bytes], size: int, name: str) -> None:
         raise ValueError(f"{name} has a broken header ({error})") from error
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are not loaded (allow_pickle=False)")
-    declared, held = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    declared = math.prod(shape) * dtype.itemsize
+    held = size - stream.tell()
     if min(shape, default=0) < 0 or declared > held:
         raise ValueError(
             f"{name} declares shape {shape} of {dtype}, {declared:,} bytes; it holds {held:,}"

@@ -44,8 +44,10 @@ def from_arrays(
         return Dataset(inputs, targets, name, image_shape=image_shape)
     if isinstance(targets, Tracer):
         raise ValueError("targets is traced; choosing classes works outside jit and vmap")
-    rows, targets = choose(as_labels(targets, len(inputs)), classes)
-    return Dataset(inputs[rows], targets, name, tuple(map(class_name, classes)), image_shape)
+    labels = as_labels(targets, len(inputs))
+    rows, targets = choose(labels, classes)
+    names = tuple(map(class_name, classes))
+    return Dataset(inputs[rows], targets, name, names, image_shape)
 
 
 def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Dataset:
@@ -75,7 +77,7 @@ def _check_channels_last(shape: tuple[int, ...]) -> None:
 
 
 def as_labels(targets: Any, n: int) -> Any:
-    """(n,) labels of any kind."""
+    """The labels, (n,), of any kind; raises ValueError for another shape."""
     labels = as_array(targets, "targets")
     if labels.shape != (n,):
         raise ValueError(
@@ -85,24 +87,27 @@ def as_labels(targets: Any, n: int) -> Any:
 
 
 def choose(labels: Any, classes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(rows of the classes in their order, the target of each: +1 or -1, or an index)."""
+    """The rows of the classes in their order, and the target of each: +1 or -1, or an index."""
     labels = np.asarray(labels)
     members = np.stack([labels == c for c in distinct_classes(classes)])
-    if not members.any(1).all():
-        missing = classes[int(np.argmin(members.any(1)))]
-        wanted = (
-            ""
-            if len(members) == 2
-            else f"={classes!r}: wanted two different ones or more, all with rows"
-        )
+    present = members.any(1)
+    if not present.all():
+        missing = classes[int(np.argmin(present))]
+        wanted = ""
+        if len(members) > 2:
+            wanted = f"={classes!r}: wanted two different ones or more, all with rows"
         raise ValueError(
             f"classes{wanted}: no row has target {missing!r}; targets are {_distinct(labels)}"
         )
     rows = np.flatnonzero(members.any(0))
     index = members[:, rows].argmax(0)
-    return rows, index if len(members) > 2 else np.where(index == 0, 1.0, -1.0)
+    if len(members) > 2:
+        return rows, index
+    return rows, np.where(index == 0, 1.0, -1.0)
 
 
 def _distinct(labels: Any) -> str:
+    """The first ten distinct labels, as text."""
     values = list(dict.fromkeys(np.asarray(labels).tolist()))
-    return ", ".join(map(repr, values[:10])) + (", ..." if len(values) > 10 else "")
+    shown = ", ".join(map(repr, values[:10]))
+    return shown + (", ..." if len(values) > 10 else "")

@@ -7,6 +7,7 @@ the class index 0, 1, .. for more than two. Dtypes follow JAX: float32 unless x6
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -85,7 +86,9 @@ class Dataset(eqx.Module):
     @property
     def labels(self) -> Int[Array, " n"]:
         """The class of every row, its position in `classes`: 0 for +1 and 1 for -1."""
-        return self.targets if len(self.classes) > 2 else jnp.where(self.targets > 0, 0, 1)
+        if len(self.classes) > 2:
+            return self.targets
+        return jnp.where(self.targets > 0, 0, 1)
 
     @property
     def images(self) -> Float[Array, "n h w c"]:
@@ -95,7 +98,8 @@ class Dataset(eqx.Module):
                 f"{self.name}: the rows are not images; give Dataset an image_shape, "
                 "or from_arrays inputs of shape (n, h, w) or (n, h, w, c)"
             )
-        return self.inputs.reshape(self.n, *self.image_shape, *[1] * (3 - len(self.image_shape)))
+        height, width, *channels = self.image_shape
+        return self.inputs.reshape(self.n, height, width, *(channels or [1]))
 
     def __len__(self) -> int:
         return self.n
@@ -104,16 +108,17 @@ class Dataset(eqx.Module):
         # A mapped tree may hold anything; a traced one has nothing to count.
         if not isinstance(self.targets, jax.Array) or not is_readable(self.targets):
             return eqx.tree_pformat(self)
-        counts = np.bincount(np.asarray(self.labels), minlength=len(self.classes))
-        shown = ", ".join(
-            f"{count} x {name}" for count, name in zip(counts, self.classes, strict=True)
-        )
+        labels = np.asarray(self.labels)
+        counts = np.bincount(labels, minlength=len(self.classes))
+        pairs = zip(counts, self.classes, strict=True)
+        shown = ", ".join(f"{count} x {name}" for count, name in pairs)
         return f"Dataset({self.name}: n={self.n}, d={self.d}, {shown})"
 
     def __getitem__(self, index: Any) -> "Dataset":
         """The rows of a slice, an integer array (k,) or a boolean mask (n,), as a data set."""
         # NumPy finds the rows because JAX would clamp those that do not exist, silently.
-        rows = np.arange(self.n)[index if isinstance(index, slice) else np.asarray(index)]
+        chosen = index if isinstance(index, slice) else np.asarray(index)
+        rows = np.arange(self.n)[chosen]
         if rows.ndim != 1 or rows.size == 0:
             raise ValueError(
                 f"index {index!r} takes rows of shape {rows.shape}; "
@@ -148,31 +153,34 @@ class Dataset(eqx.Module):
         """`n` rows at random without repetition, each class in proportion, rows shuffled."""
         if positive(n, "n") > self.n:
             raise ValueError(f"n={n}: wanted at most the {self.n} rows of {self.name}")
-        return self[self._stratified(int(n), key)[0]]
+        chosen, _ = self._stratified(int(n), key)
+        return self[chosen]
 
     def _stratified(self, count: int, key: PRNGKeyArray) -> tuple[np.ndarray, np.ndarray]:
-        """(rows chosen, other rows), both shuffled, in the class proportions of the whole."""
+        """The rows chosen and the others, both shuffled, in the class proportions of the whole."""
         if isinstance(self.targets, Tracer) or isinstance(key, Tracer):
             raise ValueError("targets or key is traced; split and subset work outside jit and vmap")
-        with jax.ensure_compile_time_eval():  # the data may be a constant of a traced function
-            order = np.asarray(jax.random.permutation(split_key(key)[0], self.n))
+        # The data may be a constant of a traced function.
+        with jax.ensure_compile_time_eval():
+            first_key, _ = split_key(key)
+            order = np.asarray(jax.random.permutation(first_key, self.n))
             labels = np.asarray(self.labels)[order]
         members = labels[:, None] == np.arange(len(self.classes))
         # The largest remainders are rounded up, in integers: no class is asked for more rows than
         # it has.
         take, remainder = np.divmod(count * members.sum(0), self.n)
-        take[np.argsort(-remainder, kind="stable")[: count - take.sum()]] += 1
-        chosen = (members & (members.cumsum(0) <= take)).any(1)
+        largest = np.argsort(-remainder, kind="stable")
+        take[largest[: count - take.sum()]] += 1
+        place = members.cumsum(0)
+        chosen = (members & (place <= take)).any(1)
         return order[chosen], order[~chosen]
 
 
 def distinct_classes(classes: Sequence[Any]) -> Sequence[Any]:
+    """The classes; raises ValueError unless they are two different ones or more."""
     shape = np.shape(classes)
-    if (
-        len(shape) != 1
-        or shape[0] < 2
-        or any(a == b for i, a in enumerate(classes) for b in classes[:i])
-    ):
+    several = len(shape) == 1 and shape[0] > 1
+    if not several or any(a == b for a, b in itertools.combinations(classes, 2)):
         raise ValueError(
             f"classes={classes!r}: wanted two different ones, (+1 class, -1 class), or more"
         )
@@ -180,11 +188,13 @@ def distinct_classes(classes: Sequence[Any]) -> Sequence[Any]:
 
 
 def as_int(value: Any) -> int | None:
+    """The value as an int; None for what is no whole number, such as True."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     return int(value) if is_integer else None
 
 
 def positive(value: Any, argument: str) -> int:
+    """The value as an int > 0; raises TypeError or ValueError for any other."""
     number = as_int(value)
     if number is None or number <= 0:
         error = TypeError if number is None else ValueError

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from perturbkernel.checks import check_choice, check_count, check_key
 
 CLASS_RULES = ("coin_flip", "balanced", "random_other", "next")
+TARGET_RULES = ("coin_flip", "balanced")
+NOISES = ("uniform", "gaussian")
 
 
 def draw_classes(
@@ -29,20 +31,16 @@ def draw_classes(
         return jax.random.randint(key, (n,), 0, classes)
     if rule == "balanced":
         order, names = jax.random.split(key)
-        return jax.random.permutation(names, classes)[jax.random.permutation(order, n) % classes]
+        place = jax.random.permutation(order, n) % classes
+        return jax.random.permutation(names, classes)[place]
     shift = 1 if rule == "next" else jax.random.randint(key, (n,), 1, classes)
     return (labels + jnp.asarray(shift, labels.dtype)) % classes
 
 
-TARGET_RULES = ("coin_flip", "balanced")
-
-
-NOISES = ("uniform", "gaussian")
-
-
 def draw_targets(rule: str, n: int, *, key: PRNGKeyArray) -> Float[Array, " n"]:
-    """Labels in {-1, +1}, (n,): "coin_flip", independent; "balanced", uniform among those with sum
-    0 (odd n: +-1).
+    """Labels in {-1, +1}, (n,).
+
+    "coin_flip": independent. "balanced": uniform among those with sum 0 (odd n: +-1).
     """
     check_choice(rule, "targets", TARGET_RULES)
     check_key(key)
@@ -50,17 +48,18 @@ def draw_targets(rule: str, n: int, *, key: PRNGKeyArray) -> Float[Array, " n"]:
         return jax.random.rademacher(key, (n,), jnp.result_type(float))
     order, sign = jax.random.split(key)
     # Odd n: sum +1, whose sign is then drawn.
-    alternating = jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0)
-    return jax.random.permutation(order, alternating) * (
-        jax.random.rademacher(sign, (), float) if n % 2 else 1
-    )
+    even = jnp.arange(n) % 2 == 0
+    alternating = jnp.where(even, 1.0, -1.0)
+    shuffled = jax.random.permutation(order, alternating)
+    return shuffled * (jax.random.rademacher(sign, (), float) if n % 2 else 1)
 
 
 def draw_noise(
     name: str, m: int, shape: tuple[int, ...], dtype: Any = None, *, key: PRNGKeyArray
 ) -> Array:
-    """Noise to carry perturbations, (m, *shape), independent entries: "uniform" on [-1, 1];
-    "gaussian", N(0, 1).
+    """Noise to carry perturbations, (m, *shape), independent entries.
+
+    "uniform": on [-1, 1]. "gaussian": N(0, 1).
     """
     check_choice(name, "carrier", NOISES)
     check_count(m, "carrier_points")

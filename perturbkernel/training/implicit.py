@@ -18,19 +18,19 @@ from jaxtyping import Array, Float
 
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.training.losses import Loss
+from perturbkernel.training.shifted_solve import conjugate_gradients
 
 PRODUCTS = 20_000  # with the Gram matrix, at most
 _ORDERS = 5
 _ROWS = _ORDERS + 3  # the state, its differences 1 to 5, and two more that choose the next order
 _NEWTON = 4  # iterations, at most: beyond, a shorter step is cheaper
-_CG = 200  # products of one Newton iteration, at most
 _INNER = 1 / 4  # what Newton and conjugate gradients may leave, of the error allowed a step
 # A new step is a bit shorter than the error would allow, at most five times longer and at least a
 # fifth of the old one.
 _SAFETY, _LONGEST, _SHORTEST = 0.9, 5, 0.2
 
-# Of each order k: gamma, the sum of 1/j for j <= k; the coefficient kappa that makes the formulas of
-# Shampine and Reichelt a bit more accurate than plain backward differentiation; alpha, both
+# Of each order k: gamma, the sum of 1/j for j <= k; the coefficient kappa that makes the formulas
+# of Shampine and Reichelt a bit more accurate than plain backward differentiation; alpha, both
 # combined; the constant of the local error.
 _GAMMA = np.concatenate([[0], np.cumsum(1 / np.arange(1, _ORDERS + 1))])
 _KAPPA = np.array([0, -0.1850, -1 / 9, -0.0823, -0.0415, 0])
@@ -124,7 +124,7 @@ def integrate(
     *,
     loss: Loss,
 ) -> LogisticPath:
-    """The flow of a loss of the margin at `times`, in any order, as `logistic_path` describes it."""
+    """The flow of a loss of the margin at `times`, in any order; see `logistic_path`."""
     equation = _equation(operator, y, f0, loss)
     velocity = equation.velocity(jnp.zeros_like(y))
     first = jnp.stack([velocity, equation.image(velocity)])
@@ -179,8 +179,9 @@ def _equation(operator: Callable, y: Array, f0: Array, loss: Loss) -> _Equation:
 
 
 def _clock(first: Array, times: Array) -> _Clock:
-    """`first`: (2, n), the first velocities. Time begins to be logarithmic when outputs have changed
-    by about one.
+    """Time begins to be logarithmic when outputs have changed by about one.
+
+    `first`: (2, n), the first velocities.
     """
     fastest = jnp.abs(first[1]).max()
     latest = times.max()
@@ -354,7 +355,7 @@ def _newton(
         def half(p):
             return equation.image(root * p)
 
-        found = _conjugate_gradients(half, root, root * residual[1], allowed)
+        found = conjugate_gradients(half, root, root * residual[1], allowed)
         solved = found.last <= allowed
         delta = jnp.stack([residual[0] - root * found.q, residual[1] - found.image])
         largest = jnp.minimum(jnp.abs(delta[1]).max(), 1)
@@ -372,53 +373,3 @@ def _newton(
     start = _Newton(jnp.zeros_like(predicted), jnp.array(False), none, none)
     found = lax.while_loop(unfinished, iterate, start)
     return found.correction, found.done, found.products
-
-
-class _Iteration(NamedTuple):
-    """Of conjugate gradients. `last`: the largest change of the image in the last iteration."""
-
-    q: Array
-    image: Array  # half(q)
-    residual: Array
-    direction: Array
-    square: Array  # of the residual
-    last: Array
-    count: Array  # of products
-
-
-def _conjugate_gradients(half: Callable, root: Array, right: Array, allowed: Array) -> _Iteration:
-    """Solves (1 + root half) q = right, until the image half(q) moves by less than `allowed` at
-    every point: then `last` <= allowed.
-    """
-    tiny = jnp.finfo(right.dtype).tiny
-
-    def iterate(state: _Iteration) -> _Iteration:
-        direction = state.direction
-        u = half(direction)
-        product = direction + root * u
-        length = state.square / jnp.maximum(jnp.sum(direction * product), tiny)
-        residual = state.residual - length * product
-        square = jnp.sum(residual**2)
-        return _Iteration(
-            q=state.q + length * direction,
-            image=state.image + length * u,
-            residual=residual,
-            direction=residual + square / jnp.maximum(state.square, tiny) * direction,
-            square=square,
-            last=jnp.abs(length * u).max(),
-            count=state.count + 1,
-        )
-
-    def unfinished(state: _Iteration) -> Array:
-        return (state.last > allowed) & (state.count < _CG)  # no longer if `last` is NaN
-
-    start = _Iteration(
-        q=jnp.zeros_like(right),
-        image=jnp.zeros_like(right),
-        residual=right,
-        direction=right,
-        square=jnp.sum(right**2),
-        last=jnp.array(jnp.inf, right.dtype),
-        count=jnp.zeros((), int),
-    )
-    return lax.while_loop(unfinished, iterate, start)

@@ -6,8 +6,8 @@ With alpha_n >= 0 the dual coefficients are y_n alpha_n, and alpha_n grows at
     -l'(y_n f(x_n)) / n,    for the logistic loss sigmoid(-y_n f(x_n)) / n (theory: 1.3).
 
 The equation is stiff, and progress is made in log(time): classes that a kernel hardly separates
-take times of 1e5, while the fastest mode lasts 4 n / lambda_max. So the integrator for long times is
-implicit (`implicit`), the one for short times explicit (`descent`).
+take times of 1e5, while the fastest mode lasts 4 n / lambda_max. So the integrator for long times
+is implicit (`implicit`), the one for short times explicit (`descent`).
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ def flow(
     tolerance: float,
     loss: Loss = LOSSES["logistic"],
 ) -> Solution:
-    """Dual coefficients at one time: by an explicit method while the equation is not stiff, otherwise
-    as `logistic_path`, for any loss of the margin.
+    """Dual coefficients at one time, for any loss of the margin: by an explicit method while the
+    equation is not stiff, otherwise as `logistic_path`.
     """
     if isinstance(operator, GramOperator) and operator.matrix is not None:
         found = _short_flow(operator, y, f0, jnp.asarray(time), jnp.asarray(tolerance), loss=loss)

@@ -24,7 +24,7 @@ from perturbkernel.training.losses import Loss
 def flow(
     operator: Callable, targets: Array, f0: Array, time: float, tolerance: float, loss: Loss
 ) -> Solution:
-    """Dual coefficients (n, K) of gradient flow by an explicit method; a long one takes many steps."""
+    """Dual coefficients (n, K) of gradient flow by an explicit method, in many steps if long."""
     force = jax.tree_util.Partial(loss.force, targets)
     found = descent.flow(operator, force, f0, jnp.asarray(time), jnp.asarray(tolerance))
     dual, steps, reached, done = jax.device_get(found)

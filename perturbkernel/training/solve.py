@@ -228,14 +228,16 @@ def _training_outputs(problem: _Problem, operator: GramOperator, dual: Array) ->
     if (wide and kept.dtype == np.float64) or not np.isfinite(dual).all():
         return None
     dual, rows = jnp.asarray(dual), _checked_rows(dual)
-    solver = exact = predictor = operator(dual)[rows]
+    # Rows are chosen on the host, which is quicker than JAX's indexing.
+    solver = exact = predictor = _on_host(operator(dual))[rows]
     if not wide:
-        exact = kernel.matvec(x[rows], x, dual, mesh=mesh)
+        exact = _on_host(kernel.matvec(np.asarray(x)[rows], x, dual, mesh=mesh))
         predictor = solver if kept.dtype == np.float32 else exact
     else:
-        queries = kept if isinstance(rows, slice) else kept[rows]
-        predictor = kernel.matvec(queries, kept, dual.astype(kept.dtype), mesh=mesh)
-    return _Outputs(_on_host(exact), _on_host(solver), _on_host(predictor))
+        queries = kept if isinstance(rows, slice) else np.asarray(kept)[rows]
+        coef = dual.astype(kept.dtype)
+        predictor = _on_host(kernel.matvec(queries, kept, coef, mesh=mesh))
+    return _Outputs(exact, solver, predictor)
 
 
 def _on_host(array: Array) -> np.ndarray:

@@ -972,7 +972,7 @@ BAD_FITS = [
     (
         {"targets": Y > 0},
         ValueError,
-        r"targets must be -1 or \+1; found 0, 1\. .*from_arrays\(.*classes=\(a, b\)\)",
+        r"targets must be -1 or \+1; found False, True\. .*from_arrays\(.*classes=\(a, b\)\)",
     ),
     (
         {"targets": np.arange(N), "loss": "logistic"},

@@ -32,9 +32,13 @@ from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training.dynamics import Dynamics, GradientFlow
 from perturbkernel.training.fit import fit
+from perturbkernel.training.losses import LOSSES, loss_names
 from perturbkernel.training.predictors import KernelPredictor
 
-LOSSES = ("squared", "logistic", "identity")
+
+def _losses() -> tuple[str, ...]:
+    """Those for two classes that have a version for more."""
+    return tuple(name for name in loss_names() if LOSSES[name].of_classes is not None)
 
 
 class _NTKEstimator(BaseEstimator):
@@ -115,7 +119,7 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
 
     def fit(self, X, y) -> "NTKClassifier":
         """Trains on X (n, d) and labels y (n,) of any type; NumPy, JAX, lists or data frames."""
-        check_choice(self.loss, "loss", LOSSES)
+        check_choice(self.loss, "loss", _losses())
         inputs, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self.classes_, indices = np.unique(y, return_inverse=True)
@@ -124,9 +128,9 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         several = len(self.classes_) > 2
         with jax.enable_x64(True):
             targets = one_hot(indices, len(self.classes_)) if several else 2.0 * indices - 1
-            self._train(
-                inputs, targets, "softmax" if several and self.loss == "logistic" else self.loss
-            )
+            loss = LOSSES[self.loss].of_classes if several else self.loss
+            assert loss is not None
+            self._train(inputs, targets, loss)
         return self
 
     def decision_function(self, X) -> np.ndarray:
@@ -138,7 +142,7 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         outputs = self.decision_function(X)
         return self.classes_[outputs.argmax(1) if outputs.ndim == 2 else (outputs > 0).astype(int)]
 
-    @available_if(lambda self: self.loss == "logistic")
+    @available_if(lambda self: self.loss in _losses() and LOSSES[self.loss].of_classes == "softmax")
     def predict_proba(self, X) -> np.ndarray:
         """Probabilities (m, K), the logistic function or the softmax of the outputs. Of the
         logistic loss alone.

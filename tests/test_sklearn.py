@@ -197,7 +197,7 @@ def test_what_training_met_is_a_warning():
         (
             NTKClassifier(loss="softmax"),
             TWO,
-            "loss must be one of 'squared', 'logistic', 'identity'; got 'softmax'",
+            "loss must be one of 'identity', 'logistic', 'squared'; got 'softmax'",
         ),
         (
             NTKClassifier(loss="logistic", time=INF),

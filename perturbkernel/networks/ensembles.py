@@ -44,6 +44,7 @@ from perturbkernel.networks.two_layer import Centred as Centred
 from perturbkernel.networks.two_layer import Mean as Mean
 from perturbkernel.networks.two_layer import TwoLayerNetwork as TwoLayerNetwork
 from perturbkernel.networks.two_layer import check_width
+from perturbkernel.training.losses import LOSSES
 
 
 def ensemble(
@@ -113,7 +114,7 @@ def ensemble(
     rule = paper_optimizer(0.0, momentum) if optimizer is None else optimizer
     rules = checked_rules(loss, rule, steps, batch_size, plateau)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
-    data = _checked_data(x, y, scale, k, d, labels=loss != "squared")
+    data = _checked_data(x, y, scale, k, d, labels=rules.loss.labels)
     check_batches(batch_size, data.x.shape[-2], key)
     if observe is not None:
         for array in jax.tree.leaves(eqx.filter_eval_shape(observe, nets)):
@@ -246,7 +247,7 @@ class NetworkLearner(eqx.Module):
     ):
         check_key(key)
         inputs = as_inputs(inputs, "inputs", flat=True)
-        targets = as_targets(targets, "targets", len(inputs), labels=self.loss != "squared")
+        targets = as_targets(targets, "targets", len(inputs), labels=LOSSES[self.loss].labels)
         init_key, batch_key = jax.random.split(key)
         d = inputs.shape[1]
 

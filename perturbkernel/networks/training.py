@@ -33,14 +33,7 @@ from perturbkernel.checks import (
 from perturbkernel.metrics import accuracy
 from perturbkernel.networks.optimizers import Plateau
 from perturbkernel.networks.two_layer import TwoLayerNetwork
-
-# Elementwise; training minimises their mean, as `predictors.fit` does.
-LOSSES = {
-    "identity": lambda outputs, targets: -targets * outputs,
-    "logistic": lambda outputs, targets: jax.nn.softplus(-targets * outputs),
-    "exponential": lambda outputs, targets: jnp.exp(-targets * outputs),
-    "squared": lambda outputs, targets: (outputs - targets) ** 2 / 2,
-}
+from perturbkernel.training.losses import LOSSES, Loss, loss_names
 
 
 class Trace(eqx.Module):
@@ -92,7 +85,7 @@ class Rules(NamedTuple):
     `mesh`: the devices that an ensemble is dealt out to.
     """
 
-    loss: str
+    loss: Loss
     update: Callable
     takes_more: bool
     batch_size: int | None
@@ -211,7 +204,7 @@ def _measure(
         outputs = net._readout(u)
         moved = optax.tree.norm(jax.tree.map(jnp.subtract, params(net), params(initial)))
         flipped = ((u > 0) != (before > 0)).mean(dtype=u.dtype)
-        loss = LOSSES[rules.loss](outputs, data.y).mean()
+        loss = rules.loss.value(outputs, data.y).mean()
         return (
             loss,
             accuracy(outputs, jnp.sign(data.y)),
@@ -259,7 +252,7 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
 
         def objective(parameters):
             outputs = dataclasses.replace(net, **parameters)._outputs(data.x, data.scale)
-            return jnp.sum(share * LOSSES[rules.loss](outputs, data.y))
+            return jnp.sum(share * rules.loss.value(outputs, data.y))
 
         value, gradient = jax.value_and_grad(objective)(parameters)
         updates, state = rules.updates(gradient, state, parameters, value, objective)
@@ -447,14 +440,14 @@ def train(
     rules = checked_rules(loss, optimizer, steps, batch_size, plateau)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
     x = as_inputs(x, "x", like=(net.weight.shape[1],), flat=True)
-    y = as_targets(y, "y", len(x), labels=loss != "squared")
+    y = as_targets(y, "y", len(x), labels=rules.loss.labels)
     check_batches(batch_size, len(x), key)
     settings = {"rules": rules, "records": records, "progress": progress, "observe": observe}
     return fit_and_record(net, Data(x, y), optimizer.init, key, **settings)
 
 
 def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
-    check_choice(loss, "loss", tuple(LOSSES))
+    check_choice(loss, "loss", loss_names())
     if not (
         callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
     ):
@@ -468,7 +461,7 @@ def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
         raise TypeError(f"plateau must be networks.Plateau() or None; got {plateau!r}")
     plain = isinstance(optimizer, optax.GradientTransformation)
     takes_more = not plain or isinstance(optimizer, optax.GradientTransformationExtraArgs)
-    return Rules(loss, optimizer.update, takes_more, batch_size, plateau)
+    return Rules(LOSSES[loss], optimizer.update, takes_more, batch_size, plateau)
 
 
 def check_batches(batch_size, n, key) -> None:

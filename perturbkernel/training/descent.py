@@ -13,52 +13,56 @@ from jaxtyping import Array
 
 from perturbkernel.engine.krylov import largest_eigenvalue
 from perturbkernel.training.dynamics import HeavyBall, Solution, diverges, stable_rate
+from perturbkernel.training.losses import Loss
 
 _STEPS = 10_000
 _CURVATURES = 257  # between zero and the largest, at which the stability of a schedule is examined
 
 
 def heavy_ball(
-    operator: Callable,
-    pull: Callable,
-    f0: Array,
-    dynamics: HeavyBall,
-    *,
-    loss: str,
-    curvature: float,
+    operator: Callable, targets: Array, f0: Array, dynamics: HeavyBall, loss: Loss
 ) -> Solution:
-    """Dual coefficients, shaped like f0: v <- momentum v + pull(f0 + K dual) / n, dual <- dual +
-    rate v, from zero.
+    """Dual coefficients, shaped like f0, after the steps of heavy ball themselves.
 
-    `operator`: V (n,) or (n, k) -> K v; `pull`: minus the gradient of each point's loss in its
-    outputs. Both are pytrees. The second derivative of that loss is at most `curvature`: steps that
-    diverge on a quadratic of that curvature may oscillate, which the status says.
+        v <- momentum v + force(f0 + K dual) / n,    dual <- dual + rate v,    from zero.
+
+    `operator`: V (n,) or (n, k) -> K v, a pytree. The second derivative of the loss is at most
+    `loss.curvature`: steps that diverge on a quadratic of that curvature may oscillate, or diverge
+    as well; both are in the status, and make the solution `unstable`.
     """
     n = len(f0)
     largest, products = largest_eigenvalue(operator, f0.reshape(n, -1)[:, 0])
+    curvature = float(loss.curvature(targets, f0))
     steepest = curvature * largest / n
-    status = "ok"
-    if diverges(dynamics, jnp.linspace(0, steepest, _CURVATURES)):
+    too_long = diverges(dynamics, jnp.linspace(0, steepest, _CURVATURES))
+    rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+    force = jax.tree_util.Partial(loss.force, targets)
+    dual = _iterate(operator, force, f0, rates, momentum)
+
+    happened = None
+    if not bool(jnp.isfinite(dual).all()):
+        happened = f"heavy ball on the {loss.name} loss diverged: coefficients are not finite"
+    elif too_long:
+        happened = f"heavy ball on the {loss.name} loss may oscillate"
+    status = happened or "ok"
+    if too_long:
         status = (
             f"learning_rate {dynamics.rates.max():g} is beyond {2 / curvature:g} (1 + momentum) n "
-            f"/ lambda_max = {stable_rate(dynamics, steepest):.6g}: heavy ball on the {loss} loss "
-            f"may oscillate"
+            f"/ lambda_max = {stable_rate(dynamics, steepest):.6g}: {happened}"
         )
-    rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
-    dual = _iterate(operator, pull, f0, rates, momentum)
     stats = {
         "effective_time": dynamics.effective_time,
         "lambda_max": largest,
         "products": products + dynamics.steps,
     }
-    return Solution(dual, status, stats, unstable=status != "ok")
+    return Solution(dual, status, stats, unstable=happened is not None)
 
 
 @jax.jit
-def _iterate(operator, pull, f0: Array, rates: Array, momentum: Array) -> Array:
+def _iterate(operator, force, f0: Array, rates: Array, momentum: Array) -> Array:
     def step(carry, rate):
         dual, velocity = carry
-        velocity = momentum * velocity + pull(f0 + operator(dual)) / len(f0)
+        velocity = momentum * velocity + force(f0 + operator(dual)) / len(f0)
         return (dual + rate * velocity, velocity), None
 
     zero = jnp.zeros_like(f0)
@@ -68,9 +72,9 @@ def _iterate(operator, pull, f0: Array, rates: Array, momentum: Array) -> Array:
 
 @jax.jit
 def flow(
-    operator: Callable, pull: Callable, f0: Array, time: Array, tolerance: Array
+    operator: Callable, force: Callable, f0: Array, time: Array, tolerance: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Gradient flow, d dual / dt = pull(f0 + K dual) / n from zero, by the explicit method of
+    """Gradient flow, d dual / dt = force(f0 + K dual) / n from zero, by the explicit method of
     Dormand and Prince of order 8: 13 products a step, and about two steps for each unit of
     curvature lambda_max time / n.
 
@@ -80,8 +84,8 @@ def flow(
     scale = time / len(f0)
 
     def velocity(s, beta, args):
-        """Of beta(s) = n dual / time over s = t / time in [0, 1], of order one whatever n and time."""
-        return pull(f0 + scale * operator(beta))
+        """Of beta(s) = n dual / time over s = t / time in [0, 1], which is of order one."""
+        return force(f0 + scale * operator(beta))
 
     solution: Any = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),

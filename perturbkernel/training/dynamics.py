@@ -77,7 +77,8 @@ class HeavyBall:
             rate = tuple(rates.tolist())
             if steps is not None and steps != len(rate):
                 raise ValueError(
-                    f"learning_rate must have one rate a step; got {len(rate)} rates for {steps} steps"
+                    f"learning_rate must have one rate a step; got {len(rate)} rates for {steps} "
+                    f"steps"
                 )
             steps = len(rate)
         check_count(steps, "steps", low=0)
@@ -100,12 +101,12 @@ class HeavyBall:
 
         Theory: 1.1. For a constant rate, rate / (1 - mu) (k - mu (1 - mu^k) / (1 - mu)).
         """
-        j = np.arange(1, self.steps + 1)
-        return float(
-            np.sum(
-                self.rates * -np.expm1(j * np.log(self.momentum)) if self.momentum else self.rates
-            )
-        ) / (1 - self.momentum)
+        shares = self.rates
+        if self.momentum:
+            j = np.arange(1, self.steps + 1)
+            # 1 - mu^j without cancellation.
+            shares = shares * -np.expm1(j * np.log(self.momentum))
+        return float(np.sum(shares)) / (1 - self.momentum)
 
 
 Dynamics = GradientFlow | HeavyBall
@@ -117,16 +118,18 @@ def to_numbers(dynamics: Dynamics) -> tuple[Any, ...]:
     """
     if isinstance(dynamics, GradientFlow):
         return (dynamics.time,)
-    rate = dynamics.learning_rate
-    return np.asarray(rate) if isinstance(rate, tuple) else rate, dynamics.steps, dynamics.momentum
+    rate: Any = dynamics.learning_rate
+    if isinstance(rate, tuple):
+        rate = np.asarray(rate)
+    return rate, dynamics.steps, dynamics.momentum
 
 
 def from_numbers(numbers: Sequence[Any]) -> Dynamics:
     """The inverse of `to_numbers`."""
     if len(numbers) == 1:
         return GradientFlow(float(numbers[0]))
-    rate, steps, momentum = (np.asarray(number) for number in numbers)
-    return HeavyBall(rate, int(steps), float(momentum))
+    rate, steps, momentum = numbers
+    return HeavyBall(np.asarray(rate), int(steps), float(momentum))
 
 
 class Filter(NamedTuple):
@@ -152,7 +155,8 @@ def heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: Array) -> Filt
         q, velocity, growth = carry
         velocity = momentum * velocity + 1 - eigenvalues * q
         q = q + rate * velocity
-        return (q, velocity, jnp.maximum(growth, jnp.abs(1 - eigenvalues * q))), None
+        left = jnp.abs(1 - eigenvalues * q)
+        return (q, velocity, jnp.maximum(growth, left)), None
 
     zero, one = jnp.zeros_like(eigenvalues), jnp.ones_like(eigenvalues)
     (q, _, growth), _ = lax.scan(step, (zero, zero, one), rates)

@@ -17,18 +17,15 @@ from perturbkernel.checks import (
     check_choice,
     check_mesh,
     check_number,
+    common_dtype,
     is_traced,
 )
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.training.dynamics import (
-    Dynamics,
-    GradientFlow,
-    HeavyBall,
-    to_numbers,
-)
+from perturbkernel.training.dynamics import Dynamics, GradientFlow, HeavyBall, to_numbers
+from perturbkernel.training.losses import LOSSES, Kind, Loss, loss_names
 from perturbkernel.training.precision import scope, to_ambient
 from perturbkernel.training.predictors import KernelPredictor, as_pytree, value_and_pullback
-from perturbkernel.training.solve import CLASS_LOSSES, LOSSES, solve
+from perturbkernel.training.solve import solve
 
 
 def _check_training(
@@ -39,22 +36,16 @@ def _check_training(
     memory: Any,
     tolerance: Any,
     precision: Any,
-) -> None:
+) -> Loss:
+    """The record of the loss, after all checks that need no data."""
     if not isinstance(kernel, Kernel):
         raise TypeError(
             f"kernel must be a perturbkernel kernel such as TwoLayerNTK(); got {kernel!r}"
         )
-    if loss in ("logistic", "exponential", "softmax") and several != (loss == "softmax"):
-        wanted = (
-            '(n, K), loss="softmax" for them'
-            if several
-            else "(n,), (n, K) of pk.one_hot(labels, K) for softmax"
-        )
-        raise ValueError(f'loss="{loss}" does not go with these targets: they are {wanted}')
-    check_choice(loss, "loss", CLASS_LOSSES if several else LOSSES)
+    record = _record(loss, several)
     if not isinstance(dynamics, GradientFlow | HeavyBall):
         raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
-    if loss != "squared" and np.isinf(dynamics.effective_time):
+    if not record.has_minimum and np.isinf(dynamics.effective_time):
         raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
     if memory is not None:
         check_number(memory, "memory", low=0)
@@ -64,21 +55,37 @@ def _check_training(
         raise ValueError(
             f"precision must be 64, or left out for that of inputs and targets; got {precision!r}"
         )
+    return record
+
+
+def _record(loss: Any, several: bool) -> Loss:
+    """Of the loss with that name, if it is for such targets."""
+    known = isinstance(loss, str) and loss in LOSSES
+    if known and not LOSSES[loss].accepts(several):
+        wanted = f"(n,), (n, K) of pk.one_hot(labels, K) for {loss}"
+        if several:
+            wanted = '(n, K), loss="softmax" for them'
+        raise ValueError(f'loss="{loss}" does not go with these targets: they are {wanted}')
+    check_choice(loss, "loss", loss_names(several))
+    return LOSSES[loss]
 
 
 def _check_probabilities(targets: Array) -> None:
-    """Rows that are probabilities, or those minus 1/K."""
+    """Raises ValueError unless rows are probabilities, or those minus 1/K."""
     if is_traced(targets):
         return
     y = np.asarray(targets, float)
-    sums = y.sum(1)
-    allowed = 8 * float(np.sqrt(y.shape[1])) * float(jnp.finfo(targets.dtype).eps)
-    wrong = np.minimum(np.abs(sums), np.abs(sums - 1)) > allowed
-    wrong |= (y + (1 - sums[:, None]) / y.shape[1]).min(1) < -allowed
+    outputs = y.shape[1]
+    sums = y.sum(axis=1)
+    allowed = 8 * float(np.sqrt(outputs)) * float(jnp.finfo(targets.dtype).eps)
+    off = np.minimum(np.abs(sums), np.abs(sums - 1))
+    probabilities = y + (1 - sums[:, None]) / outputs
+    wrong = (off > allowed) | (probabilities.min(axis=1) < -allowed)
     if wrong.any():
         row = int(wrong.argmax())
         raise ValueError(
-            f"targets of the softmax loss must be pk.one_hot(labels, K), or probabilities; row {row} is {y[row]}"
+            f"targets of the softmax loss must be pk.one_hot(labels, K), or probabilities; row "
+            f"{row} is {y[row]}"
         )
 
 
@@ -131,24 +138,30 @@ def fit(
             loss, steps of heavy ball that diverge: a constant rate beyond 2 (1 + momentum) n /
             lambda_max, or a schedule that does not make up for it. The logistic loss warns of
             steps beyond 8 (1 + momentum) n / lambda_max, softmax beyond half of that, the
-            exponential one beyond a quarter at f0 = 0.
+            exponential one beyond a quarter at f0 = 0; one warning says whether they may oscillate
+            or did diverge, as the status does.
 
     Cost: identity O(n). The others, up to 2,000 points: the n x n Gram matrix in float64, O(n^3)
     for squared; beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory:
     section 1.
+
+    Example:
+        dynamics = pk.GradientFlow(100.0)
+        f = pk.fit(pk.TwoLayerNTK(), inputs, targets, loss="squared", dynamics=dynamics)
     """
     several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
-    _check_training(kernel, loss, several, dynamics, memory, tolerance, precision)
+    record = _check_training(kernel, loss, several, dynamics, memory, tolerance, precision)
     check_mesh(mesh)
-    x, y = _training_data(kernel, inputs, targets, loss, several, precision)
+    x, y = _training_data(kernel, inputs, targets, record, several, precision)
     initial = as_pytree(initial)
     f0 = None
-    if initial is not None and loss != "identity":
+    # A constant force does not depend on the outputs.
+    if initial is not None and record.kind is not Kind.CONSTANT:
         columns = y.shape[1] if several else None
         f0, _ = value_and_pullback(initial, to_ambient(x), "initial", columns)
-    solution = solve(kernel, x, y, f0, loss, dynamics, memory, tolerance, mesh)
+    solution = solve(kernel, x, y, f0, record, dynamics, memory, tolerance, mesh)
     with scope(x, y):
-        dtype = np.promote_types(x.dtype, y.dtype)
+        dtype = common_dtype(x, y)
         x, dual_coef = x.astype(dtype), jnp.asarray(solution.dual_coef, dtype)
     return KernelPredictor(
         kernel,
@@ -164,7 +177,7 @@ def fit(
 
 
 def _training_data(
-    kernel: Kernel, inputs: Any, targets: Any, loss: str, several: bool, precision: int | None
+    kernel: Kernel, inputs: Any, targets: Any, loss: Loss, several: bool, precision: int | None
 ) -> tuple[Array, Array]:
     """Inputs and targets, checked; float64 if `precision` is 64."""
     traced = is_traced(inputs, targets)
@@ -175,15 +188,15 @@ def _training_data(
         if several:
             y = as_class_targets(targets, "targets", len(x))
         else:
-            y = as_targets(targets, "targets", len(x), labels=loss != "squared")
+            y = as_targets(targets, "targets", len(x), labels=loss.labels)
         if precision == 64:
             x, y = x.astype(np.float64), y.astype(np.float64)
-    if loss == "softmax":
+    if loss.kind is Kind.SOFTMAX:
         _check_probabilities(y)
-    if loss != "identity" and traced:
+    if loss.kind is not Kind.CONSTANT and traced:
         raise TypeError(
-            f'fit(loss="{loss}") runs its own float64 solver and cannot be traced; call it outside '
-            f"jit"
+            f'fit(loss="{loss.name}") runs its own float64 solver and cannot be traced; call it '
+            f"outside jit"
         )
     return x, y
 

@@ -43,17 +43,21 @@ class GramOperator(eqx.Module):
     @property
     def dtype(self) -> np.dtype:
         """Of products."""
-        return jax.tree.leaves((self.x, self.matrix))[0].dtype
+        held = self.matrix if self.x is None else self.x
+        assert held is not None
+        return held.dtype
 
     def __call__(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         if self.mesh is not None:
             return _product(self, v)
         if self.x is not None:
-            return jnp.asarray(
-                products.matvec(self.kernel, "ntk", self.x, self.x, v.astype(self.x.dtype)), v.dtype
-            )
+            coef = v.astype(self.x.dtype)
+            image = products.matvec(self.kernel, "ntk", self.x, self.x, coef)
+            return jnp.asarray(image, v.dtype)
         assert self.matrix is not None
-        return jnp.matmul(self.matrix, v.astype(self.matrix.dtype), precision=EXACT).astype(v.dtype)
+        coef = v.astype(self.matrix.dtype)
+        image = jnp.matmul(self.matrix, coef, precision=EXACT)
+        return image.astype(v.dtype)
 
 
 @jax.jit
@@ -64,7 +68,8 @@ def _product(operator: GramOperator, v: Array) -> Array:
     # Or the compiler would deal out the solver's vectors as well, where n can be divided.
     v = meshes.replicate(mesh, v)
     if x is not None:
-        coef = jnp.pad(v.astype(x.dtype), [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1))
+        padding = [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1)
+        coef = jnp.pad(v.astype(x.dtype), padding)
         image = products.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
     else:
         assert matrix is not None
@@ -87,13 +92,15 @@ def _rows(kernel: Kernel, mesh: Mesh, own: Array, x: Array) -> Array:
     """
 
     def share(own, x):
-        row = lax.axis_index(mesh.axis_names) * len(own) + jnp.arange(len(own))
-        return jnp.where((row < len(x))[:, None], products.matrix(kernel, "ntk", own, x), 0)
+        first = lax.axis_index(mesh.axis_names) * len(own)
+        row = first + jnp.arange(len(own))
+        there = (row < len(x))[:, None]
+        return jnp.where(there, products.matrix(kernel, "ntk", own, x), 0)
 
     split = meshes.rows(mesh)
-    return jax.shard_map(
-        share, mesh=mesh, in_specs=(split, meshes.WHOLE), out_specs=split, check_vma=False
-    )(own, x)
+    specs = split, meshes.WHOLE
+    rows = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return rows(own, x)
 
 
 def gram_operator(
@@ -107,10 +114,12 @@ def gram_operator(
     """
     memory = available_memory(mesh) if memory is None else memory
     if mesh is None:
-        held = fits(len(x), x.dtype, memory)
-        return GramOperator(kernel, None if held else x, kernel.ntk(x) if held else None)
+        if fits(len(x), x.dtype, memory):
+            return GramOperator(kernel, None, kernel.ntk(x))
+        return GramOperator(kernel, x, None)
     mesh = meshes.automatic(mesh)
     own = meshes.shard(mesh, "edge", x)
-    held = fits(len(x), x.dtype, memory, devices=mesh.size)
-    matrix = _rows(kernel, mesh, own, meshes.replicate(mesh, x)) if held else None
-    return GramOperator(kernel, None if held else own, matrix, mesh)
+    if not fits(len(x), x.dtype, memory, devices=mesh.size):
+        return GramOperator(kernel, own, None, mesh)
+    matrix = _rows(kernel, mesh, own, meshes.replicate(mesh, x))
+    return GramOperator(kernel, None, matrix, mesh)

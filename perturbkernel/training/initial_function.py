@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import check_count, check_key
+from perturbkernel.checks import check_count, check_key, common_dtype
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels import products
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.training import squared
 from perturbkernel.training.dynamics import Dynamics
+from perturbkernel.training.losses import Kind, Loss
 from perturbkernel.training.precision import KeepsPrecision, is_wider, matvec, scope
 
 
@@ -51,12 +52,13 @@ class Gaussian(eqx.Module):
         check_key(key)
         with jax.enable_x64(True):
             values, vectors = _eigenbasis(self.covariance)
-            drawn = jax.random.normal(key, (count, *self.mean.shape))
-            drawn = jnp.tensordot(
-                drawn, jnp.sqrt(values)[:, None] * vectors.T, ((1,), (0,)), precision=EXACT
-            )
-            drawn = drawn if drawn.ndim == 2 else jnp.moveaxis(drawn, -1, 1)
-            return (self.mean.astype(drawn.dtype)[None] + drawn).astype(self.mean.dtype)
+            root = jnp.sqrt(values)[:, None] * vectors.T
+            normal = jax.random.normal(key, (count, *self.mean.shape))
+            drawn = jnp.tensordot(normal, root, ((1,), (0,)), precision=EXACT)
+            if drawn.ndim == 3:
+                drawn = jnp.moveaxis(drawn, -1, 1)
+            mean = self.mean.astype(drawn.dtype)
+            return (mean[None] + drawn).astype(self.mean.dtype)
 
 
 class InitialFunction(KeepsPrecision):
@@ -82,9 +84,9 @@ class InitialFunction(KeepsPrecision):
             z = self.kernel.check_inputs(z, "z", like=self.points.shape[1:])
         if is_wider(self.coef):
             return matvec(self.kernel, "nngp", z, self.points, self.coef)
-        dtype = np.promote_types(z.dtype, self.points.dtype)
-        arrays = (a.astype(dtype) for a in (z, self.points, self.coef))
-        return products.matvec(self.kernel, "nngp", *arrays)
+        dtype = common_dtype(z, self.points)
+        z, points, coef = z.astype(dtype), self.points.astype(dtype), self.coef.astype(dtype)
+        return products.matvec(self.kernel, "nngp", z, points, coef)
 
 
 def sample_initial(
@@ -105,16 +107,23 @@ def sample_initial(
     Coefficients are V Lambda^(-1/2) e for S = V Lambda V^T and e standard normal. Eigenvalues below
     n eps lambda_max, eps of the dtype of the points, are left out: values are right to sqrt(n eps),
     about 1e-3 in float32, and points that coincide have one value. Cost O(n^3), in float64.
+
+    Example:
+        f0 = sample_initial(kernel, jnp.concatenate([inputs, queries]), key=jax.random.key(0))
+        f = fit(kernel, inputs, targets, initial=f0)
     """
     x = kernel.check_inputs(points, "points")
     check_key(key)
     if outputs is not None:
         check_count(outputs, "outputs")
+    n = len(x)
+    shape = (n,) if outputs is None else (n, outputs)
     with jax.enable_x64(True):
-        values, vectors = _eigenbasis(kernel.nngp(jnp.asarray(np.asarray(x), float)))
-        keep = values > len(x) * float(jnp.finfo(x.dtype).eps) * values[-1]
+        covariance = kernel.nngp(jnp.asarray(np.asarray(x), float))
+        values, vectors = _eigenbasis(covariance)
+        keep = values > n * float(jnp.finfo(x.dtype).eps) * values[-1]
         scale = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
-        drawn = jax.random.normal(key, (len(x),) if outputs is None else (len(x), outputs))
+        drawn = jax.random.normal(key, shape)
         scaled = scale.reshape(-1, *[1] * (drawn.ndim - 1)) * drawn
         coef = jnp.matmul(vectors, scaled, precision=EXACT)
         return InitialFunction(kernel, x, coef.astype(x.dtype))
@@ -124,22 +133,28 @@ def trained_covariance(
     kernel: Kernel,
     x: Float[Array, "n ..."],
     z: Float[Array, "m ..."],
-    loss: str,
+    loss: Loss,
     dynamics: Dynamics,
 ) -> Float[Array, "m m"]:
-    """Of the outputs at z after training at x with the identity or the squared loss, in float64."""
+    """The covariance (m, m) of the outputs at z after training at x, in float64.
+
+    `loss`: one under which training is linear in f0, with a constant or a linear force.
+    """
     n = len(x)
-    if loss == "squared" and not fits(n, np.float64, available_memory(), copies=4):
+    constant = loss.kind is Kind.CONSTANT
+    if not constant and not fits(n, np.float64, available_memory(), copies=4):
         raise ValueError(
-            f"the covariance of {n:,} training points takes four {n} x {n} matrices, more than memory has"
+            f"the covariance of {n:,} training points takes four {n} x {n} matrices, more than "
+            f"memory has"
         )
     with jax.enable_x64(True):
-        x, z = (jnp.asarray(np.asarray(a), float) for a in (x, z))
+        x, z = jnp.asarray(np.asarray(x), float), jnp.asarray(np.asarray(z), float)
         prior = kernel.nngp(z)
-        if loss == "identity":
+        if constant:
             return prior
         # A(z)^T, (n, m)
-        weights = squared.dense(kernel.ntk(x), kernel.ntk(x, z), dynamics).dual_coef
+        solution = squared.dense(kernel.ntk(x), kernel.ntk(x, z), dynamics)
+        weights = solution.dual_coef
         cross = kernel.nngp(x, z)
         half = jnp.matmul(kernel.nngp(x), weights, precision=EXACT) / 2 - cross
         change = jnp.matmul(weights.T, half, precision=EXACT)

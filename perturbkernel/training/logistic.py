@@ -1,14 +1,13 @@
-"""Logistic and exponential loss without an eigendecomposition: gradient flow to any time from few
-Gram products.
+"""Losses of the margin (logistic, exponential) without an eigendecomposition: gradient flow to any
+time from few Gram products.
 
-With alpha_n >= 0 the dual coefficients are y_n alpha_n and alpha_n grows at sigmoid(-y_n f(x_n)) /
-n (theory: 1.3), for the exponential loss exp(-y f) at exp(-y_n f(x_n)) / n. The equation is stiff,
-and progress is made in log(time): classes that a kernel hardly separates take times of 1e5, while
-the fastest mode lasts 4 n / lambda_max. So the integrator is implicit and works in log(time):
-backward differentiation of variable order 1 to 5 and variable step (Shampine and Reichelt, The
-MATLAB ODE suite, SIAM J. Sci. Comput. 1997, in the quasi-constant form). Every mode decays without
-oscillation, so all orders are stable for every step. Each step is a Newton iteration whose systems
-are symmetric, positive definite and well enough conditioned for conjugate gradients.
+With alpha_n >= 0 the dual coefficients are y_n alpha_n, and alpha_n grows at
+
+    -l'(y_n f(x_n)) / n,    for the logistic loss sigmoid(-y_n f(x_n)) / n (theory: 1.3).
+
+The equation is stiff, and progress is made in log(time): classes that a kernel hardly separates
+take times of 1e5, while the fastest mode lasts 4 n / lambda_max. So the integrator for long times
+is implicit (`implicit`), the one for short times explicit (`descent`).
 """
 
 from collections.abc import Callable
@@ -22,42 +21,44 @@ from jaxtyping import Array
 from perturbkernel.training import descent
 from perturbkernel.training.dynamics import HeavyBall, Solution
 from perturbkernel.training.gram import GramOperator
-from perturbkernel.training.logistic_path import DRIFT, PRODUCTS, SPEED, STIFF, integrate
+from perturbkernel.training.implicit import PRODUCTS, integrate
+from perturbkernel.training.losses import LOSSES, Loss
 
-# -l'(s) at the margin s = y f. Both losses have |l'''| <= l'', which Newton's iteration relies on.
+# time lambda_max curvature / n up to which an explicit method needs fewer products: about two for
+# each unit.
+_STIFF = 200
+_DRIFT = 100  # times the tolerance: rounding beyond this is reported
 
 
 def flow(
-    operator: Callable, y: Array, f0: Array, time: float, tolerance: float, loss: str = "logistic"
+    operator: Callable,
+    y: Array,
+    f0: Array,
+    time: float,
+    tolerance: float,
+    loss: Loss = LOSSES["logistic"],
 ) -> Solution:
-    """Dual coefficients at one time: an explicit method while the equation is not stiff, otherwise
-    as `logistic_path`.
-
-    `loss`: "logistic" or "exponential".
+    """Dual coefficients at one time, for any loss of the margin: by an explicit method while the
+    equation is not stiff, otherwise as `logistic_path`.
     """
     if isinstance(operator, GramOperator) and operator.matrix is not None:
         found = _short_flow(operator, y, f0, jnp.asarray(time), jnp.asarray(tolerance), loss=loss)
         dual, steps, done = jax.device_get(found)
         if done:
             return Solution(dual, "ok", {"effective_time": time, "solver_steps": int(steps)})
-    found = integrate(
-        operator,
-        y,
-        f0,
-        jnp.array([time]),
-        jnp.asarray(tolerance),
-        jnp.asarray(PRODUCTS),
-        loss=loss,
-    )
+    times, most = jnp.array([time]), jnp.asarray(PRODUCTS)
+    found = integrate(operator, y, f0, times, jnp.asarray(tolerance), most, loss=loss)
     status, drift = "ok", float(found.drift)
     if not found.time >= time:
         status = (
-            f"the integration of the {loss} flow stopped early, at time {float(found.time):.4g} of "
-            f"{time:.4g}, after {int(found.products)} products with the kernel matrix"
+            f"the integration of the {loss.name} flow stopped early, at time "
+            f"{float(found.time):.4g} of {time:.4g}, after {int(found.products)} products with the "
+            f"kernel matrix"
         )
-    elif drift > DRIFT * tolerance:
+    elif drift > _DRIFT * tolerance:
         status = (
-            f"rounding in the {loss} flow: outputs are known to {drift:.2g} of their change only"
+            f"rounding in the {loss.name} flow: outputs are known to {drift:.2g} of their change "
+            f"only"
         )
     stats = {
         "effective_time": time,
@@ -70,49 +71,33 @@ def flow(
 
 @partial(jax.jit, static_argnames="loss")
 def _short_flow(
-    operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array, *, loss: str
+    operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array, *, loss: Loss
 ) -> tuple[Array, Array, Array]:
     """By an explicit method, if time lambda_max curvature / n is small enough: (n,), steps, whether
     done.
     """
 
-    def integrate():
-        dual, steps, _, done = descent.flow(
-            operator, jax.tree_util.Partial(_PULLS[loss], y), f0, time, tolerance
-        )
+    def explicit():
+        force = jax.tree_util.Partial(loss.force, y)
+        dual, steps, _, done = descent.flow(operator, force, f0, time, tolerance)
         return dual, steps, done
 
-    # The curvature of the exponential loss is the loss itself, which falls.
-    curvature = 1 / 4 if loss == "logistic" else jnp.exp(-y * f0).max()
+    def nothing():
+        shapes = jax.eval_shape(explicit)
+        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
     # The norm bounds lambda_max.
     largest = jnp.linalg.norm(operator.matrix).astype(time.dtype)
-    stiff = time / len(y) * largest * curvature > STIFF
-    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(integrate))
-    return lax.cond(stiff, lambda: nothing, integrate)
+    stiff = time / len(y) * largest * loss.curvature(y, f0) > _STIFF
+    return lax.cond(stiff, nothing, explicit)
 
 
 def heavy_ball(
-    operator: Callable, y: Array, f0: Array, dynamics: HeavyBall, loss: str = "logistic"
+    operator: Callable,
+    y: Array,
+    f0: Array,
+    dynamics: HeavyBall,
+    loss: Loss = LOSSES["logistic"],
 ) -> Solution:
-    """The recurrence itself. The logistic loss has curvature at most 1/4; the exponential one has
-    no bound but, while it falls, that of its start; steps that are too long end in infinities,
-    which the status says.
-    """
-    curvature = 1 / 4 if loss == "logistic" else float(jnp.exp(-y * f0).max())
-    pull = jax.tree_util.Partial(_PULLS[loss], y)
-    found = descent.heavy_ball(operator, pull, f0, dynamics, loss=loss, curvature=curvature)
-    if not bool(jnp.isfinite(found.dual_coef).all()):
-        status = f"heavy ball on the {loss} loss diverged: coefficients are not finite"
-        found = found._replace(status=status, unstable=True)
-    return found
-
-
-def _pull_logistic(y: Array, outputs: Array) -> Array:
-    return y * SPEED["logistic"](y * outputs)
-
-
-def _pull_exponential(y: Array, outputs: Array) -> Array:
-    return y * SPEED["exponential"](y * outputs)
-
-
-_PULLS = {"logistic": _pull_logistic, "exponential": _pull_exponential}  # objects that compile once
+    """Dual coefficients after the steps of heavy ball themselves, for any loss of the margin."""
+    return descent.heavy_ball(operator, y, f0, dynamics, loss)

@@ -23,7 +23,9 @@ from perturbkernel.kernels import products
 
 def is_wider(*arrays: Any) -> bool:
     """Whether some are float64 while JAX is set to float32."""
-    return any(a.dtype == np.float64 for a in arrays) and jnp.result_type(float) != np.float64
+    if jnp.result_type(float) == np.float64:
+        return False
+    return any(a.dtype == np.float64 for a in arrays)
 
 
 def scope(*arrays: Any) -> contextlib.AbstractContextManager:
@@ -79,8 +81,9 @@ def _backward(kernel, name, mesh, arguments, cotangent):
     with jax.enable_x64(True):
         outputs = partial(products.matvec, kernel, name, mesh=mesh)
         _, pull_back = jax.vjp(outputs, *_widened(*arguments))
-        gradients = pull_back(cotangent.astype(np.float64))
-        return tuple(g.astype(a.dtype) for g, a in zip(gradients, arguments, strict=True))
+        z, x, coef = arguments
+        to_z, to_x, to_coef = pull_back(cotangent.astype(np.float64))
+        return to_z.astype(z.dtype), to_x.astype(x.dtype), to_coef.astype(coef.dtype)
 
 
 _traced_matvec.defvjp(_forward, _backward)
@@ -99,11 +102,16 @@ class KeepsPrecision(eqx.Module):
     """
 
     def __reduce__(self):
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        arrays = [name for name, value in fields.items() if isinstance(value, jax.Array)]
-        plain = {name: np.asarray(fields[name]) for name in arrays}
-        return _restored, (type(self), fields | plain, arrays)
+        fields, arrays = {}, []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, jax.Array):
+                arrays.append(field.name)
+                value = np.asarray(value)
+            fields[field.name] = value
+        return _restored, (type(self), fields, arrays)
 
 
 def _restored(cls: type, fields: dict[str, Any], arrays: list[str]) -> Any:
-    return cls(**fields | {name: as_stored(fields[name]) for name in arrays})
+    stored = {name: as_stored(fields[name]) for name in arrays}
+    return cls(**fields | stored)

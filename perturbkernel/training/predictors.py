@@ -10,19 +10,17 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
-from perturbkernel.checks import (
-    as_float,
-)
+from perturbkernel.checks import as_float, common_dtype
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training import precision as precisions
 from perturbkernel.training import saving
 from perturbkernel.training.dynamics import from_numbers
 from perturbkernel.training.initial_function import Gaussian, trained_covariance
+from perturbkernel.training.losses import LOSSES, Kind
 from perturbkernel.training.precision import KeepsPrecision, is_wider, scope, to_ambient
 
 
@@ -36,12 +34,14 @@ def value_and_pullback(
     if columns is not None:
         if outputs.shape != (len(z), columns):
             raise ValueError(
-                f"{name} must map inputs {z.shape} to ({len(z)}, {columns}); it gave {outputs.shape}"
+                f"{name} must map inputs {z.shape} to ({len(z)}, {columns}); it gave "
+                f"{outputs.shape}"
             )
         return outputs, lambda cotangent: pullback(cotangent)[0]
     if outputs.shape not in ((len(z),), (len(z), 1)):
         raise ValueError(
-            f"{name} must map inputs {z.shape} to one output a row, ({len(z)},); it gave {outputs.shape}"
+            f"{name} must map inputs {z.shape} to one output a row, ({len(z)},); it gave "
+            f"{outputs.shape}"
         )
     return outputs.reshape(len(z)), lambda cotangent: pullback(cotangent.reshape(outputs.shape))[0]
 
@@ -225,22 +225,23 @@ class KernelPredictor(KeepsPrecision):
                 from an initial function of its own (`initial`), or that does not say how it was
                 trained.
         """
-        if self.loss not in ("identity", "squared"):
-            loss = (
-                "which this predictor does not say"
-                if self.loss is None
-                else f"not for {self.loss!r}"
+        loss = LOSSES.get(self.loss or "")
+        if loss is None or loss.kind not in (Kind.CONSTANT, Kind.LINEAR):
+            given = f"not for {self.loss!r}"
+            if self.loss is None:
+                given = "which this predictor does not say"
+            raise ValueError(
+                f"the distribution is known for loss 'identity' and 'squared', {given}"
             )
-            raise ValueError(f"the distribution is known for loss 'identity' and 'squared', {loss}")
         if self.initial is not None:
             raise ValueError(
-                "the distribution over random initial functions needs a predictor trained without initial"
+                "the distribution over random initial functions needs a predictor trained without "
+                "initial"
             )
         z = self._queries(z)
         mean = self(z)
-        covariance = trained_covariance(
-            self.kernel, self.inputs, z, self.loss, from_numbers(self.dynamics)
-        )
+        dynamics = from_numbers(self.dynamics)
+        covariance = trained_covariance(self.kernel, self.inputs, z, loss, dynamics)
         return Gaussian(mean, covariance.astype(mean.dtype))
 
     def _queries(self, z) -> Array:
@@ -251,21 +252,22 @@ class KernelPredictor(KeepsPrecision):
 
     def _matched(self, z: Array) -> Array:
         """`z` as wide as inputs and coefficients; within their `scope`."""
-        widest = np.promote_types(z.dtype, self.dual_coef.dtype)
+        widest = common_dtype(z, self.dual_coef)
         return z if z is self.inputs or z.dtype == widest else z.astype(widest)
 
     def _weights(self, z: Array, weights: Any) -> Array | None:
         """`weights` as (m, K), or None for a single output."""
         if weights is not None:
             weights = as_float(weights, "weights")
-        found, wanted = (
-            None if weights is None else weights.shape,
-            self.num_outputs and (len(z), self.num_outputs),
-        )
+        found = None if weights is None else weights.shape
+        wanted, said = None, "left out for a single output"
+        if self.num_outputs is not None:
+            wanted = (len(z), self.num_outputs)
+            said = f"of shape {wanted}"
         if found != wanted:
             raise ValueError(
-                f"weights must be {'left out for a single output' if wanted is None else f'of shape {wanted}'}, the "
-                f"combination of outputs that is differentiated at each row of z; got {found}"
+                f"weights must be {said}, the combination of outputs that is differentiated at "
+                f"each row of z; got {found}"
             )
         return weights
 
@@ -324,7 +326,7 @@ class KernelPredictor(KeepsPrecision):
 
 
 def _sum(a: Array, b: Array) -> Array:
-    dtype = np.promote_types(a.dtype, b.dtype)
+    dtype = common_dtype(a, b)
     return a.astype(dtype) + b.astype(dtype)
 
 

@@ -47,6 +47,10 @@ def write(path: str | os.PathLike, saved: Saved, initial: Callable | None) -> No
         "dual_coef": np.asarray(saved.dual_coef),
     }
     points = _fingerprint_points(arrays["inputs"])
+    kernel_values = _kernel_values(saved.kernel, points)
+    initial_values = None
+    if initial is not None:
+        initial_values = _initial_values(initial, points).tolist()
     header = {
         "format": _FORMAT,
         "kernel": kernel,
@@ -56,8 +60,8 @@ def write(path: str | os.PathLike, saved: Saved, initial: Callable | None) -> No
         "loss": saved.loss,
         "dynamics": [np.asarray(number).tolist() for number in saved.dynamics],
         "digest": _digest(arrays),
-        "kernel_values": _kernel_values(saved.kernel, points).tolist(),
-        "initial_values": None if initial is None else _initial_values(initial, points).tolist(),
+        "kernel_values": kernel_values.tolist(),
+        "initial_values": initial_values,
     }
     arrays["header"] = np.array(json.dumps(header))
     write_whole(path, lambda file: np.savez(file, **arrays))
@@ -104,17 +108,20 @@ def read(path: str | os.PathLike, kernel: Kernel | None, initial: Callable | Non
 
 def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     """With kernel None where the file does not say enough to make one."""
-    kernel = dict(header["kernel"])
-    known = kernel.pop("class") == "TwoLayerNTK"
+    arguments = dict(header["kernel"])
+    kernel: Any = None
+    if arguments.pop("class") == "TwoLayerNTK":
+        kernel = TwoLayerNTK(**arguments)
+    stats = {str(name): float(value) for name, value in header["stats"].items()}
     numbers = header.get("dynamics", ())  # the oldest files lack this and the loss
     return Saved(
-        TwoLayerNTK(**kernel) if known else None,  # pyright: ignore[reportArgumentType]
-        as_stored(arrays["inputs"]),
-        as_stored(arrays["dual_coef"]),
-        str(header["status"]),
-        {str(name): float(value) for name, value in header["stats"].items()},
-        header.get("loss"),
-        to_numbers(from_numbers(numbers)) if numbers else (),
+        kernel=kernel,
+        inputs=as_stored(arrays["inputs"]),
+        dual_coef=as_stored(arrays["dual_coef"]),
+        status=str(header["status"]),
+        stats=stats,
+        loss=header.get("loss"),
+        dynamics=to_numbers(from_numbers(numbers)) if numbers else (),
     )
 
 
@@ -163,11 +170,14 @@ def _difference(found: np.ndarray, saved: np.ndarray) -> float:
     if found.shape != saved.shape:
         return np.inf
     largest = np.abs(saved).max()
-    return float(np.abs(found - saved).max() / (largest if largest > 0 else 1))
+    off = np.abs(found - saved).max()
+    return float(off / (largest if largest > 0 else 1))
 
 
 def _fingerprint_points(inputs: np.ndarray) -> np.ndarray:
-    return inputs[np.unique(np.linspace(0, len(inputs) - 1, _POINTS).astype(int))]
+    spread = np.linspace(0, len(inputs) - 1, _POINTS)
+    rows = np.unique(spread.astype(int))
+    return inputs[rows]
 
 
 def _kernel_values(kernel: Kernel, points: np.ndarray) -> np.ndarray:
@@ -177,13 +187,15 @@ def _kernel_values(kernel: Kernel, points: np.ndarray) -> np.ndarray:
 
 
 def _initial_values(initial: Callable, points: np.ndarray) -> np.ndarray:
-    values = np.asarray(initial(to_ambient(as_stored(points))), float)
+    stored = to_ambient(as_stored(points))
+    values = np.asarray(initial(stored), float)
     return values.reshape(len(points), -1)
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        description = f"{name} {array.dtype.str} {array.shape}"
+        digest.update(description.encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

@@ -17,28 +17,22 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from perturbkernel.training import descent
-from perturbkernel.training.dynamics import HeavyBall, Solution
+from perturbkernel.training.dynamics import Solution
+from perturbkernel.training.losses import Loss
 
 
-def flow(operator: Callable, p: Array, f0: Array, time: float, tolerance: float) -> Solution:
-    """Gradient flow by an explicit method; a long one takes many steps."""
-    pull = jax.tree_util.Partial(_pull, p)
-    found = descent.flow(operator, pull, f0, jnp.asarray(time), jnp.asarray(tolerance))
+def flow(
+    operator: Callable, targets: Array, f0: Array, time: float, tolerance: float, loss: Loss
+) -> Solution:
+    """Dual coefficients (n, K) of gradient flow by an explicit method, in many steps if long."""
+    force = jax.tree_util.Partial(loss.force, targets)
+    found = descent.flow(operator, force, f0, jnp.asarray(time), jnp.asarray(tolerance))
     dual, steps, reached, done = jax.device_get(found)
     status = "ok"
     if not done:
+        stopped = float(reached) * time
         status = (
-            f"the integration of the softmax flow stopped early, at time "
-            f"{float(reached) * time:.4g} of {time:.4g}, after {int(steps)} steps"
+            f"the integration of the {loss.name} flow stopped early, at time "
+            f"{stopped:.4g} of {time:.4g}, after {int(steps)} steps"
         )
     return Solution(dual, status, {"effective_time": time, "solver_steps": int(steps)})
-
-
-def heavy_ball(operator: Callable, p: Array, f0: Array, dynamics: HeavyBall) -> Solution:
-    """The recurrence itself; softmax has curvature at most 1/2, twice that of the logistic loss."""
-    pull = jax.tree_util.Partial(_pull, p)
-    return descent.heavy_ball(operator, pull, f0, dynamics, loss="softmax", curvature=1 / 2)
-
-
-def _pull(p: Array, outputs: Array) -> Array:
-    return p - jax.nn.softmax(outputs, axis=1)

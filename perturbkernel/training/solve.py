@@ -28,22 +28,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from perturbkernel.checks import common_dtype
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.training import logistic, softmax, squared
+from perturbkernel.training import descent, logistic, softmax, squared
 from perturbkernel.training.dynamics import Dynamics, GradientFlow, Solution
 from perturbkernel.training.gram import GramOperator, gram_operator
-from perturbkernel.training.logistic_path import LogisticPath as LogisticPath
-from perturbkernel.training.logistic_path import logistic_path as logistic_path
-
-LOSSES = ("identity", "logistic", "exponential", "squared")
-CLASS_LOSSES = ("identity", "squared", "softmax")  # of targets (n, K)
+from perturbkernel.training.losses import Kind, Loss
 
 _DIRECT = 2000  # points up to which the Gram matrix is diagonalised or factored
 _ROUNDED = 1e-6  # relative error asked of a solver that uses a float32 Gram matrix
 _CONFIRMED = 1e-5  # ... and of its training outputs, by products in float64
 _ROUNDING = 1e-3  # of a predictor's outputs, relative to the largest: more than that is reported
-_ROWS = 512  # training points at which that is measured, where there are too many for all
+_CHECKED = 128  # training points at which that is measured
 
 
 class _Problem(NamedTuple):
@@ -53,7 +50,7 @@ class _Problem(NamedTuple):
     x: Array
     y: Array
     f0: Array
-    loss: str
+    loss: Loss
     dynamics: Dynamics
     kept: Array
     memory: float
@@ -61,8 +58,9 @@ class _Problem(NamedTuple):
 
     @property
     def interpolates(self) -> bool:
-        flow = isinstance(self.dynamics, GradientFlow)
-        return self.loss == "squared" and flow and np.isinf(self.dynamics.effective_time)
+        """Whether the answer is K^-1 (y - f0)."""
+        endless = isinstance(self.dynamics, GradientFlow) and np.isinf(self.dynamics.time)
+        return self.loss.kind is Kind.LINEAR and endless
 
     def operator(self, single: bool = False, memory: float | None = None) -> GramOperator:
         """Products with the Gram matrix, in float32 if `single`."""
@@ -80,7 +78,7 @@ def solve(
     x: Array,
     y: Array,
     f0: Array | None,
-    loss: str,
+    loss: Loss,
     dynamics: Dynamics,
     memory: float | None = None,
     tolerance: float | None = None,
@@ -94,16 +92,16 @@ def solve(
     docs/solvers.md. `mesh`: devices that share the products, and then `memory` is on each; what is
     solved directly is solved on the default device.
     """
-    if loss == "identity":
+    if loss.kind is Kind.CONSTANT:
         time = dynamics.effective_time
         return Solution(y * (time / len(y)), "ok", {"effective_time": time})
     single = x.dtype == np.float32
     memory = available_memory(mesh) if memory is None else memory
     tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
     with jax.enable_x64(True):
-        kept = x.astype(np.promote_types(x.dtype, y.dtype))
-        x, y = (jnp.asarray(np.asarray(a), float) for a in (x, y))
-        f0 = jnp.zeros_like(y) if f0 is None else jnp.asarray(np.asarray(f0), float)
+        kept = x.astype(common_dtype(x, y))
+        x, y = _in_float64(x), _in_float64(y)
+        f0 = jnp.zeros_like(y) if f0 is None else _in_float64(f0)
         problem = _Problem(kernel, x, y, f0, loss, dynamics, kept, memory, mesh)
         if len(y) <= _DIRECT and fits(len(y), y.dtype, memory, copies=4):
             solution = _direct(problem._replace(mesh=None), tolerance)
@@ -114,18 +112,19 @@ def solve(
         if solution.unstable:
             warnings.warn(solution.status, stacklevel=3)
         stats = {name: float(value) for name, value in solution.stats.items()}
-        return solution._replace(dual_coef=jnp.asarray(np.asarray(solution.dual_coef)), stats=stats)
+        dual_coef = jnp.asarray(np.asarray(solution.dual_coef))
+        return solution._replace(dual_coef=dual_coef, stats=stats)
 
 
 def _direct(problem: _Problem, tolerance: float) -> Solution:
     operator = problem.operator()
     assert operator.matrix is not None
-    if problem.loss == "squared":
+    if problem.loss.kind is Kind.LINEAR:
         residual = problem.y - problem.f0
         solution = squared.dense(operator.matrix, residual, problem.dynamics)
     else:
         solution = _trained(problem, operator, tolerance)
-    outputs = _training_outputs(problem, operator, solution.dual_coef, slice(None))
+    outputs = _training_outputs(problem, operator, solution.dual_coef)
     return _with_rounding(solution, outputs)
 
 
@@ -139,8 +138,7 @@ def _interpolated(problem: _Problem, tolerance: float) -> Solution:
 
     residual = problem.y - problem.f0
     solution = squared.interpolate_by_products(operator, exact, columns, residual, tolerance)
-    rows = _checked_rows(solution.dual_coef)
-    outputs = _training_outputs(problem, operator, solution.dual_coef, rows)
+    outputs = _training_outputs(problem, operator, solution.dual_coef)
     return _with_setting(_with_rounding(solution, outputs), operator, tolerance)
 
 
@@ -151,12 +149,12 @@ def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
     goal = max(tolerance, _ROUNDED) if single else tolerance
     operator = problem.operator(single)
     solution = _trained(problem, operator, goal)
-    rows = _checked_rows(solution.dual_coef)
-    outputs = _training_outputs(problem, operator, solution.dual_coef, rows)
+    outputs = _training_outputs(problem, operator, solution.dual_coef)
     if single and not solution.unstable:
         allowed = max(tolerance, _CONFIRMED)
         left = np.inf if outputs is None else outputs.error
-        error = max(left, solution.stats.get("error", 0.0))
+        estimated = solution.stats.get("error", 0.0)
+        error = max(left, estimated)
         if not error <= allowed and problem.holds_float64():
             return _by_products(problem, goal, single=False)
         solution = solution._replace(stats=solution.stats | {"error": error})
@@ -172,18 +170,13 @@ def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
 
 def _trained(problem: _Problem, operator: GramOperator, tolerance: float) -> Solution:
     """By products with the Gram matrix, any loss at a finite time."""
-    _, _, y, f0, loss, dynamics, *_ = problem
-    if loss == "squared":
+    y, f0, loss, dynamics = problem.y, problem.f0, problem.loss, problem.dynamics
+    if loss.kind is Kind.LINEAR:
         return squared.by_products(operator, y - f0, dynamics, tolerance)
-    if loss == "softmax":
-        # From the centred targets, or p itself.
-        p = y + (1 - y.sum(1, keepdims=True)) / y.shape[1]
-        if isinstance(dynamics, GradientFlow):
-            return softmax.flow(operator, p, f0, dynamics.time, tolerance)
-        return softmax.heavy_ball(operator, p, f0, dynamics)
-    if isinstance(dynamics, GradientFlow):
-        return logistic.flow(operator, y, f0, dynamics.time, tolerance, loss)
-    return logistic.heavy_ball(operator, y, f0, dynamics, loss)
+    if not isinstance(dynamics, GradientFlow):
+        return descent.heavy_ball(operator, y, f0, dynamics, loss)
+    flow = softmax.flow if loss.kind is Kind.SOFTMAX else logistic.flow
+    return flow(operator, y, f0, dynamics.time, tolerance, loss)
 
 
 class _Outputs(NamedTuple):
@@ -203,42 +196,56 @@ class _Outputs(NamedTuple):
     def error(self) -> float:
         """Of the solver, relative, in norm."""
         norm = np.linalg.norm(self.exact)
-        return float(np.linalg.norm(self.solver - self.exact) / (norm if norm > 0 else 1))
+        off = np.linalg.norm(self.solver - self.exact)
+        return float(off / (norm if norm > 0 else 1))
 
     @property
     def rounding(self) -> float:
         """Of the predictor, at the worst point, relative to the largest output."""
         largest = np.abs(self.exact).max()
-        return float(np.abs(self.predictor - self.exact).max() / (largest if largest > 0 else 1))
+        off = np.abs(self.predictor - self.exact).max()
+        return float(off / (largest if largest > 0 else 1))
 
 
-def _checked_rows(dual: Array) -> np.ndarray:
-    """(512,) indices of training points, half of them those with the largest coefficients."""
-    size = np.abs(np.asarray(dual).reshape(len(dual), -1)).max(1)
-    largest = np.argsort(size)[-_ROWS // 2 :]
-    spread = np.linspace(0, len(size) - 1, _ROWS // 2).astype(int)
+def _checked_rows(dual: Array) -> np.ndarray | slice:
+    """The training points, at most 128, where rounding is measured: half of them those with the
+    largest coefficients, where terms cancel if anywhere, half spread over all.
+    """
+    if len(dual) <= _CHECKED:
+        return slice(None)
+    sizes = np.abs(np.asarray(dual).reshape(len(dual), -1)).max(axis=1)
+    largest = np.argpartition(sizes, -_CHECKED // 2)[-_CHECKED // 2 :]
+    spread = np.linspace(0, len(sizes) - 1, _CHECKED // 2).astype(int)
     return np.concatenate([largest, spread])
 
 
-def _training_outputs(
-    problem: _Problem, operator: GramOperator, dual: Array, rows: np.ndarray | slice
-) -> _Outputs | None:
-    """At the training points `rows`. None where all would be the same product in float64, or the
-    coefficients are not finite.
+def _training_outputs(problem: _Problem, operator: GramOperator, dual: Array) -> _Outputs | None:
+    """At some training points (`_checked_rows`). None where all would be the same product in
+    float64, or the coefficients are not finite.
     """
     kernel, x, kept, mesh = problem.kernel, problem.x, problem.kept, problem.mesh
     wide = operator.dtype == np.float64
     if (wide and kept.dtype == np.float64) or not np.isfinite(dual).all():
         return None
-    dual = jnp.asarray(dual)
-    solver = exact = predictor = operator(dual)[rows]
+    dual, rows = jnp.asarray(dual), _checked_rows(dual)
+    # Rows are chosen on the host, which is quicker than JAX's indexing.
+    solver = exact = predictor = _on_host(operator(dual))[rows]
     if not wide:
-        exact = kernel.matvec(x[rows], x, dual, mesh=mesh)
+        exact = _on_host(kernel.matvec(np.asarray(x)[rows], x, dual, mesh=mesh))
         predictor = solver if kept.dtype == np.float32 else exact
     else:
-        queries = kept if isinstance(rows, slice) else kept[rows]
-        predictor = kernel.matvec(queries, kept, dual.astype(kept.dtype), mesh=mesh)
-    return _Outputs(*(np.asarray(outputs, float) for outputs in (exact, solver, predictor)))
+        queries = kept if isinstance(rows, slice) else np.asarray(kept)[rows]
+        coef = dual.astype(kept.dtype)
+        predictor = _on_host(kernel.matvec(queries, kept, coef, mesh=mesh))
+    return _Outputs(exact, solver, predictor)
+
+
+def _on_host(array: Array) -> np.ndarray:
+    return np.asarray(array, float)
+
+
+def _in_float64(array: Array) -> Array:
+    return jnp.asarray(_on_host(array))
 
 
 def _with_rounding(solution: Solution, outputs: _Outputs | None) -> Solution:

@@ -1,5 +1,6 @@
-"""The squared loss 1/(2n) sum (f - y)^2: dual_coef = q(K) (y - f0), q(lambda) = (1 - r(lambda)) /
-lambda (theory: 1.2).
+"""The squared loss 1/(2n) sum (f - y)^2, by functions of the Gram matrix (theory: 1.2).
+
+    dual_coef = q(K) (y - f0),    q(lambda) = (1 - r(lambda)) / lambda.
 
 r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite
 time, a polynomial for heavy ball. A small K is diagonalised or factored; for a large one q(K) is
@@ -43,8 +44,10 @@ def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
     eigenvalues = jnp.maximum(eigenvalues, 0)
     found = _filter(eigenvalues, n, dynamics)
     status, stats = _stability(dynamics, n, eigenvalues, found)
-    stats |= {"lambda_max": float(eigenvalues[-1]), "effective_time": dynamics.effective_time}
-    return Solution(_apply(vectors, found.q, residual), status, stats)
+    stats["lambda_max"] = float(eigenvalues[-1])
+    stats["effective_time"] = dynamics.effective_time
+    dual = _apply(vectors, found.q, residual)
+    return Solution(dual, status, stats)
 
 
 def by_products(
@@ -60,19 +63,22 @@ def by_products(
 
     columns = residual.reshape(n, -1).T
     found = [lanczos(operator, column, filtered, tolerance) for column in columns]
-    lambda_max = max(one.lambda_max for one in found)
     error = max(one.error for one in found)
     products = sum(one.products for one in found)
-    met = jnp.asarray(np.concatenate([one.eigenvalues for one in found]))
+    eigenvalues = [one.eigenvalues for one in found]
+    met = jnp.asarray(np.concatenate(eigenvalues))
     status, stats = _stability(dynamics, n, met, _filter(met, n, dynamics))
     if not error <= tolerance:
         status = (
             f"the Lanczos process stopped after {products} products at an estimated relative "
             f"error of {error:.2g}, above the tolerance {tolerance:g}"
         )
-    stats |= {"lambda_max": lambda_max, "products": products, "error": error}
-    value = jnp.stack([one.value for one in found], axis=1).reshape(residual.shape)
-    return Solution(value, status, stats | {"effective_time": dynamics.effective_time})
+    stats["lambda_max"] = max(one.lambda_max for one in found)
+    stats["products"] = products
+    stats["error"] = error
+    stats["effective_time"] = dynamics.effective_time
+    values = jnp.stack([one.value for one in found], axis=1)
+    return Solution(values.reshape(residual.shape), status, stats)
 
 
 def interpolate_by_products(
@@ -89,23 +95,24 @@ def interpolate_by_products(
     refined until the exact residual is small; each refinement takes one exact product. `columns`
     maps indices (r,) to K[:, indices].
     """
-    n = len(residual)
-    chosen = jnp.asarray(np.sort(np.random.default_rng(0).permutation(n)[: min(_RANK, n // 2)]))
-    empty = Preconditioner(jnp.zeros((n, 1)), jnp.ones(1))
-    preconditioner = nystrom(columns(chosen), chosen) if len(chosen) else empty
+    preconditioner = _preconditioner(columns, len(residual))
+    true_operator = operator if exact is None else exact
     norm = np.linalg.norm(residual, axis=0)
     norm = np.where(norm > 0, norm, 1)
-    dual, left, size, products, refinements = jnp.zeros_like(residual), residual, 1.0, 0, 0
+    dual, left, size = jnp.zeros_like(residual), residual, 1.0
+    products, refinements = 0, 0
     while size > tolerance and refinements < _SOLVES:
         # A rounded operator is not worth solving with beyond three digits a time.
         goal = max(0.5 * tolerance / size, 0.0 if exact is None else 1e-3)
         step, reached, spent = conjugate_gradients(
             operator, preconditioner, left, jnp.asarray(goal), jnp.asarray(_PRODUCTS)
         )
-        products, refinements = products + int(spent), refinements + 1
+        products += int(spent)
+        refinements += 1
         new = dual + step
-        new_left = residual - (operator if exact is None else exact)(new)
-        new_size = float((np.linalg.norm(new_left, axis=0) / norm).max())
+        new_left = residual - true_operator(new)
+        new_sizes = np.linalg.norm(new_left, axis=0) / norm
+        new_size = float(new_sizes.max())
         if not new_size < size:
             break
         stalled = new_size > 0.5 * size
@@ -119,8 +126,22 @@ def interpolate_by_products(
             f"{size:.2g}, above the tolerance {tolerance:g}: the kernel matrix is singular or "
             f"nearly so"
         )
-    stats = {"products": products + refinements, "refinements": refinements, "residual": size}
-    return Solution(dual, status, stats | {"effective_time": np.inf})
+    stats = {
+        "products": products + refinements,
+        "refinements": refinements,
+        "residual": size,
+        "effective_time": np.inf,
+    }
+    return Solution(dual, status, stats)
+
+
+def _preconditioner(columns: Callable[[Array], Array], n: int) -> Preconditioner:
+    """From columns of K at points chosen at random, the same ones every time."""
+    shuffled = np.random.default_rng(0).permutation(n)
+    chosen = jnp.asarray(np.sort(shuffled[: min(_RANK, n // 2)]))
+    if len(chosen) == 0:
+        return Preconditioner(jnp.zeros((n, 1)), jnp.ones(1))
+    return nystrom(columns(chosen), chosen)
 
 
 def _stability(
@@ -158,7 +179,8 @@ def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Filter:
         return found._replace(q=found.q / n)
     rate = dynamics.time * eigenvalues / n
     fraction = -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1)
-    return Filter(jnp.where(rate > 0, fraction, dynamics.time / n), jnp.ones_like(eigenvalues))
+    q = jnp.where(rate > 0, fraction, dynamics.time / n)
+    return Filter(q, growth=jnp.ones_like(eigenvalues))
 
 
 def _interpolate(gram: Array, residual: Array) -> Solution:
@@ -172,10 +194,12 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
     condition = largest * _power_iteration(factor)
     if jnp.isfinite(condition) and condition < 1 / (n * np.finfo(float).eps):
         return _with_residual(gram, residual, dual, float(condition))
+    # The pseudo-inverse leaves out what is rounding.
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     keep = eigenvalues > n * np.finfo(float).eps * eigenvalues[-1]
     inverse = jnp.where(keep, 1 / jnp.where(keep, eigenvalues, 1), 0)
-    found = _with_residual(gram, residual, _apply(vectors, inverse, residual), np.inf)
+    dual = _apply(vectors, inverse, residual)
+    found = _with_residual(gram, residual, dual, np.inf)
     left = found.stats["residual"] * float(jnp.abs(residual).max())
     status = (
         f"singular kernel matrix (numerical rank {int(keep.sum())} of {n}): the limit of gradient "
@@ -186,8 +210,10 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
 
 def _with_residual(gram: Array, residual: Array, dual: Array, condition: float) -> Solution:
     """With the largest training error in `stats`, relative to the largest entry of `residual`."""
-    left = jnp.abs(jnp.matmul(gram, dual, precision=EXACT) - residual).max()
-    size = float(left / jnp.maximum(jnp.abs(residual).max(), np.finfo(float).tiny))
+    outputs = jnp.matmul(gram, dual, precision=EXACT)
+    left = jnp.abs(outputs - residual).max()
+    largest = jnp.maximum(jnp.abs(residual).max(), np.finfo(float).tiny)
+    size = float(left / largest)
     status = "ok"
     if not size <= _RESIDUAL:
         status = (
@@ -224,4 +250,5 @@ def _power_iteration(operator) -> Array:
         norm = jnp.linalg.norm(w)
         return w / jnp.where(norm > 0, norm, 1), norm
 
-    return lax.scan(step, start / jnp.linalg.norm(start), length=100)[1][-1]
+    _, norms = lax.scan(step, start / jnp.linalg.norm(start), length=100)
+    return norms[-1]

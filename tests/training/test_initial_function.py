@@ -15,6 +15,7 @@ from common import D, M, N, precision
 import perturbkernel as pk
 from perturbkernel.kernels.stax_kernels import load_neural_tangents
 from perturbkernel.training.initial_function import trained_covariance
+from perturbkernel.training.losses import LOSSES
 
 KERNEL: Any = pk.TwoLayerNTK(0.2, True)
 RNG = np.random.default_rng(7)
@@ -267,4 +268,6 @@ def test_bad_requests_say_what_is_wrong(monkeypatch):
     with pytest.raises(
         ValueError, match=r"the covariance of 17 training points takes four 17 x 17 matrices"
     ):
-        trained_covariance(KERNEL, jnp.asarray(X), jnp.asarray(Z), "squared", pk.GradientFlow(1.0))
+        trained_covariance(
+            KERNEL, jnp.asarray(X), jnp.asarray(Z), LOSSES["squared"], pk.GradientFlow(1.0)
+        )

@@ -322,7 +322,7 @@ def test_the_operator_is_the_gram_matrix_held_or_not(x64):
 def test_memory_is_read_from_the_machine_and_bounded(monkeypatch):
     assert 2**30 <= memory.available_memory() <= 2**36
     for left, wanted in ((0, 2**30), (2**40, 2**36), (2**34, 2**32)):
-        monkeypatch.setattr(gram, "_host_memory", lambda left=left: left)
+        monkeypatch.setattr(memory, "_host_memory", lambda left=left: left)
         assert memory.available_memory() == wanted
 
 

@@ -28,10 +28,9 @@ from perturbkernel.learning.experiment import PLACES, SCENARIOS, learn_from_pert
 from perturbkernel.report.html import text_row
 from perturbkernel.training.dynamics import GradientFlow, HeavyBall
 from perturbkernel.training.fit import KernelLearner
-from perturbkernel.training.solve import CLASS_LOSSES, LOSSES
+from perturbkernel.training.losses import LOSSES
 
 _MOMENTUM = 0.9  # of the paper's experiments
-_LOSSES = tuple(dict.fromkeys((*LOSSES, *CLASS_LOSSES)))
 
 
 def add_command(commands, epilog: str) -> None:
@@ -147,7 +146,7 @@ def add_command(commands, epilog: str) -> None:
     )
     group.add_argument(
         "--loss",
-        choices=_LOSSES,
+        choices=tuple(LOSSES),
         default="identity",
         help="default identity; of more than two classes identity, squared or softmax",
     )
@@ -162,7 +161,7 @@ def add_command(commands, epilog: str) -> None:
     group = run.add_argument_group("training of the second network, where it differs")
     group.add_argument("--slope-g", type=options.slope)
     group.add_argument("--train-bias-g", action=argparse.BooleanOptionalAction)
-    group.add_argument("--loss-g", choices=_LOSSES)
+    group.add_argument("--loss-g", choices=tuple(LOSSES))
     group.add_argument("--time-g", type=options.duration)
     group.add_argument("--learning-rate-g", type=options.positive)
     group.add_argument("--steps-g", type=options.count)
@@ -213,7 +212,7 @@ def _learner(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
         momentum = option("momentum")
         dynamics = HeavyBall(rate, steps, _MOMENTUM if momentum is None else momentum)
     loss = option("loss")
-    if loss != "squared" and math.isinf(dynamics.effective_time):
+    if not LOSSES[loss].has_minimum and math.isinf(dynamics.effective_time):
         raise ValueError(
             f"--time inf needs --loss squared: the {loss} loss has no minimum to train to"
         )

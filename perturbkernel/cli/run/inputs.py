@@ -22,7 +22,7 @@ from perturbkernel.data.draws import NOISES, TARGET_RULES
 from perturbkernel.data.image_files import FASHION_MNIST, MNIST
 from perturbkernel.data.labels import class_name
 from perturbkernel.reproduce.page import RECORD
-from perturbkernel.training.solve import CLASS_LOSSES, LOSSES
+from perturbkernel.training.losses import loss_names
 
 SYNTHETIC = ("gaussian", "shifted_gaussian")
 SYNTHETIC_POINTS = 1000
@@ -190,7 +190,7 @@ def _is_named(label: Any, word: str) -> bool:
 def check_classes(args: argparse.Namespace, train: Dataset) -> None:
     """Raises ValueError for losses and targets that do not go with the number of classes."""
     count = len(train.classes)
-    losses = LOSSES if count == 2 else CLASS_LOSSES
+    losses = loss_names(several=count > 2)
     for name, loss in (("--loss", args.loss), ("--loss-g", args.loss_g)):
         if loss is not None and loss not in losses:
             wanted = ", ".join(losses)

@@ -18,7 +18,7 @@ from perturbkernel.attacks.one_step import perturb
 from perturbkernel.kernels import angles as activations
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory import arguments, tails
-from perturbkernel.training import fit, predictors
+from perturbkernel.training import fit
 from perturbkernel.training.dynamics import GradientFlow, HeavyBall
 from perturbkernel.verify import judgement, page, protocol, runner, second_network
 from perturbkernel.verify.judgement import judge
@@ -131,7 +131,7 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "0.4": ({"draws": 1, "d": 6, "n": 8}, scaled(arguments, "cone_slope", 0.9)),
     "0.5": ({"draws": 3}, replaced(activations, "products_and_angles", _gram_angles)),
     "1.1": ({"draws": 2}, replaced(HeavyBall, "effective_time", property(_no_transient))),
-    "1.2": ({"draws": 1}, replaced(predictors, "fit", _fit_at_twice_the_time)),
+    "1.2": ({"draws": 1}, replaced(fit, "fit", _fit_at_twice_the_time)),
     "1.3 (iii)": ({"draws": 3, "time": 0.3}, field(B, "coefficient_bounds", high=0.9)),
     "1.3 (ii)": ({"draws": 3}, scaled(B, "weight_error_bound", 0.5)),
     "1.3 (iv)": ({"draws": 5}, scaled(B, "half_time_gap", 0.3)),

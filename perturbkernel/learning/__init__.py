@@ -1,4 +1,4 @@
-"""The experiment of the paper: learning from perturbations, its diagnosis, and curves over sizes."""
+"""The experiment of the paper: learning from perturbations, its diagnosis, curves over sizes."""
 
 from perturbkernel.learning.curves import DecisionMap as DecisionMap
 from perturbkernel.learning.curves import SizeCurve as SizeCurve

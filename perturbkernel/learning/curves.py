@@ -1,6 +1,4 @@
-"""What one looks at after an experiment: accuracy against perturbation size, and the plane of
-decisions.
-"""
+"""What one looks at after an experiment: accuracy against size, and the plane of decisions."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,8 +19,9 @@ from perturbkernel.metrics import share_right
 
 
 class SizeCurve(NamedTuple):
-    """Accuracy of g on clean data against perturbation size; `expected` is the mean over target
-    draws (12.3).
+    """Accuracy of g on clean data against perturbation size.
+
+    `expected` is the mean over target draws (12.3).
     """
 
     size: Float[Array, " s"]
@@ -39,31 +38,32 @@ def accuracy_against_size(
     """
     for size in sizes:
         check_number(size, "sizes")
-    options, p, x = r.options, r.perturbation, r.attacked
-    names = ("norm", "direction", "bounds")
-    kernel = getattr(r.learner_g, "kernel", None)
+    options = {name: r.options[name] for name in ("norm", "direction", "bounds")}
+    targets = r.perturbation.targets
+    attacked = r.attacked
     classes = len(r.train.classes)
-    kernel = kernel if isinstance(kernel, Kernel) and classes == 2 else None
-    measured, expected = [], []
+    kernel = getattr(r.learner_g, "kernel", None)
+    measured = []
+    expected = []
     for size in sizes:
-        delta = perturb(
-            r.f, x, p.targets, size=size, **{name: options[name] for name in names}
-        ).delta
-        g = r.learner_g(r.carrier + delta, encoded(p.targets, classes), r.g_key)
+        delta = perturb(r.f, attacked, targets, size=size, **options).delta
+        g = r.learner_g(r.carrier + delta, encoded(targets, classes), r.g_key)
         measured.append(share_right(g(data.inputs), data).mean())
-        if kernel is not None:
-            d = diagnose(
+        if isinstance(kernel, Kernel) and classes == 2:
+            diagnosis = diagnose(
                 kernel,
                 r.carrier,
                 delta,
-                p.targets,
+                targets,
                 data.inputs,
                 data.targets,
-                balanced=options["balanced"],
+                balanced=r.options["balanced"],
             )
-            expected.append(d.expected_accuracy)
+            expected.append(diagnosis.expected_accuracy)
     return SizeCurve(
-        jnp.asarray(sizes), jnp.stack(measured), jnp.stack(expected) if expected else None
+        size=jnp.asarray(sizes),
+        accuracy=jnp.stack(measured),
+        expected=jnp.stack(expected) if expected else None,
     )
 
 
@@ -84,39 +84,58 @@ class DecisionMap(NamedTuple):
 
 
 def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
-    """Outputs of f and g on the plane of DecisionMap, on a square grid that covers the projected
-    training data.
+    """Outputs of f and g on the plane of DecisionMap.
+
+    On a square grid that covers the projected training data.
+
+        map = decision_map(learn_from_perturbations(learner, train, size=1.0, key=key))
     """
     check_count(resolution, "resolution", low=2)
     if len(r.train.classes) > 2:
         raise ValueError(f"a decision map is of two classes; these are {len(r.train.classes)}")
-    x, y = np.asarray(r.train.inputs, float), np.asarray(r.train.targets)
+    x = np.asarray(r.train.inputs, float)
+    y = np.asarray(r.train.targets)
     if len(np.unique(y)) < 2:
         raise ValueError("a decision map needs training points of both classes; got one")
     flat = x.reshape(len(x), -1)
-    means = flat[y > 0].mean(0), flat[y < 0].mean(0)
-    origin, first = (means[0] + means[1]) / 2, means[0] - means[1]
-    length = np.linalg.norm(first)
-    first = first / length if length > 0 else np.eye(flat.shape[1])[0]
-    centred = flat - flat.mean(0)
-    second = _leading_direction(centred - np.outer(centred @ first, first), np.abs(flat).max())
-    plane = np.stack([first, second])
+    origin, plane = _plane(flat, y)
     points = (flat - origin) @ plane.T
-    reach = 1.15 * (np.abs(points).max() or 1)
+    reach = 1.15 * (np.abs(points).max() or 1)  # some room around the outermost points
     ticks = np.linspace(-reach, reach, resolution)
-    grid = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    z = jnp.asarray(origin + grid @ plane, r.train.inputs.dtype).reshape(-1, *x.shape[1:])
-    f, g = (predictor(z).reshape(resolution, resolution) for predictor in (r.f, r.g))
+    first, second = np.meshgrid(ticks, ticks)
+    grid = np.stack([first, second], axis=-1).reshape(-1, 2)
+    on_plane = jnp.asarray(origin + grid @ plane, r.train.inputs.dtype)
+    z = on_plane.reshape(-1, *x.shape[1:])
     return DecisionMap(
-        jnp.asarray(ticks), jnp.asarray(ticks), f, g, jnp.asarray(points), r.train.targets
+        first=jnp.asarray(ticks),
+        second=jnp.asarray(ticks),
+        f=r.f(z).reshape(resolution, resolution),
+        g=r.g(z).reshape(resolution, resolution),
+        points=jnp.asarray(points),
+        labels=r.train.targets,
     )
 
 
+def _plane(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The origin of a decision map, (d,), and its axes, (2, d)."""
+    plus = x[y > 0].mean(0)
+    minus = x[y < 0].mean(0)
+    difference = plus - minus
+    length = np.linalg.norm(difference)
+    first = difference / length if length > 0 else np.eye(x.shape[1])[0]
+    centred = x - x.mean(0)
+    across = centred - np.outer(centred @ first, first)
+    second = _leading_direction(across, np.abs(x).max())
+    return (plus + minus) / 2, np.stack([first, second])
+
+
 def _leading_direction(x: np.ndarray, scale: float) -> np.ndarray:
-    """The first right singular vector, by power iteration; zero if the rows are (one dimension, one
-    line).
+    """The first right singular vector of x, (d,), by power iteration.
+
+    Zero if the rows are: of data in one dimension, or on one line.
     """
-    if np.abs(x).max() <= np.finfo(np.float32).eps * len(x) * scale:
+    rounding = np.finfo(np.float32).eps * len(x) * scale
+    if np.abs(x).max() <= rounding:
         return np.zeros(x.shape[1])
     v = np.asarray(jax.random.normal(jax.random.key(0), (x.shape[1],)), float)
     for _ in range(200):

@@ -1,16 +1,19 @@
-"""Why a second network learns from perturbations, or does not: signal and random offset, in closed
-form.
+"""Why a second network learns from perturbations, or does not: signal and random offset.
 
-With o_n what carries perturbation n (0 or x_n), delta_n = y_n eps u_n, and h_n^+-(z) = K(o_n +- eps
-u_n, z), a second network trained on the identity loss from zero predicts, per unit of time,
+In closed form. With o_n what carries perturbation n (0 or x_n), delta_n = y_n eps u_n, and
+h_n^+-(z) = K(o_n +- eps u_n, z), a second network trained on the identity loss from zero predicts,
+per unit of time,
 
-    g(z) = signal(z) + offset(z),   signal = (1/N) sum_n (h_n^+ - h_n^-) / 2,   offset = (1/N) sum_n
-    y_n b_n(z), b_n = (h_n^+ + h_n^-) / 2,
+    g(z) = signal(z) + offset(z),
+    signal = (1/N) sum_n (h_n^+ - h_n^-) / 2,
+    offset = (1/N) sum_n y_n b_n(z),   b_n = (h_n^+ + h_n^-) / 2,
 
 where only the offset depends on the targets y. Over coin flips it has mean 0 and variance (1/N^2)
 sum b_n^2; over balanced targets the part of b_n that is constant in n drops out (theory: 12.3,
 6.3).
 """
+
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -52,38 +55,52 @@ class Diagnosis(eqx.Module):
         return self.probability.mean()
 
 
-def _terms(kernel: Kernel, name: str, query, points, weights, before) -> tuple[Array, ...]:
-    """Sums over a tile's n of (h+ - h-)/2, b, b^2, y b, and of b minus a reference, and its square;
-    each (m,).
-    """
+class _Sums(NamedTuple):
+    """Sums over n, (m,) each: `shift` is b minus a reference."""
+
+    signal: Array
+    b: Array
+    b_squared: Array
+    offset: Array
+    shift: Array
+    shift_squared: Array
+
+
+def _terms(kernel: Kernel, name: str, query, points, weights, before) -> _Sums:
+    """The sums over a tile's n."""
 
     def sums(tile, query, points):
-        (z, reference), (plus, minus, (count, y)) = query, points
-        above, below = (tile(z, p) for p in (plus, minus))
+        z, reference = query
+        plus, minus, (count, y) = points
+        above = tile(z, plus)
+        below = tile(z, minus)
         b = (above + below) / 2
-        count, y = count[None, :], y[None, :]
+        count = count[None, :]
         shifted = b - reference[:, None]
-        terms = (
-            (above - below) / 2 * count,
-            b * count,
-            b**2 * count,
-            b * y,
-            shifted * count,
-            shifted**2 * count,
+        terms = _Sums(
+            signal=(above - below) / 2 * count,
+            b=b * count,
+            b_squared=b**2 * count,
+            offset=b * y[None, :],
+            shift=shifted * count,
+            shift_squared=shifted**2 * count,
         )
-        return tuple(jnp.sum(term, axis=1) for term in terms)
+        return _Sums(*[jnp.sum(term, axis=1) for term in terms])
 
     return products.evaluate_tile(sums, kernel, name, query, (*points, weights), before)
 
 
 def _sums(
     kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array, mesh: Mesh | None
-) -> tuple[Array, ...]:
+) -> _Sums:
     # The variance over balanced targets is that of b around any constant; b itself would cancel in
     # float32.
-    first = sum(kernel.ntk(z, p[:1])[:, 0] for p in (plus, minus)) / 2
+    above = kernel.ntk(z, plus[:1])[:, 0]
+    below = kernel.ntk(z, minus[:1])[:, 0]
+    query = z, (above + below) / 2
     weights = jnp.ones_like(targets), targets
-    return sums.sums(_terms, kernel, "ntk", False, (z, first), (plus, minus), weights, mesh=mesh)
+    found = sums.sums(_terms, kernel, "ntk", False, query, (plus, minus), weights, mesh=mesh)
+    return _Sums(*found)
 
 
 def diagnose(
@@ -97,11 +114,11 @@ def diagnose(
     balanced: bool = False,
     mesh: Mesh | None = None,
 ) -> Diagnosis:
-    """The diagnosis at points z with true labels, for perturbations delta_n = targets_n eps u_n on
-    carrier_n.
+    """The diagnosis at points z with true labels.
 
-    `balanced` : the targets were drawn with sum zero (odd n: sum +-1) instead of by independent
-    coin flips. `mesh`: devices that share the work, as in `Kernel.matvec`.
+    For perturbations delta_n = targets_n eps u_n on carrier_n. `balanced`: the targets were drawn
+    with sum zero (odd n: sum +-1) instead of by independent coin flips. `mesh`: devices that share
+    the work, as in `Kernel.matvec`.
     """
     carrier = kernel.check_inputs(carrier, "carrier")
     z = kernel.check_inputs(z, "z", like=carrier.shape[1:])
@@ -114,21 +131,34 @@ def diagnose(
     labels = as_targets(labels, "labels", len(z))
     n = len(carrier)
     toward = delta * targets.reshape(-1, *(1,) * (delta.ndim - 1))
-    signal, b, b_squared, offset, shift, shift_squared = (
-        s / n for s in _sums(kernel, z, carrier + toward, carrier - toward, targets, mesh)
+    sums_over_n = _sums(kernel, z, carrier + toward, carrier - toward, targets, mesh)
+    mean = _Sums(*[total / n for total in sums_over_n])
+    std = jnp.sqrt(jnp.maximum(_offset_variance(mean, n, balanced), 0))
+    rule = "balanced" if balanced else "coin-flip"
+    return Diagnosis(
+        signal=mean.signal,
+        offset=mean.offset,
+        offset_std=std,
+        probability=_success(labels * mean.signal, std),
+        offset_radius=jnp.sqrt(2 * np.log(2 / 0.1) * mean.b_squared / n),
+        assumes=f"identity loss, zero initial function, {rule} targets",
     )
-    if balanced:
-        # E y_n y_k = (s^2 - n) / (n (n - 1)) for n != k, s the sum of the targets: 0, or +-1 for
-        # odd n.
-        spread = shift_squared - shift**2
-        variance = spread / (n - 1) if n % 2 == 0 else ((n + 1) / n * spread + b**2 / n) / n
-    else:
-        variance = b_squared / n
-    std = jnp.sqrt(jnp.maximum(variance, 0))
-    certain = jnp.where(signal == 0, 0.5, (labels * signal > 0).astype(signal.dtype))
-    probability = jnp.where(std > 0, ndtr(labels * signal / jnp.where(std > 0, std, 1)), certain)
-    radius = jnp.sqrt(2 * np.log(2 / 0.1) * b_squared / n)
-    assumes = (
-        f"identity loss, zero initial function, {'balanced' if balanced else 'coin-flip'} targets"
-    )
-    return Diagnosis(signal, offset, std, probability, radius, assumes)
+
+
+def _offset_variance(mean: _Sums, n: int, balanced: bool) -> Array:
+    """The variance of the offset over target draws, (m,)."""
+    if not balanced:
+        return mean.b_squared / n
+    # E y_n y_k = (s^2 - n) / (n (n - 1)) for n != k, s the sum of the targets: 0, or +-1 for
+    # odd n.
+    spread = mean.shift_squared - mean.shift**2
+    if n % 2 == 0:
+        return spread / (n - 1)
+    return ((n + 1) / n * spread + mean.b**2 / n) / n
+
+
+def _success(toward: Array, std: Array) -> Array:
+    """The probability of the right sign, for a signal `toward` it and an offset's deviation."""
+    certain = jnp.where(toward == 0, 0.5, (toward > 0).astype(toward.dtype))
+    random = ndtr(toward / jnp.where(std > 0, std, 1))
+    return jnp.where(std > 0, random, certain)

@@ -29,16 +29,12 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.networks.arguments import check_batches, checked_records
 from perturbkernel.networks.optimizers import Plateau as Plateau
 from perturbkernel.networks.optimizers import paper_optimizer as paper_optimizer
-from perturbkernel.networks.training import (
-    Data,
-    check_batches,
-    checked_records,
-    checked_rules,
-    fit_and_record,
-)
-from perturbkernel.networks.training import Trace as Trace
+from perturbkernel.networks.rules import Data
+from perturbkernel.networks.trace import Trace as Trace
+from perturbkernel.networks.training import checked_rules, fit_and_record
 from perturbkernel.networks.training import train as train
 from perturbkernel.networks.two_layer import Centred as Centred
 from perturbkernel.networks.two_layer import Mean as Mean
@@ -67,12 +63,11 @@ def ensemble(
     mesh: Mesh | None = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[TwoLayerNetwork, Trace]:
-    """Trains k networks at once, each with its own state, rate and minibatches, and with its own
-    data if need be.
+    """Trains k networks at once, each with its own state, rate and minibatches.
 
-    Each comes out as `train` gives it, to rounding. Members with the same inputs share every
-    product with them, k width neurons at once; members with inputs of their own take turns at every
-    step.
+    And with its own data if need be. Each comes out as `train` gives it, to rounding. Members with
+    the same inputs share every product with them, k width neurons at once; members with inputs of
+    their own take turns at every step.
 
     Args:
         nets: k networks as one pytree: `jax.vmap(lambda key: TwoLayerNetwork.init(d, width,
@@ -99,13 +94,7 @@ def ensemble(
     Raises as `train` does. Memory: two arrays of (k width, batch_size or n), a record of the trace
     (k width, n); with inputs of their own one member's share of that, and x.
     """
-    if not isinstance(nets, TwoLayerNetwork) or nets.weight.ndim != 3:
-        got = (
-            f"weight {nets.weight.shape}"
-            if isinstance(nets, TwoLayerNetwork)
-            else type(nets).__name__
-        )
-        raise ValueError(f"nets must be a TwoLayerNetwork with weight (k, width, d); got {got}")
+    _check_networks(nets)
     k, _, d = nets.weight.shape
     if (learning_rate is None) == (optimizer is None):
         raise TypeError("one of learning_rate and optimizer must be given, and not both")
@@ -116,32 +105,50 @@ def ensemble(
     records = checked_records(steps, trace_every, trace_at, observe, progress)
     data = _checked_data(x, y, scale, k, d, labels=rules.loss.labels)
     check_batches(batch_size, data.x.shape[-2], key)
-    if observe is not None:
-        for array in jax.tree.leaves(eqx.filter_eval_shape(observe, nets)):
-            if array.shape[:1] != (k,):
-                got = f"got shape {array.shape}"
-                raise ValueError(
-                    f"observe must return arrays whose first axis is that of the {k} networks; {got}"
-                )
+    _check_observed(observe, nets)
+
+    def init_with_rate(parameters, rate):
+        return paper_optimizer(rate, momentum).init(parameters)
 
     def init(begin):
         if optimizer is not None:
             return jax.vmap(optimizer.init)(begin)
-        return jax.vmap(lambda params, rate: paper_optimizer(rate, momentum).init(params))(
-            begin, rates
-        )
+        return jax.vmap(init_with_rate)(begin, rates)
 
-    settings = {
-        "rules": rules._replace(
-            shared=data.x.ndim == 2, mesh=None if mesh is None else meshes.automatic(mesh)
-        ),
-        "records": records,
-        "progress": progress,
-        "observe": observe,
-    }
+    own_mesh = None if mesh is None else meshes.automatic(mesh)
     return fit_and_record(
-        nets, data, init, None if key is None else jax.random.split(key, k), **settings
+        nets,
+        data,
+        init,
+        None if key is None else jax.random.split(key, k),
+        rules=rules._replace(shared=data.x.ndim == 2, mesh=own_mesh),
+        records=records,
+        progress=progress,
+        observe=observe,
     )
+
+
+def _check_networks(nets) -> None:
+    if not isinstance(nets, TwoLayerNetwork):
+        got = type(nets).__name__
+    elif nets.weight.ndim != 3:
+        got = f"weight {nets.weight.shape}"
+    else:
+        return
+    raise ValueError(f"nets must be a TwoLayerNetwork with weight (k, width, d); got {got}")
+
+
+def _check_observed(observe, nets: TwoLayerNetwork) -> None:
+    """Raises unless what is observed has an entry for each network."""
+    if observe is None:
+        return
+    k = len(nets.weight)
+    for array in jax.tree.leaves(eqx.filter_eval_shape(observe, nets)):
+        if array.shape[:1] != (k,):
+            raise ValueError(
+                f"observe must return arrays whose first axis is that of the {k} networks; "
+                f"got shape {array.shape}"
+            )
 
 
 def _checked_rates(learning_rate, k: int) -> Array:
@@ -150,7 +157,8 @@ def _checked_rates(learning_rate, k: int) -> Array:
         raise ValueError(
             f"learning_rate must be one number or ({k},), one a network; got shape {rates.shape}"
         )
-    if not is_traced(rates) and not (np.isfinite(rates).all() and (np.asarray(rates) >= 0).all()):
+    valid = is_traced(rates) or (np.isfinite(rates).all() and (np.asarray(rates) >= 0).all())
+    if not valid:
         raise ValueError(f"learning_rate must be >= 0 and finite; got {learning_rate!r}")
     return jnp.broadcast_to(rates, k)
 
@@ -165,7 +173,8 @@ def _checked_data(x, y, scale, k: int, d: int, *, labels: bool) -> Data:
         as_inputs(x.reshape(-1, x.shape[-1]), "x", like=(d,))
         if scale is not None:
             raise ValueError(
-                f"scale multiplies shared inputs x (n, {d}); got inputs {x.shape}, one array a network"
+                f"scale multiplies shared inputs x (n, {d}); got inputs {x.shape}, "
+                "one array a network"
             )
     else:
         as_inputs(x, "x", like=(d,), flat=True)
@@ -189,12 +198,11 @@ def _checked_data(x, y, scale, k: int, d: int, *, labels: bool) -> Data:
 
 
 class NetworkLearner(eqx.Module):
-    """Training a finite network as a function (inputs, targets, key) -> predictor, for
-    `learn_from_perturbations`.
+    """Training a finite network as a function (inputs, targets, key) -> predictor.
 
-    Every call draws a new network from its key and trains it with `train`. The predictor is a
-    TwoLayerNetwork, or a `Centred` one with `centred=True` (perturbations then use grad f - grad
-    f0). A training that diverges warns.
+    A learner for `learn_from_perturbations`. Every call draws a new network from its key and trains
+    it with `train`. The predictor is a TwoLayerNetwork, or a `Centred` one with `centred=True`
+    (perturbations then use grad f - grad f0). A training that diverges warns.
 
     With `members` an ensemble of that many networks, drawn and trained independently on the same
     data, and the predictor is the `Mean` of their functions: its variance over draws is that of one
@@ -232,13 +240,15 @@ class NetworkLearner(eqx.Module):
         check_mesh(self.mesh)
         if self.mesh is not None and self.members is None:
             raise ValueError(
-                "mesh deals out the members of an ensemble: give members=k with it; got members=None"
+                "mesh deals out the members of an ensemble: give members=k with it; "
+                "got members=None"
             )
 
     @property
     def kernel(self) -> TwoLayerNTK:
-        """The tangent kernel in the limit of infinite width: what cosines and diagnoses are
-        computed with.
+        """The tangent kernel in the limit of infinite width.
+
+        Cosines and diagnoses are computed with it.
         """
         return TwoLayerNTK(self.slope, self.train_bias)
 
@@ -257,8 +267,13 @@ class NetworkLearner(eqx.Module):
             )
 
         k = self.members
-        initial = draw(init_key) if k is None else jax.vmap(draw)(jax.random.split(init_key, k))
-        net, trace = (train if k is None else partial(ensemble, mesh=self.mesh))(
+        if k is None:
+            initial = draw(init_key)
+            learn = train
+        else:
+            initial = jax.vmap(draw)(jax.random.split(init_key, k))
+            learn = partial(ensemble, mesh=self.mesh)
+        net, trace = learn(
             initial,
             inputs,
             targets,

@@ -1,5 +1,6 @@
-"""The optimizer of the paper's experiments: SGD with heavy-ball momentum, and a rate that falls on
-a plateau.
+"""The optimizer of the paper's experiments.
+
+SGD with heavy-ball momentum, and a rate that falls on a plateau.
 """
 
 import dataclasses
@@ -15,9 +16,10 @@ from perturbkernel.checks import check_count, check_number, common_dtype, is_tra
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """Multiplies the learning rate by `factor` once the loss has stopped falling, by the rules of
-    PyTorch's ReduceLROnPlateau in its default mode ("min", "rel", no cooldown), which the paper's
-    experiments use.
+    """Multiplies the learning rate by `factor` once the loss has stopped falling.
+
+    By the rules of PyTorch's ReduceLROnPlateau in its default mode ("min", "rel", no cooldown),
+    which the paper's experiments use.
 
     After every step (with minibatches: every epoch, with the mean loss of its batches) the loss l
     counts as better if l < best (1 - threshold), and then becomes the best; the rate falls after
@@ -58,17 +60,16 @@ class _HeavyBallState(NamedTuple):
 
 def _heavy_ball_update(updates, state: Any, params=None):
     velocity = jax.tree.map(lambda v, g: state.momentum * v + g, state.velocity, updates)
-    return jax.tree.map(lambda v: -state.learning_rate * v, velocity), state._replace(
-        velocity=velocity
-    )
+    step = jax.tree.map(lambda v: -state.learning_rate * v, velocity)
+    return step, state._replace(velocity=velocity)
 
 
 def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.GradientTransformation:
-    """SGD with heavy-ball momentum 0.9, as in the paper's experiments: `optax.sgd(learning_rate,
-    momentum=momentum)`.
+    """SGD with heavy-ball momentum 0.9, as in the paper's experiments.
 
-    The numbers live in the optimizer's state, not in its code: `train` compiles once for all rates,
-    and a rate may be traced or differ between members of an ensemble. The paper adds `Plateau()`.
+    Its updates are those of `optax.sgd(learning_rate, momentum=momentum)`. The numbers live in the
+    optimizer's state, not in its code: `train` compiles once for all rates, and a rate may be
+    traced or differ between members of an ensemble. The paper adds `Plateau()`.
     """
     check_number(learning_rate, "learning_rate")
     check_number(momentum, "momentum", high=1)

@@ -6,7 +6,6 @@ One network and ensembles of them run through the same loop, `fit_and_record`: `
 
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbkernel import meshes
 from perturbkernel.checks import (
@@ -26,183 +25,68 @@ from perturbkernel.checks import (
     as_targets,
     check_choice,
     check_count,
-    check_key,
     common_dtype,
-    is_traced,
 )
 from perturbkernel.metrics import accuracy
+from perturbkernel.networks.arguments import check_batches, checked_records
 from perturbkernel.networks.optimizers import Plateau
+from perturbkernel.networks.rules import Data, Rules
+from perturbkernel.networks.trace import Trace as Trace
+from perturbkernel.networks.trace import with_status
 from perturbkernel.networks.two_layer import TwoLayerNetwork
-from perturbkernel.training.losses import LOSSES, Loss, loss_names
+from perturbkernel.networks.updates import like, updates
+from perturbkernel.training.losses import LOSSES, loss_names
 
 
-class Trace(eqx.Module):
-    """What happened during training; for an ensemble every array but `step` has a leading axis.
+class Member(NamedTuple):
+    """What changes while a network is trained; in an ensemble with an axis of members.
 
     Attributes:
-        step: (r,), after how many steps the next four, and `observed`, were taken, on all training
-            points: 0, ..., the last.
-        loss, accuracy: (r,).
-        movement: (r,), |theta - theta_0| / |theta_0| over the trained parameters.
-        flipped: (r,), the share of the n x width gates that differ from their initial state.
-        step_loss: (steps,), the loss of the batch of every step, before that step.
-        rate_scale: (steps,), what the plateau rule multiplied each step's learning rate by. The
-            effective time of SGD with momentum is then `HeavyBall(learning_rate * rate_scale,
-            momentum=momentum).effective_time`.
-        observed: what `observe` returned, stacked: arrays (r, ...), for an ensemble (k, r, ...);
-            None without it.
-        status: "ok", or in words that the training diverged.
+        parameters: those that are trained, by name.
+        optimizer: the optimizer's state.
+        plateau: the state of the plateau rule, None without it.
+        order: the order of the points in this epoch, None without minibatches.
     """
 
-    step: Int[Array | np.ndarray, "... r"]
-    loss: Float[Array, "... r"]
-    accuracy: Float[Array, "... r"]
-    movement: Float[Array, "... r"]
-    flipped: Float[Array, "... r"]
-    step_loss: Float[Array, "... steps"]
-    rate_scale: Float[Array, "... steps"]
-    observed: Any = None
-    status: str = eqx.field(static=True, default="ok")
+    parameters: dict[str, Array]
+    optimizer: Any
+    plateau: Any
+    order: Array | None
 
 
-class Data(NamedTuple):
-    """Inputs (n, d), targets (n,), and what row n of the inputs is multiplied by, (n,), if it is to
-    be.
+class Log(NamedTuple):
+    """What every step leaves behind: its loss, and what the plateau rule multiplied its rate by."""
 
-    Of an ensemble, targets and scale have a leading axis of members, and the inputs too unless they
-    are shared.
-    """
-
-    x: Array
-    y: Array
-    scale: Array | None = None
+    loss: Array
+    scale: Array
 
 
-class Rules(NamedTuple):
-    """What is compiled into a step. `shared`: of an ensemble, whether its members see the same
-    inputs; else None.
+class State(NamedTuple):
+    """The state of the loop over steps. Of `log` the last axis is that of steps."""
 
-    `mesh`: the devices that an ensemble is dealt out to.
-    """
-
-    loss: Loss
-    update: Callable
-    takes_more: bool
-    batch_size: int | None
-    plateau: Plateau | None
-    shared: bool | None = None
-    mesh: Mesh | None = None
-
-    def updates(
-        self, gradient: Any, state: Any, parameters: Any, value: Array, objective: Callable
-    ) -> tuple[Any, Any]:
-        """The optimizer's updates and state, given what it asks for beside the gradient."""
-
-        # Line searches want to see all that they were given among the arguments of `value_fn`,
-        # and optax.contrib.sam numbers its adversarial steps.
-        def value_fn(parameters, grad_fn=None, obj_fn=None):
-            return objective(parameters)
-
-        def grad_fn(parameters, step=None):
-            return jax.grad(objective)(parameters)
-
-        extra: dict[str, Any] = {}
-        if self.takes_more:
-            extra = {"value": value, "grad": gradient, "value_fn": value_fn}
-            extra |= {"grad_fn": grad_fn, "obj_fn": objective}
-        # optax relies on promotions that the strict modes forbid.
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            updates, new = _call(self.update, (gradient, state, parameters), extra)
-        if jax.tree.map(jnp.shape, updates) != jax.tree.map(jnp.shape, parameters):
-            raise ValueError(
-                "optimizer must return updates with the shapes of the parameters; this one does "
-                "not, as optax.contrib.dpsgd, which takes one gradient per example"
-            )
-        return _like(updates, parameters), _like(new, state)
-
-    def each(self, function: Callable) -> Callable:
-        """`function(network and state, initial network, data, key)` for one network, or for every
-        member.
-
-        Members with inputs of their own take turns: on a CPU a batched product costs a third more
-        than its parts.
-        """
-        if self.shared is None:
-            return function
-        if self.shared:
-            data: list[Any] = [None, 0, 0]
-            return jax.vmap(function, (0, 0, Data(*data), 0))
-        return lambda *args: lax.map(lambda member: function(*member), args)
-
-    def dealt(self, function: Callable, *specs: Any) -> Callable:
-        """`function(*arguments)`, on a mesh of every device for its own members: without
-        communication.
-
-        `specs` say which arguments, and in the end which results, begin with the axis of members
-        (True).
-        """
-        mesh = self.mesh
-        if mesh is None:
-            return function
-        *arguments, results = jax.tree.map(
-            lambda own: meshes.rows(mesh) if own else meshes.WHOLE, specs
-        )
-        return jax.shard_map(
-            function, mesh=mesh, in_specs=tuple(arguments), out_specs=results, check_vma=False
-        )
-
-    @property
-    def own(self) -> Data:
-        """Which of the data each member has for itself."""
-        own: list[Any] = [not self.shared, True, True]
-        return Data(*own)
-
-    def batches(self, n: int) -> int:
-        return 1 if self.batch_size is None else -(-n // self.batch_size)
-
-
-def _call(update: Callable, arguments: tuple, extra: dict[str, Any]) -> tuple[Any, Any]:
-    """update(*arguments, **extra) without those of `extra` that it does not take.
-
-    A chain passes on all that it is given, so that its signature does not tell what its links take.
-    """
-    try:
-        return update(*arguments, **extra)
-    except TypeError as error:
-        unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        missing = re.search(r"required keyword-only arguments?: (.*)", str(error))
-        if missing:
-            raise TypeError(
-                f"optimizer asks for {missing[1]} with every gradient, which training does not have"
-            ) from error
-        if unexpected is None or unexpected[1] not in extra:
-            raise
-        rest = {name: value for name, value in extra.items() if name != unexpected[1]}
-        return _call(update, arguments, rest)
-
-
-def _like(tree: Any, old: Any) -> Any:
-    """The tree with the dtypes of `old`, which a loop has to keep."""
-
-    def one(new, before):
-        dtype = jnp.result_type(before)
-        return new if jnp.result_type(new) == dtype else jnp.asarray(new).astype(dtype)
-
-    return jax.tree.map(one, tree, old)
+    step: Array
+    member: Member
+    log: Log
 
 
 def params(net: TwoLayerNetwork) -> dict[str, Array]:
-    return {"weight": net.weight} | ({"bias": net.bias} if net.train_bias else {})
+    """The parameters that are trained, by name."""
+    trained = {"weight": net.weight}
+    return trained | {"bias": net.bias} if net.train_bias else trained
 
 
 @partial(jax.jit, static_argnames="rules")
 def _measure(
     net: TwoLayerNetwork, initial: TwoLayerNetwork, data: Data, *, rules: Rules
 ) -> tuple[Array, ...]:
+    """Loss, accuracy, movement and flipped gates, as in `Trace`."""
+
     def measure(net, initial, data, _):
-        u, before = (f._preactivations(data.x, data.scale) for f in (net, initial))
+        u = net._preactivations(data.x, data.scale)
+        before = initial._preactivations(data.x, data.scale)
         outputs = net._readout(u)
-        moved = optax.tree.norm(jax.tree.map(jnp.subtract, params(net), params(initial)))
+        difference = jax.tree.map(jnp.subtract, params(net), params(initial))
+        moved = optax.tree.norm(difference)
         flipped = ((u > 0) != (before > 0)).mean(dtype=u.dtype)
         loss = rules.loss.value(outputs, data.y).mean()
         return (
@@ -217,18 +101,20 @@ def _measure(
 
 
 @partial(jax.jit, static_argnames="rules")
-def _advance(carry, stop, net: TwoLayerNetwork, data: Data, key, *, rules: Rules):
-    there = (False, True, True)  # the step, and what belongs to members
-    advance = rules.dealt(partial(_steps, rules), there, False, True, rules.own, True, there)
-    return advance(carry, stop, net, data, key)
+def _advance(state: State, stop, net: TwoLayerNetwork, data: Data, key, *, rules: Rules) -> State:
+    own: Any = State(False, True, True)  # pyright: ignore[reportArgumentType]
+    advance = rules.dealt(partial(_steps, rules), own, False, True, rules.own, True, own)
+    return advance(state, stop, net, data, key)
 
 
-def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
-    """Steps until `stop` of them were made. Not a scan: one compilation serves stretches of all
-    lengths.
+def _steps(rules: Rules, state: State, stop, net: TwoLayerNetwork, data: Data, key) -> State:
+    """Steps until `stop` of them were made.
+
+    Not a scan: one compilation serves stretches of all lengths.
     """
     n = data.x.shape[-2]
-    size, batches = rules.batch_size or n, rules.batches(n)
+    size = rules.batch_size or n
+    batches = rules.batches(n)
     rule = None if rules.plateau is None else rules.plateau.transformation(batches)
 
     def batch(order, data, key, step):
@@ -243,11 +129,13 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
 
         order = lax.cond(position == 0, shuffle, lambda: order)
         rows = lax.dynamic_slice(order, (position * size,), (size,))
-        there = (position * size + jnp.arange(size, dtype=step.dtype) < n).astype(data.x.dtype)
+        # The last batch of an epoch may have fewer points.
+        places = position * size + jnp.arange(size, dtype=step.dtype)
+        there = (places < n).astype(data.x.dtype)
         return jax.tree.map(lambda a: a[rows], data), there / there.sum(), order
 
-    def one_step(step, member, net, data, key):
-        parameters, state, plateau_state, order = member
+    def one_step(step, member: Member, net, data, key):
+        parameters, optimizer_state, plateau_state, order = member
         data, share, order = batch(order, data, key, step)
 
         def objective(parameters):
@@ -255,30 +143,37 @@ def _steps(rules: Rules, carry, stop, net: TwoLayerNetwork, data: Data, key):
             return jnp.sum(share * rules.loss.value(outputs, data.y))
 
         value, gradient = jax.value_and_grad(objective)(parameters)
-        updates, state = rules.updates(gradient, state, parameters, value, objective)
+        changes, optimizer_state = updates(
+            rules.update,
+            gradient,
+            optimizer_state,
+            parameters,
+            value,
+            objective,
+            takes_more=rules.takes_more,
+        )
         scale = jnp.ones((), value.dtype)
         if rule is not None:
             # The scale found after the step before, then the rule is told of this step's loss:
             # PyTorch's order.
             scale = plateau_state.scale
-            updates = jax.tree.map(lambda u: scale * u, updates)
+            changes = jax.tree.map(lambda change: scale * change, changes)
             with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
                 _, after = rule.update((), plateau_state, value=value)
-            plateau_state = _like(after, plateau_state)
-        return (optax.apply_updates(parameters, updates), state, plateau_state, order), (
-            value,
-            scale,
-        )
+            plateau_state = like(after, plateau_state)
+        parameters: Any = optax.apply_updates(parameters, changes)
+        return Member(parameters, optimizer_state, plateau_state, order), Log(value, scale)
 
-    def body(carry):
-        step, member, logs = carry
-        member, log = rules.each(partial(one_step, step))(member, net, data, key)
-        logs = jax.tree.map(
-            lambda all_, new: lax.dynamic_update_index_in_dim(all_, new, step, -1), logs, log
-        )
-        return step + 1, member, logs
+    def body(state: State) -> State:
+        step = state.step
+        member, new = rules.each(partial(one_step, step))(state.member, net, data, key)
 
-    return lax.while_loop(lambda carry: carry[0] < stop, body, carry)
+        def write(log, entry):
+            return lax.dynamic_update_index_in_dim(log, entry, step, -1)
+
+        return State(step + 1, member, jax.tree.map(write, state.log, new))
+
+    return lax.while_loop(lambda state: state.step < stop, body, state)
 
 
 def fit_and_record(
@@ -292,60 +187,81 @@ def fit_and_record(
     progress,
     observe,
 ) -> tuple[TwoLayerNetwork, Trace]:
-    """`train` and `ensemble` after their checks; `init` is the optimizer's, `records` the steps to
-    record at.
+    """`train` and `ensemble` after their checks.
+
+    `init` is the optimizer's, `records` the steps to record at.
     """
     dtype = common_dtype(*jax.tree.leaves(data), net.weight)
     net, data = jax.tree.map(lambda a: jnp.asarray(a, dtype), (net, data))
-    members, n, steps = net.weight.shape[:-2], data.x.shape[-2], records[-1]
-    batches = rules.batches(n)
-    plateau_state, order = None, None
-    if rules.plateau is not None:
-        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-            one = rules.plateau.transformation(batches).init(jnp.zeros((), dtype))
-        plateau_state = jax.tree.map(lambda a: jnp.broadcast_to(a, (*members, *a.shape)), one)
-    if rules.batch_size is not None:
-        order = jnp.zeros((*members, batches * rules.batch_size), int)
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        state = jax.tree.map(_strong, init(params(net)))
-    # Room for a power of two of steps: training for longer seldom compiles anew.
-    logs = (jnp.zeros((*members, 1 << max(steps - 1, 1023).bit_length()), dtype),) * 2
-    carry = (jnp.zeros((), jnp.int32), (params(net), state, plateau_state, order), logs)
+    members = net.weight.shape[:-2]
+    steps = records[-1]
+    state = _initial_state(net, data, init, rules, steps)
     if rules.mesh is not None:
-        carry, net, data, key = _dealt_out(rules, rules.mesh, carry, net, data, key)
+        state, net, data, key = _dealt_out(rules, rules.mesh, state, net, data, key)
 
-    initial, rows = net, []
+    initial = net
+    rows = []
     for start, stop in itertools.pairwise([0, *records]):
         if stop > start:
-            carry = _advance(carry, np.int32(stop), initial, data, key, rules=rules)
-            net = dataclasses.replace(initial, **carry[1][0])
+            state = _advance(state, np.int32(stop), initial, data, key, rules=rules)
+            net = dataclasses.replace(initial, **state.member.parameters)
         seen = None if observe is None else _observed(observe, net, members, rules.mesh)
         rows.append((_measure(net, initial, data, rules=rules), seen))
         if progress is not None and stop > start:
             jax.block_until_ready(rows[-1])
             progress.update(stop - start)
     measured, seen = jax.tree.map(lambda *row: jnp.stack(row, axis=len(members)), *rows)
-    found = net, measured, seen, [log[..., :steps] for log in carry[2]]
+    found = net, measured, seen, [log[..., :steps] for log in state.log]
     if rules.mesh is not None:
         found = jax.tree.map(lambda a: meshes.collect(a, *members), found)
     net, (loss, share, moved, flipped), seen, (step_loss, rate_scale) = found
     trace = Trace(np.asarray(records), loss, share, moved, flipped, step_loss, rate_scale, seen)
-    return net, _with_status(trace)
+    return net, with_status(trace)
 
 
-def _dealt_out(rules: Rules, mesh: Mesh, carry, net: TwoLayerNetwork, data: Data, key) -> tuple:
-    """Members to the devices of the mesh, the last one repeated if need be; what they share to
-    every device.
+def _initial_state(
+    net: TwoLayerNetwork, data: Data, init: Callable, rules: Rules, steps: int
+) -> State:
+    """The state before the first of so many steps."""
+    dtype = net.weight.dtype
+    members = net.weight.shape[:-2]
+    batches = rules.batches(data.x.shape[-2])
+    plateau = None
+    order = None
+    # optax relies on promotions that the strict modes forbid.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        if rules.plateau is not None:
+            one = rules.plateau.transformation(batches).init(jnp.zeros((), dtype))
+            plateau = jax.tree.map(lambda a: jnp.broadcast_to(a, (*members, *a.shape)), one)
+        optimizer = jax.tree.map(_strong, init(params(net)))
+    if rules.batch_size is not None:
+        order = jnp.zeros((*members, batches * rules.batch_size), int)
+    # Room for a power of two of steps: training for longer seldom compiles anew.
+    room = 1 << max(steps - 1, 1023).bit_length()
+    log = jnp.zeros((*members, room), dtype)
+    member = Member(params(net), optimizer, plateau, order)
+    return State(jnp.zeros((), jnp.int32), member, Log(log, log))
+
+
+def _dealt_out(
+    rules: Rules, mesh: Mesh, state: State, net: TwoLayerNetwork, data: Data, key
+) -> tuple[State, TwoLayerNetwork, Data, Any]:
+    """Members on the devices of the mesh, the last one repeated if need be.
+
+    What they share is on every device.
     """
-    deal, share = partial(meshes.shard, mesh, "edge"), partial(meshes.replicate, mesh)
-    data = Data(share(data.x) if rules.shared else deal(data.x), deal(data.y), deal(data.scale))
+    deal = partial(meshes.shard, mesh, "edge")
+    share = partial(meshes.replicate, mesh)
+    inputs = share(data.x) if rules.shared else deal(data.x)
+    data = Data(inputs, deal(data.y), deal(data.scale))
     if key is not None and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(
             deal(jax.random.key_data(key)), impl=jax.random.key_impl(key)
         )
     else:
         key = deal(key)
-    return (share(carry[0]), *deal(carry[1:])), deal(net), data, key
+    state = State(share(state.step), deal(state.member), deal(state.log))
+    return state, deal(net), data, key
 
 
 @eqx.filter_jit
@@ -355,27 +271,16 @@ def _observed(
     """What `observe` returns, on a mesh whole on every device."""
     if mesh is None:
         return observe(net)
-    return meshes.replicate(mesh, observe(jax.tree.map(lambda a: a[: members[0]], net)))
+    own = jax.tree.map(lambda a: a[: members[0]], net)  # without those repeated
+    return meshes.replicate(mesh, observe(own))
 
 
 def _strong(leaf):
-    """Without a weak type, which the first stretch of steps would lose and the second be compiled
-    anew for.
+    """The leaf without a weak type.
+
+    The first stretch of steps would lose it, and the second be compiled anew for that.
     """
     return jnp.asarray(leaf, jnp.result_type(leaf)) if getattr(leaf, "weak_type", True) else leaf
-
-
-def _with_status(trace: Trace) -> Trace:
-    if is_traced(trace.loss):
-        return trace
-    bad = ~np.isfinite(np.concatenate([trace.step_loss, trace.loss[..., -1:]], axis=-1))
-    if not bad.any():
-        return trace
-    first = int(bad.reshape(-1, bad.shape[-1]).any(0).argmax())
-    status = (
-        f"diverged: the loss was not finite after {first} steps; a smaller learning rate may help"
-    )
-    return dataclasses.replace(trace, status=status)
 
 
 def train(
@@ -429,13 +334,17 @@ def train(
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
 
+        net = TwoLayerNetwork.init(d, 1000, key=jax.random.key(0))
+        net, trace = train(net, x, y, optimizer=paper_optimizer(0.01), steps=1000)
+
     Memory: two arrays of (width, batch_size or n). May be traced and vmapped.
     """
     if not isinstance(net, TwoLayerNetwork):
         raise TypeError(f"net must be a TwoLayerNetwork; got {type(net).__name__}")
     if net.weight.ndim != 2:
         raise ValueError(
-            f"net must be one network, weight (width, d); got {net.weight.shape}. `ensemble` trains many"
+            f"net must be one network, weight (width, d); got {net.weight.shape}. "
+            "`ensemble` trains many"
         )
     rules = checked_rules(loss, optimizer, steps, batch_size, plateau)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
@@ -447,12 +356,14 @@ def train(
 
 
 def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
+    """The rules of a training, after their checks."""
     check_choice(loss, "loss", loss_names())
     if not (
         callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
     ):
         raise TypeError(
-            f"optimizer must be an optax one, such as optax.sgd(0.01, momentum=0.9); got {optimizer!r}"
+            "optimizer must be an optax one, such as optax.sgd(0.01, momentum=0.9); "
+            f"got {optimizer!r}"
         )
     check_count(steps, "steps", low=0)
     if batch_size is not None:
@@ -462,47 +373,3 @@ def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
     plain = isinstance(optimizer, optax.GradientTransformation)
     takes_more = not plain or isinstance(optimizer, optax.GradientTransformationExtraArgs)
     return Rules(LOSSES[loss], optimizer.update, takes_more, batch_size, plateau)
-
-
-def check_batches(batch_size, n, key) -> None:
-    if batch_size is not None:
-        if batch_size > n:
-            raise ValueError(
-                f"batch_size must be at most the number of points, {n}; got {batch_size}"
-            )
-        if key is None:
-            raise TypeError(
-                "key must be given to draw minibatches, as jax.random.key(0) makes it; got None"
-            )
-    if key is not None:
-        check_key(key)
-
-
-def checked_records(steps, trace_every, trace_at, observe, progress) -> list[int]:
-    """The steps at which the trace is recorded, 0 and the last among them."""
-    if observe is not None and not callable(observe):
-        raise TypeError(
-            f"observe must be a function of the network, such as lambda net: net(z); got {observe!r}"
-        )
-    if progress is not None and not hasattr(progress, "update"):
-        raise TypeError(
-            f"progress must have a method update(steps), as tqdm.tqdm(total=steps) has; got {progress!r}"
-        )
-    if trace_at is None:
-        check_count(1 if trace_every is None else trace_every, "trace_every")
-        return sorted({*range(0, steps, trace_every or max(1, -(-steps // 20))), steps})
-    if trace_every is not None:
-        raise ValueError(
-            f"trace_every and trace_at exclude each other; got {trace_every} and {trace_at!r}"
-        )
-    if not isinstance(trace_at, Sequence | np.ndarray):
-        raise TypeError(
-            f"trace_at must be a sequence of steps, such as (1, 10, 100); got {trace_at!r}"
-        )
-    for step in trace_at:
-        check_count(step, "every step of trace_at", low=0)
-    if list(trace_at) != sorted(set(trace_at)) or max(trace_at, default=0) > steps:
-        raise ValueError(
-            f"trace_at must increase and end by the last step, {steps}; got {trace_at!r}"
-        )
-    return sorted({0, *map(int, trace_at), steps})

@@ -1,8 +1,7 @@
-"""The paper's two-layer network at finite width, as a function with an exact input gradient and
-tangent kernel.
+"""The paper's two-layer network at finite width, with an exact input gradient and tangent kernel.
 
-    f(x) = sum_i a_i phi(<w_i, x> + b_i),   phi(u) = u for u > 0, slope u otherwise,   phi'(0) =
-    slope,
+    f(x) = sum_i a_i phi(<w_i, x> + b_i),
+    phi(u) = u for u > 0, slope u otherwise,   phi'(0) = slope,
 
 with w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i ~ N(0, 1/width). The readout a is never trained. As width
 grows the network becomes the Gaussian process and the tangent kernel of `TwoLayerNTK`; here it is
@@ -87,14 +86,14 @@ class TwoLayerNetwork(eqx.Module):
         kernel = TwoLayerNTK(slope, train_bias)
         check_key(key)
         # A row a neuron: one compilation.
-        drawn = jax.random.normal(key, (width // 2 if doubled else width, d + 2))
-        weight, bias, readout = (
-            drawn[:, :d] / d**0.5,
-            drawn[:, d],
-            drawn[:, d + 1] / width**0.5,
-        )
+        neurons = width // 2 if doubled else width
+        drawn = jax.random.normal(key, (neurons, d + 2))
+        weight = drawn[:, :d] / d**0.5
+        bias = drawn[:, d]
+        readout = drawn[:, d + 1] / width**0.5
         if doubled:
-            weight, bias = jnp.concatenate([weight, weight]), jnp.concatenate([bias, bias])
+            weight = jnp.concatenate([weight, weight])
+            bias = jnp.concatenate([bias, bias])
             readout = jnp.concatenate([readout, -readout])
         return cls(weight, bias, readout, kernel.slope, kernel.train_bias)
 
@@ -134,20 +133,25 @@ class TwoLayerNetwork(eqx.Module):
 
     @jax.jit
     def _phi(self, x: Array, z: Array) -> Array:
-        gates_x, gates_z = (jnp.where(self._preactivations(p) > 0, 1.0, self.slope) for p in (x, z))
-        return jnp.einsum(
-            "...in,...im->...nm", gates_x * self.readout[..., None] ** 2, gates_z, precision=EXACT
-        )
+        gates_x = self._gates(x)
+        gates_z = self._gates(z)
+        weighted = gates_x * self.readout[..., None] ** 2
+        return jnp.einsum("...in,...im->...nm", weighted, gates_z, precision=EXACT)
+
+    def _gates(self, z: Array) -> Array:
+        return jnp.where(self._preactivations(z) > 0, 1.0, self.slope)
 
     def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
         """Outputs (m,) at queries z (m, d). Holds (width, m) numbers."""
         return self._outputs(self._inputs(z, "z"))
 
     def active(self, z: Float[Array, "m d"]) -> Bool[Array, "... m width"]:
-        """Which neurons have u_i(z) > 0, (m, width): the gate phi'(u_i(z)) is 1 there and `slope`
-        elsewhere.
+        """Which neurons have u_i(z) > 0, (m, width).
+
+        The gate phi'(u_i(z)) is 1 there and `slope` elsewhere.
         """
-        return jnp.swapaxes(self._preactivations(self._inputs(z, "z")) > 0, -1, -2)
+        u = self._preactivations(self._inputs(z, "z"))
+        return jnp.swapaxes(u > 0, -1, -2)
 
     def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
         """Grad f(z) = sum_i a_i phi'(u_i(z)) w_i at every row of z, (m, d)."""
@@ -156,8 +160,9 @@ class TwoLayerNetwork(eqx.Module):
     def empirical_phi(
         self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
     ) -> Float[Array, "... n m"]:
-        """Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z)), (n, m); z omitted: between the rows
-        of x.
+        """Phi_m(x, z), (n, m); z omitted: between the rows of x.
+
+            Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z))
 
         Over initialisations its mean is Phi and its variance (3 Q - Phi^2) / width, Q = Phi for
         slope^2 (theory: 2), twice that for a doubled network.
@@ -169,8 +174,9 @@ class TwoLayerNetwork(eqx.Module):
     def empirical_ntk(
         self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
     ) -> Float[Array, "... n m"]:
-        """K_m(x, z) = Phi_m(x, z) (<x, z> + c), c = train_bias: the tangent kernel of this very
-        network, (n, m).
+        """K_m(x, z), the tangent kernel of this very network, (n, m).
+
+            K_m(x, z) = Phi_m(x, z) (<x, z> + c),   c = train_bias
 
         Source: theory 0.1; its mean over initialisations is `kernel.ntk`.
         """
@@ -179,7 +185,8 @@ class TwoLayerNetwork(eqx.Module):
         product = jnp.matmul(x, z.T, precision=EXACT) + float(self.train_bias)
         phi = self.empirical_phi(x, z)
         dtype = common_dtype(phi, product)
-        return phi.astype(dtype) * jnp.broadcast_to(product.astype(dtype), phi.shape)
+        factor = jnp.broadcast_to(product.astype(dtype), phi.shape)
+        return phi.astype(dtype) * factor
 
     def centred(self, initial: "TwoLayerNetwork") -> "Centred":
         """f - f0, with f0 the network `initial` that training began from."""
@@ -187,11 +194,10 @@ class TwoLayerNetwork(eqx.Module):
 
 
 class Centred(eqx.Module):
-    """f - f0: what training added to a network. Its gradient, hence its perturbations, are grad f -
-    grad f0.
+    """f - f0: what training added to a network.
 
-    Centring both, outputs and gradients, is the setting of the theorems without initial function
-    (theory: 4.4, 13.8).
+    Its gradient, hence its perturbations, are grad f - grad f0. Centring both, outputs and
+    gradients, is the setting of the theorems without initial function (theory: 4.4, 13.8).
     """
 
     network: TwoLayerNetwork

@@ -3,9 +3,10 @@
     verdicts = pk.verify.verify(only="3,5.1")
     print(pk.verify.table(verdicts))
 
-`protocol` says what a verdict means; `kernels` (sections 0, 1), `concentration` (2), `lazy` (3, 4),
-`gradients` (5), `matching` (6, 7), `facts` (8) and `randomness` (12) declare the checks; `page`
-writes them down.
+`protocol` says what a check is, `judgement` when it holds. Checks are declared in `kernels`
+(section 0), `linearised` (1), `concentration` (2), `lazy` (3), `initial` (4), `gradients` (5),
+`matching` (6.1 to 6.3), `second_network` and `constants` (6.4 and 7), `certificates` (6.5, 6.6),
+`facts` (8) and `randomness` (12); `runner` runs them and `page` writes them down.
 """
 
 from perturbkernel.verify.page import load as load

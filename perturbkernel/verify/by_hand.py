@@ -15,23 +15,30 @@ import numpy as np
 
 
 def lengths(x: np.ndarray) -> np.ndarray:
-    """s_x of each row."""
+    """s_x = sqrt(1 + |x|^2 / d) of each row, (n,)."""
     return np.sqrt(1 + np.sum(x**2, axis=1) / x.shape[1])
+
+
+def _lifted(x: np.ndarray) -> np.ndarray:
+    """The rows (x / sqrt(d), 1) as unit vectors, (n, d + 1)."""
+    scaled = x / math.sqrt(x.shape[1])
+    ones = np.ones((len(x), 1))
+    return np.hstack([scaled, ones]) / lengths(x)[:, None]
 
 
 def angles(x: np.ndarray, z: np.ndarray) -> np.ndarray:
     """theta(x_n, z_j), (n, m), by Kahan's formula; theory: 0.5."""
-    root = math.sqrt(x.shape[1])
-    left = np.hstack([x / root, np.ones((len(x), 1))]) / lengths(x)[:, None]
-    right = np.hstack([z / root, np.ones((len(z), 1))]) / lengths(z)[:, None]
+    left = _lifted(x)
+    right = _lifted(z)
     apart = np.linalg.norm(left[:, None] - right[None], axis=2)
     together = np.linalg.norm(left[:, None] + right[None], axis=2)
     return 2 * np.arctan2(apart, together)
 
 
 def gate_moment(slope: float, theta: np.ndarray) -> np.ndarray:
-    """Phi; with the slope's square, Q. Theory: 0.1."""
-    return (1 + slope**2) / 2 - (1 - slope) ** 2 * theta / (2 * np.pi)
+    """Phi at the angles theta; with the slope's square, Q. Theory: 0.1."""
+    at_zero = (1 + slope**2) / 2
+    return at_zero - (1 - slope) ** 2 * theta / (2 * np.pi)
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,11 @@ class Data:
     def second_moment(self) -> np.ndarray:
         """S_f^2, with the covariance of three gates written in signs. Theory: 2.2."""
         g = self.slope
-        p, q, a, b = (1 + g) / 2, (1 - g) / 2, (1 + g**2) / 2, (1 - g**2) / 2
+        # A gate is p + q sign(u), and its square is a + b sign(u).
+        p = (1 + g) / 2
+        q = (1 - g) / 2
+        a = (1 + g**2) / 2
+        b = (1 - g**2) / 2
         square = np.einsum("nm,nk,km->m", self.parts, self.at_inputs.phi, self.parts)
         sign_covariance = 1 - 2 * self.theta / np.pi
         cross = self.parts.sum(0) * np.sum(self.parts * sign_covariance, axis=0)
@@ -104,10 +115,11 @@ class Data:
 
 
 def predictor_bound(data: Data, neurons: int, level: float, points: int) -> np.ndarray:
-    """B_pred. Theory: 2.2."""
+    """B_pred, (m,). Theory: 2.2."""
     log = math.log(2 * points / level)
-    scale = 2 * data.speed(data.slope) * log / neurons
-    return np.sqrt(6 * data.second_moment * log / neurons) + scale
+    gaussian = np.sqrt(6 * data.second_moment * log / neurons)
+    exponential = 2 * data.speed(data.slope) * log / neurons
+    return gaussian + exponential
 
 
 class Run(NamedTuple):
@@ -126,26 +138,34 @@ class Run(NamedTuple):
 
 
 def lazy_bound(data: Data, run: Run, low: float) -> np.ndarray:
-    """B_lazy, with weights in [low, 1]. Theory: 3.3, 4.4."""
-    h, width, log = 1 - data.slope, run.width, math.log(run.points / run.level)
+    """B_lazy with weights in [low, 1], (m,). Theory: 3.3, 4.4."""
+    h = 1 - data.slope
+    width = run.width
+    log = math.log(run.points / run.level)
     reach = run.time * data.speed(low)
     input_reach = run.time * data.at_inputs.speed(low)
     sizes = np.abs(data.factors) * run.time / data.count
+    # Gates that flip at the query, then those that flip at a training point.
     j = reach**2 / (math.sqrt(2 * np.pi) * lengths(data.z))
-    j += math.sqrt(2 / np.pi) * (input_reach / lengths(data.x)) @ sizes
+    at_inputs = input_reach / lengths(data.x)
+    j += math.sqrt(2 / np.pi) * at_inputs @ sizes
     largest = reach + sizes.sum(0)
     twice = 2 if run.doubled else 1
-    variance = twice * 2**3.5 / math.sqrt(np.pi) * h**2 * largest * j / width**1.5
     mean = 2 * math.sqrt(2 / np.pi) * h * j / math.sqrt(width)
-    return mean + np.sqrt(2 * variance * log) + twice * 2 * h * largest * log / width
+    variance = twice * 2**3.5 / math.sqrt(np.pi) * h**2 * largest * j / width**1.5
+    spread = np.sqrt(2 * variance * log)
+    exponential = twice * 2 * h * largest * log / width
+    return mean + spread + exponential
 
 
 def initial_bound(data: Data, run: Run) -> np.ndarray:
-    """B_0. Theory: 4.1."""
-    first, second = (math.log(k * run.points / run.level) for k in (4, 2))
+    """B_0, (m,). Theory: 4.1."""
+    first = math.log(4 * run.points / run.level)
+    second = math.log(2 * run.points / run.level)
     fourth = 3 * (1 + data.slope**4)
     square = (1 + data.slope**2) / 2 + math.sqrt(fourth * second / run.width)
-    return lengths(data.z) * np.sqrt(2 * first * (square + 2 * second / run.width))
+    variance = square + 2 * second / run.width
+    return lengths(data.z) * np.sqrt(2 * first * variance)
 
 
 class Given(NamedTuple):
@@ -162,31 +182,40 @@ class Given(NamedTuple):
 
 
 def label_bound(data: Data, given: Given, rule: str, run: Run) -> np.ndarray:
-    """B_psi, or |psi| for rule "fixed". Theory: 6.3."""
+    """B_psi, or |psi| for rule "fixed", (m,). Theory: 6.3."""
     kappa = given.carrier @ data.z.T + data.bias
-    above, below, drawn = (
-        gate_moment(data.slope, angles(given.carrier + shift[:, None] * given.u, data.z)) * kappa
-        for shift in given.size * np.stack([0 * data.y + 1, 0 * data.y - 1, given.targets])
-    )
+
+    def carried(targets: np.ndarray) -> np.ndarray:
+        """Phi kappa at the points perturbed toward these targets, (n, m)."""
+        r = given.carrier + (given.size * targets)[:, None] * given.u
+        return gate_moment(data.slope, angles(r, data.z)) * kappa
+
     if rule == "fixed":
+        drawn = carried(given.targets)
         return np.abs(np.mean(given.targets[:, None] * drawn, axis=0))
+    above = carried(np.ones(data.count))
+    below = carried(-np.ones(data.count))
     b = (above + below) / 2
     square = np.sum(b**2, axis=0)
     if rule == "balanced":
         square = 2 * np.sum((b - b.mean(0)) ** 2, axis=0)
-    radius = np.sqrt(2 * math.log(2 * run.points / run.level) * square) / data.count
-    return np.abs(np.mean((above - below) / 2, axis=0)) + radius
+    log = math.log(2 * run.points / run.level)
+    radius = np.sqrt(2 * log * square) / data.count
+    systematic = np.mean((above - below) / 2, axis=0)
+    return np.abs(systematic) + radius
 
 
 def projection(data: Data, r: np.ndarray, vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Summands over n of g_hat: weights_n Phi(r_n, z) <vectors_n, z> / n, (n, m)."""
     phi = gate_moment(data.slope, angles(r, data.z))
-    return weights[:, None] * phi * (vectors @ data.z.T) / data.count
+    along = vectors @ data.z.T
+    return weights[:, None] * phi * along / data.count
 
 
 def direction(data: Data, beta: np.ndarray | float = 1.0) -> np.ndarray:
     """v_beta(x_n), (n, d). Theory: 2.3, 7."""
-    return data.at_inputs.phi @ ((beta * data.y)[:, None] * data.x) / data.count
+    weighted = (beta * data.y)[:, None] * data.x
+    return data.at_inputs.phi @ weighted / data.count
 
 
 class Tail(NamedTuple):
@@ -206,50 +235,82 @@ def _smaller(plain, halved, price, readout) -> tuple[np.ndarray, np.ndarray]:
     return np.where(take, halved, plain), np.where(take, price, 0)
 
 
+class _Flips(NamedTuple):
+    """At one query: how often the gates at each training point flip, and what that costs, (n,)."""
+
+    flip: np.ndarray
+    price: np.ndarray
+
+
+def _flips(data: Data, j: int) -> _Flips:
+    """The gates at the training points, seen from query j."""
+    root = math.sqrt(2 * np.pi)
+    s = lengths(data.x)
+    high = data.at_inputs.high(data.slope)
+    low = data.at_inputs.low(data.slope)
+    sign = 1.0 if data.f_hat[j] >= 0 else -1.0
+    theta = data.theta[:, j]
+    toward = np.maximum(np.sign(sign * data.parts[:, j]) * np.cos(theta), 0)
+    sine = np.maximum(np.sin(theta), 1e-300)  # no division by zero at the query itself
+    kappa = toward / (sine * s * root)
+    density = 1 / (root * s)
+    mean_speed = (high + low) / 2
+    mean_square = (high**2 + low**2) / 2
+    return _Flips(density * mean_speed, density * kappa * mean_square)
+
+
+class _Moments(NamedTuple):
+    """The moments of the lazy error at one query."""
+
+    j1: float
+    j2: float
+    k1: float
+    k2: float
+
+
+def _moments(data: Data, j: int, width: int, time: float) -> _Moments:
+    g = data.slope
+    q = 1 - g
+    readout = math.sqrt(8 / (np.pi * width))
+    flip, price = _flips(data, j)
+    first = flip * time**2 / 2
+    one, two = _smaller(first, first * (1 + g) / 2, q * price * time**3 / 6, readout)
+    second = flip * time**3 / 3
+    three, four = _smaller(
+        np.sqrt(second),
+        np.sqrt(second * (1 + g**2) / 2),
+        np.sqrt((1 - g**2) * price * time**4 / 12),
+        math.sqrt(readout),
+    )
+    high = data.high(g)[j]
+    low = data.low(g)[j]
+    density = 1 / (math.sqrt(2 * np.pi) * lengths(data.z)[j])
+    own_first = density * time**2 * (high**2 + low**2) / 4
+    own_second = math.sqrt(density * time**3 * (high**3 + low**3) / 6)
+    size = np.abs(data.parts[:, j])
+    j1 = q * (size @ one + own_first)
+    j2 = float(q * (size @ two))
+    large = q * (size @ three + own_second)
+    small = q * (size @ four)
+    k1 = large**2 + large * small * width**-0.25
+    k2 = small**2 + large * small * width**0.25
+    return _Moments(j1, j2, k1, k2)
+
+
 def tail(data: Data, width: int, time: float) -> Tail:
-    """The moments j1, j2, k1, k2 point by point, and what follows from them. Source: the theorem of
+    """The tail of every query, from the moments j1, j2, k1, k2. Source: the theorem of
     `perturbkernel.theory.tails`.
     """
-    g, q, root = data.slope, 1 - data.slope, math.sqrt(2 * np.pi)
-    inputs, readout = data.at_inputs, math.sqrt(8 / (np.pi * width))
-    input_high, input_low, s = inputs.high(g), inputs.low(g), lengths(data.x)
-    mean_speed, mean_square = (input_high + input_low) / 2, (input_high**2 + input_low**2) / 2
+    root = math.sqrt(width)
     columns = []
     for j in range(data.points):
-        sign = 1.0 if data.f_hat[j] >= 0 else -1.0
-        a, theta = data.parts[:, j], data.theta[:, j]
-        toward = np.maximum(np.sign(sign * a) * np.cos(theta), 0)
-        sine = np.maximum(np.sin(theta), 1e-300)
-        kappa = toward / (sine * s * root)
-        density = 1 / (root * s)
-        flip = density * mean_speed
-        price = density * kappa * mean_square
-        one, two = _smaller(
-            flip * time**2 / 2,
-            flip * time**2 / 2 * (1 + g) / 2,
-            q * price * time**3 / 6,
-            readout,
-        )
-        three, four = _smaller(
-            np.sqrt(flip * time**3 / 3),
-            np.sqrt(flip * time**3 / 3 * (1 + g**2) / 2),
-            np.sqrt((1 - g**2) * price * time**4 / 12),
-            math.sqrt(readout),
-        )
-        high, low = data.high(g)[j], data.low(g)[j]
-        own = 1 / (root * lengths(data.z)[j])
-        size = np.abs(a)
-        j1 = q * (size @ one + own * time**2 * (high**2 + low**2) / 4)
-        j2 = q * (size @ two)
-        large = q * (size @ three + math.sqrt(own * time**3 * (high**3 + low**3) / 6))
-        small = q * (size @ four)
-        k1 = large**2 + large * small * width**-0.25
-        k2 = small**2 + large * small * width**0.25
-        lazy = 2 * math.sqrt(2 / np.pi) * j1 / math.sqrt(width) + 3 * j2 / width
-        gates = 8 * math.sqrt(2 / np.pi) * k1 / math.sqrt(width) + 15 * k2 / width
+        moments = _moments(data, j, width, time)
+        lazy = 2 * math.sqrt(2 / np.pi) * moments.j1 / root + 3 * moments.j2 / width
+        gates = 8 * math.sqrt(2 / np.pi) * moments.k1 / root + 15 * moments.k2 / width
         deviation = math.sqrt(3 * data.second_moment[j]) * time + math.sqrt(gates)
         mean = abs(data.f_hat[j]) * time - lazy
-        scale = 7 / 3 * (low if sign > 0 else high)
+        against = data.low(data.slope) if data.f_hat[j] >= 0 else data.high(data.slope)
+        scale = 7 / 3 * against[j]
         columns.append((mean / time, lazy / time, (deviation / time) ** 2, scale))
     return Tail(*np.array(columns).T)
 
@@ -258,8 +319,9 @@ def log_moments(one: Tail, t: np.ndarray) -> np.ndarray:
     """log of the bracket of (tail), infinite from t = 1/c on, (len(t), m)."""
     room = 1 - one.scale * t
     safe = np.where(room > 0, room, 1)
-    inside = 1 - t * one.mean + t**2 * one.variance / (2 * safe)
-    return np.where(room > 0, np.log(np.maximum(inside, 1e-300)), np.inf)
+    bracket = 1 - t * one.mean + t**2 * one.variance / (2 * safe)
+    finite = np.log(np.maximum(bracket, 1e-300))
+    return np.where(room > 0, finite, np.inf)
 
 
 def rates(one: Tail) -> np.ndarray:
@@ -268,30 +330,38 @@ def rates(one: Tail) -> np.ndarray:
 
 
 def log_initial_tail(data: Data, w: np.ndarray, width: int) -> np.ndarray:
-    """log of the bound on P(s f0 <= -w), w (m,): Chernoff with the exact moments, rates up to .98
-    sqrt(m)/s; or Gaussian given the weights, whose variance bound fails with probability e^-8, ..
+    """log of the bound on P(s f0 <= -w), (m,), for w (m,).
+
+    The better of two: Chernoff with the exact moments, at rates up to 0.98 sqrt(width) / s; or
+    Gaussian given the weights, whose variance bound fails with probability e^-8, ..., e^-25.
     """
-    g, s = data.slope, lengths(data.z)
+    g = data.slope
+    s = lengths(data.z)
     rate = np.geomspace(1e-4, 0.98, 3000)[:, None]
-    moment = np.log(0.5 / np.sqrt(1 - rate**2) + 0.5 / np.sqrt(1 - (g * rate) ** 2))
-    best = np.min(width * moment - rate * math.sqrt(width) * w / s, axis=0)
+    active = 0.5 / np.sqrt(1 - rate**2)
+    inactive = 0.5 / np.sqrt(1 - (g * rate) ** 2)
+    exponent = rate * math.sqrt(width) * w / s
+    best = np.min(width * np.log(active + inactive) - exponent, axis=0)
     for log in (8.0, 11.0, 14.0, 18.0, 25.0):
         square = (1 + g**2) / 2 + math.sqrt(3 * (1 + g**4) * log / width) + 2 * log / width
-        normal = [0.5 * math.erfc(v / math.sqrt(2)) for v in w / (s * math.sqrt(square))]
-        best = np.minimum(best, np.log(np.array(normal) + math.exp(-log)))
+        standard = w / (s * math.sqrt(square))
+        normal = np.array([0.5 * math.erfc(v / math.sqrt(2)) for v in standard])
+        best = np.minimum(best, np.log(normal + math.exp(-log)))
     return np.minimum(best, 0)
 
 
 def log_failure(data: Data, one: Tail, width: int, time: float, start: str) -> np.ndarray:
     """log of the bound on the probability of the other sign, (m,)."""
     t = rates(one)
-    moments = (width / 2 if start == "doubled" else width) * log_moments(one, t)
+    neurons = width / 2 if start == "doubled" else width
+    moments = neurons * log_moments(one, t)
     if start != "random":
         return np.minimum(moments.min(0), 0)
     best = np.zeros(data.points)
     for share in (0.0, *np.geomspace(1e-3, 1, 60)):
         w = share * np.maximum(one.mean, 0) * time
-        moved = np.minimum(np.min(moments + t * width * w / time, axis=0), 0)
+        shifted = moments + t * width * w / time
+        moved = np.minimum(np.min(shifted, axis=0), 0)
         initial = log_initial_tail(data, w, width)
         best = np.minimum(best, np.logaddexp(initial, moved))
     return best
@@ -300,12 +370,14 @@ def log_failure(data: Data, one: Tail, width: int, time: float, start: str) -> n
 def concentration(one: Tail, neurons: float, level: float) -> np.ndarray:
     """mean/T - x, x the largest at which (tail) is at most the level, (m,)."""
     t = rates(one)
-    return one.mean - np.max((math.log(level) / neurons - log_moments(one, t)) / t, axis=0)
+    reached = (math.log(level) / neurons - log_moments(one, t)) / t
+    return one.mean - np.max(reached, axis=0)
 
 
 def within_budget(p: np.ndarray, allowed: np.ndarray, budget: float) -> np.ndarray:
     """The surest of the allowed points, one by one while their sum stays within the budget."""
-    chosen, spent = np.zeros(len(p), bool), 0.0
+    chosen = np.zeros(len(p), bool)
+    spent = 0.0
     for j in sorted(np.flatnonzero(allowed), key=lambda j: p[j]):
         spent += p[j]
         if spent > budget:

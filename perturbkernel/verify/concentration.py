@@ -15,23 +15,21 @@ from perturbkernel.verify.protocol import Check, Sample, Setting
 def _gates(rng, s: Setting, p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Phi_m - Phi, and Phi, (n, m)."""
     limit = kernel_matrix(p.kernel, "phi", p.x, p.z)
-    return theory.gate_moment(p.kernel, *network(rng, s.width, s.d), p.x, p.z) - limit, limit
+    net = network(rng, s.width, s.d)
+    return theory.gate_moment(p.kernel, *net, p.x, p.z) - limit, limit
 
 
 def _within_gate_bound(drawn, s: Setting, p: Problem) -> Sample:
     error, limit = drawn
-    return Sample(
-        np.abs(error),
-        theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta),
-        limit,
-    )
+    bound = theory.bounds.gate_moment_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta)
+    return Sample(np.abs(error), bound, limit)
 
 
 def _within_kernel_bound(drawn, s: Setting, p: Problem) -> Sample:
+    error, _ = drawn
     bound = theory.bounds.kernel_bound(p.kernel, p.x, p.z, width=s.width, delta=s.delta)
-    return Sample(
-        np.abs(drawn[0] * p.factor), bound, np.abs(kernel_matrix(p.kernel, "ntk", p.x, p.z))
-    )
+    limit = kernel_matrix(p.kernel, "ntk", p.x, p.z)
+    return Sample(np.abs(error * p.factor), bound, np.abs(limit))
 
 
 def _within_split_bound(drawn, s: Setting, p: Problem) -> Sample:
@@ -44,14 +42,15 @@ def _within_split_bound(drawn, s: Setting, p: Problem) -> Sample:
 
 def _gate_variance(drawn, s: Setting, p: Problem) -> Sample:
     """The squared error in units of the exact variance, averaged over pairs."""
-    return Sample(
-        np.mean(drawn[0] ** 2 / theory.gate_moment_variance(p.kernel, p.x, p.z, width=s.width)), 1.0
-    )
+    error, _ = drawn
+    variance = theory.gate_moment_variance(p.kernel, p.x, p.z, width=s.width)
+    return Sample(np.mean(error**2 / variance), 1.0)
 
 
 def _tangent(rng, s: Setting, p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Errors of f_hat, (m,), and of v, (m, d)."""
-    f_hat, v = theory.tangent_predictor(p.kernel, *network(rng, s.width, s.d), p.x, p.y, p.z)
+    net = network(rng, s.width, s.d)
+    f_hat, v = theory.tangent_predictor(p.kernel, *net, p.x, p.y, p.z)
     return f_hat - p.constants.f_hat, v - p.constants.direction
 
 
@@ -61,9 +60,9 @@ def _predictor(drawn, s: Setting, p: Problem) -> Sample:
 
 
 def _predictor_variance(drawn, s: Setting, p: Problem) -> Sample:
-    return Sample(
-        np.mean(drawn[0] ** 2 / theory.predictor_variance(p.constants, width=s.width)), 1.0
-    )
+    error, _ = drawn
+    variance = theory.predictor_variance(p.constants, width=s.width)
+    return Sample(np.mean(error**2 / variance), 1.0)
 
 
 def _direction(method: str):

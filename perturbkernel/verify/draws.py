@@ -37,19 +37,22 @@ class Problem:
 
 
 def problem(rng: np.random.Generator, s: Setting) -> Problem:
-    """Two Gaussian classes of equal size with means +-shift in every coordinate; a quarter of the
-    queries are training points.
+    """Draws two Gaussian classes of equal size with means +-shift in every coordinate.
+
+    The first quarter of the queries are training points.
     """
-
-    def labels(count):
-        return np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
-
-    y = labels(s.n)
+    y = _alternating(s.n)
     x = s.shift * y[:, None] + rng.normal(size=(s.n, s.d))
-    z = s.shift * labels(s.points)[:, None] + rng.normal(size=(s.points, s.d))
+    means = s.shift * _alternating(s.points)[:, None]
+    z = means + rng.normal(size=(s.points, s.d))
     known = min(s.points // 4, s.n)
     z[:known] = x[:known]
     return Problem(TwoLayerNTK(s.slope, s.bias), x, y, z)
+
+
+def _alternating(count: int) -> np.ndarray:
+    """+1, -1, +1, ..., (count,)."""
+    return np.where(np.arange(count) % 2 == 0, 1.0, -1.0)
 
 
 class Network(NamedTuple):
@@ -61,13 +64,25 @@ class Network(NamedTuple):
 
 
 def network(rng: np.random.Generator, neurons: int, d: int, width: int | None = None) -> Network:
-    """Neurons of a fresh network: w ~ N(0, I/d), b ~ N(0, 1), a ~ N(0, 1/width); `width` if these
-    are only some.
+    """Draws neurons of a fresh network: w ~ N(0, I/d), b ~ N(0, 1), a ~ N(0, 1/width).
+
+    `width` is that of the whole network if these neurons are only some of it.
     """
     normal = rng.normal(size=(neurons, d + 2))
-    return Network(
-        normal[:, :d] / np.sqrt(d), normal[:, d], normal[:, d + 1] / np.sqrt(width or neurons)
-    )
+    weights = normal[:, :d] / np.sqrt(d)
+    biases = normal[:, d]
+    readout = normal[:, d + 1] / np.sqrt(width or neurons)
+    return Network(weights, biases, readout)
+
+
+def preactivations(net: Network, z: np.ndarray) -> np.ndarray:
+    """u_i(z) = <w_i, z> + b_i of every neuron, (width, m)."""
+    return net.weights @ z.T + net.biases[:, None]
+
+
+def readout_sum(readout: np.ndarray, u: np.ndarray, slope: float) -> np.ndarray:
+    """The sum over neurons of a phi(u), (m,), for readouts (width, 1) and u (width, m)."""
+    return np.sum(readout * np.where(u > 0, u, slope * u), axis=0)
 
 
 def blocks(neurons: int, columns: int) -> Iterator[slice]:
@@ -75,25 +90,32 @@ def blocks(neurons: int, columns: int) -> Iterator[slice]:
     core: threads in such small products wait for each other more than they work, above all on a
     busy machine.
     """
-    size = max(32, 2**18 // max(columns, 1))
+    size = max(32, 2**18 // max(columns, 1))  # 2 MiB of float64, as a core's cache holds
     for start in range(0, neurons, size):
         yield slice(start, min(start + size, neurons))
 
 
 def outputs(net: Network, z: np.ndarray, slope: float) -> np.ndarray:
+    """f(z), (m,)."""
     total = np.zeros(len(z))
     for part in blocks(len(net.weights), z.size):
-        u = net.weights[part] @ z.T + net.biases[part, None]
-        total += np.sum(net.readout[part, None] * np.where(u > 0, u, slope * u), axis=0)
+        some = _neurons(net, part)
+        u = preactivations(some, z)
+        total += readout_sum(some.readout[:, None], u, slope)
     return total
+
+
+def _neurons(net: Network, part: slice) -> Network:
+    return Network(net.weights[part], net.biases[part], net.readout[part])
 
 
 def gradients(net: Network, z: np.ndarray, slope: float) -> np.ndarray:
     """Input gradients, (m, d)."""
     total = np.zeros(z.shape)
     for part in blocks(len(net.weights), z.size):
-        active = (net.weights[part] @ z.T + net.biases[part, None] > 0).astype(float)
-        scaled = net.readout[part, None] * net.weights[part]
+        some = _neurons(net, part)
+        active = (preactivations(some, z) > 0).astype(float)
+        scaled = some.readout[:, None] * some.weights
         total += (1 - slope) * (active.T @ scaled) + slope * scaled.sum(0)
     return total
 
@@ -103,8 +125,9 @@ class Trained:
     """A network after training.
 
     Attributes:
-        rates: (steps,).  time: effective time.  history: (steps, n), outputs at x before each step
-            (logistic loss).
+        rates: (steps,).
+        time: the effective time.
+        history: (steps, n), outputs at x before each step (logistic loss).
         flipped, moved: (width, watch), whether a gate differed from its first state at a visited
             step, and how far its pre-activation went.
         path: (steps + 1, watch), outputs at the watched points.
@@ -129,49 +152,64 @@ def train(
     time: float,
     watch: np.ndarray | None = None,
 ) -> Trained:
-    """Heavy ball on W (and b if the kernel trains it) with the readout frozen, to the effective
-    time `time`.
+    """Heavy ball on W (and b if the kernel trains it) with the readout frozen.
+
+    The effective time after the last step is `time`. At the points `watch` it is recorded how far
+    pre-activations move and which gates flip.
     """
-    n, slope, loss = len(x), kernel.slope, s.loss
+    n = len(x)
+    slope = kernel.slope
     rate = time / HeavyBall(1.0, s.steps, s.momentum).effective_time
-    features = np.hstack([x, np.ones((n, 1))])
-    pulls = np.hstack([x, np.full((n, 1), float(kernel.train_bias))]) * (y / n)[:, None]
+    # The bias is the weight of one more input, constantly 1, whose gradient is 0 if not trained.
+    features = _with_column(x, 1.0)
+    pulls = _with_column(x, float(kernel.train_bias)) * (y / n)[:, None]
     weights = np.hstack([net.weights, net.biases[:, None]])
     readout = net.readout[:, None]
-    watch = np.empty((0, x.shape[1])) if watch is None else watch
-    watched = np.hstack([watch, np.ones((len(watch), 1))])
+    watched = _with_column(np.empty((0, x.shape[1])) if watch is None else watch, 1.0)
     parts = list(blocks(len(weights), features.size))
 
-    def summed(u: np.ndarray, part: slice) -> np.ndarray:
-        return np.sum(readout[part] * np.where(u > 0, u, slope * u), axis=0)
-
     start = np.vstack([weights[part] @ watched.T for part in parts])
-    flipped, moved = np.zeros(start.shape, bool), np.zeros(start.shape)
-    history, path = [], [summed(start, slice(None))]
+    flipped = np.zeros(start.shape, bool)
+    moved = np.zeros(start.shape)
+    path = [readout_sum(readout, start, slope)]
+    history = []
     velocity = np.zeros_like(weights)
     for _ in range(s.steps):
         at_x = [weights[part] @ features.T for part in parts]
         weighted = pulls
-        if loss == "logistic":
-            history.append(
-                np.sum([summed(u, part) for u, part in zip(at_x, parts, strict=True)], axis=0)
-            )
+        if s.loss == "logistic":
+            sums = [
+                readout_sum(readout[part], u, slope) for u, part in zip(at_x, parts, strict=True)
+            ]
+            history.append(np.sum(sums, axis=0))
             weighted = pulls / (1 + np.exp(y * history[-1]))[:, None]
-        everywhere, now = slope * weighted.sum(0), []
+        everywhere = slope * weighted.sum(0)
+        now = []
         for u, part in zip(at_x, parts, strict=True):
-            pull = (1 - slope) * ((u > 0).astype(float) @ weighted) + everywhere
+            active = (u > 0).astype(float)
+            pull = (1 - slope) * (active @ weighted) + everywhere
             velocity[part] = s.momentum * velocity[part] + readout[part] * pull
             weights[part] += rate * velocity[part]
             now.append(weights[part] @ watched.T)
-        if len(watch):
+        if len(watched):
             current = np.vstack(now)
             flipped |= (current > 0) != (start > 0)
             moved = np.maximum(moved, np.abs(current - start))
-            path.append(summed(current, slice(None)))
-    done = Network(weights[:, :-1], weights[:, -1], net.readout)
+            path.append(readout_sum(readout, current, slope))
     return Trained(
-        done, np.full(s.steps, rate), time, np.array(history), flipped, moved, np.array(path)
+        net=Network(weights[:, :-1], weights[:, -1], net.readout),
+        rates=np.full(s.steps, rate),
+        time=time,
+        history=np.array(history),
+        flipped=flipped,
+        moved=moved,
+        path=np.array(path),
     )
+
+
+def _with_column(points: np.ndarray, value: float) -> np.ndarray:
+    """The points with one more coordinate, the same for all, (n, d + 1)."""
+    return np.hstack([points, np.full((len(points), 1), value)])
 
 
 @dataclass
@@ -180,7 +218,8 @@ class Sums:
     neurons (fact S1).
 
     Attributes:
-        before, after: (m,), outputs at z.  linear: (m,), T f_hat of its own tangent kernel.
+        before, after: (m,), outputs at z.
+        linear: (m,), T f_hat of its own tangent kernel.
         gradient_before, gradient_after: (n', d), input gradients at the points asked for.
         flipped: (m,), gates at z that differ at the end.
     """
@@ -207,23 +246,34 @@ def fresh_and_trained(
     at: np.ndarray | None = None,
     linear: bool = False,
 ) -> Sums:
-    """Draws a network of any width, trains it and sums up, a chunk of neurons at a time. `at`:
-    points for gradients; `linear`: also its tangent predictor.
+    """Draws a network of any width, trains it and sums up, a chunk of neurons at a time.
+
+    `at`: points for gradients; `linear`: also its tangent predictor.
     """
-    kernel, slope, m = p.kernel, p.kernel.slope, len(p.z)
-    at = np.empty((0, p.x.shape[1])) if at is None else at
+    kernel = p.kernel
+    slope = kernel.slope
+    m, d = p.z.shape
+    at = np.empty((0, d)) if at is None else at
     total = Sums(
-        np.zeros(m), np.zeros(m), np.zeros(m), np.zeros(at.shape), np.zeros(at.shape), np.zeros(m)
+        before=np.zeros(m),
+        after=np.zeros(m),
+        linear=np.zeros(m),
+        gradient_before=np.zeros(at.shape),
+        gradient_after=np.zeros(at.shape),
+        flipped=np.zeros(m),
     )
     for part in blocks(width, max(p.x.size, p.z.size, at.size)):
-        net = network(rng, part.stop - part.start, p.x.shape[1], width)
+        net = network(rng, part.stop - part.start, d, width)
         done = train(net, p.x, p.y, kernel, s, time=time).net
-        u, v = (one.weights @ p.z.T + one.biases[:, None] for one in (net, done))
-        total.before += np.sum(net.readout[:, None] * np.where(u > 0, u, slope * u), axis=0)
-        total.after += np.sum(net.readout[:, None] * np.where(v > 0, v, slope * v), axis=0)
+        readout = net.readout[:, None]
+        u = preactivations(net, p.z)
+        v = preactivations(done, p.z)
+        total.before += readout_sum(readout, u, slope)
+        total.after += readout_sum(readout, v, slope)
         total.flipped += np.sum((u > 0) != (v > 0), axis=0)
         if linear:
-            total.linear += time * theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)[0]
+            f_hat, _ = theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)
+            total.linear += time * f_hat
         if len(at):
             total.gradient_before += gradients(net, at, slope)
             total.gradient_after += gradients(done, at, slope)
@@ -231,7 +281,13 @@ def fresh_and_trained(
 
 
 def row_norms(array: np.ndarray) -> np.ndarray:
+    """The lengths of the rows, (n,)."""
     return np.linalg.norm(array, axis=-1)
+
+
+def row_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The cosine of each row of a with that of b, (n,)."""
+    return np.sum(a * b, axis=1) / (row_norms(a) * row_norms(b))
 
 
 def units(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
@@ -243,5 +299,5 @@ def units(rng: np.random.Generator, n: int, d: int) -> np.ndarray:
 def signs(rng: np.random.Generator, n: int, rule: str = "coin_flip") -> np.ndarray:
     """Targets: independent coin flips, or uniform among those with sum zero."""
     if rule == "balanced":
-        return rng.permutation(np.where(np.arange(n) % 2 == 0, 1.0, -1.0))
+        return rng.permutation(_alternating(n))
     return rng.choice([-1.0, 1.0], size=n)

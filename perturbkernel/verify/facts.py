@@ -27,9 +27,11 @@ from perturbkernel.verify.protocol import Check, Sample, Setting
 
 def _independent_of_targets(rng, s: Setting, p: Problem) -> Sample:
     """Targets times perturbations of a trained network, for two label vectors."""
-    done = train(network(rng, s.width, s.d), p.x, p.y, p.kernel, s, time=s.time).net
+    begin = network(rng, s.width, s.d)
+    done = train(begin, p.x, p.y, p.kernel, s, time=s.time).net
     with jax.enable_x64(True):
-        net = TwoLayerNetwork(*(jnp.asarray(a) for a in done), slope=s.slope, train_bias=s.bias)
+        arrays = [jnp.asarray(array) for array in done]
+        net = TwoLayerNetwork(*arrays, slope=s.slope, train_bias=s.bias)
         deltas = []
         for _ in range(2):
             targets = jnp.asarray(signs(rng, s.n))
@@ -39,70 +41,85 @@ def _independent_of_targets(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _label_effect(rng, s: Setting, p: Problem) -> Sample:
-    """The change of g_hat_u between two label vectors, against the middle and the outer bound; and
-    middle <= outer.
+    """The change of g_hat_u between two label vectors, against the middle and the outer bound.
+
+    And the middle bound against the outer one.
     """
     u = units(rng, s.n, s.d)
-    first, second = (
-        theory.g_hat_u(p.kernel, s.size * signs(rng, s.n)[:, None] * u, u, p.z) for _ in range(2)
-    )
+
+    def g_hat() -> np.ndarray:
+        targets = signs(rng, s.n)[:, None]
+        return theory.g_hat_u(p.kernel, s.size * targets * u, u, p.z)
+
+    first = g_hat()
+    second = g_hat()
     middle, outer = theory.bounds.label_effect_bound(p.kernel, u, p.z, size=s.size)
     return Sample([np.abs(first - second), middle], [middle, outer])
 
 
 def _bias_offset(rng, s: Setting, p: Problem) -> Sample:
     """Psi / size in (a) with trained biases: its square in units of the estimate."""
-    u, targets = units(rng, s.n, s.d), signs(rng, s.n)
-    psi = theory.psi(p.kernel, s.size * targets[:, None] * u, 0 * u, targets, p.z) / s.size
-    square = (psi / theory.bias_offset_deviation(p.kernel, p.z, count=s.n, size=s.size)) ** 2
+    u = units(rng, s.n, s.d)
+    targets = signs(rng, s.n)
+    r = s.size * targets[:, None] * u
+    psi = theory.psi(p.kernel, r, 0 * u, targets, p.z) / s.size
+    deviation = theory.bias_offset_deviation(p.kernel, p.z, count=s.n, size=s.size)
+    square = (psi / deviation) ** 2
     return Sample(square.mean(), 1.0, slack=0.1)
 
 
 def _linearity(rng, s: Setting, p: Problem) -> Sample:
     """N f_hat is additive over data; f_hat and v are odd in y."""
     half = s.n // 2
-    parts = (
-        theory.f_hat(p.kernel, p.x[rows], p.y[rows], p.z)
-        for rows in (slice(half), slice(half, None))
-    )
-    sizes = half, s.n - half
+    first = theory.f_hat(p.kernel, p.x[:half], p.y[:half], p.z)
+    second = theory.f_hat(p.kernel, p.x[half:], p.y[half:], p.z)
     f_hat = theory.f_hat(*p.data)
-    added = sum(size * part for size, part in zip(sizes, parts, strict=True)) - s.n * f_hat
+    added = half * first + (s.n - half) * second - s.n * f_hat
     odd = theory.f_hat(p.kernel, p.x, -p.y, p.z) + f_hat
     vector = theory.direction(p.kernel, p.x, -p.y, p.z) + theory.direction(*p.data)
-    return Sample(np.concatenate([np.abs(added) / s.n, np.abs(odd), np.abs(vector).ravel()]), 1e-12)
+    residuals = [np.abs(added) / s.n, np.abs(odd), np.abs(vector).ravel()]
+    return Sample(np.concatenate(residuals), 1e-12)
 
 
 def _homogeneity(rng, s: Setting, p: Problem) -> Sample:
     """Scaling all weights and biases, or the point and the bias input, scales the output."""
-    net, factor = network(rng, s.width, s.d), rng.uniform(0.2, 5)
+    net = network(rng, s.width, s.d)
+    factor = rng.uniform(0.2, 5)
+    biases = factor * net.biases
     plain = theory.output(p.kernel, *net, p.z)
-    scaled = theory.output(p.kernel, factor * net.weights, factor * net.biases, net.readout, p.z)
-    joint = theory.output(p.kernel, net.weights, factor * net.biases, net.readout, factor * p.z)
+    scaled = theory.output(p.kernel, factor * net.weights, biases, net.readout, p.z)
+    joint = theory.output(p.kernel, net.weights, biases, net.readout, factor * p.z)
     return Sample(np.abs([scaled - factor * plain, joint - factor * plain]), 1e-12 * factor)
 
 
+def _symmetrised(p: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """The data with (-x, -y) for every (x, y), (2n, d) and (2n,)."""
+    return np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
+
+
 def _oddness(rng, s: Setting, p: Problem) -> Sample:
-    """Turning data and labels around turns f_hat around; on a set invariant under that it is odd."""
+    """Turning data and labels around turns f_hat around.
+
+    On a set invariant under that it is odd.
+    """
     turned = theory.f_hat(p.kernel, -p.x, -p.y, -p.z) + theory.f_hat(*p.data)
-    x, y = np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
+    x, y = _symmetrised(p)
     symmetric = theory.f_hat(p.kernel, x, y, -p.z) + theory.f_hat(p.kernel, x, y, p.z)
     return Sample(np.abs([turned, symmetric]), 1e-12)
 
 
 def _without_bias_input(rng, s: Setting, p: Problem) -> Sample:
-    """A network without bias input, on data with (x, y) and (-x, -y): its f_hat from the angle of
-    the bare points.
+    """A network without bias input, on data with (x, y) and (-x, -y).
+
+    Its f_hat from the angle of the bare points.
     """
-    x, y = np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
+    x, y = _symmetrised(p)
     lengths = row_norms(x)[:, None] * row_norms(p.z)
     angle = np.arccos(np.clip(x @ p.z.T / lengths, -1, 1))
     phi = (1 + s.slope**2) / 2 - (1 - s.slope) ** 2 / (2 * np.pi) * angle
     exact = np.mean(y[:, None] * phi * (x @ p.z.T), axis=0)
-    return Sample(
-        np.abs(exact - theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=s.slope)),
-        1e-10,
-    )
+    linear = theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=s.slope)
+    return Sample(np.abs(exact - linear), 1e-10)
 
 
 def _nearly_linear(rng, s: Setting, p: Problem) -> Sample:
@@ -111,19 +128,22 @@ def _nearly_linear(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _linear_exactly(rng, s: Setting, p: Problem) -> Sample:
-    """Slope 1: f_hat is linear, v is the mean of y x, zeta is zero, training is its own
-    linearisation.
+    """Slope 1: f_hat is linear, v is the mean of y x, zeta is zero.
+
+    And training is its own linearisation.
     """
     kernel = TwoLayerNTK(1.0, p.kernel.train_bias)
     mean = p.y @ p.x / s.n
     net = network(rng, s.width, s.d)
     done = train(net, p.x, p.y, kernel, s, time=s.time).net
-    linear = s.time * theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)[0]
+    own, _ = theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)
+    f_hat = theory.f_hat(kernel, p.x, p.y, p.z)
+    direction = theory.direction(kernel, p.x, p.y, p.z)
     parts = (
-        theory.f_hat(kernel, p.x, p.y, p.z) - theory.linear_predictor(kernel, p.x, p.y, p.z),
-        (theory.direction(kernel, p.x, p.y, p.z) - mean).ravel(),
+        f_hat - theory.linear_predictor(kernel, p.x, p.y, p.z),
+        (direction - mean).ravel(),
         theory.gate_motion(kernel, p.x, p.y, p.z).ravel(),
-        outputs(done, p.z, 1.0) - outputs(net, p.z, 1.0) - linear,
+        outputs(done, p.z, 1.0) - outputs(net, p.z, 1.0) - s.time * own,
     )
     return Sample(np.abs(np.concatenate(parts)), 1e-11)
 
@@ -136,37 +156,34 @@ def _rate(name: str):
             net = network(rng, width, s.d)
             if name == "initial_output":
                 return outputs(net, p.z, s.slope)
-            return theory.gate_moment(p.kernel, *net, p.x, p.z) - kernel_matrix(
-                p.kernel, "phi", p.x, p.z
-            )
-        sums = fresh_and_trained(
-            rng, p, s, width=width, time=s.time, at=p.z if name == "gradient" else None
-        )
+            own = theory.gate_moment(p.kernel, *net, p.x, p.z)
+            return own - kernel_matrix(p.kernel, "phi", p.x, p.z)
+        at = p.z if name == "gradient" else None
+        sums = fresh_and_trained(rng, p, s, width=width, time=s.time, at=at)
         if name == "flipped_fraction":
             return sums.flipped / width
         if name == "output":
             return sums.change - s.time * theory.f_hat(*p.data)
-        return (sums.gradient_after - sums.gradient_before) / s.time - theory.limit_gradient(
-            *p.data
-        )
+        change = sums.gradient_after - sums.gradient_before
+        return change / s.time - theory.limit_gradient(*p.data)
 
     def draw(rng, s: Setting, p: Problem) -> Sample:
-        return Sample(
-            np.array([np.sqrt(np.mean(error(rng, s, p, width) ** 2)) for width in s.widths])
-        )
+        squares = [np.mean(error(rng, s, p, width) ** 2) for width in s.widths]
+        return Sample(np.sqrt(squares))
 
     return draw
 
 
 def _change_variance(rng, s: Setting, p: Problem) -> Sample:
-    """Half the squared difference of two networks' changes, in units of T^2 (3 S_f^2 - f_hat^2) /
-    m.
+    """Half the squared difference of two networks' changes, in units of its limit.
+
+    The limit is T^2 (3 S_f^2 - f_hat^2) / m.
     """
-    first, second = (
-        fresh_and_trained(rng, p, s, width=s.width, time=s.time).change for _ in range(2)
-    )
+    first = fresh_and_trained(rng, p, s, width=s.width, time=s.time).change
+    second = fresh_and_trained(rng, p, s, width=s.width, time=s.time).change
     variance = theory.output_change_variance(p.constants, width=s.width, time=s.time)
-    return Sample(np.mean((first - second) ** 2 / 2 / variance), 1.0, slack=0.1)
+    square = (first - second) ** 2 / 2
+    return Sample(np.mean(square / variance), 1.0, slack=0.1)
 
 
 def _doubling(rng, s: Setting, p: Problem) -> Sample:
@@ -176,7 +193,10 @@ def _doubling(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _rates() -> tuple[Check, ...]:
-    """8.8. Quantities with much chance in them, the same in all queries, need more draws."""
+    """The checks of 8.8.
+
+    Quantities with much chance in them, the same in all queries, need more draws.
+    """
     table = {
         "kernel": ("kernel", "Phi_m - Phi", 200),
         "flipped_fraction": ("flips", "the share of flipped gates", 25),

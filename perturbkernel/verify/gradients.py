@@ -11,6 +11,7 @@ from perturbkernel.verify.draws import (
     fresh_and_trained,
     network,
     problem,
+    row_cosines,
     row_norms,
     train,
 )
@@ -53,8 +54,9 @@ def _gate_motion(rng, s: Setting, p: Problem) -> Sample:
 
 
 def _limit(rng, s: Setting, p: Problem) -> Sample:
-    """How much of zeta is in the mean gradient of networks: 1 if they converge to v + zeta, 0 if to
-    v.
+    """How much of zeta is in the mean gradient of networks.
+
+    1 if they converge to v + zeta, 0 if they converge to v.
     """
     sums = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.z)
     zeta = theory.gate_motion(*p.data)
@@ -75,11 +77,10 @@ def _flips_measured(drawn, s: Setting, p: Problem) -> Sample:
 def _cosine(rng, s: Setting, p: Problem) -> Sample:
     """1 - cosine against 1 - its lower bound, at points where |xi| < |v|."""
     sums = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.z)
-    change = (
-        sums.gradient_after - sums.gradient_before if s.start == "centred" else sums.gradient_after
-    )
-    v = p.constants.direction
-    cosine = np.sum(change * v, axis=1) / (row_norms(change) * row_norms(v))
+    change = sums.gradient_after
+    if s.start == "centred":
+        change = change - sums.gradient_before
+    cosine = row_cosines(change, p.constants.direction)
     bound = theory.bounds.measured_cosine_bound(p.constants, change, time=s.time)
     return Sample(1 - cosine, 1 - bound, np.where(np.isnan(bound), np.nan, 1.0))
 

@@ -1,5 +1,6 @@
-"""Verdicts on disk: `verify.json`, `verify.npz` with the arrays of its figures, and a
-self-contained `verify.html`.
+"""Verdicts on disk: `verify.json`, `verify.npz` with the arrays of its figures, and a page.
+
+The page, `verify.html`, needs nothing beside it. It is drawn once the results are written.
 """
 
 import dataclasses
@@ -7,6 +8,7 @@ import html
 import json
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -25,6 +27,10 @@ from perturbkernel.verify.protocol import Verdict
 from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summary
 
 _ARRAYS = ("expected", "observed", "allowed")
+_COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY}
+_CSS = """
+.fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; } .holds { color: #00694c; }
+"""
 
 
 def save(
@@ -32,34 +38,51 @@ def save(
     folder: str | os.PathLike,
     configuration: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes verdicts with their figures into `folder`; an earlier result there is replaced, other
+    """Writes verdicts into `folder`, then the page with their figures; returns the folder.
+
+    `verify.npz` and `verify.json` are complete before the first figure is drawn. A figure that
+    cannot be drawn is left out: a warning and the page say so. An earlier result is replaced, other
     files are left.
+
+        pk.verify.save(pk.verify.verify("3.2"), "out", {"asked for": "3.2"})
+
+    Raises ValueError if `folder` is a file.
     """
+    folder = Path(folder)
+    content = {
+        "configuration": dict(configuration or {}),
+        "summary": summary(verdicts),
+        "environment": reports.environment(),
+        "verdicts": [_plain(verdict) for verdict in verdicts],
+    }
 
-    def write(aside: Path) -> None:
-        arrays: dict[str, Any] = {
-            f"{i:03d}_{name}": getattr(verdict, name)
-            for i, verdict in enumerate(verdicts)
-            for name in _ARRAYS
-        }
-        np.savez(aside / "verify.npz", **arrays)
-        content = {
-            "configuration": dict(configuration or {}),
-            "summary": summary(verdicts),
-            "environment": reports.environment(),
-            "verdicts": [_plain(verdict) for verdict in verdicts],
-        }
+    def write_results(aside: Path) -> None:
+        np.savez(aside / "verify.npz", **_arrays(verdicts))
+        text = json.dumps(content, indent=2, allow_nan=False)
+        (aside / "verify.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "verify.html").unlink(missing_ok=True)  # of an earlier result
+
+    def draw(aside: Path) -> None:
         (aside / "verify.html").write_text(_page(verdicts, content), encoding="utf-8")
-        (aside / "verify.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
-    return write_whole(folder, "verify.json", write)
+    write_whole(folder, "verify.json", write_results)
+    return write_whole(folder, "verify.html", draw)
+
+
+def _arrays(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The arrays of all verdicts, numbered in their order."""
+    return {
+        f"{i:03d}_{name}": getattr(verdict, name)
+        for i, verdict in enumerate(verdicts)
+        for name in _ARRAYS
+    }
 
 
 def load(folder: str | os.PathLike) -> list[Verdict]:
     """Reads saved verdicts back. Raises FileNotFoundError if the folder holds none."""
     folder = Path(folder)
     try:
-        content = json.loads((folder / "verify.json").read_text())
+        content = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no finished result (no verify.json)") from None
     verdicts = []
@@ -81,20 +104,17 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
     return {name: finite(value) for name, value in fields.items() if name not in _ARRAYS}
 
 
-_COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY}
-
-
 def figure(verdicts: Sequence[Verdict]) -> Figure:
-    """One result: for each of its verdicts, what was observed against the bound or expectation, or
-    against width.
+    """The figure of one result, a panel for each of its verdicts.
+
+    What was observed against the bound or expectation, or against width.
     """
     columns = min(len(verdicts), 3)
     rows = -(-len(verdicts) // columns)
     with matplotlib.rc_context(plots.STYLE):
         drawing = Figure(figsize=(3.7 * columns + 0.3, 2.6 * rows), layout="constrained")
-        for axis, verdict in zip(
-            drawing.subplots(rows, columns, squeeze=False).flat, verdicts, strict=False
-        ):
+        drawing.subplots(rows, columns)
+        for axis, verdict in zip(drawing.axes, verdicts, strict=False):
             _panel(axis, verdict)
         for axis in drawing.axes[len(verdicts) :]:
             axis.set_visible(False)
@@ -103,60 +123,66 @@ def figure(verdicts: Sequence[Verdict]) -> Figure:
 
 def _panel(axis, v: Verdict) -> None:
     axis.set_title(f"{v.name}: {v.verdict}\n{v.setting}", color=_COLOURS[v.verdict], fontsize=7)
-    x, y = np.asarray(v.expected, float), np.asarray(v.observed, float)
-    kept = np.isfinite(x) & np.isfinite(y)
-    x, y = x[kept], y[kept]
-    if v.claim or not len(x):
-        axis.text(
-            0.5,
-            0.5,
-            f"{v.measured}\n{v.violations} violations",
-            ha="center",
-            va="center",
-            wrap=True,
-        )
+    expected = np.asarray(v.expected, float)
+    observed = np.asarray(v.observed, float)
+    kept = np.isfinite(expected) & np.isfinite(observed)
+    if v.claim or not kept.any():
+        said = f"{v.measured}\n{v.violations} violations"
+        axis.text(0.5, 0.5, said, ha="center", va="center", wrap=True)
         axis.set_axis_off()
-        return
-    if v.kind == "rate" and v.interval is not None and v.median is not None:
-        axis.loglog(x, y, "o", color=plots.F_COLOUR, ms=4)
-        for power, style in ((v.median, "-"), *((edge, ":") for edge in v.interval)):
-            axis.loglog(x, y[0] * (x / x[0]) ** power, style, color=plots.GREY, lw=1)
-        axis.set(xlabel=f"width (power {v.median:.3f} ± {v.worst:.3f})", ylabel="root mean square")
-        axis.minorticks_off()
-        axis.set_xticks(x, [f"{width:g}" for width in x])
-        return
-    if v.kind == "expectation":
-        place = np.arange(len(x))
-        axis.errorbar(place, x, v.allowed[kept], fmt="none", color=plots.GREY, capsize=3, lw=1)
-        axis.scatter(place, y, s=12, color=_COLOURS[v.verdict], zorder=3)
-        axis.set(
-            xticks=[],
-            xlim=(-1, len(x)),
-            xlabel="expected and what is allowed (bars)",
-            ylabel="mean over draws",
-        )
-        return
-    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    elif v.kind == "rate":
+        _rate_panel(axis, v, expected[kept], observed[kept])
+    elif v.kind == "expectation":
+        _mean_panel(axis, v, expected[kept], observed[kept], v.allowed[kept])
+    else:
+        _bound_panel(axis, v, expected[kept], observed[kept])
+
+
+def _rate_panel(axis, v: Verdict, width: np.ndarray, size: np.ndarray) -> None:
+    """Root mean squares against width, with lines of the fitted power and of the interval."""
+    axis.loglog(width, size, "o", color=plots.F_COLOUR, ms=4)
+    lines = [(v.median, "-"), *((edge, ":") for edge in v.interval or ())]
+    for power, style in lines:
+        line = size[0] * (width / width[0]) ** power
+        axis.loglog(width, line, style, color=plots.GREY, lw=1)
+    axis.set(xlabel=f"width (power {v.median:.3f} ± {v.worst:.3f})", ylabel="root mean square")
+    axis.minorticks_off()
+    axis.set_xticks(width, [f"{one:g}" for one in width])
+
+
+def _mean_panel(
+    axis, v: Verdict, expected: np.ndarray, mean: np.ndarray, allowed: np.ndarray
+) -> None:
+    """Means over draws beside what was expected."""
+    place = np.arange(len(expected))
+    axis.errorbar(place, expected, allowed, fmt="none", color=plots.GREY, capsize=3, lw=1)
+    axis.scatter(place, mean, s=12, color=_COLOURS[v.verdict], zorder=3)
+    axis.set(
+        xticks=[],
+        xlim=(-1, len(expected)),
+        xlabel="expected and what is allowed (bars)",
+        ylabel="mean over draws",
+    )
+
+
+def _bound_panel(axis, v: Verdict, x: np.ndarray, y: np.ndarray) -> None:
+    """What was observed, y, against its bound, x: below the diagonal it holds."""
+    low = min(x.min(), y.min())
+    high = max(x.max(), y.max())
     if y.min() >= 0 and x.min() > 0:
         # In logarithms a ratio is a distance from the diagonal. Down to the smallest half percent
         # of what was observed; what lies below, zeros included, is drawn at the edge.
         positive = y[y > 0]
-        low = (
-            min(float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10, x.min())
-            / 1.5
-        )
-        y, high = np.maximum(y, low), high * 1.5
+        smallest = float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10
+        low = min(smallest, x.min()) / 1.5
+        high *= 1.5
+        y = np.maximum(y, low)
         axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         for direction in (axis.xaxis, axis.yaxis):
             direction.set_minor_formatter(NullFormatter())
     axis.scatter(x, y, s=5, color=_COLOURS[v.verdict], alpha=0.4, lw=0, rasterized=True)
     axis.axline((low, low), (high, high), color=plots.F_COLOUR, lw=0.8)
     axis.set(xlabel="tolerance" if v.kind == "identity" else "bound", ylabel="observed")
-
-
-_CSS = """
-.fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; } .holds { color: #00694c; }
-"""
 
 
 def theory_link(number: str) -> str:
@@ -175,25 +201,40 @@ def _link_numbers(table: str) -> str:
 
 def _page(verdicts: Sequence[Verdict], content: Mapping[str, Any]) -> str:
     e = html.escape
-    parts = []
-    for section, of_section in groupby(verdicts, lambda verdict: verdict.id.partition(".")[0]):
-        members = list(of_section)
-        parts.append(f"<h2>{section}. {e(SECTIONS[section])}</h2>")
-        kinds = [verdict.verdict for verdict in members]
-        parts.append(_link_numbers(html_table(map(row, members), HEAD, kinds)))
-        parts += [f"<p>{e(v.name)} {v.verdict}: {e(v.reason)}.</p>" for v in members if v.reason]
-        for number, of_result in groupby(members, lambda verdict: verdict.id):
-            picture = plots.render(figure(list(of_result)), "png")
-            parts.append(html_figure(f"result {number}", picture))
-    return html_page(
-        "perturbkernel verify",
-        f"""<h1>The theory, tried on finite networks</h1>
-<p>{e(content["summary"])}.</p><p>{e(EXPLANATION)} In the figures every point is one observation; below the diagonal a
-bound holds.</p>
-<p>Statements and proofs are in the manual, docs/theory.md. Numbers of results lead there when this page lies in the
-manual as built: <code>make docs</code>, then <code>perturbkernel verify --out site</code>.</p>
+    sections = groupby(verdicts, lambda verdict: verdict.id.partition(".")[0])
+    parts = [_section(number, list(members)) for number, members in sections]
+    body = f"""<h1>The theory, tried on finite networks</h1>
+<p>{e(content["summary"])}.</p><p>{e(EXPLANATION)} In the figures every point is one observation;
+below the diagonal a bound holds.</p>
+<p>Statements and proofs are in the manual, docs/theory.md. Numbers of results lead there when this
+page lies in the manual as built: <code>make docs</code>, then
+<code>perturbkernel verify --out site</code>.</p>
 {"".join(parts)}
 <h2>What was asked</h2>{html_table(content["configuration"].items())}
-<h2>Versions and machine</h2>{html_table(content["environment"].items())}""",
-        _CSS,
-    )
+<h2>Versions and machine</h2>{html_table(content["environment"].items())}"""
+    return html_page("perturbkernel verify", body, _CSS)
+
+
+def _section(number: str, verdicts: list[Verdict]) -> str:
+    """The table of a section, its reasons and its figures."""
+    e = html.escape
+    kinds = [verdict.verdict for verdict in verdicts]
+    table = html_table(map(row, verdicts), HEAD, kinds)
+    parts = [f"<h2>{number}. {e(SECTIONS[number])}</h2>", _link_numbers(table)]
+    for verdict in verdicts:
+        if verdict.reason:
+            parts.append(f"<p>{e(verdict.name)} {verdict.verdict}: {e(verdict.reason)}.</p>")
+    for result, of_result in groupby(verdicts, lambda verdict: verdict.id):
+        parts.append(_figure(result, list(of_result)))
+    return "".join(parts)
+
+
+def _figure(number: str, verdicts: list[Verdict]) -> str:
+    """The figure of a result; one that cannot be drawn costs no more than itself."""
+    try:
+        picture = plots.render(figure(verdicts), "png")
+    except Exception as error:
+        said = f"the figure of {number} could not be drawn ({type(error).__name__}: {error})"
+        warnings.warn(said, stacklevel=2)
+        return f"<p>{html.escape(said)}</p>"
+    return html_figure(f"result {number}", picture)

@@ -7,14 +7,23 @@ import jax
 import numpy as np
 
 from perturbkernel import theory
-from perturbkernel.verify.draws import Problem, fresh_and_trained, problem, row_norms, signs, units
+from perturbkernel.verify.draws import (
+    Problem,
+    fresh_and_trained,
+    problem,
+    row_cosines,
+    row_norms,
+    signs,
+    units,
+)
 from perturbkernel.verify.kernels import kernel_matrix
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
 def _sign_probability(rng, s: Setting, p: Problem) -> Sample:
-    """The share of likelier signs, and signs weighted by their certainty, in units of what is
-    expected.
+    """The share of likelier signs, and signs weighted by their certainty.
+
+    The latter is in units of what is expected.
     """
     f = fresh_and_trained(rng, p, s, width=s.width, time=s.time).after
     labels = np.where(theory.f_hat(*p.data) > 0, 1.0, -1.0)
@@ -62,14 +71,14 @@ def _agreement(rng, s: Setting, fixed) -> Sample:
 
 def _cosine(rng, s: Setting, p: Problem) -> Sample:
     after = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.z).gradient_after
-    v = theory.direction(*p.data)
-    cosine = np.sum(after * v, axis=1) / (row_norms(after) * row_norms(v))
-    return Sample(cosine.mean(), theory.expected_cosine(*p.data, time=s.time).mean(), slack=0.04)
+    cosine = row_cosines(after, theory.direction(*p.data))
+    expected = theory.expected_cosine(*p.data, time=s.time)
+    return Sample(cosine.mean(), expected.mean(), slack=0.04)
 
 
 class _Directions(NamedTuple):
-    """At fixed directions: the kernel at both signs of every target, (n, m), and the theory's
-    moments.
+    """At fixed directions: the kernel at both signs of every target, (n, m), and the moments that
+    the theory gives.
     """
 
     plus: np.ndarray
@@ -78,30 +87,33 @@ class _Directions(NamedTuple):
 
 
 def _directions(rng, s: Setting) -> _Directions:
-    p, u = problem(rng, s), units(rng, s.n, s.d)
+    p = problem(rng, s)
+    u = units(rng, s.n, s.d)
     carrier = p.x if s.scenario == "b" else np.zeros_like(p.x)
-    plus, minus = (
-        kernel_matrix(p.kernel, "ntk", carrier + sign * s.size * u, p.z) for sign in (1, -1)
-    )
+    moments = theory.target_moments(p.kernel, carrier, u, p.z, size=s.size, rule=s.targets)
     return _Directions(
-        plus, minus, theory.target_moments(p.kernel, carrier, u, p.z, size=s.size, rule=s.targets)
+        plus=kernel_matrix(p.kernel, "ntk", carrier + s.size * u, p.z),
+        minus=kernel_matrix(p.kernel, "ntk", carrier - s.size * u, p.z),
+        moments=moments,
     )
 
 
 def _targets(rng, s: Setting, fixed: _Directions) -> Sample:
-    """g_hat_K over targets: its square about the mean in units of the variance, its deviation from
-    the mean (plus one, so that there is a number to resolve), and how often its sign is the
-    likelier one.
+    """Three numbers of g_hat_K over targets.
+
+    Its square about the mean in units of the variance, its deviation from the mean (plus one, so
+    that there is a number to resolve), and how often its sign is the likelier one.
     """
     moments = fixed.moments
     targets = signs(rng, s.n, s.targets)[:, None]
     g_hat = np.mean(targets * np.where(targets > 0, fixed.plus, fixed.minus), axis=0)
     standard = (g_hat - moments.mean) / np.sqrt(moments.variance)
-    likely = moments.positive > 0.5
     along = np.where(moments.mean > 0, standard, -standard).mean()
+    likelier = (g_hat > 0) == (moments.positive > 0.5)
+    certainty = np.maximum(moments.positive, 1 - moments.positive)
     return Sample(
-        np.array([np.mean(standard**2), 1 + along, np.mean((g_hat > 0) == likely)]),
-        np.array([1.0, 1.0, np.mean(np.maximum(moments.positive, 1 - moments.positive))]),
+        np.array([np.mean(standard**2), 1 + along, np.mean(likelier)]),
+        np.array([1.0, 1.0, np.mean(certainty)]),
         slack=np.array([0.0, 0.0, 0.04]),
     )
 

@@ -18,10 +18,11 @@ from perturbkernel.attacks.one_step import perturb
 from perturbkernel.kernels import angles as activations
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory import arguments, tails
-from perturbkernel.training import fit, predictors
+from perturbkernel.training import fit
 from perturbkernel.training.dynamics import GradientFlow, HeavyBall
-from perturbkernel.verify import matching, page, protocol, runner
-from perturbkernel.verify.protocol import Check, Sample, Setting, judge
+from perturbkernel.verify import judgement, page, protocol, runner, second_network
+from perturbkernel.verify.judgement import judge
+from perturbkernel.verify.protocol import Check, Sample, Setting
 
 CHECKS = {check.name: check for check in verify.checks()}
 
@@ -130,7 +131,7 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "0.4": ({"draws": 1, "d": 6, "n": 8}, scaled(arguments, "cone_slope", 0.9)),
     "0.5": ({"draws": 3}, replaced(activations, "products_and_angles", _gram_angles)),
     "1.1": ({"draws": 2}, replaced(HeavyBall, "effective_time", property(_no_transient))),
-    "1.2": ({"draws": 1}, replaced(predictors, "fit", _fit_at_twice_the_time)),
+    "1.2": ({"draws": 1}, replaced(fit, "fit", _fit_at_twice_the_time)),
     "1.3 (iii)": ({"draws": 3, "time": 0.3}, field(B, "coefficient_bounds", high=0.9)),
     "1.3 (ii)": ({"draws": 3}, scaled(B, "weight_error_bound", 0.5)),
     "1.3 (iv)": ({"draws": 5}, scaled(B, "half_time_gap", 0.3)),
@@ -289,9 +290,11 @@ def test_a_broken_formula_fails(name, monkeypatch):
     if name in RATES:
         check = dataclasses.replace(check, interval=(RATES[name] - 0.1, RATES[name] + 0.1))
     elif name == "8.7 linear networks":
-        monkeypatch.setattr(matching, "replace", lambda s, slope: s)
+        monkeypatch.setattr(second_network, "replace", lambda s, slope: s)
         setting = dataclasses.replace(setting, shift=0.0, draws=10)
-        monkeypatch.setattr(matching, "TwoLayerNTK", lambda slope, bias: TwoLayerNTK(0.0, bias))
+        monkeypatch.setattr(
+            second_network, "TwoLayerNTK", lambda slope, bias: TwoLayerNTK(0.0, bias)
+        )
     else:
         change = BROKEN[name][1]
         assert change is not None
@@ -320,12 +323,12 @@ def test_binomial_tail_and_allowed_errors():
         (5, 0.1, 6),
     ):
         expected = binom.sf(count - 1, trials, probability)
-        assert protocol.binomial_tail(trials, probability, count) == pytest.approx(
+        assert judgement.binomial_tail(trials, probability, count) == pytest.approx(
             expected, rel=1e-9
         )
     for statistics, draws in ((1, 10), (1, 200), (20, 40)):
-        exact = t.isf(protocol.FALSE_ALARM / (2 * statistics), draws - 1)
-        assert protocol.allowed_errors(statistics, draws) == pytest.approx(exact, rel=0.15)
+        exact = t.isf(judgement.FALSE_ALARM / (2 * statistics), draws - 1)
+        assert judgement.allowed_errors(statistics, draws) == pytest.approx(exact, rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -507,14 +510,37 @@ def test_results_on_disk(verdicts, tmp_path):
 def test_a_failed_write_leaves_the_earlier_result(verdicts, tmp_path, monkeypatch):
     verify.save(verdicts[:1], tmp_path)
     before = (tmp_path / "verify.json").read_text()
-    monkeypatch.setattr(page, "_page", lambda *_: 1 / 0)
+    monkeypatch.setattr(page, "_arrays", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         verify.save(verdicts, tmp_path)
-    assert (tmp_path / "verify.json").read_text() == before and len(list(tmp_path.iterdir())) == 3
+    assert (tmp_path / "verify.json").read_text() == before
+    assert len(list(tmp_path.iterdir())) == 3
     with pytest.raises(ValueError, match="is a file"):
         verify.save(verdicts, tmp_path / "verify.json")
     with pytest.raises(FileNotFoundError, match="no finished result"):
         verify.load(tmp_path / "nothing")
+
+
+def test_a_failed_figure_costs_no_results(verdicts, tmp_path, monkeypatch):
+    def broken(members):
+        if members[0].id == "6.2":
+            raise ValueError("no <axis>")
+        return figure(members)
+
+    figure = page.figure
+    monkeypatch.setattr(page, "figure", broken)
+    with pytest.warns(UserWarning, match="figure of 6.2 could not be drawn"):
+        verify.save(verdicts, tmp_path)
+    assert [v.name for v in verify.load(tmp_path)] == [v.name for v in verdicts]
+    html = (tmp_path / "verify.html").read_text()
+    assert "ValueError: no &lt;axis&gt;" in html
+    assert html.count("data:image/png") == 2
+    # A page that cannot be written leaves the results, and no page of earlier ones beside them.
+    monkeypatch.setattr(page, "_page", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        verify.save(verdicts[:1], tmp_path)
+    assert len(verify.load(tmp_path)) == 1
+    assert not (tmp_path / "verify.html").exists()
 
 
 def test_jax_settings_are_left_alone():

@@ -1,0 +1,254 @@
+"""What an experiment found: both predictors, the perturbations, and what they say of each other."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
+
+from perturbkernel.attacks.norms import normalise
+from perturbkernel.attacks.one_step import Perturbation
+from perturbkernel.checks import check_choice, check_count
+from perturbkernel.data.dataset import Dataset
+from perturbkernel.data.draws import draw_classes, draw_targets
+from perturbkernel.data.labels import encoded
+from perturbkernel.learning.diagnosis import Diagnosis, diagnose
+from perturbkernel.metrics import class_agreement, class_means, share_right
+
+CONTROLS = ("unperturbed", "random", "shuffled")
+
+
+class Pair(NamedTuple):
+    """A number (or one for each class, (K,)) for the first and for the second network."""
+
+    f: Array
+    g: Array
+
+
+class PerturbationLearning(eqx.Module):
+    """What `learn_from_perturbations` did; a pytree.
+
+    For K > 2 classes f and g have K outputs and decide by the largest; perturbation.targets are
+    class indices; `cosine` and `diagnosis` are None, as the theory behind them is that of two
+    classes.
+
+    Attributes:
+        f, g: the two predictors.
+        perturbation: `delta`, `targets`, `zero_gradient`.
+        carrier: (m, ...), what the perturbations were added to: zero in scenario (a), the inputs in
+            (b).
+        cosine: (m,), the signed cosine of targets_i delta_i with the theory's direction v(a_i) =
+            (1/n) sum_k y_k Phi(x_k, a_i) x_k at the points `attacked`; NaN where either is zero;
+            None without a TwoLayerNTK, and for K > 2 classes.
+        diagnosis: signal and random offset of g at the clean training points; None for learners
+            without a kernel, and for K > 2 classes.
+        train: the data set that f was trained on.
+        options: size, norm, direction, bounds, balanced (whether the targets were), at ("data" or
+            "carrier").
+    """
+
+    f: Any
+    g: Any
+    perturbation: Perturbation
+    carrier: Float[Array, "m ..."]
+    cosine: Float[Array, " m"] | None
+    diagnosis: Diagnosis | None
+    train: Dataset
+    learner_g: Callable
+    options: dict[str, Any] = eqx.field(static=True)
+    key: PRNGKeyArray
+    g_key: PRNGKeyArray
+
+    @property
+    def attacked(self) -> Float[Array, "m ..."]:
+        """The points at which f's gradient gave the perturbations, (m, ...).
+
+        The training points, in turn, or the carrier.
+        """
+        return attacked_points(self.train.inputs, self.carrier, self.options["at"])
+
+    @property
+    def perturbed(self) -> Float[Array, "m ..."]:
+        """Carrier + delta: the inputs that g was trained on."""
+        return self.carrier + self.perturbation.delta
+
+    def accuracy(self, data: Dataset, *, per_class: bool = False) -> Pair:
+        """Accuracy of f and of g on clean data with its true labels.
+
+        `per_class`: of each class, (K,), NaN if empty.
+        """
+        self._check_classes(data)
+
+        def accuracy(predictor) -> Array:
+            share = share_right(predictor(data.inputs), data)
+            return class_means(share, data) if per_class else share.mean()
+
+        return Pair(accuracy(self.f), accuracy(self.g))
+
+    def agreement(
+        self, z: Float[ArrayLike, "m ..."] | Dataset, *, per_class: bool = False
+    ) -> Array:
+        """The share of points z at which f and g have the same sign, or decide for the same class.
+
+        `per_class`: for the points of each true class, (K,); then z is a Dataset.
+        """
+        points = z.inputs if isinstance(z, Dataset) else z
+        f, g = self.f(points), self.g(points)
+        same = class_agreement(f, g) if f.ndim == 2 else _same_sign(f, g)
+        if not per_class:
+            return same.mean()
+        if not isinstance(z, Dataset):
+            raise TypeError(f"z must be a Dataset for agreement per class; got {type(z).__name__}")
+        self._check_classes(z)
+        return class_means(same, z)
+
+    def _check_classes(self, data: Dataset) -> None:
+        if len(data.classes) != len(self.train.classes):
+            raise ValueError(
+                f"data must have the classes of the training data, {self.train.classes}; "
+                f"got {data!r}"
+            )
+
+    def diagnose(self, data: Dataset) -> Diagnosis:
+        """The diagnosis at other labelled points than the training data."""
+        if len(self.train.classes) > 2:
+            raise TypeError(f"a diagnosis is for two classes; these are {len(self.train.classes)}")
+        if self.diagnosis is None:
+            raise TypeError(
+                "a diagnosis needs a second learner with an infinite-width kernel "
+                "(attribute `kernel`)"
+            )
+        kernel: Any = self.learner_g
+        p = self.perturbation
+        return diagnose(
+            kernel.kernel,
+            self.carrier,
+            p.delta,
+            p.targets,
+            data.inputs,
+            data.targets,
+            balanced=self.options["balanced"],
+            mesh=getattr(kernel, "mesh", None),
+        )
+
+    def control(self, name: str, draw: int = 0) -> Callable:
+        """The second learner trained on what should teach it nothing, a predictor.
+
+        `draw` numbers independent ones. "unperturbed": the bare carrier with the same targets;
+        "random": carrier plus random directions of the same sizes; "shuffled": the perturbed
+        carrier with half of the targets, chosen at random, turned around, so that targets and
+        perturbations are uncorrelated (K classes: moved on by 0 to K - 1, each equally often).
+        """
+        check_choice(name, "name", CONTROLS)
+        key = jax.random.fold_in(self.key, draw)
+        noise_key, shuffle_key, learner_key = jax.random.split(key, 3)
+        delta, targets = self.perturbation.delta, self.perturbation.targets
+        inputs = self.carrier
+        if name == "random":
+            # The norm that normalise() set to one: l2 lengths; a linf step has entries of one size.
+            direction = jax.random.normal(noise_key, delta.shape, delta.dtype)
+            length = jnp.linalg.norm(delta.reshape(len(delta), -1), axis=1)
+            each = length.reshape(-1, *(1,) * (delta.ndim - 1))
+            inputs = inputs + normalise(direction, "l2") * each
+        elif name == "shuffled":
+            inputs = inputs + delta
+            classes = len(self.train.classes)
+            if classes == 2:
+                turn = draw_targets("balanced", len(targets), key=shuffle_key)
+                targets = targets * turn.astype(targets.dtype)
+            else:
+                shift = draw_classes("balanced", targets, classes, key=shuffle_key)
+                targets = (targets + shift.astype(targets.dtype)) % classes
+        return self.learner_g(inputs, encoded(targets, len(self.train.classes)), learner_key)
+
+    def evaluate(
+        self,
+        test: Dataset | None = None,
+        fresh: Float[ArrayLike, "m ..."] | None = None,
+        control_draws: int = 1,
+    ) -> dict[str, Any]:
+        """Every number of the experiment as one dictionary of floats.
+
+        Args:
+            test: clean data that neither network saw; adds accuracies "test", and agreement on its
+                inputs.
+            fresh: inputs for the agreement instead of the test inputs, new synthetic points for
+                instance.
+            control_draws: how many independent draws of each random control; a single one scatters
+                widely, since even a random direction separates two classes somewhat, one way or the
+                other.
+
+        Returns:
+            "accuracy": {"f", "g"} -> {"train", "test"}, always on clean data with true labels;
+            "controls": each control -> {"train", "test"} -> accuracies, one a draw (unperturbed:
+            one); "agreement": share of `fresh` (else test) points with equal signs, None without
+            either; "cosine": {"mean", "min"} or None; "zero_gradients": a count; "diagnosis": means
+            over the training points.
+        """
+        check_count(control_draws, "control_draws")
+        if test is not None:
+            self._check_classes(test)
+        sets = {"train": self.train} | ({} if test is None else {"test": test})
+        if fresh is None and test is not None:
+            fresh = test.inputs
+        clean = jnp.concatenate([data.inputs for data in sets.values()])
+        ends = np.cumsum([len(data) for data in sets.values()])[:-1]
+
+        def accuracies(predictor) -> dict[str, float]:
+            parts = jnp.split(predictor(clean), ends)
+            return {
+                name: float(share_right(out, sets[name]).mean())
+                for name, out in zip(sets, parts, strict=True)
+            }
+
+        def control(name) -> dict[str, list[float]]:
+            count = 1 if name == "unperturbed" else control_draws
+            draws = [accuracies(self.control(name, draw)) for draw in range(count)]
+            return {part: [draw[part] for draw in draws] for part in sets}
+
+        return {
+            "accuracy": {"f": accuracies(self.f), "g": accuracies(self.g)},
+            "controls": {name: control(name) for name in CONTROLS},
+            "agreement": None if fresh is None else float(self.agreement(fresh)),
+            "cosine": _cosine_numbers(self.cosine),
+            "zero_gradients": int(self.perturbation.zero_gradient.sum()),
+            "diagnosis": _diagnosis_numbers(self.diagnosis),
+        }
+
+
+def _same_sign(f: Array, g: Array) -> Array:
+    """1 where two outputs have the same sign, 0 where they have not, 1/2 where one is 0."""
+    return (1 + jnp.sign(f) * jnp.sign(g).astype(f.dtype)) / 2
+
+
+def _cosine_numbers(cosine: Array | None) -> dict[str, float] | None:
+    if cosine is None:
+        return None
+    return {"mean": float(jnp.nanmean(cosine)), "min": float(jnp.nanmin(cosine))}
+
+
+def _diagnosis_numbers(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
+    if diagnosis is None:
+        return None
+    return {
+        "expected_accuracy": float(diagnosis.expected_accuracy),
+        "signal_rms": _rms(diagnosis.signal),
+        "offset_rms": _rms(diagnosis.offset),
+        "offset_std_rms": _rms(diagnosis.offset_std),
+        "assumes": diagnosis.assumes,
+    }
+
+
+def _rms(values: Array) -> float:
+    return float(jnp.sqrt((values**2).mean()))
+
+
+def attacked_points(x: Array, carrier: Array, at: str) -> Array:
+    """The training points in turns, as many as there are rows of the carrier; or the carrier."""
+    if at == "carrier":
+        return carrier
+    turns = len(carrier) // len(x)
+    return x if turns == 1 else jnp.tile(x, (turns, *(1,) * (x.ndim - 1)))

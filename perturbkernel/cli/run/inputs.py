@@ -14,14 +14,13 @@ import jax
 import numpy as np
 
 from perturbkernel import data as datasets
-from perturbkernel import report as reports
 from perturbkernel.cli import options
 from perturbkernel.data.array_files import check_memory, read_labelled, read_npy
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import NOISES, TARGET_RULES
 from perturbkernel.data.image_files import FASHION_MNIST, MNIST
 from perturbkernel.data.labels import class_name
-from perturbkernel.reproduce.page import RECORD
+from perturbkernel.report.results import check_folder
 from perturbkernel.training.solve import CLASS_LOSSES, LOSSES
 
 SYNTHETIC = ("gaussian", "shifted_gaussian")
@@ -67,9 +66,16 @@ def check_options(args: argparse.Namespace) -> None:
         )
     options.check_out(args.out)
     if args.out is not None:
-        if (Path(args.out) / RECORD).exists():
-            raise ValueError(f"--out {args.out} holds a reproduction; give another folder")
-        reports.check_folder(args.out)
+        _check_results_go_to(args.out)
+
+
+def _check_results_go_to(folder: str) -> None:
+    """Raises ValueError if the folder holds results of another kind."""
+    from perturbkernel.reproduce.page import RECORD  # slow to import, and seldom needed
+
+    if (Path(folder) / RECORD).exists():
+        raise ValueError(f"--out {folder} holds a reproduction; give another folder")
+    check_folder(folder)
 
 
 def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
@@ -78,7 +84,8 @@ def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
     if args.data in _IMAGES:
         chosen = _chosen_digits(args.classes, args.data)
         read = getattr(datasets, args.data)
-        train, test = (read(args.path, split=split, **chosen) for split in ("train", "test"))
+        train = read(args.path, split="train", **chosen)
+        test = read(args.path, split="test", **chosen)
         if args.n is not None:
             train = _subset(train, args.n, split_key)
     else:

@@ -31,7 +31,7 @@ def metrics_of(
 
 
 def _rounding(r: PerturbationLearning) -> float:
-    """What adding perturbations to their carrier changed in them, relative to their length (rms)."""
+    """How much adding perturbations to their carrier changed them, relative to their length."""
     delta = np.asarray(r.perturbation.delta, float).reshape(len(r.carrier), -1)
     added = np.asarray(r.perturbed, float) - np.asarray(r.carrier, float)
     length = np.linalg.norm(delta)

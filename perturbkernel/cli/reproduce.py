@@ -23,7 +23,7 @@ _EXAMPLES = """\
 examples:
   perturbkernel reproduce list                              # what there is
   perturbkernel reproduce shifted_gaussian_a/d/identity     # one panel, reduced sizes, both modes
-  perturbkernel reproduce mnist_a map --mode limit          # a study's panels, all maps, closed form
+  perturbkernel reproduce mnist_a map --mode limit          # panels and all maps, closed form
   perturbkernel reproduce --all                             # everything at reduced sizes
   perturbkernel reproduce --all --mode limit --scale paper  # the closed form at the published sizes
   perturbkernel reproduce theory-vs-width                   # rates of finite networks

@@ -1,4 +1,7 @@
-"""The module paths of version 0.1, kept importable for one release: the only place that knows them."""
+"""The module paths of version 0.1, kept importable for one release.
+
+This is the only place that knows them.
+"""
 
 import sys
 import warnings

@@ -1,24 +1,25 @@
-"""The command `perturbkernel`."""
+"""The command `perturbkernel`.
+
+What only some commands need is imported where they run: help, and a refusal, come at once.
+"""
 
 import argparse
 import os
 import sys
 import warnings
 from pathlib import Path
-
-import jax
+from typing import Any
 
 from perturbkernel import interrupts
-from perturbkernel import report as reports
 from perturbkernel._version import __version__
-from perturbkernel.cli import bench, verify
-from perturbkernel.cli import reproduce as reproduction
+from perturbkernel.cli import bench, reproduce, verify
 from perturbkernel.cli.parser import EXIT_CODES, Parser
-from perturbkernel.cli.run import command as experiment
+from perturbkernel.cli.run import command as run
 from perturbkernel.cli.streams import readers_may_leave
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
     parser = Parser(
         prog="perturbkernel",
         description="Learning from adversarial perturbations, in closed form.",
@@ -26,12 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"perturbkernel {__version__}")
-    commands = parser.add_subparsers(
-        dest="command", required=True, parser_class=Parser, metavar="COMMAND"
-    )
-    experiment.add_command(commands, EXIT_CODES)
+    commands = parser.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
+    run.add_command(commands, EXIT_CODES)
     verify.add_command(commands, EXIT_CODES)
-    reproduction.add_command(commands, EXIT_CODES)
+    reproduce.add_command(commands, EXIT_CODES)
     bench.add_command(commands, EXIT_CODES)
     page = commands.add_parser("report", help="draw the figures and page of a saved result again")
     page.add_argument(
@@ -42,15 +41,30 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _report(args: argparse.Namespace) -> int:
-    if (Path(args.folder) / reproduction.RECORD).is_file():
-        print(f"page: {reproduction.load(args.folder).save()}")
+    from perturbkernel import report, reproduce
+    from perturbkernel.reproduce.page import RECORD
+
+    if (Path(args.folder) / RECORD).is_file():
+        print(f"page: {reproduce.load(args.folder).save()}")
     else:
-        print(f"report: {reports.redraw(args.folder) / 'report.html'}")
+        print(f"report: {report.redraw(args.folder) / 'report.html'}")
     return 0
+
+
+def _perform(args: argparse.Namespace) -> int:
+    """Does what the command line asks for, and returns its exit status."""
+    import jax
+
+    with jax.enable_x64(getattr(args, "precision", 32) == 64):
+        if args.command != "report" and not getattr(args, "list", False):
+            _check_device()
+        return args.function(args)
 
 
 def _check_device() -> None:
     """Raises ValueError if JAX finds no device to compute on, whatever JAX raises then."""
+    import jax
+
     try:
         jax.devices()
     except Exception as error:
@@ -71,22 +85,29 @@ def _in_shell_words(message: str, args: argparse.Namespace) -> str:
     return " ".join([first, *others])
 
 
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"perturbkernel: warning: {message}", file=sys.stderr)
+
+
 @readers_may_leave()
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and returns its exit status; errors are one line on standard error."""
-    command, argv = argv is None, sys.argv[1:] if argv is None else argv
+    """Runs the command and returns its exit status; errors are one line on standard error.
+
+    Without arguments it prints the help, and the status is 0.
+    """
+    command = argv is None
+    words = sys.argv[1:] if argv is None else argv
     args = argparse.Namespace()
-    warnings.showwarning = lambda message, *_, **__: print(
-        f"perturbkernel: warning: {message}", file=sys.stderr
-    )
+    warnings.showwarning = _print_warning
     try:
         with interrupts.answered(command=command):
-            args = build_parser().parse_args(argv)
-            args.argv = argv
-            with jax.enable_x64(getattr(args, "precision", 32) == 64):
-                if args.command != "report" and not getattr(args, "list", False):
-                    _check_device()
-                return args.function(args)
+            parser = build_parser()
+            args = parser.parse_args(words)
+            args.argv = words
+            if args.command is None:
+                parser.print_help()
+                return 0
+            return _perform(args)
     except KeyboardInterrupt:
         print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)
         return interrupts.STATUS
@@ -94,8 +115,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"perturbkernel: error: {_in_shell_words(str(error), args)}", file=sys.stderr)
         return 2
     except Exception as error:
-        print(
-            f"perturbkernel: failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}",
-            file=sys.stderr,
-        )
+        reason = " ".join(str(error).split())[:500]
+        print(f"perturbkernel: failed: {type(error).__name__}: {reason}", file=sys.stderr)
         return 1

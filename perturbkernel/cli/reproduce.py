@@ -1,49 +1,61 @@
-"""`perturbkernel reproduce`."""
+"""The command `perturbkernel reproduce`."""
 
 import argparse
 import contextlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from perturbkernel.report.html import text_row
-from perturbkernel.reproduce import names, reproduce
-from perturbkernel.reproduce.page import RECORD as RECORD
-from perturbkernel.reproduce.page import load as load
-from perturbkernel.reproduce.panels.figures import describe
-from perturbkernel.reproduce.panels.specification import (
-    SCALES,
-    decision_map,
-    map_ids,
-    panel,
-    panel_ids,
-)
-from perturbkernel.reproduce.plan import MODES, STUDIES
+if TYPE_CHECKING:
+    from perturbkernel.reproduce import Reproduction
 
 _DEFAULT_OUT = "results/reproduce"
+# The column of distances wraps at this width; the others take what they need.
+_WIDTH = 90
+_DESCRIPTION = (
+    "Computes panels and decision maps of Kumano, Kera, Yamasaki (NeurIPS 2024): in the kernel "
+    "limit, in closed form, and by networks of finite width trained by the published recipe, "
+    "beside the published values. Finished pieces are kept in the folder; a run that was stopped "
+    "goes on where it was."
+)
+_EXAMPLES = """\
+examples:
+  perturbkernel reproduce list                              # what there is
+  perturbkernel reproduce shifted_gaussian_a/d/identity     # one panel, reduced sizes, both modes
+  perturbkernel reproduce mnist_a map --mode limit          # panels and all maps, closed form
+  perturbkernel reproduce --all                             # everything at reduced sizes
+  perturbkernel reproduce --all --mode limit --scale paper  # the closed form at the published sizes
+  perturbkernel reproduce theory-vs-width                   # rates of finite networks
+  perturbkernel reproduce architectures                     # deep, convolutional, residual networks
+  perturbkernel reproduce carriers                          # noise and other images as carriers
+
+"""
 
 
 def add_command(commands, epilog: str) -> None:
     """Adds the command to the subparsers of `perturbkernel`."""
-    parser = commands.add_parser(
+    commands.add_parser(
         "reproduce",
         help="the paper's panels and decision maps, in closed form and by networks of finite width",
-        description="Computes panels and decision maps of Kumano, Kera, Yamasaki (NeurIPS 2024): in the kernel limit, "
-        "in closed form, and by networks of finite width trained by the published recipe, beside the published values. "
-        "Finished pieces are kept in the folder; a run that was stopped goes on where it was.",
-        epilog="examples:\n"
-        "  perturbkernel reproduce list                                # what there is\n"
-        "  perturbkernel reproduce shifted_gaussian_a/d/identity       # one panel, reduced sizes, both modes\n"
-        "  perturbkernel reproduce mnist_a map --mode limit            # a study's panels and all maps, closed form\n"
-        "  perturbkernel reproduce --all                               # everything at reduced sizes\n"
-        "  perturbkernel reproduce --all --mode limit --scale paper    # the closed form at the published sizes\n"
-        "  perturbkernel reproduce theory-vs-width                     # rates of finite networks\n"
-        "  perturbkernel reproduce architectures                       # deep, convolutional, residual networks\n"
-        "  perturbkernel reproduce carriers                            # noise and other images as carriers\n\n"
-        + epilog,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES + epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        options=_add_options,
     )
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    _add_choices(parser)
+    _add_places(parser)
+    parser.set_defaults(function=_reproduce)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """What is reproduced, and how."""
+    from perturbkernel.reproduce import plan
+    from perturbkernel.reproduce.panels import specification
+
     parser.add_argument(
         "names",
         nargs="*",
@@ -53,13 +65,13 @@ def add_command(commands, epilog: str) -> None:
     parser.add_argument("--all", action="store_true", help="every panel, map and study")
     parser.add_argument(
         "--mode",
-        choices=MODES,
+        choices=plan.MODES,
         default="both",
         help="limit: closed form; network: finite width (both)",
     )
     parser.add_argument(
         "--scale",
-        choices=SCALES,
+        choices=specification.SCALES,
         default="small",
         help="small: reduced sizes (default); paper: published",
     )
@@ -79,8 +91,13 @@ def add_command(commands, epilog: str) -> None:
         "--dynamics",
         choices=("flow", "heavy_ball"),
         default="flow",
-        help="of the logistic loss in the limit: gradient flow at the effective time (default), or exact steps",
+        help="of the logistic loss in the limit: gradient flow at the effective time (default), or "
+        "exact steps",
     )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Where data come from, where cells are computed, where results go."""
     parser.add_argument(
         "--mnist", metavar="DIR", help="folder with the IDX files; otherwise mnist5k is used"
     )
@@ -101,7 +118,6 @@ def add_command(commands, epilog: str) -> None:
         help=f"results and page (default {_DEFAULT_OUT})",
     )
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    parser.set_defaults(function=_reproduce)
 
 
 def _reproduce(args: argparse.Namespace) -> int:
@@ -110,9 +126,21 @@ def _reproduce(args: argparse.Namespace) -> int:
         return 0
     if args.all == bool(args.names):
         raise ValueError(
-            "name what to reproduce, or give --all (and not both); `perturbkernel reproduce list` lists it"
+            "name what to reproduce, or give --all (and not both); `perturbkernel reproduce list` "
+            "lists it"
         )
     began = time.perf_counter()
+    result = _compute(args)
+    _print(result, time.perf_counter() - began)
+    return 0
+
+
+def _compute(args: argparse.Namespace) -> "Reproduction":
+    """Computes what is missing, with a progress bar meanwhile."""
+    from tqdm import tqdm
+
+    from perturbkernel.reproduce import reproduce
+
     with contextlib.ExitStack() as stack:
         executor = None if args.dask is None else stack.enter_context(_dask(args.dask))
         bar = stack.enter_context(
@@ -123,7 +151,7 @@ def _reproduce(args: argparse.Namespace) -> int:
             bar.total, bar.n = total, done
             bar.refresh()
 
-        result = reproduce(
+        return reproduce(
             args.names,
             args.out,
             mode=args.mode,
@@ -137,23 +165,29 @@ def _reproduce(args: argparse.Namespace) -> int:
             workers=args.workers,
             progress=progress,
         )
+
+
+def _print(result: "Reproduction", seconds: float) -> None:
+    """Prints the distances from published values, what the studies say, and where the page is."""
+    from perturbkernel.report.html import text_row
+    from perturbkernel.reproduce.plan import STUDIES
+
     if table := result.table():
         rows = [("panel", "quantity", "mean distance from the published values"), *table]
-        widths = [max(len(row[i]) for row in rows) for i in range(2)] + [90]
+        widths = [max(len(row[i]) for row in rows) for i in range(2)]
         for row in rows:
-            print(*text_row(row, widths), sep="\n")
+            print(*text_row(row, [*widths, _WIDTH]), sep="\n")
     for name in result.options.studies:
-        print(f"\n{name}: {STUDIES[name].about}\n{STUDIES[name].module.text(result.study(name))}")
-    now = time.perf_counter() - began
-    print(
-        f"\n{len(result.cells)} cells, {result.seconds():,.0f} s to compute them; {now:,.0f} s now"
-    )
+        study = STUDIES[name]
+        print(f"\n{name}: {study.about}\n{study.module.text(result.study(name))}")
+    cells, spent = len(result.cells), result.seconds()
+    print(f"\n{cells} cells, {spent:,.0f} s to compute them; {seconds:,.0f} s now")
     print(f"page: {result.folder / 'index.html'}")
-    return 0
 
 
 @contextlib.contextmanager
-def _dask(address: str):
+def _dask(address: str) -> Iterator[Executor]:
+    """The Dask cluster as an executor, as long as this lasts."""
     try:
         from dask.distributed import Client
     except ImportError:
@@ -161,21 +195,27 @@ def _dask(address: str):
             "--dask needs Dask: pip install 'perturbkernel[dask]', or dask and distributed"
         ) from None
     with Client(address) as client:
-        executor: Executor = client.get_executor()
-        yield executor
+        yield client.get_executor()
 
 
 def listing() -> str:
     """Every name with what it is, as text."""
+    from perturbkernel.reproduce import names
+    from perturbkernel.reproduce.panels.figures import describe
+    from perturbkernel.reproduce.panels.specification import (
+        decision_map,
+        map_ids,
+        panel,
+        panel_ids,
+    )
+    from perturbkernel.reproduce.plan import STUDIES
+
     rows = [(name, describe(panel(name, "paper"))) for name in panel_ids()]
     for name in map_ids():
         s = decision_map(name, "paper").setting
-        rows.append(
-            (
-                name,
-                f"decision map: {s.data.replace('_', ' ')}, n = {s.n:,}, d = {s.d:,}, size {s.size:g}",
-            )
-        )
+        data = s.data.replace("_", " ")
+        about = f"decision map: {data}, n = {s.n:,}, d = {s.d:,}, size {s.size:g}"
+        rows.append((name, about))
     rows += [(name, study.about) for name, study in STUDIES.items()]
     assert len(rows) == len(names())
     width = max(len(name) for name, _ in rows)

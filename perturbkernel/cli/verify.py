@@ -3,11 +3,8 @@
 import argparse
 import shlex
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
-
-from perturbkernel import report as reports
-from perturbkernel import verify as verification
 from perturbkernel.cli import options
 
 
@@ -40,28 +37,39 @@ def add_command(commands, epilog: str) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from perturbkernel import verify as verification
+
     if args.list:
         print(verification.listing())
         return 0
     options.check_out(args.out)
-    with tqdm(
-        total=verification.trials(args.only, full=args.full),
-        disable=args.quiet or None,
-        leave=False,
-    ) as bar:
+    verdicts = _verdicts(args)
+    if args.out is not None:
+        verification.save(verdicts, args.out, _configuration(args))
+    print(verification.table(verdicts))
+    if args.out is not None:
+        print(f"\nreport: {Path(args.out) / 'verify.html'}")
+    return int(verification.failed(verdicts))
+
+
+def _verdicts(args: argparse.Namespace) -> Any:
+    """One verdict for each result that was asked for, with a progress bar meanwhile."""
+    from tqdm import tqdm
+
+    from perturbkernel import verify as verification
+
+    total = verification.trials(args.only, full=args.full)
+    with tqdm(total=total, disable=args.quiet or None, leave=False) as bar:
 
         def progress(name: str) -> None:
             bar.set_description(name)
             bar.update()
 
-        verdicts = verification.verify(args.only, full=args.full, seed=args.seed, progress=progress)
-    if args.out is not None:
-        configuration = {
-            "command": shlex.join(["perturbkernel", *args.argv]),
-            "environment": reports.environment(),
-        }
-        verification.save(verdicts, args.out, configuration)
-    print(verification.table(verdicts))
-    if args.out is not None:
-        print(f"\nreport: {Path(args.out) / 'verify.html'}")
-    return int(verification.failed(verdicts))
+        return verification.verify(args.only, full=args.full, seed=args.seed, progress=progress)
+
+
+def _configuration(args: argparse.Namespace) -> dict[str, Any]:
+    from perturbkernel import report as reports
+
+    command = shlex.join(["perturbkernel", *args.argv])
+    return {"command": command, "environment": reports.environment()}

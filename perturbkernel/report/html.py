@@ -6,8 +6,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from perturbkernel.report.statements import sentences as sentences
-
 _CSS = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
   color: #222; }
@@ -35,24 +33,22 @@ def html_page(title: str, body: str, css: str = "") -> str:
 def html_table(
     rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kinds: Iterable[str] = ()
 ) -> str:
-    """Cells of any kind, escaped; `kinds` are classes, one a row."""
-
-    def row(cells, tag="td", kind=""):
-        said = f' class="{kind}"' if kind else ""
-        return (
-            f"<tr{said}>"
-            + "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells)
-            + "</tr>"
-        )
-
+    """A table of cells of any kind, which are escaped; `kinds` are classes, one per row."""
     rows = list(rows)
     kinds = list(kinds) or [""] * len(rows)
-    body = "".join(row(cells, kind=kind) for cells, kind in zip(rows, kinds, strict=True))
-    return f"<table>{row(head, 'th') if head else ''}{body}</table>"
+    body = [_html_row(cells, "td", kind) for cells, kind in zip(rows, kinds, strict=True)]
+    top = _html_row(head, "th") if head else ""
+    return f"<table>{top}{''.join(body)}</table>"
+
+
+def _html_row(cells: Iterable[Any], tag: str, kind: str = "") -> str:
+    inner = [f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells]
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<tr{attribute}>{''.join(inner)}</tr>"
 
 
 def html_figure(name: str, picture: bytes, caption: str = "") -> str:
-    """A PNG inside the page."""
+    """A PNG inside the page, above its caption."""
     said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     encoded = base64.b64encode(picture).decode()
     image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
@@ -60,18 +56,13 @@ def html_figure(name: str, picture: bytes, caption: str = "") -> str:
 
 
 def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """One row of a table on the terminal, as many lines as its longest cell takes when wrapped to
-    `widths`.
-    """
+    """The lines of one row of a table on the terminal, each cell wrapped to its width."""
     wrapped = [
-        textwrap.wrap(cell, max(width, 1)) or [""]
-        for cell, width in zip(cells, widths, strict=True)
+        textwrap.wrap(cell, max(width, 1)) for cell, width in zip(cells, widths, strict=True)
     ]
-    padded = [
-        [
-            (cell[i] if i < len(cell) else "").ljust(width)
-            for cell, width in zip(wrapped, widths, strict=True)
-        ]
-        for i in range(max(map(len, wrapped)))
-    ]
-    return ["  ".join(line).rstrip() for line in padded]
+    height = max(1, *map(len, wrapped))
+    columns = []
+    for lines, width in zip(wrapped, widths, strict=True):
+        filled = lines + [""] * (height - len(lines))
+        columns.append([line.ljust(width) for line in filled])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

@@ -21,6 +21,12 @@ STYLE: Any = {
     "text.usetex": False,  # whatever the user's own settings: names of classes are no TeX
 }
 
+# Up to so many classes their names are written beside the figure.
+_LABELLED = 20
+# So many points are drawn on a map, and more would hide it.
+_POINTS_ON_MAP = 1500
+# Perturbations in grey share a scale that this share of their pixels keeps within.
+_WITHIN = 0.995
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -92,19 +98,26 @@ def as_picture(values: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
 
 def _show(axis, picture: np.ndarray, limit: float | None, title: str, ylabel: str = "") -> None:
     """Draws a picture; with a `limit`, values around zero, which is mid-grey in colours."""
-    colour = picture.ndim == 3
-    if limit is None:
-        options: dict[str, Any] = {} if colour else {"cmap": "gray_r"}
+    coloured = picture.ndim == 3
+    if coloured and limit is not None:
+        picture = np.clip(0.5 + picture / (2 * limit), 0, 1)
+    if coloured:
+        axis.imshow(picture)
+    elif limit is None:
+        axis.imshow(picture, cmap="gray_r")
     else:
-        options = {} if colour else {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
-        picture = np.clip(0.5 + picture / (2 * limit), 0, 1) if colour else picture
-    axis.imshow(picture, **options)
+        axis.imshow(picture, cmap="RdBu_r", vmin=-limit, vmax=limit)
     axis.set(xticks=[], yticks=[], title=title, ylabel=ylabel)
     axis.spines[:].set_visible(False)
 
 
 def _largest(values: np.ndarray) -> float:
+    """The largest absolute value, or 1 where all are zero."""
     return float(np.abs(values).max()) or 1.0
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    return values / _largest(values)
 
 
 def _in_range(inputs: np.ndarray) -> np.ndarray:
@@ -130,13 +143,14 @@ def _pictures(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]
     deltas = [as_picture(row, image_shape) for row in arrays["sample_deltas"]]
     # Grey perturbations share one scale; colours, which have none beside them, are seen best each
     # in its own.
-    shared = float(np.quantile(np.abs(deltas), 0.995)) or 1.0
+    shared = float(np.quantile(np.abs(deltas), _WITHIN)) or 1.0
     limits = [_largest(delta) if delta.ndim == 3 else shared for delta in deltas]
     labels = arrays.get("sample_labels")
     names = ["carrier"] * len(inputs)
     if labels is not None:
         names = [f"a {classes[i]}" for i in class_index(labels, classes)]
-    aims = [f"toward {classes[i]}" for i in class_index(arrays["sample_targets"], classes)]
+    targets = class_index(arrays["sample_targets"], classes)
+    aims = [f"toward {classes[i]}" for i in targets]
     return _Pictures(inputs, deltas, limits, names, aims)
 
 
@@ -146,19 +160,24 @@ def _images(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) 
     fig = figure(count + 7.2, 2.7)
     grid = fig.add_gridspec(2, count + 4, width_ratios=[1] * count + [0.1, 2.1, 2.1, 2.1])
     for i in range(count):
-        above, below = (fig.add_subplot(grid[row, i]) for row in (0, 1))
+        above = fig.add_subplot(grid[0, i])
+        below = fig.add_subplot(grid[1, i])
         _show(above, shown.inputs[i], None, shown.names[i], "" if i else "input")
         _show(below, shown.deltas[i], shown.limits[i], shown.aims[i], "" if i else "perturbation")
+    axes = [fig.add_subplot(grid[:, count + 1 + i]) for i in range(3)]
     means = [as_picture(mean, image_shape) for mean in arrays["mean_toward"]]
     shared = _largest(np.asarray(means))
-    for i, (name, mean) in enumerate(zip(classes, means, strict=True)):
+    for axis, name, mean in zip(axes[:2], classes, means, strict=True):
         limit = _largest(mean) if mean.ndim == 3 else shared
-        axis = fig.add_subplot(grid[:, count + 1 + i])
         _show(axis, mean, limit, f"mean perturbation\ntoward {name}")
     difference = as_picture(arrays["mean_difference"], image_shape)
     title = f"the data: mean {classes[0]}\nminus mean {classes[1]}"
-    _show(fig.add_subplot(grid[:, count + 3]), difference, _largest(difference), title)
+    _show(axes[2], difference, _largest(difference), title)
     return fig
+
+
+# What the rows of such a figure show, written beside the first column.
+_SIDES = ("input", "perturbation", "mean toward", "class mean")
 
 
 def _images_of_many(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) -> Figure:
@@ -171,9 +190,7 @@ def _images_of_many(arrays: Arrays, classes: Sequence[str], image_shape: Sequenc
     own = [as_picture(mean, image_shape) for mean in arrays["mean_of_class"][:count]]
     for i in range(count):
         axes = [fig.add_subplot(grid[row, i]) for row in range(4)]
-        sides = [
-            "" if i else side for side in ("input", "perturbation", "mean toward", "class mean")
-        ]
+        sides = _SIDES if i == 0 else ("",) * len(_SIDES)
         if i < len(shown.inputs):
             _show(axes[0], shown.inputs[i], None, shown.names[i], sides[0])
             _show(axes[1], shown.deltas[i], shown.limits[i], shown.aims[i], sides[1])
@@ -203,9 +220,10 @@ def _profiles(arrays: Arrays, classes: Sequence[str]) -> Figure:
     what = "difference of the class means" if two else "class mean less the mean of all"
     axis.set_xlabel(f"{what}, coordinate by coordinate (scaled)")
     axis.set_ylabel("mean perturbation (scaled)")
-    if len(classes) <= 20:
-        outside = {} if two else {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "fontsize": 7}
-        axis.legend(**outside)
+    if two:
+        axis.legend()
+    elif len(classes) <= _LABELLED:
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
     return fig
 
 
@@ -218,7 +236,8 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     names = [plain(name) for name in classes]
     if len(classes) > 2:
         return _decisions(arrays, names, agreement)
-    f, g = (arrays[name] / _largest(arrays[name]) for name in ("fresh_f", "fresh_g"))
+    f = _scaled(arrays["fresh_f"])
+    g = _scaled(arrays["fresh_g"])
     labels = arrays.get("fresh_labels")
     fig = figure(4.2, 3.9)
     axis = fig.add_subplot()
@@ -243,19 +262,16 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
 def _decisions(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     """How many fresh points each pair of decisions has."""
     count = len(classes)
-    f, g = (np.asarray(arrays[name]).argmax(1) for name in ("fresh_f", "fresh_g"))
+    f = np.asarray(arrays["fresh_f"]).argmax(1)
+    g = np.asarray(arrays["fresh_g"]).argmax(1)
     pairs = np.zeros((count, count), int)
     np.add.at(pairs, (f, g), 1)
-    fig = figure(1.9 + 0.34 * min(count, 20), 1.7 + 0.34 * min(count, 20))
+    side = 0.34 * min(count, _LABELLED)
+    fig = figure(1.9 + side, 1.7 + side)
     axis = fig.add_subplot()
     axis.imshow(pairs, cmap="Greens")
-    if count <= 20:
-        for (i, j), number in np.ndenumerate(pairs):
-            if number:
-                dark = number > pairs.max() / 2
-                axis.text(
-                    j, i, number, ha="center", va="center", color="w" if dark else "k", fontsize=7
-                )
+    if count <= _LABELLED:
+        _write_numbers(axis, pairs)
         axis.set_xticks(range(count), classes, rotation=90)
         axis.set_yticks(range(count), classes)
     axis.set_xlabel("decision of g")
@@ -264,10 +280,23 @@ def _decisions(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figu
     return fig
 
 
+def _write_numbers(axis, pairs: np.ndarray) -> None:
+    """Every number but zero in its cell, in white on dark cells."""
+    half = pairs.max() / 2
+    for (i, j), number in np.ndenumerate(pairs):
+        if number:
+            colour = "w" if number > half else "k"
+            axis.text(j, i, number, ha="center", va="center", color=colour, fontsize=7)
+
+
 @styled
 def decision_map(arrays: Arrays, classes: Sequence[str]) -> Figure:
-    """Both decision boundaries on a plane through the data. Uses `map_*` (studies.DecisionMap)."""
-    first, second, f, g = (arrays[f"map_{name}"] for name in ("first", "second", "f", "g"))
+    """Both decision boundaries on a plane through the data.
+
+    Uses `map_*`, the fields of `learning.curves.DecisionMap`.
+    """
+    first, second = arrays["map_first"], arrays["map_second"]
+    f, g = arrays["map_f"], arrays["map_g"]
     points, labels = arrays["map_points"], arrays["map_labels"]
     fig = figure(4.8, 4.2)
     axis = fig.add_subplot()
@@ -300,7 +329,7 @@ def map_axes(
                 first, second, values, [0], colors=colour, linestyles=style, linewidths=1.6
             )
         axis.plot([], [], color=colour, ls=style, label=name)
-    shown = np.random.default_rng(0).permutation(len(points))[:1500]
+    shown = np.random.default_rng(0).permutation(len(points))[:_POINTS_ON_MAP]
     for value, name, colour in ((1, classes[0], PLUS), (-1, classes[1], MINUS)):
         chosen = shown[labels[shown] == value]
         axis.scatter(

@@ -13,34 +13,39 @@ import platform
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from perturbkernel._version import __version__
 from perturbkernel.files import write_folder as write_whole
-from perturbkernel.report import plots
 from perturbkernel.report.html import html_figure, html_page, html_table
 from perturbkernel.report.statements import captions, introduction
 from perturbkernel.report.statements import sentences as sentences
 
+# Matplotlib takes long to import: the functions that draw do that.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _FIGURES = ("perturbations", "outputs", "decision_map", "accuracy_against_size")
-
-
 # The file that makes a folder a result, and those that are drawn from the results.
 _MARKER = "report.json"
-
-
 _DRAWN = ("report.html", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")))
-
-
 _PACKAGES = ("jax", "jaxlib", "numpy", "neural-tangents", "optax", "equinox", "diffrax")
+# The parts of a report that are numbers and words, which `report.json` holds.
+_WORDS = ("configuration", "metrics", "environment")
+_ROW_NAMES = {
+    "f": "f, trained on the data",
+    "g": "g, trained on the perturbations",
+    "unperturbed": "control: carrier unperturbed",
+    "random": "control: random directions",
+    "shuffled": "control: targets shuffled",
+}
 
 
 @dataclass(frozen=True)
@@ -56,28 +61,37 @@ class Report:
 
 
 def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Versions, those of further `packages` included, device, processor and Python, for a result
-    file.
+    """Versions, those of further `packages` included, device, processor and Python.
+
+    For example:
+
+        versions = pk.report.environment()["versions"]
     """
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
+    names = (*_PACKAGES, *packages)
     return {
         "perturbkernel": __version__,
-        "versions": {name: installed(name) for name in (*_PACKAGES, *packages)},
+        "versions": {name: _installed(name) for name in names},
         "python": platform.python_version(),
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": _cores(),
         "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
     }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cores() -> int | None:
+    """The cores that this process may use, where the system says so, else those there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
 
 def _processor() -> str:
@@ -86,16 +100,20 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def save(report: Report, folder: str | os.PathLike) -> Path:
-    """Writes a report into `folder`, then its figures and page.
+    """Writes a report into `folder`, then its figures and page; returns the page.
 
     `arrays.npz` and `report.json` are complete before the first figure is drawn. A figure that
     cannot be drawn is left out: a warning, `metrics["status"]` in the file and the page say so.
     Raises ValueError if `folder` is a file or holds other files of the same names.
+
+        page = pk.report.save(pk.report.load("results"), "copy")
     """
     folder = Path(folder)
     check_folder(folder)
@@ -107,33 +125,43 @@ def save(report: Report, folder: str | os.PathLike) -> Path:
         for name in _DRAWN:  # of an earlier result
             (folder / name).unlink(missing_ok=True)
 
-    def draw(aside: Path) -> None:
-        shown, pictures = report, {}
-        for name, function in figures(report).items():
-            try:
-                pictures[name] = write_figure(function(), aside, name)
-            except Exception as error:
-                said = f"the figure {name} could not be drawn ({type(error).__name__}: {error})"
-                warnings.warn(said, stacklevel=4)
-                shown = _with_status(shown, f"figure {name}", said)
+    def write_page(aside: Path) -> None:
+        shown, pictures = _drawn(report, aside)
         if (folder / _MARKER).read_text(encoding="utf-8") != as_json(report):
             raise ValueError(f"{folder}: another run has written its results there meanwhile")
         (aside / _MARKER).write_text(as_json(shown), encoding="utf-8")
         (aside / "report.html").write_text(_page(shown, pictures), encoding="utf-8")
 
     write_whole(folder, _MARKER, write_results)
-    return write_whole(folder, "report.html", draw)
+    return write_whole(folder, "report.html", write_page)
+
+
+def _drawn(report: Report, folder: Path) -> tuple[Report, dict[str, bytes]]:
+    """Writes the figures; returns the report, which says what could not be drawn, and pictures."""
+    pictures = {}
+    for name, draw in figures(report).items():
+        try:
+            pictures[name] = write_figure(draw(), folder, name)
+        except Exception as error:
+            said = f"the figure {name} could not be drawn ({type(error).__name__}: {error})"
+            warnings.warn(said, stacklevel=5)
+            report = _with_status(report, f"figure {name}", said)
+    return report, pictures
 
 
 def _with_status(report: Report, name: str, status: str) -> Report:
     statuses = {**report.metrics.get("status", {}), name: status}
-    return dataclasses.replace(report, metrics={**report.metrics, "status": statuses})
+    return _with_statuses(report, statuses)
+
+
+def _with_statuses(report: Report, statuses: dict[str, str]) -> Report:
+    metrics = {**report.metrics, "status": statuses}
+    return dataclasses.replace(report, metrics=metrics)
 
 
 def as_json(report: Report) -> str:
-    parts = (report.configuration, report.metrics, report.environment)
-    names = ("configuration", "metrics", "environment")
-    content = {name: _strict(part) for name, part in zip(names, parts, strict=True)}
+    """What `report.json` holds: everything but the arrays."""
+    content = {name: _strict(getattr(report, name)) for name in _WORDS}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
@@ -151,30 +179,38 @@ def _strict(value: Any) -> Any:
 def check_folder(folder: str | os.PathLike) -> None:
     """Raises ValueError if files that a report writes are there and no report wrote them."""
     folder = Path(folder)
-    there = [name for name in (_MARKER, "arrays.npz", *_DRAWN) if (folder / name).exists()]
-    if not there:
-        return
-    try:
-        content = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        ours = isinstance(content, dict) and {"configuration", "metrics"} <= content.keys()
-    except (OSError, ValueError):
-        # A run that was killed while it replaced an earlier result has removed the marker.
-        ours = not (folder / _MARKER).exists() and "arrays.npz" in there
-    if not ours:
+    names = (_MARKER, "arrays.npz", *_DRAWN)
+    there = [name for name in names if (folder / name).exists()]
+    if there and not _is_ours(folder, there):
         raise ValueError(
             f"{folder} holds {there[0]}, which no run wrote; results need another folder"
         )
 
 
+def _is_ours(folder: Path, there: Sequence[str]) -> bool:
+    """Whether a run wrote the files that are there."""
+    marker = folder / _MARKER
+    try:
+        content = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # A run that was killed while it replaced an earlier result has removed the marker.
+        return not marker.exists() and "arrays.npz" in there
+    return isinstance(content, dict) and {"configuration", "metrics"} <= content.keys()
+
+
 def load(folder: str | os.PathLike) -> Report:
-    """Reads a result folder back. Raises FileNotFoundError if it holds no finished result, and
-    ValueError if that is damaged.
+    """The report that a folder holds.
+
+    Raises FileNotFoundError if it holds no finished result, and ValueError if that is damaged.
+
+        pk.report.load("results").metrics["agreement"]
     """
     folder = Path(folder)
     try:
         content = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
-        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            return Report(**content, arrays={name: arrays[name] for name in arrays.files})
+        with np.load(folder / "arrays.npz", allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return Report(**content, arrays=arrays)
     except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename).name
         raise FileNotFoundError(f"{folder} holds no finished result (no {missing})") from None
@@ -183,34 +219,44 @@ def load(folder: str | os.PathLike) -> Report:
 
 
 def redraw(folder: str | os.PathLike) -> Path:
-    """Draws figures and page of a saved result again, from its arrays alone."""
+    """Draws figures and page of a saved result again, from its arrays alone; returns the page."""
     report = load(folder)
-    kept = {
-        k: v for k, v in report.metrics.get("status", {}).items() if not k.startswith("figure ")
-    }
-    metrics = {**report.metrics, "status": kept}
-    return save(dataclasses.replace(report, metrics=metrics), folder)
+    statuses = report.metrics.get("status", {})
+    kept = {name: said for name, said in statuses.items() if not name.startswith("figure ")}
+    return save(_with_statuses(report, kept), folder)
 
 
-def figures(report: Report) -> dict[str, Callable[[], Figure]]:
-    """The figures that the report's arrays allow, by name, each drawn when called."""
+def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
+    """The figures that the report's arrays allow, by name, each drawn when called.
+
+    For example:
+
+        pk.report.figures(pk.report.load("results"))["outputs"]().savefig("outputs.pdf")
+    """
+    from perturbkernel.report import plots
+
     c, arrays, m = report.configuration, report.arrays, report.metrics
-    classes, shape = c["classes"], c["image_shape"]
-    test = "test" if "test" in m["accuracy"]["f"] else "train"
+    classes = c["classes"]
+
+    def curve() -> "Figure":
+        accuracy = m["accuracy"]["f"]
+        clean = accuracy["test" if "test" in accuracy else "train"]
+        return plots.accuracy_against_size(arrays, c["size"], clean, 1 / len(classes))
+
     drawn = {
-        "perturbations": lambda: plots.perturbations(arrays, classes, shape),
+        "perturbations": lambda: plots.perturbations(arrays, classes, c["image_shape"]),
         "outputs": lambda: plots.outputs(arrays, classes, m["agreement"]),
         "decision_map": lambda: plots.decision_map(arrays, classes),
-        "accuracy_against_size": lambda: plots.accuracy_against_size(
-            arrays, c["size"], m["accuracy"]["f"][test], 1 / len(classes)
-        ),
+        "accuracy_against_size": curve,
     }
     needed = {"decision_map": "map_f", "accuracy_against_size": "curve_accuracy"}
     return {name: draw for name, draw in drawn.items() if needed.get(name, "delta") in arrays}
 
 
-def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
+def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
     """Writes `name`.svg and `name`.png; returns the PNG, for a page."""
+    from perturbkernel.report import plots
+
     (folder / f"{name}.svg").write_bytes(plots.render(figure, "svg"))
     picture = plots.render(figure, "png")
     (folder / f"{name}.png").write_bytes(picture)
@@ -219,49 +265,52 @@ def write_figure(figure: Figure, folder: Path, name: str) -> bytes:
 
 def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The numbers of an experiment as rows of text: name, clean training data, clean test data."""
-
-    def shares(values) -> str:
-        values = np.atleast_1d(values)
-        spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
-        return f"{values.mean():.3f}{spread}"
-
-    parts = list(metrics["accuracy"]["f"])
+    accuracy = metrics["accuracy"]
+    parts = list(accuracy["f"])
     rows = [("accuracy on clean data, true labels", *parts)]
-    names = {
-        "f": "f, trained on the data",
-        "g": "g, trained on the perturbations",
-        "unperturbed": "control: carrier unperturbed",
-        "random": "control: random directions",
-        "shuffled": "control: targets shuffled",
-    }
-    for name, scores in {**metrics["accuracy"], **metrics["controls"]}.items():
-        rows.append((names[name], *(shares(scores[part]) for part in parts)))
+    for name, scores in {**accuracy, **metrics["controls"]}.items():
+        cells = [_shares(scores[part]) for part in parts]
+        rows.append((_ROW_NAMES[name], *cells))
     return rows
 
 
+def _shares(values: Any) -> str:
+    """A share, or the mean of several with their standard deviation."""
+    values = np.atleast_1d(values)
+    spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
+    return f"{values.mean():.3f}{spread}"
+
+
 def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
-    e = html.escape
-    c = report.configuration
-    head, *body = table(report.metrics)
-    settings = [
-        (k, json.dumps(v) if not isinstance(v, str) else v) for k, v in c.items() if k != "command"
-    ]
-    said = captions(c, report.metrics, report.arrays)
-    shown = "".join(
+    c, metrics = report.configuration, report.metrics
+    head, *body = table(metrics)
+    said = captions(c, metrics, report.arrays)
+    shown = [
         html_figure(name.replace("_", " "), picture, said[name])
         for name, picture in pictures.items()
-    )
+    ]
+    items = [f"<li>{html.escape(sentence)}</li>" for sentence in sentences(c, metrics)]
+    title = f"Learning from adversarial perturbations: {c['data']}, {c['carrier']}"
     machine = html_table(report.environment.items())
-    words = "".join(f"<li>{e(sentence)}</li>" for sentence in sentences(c, report.metrics))
     return html_page(
         f"perturbkernel: {c['data']}",
-        f"""<h1>Learning from adversarial perturbations: {e(c["data"])}, {e(c["carrier"])}</h1>
-<p>{e(introduction(c, report.metrics))}</p>
-<ul>{words}</ul>
+        f"""<h1>{html.escape(title)}</h1>
+<p>{html.escape(introduction(c, metrics))}</p>
+<ul>{"".join(items)}</ul>
 {html_table(body, head)}
-{shown}
+{"".join(shown)}
 <h2>What was asked</h2>
-<p><code>{e(c["command"])}</code></p>
-{html_table(settings)}
+<p><code>{html.escape(c["command"])}</code></p>
+{html_table(_settings(c))}
 <details><summary>Versions and machine</summary>{machine}</details>""",
     )
+
+
+def _settings(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was asked for, as rows of text: words as they are, all else as JSON."""
+    rows = []
+    for name, value in configuration.items():
+        if name != "command":
+            text = value if isinstance(value, str) else json.dumps(value)
+            rows.append((name, text))
+    return rows

@@ -62,7 +62,8 @@ def introduction(c: Settings, m: Settings) -> str:
     which = "points of the carrier" if c.get("at") == "carrier" else "training points"
     length = f"by {c['size']:g} ({c['norm']})"
     if c["bounds"] is not None:
-        length += f", clipped to [{c['bounds'][0]}, {c['bounds'][1]}],"
+        low, high = c["bounds"]
+        length += f", clipped to [{low}, {high}],"
     how_many = f"{attacked - left:,} of {attacked:,}" if left else f"all {attacked:,}"
     return (
         f"A wide network f was trained on {_points(c['n_train'])}. Its gradient perturbed "
@@ -75,15 +76,15 @@ def sentences(configuration: Settings, metrics: Settings) -> list[str]:
     """What the numbers say, in words."""
     c, m = configuration, metrics
     said = [_accuracy(c, m), _direction(m), _outcome(c, m), _unperturbed(c, m), _rounded(m)]
-    found = [sentence for sentence in said if sentence]
-    return found + [
-        f"{name}: {status}" for name, status in m.get("status", {}).items() if status != "ok"
-    ]
+    statuses = m.get("status", {})
+    failures = [f"{name}: {status}" for name, status in statuses.items() if status != "ok"]
+    return [sentence for sentence in said if sentence] + failures
 
 
 def _accuracy(c: Settings, m: Settings) -> str:
     part = "test" if "test" in m["accuracy"]["f"] else "train"
-    f, g = (m["accuracy"][name][part] for name in "fg")
+    f = m["accuracy"]["f"][part]
+    g = m["accuracy"]["g"][part]
     said = (
         f"Trained on {trained_on(c)}, {_labels(c)}, g classifies {g:.1%} of the clean {part} "
         f"points correctly (f: {f:.1%}); {_against_guessing(c, m, part, g)}."
@@ -177,9 +178,8 @@ def _unperturbed(c: Settings, m: Settings) -> str:
         return ""
     if left == attacked:
         return "The gradient was zero at every point: nothing was perturbed."
-    return (
-        f"{_points(left)} had a zero gradient and {'was' if left == 1 else 'were'} not perturbed."
-    )
+    were = "was" if left == 1 else "were"
+    return f"{_points(left)} had a zero gradient and {were} not perturbed."
 
 
 def _rounded(m: Settings) -> str:
@@ -229,12 +229,14 @@ def _perturbations(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
 def _correlations(arrays: Mapping[str, np.ndarray]) -> list[float]:
     """Of each mean perturbation with what it is drawn against; none where one is constant."""
     means = np.asarray(arrays["mean_toward"], float)
-    rows = np.asarray(arrays[against(arrays)], float).reshape(-1, means[0].size)
-    pairs = zip(
-        means.reshape(len(means), -1), np.resize(rows, (len(means), rows.shape[1])), strict=True
-    )
-    pairs = [(a, b) for a, b in pairs if a.size > 2 and np.ptp(a) > 0 and np.ptp(b) > 0]
-    return [float(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
+    means = means.reshape(len(means), -1)
+    rows = np.asarray(arrays[against(arrays)], float)
+    rows = np.resize(rows.reshape(-1, means.shape[1]), means.shape)
+    found = []
+    for mean, row in zip(means, rows, strict=True):
+        if mean.size > 2 and np.ptp(mean) > 0 and np.ptp(row) > 0:
+            found.append(float(np.corrcoef(mean, row)[0, 1]))
+    return found
 
 
 def against(arrays: Mapping[str, np.ndarray]) -> str:
@@ -266,7 +268,7 @@ def _decision_map(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
     if "map_f" not in arrays:
         return ""
     said = "The plane through the class means and the leading orthogonal direction."
-    drawn = [name for name in "fg" if arrays[f"map_{name}"].min() < 0 < arrays[f"map_{name}"].max()]
+    drawn = [name for name in "fg" if _changes_sign(arrays[f"map_{name}"])]
     if "g" in drawn:
         said += f" The dashed boundary was learned from {trained_on(c)}, {_labels(c)}."
     if "f" in drawn:
@@ -275,6 +277,10 @@ def _decision_map(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
         if name not in drawn:
             said += f" {name} does not change its sign on this plane."
     return said
+
+
+def _changes_sign(values: np.ndarray) -> bool:
+    return bool(values.min() < 0 < values.max())
 
 
 def _curve(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:

@@ -5,7 +5,6 @@ not stiff.
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -81,6 +80,8 @@ def flow(
     Returns dual coefficients shaped like f0, the steps, the share of the time that was reached, and
     whether all of it.
     """
+    import diffrax  # slow to import, and only this needs it
+
     scale = time / len(f0)
 
     def velocity(s, beta, args):

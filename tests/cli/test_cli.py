@@ -80,16 +80,16 @@ def test_a_page_is_drawn_again_from_its_arrays_alone(result, capsys):
 def test_the_same_seed_gives_the_same_result_and_another_does_not(result, tmp_path):
     assert main([*SMALL, "--out", str(tmp_path / "again")]) == 0
     assert main([*SMALL, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
-    first, again, other = (
-        report.load(folder) for folder in (result, tmp_path / "again", tmp_path / "other")
-    )
+    first = report.load(result)
+    again = report.load(tmp_path / "again")
+    other = report.load(tmp_path / "other")
     np.testing.assert_array_equal(first.arrays["delta"], again.arrays["delta"])
     assert not np.array_equal(first.arrays["delta"], other.arrays["delta"])
 
 
 def test_a_failed_write_leaves_the_earlier_result_whole(result, monkeypatch):
     earlier = report.load(result)
-    monkeypatch.setattr(report, "_page", lambda *_: 1 / 0)
+    monkeypatch.setattr("perturbkernel.report.results._page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report.save(earlier, result)
     assert report.load(result).configuration == earlier.configuration
@@ -207,7 +207,6 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "required: COMMAND"),
         (["walk"], "invalid choice: 'walk'"),
         (["run", "--size", "big"], "argument --size: wanted a finite number above 0; got 'big'"),
         (["run", "--size", "-1"], "argument --size: wanted a finite number above 0; got '-1'"),
@@ -301,7 +300,7 @@ def interrupt(*_, **__):
 
 @pytest.mark.parametrize(
     ("where", "left"),
-    [("np.savez", set()), ("plots.outputs", {"arrays.npz", "report.json"})],
+    [("results.np.savez", set()), ("plots.outputs", {"arrays.npz", "report.json"})],
 )
 def test_interruption_exits_with_130_and_leaves_no_half_result(
     where, left, tmp_path, monkeypatch, capsys
@@ -318,18 +317,34 @@ def test_a_failed_computation_exits_with_1(monkeypatch, capsys):
     def fail(*_, **__):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr("perturbkernel.cli.run.command.learn_from_perturbations", fail)
+    monkeypatch.setattr("perturbkernel.cli.run.experiment.learn_from_perturbations", fail)
     assert main(SMALL) == 1
     assert capsys.readouterr().err == "perturbkernel: failed: RuntimeError: out of memory\n"
 
 
-def test_version_and_help_as_a_program():
-    call = [sys.executable, "-m", "perturbkernel.cli"]
-    version = subprocess.run([*call, "--version"], capture_output=True, text=True, check=True)
-    assert version.stdout.strip() == f"perturbkernel {__version__}"
-    page = subprocess.run(
-        [*call, "run", "--help"], capture_output=True, text=True, check=True
-    ).stdout
+def printed(*arguments: str, module: str = "perturbkernel") -> str:
+    """What `python -m perturbkernel` prints with these arguments."""
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("module", ["perturbkernel", "perturbkernel.cli"])
+def test_the_command_is_a_module_too(module):
+    assert printed("--version", module=module) == f"perturbkernel {__version__}\n"
+
+
+def test_without_arguments_it_prints_the_help(capsys):
+    assert main([]) == 0
+    page = capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0 and capsys.readouterr().out == page
+    for command in ("run", "verify", "reproduce", "bench", "report"):
+        assert re.search(rf"^ +{command}\b", page, re.M), command
+
+
+def test_a_subcommand_explains_its_options():
+    page = printed("run", "--help")
     for word in (
         "--data",
         "--scenario",

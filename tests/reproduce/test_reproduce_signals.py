@@ -141,6 +141,6 @@ def test_an_interrupt_that_a_library_wraps_is_one(monkeypatch, capsys):
         except KeyboardInterrupt as error:
             raise RuntimeError("callback failed") from error
 
-    monkeypatch.setattr("perturbkernel.cli.reproduce.reproduce", lambda *a, **k: function({}))
+    monkeypatch.setattr("perturbkernel.reproduce.reproduce", lambda *a, **k: function({}))
     assert main(["reproduce", "map", "--quiet"]) == 130
     assert capsys.readouterr().err == "perturbkernel: interrupted; results are whole or absent\n"

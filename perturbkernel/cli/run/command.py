@@ -1,41 +1,17 @@
-"""The command `perturbkernel run`: f, its perturbations, g, and a report."""
+"""The command `perturbkernel run`: f, its perturbations, g, and a report.
+
+This module reads the command; `perturbkernel.cli.run.experiment` carries it out, and is imported
+only then.
+"""
 
 import argparse
-import math
-import time
-from pathlib import Path
-from typing import Any
 
-import jax
-from tqdm import tqdm
-
-from perturbkernel import report as reports
-from perturbkernel.attacks.one_step import DIRECTIONS, NORMS
 from perturbkernel.cli import options
-from perturbkernel.cli.run.inputs import (
-    SYNTHETIC,
-    SYNTHETIC_POINTS,
-    check_classes,
-    check_options,
-    draw,
-    load,
-    load_carrier,
-)
-from perturbkernel.cli.run.results import arrays_of, configuration_of, curve_of, map_of, metrics_of
-from perturbkernel.data.draws import CLASS_RULES
-from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.learning.experiment import PLACES, SCENARIOS, learn_from_perturbations
-from perturbkernel.report.html import text_row
-from perturbkernel.training.dynamics import GradientFlow, HeavyBall
-from perturbkernel.training.fit import KernelLearner
-from perturbkernel.training.losses import LOSSES
-
-_MOMENTUM = 0.9  # of the paper's experiments
 
 
 def add_command(commands, epilog: str) -> None:
     """Adds `run` to the subparsers of the command line."""
-    run = commands.add_parser(
+    commands.add_parser(
         "run",
         help="train f, perturb its data, train g on the perturbations, and compare",
         description="Trains a wide network f in closed form, perturbs its training points, "
@@ -50,7 +26,20 @@ def add_command(commands, epilog: str) -> None:
         "  perturbkernel run --classes 0 1 2 3 4 5 6 7 8 9 --targets next        # ten digits\n\n"
         + epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        options=_add_options,
     )
+
+
+def _add_options(run: argparse.ArgumentParser) -> None:
+    _add_data_options(run)
+    _add_perturbation_options(run)
+    _add_training_options(run)
+    _add_second_training_options(run)
+    _add_output_options(run)
+    run.set_defaults(function=_run)
+
+
+def _add_data_options(run: argparse.ArgumentParser) -> None:
     group = run.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -85,6 +74,13 @@ def add_command(commands, epilog: str) -> None:
         type=options.share,
         help="share held out where the source has no test set (0.2)",
     )
+
+
+def _add_perturbation_options(run: argparse.ArgumentParser) -> None:
+    from perturbkernel.attacks.norms import NORMS
+    from perturbkernel.attacks.one_step import DIRECTIONS
+    from perturbkernel.data.draws import CLASS_RULES
+    from perturbkernel.learning.experiment import PLACES, SCENARIOS
 
     group = run.add_argument_group("perturbations")
     group.add_argument(
@@ -135,6 +131,8 @@ def add_command(commands, epilog: str) -> None:
         "two classes",
     )
 
+
+def _add_training_options(run: argparse.ArgumentParser) -> None:
     group = run.add_argument_group("training of both networks")
     group.add_argument(
         "--slope", type=options.slope, default=0.0, help="of the leaky ReLU, 0 to 1 (default 0)"
@@ -146,7 +144,7 @@ def add_command(commands, epilog: str) -> None:
     )
     group.add_argument(
         "--loss",
-        choices=tuple(LOSSES),
+        choices=_losses(),
         default="identity",
         help="default identity; of more than two classes identity, squared or softmax",
     )
@@ -158,15 +156,20 @@ def add_command(commands, epilog: str) -> None:
     )
     group.add_argument("--steps", type=options.count, help="of heavy ball")
     group.add_argument("--momentum", type=options.momentum, help="of heavy ball (default 0.9)")
+
+
+def _add_second_training_options(run: argparse.ArgumentParser) -> None:
     group = run.add_argument_group("training of the second network, where it differs")
     group.add_argument("--slope-g", type=options.slope)
     group.add_argument("--train-bias-g", action=argparse.BooleanOptionalAction)
-    group.add_argument("--loss-g", choices=tuple(LOSSES))
+    group.add_argument("--loss-g", choices=_losses())
     group.add_argument("--time-g", type=options.duration)
     group.add_argument("--learning-rate-g", type=options.positive)
     group.add_argument("--steps-g", type=options.count)
     group.add_argument("--momentum-g", type=options.momentum)
 
+
+def _add_output_options(run: argparse.ArgumentParser) -> None:
     group = run.add_argument_group("output")
     group.add_argument(
         "--out",
@@ -182,107 +185,16 @@ def add_command(commands, epilog: str) -> None:
         help="draws of each random control (default 10)",
     )
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
-    run.set_defaults(function=_run)
 
 
-def _learner(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
-    """The learner of f; with suffix "_g" that of g, which takes what is not given from f."""
+def _losses() -> tuple[str, ...]:
+    """The names of all losses."""
+    from perturbkernel.training.losses import LOSSES
 
-    def option(name: str) -> Any:
-        own = getattr(args, name + suffix)
-        return getattr(args, name) if own is None else own
-
-    names = ("time", "learning_rate", "steps")
-    given = suffix if any(getattr(args, name + suffix) is not None for name in names) else ""
-    duration, rate, steps = (getattr(args, name + given) for name in names)
-    dash = given.replace("_", "-")
-    if rate is None and getattr(args, "momentum" + suffix) is not None:
-        own = suffix.replace("_", "-")
-        raise ValueError(f"--momentum{own} is of heavy ball: --learning-rate and --steps")
-    if rate is None and steps is None:
-        dynamics = GradientFlow(10.0 if duration is None else duration)
-    elif duration is not None:
-        raise ValueError(
-            f"--time{dash} is for gradient flow; with --learning-rate{dash} give --steps{dash} "
-            "instead"
-        )
-    elif rate is None or steps is None:
-        raise ValueError(f"heavy ball needs both --learning-rate{dash} and --steps{dash}")
-    else:
-        momentum = option("momentum")
-        dynamics = HeavyBall(rate, steps, _MOMENTUM if momentum is None else momentum)
-    loss = option("loss")
-    if not LOSSES[loss].has_minimum and math.isinf(dynamics.effective_time):
-        raise ValueError(
-            f"--time inf needs --loss squared: the {loss} loss has no minimum to train to"
-        )
-    return KernelLearner(TwoLayerNTK(option("slope"), option("train_bias")), loss, dynamics)
+    return tuple(LOSSES)
 
 
 def _run(args: argparse.Namespace) -> int:
-    began = time.perf_counter()
-    check_options(args)
-    learner, learner_g = _learner(args), _learner(args, "_g")
-    key_data, key_run, key_fresh = jax.random.split(jax.random.key(args.seed), 3)
-    train, test = load(args, key_data)
-    check_classes(args, train)
-    carrier = load_carrier(args, train)
-    stages = 8 if args.out is not None else 5
-    with tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage") as bar:
+    from perturbkernel.cli.run.experiment import run
 
-        def progress(stage: str) -> None:
-            bar.set_description(stage)
-            bar.update()
-
-        r = learn_from_perturbations(
-            learner,
-            train,
-            size=args.size,
-            scenario=args.scenario,
-            carrier=carrier,
-            carrier_points=args.carrier_points,
-            at=args.at,
-            targets=args.targets,
-            learner_g=learner_g,
-            norm=args.norm,
-            direction=args.direction,
-            bounds=None if args.bounds is None else tuple(args.bounds),
-            progress=progress,
-            key=key_run,
-        )
-        fresh = test
-        if args.data in SYNTHETIC:
-            fresh = draw(args, SYNTHETIC_POINTS, key_fresh)
-        progress("evaluating, with controls")
-        metrics = metrics_of(r, test, fresh, args.control_draws)
-        configuration = configuration_of(args, r, test, learner)
-        if args.out is not None:
-            arrays = arrays_of(r, test, fresh)
-            progress("accuracy against size")
-            arrays |= curve_of(r, test, args.size, metrics["status"])
-            progress("decision map")
-            arrays |= map_of(r, metrics["status"])
-            progress("figures and page")
-            metrics["seconds"] = round(time.perf_counter() - began, 1)
-            result = reports.Report(configuration, metrics, reports.environment(), arrays)
-            reports.save(result, args.out)
-    _print(configuration, metrics)
-    if args.out is not None:
-        print(f"\nreport: {Path(args.out) / 'report.html'}")
-    return 0
-
-
-def _print(c: dict[str, Any], metrics: dict[str, Any]) -> None:
-    names = " against ".join(c["classes"]) if len(c["classes"]) == 2 else ", ".join(c["classes"])
-    print(
-        f"{c['data']}: {names}, {c['n_train']} training and {c['n_test']} test "
-        f"points, d = {c['d']}; {c['carrier']}, size {c['size']:g} ({c['norm']}), "
-        f"{c['targets']} targets\n"
-    )
-    rows = reports.table(metrics)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print(*text_row(row, widths), sep="\n")
-    print()
-    for sentence in reports.sentences(c, metrics):
-        print(sentence)
+    return run(args)

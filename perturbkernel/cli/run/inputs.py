@@ -14,14 +14,13 @@ import jax
 import numpy as np
 
 from perturbkernel import data as datasets
-from perturbkernel import report as reports
 from perturbkernel.cli import options
 from perturbkernel.data.array_files import check_memory, read_labelled, read_npy
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import NOISES, TARGET_RULES
 from perturbkernel.data.image_files import FASHION_MNIST, MNIST
 from perturbkernel.data.labels import class_name
-from perturbkernel.reproduce.page import RECORD
+from perturbkernel.report.results import check_folder
 from perturbkernel.training.losses import loss_names
 
 SYNTHETIC = ("gaussian", "shifted_gaussian")
@@ -57,19 +56,30 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError("--scenario and --carrier exclude each other: a scenario is a carrier")
     if args.carrier_points is not None and args.carrier not in NOISES:
         raise ValueError("--carrier-points goes with --carrier uniform or --carrier gaussian")
-    # Sizes of the curve, whose squares must neither underflow nor overflow.
-    limits = np.finfo(np.float64 if args.precision == 64 else np.float32)
-    low, high = REACH * math.sqrt(limits.tiny), math.sqrt(limits.max) / REACH**2
-    if not low <= args.size <= high:
-        raise ValueError(
-            f"--size must be from {low:.0e} to {high:.0e} in float{args.precision}; "
-            f"got {args.size:g}"
-        )
+    _check_size(args.size, args.precision)
     options.check_out(args.out)
     if args.out is not None:
-        if (Path(args.out) / RECORD).exists():
-            raise ValueError(f"--out {args.out} holds a reproduction; give another folder")
-        reports.check_folder(args.out)
+        _check_results_go_to(args.out)
+
+
+def _check_size(size: float, precision: int) -> None:
+    """Raises ValueError unless the squares of the curve's sizes are within floating point."""
+    limits = np.finfo(np.float64 if precision == 64 else np.float32)
+    low = REACH * math.sqrt(limits.tiny)
+    high = math.sqrt(limits.max) / REACH**2
+    if not low <= size <= high:
+        raise ValueError(
+            f"--size must be from {low:.0e} to {high:.0e} in float{precision}; got {size:g}"
+        )
+
+
+def _check_results_go_to(folder: str) -> None:
+    """Raises ValueError if the folder holds results of another kind."""
+    from perturbkernel.reproduce.page import RECORD  # slow to import, and seldom needed
+
+    if (Path(folder) / RECORD).exists():
+        raise ValueError(f"--out {folder} holds a reproduction; give another folder")
+    check_folder(folder)
 
 
 def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
@@ -78,7 +88,8 @@ def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
     if args.data in _IMAGES:
         chosen = _chosen_digits(args.classes, args.data)
         read = getattr(datasets, args.data)
-        train, test = (read(args.path, split=split, **chosen) for split in ("train", "test"))
+        train = read(args.path, split="train", **chosen)
+        test = read(args.path, split="test", **chosen)
         if args.n is not None:
             train = _subset(train, args.n, split_key)
     else:
@@ -91,6 +102,11 @@ def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
                 f"--test {share:g} of {data.n} points leaves none to train or none to test on"
             )
         train, test = data.split(test=share, key=split_key)
+    _check_every_class_is_there(train)
+    return train, test
+
+
+def _check_every_class_is_there(train: Dataset) -> None:
     counts = np.bincount(np.asarray(train.labels), minlength=len(train.classes))
     if counts.min() == 0:
         missing = train.classes[int(counts.argmin())]
@@ -98,7 +114,6 @@ def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
             f"none of the {train.n} training points has the label {missing}; more of them, "
             "with --n, or another --seed may have"
         )
-    return train, test
 
 
 def _load_whole(args: argparse.Namespace, key) -> Dataset:
@@ -167,7 +182,7 @@ def _named(words: Sequence[str], labels: Sequence[Any], where: str) -> list[Any]
             more = ", ..." if len(labels) > 10 else ""
             raise ValueError(f"--classes: {where} has no label {word}; it has {some}{more}")
         chosen.append(found[0])
-    if any(a == b for i, a in enumerate(chosen) for b in chosen[:i]):
+    if any(label in chosen[:i] for i, label in enumerate(chosen)):
         raise ValueError(f"--classes must name different labels; got {' '.join(words)}")
     return chosen
 

@@ -20,27 +20,39 @@ _CURVE_POINTS = 13
 def metrics_of(
     r: PerturbationLearning, test: Dataset, fresh: Dataset, draws: int
 ) -> dict[str, Any]:
+    """What `evaluate` finds, how f and g were trained, and what guessing would give."""
     metrics = r.evaluate(test, fresh.inputs, control_draws=draws)
-    metrics["status"] = {name: getattr(p, "status", "ok") for name, p in (("f", r.f), ("g", r.g))}
+    metrics["status"] = {"f": _status(r.f), "g": _status(r.g)}
     metrics["rounding"] = _rounding(r)
-    metrics["most_frequent"] = {
-        name: float(np.bincount(np.asarray(data.labels)).max() / data.n)
-        for name, data in (("train", r.train), ("test", test))
-    }
+    metrics["most_frequent"] = {"train": _most_frequent(r.train), "test": _most_frequent(test)}
     return metrics
 
 
+def _status(predictor: Any) -> str:
+    return getattr(predictor, "status", "ok")
+
+
+def _most_frequent(data: Dataset) -> float:
+    """The share of the most frequent class."""
+    counts = np.bincount(np.asarray(data.labels))
+    return float(counts.max() / data.n)
+
+
 def _rounding(r: PerturbationLearning) -> float:
-    """What adding perturbations to their carrier changed in them, relative to their length (rms)."""
+    """How much adding perturbations to their carrier changed them, relative to their length."""
     delta = np.asarray(r.perturbation.delta, float).reshape(len(r.carrier), -1)
-    added = np.asarray(r.perturbed, float) - np.asarray(r.carrier, float)
     length = np.linalg.norm(delta)
-    return float(np.linalg.norm(added.reshape(delta.shape) - delta) / length) if length else 0.0
+    if length == 0:
+        return 0.0
+    added = np.asarray(r.perturbed, float) - np.asarray(r.carrier, float)
+    change = added.reshape(delta.shape) - delta
+    return float(np.linalg.norm(change) / length)
 
 
 def configuration_of(
     args: argparse.Namespace, r: PerturbationLearning, test: Dataset, learner: KernelLearner
 ) -> dict[str, Any]:
+    """What was asked, as a report keeps it."""
     train = r.train
     learner_g: Any = r.learner_g
     carrier = f"scenario ({args.scenario or 'a'})"
@@ -76,7 +88,8 @@ def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[st
     # Of a carrier that was perturbed itself no true label is known.
     known = r.options["at"] == "data"
     true = np.resize(np.asarray(train.targets), len(p.delta))
-    sample = _sample(true if known else np.asarray(p.targets), len(train.classes))
+    shown = true if known else np.asarray(p.targets)
+    sample = _sample(shown, len(train.classes))
     arrays = {
         "delta": p.delta,
         "targets": p.targets,
@@ -143,11 +156,12 @@ def curve_of(
             status["accuracy against size"] = f"left out at size {each:.3g} and others: {error}"
     if not parts:
         return {}
-    return {
-        f"curve_{name}": np.concatenate([getattr(part, name) for part in parts])
-        for name in parts[0]._fields
-        if getattr(parts[0], name) is not None
-    }
+    curve = {}
+    for name in parts[0]._fields:
+        values = [getattr(part, name) for part in parts]
+        if values[0] is not None:
+            curve[f"curve_{name}"] = np.concatenate(values)
+    return curve
 
 
 def map_of(r: PerturbationLearning, status: dict[str, str]) -> dict[str, Any]:
@@ -155,7 +169,8 @@ def map_of(r: PerturbationLearning, status: dict[str, str]) -> dict[str, Any]:
     if len(r.train.classes) > 2:
         return {}
     try:
-        return {f"map_{name}": value for name, value in decision_map(r)._asdict().items()}
+        plane = decision_map(r)
     except Exception as error:  # results are worth more than their map
         status["decision map"] = f"left out: {error}"
         return {}
+    return {f"map_{name}": value for name, value in plane._asdict().items()}

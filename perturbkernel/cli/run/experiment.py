@@ -1,0 +1,196 @@
+"""What `perturbkernel run` does once its arguments are read."""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from perturbkernel import report as reports
+from perturbkernel.cli.run.inputs import (
+    SYNTHETIC,
+    SYNTHETIC_POINTS,
+    check_classes,
+    check_options,
+    draw,
+    load,
+    load_carrier,
+)
+from perturbkernel.cli.run.results import arrays_of, configuration_of, curve_of, map_of, metrics_of
+from perturbkernel.data.dataset import Dataset
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.learning.experiment import PerturbationLearning, learn_from_perturbations
+from perturbkernel.report.html import text_row
+from perturbkernel.training.dynamics import Dynamics, GradientFlow, HeavyBall
+from perturbkernel.training.fit import KernelLearner
+from perturbkernel.training.losses import LOSSES
+
+_MOMENTUM = 0.9  # of the paper's experiments
+_TIME = 10.0
+# What the progress bar counts: training f, perturbing, ...; more where results are kept.
+_STAGES, _STAGES_WITH_RESULTS = 5, 8
+
+
+class _Inputs(NamedTuple):
+    """What an experiment is made from."""
+
+    train: Dataset
+    test: Dataset
+    carrier: str | np.ndarray | None
+    key: jax.Array
+    fresh_key: jax.Array
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carries the experiment out, prints what it shows, and returns the exit status."""
+    began = time.perf_counter()
+    check_options(args)
+    learner, learner_g = learner_of(args), learner_of(args, "_g")
+    inputs = _read(args)
+    stages = _STAGES if args.out is None else _STAGES_WITH_RESULTS
+    with tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage") as bar:
+
+        def progress(stage: str) -> None:
+            bar.set_description(stage)
+            bar.update()
+
+        r = _learn(args, inputs, learner, learner_g, progress)
+        fresh = _fresh(args, inputs)
+        progress("evaluating, with controls")
+        metrics = metrics_of(r, inputs.test, fresh, args.control_draws)
+        configuration = configuration_of(args, r, inputs.test, learner)
+        if args.out is not None:
+            arrays = _arrays(args, r, inputs.test, fresh, metrics["status"], progress)
+            progress("figures and page")
+            metrics["seconds"] = round(time.perf_counter() - began, 1)
+            result = reports.Report(configuration, metrics, reports.environment(), arrays)
+            reports.save(result, args.out)
+    _print(configuration, metrics)
+    if args.out is not None:
+        print(f"\nreport: {Path(args.out) / 'report.html'}")
+    return 0
+
+
+def learner_of(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
+    """The learner of f; with suffix "_g" that of g, which takes what is not given from f."""
+    loss = _option(args, "loss", suffix)
+    dynamics = _dynamics(args, suffix)
+    if not LOSSES[loss].has_minimum and math.isinf(dynamics.effective_time):
+        raise ValueError(
+            f"--time inf needs --loss squared: the {loss} loss has no minimum to train to"
+        )
+    kernel = TwoLayerNTK(_option(args, "slope", suffix), _option(args, "train_bias", suffix))
+    return KernelLearner(kernel, loss, dynamics)
+
+
+def _option(args: argparse.Namespace, name: str, suffix: str) -> Any:
+    """An option of the network with this suffix, or of f where it is not given."""
+    own = getattr(args, name + suffix)
+    return getattr(args, name) if own is None else own
+
+
+def _dynamics(args: argparse.Namespace, suffix: str) -> Dynamics:
+    """Gradient flow, or heavy ball where a learning rate is given.
+
+    Time, learning rate and steps go together: if one of them is given for g, none is taken from f.
+    """
+    names = ("time", "learning_rate", "steps")
+    own = any(getattr(args, name + suffix) is not None for name in names)
+    given = suffix if own else ""
+    duration = getattr(args, "time" + given)
+    rate = getattr(args, "learning_rate" + given)
+    steps = getattr(args, "steps" + given)
+    dash = given.replace("_", "-")
+    if rate is None and getattr(args, "momentum" + suffix) is not None:
+        option = "--momentum" + suffix.replace("_", "-")
+        raise ValueError(f"{option} is of heavy ball: --learning-rate and --steps")
+    if rate is None and steps is None:
+        return GradientFlow(_TIME if duration is None else duration)
+    if duration is not None:
+        raise ValueError(
+            f"--time{dash} is for gradient flow; with --learning-rate{dash} give --steps{dash} "
+            "instead"
+        )
+    if rate is None or steps is None:
+        raise ValueError(f"heavy ball needs both --learning-rate{dash} and --steps{dash}")
+    momentum = _option(args, "momentum", suffix)
+    return HeavyBall(rate, steps, _MOMENTUM if momentum is None else momentum)
+
+
+def _read(args: argparse.Namespace) -> _Inputs:
+    """Data and carrier, checked against the options."""
+    key_data, key_run, key_fresh = jax.random.split(jax.random.key(args.seed), 3)
+    train, test = load(args, key_data)
+    check_classes(args, train)
+    carrier = load_carrier(args, train)
+    return _Inputs(train, test, carrier, key_run, key_fresh)
+
+
+def _learn(
+    args: argparse.Namespace,
+    inputs: _Inputs,
+    learner: KernelLearner,
+    learner_g: KernelLearner,
+    progress: Callable[[str], None],
+) -> PerturbationLearning:
+    """Trains f, perturbs, trains g."""
+    return learn_from_perturbations(
+        learner,
+        inputs.train,
+        size=args.size,
+        scenario=args.scenario,
+        carrier=inputs.carrier,
+        carrier_points=args.carrier_points,
+        at=args.at,
+        targets=args.targets,
+        learner_g=learner_g,
+        norm=args.norm,
+        direction=args.direction,
+        bounds=None if args.bounds is None else tuple(args.bounds),
+        progress=progress,
+        key=inputs.key,
+    )
+
+
+def _fresh(args: argparse.Namespace, inputs: _Inputs) -> Dataset:
+    """Points on which f and g are compared: new ones of synthetic data, else the test points."""
+    if args.data in SYNTHETIC:
+        return draw(args, SYNTHETIC_POINTS, inputs.fresh_key)
+    return inputs.test
+
+
+def _arrays(
+    args: argparse.Namespace,
+    r: PerturbationLearning,
+    test: Dataset,
+    fresh: Dataset,
+    status: dict[str, str],
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Everything that a result keeps in arrays; `status` takes what had to be left out."""
+    arrays = arrays_of(r, test, fresh)
+    progress("accuracy against size")
+    arrays |= curve_of(r, test, args.size, status)
+    progress("decision map")
+    return arrays | map_of(r, status)
+
+
+def _print(c: dict[str, Any], metrics: dict[str, Any]) -> None:
+    between = " against " if len(c["classes"]) == 2 else ", "
+    print(
+        f"{c['data']}: {between.join(c['classes'])}, {c['n_train']} training and {c['n_test']} "
+        f"test points, d = {c['d']}; {c['carrier']}, size {c['size']:g} ({c['norm']}), "
+        f"{c['targets']} targets\n"
+    )
+    rows = reports.table(metrics)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print(*text_row(row, widths), sep="\n")
+    print()
+    for sentence in reports.sentences(c, metrics):
+        print(sentence)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import architecture
+import mutants
 import pytest
 
 import perturbkernel
@@ -37,6 +38,10 @@ def test_no_module_imports_a_private_name():
 
 def test_the_drawing_of_the_architecture_is_that_of_the_imports():
     assert architecture.main(["--check"]) == 0
+
+
+def test_every_mutant_still_finds_its_text():
+    assert mutants.check(mutants.MUTANTS) == 0
 
 
 def test_public_names_load_from_where_type_checkers_look():

@@ -164,8 +164,8 @@ _ELSEWHERE = [
     (
         "kernels/two_layer.py",
         "Sigma not divided by d",
-        "(1 + product / x.shape[1])",
-        "(1 + product)",
+        "along = phi * (1 + product / d)",
+        "along = phi * (1 + product)",
         _KERNELS,
     ),
     (
@@ -175,9 +175,9 @@ _ELSEWHERE = [
         "return s, square / (1 + s)",
         _ANGLES,
     ),
-    ("kernels/angles.py", "no obtuse angles", "np.pi - angle, angle)", "angle, angle)", _ANGLES),
+    ("kernels/arccos.py", "no obtuse angles", "np.pi - angle, angle)", "angle, angle)", _ANGLES),
     (
-        "kernels/angles.py",
+        "kernels/arccos.py",
         "no root of e",
         "jnp.sqrt(near) * polynomial",
         "near * polynomial",
@@ -193,8 +193,8 @@ _ELSEWHERE = [
     (
         "kernels/angles.py",
         "gradient without s_z",
-        "z.shape[1] * _lengths(z)[0]",
-        "z.shape[1]",
+        "factor = -1 / (d * _lengths(z))",
+        "factor = -1 / (d * jnp.ones(len(z)))",
         _ANGLES,
     ),
     (
@@ -221,15 +221,15 @@ _ELSEWHERE = [
     (
         "training/descent.py",
         "sum for mean",
-        "pull(f0 + operator(dual)) / len(f0)",
-        "pull(f0 + operator(dual))",
+        "force(f0 + operator(dual)) / len(f0)",
+        "force(f0 + operator(dual))",
         _TRAINED,
     ),
     (
         "training/descent.py",
         "flow at another scale",
-        "pull(f0 + scale * operator(beta))",
-        "pull(f0 + operator(beta))",
+        "force(f0 + scale * operator(beta))",
+        "force(f0 + operator(beta))",
         _TRAINED,
     ),
     (
@@ -241,7 +241,7 @@ _ELSEWHERE = [
     ),
     ("training/squared.py", "heavy ball: sum for mean", "q=found.q / n", "q=found.q", _TRAINED),
     (
-        "training/logistic_path.py",
+        "training/implicit.py",
         "another formula",
         "_ALPHA = (1 - _KAPPA) * _GAMMA",
         "_ALPHA = _GAMMA",
@@ -271,8 +271,8 @@ _ELSEWHERE = [
     (
         "attacks/norms.py",
         "linf and l1 their own duals",
-        '"linf": "l1", "l1": "linf"',
-        '"linf": "linf", "l1": "l1"',
+        '"linf": _Norm("l1", ',
+        '"linf": _Norm("linf", ',
         _NORMS,
     ),
     (
@@ -292,8 +292,8 @@ _ELSEWHERE = [
     (
         "attacks/norms.py",
         "reach without its rate",
-        "gain / jnp.where(rise > 0, rise, 1)",
-        "gain",
+        "direction * (gain / or_one(rise))",
+        "direction * gain",
         _NORMS,
     ),
     (
@@ -320,30 +320,30 @@ _ELSEWHERE = [
     (
         "attacks/margins.py",
         "rivals ignored",
-        "target.astype(outputs.dtype) - others",
+        "target.astype(outputs.dtype) - shares",
         "target.astype(outputs.dtype)",
         _CLASSES,
     ),
     (
         "learning/diagnosis.py",
         "spread about zero",
-        "shift_squared - shift**2",
-        "shift_squared",
+        "mean.shift_squared - mean.shift**2",
+        "mean.shift_squared",
         _EXPERIMENT,
     ),
     ("learning/diagnosis.py", "odd is even", "(n + 1) / n * spread", "spread", _EXPERIMENT),
     (
         "learning/diagnosis.py",
         "variance of a sum",
-        "variance = b_squared / n",
-        "variance = b_squared",
+        "return mean.b_squared / n",
+        "return mean.b_squared",
         _EXPERIMENT,
     ),
     (
-        "learning/experiment.py",
+        "learning/results.py",
         "random control of another size",
-        'normalise(direction, "l2") * length',
-        "direction * length",
+        'normalise(direction, "l2") * each',
+        "direction * each",
         (*_EXPERIMENT, "-k", "controls"),
     ),
     (
@@ -356,8 +356,8 @@ _ELSEWHERE = [
     (
         "metrics.py",
         "ties count twice",
-        "jnp.maximum(largest.sum(-1, keepdims=True), 1)",
-        "1",
+        "largest / jnp.maximum(count, 1)",
+        "largest",
         _CLASSES,
     ),
     ("metrics.py", "cosine with zero", "a.any(1) & b.any(1)", "a.any(1)", _STEP),

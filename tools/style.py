@@ -95,8 +95,9 @@ def _excesses(node: ast.AST, used: set[int], path: Path) -> list[str]:
         length = len(used.intersection(body))
         if length > FUNCTION:
             return [f"{path}:{node.lineno}: {node.name} has {length} lines of code"]
-    generator = isinstance(node, ast.Assign) and isinstance(node.value, ast.GeneratorExp)
-    if generator and any(isinstance(target, ast.Tuple) for target in node.targets):
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.GeneratorExp):
+        return []
+    if any(isinstance(target, ast.Tuple) for target in node.targets):
         return [f"{path}:{node.lineno}: a tuple is unpacked from a generator"]
     return []
 

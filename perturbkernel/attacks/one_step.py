@@ -127,7 +127,9 @@ def perturb(
     length = size if classes is not None else _column(size * y, x).astype(dtype)
     delta = length * step
     if low is not None and high is not None:
-        low, high, x = low.astype(dtype), high.astype(dtype), x.astype(dtype)
+        low = jnp.broadcast_to(low, x.shape).astype(dtype)
+        high = jnp.broadcast_to(high, x.shape).astype(dtype)
+        x = x.astype(dtype)
         # Not clip(x + delta) - x, whose rounding is that of x and may exceed the size.
         clipped = jnp.clip(delta, low - x, high - x)
         delta = jnp.where(flat, 0, within(x, clipped, (low, high)))

@@ -210,7 +210,8 @@ def rows_within(
             outputs, pull_back = jax.vjp(lambda z: outputs_at(plain, z, shape), z)
             return pull_back(outputs)[0]
 
-        own += footprint(gradient, x.shape[1:])[1] * x.dtype.itemsize
+        # Traced in the dtype of the inputs, and counted in numbers of four bytes.
+        own += 4 * footprint(gradient, x.shape[1:], x.dtype)[1]
     return max(1, int((memory or default_memory()) // own))
 
 

@@ -34,9 +34,10 @@ _QUERIES, _POINTS = 10_007, 10_009
 def footprint(
     function: Callable,
     row: tuple[int, ...],
+    dtype: Any = jnp.float32,
 ) -> tuple[float, float]:
     """(a, b), the numbers a pair and the numbers a row that `function(z, x)` holds at once, for z
-    (r, *row) and x (c, *row).
+    (r, *row) and x (c, *row) of the given dtype.
 
     A tile of r queries and c points then takes at most
 
@@ -49,8 +50,8 @@ def footprint(
         >>> footprint(lambda z, x: z @ x.T, (3,))
         (1.0, 9.0)
     """
-    z = jax.ShapeDtypeStruct((_QUERIES, *row), jnp.float32)
-    x = jax.ShapeDtypeStruct((_POINTS, *row), jnp.float32)
+    z = jax.ShapeDtypeStruct((_QUERIES, *row), dtype)
+    x = jax.ShapeDtypeStruct((_POINTS, *row), dtype)
     trace = jax.make_jaxpr(function)
     pair, each = _alive(trace(z, x).jaxpr)
     return float(pair), float(each)

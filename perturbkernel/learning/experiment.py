@@ -82,6 +82,7 @@ def learn_from_perturbations(
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
 
+    Example:
         r = learn_from_perturbations(KernelLearner(kernel), train, size=1.0, key=key)
         r.accuracy(test).g
 

@@ -334,6 +334,7 @@ def train(
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
 
+    Example:
         net = TwoLayerNetwork.init(d, 1000, key=jax.random.key(0))
         net, trace = train(net, x, y, optimizer=paper_optimizer(0.01), steps=1000)
 

@@ -174,8 +174,9 @@ def verify(
     Raises:
         ValueError: a number that is no result; the message lists the known ones.
 
-    >>> [verdict.verdict for verdict in verify("8.3")]
-    ['holds']
+    Examples:
+        >>> [verdict.verdict for verdict in verify("8.3")]
+        ['holds']
     """
     check_count(seed, "seed", low=0)
     verdicts = []

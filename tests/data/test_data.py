@@ -44,7 +44,7 @@ def test_dataset_fields_and_repr():
 @pytest.mark.parametrize(
     ("inputs", "targets", "error", "match"),
     [
-        (np.ones(3), [1, 1, 1], ValueError, r"inputs must have shape \(n, d\) .* got shape \(3,\)"),
+        (np.ones(3), [1, 1, 1], ValueError, r"inputs must have shape \(n, d\), .*got shape \(3,\)"),
         (np.ones((2, 2, 2)), [1, 1], ValueError, r"inputs must have shape \(n, d\)"),
         (np.ones((0, 2)), [], ValueError, r"inputs must not be empty; got shape \(0, 2\)"),
         (np.ones((2, 0)), [1, 1], ValueError, r"inputs must not be empty; got shape \(2, 0\)"),

@@ -29,7 +29,14 @@ def started(task: str, devices: int, processes: int) -> Iterator[list[subprocess
     sizes = [[str(n) for n in (devices, processes, process, port)] for process in range(processes)]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", str(ROOT / "tests" / "mesh_worker.py"), task, *size],
+            [
+                sys.executable,
+                "-W",
+                "error",
+                str(ROOT / "tests" / "helpers" / "mesh_worker.py"),
+                task,
+                *size,
+            ],
             env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -280,12 +280,12 @@ def test_only_the_cotangents_asked_for_are_computed(wanted, used, monkeypatch):
     def total(z, x, c):
         return jnp.sum(kernel.matvec(z, x, c))
 
-    def sums(tile, *arguments, **options):
+    def counted(tile, *arguments, **options):
         summed.add(tile.__name__)
         return original(tile, *arguments, **options)
 
     original = sums.sums
-    monkeypatch.setattr(products, "sums", sums)
+    monkeypatch.setattr(products, "sums", counted)
     gradients = jax.grad(total, wanted)(z, x, c)
     assert summed == {"_matvec_tile"} | used
     everything = jax.grad(total, (0, 1, 2))(z, x, c)

@@ -404,7 +404,7 @@ class Refuse:
     def find_spec(self, name, *_):
         assert name.split(".")[0] not in ("tensorflow", "tf2jax", "torch"), name
 sys.meta_path.insert(0, Refuse())
-from perturbkernel.architectures import load_neural_tangents
+from perturbkernel.kernels.architectures import load_neural_tangents
 assert "neural_tangents" not in sys.modules
 stax, predict = load_neural_tangents(), load_neural_tangents("predict")
 assert stax.__name__ == "neural_tangents.stax" and predict.gradient_descent_mse

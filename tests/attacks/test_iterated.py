@@ -267,7 +267,7 @@ def test_random_starts_keep_the_best_and_follow_the_key(x64):
 
 def three(w: Any, z: Any) -> Any:
     """Three linear outputs."""
-    return z @ w.T + jnp.arange(3.0)
+    return z @ w.T + jnp.arange(3, dtype=z.dtype)[None, :]
 
 
 W3 = RNG.normal(size=(3, D))

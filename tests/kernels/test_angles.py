@@ -226,7 +226,7 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
         close = angles._unresolved(*separation, derivative=True)
         assert (np.asarray(close).sum(axis=1) > angles._CROWD).any()
         rest = angles._deflated(
-            jnp.asarray(z), jnp.asarray(x), jnp.asarray(close, x.dtype), jnp.asarray(close)
+            jnp.asarray(z), jnp.asarray(x), jnp.asarray(close, dtype), jnp.asarray(close)
         )[1]
         # Mended by the product itself; large opposite points are for the repair of single pairs,
         # before and after.

@@ -1,6 +1,5 @@
 """losses.py: every record against derivatives of its value, and a loss that is added as one entry."""
 
-import argparse
 import dataclasses
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from common import DTYPES, precision
 
 import perturbkernel as pk
-from perturbkernel.cli.run import command
+from perturbkernel.cli.main import build_parser
 from perturbkernel.training.losses import LOSSES, Kind, Margin, loss_names, margin_loss
 
 fit: Any = pk.fit
@@ -194,9 +193,7 @@ def test_every_loss_is_accepted_by_networks(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_is_a_choice_of_the_command(name):
-    parser = argparse.ArgumentParser()
-    command.add_command(parser.add_subparsers(), "")
-    args = parser.parse_args(["run", "--loss", name, "--loss-g", name])
+    args = build_parser().parse_args(["run", "--loss", name, "--loss-g", name])
     assert (args.loss, args.loss_g) == (name, name)
 
 

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 # Old module -> the modules that hold its names now. (`attacks`, `data`, `kernels`, `learning`,
 # `networks`, `report` and `cli` are folders now and keep their names.)
@@ -29,11 +30,34 @@ MOVED: dict[str, tuple[str, ...]] = {
     "plots": ("report.plots",),
     "predictors": ("training.predictors", "training.fit"),
     "projections": ("attacks.norms",),
+    "reproduce.width": ("reproduce.studies.width.study",),
     "solvers": ("training.solve", "training.logistic_path"),
     "studies": ("learning.curves",),
     "two_layer": ("networks.two_layer",),
     "optimizers": ("networks.optimizers",),
 }
+
+# (folder, name) -> the module that holds the name now, where the folder keeps its own name.
+MOVED_NAMES: dict[tuple[str, str], str] = {
+    ("learning", "accuracy"): "metrics",
+    ("learning", "agreement"): "metrics",
+    ("learning", "draw_noise"): "data.draws",
+    ("learning", "draw_targets"): "data.draws",
+}
+
+
+def moved_name(folder: str, name: str) -> Any:
+    """The value of a name that has left a folder, for `__getattr__` there; warns where it went."""
+    home = MOVED_NAMES.get((folder, name))
+    if home is None:
+        raise AttributeError(f"module 'perturbkernel.{folder}' has no attribute {name!r}")
+    warnings.warn(
+        f"perturbkernel.{folder}.{name} has moved to perturbkernel.{home}; the old path goes with "
+        "version 2",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return getattr(import_module(f"perturbkernel.{home}"), name)
 
 
 class _Finder(MetaPathFinder, Loader):
@@ -42,11 +66,11 @@ class _Finder(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        package, _, name = fullname.rpartition(".")
+        package, _, name = fullname.partition(".")
         return ModuleSpec(fullname, self) if package == "perturbkernel" and name in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        homes = [f"perturbkernel.{home}" for home in MOVED[module.__name__.rpartition(".")[2]]]
+        homes = [f"perturbkernel.{home}" for home in MOVED[module.__name__.partition(".")[2]]]
         warnings.warn(
             f"{module.__name__} has moved to {', '.join(homes)}; the old path goes with version 2",
             DeprecationWarning,

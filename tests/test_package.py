@@ -63,6 +63,17 @@ def test_public_names_load_from_where_type_checkers_look():
         assert getattr(perturbkernel, name) is not None
 
 
+@pytest.mark.parametrize(("folder", "name"), sorted(_moved.MOVED_NAMES))
+def test_names_that_left_a_folder_say_where_they_went(folder, name):
+    module = importlib.import_module(f"perturbkernel.{folder}")
+    with pytest.warns(DeprecationWarning, match=f"{folder}.{name} has moved to"):
+        found = getattr(module, name)
+    home = _moved.MOVED_NAMES[folder, name]
+    assert found is getattr(importlib.import_module(f"perturbkernel.{home}"), name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
 @pytest.mark.parametrize("old", sorted(_moved.MOVED))
 def test_old_module_paths_say_where_their_names_went(old):
     with pytest.warns(DeprecationWarning, match=f"perturbkernel.{old} has moved to"):

@@ -1,5 +1,8 @@
 """The experiment of the paper: learning from perturbations, its diagnosis, curves over sizes."""
 
+from typing import Any
+
+from perturbkernel._moved import moved_name
 from perturbkernel.learning.curves import DecisionMap as DecisionMap
 from perturbkernel.learning.curves import SizeCurve as SizeCurve
 from perturbkernel.learning.curves import accuracy_against_size as accuracy_against_size
@@ -9,3 +12,7 @@ from perturbkernel.learning.diagnosis import diagnose as diagnose
 from perturbkernel.learning.experiment import Pair as Pair
 from perturbkernel.learning.experiment import PerturbationLearning as PerturbationLearning
 from perturbkernel.learning.experiment import learn_from_perturbations as learn_from_perturbations
+
+
+def __getattr__(name: str) -> Any:
+    return moved_name("learning", name)

@@ -159,10 +159,9 @@ def test_predictor_error(runs, start):
     centred = start == "centred"
     p, c, results = runs
     ratios = []
-    for start, run, beta in results:
-        f = outputs(run.network, p.z, p.kernel.slope) - centred * outputs(
-            start, p.z, p.kernel.slope
-        )
+    for initial, run, beta in results:
+        before = outputs(initial, p.z, p.kernel.slope)
+        f = outputs(run.network, p.z, p.kernel.slope) - centred * before
         error = BOUNDS.logistic_predictor_error(
             c, beta, width=500, time=run.time, delta=DELTA, start=start
         )

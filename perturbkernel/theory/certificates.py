@@ -54,8 +54,8 @@ class Certificate:
     Attributes:
         f, g: each network's half.
         median_outputs: over the points, of T_f |f_hat| and T_g size |g_hat_w|: what training
-            has done. Without it a certificate proves little, since every sign is certified as T tends
-            to 0.
+            has done. Without it a certificate proves little, since every sign is certified as T
+            tends to 0.
         agree: (m,), where f_hat and g_hat_w have the same sign.
         certified: (m,), where sgn f = sgn g is proven, with probability 1 - delta at all of them
             together.

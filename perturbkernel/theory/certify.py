@@ -60,11 +60,12 @@ def certified_share(
     delta: float,
     start: str = "centred",
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-    """The share of points at which one network's sign is certified, (t,), and the median output there, (t,): of T
-    |f_hat|.
+    """The share of points at which one network's sign is certified, and how far training is then.
+
+    Two arrays, (t,) each; the second holds the medians of T |f_hat| over the points.
 
     The share tends to 1 as T tends to 0, which proves nothing (start "random": to 0); read it
-    beside the median output.
+    beside the second.
     """
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
     times = np.atleast_1d(np.asarray(times, float))

@@ -33,6 +33,19 @@ def ensemble(
     return Centred(trained, network(neurons.start)) if start == "centred" else trained
 
 
+def as_mean(
+    parameters: Float[np.ndarray, "signs k d+1"],
+    readout: Float[np.ndarray, "signs k"],
+    width: int,
+    kernel: TwoLayerNTK,
+    dtype: Any,
+) -> TwoLayerNetwork:
+    """sqrt(width) times the average over neurons of alpha phi(<w, z> + b), as one network."""
+    flat = jnp.asarray(parameters.reshape(-1, parameters.shape[-1]), dtype)
+    alpha = jnp.asarray(readout.reshape(-1) * (width**0.5 / readout.size), dtype)
+    return TwoLayerNetwork(flat[:, :-1], flat[:, -1], alpha, kernel.slope, kernel.train_bias)
+
+
 def independent_neurons(width: int, start: str) -> int:
     """How many starts a network takes from a pool: half as many when they come in pairs."""
     return width // 2 if start == "doubled" else width

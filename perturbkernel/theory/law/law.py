@@ -20,6 +20,7 @@ from perturbkernel.checks import check_choice, check_count, check_key
 from perturbkernel.networks.two_layer import Centred, TwoLayerNetwork, check_width
 from perturbkernel.theory.arguments import as_labels, as_points, double, gate_mean_square, lengths
 from perturbkernel.theory.law.cuts import (
+    as_mean,
     ensemble,
     gradient,
     independent_neurons,
@@ -299,6 +300,27 @@ class NeuronLaw(Pool):
             neurons = neurons.one_sign(coins.astype(int))
         dtype = self.paths.moved.dtype
         return ensemble(neurons, self.kernel, count, width, start, dtype)
+
+    def mean_network(self, *, width: int, time: float | None = None) -> TwoLayerNetwork | Centred:
+        """E f_T as a predictor: the mean of all networks of a width, with its input gradient.
+
+            E f_T(z) = T Psi_z(r),   r = T / sqrt(width)
+
+        As width grows at fixed r a trained network is this function, up to a random part whose
+        share vanishes as 1 / sqrt(width): the deterministic limit in which features move. One
+        network of all neurons of the pool, in which the initial function cancels between
+        antithetic neurons, and is subtracted without them. Its errors are those of a plain average
+        over the pool; `mean` has smaller ones, as numbers. Theory: 14.2.
+        """
+        neurons = self.at(self.scaled_time(width, time))
+        dtype = self.paths.moved.dtype
+
+        def averaged(parameters):
+            both = np.broadcast_to(parameters, neurons.moved.shape)
+            return as_mean(both, neurons.readout, width, self.kernel, dtype)
+
+        trained = averaged(neurons.trained)
+        return trained if self.antithetic else Centred(trained, averaged(neurons.start))
 
     def _check_start(self, start: str, width: int) -> None:
         check_choice(start, "start", STARTS)

@@ -26,12 +26,16 @@ cite.
 | `targets`           | 12.3           | moments over the targets                                  |
 | `finite`            | 0.1, 2, 4.4    | finite networks given as arrays                           |
 | `bounds`            |                | every bound under one name                                |
+| `law`               | 14             | trained networks of every width, from simulated neurons   |
 
 Everything takes plain arrays, computes in float64 whatever JAX's setting, and returns NumPy arrays:
 x (n, d) and y (n,) train the first network, r (n, d) and targets (n,) the second, z (m, d) are
 queries; finite networks are weights (width, d), biases and readout (width,). What is undefined
 comes back as NaN with a status in words.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from perturbkernel.theory import bounds as bounds
 from perturbkernel.theory.certificates import Certificate as Certificate
@@ -98,3 +102,40 @@ from perturbkernel.theory.randomness import sample_initial as sample_initial
 from perturbkernel.theory.randomness import sign_probability as sign_probability
 from perturbkernel.theory.targets import TargetMoments as TargetMoments
 from perturbkernel.theory.targets import target_moments as target_moments
+
+if TYPE_CHECKING:
+    from perturbkernel.theory import law as law
+    from perturbkernel.theory.law import Estimate as Estimate
+    from perturbkernel.theory.law import GradientMoments as GradientMoments
+    from perturbkernel.theory.law import MeanFieldLearner as MeanFieldLearner
+    from perturbkernel.theory.law import NeuronLaw as NeuronLaw
+    from perturbkernel.theory.law import NeuronPlan as NeuronPlan
+    from perturbkernel.theory.law import Neurons as Neurons
+    from perturbkernel.theory.law import plan_neurons as plan_neurons
+    from perturbkernel.theory.law import simulate_neurons as simulate_neurons
+
+# These load networks, and so optax, when they are first used.
+_OF_THE_LAW = (
+    "Estimate",
+    "GradientMoments",
+    "MeanFieldLearner",
+    "NeuronLaw",
+    "NeuronPlan",
+    "Neurons",
+    "plan_neurons",
+    "simulate_neurons",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "law":
+        return import_module("perturbkernel.theory.law")
+    if name in _OF_THE_LAW:
+        value = getattr(import_module("perturbkernel.theory.law"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'perturbkernel.theory' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "law", *_OF_THE_LAW})

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
+from perturbkernel.attacks.boxes import within as within
 from perturbkernel.attacks.crossings import (
     before,
     crossing,

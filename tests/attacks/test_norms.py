@@ -12,7 +12,7 @@ from common import DTYPES, precision
 
 import perturbkernel as pk
 from perturbkernel.attacks import norms as projections
-from perturbkernel.attacks.boxes import within
+from perturbkernel.attacks.norms import within
 
 attack: Any = pk.attack
 # Whatever JAX takes for an array, they take.

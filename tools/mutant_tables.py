@@ -241,7 +241,7 @@ _ELSEWHERE = [
     ),
     ("training/squared.py", "heavy ball: sum for mean", "q=found.q / n", "q=found.q", _TRAINED),
     (
-        "training/implicit.py",
+        "training/implicit_steps.py",
         "another formula",
         "_ALPHA = (1 - _KAPPA) * _GAMMA",
         "_ALPHA = _GAMMA",
@@ -264,8 +264,8 @@ _ELSEWHERE = [
     (
         "training/initial_function.py",
         "no root of eigenvalues",
-        "1 / jnp.sqrt(jnp.where(keep",
-        "1 / (jnp.where(keep",
+        "1 / jnp.sqrt(kept)",
+        "1 / kept",
         _INITIAL,
     ),
     (

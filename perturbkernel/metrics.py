@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.labels import one_hot
 
@@ -51,16 +52,17 @@ def accuracy(
 
         pk.accuracy(f(test.inputs), test.targets)
     """
-    outputs = jnp.asarray(outputs)
-    signs = jnp.asarray(labels, outputs.dtype)
-    signs = jnp.broadcast_to(signs, outputs.shape)
-    twice_right = 1 + jnp.sign(outputs) * signs
-    return twice_right.mean(-1) / 2
+    values, given = on_host(jnp.asarray(outputs), jnp.asarray(labels))
+    xp = namespace(values)
+    signs = xp.broadcast_to(given.astype(values.dtype), values.shape)
+    twice_right = 1 + xp.sign(values) * signs
+    return as_jax(twice_right.mean(-1) / 2)
 
 
 def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Float[Array, "..."]:
     """The share of points where two outputs have the same sign; an output of 0 counts one half."""
-    return accuracy(f, jnp.sign(g))
+    other = on_host(jnp.asarray(g))
+    return accuracy(f, as_jax(namespace(other).sign(other)))
 
 
 def share_right(outputs: Array, data: Dataset) -> Array:
@@ -70,8 +72,9 @@ def share_right(outputs: Array, data: Dataset) -> Array:
     """
     if len(data.classes) > 2:
         return right(outputs, data.targets)
-    signs = data.targets.astype(outputs.dtype)
-    return (1 + jnp.sign(outputs) * signs) / 2
+    outputs, targets = on_host(outputs, data.targets)
+    signs = targets.astype(outputs.dtype)
+    return as_jax((1 + namespace(outputs).sign(outputs) * signs) / 2)
 
 
 def class_means(values: Array, data: Dataset) -> Array:
@@ -84,12 +87,14 @@ def class_means(values: Array, data: Dataset) -> Array:
 
 def unit_rows(v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
     """Each row of v divided by its l2 norm over all further axes; 0 where the row is 0."""
+    v = on_host(v)
+    xp = namespace(v)
     axes = tuple(range(1, v.ndim))
     # Divided by its largest entry first, a tiny row does not underflow when squared.
-    largest = jnp.abs(v).max(axes, keepdims=True)
-    scaled = v / jnp.where(largest > 0, largest, 1)
-    length = jnp.sqrt(jnp.sum(scaled**2, axes, keepdims=True))
-    return scaled / jnp.where(length > 0, length, 1)
+    largest = xp.abs(v).max(axes, keepdims=True)
+    scaled = v / xp.where(largest > 0, largest, 1)
+    length = xp.sqrt(xp.sum(scaled**2, axis=axes, keepdims=True))
+    return as_jax(scaled / xp.where(length > 0, length, 1))
 
 
 def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, " n"]:
@@ -97,8 +102,9 @@ def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, "
 
     NaN where either is zero and no angle exists.
     """
-    a = unit_rows(a).reshape(len(a), -1)
-    b = unit_rows(b).reshape(len(b), -1)
+    a, b = on_host(unit_rows(a), unit_rows(b))
+    xp = namespace(a)
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     exists = a.any(1) & b.any(1)
-    products = jnp.sum(a * b, axis=1)
-    return jnp.where(exists, products, jnp.nan)
+    products = xp.sum(a * b, axis=1)
+    return as_jax(xp.where(exists, products, xp.nan))

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.crossings import (
     before,
     crossing,
@@ -37,7 +38,10 @@ def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ...
 
     g / |g| for l2, sign(g) for linf.
     """
-    return jnp.sign(gradient) if norm == "linf" else unit_rows(gradient)
+    if norm != "linf":
+        return unit_rows(gradient)
+    gradient = on_host(gradient)
+    return as_jax(namespace(gradient).sign(gradient))
 
 
 def lengths(delta: Rows, norm: str) -> Float[Array, " m"]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.host import traced_shape
 from perturbkernel.attacks.margins import margin_weights
 from perturbkernel.attacks.norms import normalise as normalise
@@ -122,10 +123,11 @@ def perturb(
     check_gradient(gradient)
     zero = is_zero(predictor, x, weights, gradient)
     dtype = common_dtype(x, gradient)
-    flat = _column(zero, x)
-    step = jnp.where(flat, 0, normalise(gradient, norm)).astype(dtype)
-    length = size if classes is not None else _column(size * y, x).astype(dtype)
-    delta = length * step
+    flat, step, signs = on_host(zero, normalise(gradient, norm), y)
+    flat = _column(flat, x)
+    step = namespace(step).where(flat, 0, step).astype(dtype)
+    length = size if classes is not None else _column(size * signs, x).astype(dtype)
+    delta = as_jax(length * step)
     if low is not None and high is not None:
         low = jnp.broadcast_to(low, x.shape).astype(dtype)
         high = jnp.broadcast_to(high, x.shape).astype(dtype)
@@ -154,13 +156,15 @@ def is_zero(
 
     To rounding for kernel predictors, whose terms may cancel; exactly for others.
     """
-    flat = jnp.abs(gradient).reshape(len(x), -1)
-    longest = flat.max(1) * jnp.sqrt(flat.shape[1])
+    gradient = on_host(gradient)
+    flat = namespace(gradient).abs(gradient).reshape(len(x), -1)
+    longest = flat.max(1) * flat.shape[1] ** 0.5
     if not isinstance(predictor, KernelPredictor):
-        return longest <= 0
+        return as_jax(longest <= 0)
     rounding = predictor.gradient_rounding(x, weights)
     dtype = common_dtype(longest, rounding)
-    return longest.astype(dtype) <= rounding.astype(dtype)
+    longest, rounding = on_host(longest, rounding)
+    return as_jax(longest.astype(dtype) <= rounding.astype(dtype))
 
 
 def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:

@@ -1,13 +1,14 @@
 """The two-layer kernel of the paper in closed form."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perturbkernel.arrays import namespace
 from perturbkernel.checks import (
     as_inputs,
     check_count,
@@ -83,21 +84,22 @@ class TwoLayerNTK(Kernel):
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """Dense "phi", "ntk" or "nngp", (rows of z, rows of x)."""
         product, theta = products_and_angles(z, x)
-        return self._tile(name, z, x, product, theta)
+        return self.of_angles(name, z, x, product, theta)
 
     def quick_tile(self, name: str, z: Array, x: Array) -> Array:
         """The same but NaN where points nearly coincide, or are opposite."""
         product, theta = quick_products_and_angles(z, x)
-        return self._tile(name, z, x, product, theta)
+        return self.of_angles(name, z, x, product, theta)
 
-    def _tile(
+    def of_angles(
         self,
         name: str,
-        z: Array,
-        x: Array,
-        product: Array,
-        theta: Array,
-    ) -> Array:
+        z: Any,
+        x: Any,
+        product: Any,
+        theta: Any,
+    ) -> Any:
+        """The tile from <z, x> and theta, arrays of JAX, or of NumPy unless it is "nngp"."""
         cone = (1 - self.slope) ** 2 / (2 * np.pi)
         phi = (1 + self.slope**2) / 2 - cone * theta
         if name == "phi":
@@ -111,6 +113,20 @@ class TwoLayerNTK(Kernel):
         across = cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
         return along + across
 
+    def angle_cotangents(
+        self,
+        name: str,
+        product: Any,
+        theta: Any,
+        cotangent: Any,
+    ) -> tuple[Any, Any]:
+        """The cotangents of <z, x> and theta, from that of a tile "ntk" or "phi"."""
+        cone = (1 - self.slope) ** 2 / (2 * np.pi)
+        if name == "phi":
+            return 0.0, -cone * cotangent
+        to_theta = -cone * (product + float(self.train_bias)) * cotangent
+        return self.of_angles("phi", None, None, product, theta) * cotangent, to_theta
+
     def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0.
 
@@ -118,11 +134,12 @@ class TwoLayerNTK(Kernel):
         0.1, 0.3).
         """
         d = x.shape[1]
-        norm_x = jnp.linalg.norm(x, axis=1)
-        norm_z = jnp.linalg.norm(z, axis=1)
-        s_z = jnp.sqrt(1 + norm_z**2 / d)
+        xp = namespace(coef)
+        norm_x = xp.linalg.norm(x, axis=1)
+        norm_z = xp.linalg.norm(z, axis=1)
+        s_z = xp.sqrt(1 + norm_z**2 / d)
         lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * d**0.5 * s_z)
-        sum_norms = jnp.sum(coef * norm_x)
+        sum_norms = xp.sum(coef * norm_x)
         of_product = (1 + self.slope**2) / 2 * sum_norms
-        factor = norm_z * sum_norms + float(self.train_bias) * jnp.sum(coef)
+        factor = norm_z * sum_norms + float(self.train_bias) * xp.sum(coef)
         return of_product + lipschitz * factor

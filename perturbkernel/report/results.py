@@ -235,7 +235,9 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
     """
     from perturbkernel.report import plots
 
-    c, arrays, m = report.configuration, report.arrays, report.metrics
+    c, m = report.configuration, report.metrics
+    # JAX would compile a program for every small operation on them.
+    arrays = {name: np.asarray(array) for name, array in report.arrays.items()}
     classes = c["classes"]
 
     def curve() -> "Figure":

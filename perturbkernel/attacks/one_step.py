@@ -46,7 +46,7 @@ class Perturbation(eqx.Module):
     zero_gradient: Bool[Array, " n"]
 
 
-def _column(values: Array, like: Array) -> Array:
+def _column(values: Any, like: Array) -> Any:
     return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 

@@ -259,7 +259,9 @@ class Kernel:
             progress=progress,
         )
 
-    def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
+    def gradient_bound(
+        self, z: Array | np.ndarray, x: Array | np.ndarray, coef: Array | np.ndarray
+    ) -> Array | np.ndarray:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known;
         otherwise 0.
         """

@@ -17,6 +17,8 @@ from perturbkernel.checks import (
 from perturbkernel.kernels.angles import products_and_angles, quick_products_and_angles
 from perturbkernel.kernels.base import Kernel
 
+Rows = Array | np.ndarray
+
 
 @jax.tree_util.register_static
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class TwoLayerNTK(Kernel):
         product, theta = quick_products_and_angles(z, x)
         return self.of_angles(name, z, x, product, theta)
 
+    @property
+    def _cone(self) -> float:
+        """-d Phi / d theta."""
+        return (1 - self.slope) ** 2 / (2 * np.pi)
+
     def of_angles(
         self,
         name: str,
@@ -100,7 +107,7 @@ class TwoLayerNTK(Kernel):
         theta: Any,
     ) -> Any:
         """The tile from <z, x> and theta, arrays of JAX, or of NumPy unless it is "nngp"."""
-        cone = (1 - self.slope) ** 2 / (2 * np.pi)
+        cone = self._cone
         phi = (1 + self.slope**2) / 2 - cone * theta
         if name == "phi":
             return phi
@@ -121,13 +128,12 @@ class TwoLayerNTK(Kernel):
         cotangent: Any,
     ) -> tuple[Any, Any]:
         """The cotangents of <z, x> and theta, from that of a tile "ntk" or "phi"."""
-        cone = (1 - self.slope) ** 2 / (2 * np.pi)
-        if name == "phi":
-            return 0.0, -cone * cotangent
-        to_theta = -cone * (product + float(self.train_bias)) * cotangent
-        return self.of_angles("phi", None, None, product, theta) * cotangent, to_theta
+        phi = self.of_angles("phi", None, None, product, theta)
+        to_phi = cotangent if name == "phi" else cotangent * (float(self.train_bias) + product)
+        to_product = 0.0 if name == "phi" else cotangent * phi
+        return to_product, -self._cone * to_phi
 
-    def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
+    def gradient_bound(self, z: Rows, x: Rows, coef: Rows) -> Rows:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0.
 
         From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory:

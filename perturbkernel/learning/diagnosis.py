@@ -15,7 +15,7 @@ sum b_n^2; over balanced targets the part of b_n that is constant in n drops out
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -61,12 +61,12 @@ class Diagnosis(eqx.Module):
 class _Sums(NamedTuple):
     """Sums over n, (m,) each: `shift` is b minus a reference."""
 
-    signal: Array
-    b: Array
-    b_squared: Array
-    offset: Array
-    shift: Array
-    shift_squared: Array
+    signal: Any
+    b: Any
+    b_squared: Any
+    offset: Any
+    shift: Any
+    shift_squared: Any
 
 
 def _sums_of_tile(tile, query, points) -> _Sums:
@@ -166,7 +166,7 @@ def diagnose(
     )
 
 
-def _offset_variance(mean: _Sums, n: int, balanced: bool) -> Array:
+def _offset_variance(mean: _Sums, n: int, balanced: bool) -> Any:
     """The variance of the offset over target draws, (m,)."""
     if not balanced:
         return mean.b_squared / n
@@ -182,7 +182,7 @@ def _ndtr_on_host(values: np.ndarray) -> np.ndarray:
     return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in values.tolist()])
 
 
-def _success(toward: Array, std: Array) -> Array:
+def _success(toward: Any, std: Any) -> Any:
     """The probability of the right sign, for a signal `toward` it and an offset's deviation."""
     xp = namespace(toward)
     distribution = _ndtr_on_host if xp is np else ndtr

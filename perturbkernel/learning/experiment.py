@@ -217,7 +217,7 @@ def _cosine(learner, data: Dataset, attacked: Array, p: Perturbation) -> Array |
     targets, inputs, adversarial, delta = on_host(data.targets, x, p.targets, p.delta)
     weighted = as_jax(targets[:, None] * inputs / len(x))
     v = kernel.phi_matmul(attacked, x, weighted, mesh=getattr(learner, "mesh", None))
-    return cosine(adversarial[:, None] * delta, v)
+    return cosine(as_jax(adversarial[:, None] * delta), v)
 
 
 def _diagnosis(

@@ -203,7 +203,7 @@ class PerturbationLearning(eqx.Module):
             outputs = on_host(predictor(clean))
             parts = namespace(outputs).split(outputs, ends)
             return {
-                name: float(mean(share_right(out, sets[name])))
+                name: float(mean(share_right(as_jax(out), sets[name])))
                 for name, out in zip(sets, parts, strict=True)
             }
 
@@ -271,7 +271,7 @@ def mean(values: Array) -> Array:
     return as_jax(on_host(values).mean())
 
 
-def added(carrier: Array, delta: Array) -> Array:
+def added(carrier: Any, delta: Any) -> Array:
     """carrier + delta."""
     carrier, delta = on_host(carrier, delta)
     return as_jax(carrier + delta)

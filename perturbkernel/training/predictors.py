@@ -206,7 +206,7 @@ class KernelPredictor(KeepsPrecision):
         """(m,): the gradient, were all its terms of one direction."""
         if weights is None:
             z, x, coef = on_host(z, self.inputs, self.dual_coef)
-            return self.kernel.gradient_bound(z, x, abs(coef))
+            return as_jax(self.kernel.gradient_bound(z, x, abs(coef)))
         size = jnp.abs(self.dual_coef)
         bound = partial(self.kernel.gradient_bound, z, self.inputs)
         each = jax.vmap(bound, 1, 1)(size)

@@ -75,6 +75,36 @@ def test_a_run_takes_few_programs_and_the_next_one_reads_them(tmp_path):
     assert read == programs
 
 
+LINES = """
+import jax, numpy as np
+compiled = []
+def on_duration(event, seconds, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+        compiled.append(seconds)
+jax.monitoring.register_event_duration_secs_listener(on_duration)
+import perturbkernel as pk
+from perturbkernel.metrics import accuracy
+x = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+y = np.where(x[:, 0] > 0, 1, -1)
+f = pk.fit(pk.TwoLayerNTK(), x, y)
+p = pk.perturb(f, x, y, size=0.1)
+accuracy(f(x + p.delta), y).item()
+print(len(compiled))
+"""
+
+
+def test_fit_perturb_and_accuracy_take_few_programs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", LINES],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # Products of points; conversions of arguments by JAX.
+    assert int(done.stdout) <= 10
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "variable"),

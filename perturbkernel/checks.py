@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array
 
 from perturbkernel import meshes
+from perturbkernel.arrays import as_jax
 
 
 def is_traced(*arrays: Any) -> bool:
@@ -88,9 +89,9 @@ def as_float(value: Any, name: str) -> Array:
         wanted = np.dtype(f"f{min(dtype.itemsize, 8)}")
     wanted = jax.dtypes.canonicalize_dtype(wanted)
     if isinstance(array, np.ndarray):
-        # NumPy casts widths that JAX does not know.
+        # NumPy casts widths that JAX does not know. A copy, which the caller cannot write to.
         with np.errstate(over="ignore"):  # what overflows is reported as not finite
-            array = array.astype(wanted, copy=False)
+            return as_jax(array.astype(wanted))
     return jnp.asarray(meshes.with_automatic_axes(array), wanted)
 
 

@@ -306,8 +306,8 @@ _ELSEWHERE = [
     (
         "attacks/one_step.py",
         "targets ignored",
-        "_column(size * y, x)",
-        "_column(size + 0 * y, x)",
+        "_column(size * signs, x)",
+        "_column(size + 0 * signs, x)",
         _STEP,
     ),
     (
@@ -342,15 +342,15 @@ _ELSEWHERE = [
     (
         "learning/results.py",
         "random control of another size",
-        'normalise(direction, "l2") * each',
-        "direction * each",
+        'on_host(normalise(direction, "l2"), delta)',
+        "on_host(direction, delta)",
         (*_EXPERIMENT, "-k", "controls"),
     ),
     (
         "metrics.py",
         "size of outputs counts",
-        "1 + jnp.sign(outputs) * signs",
-        "1 + outputs * signs",
+        "(1 + namespace(outputs).sign(outputs) * signs)",
+        "(1 + outputs * signs)",
         _EXPERIMENT,
     ),
     (

@@ -24,7 +24,7 @@ from theory_tools import (
 import perturbkernel as pk
 from perturbkernel import theory
 from perturbkernel.theory import tails
-from perturbkernel.verify import by_hand
+from perturbkernel.verify import tails_by_hand
 
 SIZES = [(0.0, False), (0.2, True)]
 
@@ -309,9 +309,9 @@ def test_each_network_spends_half_of_delta():
     assert len(deltas) > 4
     for delta in deltas:
         c = small_certificate(p, delta=delta, **options)
-        f = by_hand.within_budget(c.f.failure, c.f.leading != 0, delta / 2)
+        f = tails_by_hand.within_budget(c.f.failure, c.f.leading != 0, delta / 2)
         np.testing.assert_array_equal(c.f.certified, f)
-        both = by_hand.within_budget(c.g.failure, f & c.agree, delta / 2)
+        both = tails_by_hand.within_budget(c.g.failure, f & c.agree, delta / 2)
         np.testing.assert_array_equal(c.certified, both)
 
 

@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from perturbkernel.files import write_folder
@@ -25,6 +24,7 @@ from perturbkernel.reproduce.panels.figures import curve_label, describe, map_fi
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel, decision_map, panel
 from perturbkernel.reproduce.plan import Options
+from perturbkernel.reproduce.records import Arrays, Json
 
 RECORD = "reproduction.json"
 # What the lines of each mode are.
@@ -55,7 +55,7 @@ class Reproduction:
         self,
         folder: str | os.PathLike,
         options: Options,
-        environment: dict[str, Any] | None = None,
+        environment: Json | None = None,
     ):
         self.folder = Path(folder)
         self.options = options
@@ -66,11 +66,11 @@ class Reproduction:
         return plan.cells(self.options)
 
     @cached_property
-    def _headers(self) -> list[dict[str, Any]]:
+    def _headers(self) -> list[Json]:
         return [store.header(self.folder, cell) for cell in self.cells]
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Json:
         if self._environment is not None:
             return self._environment
         return _merged([header["environment"] for header in self._headers])
@@ -94,7 +94,7 @@ class Reproduction:
         """What the panel asks: values, settings, published values."""
         return panel(panel_id, self.options.scale)
 
-    def map(self, map_id: str) -> dict[str, dict[str, np.ndarray]]:
+    def map(self, map_id: str) -> dict[str, Arrays]:
         """Mode -> arrays of a decision map; see `maps.map_limit_cell`."""
         m = decision_map(map_id, self.options.scale)
         found = {}
@@ -103,7 +103,7 @@ class Reproduction:
             found[mode] = store.load(self.folder, cell)
         return found
 
-    def study(self, name: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    def study(self, name: str) -> list[tuple[Json, Arrays]]:
         """Configuration and arrays of every cell of a study."""
         found = plan.study_cells(name, self.options)
         return [(cell["config"], store.load(self.folder, cell)) for cell in found]
@@ -149,7 +149,7 @@ class Reproduction:
         """What all cells took to compute, added up."""
         return sum(float(header["seconds"]) for header in self._headers)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """Every number of every panel, with its distance from the published values, as JSON holds
         it.
         """
@@ -207,7 +207,7 @@ class Reproduction:
                 rows.append((p.id, quantity, said))
         return rows
 
-    def _page(self, summary: dict[str, Any]) -> str:
+    def _page(self, summary: Json) -> str:
         figures = [self._html_figure(name, summary) for name in self.names]
         links = [f'<a href="#{_stem(name)}">{html.escape(name)}</a>' for name in self.names]
         asked = []
@@ -223,7 +223,7 @@ about 0.01). {lines} Dashed: larger perturbations, where images are fewer than p
 <details><summary>Versions and machines</summary>{html_table(self.environment.items())}</details>"""
         return html_page("perturbkernel: the paper reproduced", body, _CSS)
 
-    def _html_figure(self, name: str, summary: dict[str, Any]) -> str:
+    def _html_figure(self, name: str, summary: Json) -> str:
         """One figure, what it shows, and a panel's distances from the published values."""
         words = table = wide = ""
         if name in summary["panels"]:
@@ -240,7 +240,7 @@ about 0.01). {lines} Dashed: larger perturbations, where images are fewer than p
         )
 
 
-def _distances(p: Panel, curves: dict[str, dict[str, Curve]]) -> dict[str, dict[str, Any]]:
+def _distances(p: Panel, curves: dict[str, dict[str, Curve]]) -> dict[str, Json]:
     """Quantity -> curve -> `assemble.distance`."""
     found = {}
     for quantity, named in curves.items():
@@ -250,7 +250,7 @@ def _distances(p: Panel, curves: dict[str, dict[str, Curve]]) -> dict[str, dict[
     return found
 
 
-def _gaps(distances: dict[str, Any]) -> str:
+def _gaps(distances: Json) -> str:
     """A table: a row a curve that has published values beside it, a column a quantity."""
     names: dict[str, None] = {}
     for named in distances.values():

@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from perturbkernel.reproduce.panels.limit import Request
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel
 from perturbkernel.reproduce.plan import Options
+from perturbkernel.reproduce.records import Arrays, Json
 
 # Of what varies over seeds and target draws: the middle 80 %.
 _BAND = (0.1, 0.9)
@@ -93,7 +94,7 @@ def _limit(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
     return found
 
 
-def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> dict[str, np.ndarray]:
+def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> Arrays:
     """Curve -> (rates, draws) of one cell, for the curves that it has."""
     quantity = wanted.quantity
     if wanted.has_targets:
@@ -146,10 +147,10 @@ def _network_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
 
 # Files in memory, at most.
 _FILES = 64
-_cache: dict[Path, dict[str, np.ndarray]] = {}
+_cache: dict[Path, Arrays] = {}
 
 
-def _loaded(folder: Path, cell: plan.Cell) -> dict[str, np.ndarray]:
+def _loaded(folder: Path, cell: plan.Cell) -> Arrays:
     """A cell's arrays; the last few files stay in memory, since a panel's values share them."""
     path = store.cell_path(folder, cell)
     if path not in _cache:
@@ -178,7 +179,7 @@ def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float
     return sorted(found)
 
 
-def distance(curve: Curve, p: Panel, quantity: str) -> dict[str, Any] | None:
+def distance(curve: Curve, p: Panel, quantity: str) -> Json | None:
     """Mean and largest |curve - published| at the values that both have; None without any."""
     published = list(zip(p.published_values, p.published.get(quantity, ()), strict=False))
     gaps = []

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbkernel import data as datasets
 from perturbkernel.reproduce.panels.setting import Setting
+from perturbkernel.reproduce.records import Config
 
 FRESH = 1000  # new synthetic points on which agreement is counted
 
@@ -28,7 +29,7 @@ class Drawn(NamedTuple):
     key: PRNGKeyArray
 
 
-def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> dict[str, Any]:
+def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> Config:
     """Returns what `draw` needs.
 
     `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or None: mnist5k. Of
@@ -103,7 +104,7 @@ def _content_hash(images: list[datasets.Dataset]) -> str:
     return digest.hexdigest()[:16]
 
 
-def draw(config: dict[str, Any]) -> Drawn:
+def draw(config: Config) -> Drawn:
     """Returns the data set that the description names.
 
     Of images: `n` of the training images at most, and the test images as fresh ones.
@@ -117,13 +118,13 @@ def draw(config: dict[str, Any]) -> Drawn:
     return _draw_images(config)
 
 
-def _keys(config: dict[str, Any]) -> PRNGKeyArray:
+def _keys(config: Config) -> PRNGKeyArray:
     """Of the split, of the choice of training images, and of all else that is random."""
     key = jax.random.key(config["seed"])
     return jax.random.split(key, 3)
 
 
-def _draw_synthetic(config: dict[str, Any]) -> Drawn:
+def _draw_synthetic(config: Config) -> Drawn:
     name = config["name"]
     n = config["n"]
     d = config["d"]
@@ -134,7 +135,7 @@ def _draw_synthetic(config: dict[str, Any]) -> Drawn:
     return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
 
 
-def _draw_images(config: dict[str, Any]) -> Drawn:
+def _draw_images(config: Config) -> Drawn:
     name = config["name"]
     n = config["n"]
     folder = config.get("path")
@@ -176,7 +177,7 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (1 + right).mean(-1) / 2
 
 
-def count(config: dict[str, Any]) -> int:
+def count(config: Config) -> int:
     """How many training points `draw` gives."""
     return config["n"] if "d" in config else _image_count(json.dumps(config))
 
@@ -187,7 +188,7 @@ def _image_count(config: str) -> int:
     return len(drawn.y)
 
 
-def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> float:
+def size_factor(setting: Setting, config: Config, published_n: int) -> float:
     """sqrt(published n / n) for images with fewer points than published: the factor that keeps
     signal against offset of scenario (b) as published; 1 otherwise.
     """
@@ -200,9 +201,7 @@ def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> f
     return float(np.round(factor, 4))
 
 
-def targets(
-    config: dict[str, Any], n: int, draws: dict[str, int]
-) -> dict[str, Float[np.ndarray, "n s"]]:
+def targets(config: Config, n: int, draws: dict[str, int]) -> dict[str, Float[np.ndarray, "n s"]]:
     """So many draws of target labels by each rule ("coin_flip", "balanced"), as columns; the first
     are the same however many are asked for.
 

@@ -12,7 +12,7 @@ Logistic loss: zero initial functions; each training is integrated once, for all
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from perturbkernel.reproduce.panels.sweep import (
     padded,
     second_networks,
 )
+from perturbkernel.reproduce.records import Arrays, Config, Json
 from perturbkernel.training.dynamics import HeavyBall
 
 RULES = ("coin_flip", "balanced")
@@ -60,7 +61,7 @@ class Request(NamedTuple):
         return dynamics.effective_time
 
 
-def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
+def limit_cell(config: Config) -> Arrays:
     """Returns the numbers of the cell that `config` describes.
 
     Args:
@@ -131,10 +132,10 @@ def _identity(
     kernel: TwoLayerNTK,
     drawn: Drawn,
     requests: list[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     initial_draws: int,
     with_cosine: bool,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The result of a cell whose loss is the identity; see `limit_cell`."""
     x = np.asarray(drawn.x)
     first = _first_network(kernel, drawn, requests, initial_draws, with_cosine)
@@ -152,7 +153,7 @@ def _identity(
     return by_name(rows)
 
 
-def by_name(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def by_name(rows: list[Json]) -> Arrays:
     """Rows with the same names as arrays with a leading axis of rows.
 
     by_name([{"size": 1.0}, {"size": 2.0}])  # {"size": array([1., 2.])}
@@ -224,7 +225,7 @@ def _second_networks(
     x: np.ndarray,
     first: _First,
     requests: list[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
 ) -> _Second:
     """All second networks that the requests ask for, from one pass over the data."""
     # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no
@@ -277,7 +278,7 @@ def _combination(
     return Combination(carrier, delta)
 
 
-def _of_first(first: _First, request: Request) -> dict[str, Any]:
+def _of_first(first: _First, request: Request) -> Json:
     """What the request asks of the first network."""
     n = len(first.y)
     time = request.time_f
@@ -322,7 +323,7 @@ def _pairs(first: _First, second: _Second, request: Request) -> list[_Pair]:
     return pairs
 
 
-def _of_second(first: _First, second: _Second, request: Request) -> dict[str, np.ndarray]:
+def _of_second(first: _First, second: _Second, request: Request) -> Arrays:
     """What the request asks of the second network, for every draw of targets by all rules."""
     y = first.y
     fresh = first.fresh

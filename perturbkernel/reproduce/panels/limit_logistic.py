@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from perturbkernel.metrics import accuracy
 from perturbkernel.reproduce.panels.datasets import Drawn
 from perturbkernel.reproduce.panels.limit import Request, by_name
 from perturbkernel.reproduce.panels.sweep import first_networks, inner_products, kernel_of_product
+from perturbkernel.reproduce.records import Arrays, Json
 from perturbkernel.training.dynamics import HeavyBall
 from perturbkernel.training.gram import GramOperator, gram_operator
 from perturbkernel.training.logistic import heavy_ball
@@ -142,9 +143,9 @@ def logistic(
     kernel: TwoLayerNTK,
     drawn: Drawn,
     requests: Sequence[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     dynamics: str,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The result of a cell whose loss is logistic; see `limit_cell`."""
     x = np.asarray(drawn.x)
     z = np.concatenate([x, drawn.fresh])
@@ -171,7 +172,7 @@ def logistic(
     rows = []
     for r in requests:
         schedule = _schedule_f(r)
-        row: dict[str, Any] = {
+        row: Json = {
             "standard_zero": standard[schedule],
             "unstable_f": r.learning_rate_f > first.stable_rate,
         }
@@ -207,7 +208,7 @@ def _first_networks(cell: _Cell, drawn: Drawn, schedules: Sequence[tuple[float, 
 def _second_networks(
     cell: _Cell,
     requests: Sequence[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     products: _Products,
     delta: np.ndarray,
     outputs_f: np.ndarray,

@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from perturbkernel import networks
 from perturbkernel.reproduce.panels.datasets import accuracy, draw, targets
+from perturbkernel.reproduce.records import Arrays, Config
 
 
 class _Seen(eqx.Module):
@@ -91,7 +92,7 @@ class _Ensembles(NamedTuple):
         return _Training(seen, np.all(finite, axis=1))
 
 
-def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
+def network_cell(config: Config) -> Arrays:
     """Trains first networks at every rate, perturbs after each number of steps, trains second
     networks on each result.
 
@@ -121,7 +122,7 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _train_first(
     ensembles: _Ensembles,
-    config: dict[str, Any],
+    config: Config,
     key: PRNGKeyArray,
     x: np.ndarray,
     y: np.ndarray,
@@ -139,7 +140,7 @@ def _train_first(
 
 def _second(
     ensembles: _Ensembles,
-    config: dict[str, Any],
+    config: Config,
     key: PRNGKeyArray,
     x: np.ndarray,
     z: np.ndarray,
@@ -151,7 +152,7 @@ def _second(
     return _SecondNetworks(ensembles, config, key, rates, x, z, target)
 
 
-def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> dict[str, np.ndarray]:
+def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> Arrays:
     """The result of `network_cell`."""
     n = len(y)
     config = second.config
@@ -195,7 +196,7 @@ class _SecondNetworks(NamedTuple):
     """
 
     ensembles: _Ensembles
-    config: dict[str, Any]
+    config: Config
     key: PRNGKeyArray
     rates: np.ndarray
     x: np.ndarray

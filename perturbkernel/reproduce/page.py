@@ -18,7 +18,7 @@ from perturbkernel.report import plots
 from perturbkernel.report.html import html_page, html_table
 from perturbkernel.reproduce import plan, store
 from perturbkernel.reproduce.panels import assemble
-from perturbkernel.reproduce.panels.assemble import Curve
+from perturbkernel.reproduce.panels.assemble import Curves
 from perturbkernel.reproduce.panels.datasets import count
 from perturbkernel.reproduce.panels.figures import curve_label, describe, map_figure, panel_figure
 from perturbkernel.reproduce.panels.setting import Setting
@@ -84,11 +84,12 @@ class Reproduction:
             *self.options.studies,
         )
 
-    def curves(self, panel_id: str) -> dict[str, dict[str, Curve]]:
+    def curves(self, panel_id: str) -> Curves:
         """The numbers of a panel: quantity -> curve -> {"mean", "low", "high"}; see
         `assemble.panel_curves`.
         """
-        return assemble.panel_curves(self.panel(panel_id), self.options, self.folder)
+        p = self.panel(panel_id)
+        return assemble.panel_curves(p, self.options, self.folder)
 
     def panel(self, panel_id: str) -> Panel:
         """What the panel asks: values, settings, published values."""
@@ -105,16 +106,21 @@ class Reproduction:
 
     def study(self, name: str) -> list[tuple[Json, Arrays]]:
         """Configuration and arrays of every cell of a study."""
-        found = plan.study_cells(name, self.options)
-        return [(cell["config"], store.load(self.folder, cell)) for cell in found]
+        found = []
+        for cell in plan.study_cells(name, self.options):
+            arrays = store.load(self.folder, cell)
+            found.append((cell["config"], arrays))
+        return found
 
     def figure(self, name: str) -> Figure:
         """The figure of a panel, map or study."""
         if name in plan.STUDIES:
-            return plan.STUDIES[name].module.draw(self.study(name))
+            study = plan.STUDIES[name].module
+            return study.draw(self.study(name))
         if name.startswith("map/"):
             m = decision_map(name, self.options.scale)
-            return map_figure(m, self.map(name), self._note(m.setting))
+            note = self._note(m.setting)
+            return map_figure(m, self.map(name), note)
         p = self.panel(name)
         notes = [self._note(p.settings[0])]
         rates = assemble.unstable_rates(p, self.options, self.folder)
@@ -124,12 +130,15 @@ class Reproduction:
                 f"rates {said} of the first network are beyond the stable ones in the limit of "
                 "gradient descent"
             )
-        return panel_figure(p, self.curves(name), "; ".join(filter(None, notes)))
+        note = "; ".join(filter(None, notes))
+        return panel_figure(p, self.curves(name), note)
 
     def _draw(self, into: Path, name: str) -> None:
         drawn = self.figure(name)
         for kind in ("svg", "png"):
-            (into / f"{file_name(name)}.{kind}").write_bytes(plots.render(drawn, kind))
+            path = into / f"{file_name(name)}.{kind}"
+            picture = plots.render(drawn, kind)
+            path.write_bytes(picture)
 
     def _note(self, setting: Setting) -> str:
         """Where the images are not those of the paper."""
@@ -166,7 +175,8 @@ class Reproduction:
             }
         studies = {}
         for name in self.options.studies:
-            studies[name] = plan.STUDIES[name].module.summarise(self.study(name))
+            study = plan.STUDIES[name].module
+            studies[name] = study.summarise(self.study(name))
         return {"panels": panels, "studies": studies}
 
     def save(self, executor: Executor | None = None) -> Path:
@@ -197,7 +207,8 @@ class Reproduction:
         """(panel, quantity, mean distance of each curve from the published values) as text."""
         rows = []
         for p in self.options.panels:
-            for quantity, gaps in _distances(p, self.curves(p.id)).items():
+            distances = _distances(p, self.curves(p.id))
+            for quantity, gaps in distances.items():
                 shown = [
                     f"{name} {gap['mean']:.3f}"
                     for name, gap in gaps.items()
@@ -208,8 +219,12 @@ class Reproduction:
         return rows
 
     def _page(self, summary: Json) -> str:
-        figures = [self._html_figure(name, summary) for name in self.names]
-        links = [f'<a href="#{_stem(name)}">{html.escape(name)}</a>' for name in self.names]
+        figures = []
+        links = []
+        for name in self.names:
+            link = f'<a href="#{_stem(name)}">{html.escape(name)}</a>'
+            figures.append(self._html_figure(name, summary))
+            links.append(link)
         asked = []
         for option, value in asdict(self.options).items():
             if option != "names" and value is not None:
@@ -240,7 +255,7 @@ about 0.01). {lines} Dashed: larger perturbations, where images are fewer than p
         )
 
 
-def _distances(p: Panel, curves: dict[str, dict[str, Curve]]) -> dict[str, Json]:
+def _distances(p: Panel, curves: Curves) -> dict[str, Json]:
     """Quantity -> curve -> `assemble.distance`."""
     found = {}
     for quantity, named in curves.items():

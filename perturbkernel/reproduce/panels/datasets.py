@@ -37,7 +37,12 @@ def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> 
     "path" only where.
     """
     if not setting.is_image:
-        return {"name": setting.data, "n": setting.n, "d": setting.d, "seed": seed}
+        return {
+            "name": setting.data,
+            "n": setting.n,
+            "d": setting.d,
+            "seed": seed,
+        }
     folder = sources.get(setting.data)
     if folder is None:
         # 1 against 2 whatever the panel: only digits come with the installation.
@@ -61,11 +66,13 @@ def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> 
 
 def file_states(folder: str | None) -> tuple[tuple[str, int, int, int], ...]:
     """What tells whether a file of the folder was replaced, without reading it."""
-    if folder is None or not Path(folder).is_dir():
+    if folder is None:
+        return ()
+    place = Path(folder)
+    if not place.is_dir():
         return ()
     states = []
-    paths = Path(folder).iterdir()
-    for path in sorted(paths):
+    for path in sorted(place.iterdir()):
         if not path.is_file():
             continue
         state = path.stat()
@@ -85,7 +92,9 @@ def _images(name: str, folder: str | None, classes: tuple[int, ...]) -> list[dat
     read = getattr(datasets, name)
     if folder is None:
         return [read(classes=classes)]
-    return [read(folder, classes=classes, split=split) for split in ("train", "test")]
+    train = read(folder, classes=classes, split="train")
+    test = read(folder, classes=classes, split="test")
+    return [train, test]
 
 
 def _content_hash(images: list[datasets.Dataset]) -> str:
@@ -128,7 +137,8 @@ def _draw_synthetic(config: Config) -> Drawn:
     name = config["name"]
     n = config["n"]
     d = config["d"]
-    rng = np.random.default_rng([config["seed"], n, d])
+    seed = [config["seed"], n, d]
+    rng = np.random.default_rng(seed)
     x, y = _synthetic(name, n, d, rng)
     fresh, _ = _synthetic(name, FRESH, d, rng)
     _, _, key = _keys(config)
@@ -147,7 +157,10 @@ def _draw_images(config: Config) -> Drawn:
             f"computation was planned: give the command again, with the same files everywhere"
         )
     key_data, key_fresh, key = _keys(config)
-    train, test = images[0].split(test=0.2, key=key_data) if folder is None else images
+    if folder is None:
+        (whole,) = images
+        images = whole.split(test=0.2, key=key_data)
+    train, test = images
     if n < train.n:
         train = train.subset(n, key=key_fresh)
     return Drawn(train.inputs, train.targets, test.inputs, key)
@@ -160,10 +173,12 @@ def _synthetic(
     compile anew.
     """
     x = rng.standard_normal((n, d), np.float32)
-    plus, minus = np.array([1, -1], np.float32)
+    plus = np.float32(1)
+    minus = np.float32(-1)
     if name == "gaussian":
         return x, rng.choice([plus, minus], n)
-    first_half = np.arange(n) < (n + 1) // 2
+    half = (n + 1) // 2
+    first_half = np.arange(n) < half
     ordered = np.where(first_half, plus, minus)
     y = rng.permutation(ordered)
     shift = np.float32(0.3)
@@ -179,7 +194,10 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def count(config: Config) -> int:
     """How many training points `draw` gives."""
-    return config["n"] if "d" in config else _image_count(json.dumps(config))
+    if "d" in config:
+        return config["n"]
+    description = json.dumps(config)
+    return _image_count(description)
 
 
 @functools.cache

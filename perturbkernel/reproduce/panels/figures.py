@@ -17,7 +17,7 @@ from perturbkernel.report.plots import (
     map_axes,
     styled,
 )
-from perturbkernel.reproduce.panels.assemble import Curve
+from perturbkernel.reproduce.panels.assemble import Curve, Curves
 from perturbkernel.reproduce.panels.specification import Map, Panel
 from perturbkernel.reproduce.records import Json
 
@@ -86,7 +86,7 @@ def describe(p: Panel) -> str:
 
 
 @styled
-def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str = "") -> Figure:
+def panel_figure(p: Panel, curves: Curves, note: str = "") -> Figure:
     """One small axis a quantity: published values, kernel limit and finite networks against what
     the panel varies.
     """

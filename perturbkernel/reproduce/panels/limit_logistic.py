@@ -57,7 +57,8 @@ def _stable_rate(operator: GramOperator, y: Array) -> float:
     """The largest learning rate at which heavy ball does not oscillate, to a hundredth."""
     largest, _ = largest_eigenvalue(operator, y, tolerance=1e-2)
     momentum = HeavyBall(1.0, 1).momentum
-    return 8 * (1 + momentum) * len(y) / largest
+    n = len(y)
+    return 8 * (1 + momentum) * n / largest
 
 
 class _Products(NamedTuple):
@@ -88,7 +89,8 @@ def _gram(kernel: TwoLayerNTK, products: _Products, points: _Points, d: Array) -
     column = s[:, None]
     x_x = products.z_x[:n]
     x_delta = products.z_delta[:n]
-    with_carrier = c * (c * x_x + s * x_delta + column * x_delta.T)
+    delta_x = x_delta.T
+    with_carrier = c * (c * x_x + s * x_delta + column * delta_x)
     product = with_carrier + column * s * products.delta_delta
     return kernel_of_product(kernel, product, square[:, None], square[None, :], d)
 
@@ -108,7 +110,9 @@ def _outputs(
     def rows(block):
         z_x, z_delta, z_square = block
         product = c * z_x + s * z_delta
-        tile = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
+        z_column = z_square[:, None]
+        x_row = square[None, :]
+        tile = kernel_of_product(kernel, product, z_column, x_row, d)
         return jnp.matmul(tile, coef, precision=EXACT)
 
     queries = (products.z_x, products.z_delta, z_square)
@@ -179,7 +183,8 @@ def logistic(
         for rule in labels:
             key = (r.scenario, r.size, _schedule_g(r), rule)
             of_draws = pairs[schedule].get(key, [])
-            right, same = np.array(of_draws).reshape(-1, 2).T
+            pairs_of_draws = np.array(of_draws).reshape(-1, 2)
+            right, same = pairs_of_draws.T
             row[f"perturbation_zero_{rule}"] = right
             row[f"agreement_zero_{rule}"] = same
         rows.append(row)
@@ -201,8 +206,8 @@ def _first_networks(cell: _Cell, drawn: Drawn, schedules: Sequence[tuple[float, 
     at_fresh = cell.kernel.matvec(drawn.fresh, cell.x, coef)
     outputs = np.concatenate([operator(coef), at_fresh]).T
     del operator  # its matrix: that of a second network takes its place
-    gradients = first_networks(cell.kernel, cell.x, cell.x, coef).gradients
-    return _First(outputs, gradients, stable)
+    found = first_networks(cell.kernel, cell.x, cell.x, coef)
+    return _First(outputs, found.gradients, stable)
 
 
 def _second_networks(
@@ -246,11 +251,13 @@ def _trained(
     """Outputs (m, schedules) of second networks."""
     if scenario == "a" and size == 0:
         # All points coincide at zero: the sign of every output is that of the majority.
-        return jnp.full((len(cell.z), len(schedules)), target.sum())
+        shape = (len(cell.z), len(schedules))
+        return jnp.full(shape, target.sum())
     d = cell.x.shape[1]
     carrier = float(scenario == "b")
     along = np.float32(size) * target
-    perturbed = carrier * cell.x + along[:, None] * delta
+    step = along[:, None] * delta
+    perturbed = carrier * cell.x + step
     square = np.sum(perturbed**2, axis=1)
     points = _Points(carrier, jnp.asarray(along), jnp.asarray(square))
     matrix = _gram(cell.kernel, products, points, d)

@@ -42,5 +42,7 @@ def in_percent(name: str, values: Sequence[float], width: int) -> str:
 
     in_percent("f", [0.5, 1.0], width=4)  # "  f      50.0  100.0"
     """
-    numbers = [f"{100 * value:7.1f}" for value in values]
-    return f"  {name:{width}}" + "".join(numbers)
+    line = f"  {name:{width}}"
+    for value in values:
+        line += f"{100 * value:7.1f}"
+    return line

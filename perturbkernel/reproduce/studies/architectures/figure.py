@@ -64,7 +64,8 @@ def _against_depth(results: Results) -> Json:
         activation = _network(config)["activation"]
         rows = by_activation.setdefault(activation, [])
         rows.append((config, arrays))
-    found: Json = {"setting": _setting(first, first["seeds"])}
+    setting = _setting(first, first["seeds"])
+    found: Json = {"setting": setting}
     for name in _DATA:
         found[name] = {}
         for activation, rows in by_activation.items():
@@ -93,7 +94,8 @@ def _curves(cells: Results, name: str) -> Json:
     quantities = ("accuracy", "control_accuracy", "agreement", "control_agreement")
     for i, carrier in enumerate(first["carriers"]):
         for quantity in quantities:
-            found[f"{quantity}_{carrier}"] = against_depth(quantity, i)
+            name_of_curve = f"{quantity}_{carrier}"
+            found[name_of_curve] = against_depth(quantity, i)
     return found
 
 
@@ -150,7 +152,8 @@ def _draw_depth(fig: Any, depth: Json) -> None:
         data = _data(name, depth)
         for activation, found in depth[name].items():
             layers = _LAYERS.get(activation, activation)
-            panels.append((f"{data}, {layers}", found))
+            title = f"{data}, {layers}"
+            panels.append((title, found))
     axes = fig.subplots(2, len(panels), sharex=True, sharey="row", squeeze=False)
     for column, (title, found) in zip(axes.T, panels, strict=True):
         _depth_panels(column, found, title)
@@ -209,7 +212,8 @@ def _depth_panels(axes: Sequence[Axes], found: Json, title: str) -> None:
         label = "g, random directions alone"
         axis.plot(depths, control["mean"], color=GREY, lw=1.3, ls="--", label=label)
         draw_band(axis, depths, control, GREY, alpha=0.1)
-        axis.set_xticks(range(1, max(depths) + 1))
+        deepest = max(depths)
+        axis.set_xticks(range(1, deepest + 1))
         axis.set_ylim(top=1.01)
     accuracy.set_title(title)
     agreement.set_xlabel("hidden layers")
@@ -226,7 +230,8 @@ def _transfer_panels(fig: Any, found: Json) -> None:
     _heat_map(accuracy, "accuracy of g on new points", names, alone["accuracy"], 0.5, below)
     below = {"random directions": alone["control_agreement"]}
     _heat_map(agreement, "agreement of g with that f", names, alone["agreement"], 0.5, below)
-    _heat_map(cosine, "cosine of two networks' perturbations", names, found["cosine"], 0.0, {})
+    cosines = found["cosine"]
+    _heat_map(cosine, "cosine of two networks' perturbations", names, cosines, 0.0, {})
     accuracy.set_ylabel("f, whose perturbations they are")
     for axis in (accuracy, agreement):
         axis.set_xlabel("g, which learns from them")
@@ -289,7 +294,8 @@ def _transfer_text(transfer: Json) -> list[str]:
                 continue
             lines.append(f"{heading}; rows: sources")
             lines += map(_row, names, values)
-    lines += ["accuracy of f", _row("", transfer["accuracy_f"])]
+    of_f = transfer["accuracy_f"]
+    lines += ["accuracy of f", _row("", of_f)]
     lines.append("cosine of perturbations")
     lines += map(_row, names, transfer["cosine"])
     return lines

@@ -190,7 +190,8 @@ def measure(config: Config) -> Arrays:
 
 def _problem(name: str, s: Setting, seed: int) -> Problem:
     check_choice(name, "data", ("digits", "gaussian"))
-    key = jax.random.fold_in(jax.random.key(2), seed)
+    root = jax.random.key(2)
+    key = jax.random.fold_in(root, seed)
     first_key, second_key, noise_key, targets_key, random_key = jax.random.split(key, 5)
     if name == "digits":
         images = datasets.mnist5k(classes=s.digits)
@@ -253,6 +254,9 @@ def _one(kernels: list[ArchitectureNTK], carriers: list[str], p: Problem) -> Arr
     def accuracies_of(row: list[Array]) -> list[Array]:
         return [accuracy(outputs, p.labels) for outputs in row]
 
+    def mean_cosines(source: Array) -> list[Array]:
+        return [cosine(source, own).mean() for own in deltas]
+
     of_g = [learned(delta) for delta in deltas]  # sources, c, learners
     accuracies = []
     agreements = []
@@ -271,6 +275,6 @@ def _one(kernels: list[ArchitectureNTK], carriers: list[str], p: Problem) -> Arr
         "agreement": np.swapaxes(agreements, 0, 1),
         "control_accuracy": control_accuracies,
         "control_agreement": control_agreements,
-        "cosine": [[cosine(source, own).mean() for own in deltas] for source in deltas],
+        "cosine": [mean_cosines(source) for source in deltas],
     }
     return {name: np.array(values, float) for name, values in found.items()}

@@ -43,7 +43,8 @@ def leading_order(ratio, relative_size: float, n: int, m: int):
     `carriers`.
     """
     carriers = 1 / (m * np.square(relative_size))
-    margin = np.sqrt(ratio / (1 + carriers))
+    squared_margin = ratio / (1 + carriers)
+    margin = np.sqrt(squared_margin)
     return ndtr(margin)
 
 
@@ -68,7 +69,8 @@ def _of_noise(results: Results) -> Json:
     for kind, learner in itertools.product(_VARIANCES, _LEARNERS):
         cells = []
         for config, arrays in results:
-            if kind in config.get("kinds", ()) and learner in config["learners"]:
+            kinds = config.get("kinds", ())
+            if kind in kinds and learner in config["learners"]:
                 cells.append((config, arrays))
         if cells:
             of_kind = found.setdefault(kind, {})
@@ -85,7 +87,8 @@ def _of_digits(results: Results) -> Json:
         for i, loss in enumerate(config["learners"]):
             found[loss] = {}
             for name, values in arrays.items():
-                found[loss][name] = spread(values[:, i])
+                of_loss = values[:, i]
+                found[loss][name] = spread(of_loss)
     return found
 
 
@@ -96,9 +99,13 @@ def _settings(results: Results) -> Json:
         cells = [config for config, _ in results if config["part"] == part]
         if not cells:
             continue
-        setting = {name: cells[0][name] for name in names}
-        ends = [config["first"] + config["seeds"] for config in cells]
-        setting["seeds"] = max(ends)
+        first = cells[0]
+        setting = {name: first[name] for name in names}
+        seeds = 0
+        for config in cells:
+            end = config["first"] + config["seeds"]
+            seeds = max(seeds, end)
+        setting["seeds"] = seeds
         found[part] = setting
     return found
 
@@ -106,10 +113,11 @@ def _settings(results: Results) -> Json:
 def _against_d(cells: Results, kind: str, learner: str) -> Json:
     """Quantity -> {"mean", "low", "high"}, a number for each dimension."""
     config, _ = cells[0]
-    dimensions = sorted({config["d"] for config, _ in cells})
     n = config["n"]
+    m = config["m"]
+    dimensions = sorted({config["d"] for config, _ in cells})
     ratios = np.array(dimensions) / n
-    theory = leading_order(ratios, config["relative_size"], n, config["m"])
+    theory = leading_order(ratios, config["relative_size"], n, m)
     found: Json = {
         "d": dimensions,
         "ratio": ratios.tolist(),
@@ -138,13 +146,14 @@ def draw(results: Results) -> Figure:
     setting = summary["setting"]
     fig = figure(13.5, 5.6)
     axes = fig.subplots(1, 4, sharey=True)
-    for axis, kind in zip(axes[:2], _VARIANCES, strict=True):
+    uniform, gaussian, identity, exponential = axes
+    for axis, kind in ((uniform, "uniform"), (gaussian, "gaussian")):
         if kind in noise:
             _noise_panel(axis, kind, noise[kind], setting["noise"])
-    for axis, loss in zip(axes[2:], ("identity", "exponential"), strict=True):
+    for axis, loss in ((identity, "identity"), (exponential, "exponential")):
         if loss in digits:
             _digits_panel(axis, loss, digits[loss], setting["digits"])
-    axes[0].set(ylim=(0.3, 1.03), ylabel="accuracy of g")
+    uniform.set(ylim=(0.3, 1.03), ylabel="accuracy of g")
     title = _title(setting)
     fig.suptitle(title, fontsize=10, x=0.01, ha="left")
     return fig
@@ -171,7 +180,7 @@ def _title(setting: Json) -> str:
 
 
 def _curve(
-    axis: Axes, x, accuracy: Mapping, control: Mapping, label: str, colour: str, line: str
+    axis: Axes, x, accuracy: Json, control: Json, label: str, colour: str, line: str
 ) -> None:
     axis.plot(x, accuracy["mean"], line, ms=4, color=colour, label=label)
     draw_band(axis, x, accuracy, colour)
@@ -182,22 +191,30 @@ def _finish(axis: Axes, title: str, xlabel: str, ticks: Sequence[float]) -> None
     axis.axhline(0.5, color=GREY, lw=0.6, ls=(0, (1, 2)))
     axis.set(xscale="log", title=title, xlabel=xlabel)
     axis.set_xticks(ticks)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set_major_formatter(plain)
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7.5)
 
 
 def _noise_panel(axis: Axes, kind: str, found: Json, setting: Json) -> None:
     for learner, curves in found.items():
-        look = _LEARNERS[learner]
-        _curve(axis, curves["ratio"], curves["accuracy"], curves["control"], *look)
+        label, colour, line = _LEARNERS[learner]
+        ratios = curves["ratio"]
+        accuracy = curves["accuracy"]
+        control = curves["control"]
+        _curve(axis, ratios, accuracy, control, label, colour, line)
+    n = setting["n"]
+    m = setting["m"]
     ratios = np.geomspace(0.08, 13)
-    theory = leading_order(ratios, setting["relative_size"], setting["n"], setting["m"])
+    theory = leading_order(ratios, setting["relative_size"], n, m)
     axis.plot(ratios, theory, color="black", lw=0.8, label="leading order, identity loss")
     if kind in PUBLISHED:
-        places = np.array(PUBLISHED["d"]) / PUBLISHED_N
+        dimensions = np.array(PUBLISHED["d"])
+        places = dimensions / PUBLISHED_N
         label = f"published (ICLR 2024); N = {PUBLISHED_N:,} assumed, size fitted"
-        axis.plot(places, PUBLISHED[kind], "o", ms=8, mfc="none", color="black", label=label)
+        published = PUBLISHED[kind]
+        axis.plot(places, published, "o", ms=8, mfc="none", color="black", label=label)
     title = f"{kind.capitalize()} noise: labels of unseen points"
     _finish(axis, title, "dimension d / N", (0.1, 1, 10))
 
@@ -205,12 +222,19 @@ def _noise_panel(axis: Axes, kind: str, found: Json, setting: Json) -> None:
 def _digits_panel(axis: Axes, loss: str, found: Json, setting: Json) -> None:
     x = np.array(setting["per_point"])
     for i, (words, colour, line) in enumerate(_RIDES):
-        accuracy = {key: value[i] for key, value in found["accuracy"].items()}
-        control = {key: value[i] for key, value in found["control"].items()}
+        accuracy = _of_ride(found["accuracy"], i)
+        control = _of_ride(found["control"], i)
         label = words.format(**setting)
         _curve(axis, x, accuracy, control, label, colour, line)
-    axis.axhline(found["accuracy_f"]["mean"], color="black", lw=0.8, label="f itself")
-    _finish(axis, f"New digits, {loss} loss", "carriers for each training image", x.tolist())
+    of_f = found["accuracy_f"]["mean"]
+    axis.axhline(of_f, color="black", lw=0.8, label="f itself")
+    title = f"New digits, {loss} loss"
+    _finish(axis, title, "carriers for each training image", x.tolist())
+
+
+def _of_ride(spreads: Json, place: int) -> Json:
+    """The spread of one of _RIDES."""
+    return {name: rides[place] for name, rides in spreads.items()}
 
 
 def text(results: Results) -> str:
@@ -221,7 +245,8 @@ def text(results: Results) -> str:
         for learner, found in learners.items():
             lines += _noise_text(kind, learner, found)
     for loss, found in summary["digits"].items():
-        lines += _digits_text(loss, found, summary["setting"]["digits"])
+        setting = summary["setting"]["digits"]
+        lines += _digits_text(loss, found, setting)
     return "\n".join(lines)
 
 
@@ -231,18 +256,23 @@ def _noise_text(kind: str, learner: str, found: Json) -> list[str]:
     named = {name: found[name]["mean"] for name in _NOISE}
     if learner == "identity":
         named["leading order"] = found["leading_order"]
-    return [f"{kind} noise, {words}; d = {dimensions}", *_rows(named)]
+    heading = f"{kind} noise, {words}; d = {dimensions}"
+    return [heading, *_rows(named)]
 
 
 def _digits_text(loss: str, found: Json, setting: Json) -> list[str]:
     of_f = found["accuracy_f"]["mean"]
     named = {"f itself": [of_f]}
+    accuracies = found["accuracy"]["mean"]
+    controls = found["control"]["mean"]
     for i, (words, *_) in enumerate(_RIDES):
         label = words.format(**setting)
-        named[label] = found["accuracy"]["mean"][i]
-        named["  control" + " " * i] = found["control"]["mean"][i]
+        control = "  control" + " " * i  # each name once
+        named[label] = accuracies[i]
+        named[control] = controls[i]
     counts = setting["per_point"]
-    return [f"new digits, {loss} loss; carriers a training image: {counts}", *_rows(named)]
+    heading = f"new digits, {loss} loss; carriers a training image: {counts}"
+    return [heading, *_rows(named)]
 
 
 def _rows(named: Mapping[str, Sequence[float]]) -> list[str]:

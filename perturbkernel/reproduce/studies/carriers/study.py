@@ -119,7 +119,8 @@ def _noise_cells(scale: str, d: int, seeds: int) -> list[Config]:
     """The cells of a dimension."""
     s = SCALES[scale]
     published = SCALES["paper"]
-    size = RELATIVE_SIZE * np.sqrt(published["n"] / s["n"])
+    fewer = published["n"] / s["n"]
+    size = RELATIVE_SIZE * np.sqrt(fewer)
     noise = {
         "part": "noise",
         "n": s["n"],
@@ -224,14 +225,16 @@ def _noise(config: Config, kind: str, name: str, seed: int) -> Json:
     n = config["n"]
     m = config["m"]
     d = config["d"]
-    key = jax.random.fold_in(jax.random.key(4), seed)
+    root = jax.random.key(4)
+    key = jax.random.fold_in(root, seed)
     x_key, y_key, carrier_key, targets_key, new_key, *learner_keys = jax.random.split(key, 8)
     x = draw_noise(kind, n, (d,), key=x_key)
     y = draw_targets("coin_flip", n, key=y_key)
     carrier = draw_noise(kind, m, (d,), key=carrier_key)
     targets = draw_targets("coin_flip", m, key=targets_key)
     # Labelled and new points together are as many as carriers: one compilation.
-    new = draw_noise(kind, m - n, (d,), key=new_key)
+    rest = m - n
+    new = draw_noise(kind, rest, (d,), key=new_key)
     z = jnp.concatenate([x, new])
 
     f_key, g_key, control_key = learner_keys
@@ -243,12 +246,15 @@ def _noise(config: Config, kind: str, name: str, seed: int) -> Json:
     of_f = f(z)
     of_g = g(z)
     of_control = control(z)
+    labelled = slice(n)
+    unseen = slice(n, None)
+    f_unseen = of_f[unseen]
     return {
-        "accuracy_f": accuracy(of_f[:n], y),
-        "accuracy": accuracy(of_g[:n], y),
-        "control": accuracy(of_control[:n], y),
-        "agreement": agreement(of_f[n:], of_g[n:]),
-        "control_agreement": agreement(of_f[n:], of_control[n:]),
+        "accuracy_f": accuracy(of_f[labelled], y),
+        "accuracy": accuracy(of_g[labelled], y),
+        "control": accuracy(of_control[labelled], y),
+        "agreement": agreement(f_unseen, of_g[unseen]),
+        "control_agreement": agreement(f_unseen, of_control[unseen]),
     }
 
 
@@ -266,7 +272,8 @@ def _perturbations(config: Config, kind: str, f: Any, carrier: Array, targets: A
 
 
 def _digits(config: Config, name: str, seed: int) -> Json:
-    key = jax.random.fold_in(jax.random.key(5), seed)
+    root = jax.random.key(5)
+    key = jax.random.fold_in(root, seed)
     split_key, part_key, others_key, ride_key = jax.random.split(key, 4)
     images = datasets.mnist5k(classes=config["digits"])
     rest, test = images.split(test=config["test"], key=split_key)
@@ -308,8 +315,10 @@ def _digits(config: Config, name: str, seed: int) -> Json:
             key = jax.random.fold_in(ride_key, number)
             targets = draw_targets("balanced", m, key=key)
             delta = targets[:, None] * step[:m]
-            controls.append(learned(points[:m], targets))
-            learns.append(learned(points[:m] + delta, targets))
+            carriers = points[:m]
+            controls.append(learned(carriers, targets))
+            learns.append(learned(carriers + delta, targets))
         found["accuracy"].append(learns)
         found["control"].append(controls)
-    return {"accuracy_f": accuracy(f(test.inputs), test.targets), **found}
+    of_f = f(test.inputs)
+    return {"accuracy_f": accuracy(of_f, test.targets), **found}

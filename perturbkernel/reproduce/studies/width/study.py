@@ -16,14 +16,12 @@ differences. Theory: 3.4, 5.3, 8.8, 8.9.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from perturbkernel import data, theory
 from perturbkernel.attacks.norms import normalise
@@ -32,46 +30,31 @@ from perturbkernel.checks import check_choice, check_count
 from perturbkernel.data.draws import draw_targets
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.metrics import cosine
-from perturbkernel.networks.optimizers import paper_optimizer
-from perturbkernel.networks.training import train
-from perturbkernel.networks.two_layer import TwoLayerNetwork
 from perturbkernel.reproduce.records import Arrays, Config
 from perturbkernel.reproduce.studies.settings import from_config
+from perturbkernel.reproduce.studies.width.blocks import (
+    BLOCK,
+    First,
+    output_change,
+    train_first,
+    train_second,
+)
+from perturbkernel.reproduce.studies.width.blocks import Setting as Setting
 from perturbkernel.reproduce.studies.width.figure import draw as draw
 from perturbkernel.reproduce.studies.width.summary import summarise as summarise
 from perturbkernel.reproduce.studies.width.summary import text as text
 from perturbkernel.training.dynamics import GradientFlow, HeavyBall
 from perturbkernel.training.fit import fit
 
-#: Neurons that are drawn and trained together; every width is a multiple.
-BLOCK = 256
 #: About how many neurons a cell draws: seconds of work.
 CELL = 2**17
-WIDTHS = {"small": tuple(2**k for k in range(8, 14)), "paper": tuple(2**k for k in range(8, 17))}
+WIDTHS = {
+    "small": (2**8, 2**9, 2**10, 2**11, 2**12, 2**13),
+    "paper": (2**8, 2**9, 2**10, 2**11, 2**12, 2**13, 2**14, 2**15, 2**16),
+}
 #: Steps at which training is looked at for the effective time, and the width.
 STEPS = (1, 2, 5, 10, 20, 50, 100)
 TIME_WIDTH = {"small": 2**13, "paper": 2**15}
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """The fixed data and training: two Gaussian classes with means +-shift in every coordinate, d
-    dimensions.
-
-    n training points and balanced targets for g; `points` queries of the same law; T = `time` for f
-    and `time_g` for g in `steps` steps of heavy ball; perturbations of length `size`.
-    """
-
-    n: int = 20
-    d: int = 20
-    points: int = 600
-    shift: float = 0.3
-    slope: float = 0.0
-    time: float = 1.0
-    size: float = 2.0
-    time_g: float = 2.0
-    steps: int = 16
-    momentum: float = 0.9
 
 
 def cells(scale: str, seeds: int) -> list[Config]:
@@ -139,7 +122,8 @@ def measure(config: Config) -> Arrays:
     seeds = range(first, first + config["seeds"])
     with jax.enable_x64(True):
         problem = _problem(s)
-        of_width = jax.random.fold_in(jax.random.key(1), width)
+        root = jax.random.key(1)
+        of_width = jax.random.fold_in(root, width)
         keys = [jax.random.fold_in(of_width, seed) for seed in seeds]
         if config["part"] == "effective_time":
             return _effective_time(s, width, config["at"], keys, problem)
@@ -163,7 +147,8 @@ class Problem(NamedTuple):
 
 
 def _problem(s: Setting) -> Problem:
-    train_key, test_key, targets_key = jax.random.split(jax.random.key(0), 3)
+    root = jax.random.key(0)
+    train_key, test_key, targets_key = jax.random.split(root, 3)
     drawn = data.shifted_gaussian(s.n, s.d, s.shift, key=train_key)
     test = data.shifted_gaussian(s.points, s.d, s.shift, key=test_key)
     targets = draw_targets("balanced", s.n, key=targets_key)
@@ -178,7 +163,8 @@ def _limit(s: Setting, problem: Problem) -> Arrays:
     delta = perturb(f, x, targets, size=s.size).delta
     flow = GradientFlow(s.time_g)
     everywhere = jnp.concatenate([x, z])
-    alone = fit(kernel, jnp.zeros_like(x) + delta, targets, dynamics=flow)
+    nothing = jnp.zeros_like(x)
+    alone = fit(kernel, nothing + delta, targets, dynamics=flow)
     added = fit(kernel, x + delta, targets, dynamics=flow)
     constants = theory.derive_constants(kernel, x, y, z)
     v = theory.direction(kernel, x, y, x)
@@ -220,10 +206,10 @@ def _one_seed(s: Setting, width: int, key, problem: Problem, limit: Arrays) -> A
     f_key, g_key = jax.random.split(key)
     blocks = width // BLOCK
     both = jnp.concatenate([x, z])
-    f = _first(f_key, blocks, x, y, both, s=s)
+    f = train_first(f_key, blocks, x, y, both, s=s)
     centred = f.gradient_after - f.gradient_before
     perturbed = _perturbed(s, problem, [centred, f.gradient_after])
-    g_before, g_after = _second(g_key, blocks, perturbed, targets, z, s=s)
+    g_before, g_after = train_second(g_key, blocks, perturbed, targets, z, s=s)
     values = {
         **_errors_of_f(s, f, x, y, both, limit),
         "flipped": f.flipped.mean() / width,
@@ -244,29 +230,35 @@ def _perturbed(s: Setting, problem: Problem, gradients: Sequence[jax.Array]) -> 
     for gradient in gradients:
         unit = normalise(gradient, "l2")
         for carrier in (jnp.zeros_like(x), x):
-            moved = carrier + s.size * problem.targets[:, None] * unit
+            delta = s.size * problem.targets[:, None] * unit
+            moved = carrier + delta
             sets.append(moved)
     return jnp.stack(sets)
 
 
 def _errors_of_f(
-    s: Setting, f: "_First", x: jax.Array, y: jax.Array, both: jax.Array, limit: Arrays
+    s: Setting, f: First, x: jax.Array, y: jax.Array, both: jax.Array, limit: Arrays
 ) -> dict[str, jax.Array]:
     """Of the kernel, outputs and gradients of a network f; `both`: x, then the queries."""
-    test = slice(s.n, None)
+    n = s.n
+    test = slice(n, None)
     change = f.after - f.before
-    own = f.phi * (x @ both.T)  # the network's tangent kernel
+    products = x @ both.T
+    own = f.phi * products  # the network's tangent kernel
     off = own - limit["limit_kernel"]
-    lazy = change - s.time / s.n * y @ own
-    among_training = f.phi[:, : s.n]
-    own_direction = among_training.T @ (y[:, None] * x) / s.n
-    velocity = (f.gradient_after - f.gradient_before) / s.time
+    coef = s.time / n * y
+    lazy = change - coef @ own
+    among_training = f.phi[:, :n]
+    signed = y[:, None] * x
+    own_direction = among_training.T @ signed / n
+    centred = f.gradient_after - f.gradient_before
+    velocity = centred / s.time
     return {
         "kernel": jnp.sqrt(jnp.mean(off**2)),
         "initial": f.before[test],
         "output": change[test] - limit["limit_output"],
         "lazy_test": lazy[test],
-        "lazy_train": lazy[: s.n],
+        "lazy_train": lazy[:n],
         "gradient": velocity - limit["limit_gradient"],
         "gradient_gates": velocity - own_direction - limit["zeta"],
     }
@@ -276,101 +268,6 @@ def _angle(a, b):
     """Radians between rows."""
     cosines = jnp.clip(cosine(a, b), -1, 1)
     return jnp.arccos(cosines)
-
-
-def _block(key, i, blocks, s: Setting) -> TwoLayerNetwork:
-    """Neurons i BLOCK to (i + 1) BLOCK of a network of `blocks` BLOCK neurons."""
-    of_block = jax.random.fold_in(key, i)
-    net = TwoLayerNetwork.init(s.d, BLOCK, s.slope, key=of_block)
-    readout = net.readout / jnp.sqrt(blocks)
-    return dataclasses.replace(net, readout=readout)
-
-
-def _trained(net: TwoLayerNetwork, x, y, s: Setting, time: float) -> TwoLayerNetwork:
-    unit = HeavyBall(1.0, s.steps, s.momentum)
-    rate = time / unit.effective_time
-    optimizer = paper_optimizer(rate, s.momentum)
-    trained, _ = train(net, x, y, optimizer=optimizer, steps=s.steps, trace_every=s.steps)
-    return trained
-
-
-def _summed(of_block: Callable, blocks):
-    """The sum of of_block(i) over i < blocks, which may be traced: one compilation for all
-    widths.
-    """
-
-    def added(i, total):
-        return jax.tree.map(jnp.add, total, of_block(i))
-
-    def zeros(shape):
-        return jnp.zeros(shape.shape, shape.dtype)
-
-    shapes = jax.eval_shape(of_block, 0)
-    start = jax.tree.map(zeros, shapes)
-    return lax.fori_loop(0, blocks, added, start)
-
-
-class _First(NamedTuple):
-    """A network f of m neurons before and after training: outputs (n + points,) at all points,
-    gradients (n, d) at x; phi (n, n + points); gates that flipped at each point.
-    """
-
-    before: Any
-    after: Any
-    gradient_before: Any
-    gradient_after: Any
-    phi: Any
-    flipped: Any
-
-
-@partial(jax.jit, static_argnames="s")
-def _first(key, blocks, x, y, everywhere, *, s: Setting) -> _First:
-    """Trains f: its outputs and gates `everywhere`, its gradients at x, Phi_m between the two."""
-
-    def of_block(i):
-        before = _block(key, i, blocks, s)
-        after = _trained(before, x, y, s, s.time)
-        flipped = before.active(everywhere) != after.active(everywhere)
-        return _First(
-            before(everywhere),
-            after(everywhere),
-            before.input_gradient(x),
-            after.input_gradient(x),
-            before.empirical_phi(x, everywhere),
-            flipped.sum(-1, dtype=x.dtype),
-        )
-
-    return _summed(of_block, blocks)
-
-
-@partial(jax.jit, static_argnames="s")
-def _second(key, blocks, perturbed, targets, z, *, s: Setting):
-    """Trains g on each of the sets (k, n, d), from the same start: outputs before (m,) and after
-    (k, m).
-    """
-
-    def of_block(i):
-        before = _block(key, i, blocks, s)
-
-        def after(points):
-            trained = _trained(before, points, targets, s, s.time_g)
-            return trained(z)
-
-        return before(z), jax.vmap(after)(perturbed)
-
-    return _summed(of_block, blocks)
-
-
-@partial(jax.jit, static_argnames="s")
-def _change(key, blocks, x, y, z, time, *, s: Setting):
-    """f - f0 at z."""
-
-    def of_block(i):
-        before = _block(key, i, blocks, s)
-        after = _trained(before, x, y, s, time)
-        return after(z) - before(z)
-
-    return _summed(of_block, blocks)
 
 
 def _effective_time(s: Setting, width: int, at: Sequence[int], keys, problem: Problem) -> Arrays:
@@ -385,10 +282,11 @@ def _effective_time(s: Setting, width: int, at: Sequence[int], keys, problem: Pr
         for steps in at:
             time = HeavyBall(rate, steps, s.momentum).effective_time
             shorter = dataclasses.replace(s, steps=steps)
-            moved = _change(key, blocks, x, y, z, time, s=shorter)
+            moved = output_change(key, blocks, x, y, z, time, s=shorter)
             of_seed.append(moved)
         change.append(of_seed)
-    constants = theory.derive_constants(TwoLayerNTK(s.slope), x, y, z)
+    kernel = TwoLayerNTK(s.slope)
+    constants = theory.derive_constants(kernel, x, y, z)
     variance = theory.output_change_variance(constants, width=width, time=1.0)
     return {
         "change": np.array(change),

@@ -1,7 +1,6 @@
 """The linear classifier of scenario (a), against a NumPy reference that forms every angle."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import numpy as np
 import oracle
 import pytest
 from common import D, M, N
-from scipy.stats import norm
 from theory_tools import draw, outputs, problem, train, unit_gradients
 
 import perturbkernel.theory as theory
@@ -187,16 +185,3 @@ def test_what_is_refused():
         theory.linear_part(g, p.z, width=100, delta=0.0)
     with pytest.raises(ValueError, match="even"):
         theory.linear_part(g, p.z, width=101, start="doubled")
-
-
-def test_a_normal_quantile_is_what_scaling_inverts():
-    """The laws are one curve: N_c^-1(accuracy of g) / N_c^-1(accuracy of f) = x/sqrt(1 + x^2)."""
-    options: dict[str, Any] = {"n": np.array([100, 900]), "d": 200, "distance": 1.7}
-    f = theory.scaling.first_accuracy(**options)
-    choices: list[dict[str, Any]] = [{"scenario": "a", "train_bias": True}, {"scenario": "b"}]
-    for choice in choices:
-        critical = theory.scaling.critical_size(**options, **choice)
-        for x in (0.1, 1.0, 7.0):
-            g = theory.scaling.second_accuracy(**options, **choice, size=x * critical)
-            ratio = norm.ppf(g) / norm.ppf(f)
-            np.testing.assert_allclose(ratio, x / np.hypot(1, x), rtol=1e-9)

@@ -82,9 +82,12 @@ def test_perturbed_data_teach_more_than_a_linear_classifier():
 
 
 def test_a_linear_f_is_not_called_otherwise():
-    for n in (200, 24, 8):  # fewer points than a plane needs, too
-        says = learn(clusters(n, 1)).diagnosis.says
-        assert says.startswith("g can only be linear here, and f nearly is"), n
+    expected = "g can only be linear here, and f nearly is"
+    r = learn(clusters(200, 1))
+    assert r.diagnosis.says.startswith(expected)
+    # Fewer points than a linear classifier needs to be found.
+    few = pk.data.from_arrays(*clusters(6, 2))
+    assert r.diagnose(few).says.startswith(expected)
 
 
 def test_the_certified_share_is_that_of_linear_part():
@@ -103,13 +106,13 @@ def test_other_points_and_the_numbers_of_evaluate():
 
 
 def test_nothing_is_said_where_the_theorem_is_silent():
-    x, y = xor(40, 0)
+    x, y = xor(200, 0)
     r = learn((x, y), learner_g=pk.KernelLearner(Linear(), dynamics=pk.GradientFlow(1.0)))
     assert r.diagnosis.linearity is None and r.diagnosis.says == ""
     carrier = jnp.zeros_like(x)
     plain = diagnose(KERNEL, carrier, carrier + 0.1, jnp.asarray(y), x, y)
     assert plain.linearity is None
-    started = KernelPredictor(KERNEL, carrier + 0.1, y / 40, initial=lambda z: z[:, 0])
+    started = KernelPredictor(KERNEL, carrier + 0.1, y / 200, initial=lambda z: z[:, 0])
     options: dict[str, Any] = {"f": lambda z: z[:, 0], "g": started}
     found = diagnose(KERNEL, carrier, carrier + 0.1, jnp.asarray(y), x, y, **options)
     assert found.linearity is None

@@ -274,7 +274,10 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
         {"draws": 20, "size": 100.0, "n": 20},
         altered(theory, "linear_part", _all_linear),
     ),
-    "15.3": ({"draws": 12, "width": 500, "points": 200}, altered(theory, "linear_part", _all_linear)),
+    "15.3": (
+        {"draws": 12, "width": 500, "points": 200},
+        altered(theory, "linear_part", _all_linear),
+    ),
     "16.1": ({}, scaled(theory.scaling, "first_accuracy", 0.92)),
     "16.2": ({}, scaled(theory.scaling, "second_accuracy", 0.92)),
     "16.3": ({}, scaled(theory.scaling, "second_accuracy", 0.92)),

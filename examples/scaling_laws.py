@@ -1,4 +1,4 @@
-"""How many points, dimensions and how large a perturbation: the scaling laws against the kernel limit.
+"""How many points, how many dimensions, how large a perturbation? The scaling laws, tried.
 
     python examples/scaling_laws.py
 
@@ -34,8 +34,9 @@ SETTINGS = (
 )
 COLOURS = ("#0072b2", "#009e73", "#d55e00")  # by dimension
 MARKERS = ("o", "s", "^")  # by number of points
-RATIOS = np.array([0.1, 0.3, 1.0, 3.0, 10.0])  # sizes in units of the critical one
-SHOWN = ((0, "a"), (4, "a"), (4, "b"), (8, "b"))
+RATIOS = np.array([0.1, 0.3, 1.0, 3.0, 10.0])  # sizes in units of the critical one,
+SPREAD = 1.13  # times a power of this, so that no two settings have the same
+SHOWN = ((0, "a"), (8, "a"), (1, "b"), (5, "b"))
 
 
 class Curve(NamedTuple):
@@ -46,6 +47,10 @@ class Curve(NamedTuple):
     size: np.ndarray
     first: float
     second: np.ndarray
+
+
+def ratios(setting: int) -> np.ndarray:
+    return RATIOS * SPREAD ** (setting - len(SETTINGS) // 2)
 
 
 def shared(setting: int) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def measure(setting: int, scenario: str, draws: int) -> Curve:
     """Accuracy of f and, in its mean over coin-flip targets, of g."""
     kernel = pk.TwoLayerNTK(train_bias=scenario == "a")
     options: dict[str, Any] = {"scenario": scenario, "train_bias": kernel.train_bias}
-    size = RATIOS * scaling.critical_size(**options, **shared(setting))
+    size = ratios(setting) * scaling.critical_size(**options, **shared(setting))
     first = []
     second = []
     for seed in range(draws):
@@ -110,8 +115,8 @@ def draw_figure(curves: list[Curve]) -> Figure:
             label = f"({curve.scenario}) d = {d}, n = {n}"
             left.plot(curve.size, curve.second, label=label, **style(curve))
         ratio = ndtri(curve.second) / ndtri(curve.first)
-        right.plot(RATIOS, ratio, **style(curve))
-    fine = np.geomspace(RATIOS[0] / 1.5, RATIOS[-1] * 1.5, 100)
+        right.plot(ratios(curve.setting), ratio, **style(curve))
+    fine = np.geomspace(RATIOS[0] / 2, RATIOS[-1] * 2, 100)
     right.plot(fine, fine / np.hypot(1, fine), color="#333333", lw=1.2, zorder=0)
     right.text(0.12, 0.78, r"$x/\sqrt{1+x^2}$", fontsize=11, transform=right.transAxes)
     right.plot([], [], "o", color="#777777", label="(a) perturbations alone, biases trained")
@@ -121,7 +126,7 @@ def draw_figure(curves: list[Curve]) -> Figure:
     right.set(xscale="log", xlabel="size / critical size, x", ylim=(0, 1.3))
     right.set_ylabel("normal quantile of g's accuracy / of f's")
     right.set_title(f"all {len(curves)} cases")
-    left.legend(loc="upper left", fontsize=8)
+    left.legend(loc="lower right", fontsize=8)
     right.legend(loc="lower right", fontsize=8)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)

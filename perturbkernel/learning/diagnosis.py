@@ -10,10 +10,11 @@ per unit of time,
 
 where only the offset depends on the targets y. Over coin flips it has mean 0 and variance (1/N^2)
 sum b_n^2; over balanced targets the part of b_n that is constant in n drops out (theory: 12.3,
-6.3).
+6.3). `linearity` says whether g can be anything but linear (theory: section 15).
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from perturbkernel.engine.sums import sums
 from perturbkernel.kernels import host, products
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.target_sums import halves, target_sums
+from perturbkernel.learning.linearity import Linearity, assess
 
 
 class Diagnosis(eqx.Module):
@@ -44,6 +46,8 @@ class Diagnosis(eqx.Module):
         offset_radius: (m,), |offset| stays below it at one point with probability 0.9 (Hoeffding;
             coin flips only).
         assumes: in words, what the numbers hold for.
+        linearity: how linear g must be at these points, and how linear f is; None where theory 15.1
+            is silent, or f was not given.
     """
 
     signal: Float[Array, " m"]
@@ -52,6 +56,12 @@ class Diagnosis(eqx.Module):
     probability: Float[Array, " m"]
     offset_radius: Float[Array, " m"]
     assumes: str = eqx.field(static=True)
+    linearity: Linearity | None = None
+
+    @property
+    def says(self) -> str:
+        """In words whether g can only be linear here, and f is not; "" without `linearity`."""
+        return "" if self.linearity is None else self.linearity.says
 
     @property
     def expected_accuracy(self) -> Array:
@@ -123,12 +133,15 @@ def diagnose(
     *,
     balanced: bool = False,
     mesh: Mesh | None = None,
+    f: Callable | None = None,
+    g: Callable | None = None,
 ) -> Diagnosis:
     """The diagnosis at points z with true labels.
 
     For perturbations delta_n = targets_n eps u_n on carrier_n. `balanced`: the targets were drawn
     with sum zero (odd n: sum +-1) instead of by independent coin flips. `mesh`: devices that share
-    the work, as in `Kernel.matvec`.
+    the work, as in `Kernel.matvec`. `f`, `g`: the trained networks; with f the diagnosis says
+    whether g can only be linear here, and f is not.
     """
     carrier = kernel.check_inputs(carrier, "carrier")
     z = kernel.check_inputs(z, "z", like=carrier.shape[1:])
@@ -149,6 +162,9 @@ def diagnose(
     std = xp.sqrt(xp.maximum(_offset_variance(mean, n, balanced), 0))
     right = on_host(labels) if xp is np else labels
     rule = "balanced" if balanced else "coin-flip"
+    linearity = None
+    if f is not None:
+        linearity = assess(kernel, carrier + delta, targets, z, labels, f=f, g=g)
     return Diagnosis(
         signal=as_jax(mean.signal),
         offset=as_jax(mean.offset),
@@ -156,6 +172,7 @@ def diagnose(
         probability=as_jax(_success(right * mean.signal, std)),
         offset_radius=as_jax(xp.sqrt(2 * float(np.log(2 / 0.1)) * mean.b_squared / n)),
         assumes=f"identity loss, zero initial function, {rule} targets",
+        linearity=linearity,
     )
 
 

@@ -126,13 +126,16 @@ def learn_from_perturbations(
         "at": at,
     }
     two = classes == 2
+    diagnosis = None
+    if two:
+        diagnosis = _diagnosis(learner_g, data, carrier, p, f, g, options["balanced"])
     return PerturbationLearning(
         f=f,
         g=g,
         perturbation=p,
         carrier=carrier,
         cosine=_cosine(learner, data, attacked, p) if two else None,
-        diagnosis=_diagnosis(learner_g, data, carrier, p, options["balanced"]) if two else None,
+        diagnosis=diagnosis,
         train=data,
         learner_g=learner_g,
         options=options,
@@ -223,7 +226,7 @@ def _cosine(learner, data: Dataset, attacked: Array, p: Perturbation) -> Array |
 
 
 def _diagnosis(
-    learner_g, data: Dataset, carrier: Array, p: Perturbation, balanced: bool
+    learner_g, data: Dataset, carrier: Array, p: Perturbation, f, g, balanced: bool
 ) -> Diagnosis | None:
     """Signal and offset of g at the training points, where its learner has a kernel."""
     kernel = getattr(learner_g, "kernel", None)
@@ -238,4 +241,6 @@ def _diagnosis(
         data.targets,
         balanced=balanced,
         mesh=getattr(learner_g, "mesh", None),
+        f=f,
+        g=g,
     )

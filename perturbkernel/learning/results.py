@@ -17,6 +17,7 @@ from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import draw_classes, draw_targets
 from perturbkernel.data.labels import encoded
 from perturbkernel.learning.diagnosis import Diagnosis, diagnose
+from perturbkernel.learning.linearity import Linearity
 from perturbkernel.metrics import class_agreement, class_means, share_right
 
 CONTROLS = ("unperturbed", "random", "shuffled")
@@ -133,6 +134,8 @@ class PerturbationLearning(eqx.Module):
             data.targets,
             balanced=self.options["balanced"],
             mesh=getattr(kernel, "mesh", None),
+            f=self.f,
+            g=self.g,
         )
 
     def control(self, name: str, draw: int = 0) -> Callable:
@@ -259,7 +262,16 @@ def _diagnosis_numbers(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
         "offset_rms": _rms(diagnosis.offset),
         "offset_std_rms": _rms(diagnosis.offset_std),
         "assumes": diagnosis.assumes,
+        "linearity": _linearity_numbers(diagnosis.linearity),
     }
+
+
+def _linearity_numbers(linearity: Linearity | None) -> dict[str, Any] | None:
+    if linearity is None:
+        return None
+    names = ("linear_g", "certified", "linear_right", "f_right", "linear_f", "linear_linear")
+    numbers = {name: float(getattr(linearity, name)) for name in names}
+    return {**numbers, "says": linearity.says}
 
 
 def _rms(values: Array) -> float:

@@ -21,6 +21,7 @@ from perturbkernel.verify import (
     initial,
     kernels,
     lazy,
+    limits,
     linearised,
     matching,
     randomness,
@@ -40,6 +41,8 @@ SECTIONS = {
     "7": "The logistic loss",
     "8": "Exact facts and rates",
     "12": "What stays random at infinite width",
+    "15": "What perturbations alone can teach",
+    "16": "Scaling laws",
 }
 # Checks of one number follow each other in the order of these modules.
 _MODULES = (
@@ -55,6 +58,7 @@ _MODULES = (
     certificates,
     facts,
     randomness,
+    limits,
 )
 # Draws are seeded by the name of the function that makes them. Where it has moved to another module
 # it keeps the seed of its first one, so that the same seed still gives the same draws.

@@ -154,11 +154,11 @@ def test_initial_tail_holds_and_its_radius_inverts_it(rng):
 
 
 def test_smallest_takes_the_surest_points_within_the_budget():
-    from perturbkernel.theory.certify import _smallest
+    from perturbkernel.theory.certificates import cheapest
 
     p = np.array([0.02, 0.5, 0.001, 0.03, 0.0])
-    assert _smallest(p, np.ones(5, bool), 0.05).tolist() == [True, False, True, False, True]
-    assert _smallest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [
+    assert cheapest(p, np.ones(5, bool), 0.05).tolist() == [True, False, True, False, True]
+    assert cheapest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [
         False,
         False,
         True,

@@ -37,8 +37,18 @@ neurons alone, without pairs, simulate with antithetic=False.
 | `moments`   | averages over a pool, with closed forms as control variates               |
 | `estimates` | numbers with their standard errors                                        |
 | `law`       | `NeuronLaw`: mean, deviation, covariance, accuracy, networks              |
+| `drawn`     | whole networks, drawn and trained, of which outputs alone are kept        |
+| `holdout`   | which signs hold together, by exact binomial bounds                       |
+| `certify`   | certificates without laziness, for one network and for the experiment     |
+| `certificates` | what they say                                                          |
 """
 
+from perturbkernel.theory.law.certificates import ExperimentCertificate as ExperimentCertificate
+from perturbkernel.theory.law.certificates import SignCertificate as SignCertificate
+from perturbkernel.theory.law.certificates import Simulation as Simulation
+from perturbkernel.theory.law.certify import certify_experiment as certify_experiment
+from perturbkernel.theory.law.certify import certify_network as certify_network
+from perturbkernel.theory.law.certify import certify_outputs as certify_outputs
 from perturbkernel.theory.law.estimates import Estimate as Estimate
 from perturbkernel.theory.law.law import NeuronLaw as NeuronLaw
 from perturbkernel.theory.law.neurons import Neurons as Neurons

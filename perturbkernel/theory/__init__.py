@@ -107,6 +107,8 @@ if TYPE_CHECKING:
     from perturbkernel.theory import law as law
     from perturbkernel.theory.law import Estimate as Estimate
     from perturbkernel.theory.law import ExperimentCertificate as ExperimentCertificate
+    from perturbkernel.theory.law import GradientMoments as GradientMoments
+    from perturbkernel.theory.law import MeanFieldLearner as MeanFieldLearner
     from perturbkernel.theory.law import NeuronLaw as NeuronLaw
     from perturbkernel.theory.law import NeuronPlan as NeuronPlan
     from perturbkernel.theory.law import Neurons as Neurons
@@ -121,6 +123,8 @@ if TYPE_CHECKING:
 _OF_THE_LAW = (
     "Estimate",
     "ExperimentCertificate",
+    "GradientMoments",
+    "MeanFieldLearner",
     "NeuronLaw",
     "NeuronPlan",
     "Neurons",

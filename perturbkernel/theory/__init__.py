@@ -111,22 +111,32 @@ from perturbkernel.theory.targets import target_moments as target_moments
 if TYPE_CHECKING:
     from perturbkernel.theory import law as law
     from perturbkernel.theory.law import Estimate as Estimate
+    from perturbkernel.theory.law import ExperimentCertificate as ExperimentCertificate
     from perturbkernel.theory.law import GradientMoments as GradientMoments
     from perturbkernel.theory.law import MeanFieldLearner as MeanFieldLearner
     from perturbkernel.theory.law import NeuronLaw as NeuronLaw
     from perturbkernel.theory.law import NeuronPlan as NeuronPlan
     from perturbkernel.theory.law import Neurons as Neurons
+    from perturbkernel.theory.law import SignCertificate as SignCertificate
+    from perturbkernel.theory.law import certify_experiment as certify_experiment
+    from perturbkernel.theory.law import certify_network as certify_network
+    from perturbkernel.theory.law import certify_outputs as certify_outputs
     from perturbkernel.theory.law import plan_neurons as plan_neurons
     from perturbkernel.theory.law import simulate_neurons as simulate_neurons
 
 # These load networks, and so optax, when they are first used.
 _OF_THE_LAW = (
     "Estimate",
+    "ExperimentCertificate",
     "GradientMoments",
     "MeanFieldLearner",
     "NeuronLaw",
     "NeuronPlan",
     "Neurons",
+    "SignCertificate",
+    "certify_experiment",
+    "certify_network",
+    "certify_outputs",
     "plan_neurons",
     "simulate_neurons",
 )

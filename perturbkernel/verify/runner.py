@@ -20,6 +20,7 @@ from perturbkernel.verify import (
     gradients,
     initial,
     kernels,
+    law_certificates,
     lazy,
     limits,
     linearised,
@@ -41,6 +42,7 @@ SECTIONS = {
     "7": "The logistic loss",
     "8": "Exact facts and rates",
     "12": "What stays random at infinite width",
+    "14": "The law of one neuron",
     "15": "What perturbations alone can teach",
     "16": "Scaling laws",
 }
@@ -58,6 +60,7 @@ _MODULES = (
     certificates,
     facts,
     randomness,
+    law_certificates,
     limits,
 )
 # Draws are seeded by the name of the function that makes them. Where it has moved to another module

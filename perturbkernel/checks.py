@@ -392,8 +392,7 @@ def check_mesh(mesh: Any) -> None:
 def check_progress(progress: Any) -> None:
     """Raises TypeError unless `progress` has a method `update`, as tqdm's bars have, or is None.
 
-    Example:
-        >>> check_progress(None)
+    Example: check_progress(None)
     """
     if progress is not None and not hasattr(progress, "update"):
         raise TypeError(

@@ -174,7 +174,7 @@ def test_the_whole_statement_holds_on_pairs_trained_by_other_code(start):
     found = experiment(start, targets)
     assert found.certified.any()
     signed = pairs * found.signs
-    wrong = signed <= 0
+    wrong = np.asarray(signed <= 0)
     for certificate, failed in (
         (found, wrong.any(1)),
         (found.f, wrong[:, 0]),

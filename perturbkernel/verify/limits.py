@@ -125,7 +125,7 @@ def _second(rng, s: Setting, data: _Classes) -> Sample:
 
 _PLAIN = Setting(draws=40, n=60, points=40, slope=0.2, size=0.3)
 _XOR = Setting(draws=40, n=60, d=20, points=40, shift=0.0, size=0.02)
-_NETWORK = Setting(draws=20, width=2000, n=30, points=30, size=0.5, time_g=0.3)
+_NETWORK = Setting(draws=20, width=500, n=30, points=200, size=0.5, time_g=0.3)
 _LAWS = Setting(draws=30, n=100, d=100, points=400, shift=0.15, size=0.1)
 _MORE = replace(_LAWS, n=400, shift=0.08, size=0.3)
 _SCALING: dict[str, Any] = {"prepare": _classes, "shown": ("size", "scenario", "bias")}
@@ -169,7 +169,7 @@ CHECKS = (
         "probability",
         _network,
         (_NETWORK,),
-        (replace(_NETWORK, draws=200), replace(_NETWORK, draws=60, width=20000, bias=True)),
+        (replace(_NETWORK, draws=200), replace(_NETWORK, draws=60, width=5000, bias=True)),
         claim=True,
         prepare=problem,
         shown=("width", "time_g", "size"),

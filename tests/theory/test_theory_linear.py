@@ -12,6 +12,7 @@ from theory_tools import draw, outputs, problem, train, unit_gradients
 
 import perturbkernel.theory as theory
 from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.theory import tails
 from perturbkernel.theory.linear import linear_sums
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import fit
@@ -100,6 +101,11 @@ def test_cancelling_terms_are_not_certified():
     for slope in (0.0, 1.0):
         found = linear_sums(TwoLayerNTK(slope, True), r, coef, z)
         assert not found.certified.any()
+    # 0.1 + 0.2 - 0.3 is not zero in float64, and says nothing.
+    thirds = linear_sums(
+        TwoLayerNTK(1.0, True), np.repeat(r[:1], 3, 0), np.array([0.1, 0.2, -0.3]), z
+    )
+    assert thirds.output.any() and not thirds.certified.any()
 
 
 def scenario_a(slope=0.0, train_bias=False, size=0.1, d=6):
@@ -146,7 +152,11 @@ def test_networks_of_finite_width_have_the_signs_that_are_certified():
     part = theory.linear_part(g, p.z, width=width, delta=0.1)
     limit = theory.linear_part(g, p.z)
     assert 0 < part.share <= limit.share
-    assert part.failure[part.certified].sum() <= 0.1 < 0.5 < 1 <= part.failure.max() + 1
+    # Bounds are those of the tails at g's own time and targets.
+    constants = theory.derive_constants(p.kernel, r, targets, p.z)
+    speeds = tails.derive_speeds(constants)
+    tail = tails.derive_tail(constants, speeds, width=width, time=time)
+    np.testing.assert_allclose(part.failure, np.exp(tail.log_failure()), rtol=1e-6)
     assert not theory.linear_part(g, p.z, width=2).certified.any()
     wrong = 0
     for _ in range(20):
@@ -155,6 +165,17 @@ def test_networks_of_finite_width_have_the_signs_that_are_certified():
         change = outputs(run.network, p.z, 0.0) - outputs(start, p.z, 0.0)
         wrong += (np.sign(change) != np.sign(part.output))[part.certified].any()
     assert wrong <= 2  # at most one in ten, by the statement; none is seen
+
+
+def test_the_points_share_one_delta():
+    """At twenty points alike, each of which costs p, two and a half p pay for two."""
+    p, r, targets = scenario_a(size=0.5)
+    g = predictor(p.kernel, r, 0.5 * targets / 12)
+    z = np.repeat(p.z[:1], 20, axis=0)
+    price = theory.linear_part(g, z, width=1000).failure[0]
+    assert 0 < price < 0.4
+    for delta, count in ((0.9 * price, 0), (2.5 * price, 2)):
+        assert theory.linear_part(g, z, width=1000, delta=delta).certified.sum() == count
 
 
 def test_the_initial_function_costs_certificates():

@@ -1,4 +1,4 @@
-"""The scaling laws against the kernel limit in plain NumPy, and what follows from their formulas."""
+"""The scaling laws against the kernel limit in plain NumPy, and what follows from them."""
 
 from typing import Any
 

@@ -66,10 +66,12 @@ def _lengths(x: np.ndarray) -> np.ndarray:
 def numpy_ntk(z: np.ndarray, x: np.ndarray) -> np.ndarray:
     """K(x, z), (m, n), in the dtype of x."""
     s_x = _lengths(x)
-    out = np.empty((len(z), len(x)), x.dtype)
+    shape = (len(z), len(x))
+    out = np.empty(shape, x.dtype)
     for block in _blocks(z, x, s_x):
         phi = _phi(block.rho)
-        np.multiply(block.product, phi, out=out[block.rows])
+        into = out[block.rows]
+        np.multiply(block.product, phi, out=into)
     return out
 
 
@@ -147,7 +149,8 @@ def tangents() -> Callable[..., Any]:
     """
     stax = neural_tangents("stax")
     dense = stax.Dense(1, W_std=1, b_std=1, parameterization="standard")
-    _, _, kernel = stax.serial(dense, stax.LeakyRelu(0.0))
+    relu = stax.LeakyRelu(0.0)
+    _, _, kernel = stax.serial(dense, relu)
     return kernel
 
 

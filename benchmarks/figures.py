@@ -105,8 +105,10 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[str]]:
 def _present_styles(rows: Sequence[Row]) -> _Styles:
     """`_styles` without perturbkernel where it has no row."""
     styles = _styles(rows)
-    present = {row.subject for row in rows}
-    return {name: style for name, style in styles.items() if name in present}
+    subjects = {row.subject for row in rows}
+    if _OURS not in subjects:
+        del styles[_OURS]
+    return styles
 
 
 def _prepare(axis: Axes, what: str, sizes: Sequence[str], shown: "_Range") -> None:
@@ -129,12 +131,14 @@ def _mark_rows(
 ) -> None:
     """The methods of a size above each other, around its line."""
     names = list(styles)
-    middle = (len(names) - 1) / 2
+    last = len(names) - 1
+    middle = last / 2
     for row in rows:
         place = names.index(row.subject)
         line = sizes.index(row.sizes)
-        y = line + 0.14 * (place - middle)
-        _mark(axis, row, y, styles[row.subject], edge)
+        style = styles[row.subject]
+        offset = 0.14 * (place - middle)
+        _mark(axis, row, line + offset, style, edge)
 
 
 def _label(axis: Axes, group: Group, shown: "_Range") -> None:
@@ -144,7 +148,8 @@ def _label(axis: Axes, group: Group, shown: "_Range") -> None:
     axis.set_xlabel(words + one)
     if shown.high / shown.low < 1000:
         plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        one_two_five = LogLocator(subs=(1, 2, 5))
+        axis.xaxis.set_major_locator(one_two_five)
         axis.xaxis.set_major_formatter(plain)
 
 
@@ -161,8 +166,8 @@ def _range(group: Group, rows: Sequence[Row]) -> _Range:
         low = min(low, 0.8)
         high = max(high, 1.25)
     edge = high
-    with_nan = any(row.quartiles is None for row in rows)
-    if with_nan:
+    without = [row for row in rows if row.quartiles is None]
+    if without:
         ratio = high / low
         high *= ratio**0.06
     return _Range(low, high, edge)
@@ -264,8 +269,8 @@ def _curve(axis: Axes, row: Row, colour: str, mark: str) -> None:
     label = f"{row.what}: {fitted}\n{fixed}"
     axis.loglog(x, y, mark, color=colour, ms=5, label=label)
     # Geometric means.
-    middles = np.exp(np.log(points).mean(axis=0))
-    size, seconds = middles
+    logarithms = np.log(points).mean(axis=0)
+    size, seconds = np.exp(logarithms)
     relative = x / size
     line = seconds * relative**power
     axis.loglog(x, line, "-", color=colour, lw=1, alpha=0.6)

@@ -27,7 +27,8 @@ def _fit(n: int, seed: int) -> Callable:
     """Training on n random points with random labels."""
     drawn = points((n, 1, DIMENSION), seed)
     x = jnp.asarray(drawn.x)
-    y = jnp.sign(jnp.asarray(drawn.coef))
+    coef = jnp.asarray(drawn.coef)
+    y = jnp.sign(coef)
     kernel = TwoLayerNTK()
     flow = GradientFlow(1.0)
 
@@ -73,7 +74,10 @@ def _doubled(first: int, settings: Settings) -> list[int]:
 
 def _over_n(what: str, settings: Settings) -> list[Row]:
     sizes = _doubled(POINTS // 2, settings)
-    calls = [_product(what, (n, QUERIES, DIMENSION), settings.seed) for n in sizes]
+    calls = []
+    for n in sizes:
+        shape = (n, QUERIES, DIMENSION)
+        calls.append(_product(what, shape, settings.seed))
     fixed = f"m = {QUERIES}, d = {DIMENSION}"
     rounds = settings.rounds(9, 3)
     return [_row(what, "n", fixed, sizes, calls, rounds)]
@@ -81,7 +85,10 @@ def _over_n(what: str, settings: Settings) -> list[Row]:
 
 def _over_d(what: str, settings: Settings) -> list[Row]:
     sizes = _doubled(128, settings)
-    calls = [_product(what, (POINTS, QUERIES, d), settings.seed) for d in sizes]
+    calls = []
+    for d in sizes:
+        shape = (POINTS, QUERIES, d)
+        calls.append(_product(what, shape, settings.seed))
     fixed = f"n = {POINTS}, m = {QUERIES}"
     rounds = settings.rounds(9, 3)
     return [_row(what, "d", fixed, sizes, calls, rounds)]
@@ -107,7 +114,8 @@ def _cases(settings: Settings) -> list[Case]:
     for what in over_d:
         measure = partial(_over_d, what, settings)
         cases.append(Case(what, "over d", measure, cost))
-    cases.append(Case("fit", "over n", partial(_fit_over_n, settings), cost))
+    measure = partial(_fit_over_n, settings)
+    cases.append(Case("fit", "over n", measure, cost))
     return cases
 
 

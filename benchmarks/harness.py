@@ -82,8 +82,9 @@ class Row:
         finite = np.isfinite(self.samples)
         if not self.samples or not finite.all():
             return None
-        low, median, high = np.quantile(self.samples, [0.25, 0.5, 0.75])
-        return float(low), float(median), float(high)
+        quartiles = np.quantile(self.samples, [0.25, 0.5, 0.75])
+        low, median, high = quartiles.tolist()
+        return low, median, high
 
     def but(self, error: Exception) -> "Row":
         """This row with the error in words; what is not installed is skipped, everything else
@@ -287,7 +288,8 @@ def compare(
                 raise ArithmeticError(found.reason)
             truth = result if truth is None else truth
             measured = times((base, call), rounds, clock, pause)
-            row = replace(found, **ratios(measured, subject=1, reference=0))
+            fields = ratios(measured, subject=1, reference=0)
+            row = replace(found, **fields)
         except Exception as error:
             row = row.but(error)
         yield row

@@ -150,7 +150,8 @@ def _table_row(
 
 
 def main() -> None:
-    command, *rest = sys.argv[1:] or ["run"]
+    arguments = sys.argv[1:] or ["run"]
+    command, *rest = arguments
     if command == "table":
         rate = float(rest[0]) if rest else None
         print(table(rate))

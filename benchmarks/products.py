@@ -64,8 +64,9 @@ def perturbations(n: int, seed: int) -> Points:
     images = data.mnist5k(classes=(1, 2))
     digits = images.subset(n, key=choose)
     targets = draw_targets("coin_flip", n, key=draw)
-    f = fit(TwoLayerNTK(), digits.inputs, digits.targets)
-    found = perturb(f, digits.inputs, targets, size=1)
+    x = digits.inputs
+    f = fit(TwoLayerNTK(), x, digits.targets)
+    found = perturb(f, x, targets, size=1)
     delta = np.asarray(found.delta)
     coef = np.asarray(targets) / np.float32(n)
     return Points(delta, delta, coef)
@@ -80,9 +81,10 @@ def described(shape: Shape) -> str:
 def _methods(what: str, x: np.ndarray, z: np.ndarray, coef: np.ndarray) -> dict[str, Builder]:
     kernel = TwoLayerNTK(0.0, train_bias=True)
     x_ = jnp.asarray(x)
+    coef_ = jnp.asarray(coef)
     # Queries that are the very same object as the points: every pair once.
     z_ = x_ if z is x else jnp.asarray(z)
-    on_device = (z_, x_, jnp.asarray(coef))
+    on_device = (z_, x_, coef_)
     if what == "ntk":
         pair = (x_,) if z is x else (z_, x_)
         return {

@@ -47,12 +47,14 @@ def _torch_loop(
     optimizer = torch.optim.SGD([weight], lr=RATE, momentum=MOMENTUM)
 
     def outputs():
-        hidden = torch.relu(inputs @ weight.T + bias)
+        before = inputs @ weight.T + bias
+        hidden = torch.relu(before)
         return hidden @ readout
 
     for _ in range(steps):
         optimizer.zero_grad()
-        losses = torch.nn.functional.softplus(-targets * outputs())
+        margin = targets * outputs()
+        losses = torch.nn.functional.softplus(-margin)
         loss = losses.mean()
         loss.backward()
         optimizer.step()
@@ -124,7 +126,8 @@ def _measure(steps: int, settings: Settings) -> Iterator[Row]:
     except NotHere as error:
         absent = error
     results = [np.asarray(call()) for call in calls]
-    seconds, processor = times(calls, settings.rounds(9, 3))
+    rounds = settings.rounds(9, 3)
+    seconds, processor = times(calls, rounds)
     seconds[:, 1] /= MEMBERS
     processor[:, 1] /= MEMBERS
     measured = (seconds, processor)
@@ -138,7 +141,8 @@ def _measure(steps: int, settings: Settings) -> Iterator[Row]:
         if absent is not None:
             yield row.but(absent)
             continue
-        all_threads, single = np.median(seconds[:, 2:], axis=0)
+        of_torch = seconds[:, 2:]
+        all_threads, single = np.median(of_torch, axis=0)
         faster = 2 if all_threads <= single else 3
         threads = "all its threads" if faster == 2 else "one thread"
         off = difference(results[2], results[0])

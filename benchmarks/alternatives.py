@@ -22,7 +22,7 @@ ROWS = 1024
 
 
 class _Block(NamedTuple):
-    """Some queries z (rows, d), s_z, and (rows, n), for reuse, <z, x> + 1 and rho."""
+    """Some queries z (rows, d) with s_z; <z, x> + 1 and rho, (rows, n), to be overwritten."""
 
     rows: slice
     z: np.ndarray

@@ -214,8 +214,8 @@ class NetworkLearner(eqx.Module):
     Args:
         width, slope, train_bias: of `TwoLayerNetwork.init`.
         loss, optimizer, steps, batch_size, plateau: of `train`.
-        start: "random": f as drawn and trained; "centred": f - f0; "doubled": f0 = 0, by antisymmetric
-            doubling.
+        start: "random": f as drawn and trained; "centred": f - f0; "doubled": f0 = 0, by
+            antisymmetric doubling.
         members: how many networks to average; None: one network, no mean.
         mesh: devices that the members are dealt out to.
     """

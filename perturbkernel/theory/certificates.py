@@ -1,5 +1,5 @@
 """What `certify` returns: which signs are proven, by what margins, and what keeps the others
-from being proven.
+from being proven; and which signs are cheapest to claim at once.
 """
 
 from dataclasses import dataclass, field
@@ -54,8 +54,8 @@ class Certificate:
     Attributes:
         f, g: each network's half.
         median_outputs: over the points, of T_f |f_hat| and T_g size |g_hat_w|: what training
-            has done. Without it a certificate proves little, since every sign is certified as T tends
-            to 0.
+            has done. Without it a certificate proves little, since every sign is certified as T
+            tends to 0.
         agree: (m,), where f_hat and g_hat_w have the same sign.
         certified: (m,), where sgn f = sgn g is proven, with probability 1 - delta at all of them
             together.
@@ -133,3 +133,15 @@ def describe_limits(
     if not said:
         said.append("f and g are each certified, but not within one budget of delta")
     return f"of {int(left.sum())} points not certified: " + "; ".join(said)
+
+
+def cheapest(
+    p: Float[np.ndarray, " m"], allowed: Bool[np.ndarray, " m"], budget: float
+) -> Bool[np.ndarray, " m"]:
+    """The allowed points of smallest p whose sum stays within the budget, (m,)."""
+    price = np.where(allowed, p, np.inf)
+    order = np.argsort(price, kind="stable")
+    within = np.cumsum(price[order]) <= budget
+    chosen = np.zeros(len(p), bool)
+    chosen[order[within]] = True
+    return chosen

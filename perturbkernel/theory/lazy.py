@@ -226,8 +226,8 @@ def lazy_bound(
 
     f_lin is the predictor of the network's own tangent kernel with the realised weights. Of order
     T^2 / sqrt(width), 30 to 80 times above the actual error; increasing in T. An antisymmetrically
-    doubled network (start "doubled", width counting every neuron) has w and the last term twice as large.
-    Theory: 3.3, 4.4.
+    doubled network (start "doubled", width counting every neuron) has w and the last term twice as
+    large. Theory: 3.3, 4.4.
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)

@@ -251,8 +251,8 @@ def logistic_predictor_error(
     """C_f^log(z) = B_0/T + B_lazy/T + (1/n) sum_n beta_n |k_n(z)| B_Phi(x_n, z), (m,), T > 0.
 
     beta depends on the initialisation, so B_Phi holds for all n m pairs at once. delta is split
-    over three events (two if `start` is "centred": f - f0); `event_delta` gives the level of each instead.
-    Theory: 7.1, 13.4, 13.5.
+    over three events (two if `start` is "centred": f - f0); `event_delta` gives the level of each
+    instead. Theory: 7.1, 13.4, 13.5.
     """
     check_choice(start, "start", LOGISTIC_STARTS)
     check_time(time, positive=True)

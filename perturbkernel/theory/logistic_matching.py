@@ -107,8 +107,8 @@ def logistic_match(
 
     The weights correlate with the labels, which the last part, which does not shrink with n, pays
     for; rule "fixed" evaluates |psi_beta| with the realised weights instead (valid for every way of
-    drawing targets). delta is split evenly over three events for each network (two if `start` is "centred")
-    and one for drawn labels. Theory: 7.3, 13.10.
+    drawing targets). delta is split evenly over three events for each network (two if `start` is
+    "centred") and one for drawn labels. Theory: 7.3, 13.10.
     """
     check_choice(start, "start", LOGISTIC_STARTS)
     check_request(rule, size, (time_f, time_g), (width_f, width_g), delta, points)

@@ -37,7 +37,7 @@ def peak() -> int:
 
 
 def run(
-    n: int = 60_000, d: int = 784, memory: int | None = None, bars: bool = True
+    n: int = 60_000, d: int = 784, memory: int | None = None, progress: bool = True
 ) -> dict[str, Any]:
     """f on n synthetic points, all n perturbations, g trained on perturbed data, and both
     accuracies on all points.
@@ -45,7 +45,7 @@ def run(
     Args:
         n, d: points and dimension of a shifted Gaussian.
         memory: bytes for the tiles, as in TwoLayerNTK.
-        bars: show one for each stage, on standard error.
+        progress: show a bar for each stage, on standard error.
 
     Returns:
         "seconds" a stage; "accuracy" of f and g; "data", the bytes of the data set; "above", the
@@ -59,7 +59,7 @@ def run(
     targets = draw_targets("coin_flip", n, key=targets_key)
     kernel = pk.TwoLayerNTK(memory=memory)
     flow = pk.GradientFlow(10.0)
-    stages = _Stages(n, bars)
+    stages = _Stages(n, progress)
     held = resident()
 
     f = pk.fit(kernel, x, train.targets, dynamics=flow)
@@ -84,9 +84,9 @@ def run(
 class _Stages:
     """Runs stages with a bar for each, if wanted; `seconds` a stage."""
 
-    def __init__(self, points: int, bars: bool):
+    def __init__(self, points: int, progress: bool):
         self.points = points
-        self.bars = bars
+        self.progress = progress
         self.seconds: dict[str, float] = {}
 
     def timed(self, stage: str, call: Callable[..., Any]) -> Any:
@@ -95,7 +95,7 @@ class _Stages:
             total=self.points,
             desc=stage,
             unit="points",
-            disable=not self.bars,
+            disable=not self.progress,
             mininterval=5,
         ) as bar:
             began = time.perf_counter()

@@ -33,16 +33,20 @@ def _compile_seconds(call: Callable) -> float:
         began = time.process_time()
         jax.block_until_ready(call())
         seconds.append(time.process_time() - began)
-    return seconds[0] - float(np.median(seconds[1:]))
+    first, *later = seconds
+    return first - float(np.median(later))
 
 
 def _descent() -> Callable:
     """(z, x, coef) -> z after steps along neural-tangents' gradient, jitted."""
     gradient = other.tangents_input_gradient()
 
+    length = _SIZE / _STEPS
+
     def steps(z, x, coef):
         def step(_, moved):
-            return moved + _SIZE / _STEPS * normalise(gradient(moved, x, coef), "l2")
+            direction = normalise(gradient(moved, x, coef), "l2")
+            return moved + length * direction
 
         return jax.lax.fori_loop(0, _STEPS, step, z)
 
@@ -76,7 +80,9 @@ _NAMES = {loss: f"fit and perturbation, {loss}" for loss in predictors.LOSSES}
 
 
 def _labels(z: jax.Array) -> jax.Array:
-    return jnp.asarray(np.where(np.asarray(z)[:, 0] > 0, 1, -1), z.dtype)
+    first = np.asarray(z)[:, 0]
+    signs = np.where(first > 0, 1, -1)
+    return jnp.asarray(signs, z.dtype)
 
 
 def _measure(what: str, settings: Settings) -> list[Row]:
@@ -84,27 +90,34 @@ def _measure(what: str, settings: Settings) -> list[Row]:
     n, m, d = SHAPE
     for i in range(1 + settings.rounds(7, 2)):
         # A new shape each round.
-        x, z, coef = map(jnp.asarray, points((n, m + i, d), settings.seed))
+        drawn = points((n, m + i, d), settings.seed)
+        x, z, coef = map(jnp.asarray, drawn)
         calls = _calls(what, z, x, coef)
         seconds.append([_compile_seconds(call) for call in calls])
     kept = np.asarray(seconds[1:])  # the first round also loads what is loaded once
+    own, others = kept.T
+    ratios = own / others
     row = Row(
         _NAMES.get(what, what),
         described(SHAPE),
         "perturbkernel",
         "neural-tangents",
-        tuple((kept[:, 0] / kept[:, 1]).tolist()),
+        tuple(ratios.tolist()),
+        seconds=float(np.median(own)),
     )
-    return [Row(**{**row.__dict__, "seconds": float(np.median(kept[:, 0]))})]
+    return [row]
 
 
 def _cases(settings: Settings) -> list[Case]:
     cost = 3 if settings.quick else 30
     functions = ("matvec", "input_gradient", *predictors.LOSSES, "attack", "minimum_norm")
-    return [
-        Case(_NAMES.get(what, what), described(SHAPE), partial(_measure, what, settings), cost)
-        for what in functions
-    ]
+    sizes = described(SHAPE)
+    cases = []
+    for what in functions:
+        name = _NAMES.get(what, what)
+        measure = partial(_measure, what, settings)
+        cases.append(Case(name, sizes, measure, cost))
+    return cases
 
 
 GROUP = Group(

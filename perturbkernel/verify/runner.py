@@ -22,6 +22,7 @@ from perturbkernel.verify import (
     lazy,
     linearised,
     matching,
+    neuron_law,
     randomness,
     second_network,
 )
@@ -39,6 +40,7 @@ SECTIONS = {
     "7": "The logistic loss",
     "8": "Exact facts and rates",
     "12": "What stays random at infinite width",
+    "14": "The law of one neuron",
 }
 # Checks of one number follow each other in the order of these modules.
 _MODULES = (
@@ -54,6 +56,7 @@ _MODULES = (
     certificates,
     facts,
     randomness,
+    neuron_law,
 )
 # Draws are seeded by the name of the function that makes them. Where it has moved to another module
 # it keeps the seed of its first one, so that the same seed still gives the same draws.

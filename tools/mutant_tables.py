@@ -6,6 +6,7 @@ which texts are lost.
 
 from typing import NamedTuple
 
+from mutants_of_the_law import LAW
 from theory_mutants import LABELS, LINEAR, LINEARITY, SCALING
 
 
@@ -375,6 +376,7 @@ VERIFIED_BY = {
     "matching": "6.4",
     "labels": "6.3,6.4",
     "logistic_matching": "7.3",
+    **dict.fromkeys(("paths", "moments", "neurons", "estimates", "pool", "cuts"), "14"),
     "linear": "15",
     "scaling": "16",
 }
@@ -386,5 +388,6 @@ MUTANTS += [_of_theory("labels", *one) for one in LABELS]
 MUTANTS += [_of_theory("linear", *one) for one in LINEAR]
 MUTANTS += [_of_theory("scaling", *one) for one in SCALING]
 MUTANTS += [_of_theory(*one) for one in _OTHERS]
+MUTANTS += [Mutant(*one) for one in LAW]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in LINEARITY]

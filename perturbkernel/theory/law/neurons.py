@@ -119,7 +119,9 @@ class Outputs(NamedTuple):
         """
         after = self.u + self.change_of_u
         gates = self.gates(self.u)
-        return gates * (self.change_of_u - self.linear) + (self.gates(after) - gates) * after
+        opened = self.gates(after) - gates
+        of_motion = gates * (self.change_of_u - self.linear)
+        return of_motion + opened * after
 
     @property
     def change(self) -> np.ndarray:

@@ -84,13 +84,17 @@ def test_a_certificate_is_wrong_as_seldom_as_its_confidence_says():
     assert mistakes > 0.02 * repeats  # the test could tell a smaller confidence
 
 
+def single(values):
+    return jnp.asarray(values, jnp.float32)
+
+
 @functools.cache
 def networks(case, start, count=3000, block=None):
     p = setting(*case)
     shape = drawn.shape_for(p.kernel, WIDTH, start, len(p.x), 4)
     if block is not None:
         shape = shape._replace(block=block)
-    x, y, z = (jnp.asarray(v, jnp.float32) for v in (p.x, p.y, p.z))
+    x, y, z = single(p.x), single(p.y), single(p.z)
     training = drawn.Training.of(x, y, DESCENT)
     return drawn.draw_networks(shape, count, training, z, progress=None, key=KEY)
 
@@ -195,7 +199,7 @@ def test_the_whole_statement_holds_on_pairs_trained_by_other_code(start):
 def test_pairs_have_the_joint_law_of_trained_ones():
     targets, pairs = trained_pairs("random")
     p = setting(*FEW)
-    x, y, t, z = (jnp.asarray(v, jnp.float32) for v in (p.x, p.y, targets, p.z))
+    x, y, t, z = single(p.x), single(p.y), single(targets), single(p.z)
     first, later = drawn.Training.of(x, y, DESCENT), drawn.Training.of(x, t, SECOND)
     second = drawn.Second(0 * x, t, jnp.float32(SIZE), later.rates, later.momentum)
     shape = drawn.shape_for(p.kernel, WIDTH, "random", len(x), 4)

@@ -191,8 +191,8 @@ def test_the_whole_statement_holds_on_pairs_trained_by_other_code(start):
         error = np.sqrt((mine + 0.01) / 500 + (mine + 0.01) / len(pairs))
         assert abs(broken / len(pairs) - mine) < 5 * error
     # At every point alone too, and not by a wide margin.
-    assert (wrong[:, 0].mean(0) <= found.f.failure).all()
-    assert (wrong[:, 1].mean(0) <= found.g.failure).all()
+    assert np.all(wrong[:, 0].mean(0) <= found.f.failure)
+    assert np.all(wrong[:, 1].mean(0) <= found.g.failure)
     assert np.all(found.g.failure < wrong[:, 1].mean(0) + 0.1)
 
 
@@ -221,7 +221,7 @@ def test_a_given_network_is_agreed_with_where_certified():
     )
     assert sum(told) == 600
     assert (found.signs == asked).all() and found.certified.any()
-    assert (found.signs * found.leading > 0)[found.certified].all()
+    assert np.all((found.signs * found.leading)[found.certified] > 0)
     own = theory.certify_network(*p.data, delta=0.4, **options)
     assert own.share > found.share
     assert (own.signs == np.sign(own.leading)).all()

@@ -6,6 +6,8 @@ which texts are lost.
 
 from typing import NamedTuple
 
+from mutants_of_the_law import LAW
+
 
 class Mutant(NamedTuple):
     """One text of one file, what replaces it, and the arguments of pytest that should fail then."""
@@ -386,6 +388,7 @@ VERIFIED_BY = {
     "matching": "6.4",
     "labels": "6.3,6.4",
     "logistic_matching": "7.3",
+    **dict.fromkeys(("paths", "moments", "neurons", "estimates", "pool", "cuts"), "14"),
 }
 
 MUTANTS = [_of_theory("tails", *one) for one in _TAILS]
@@ -393,4 +396,5 @@ MUTANTS += [_of_theory("certify", *one) for one in _CERTIFY]
 MUTANTS += [_of_theory("matching", *one) for one in _MATCHING]
 MUTANTS += [_of_theory("labels", *one) for one in _LABELS]
 MUTANTS += [_of_theory(*one) for one in _OTHERS]
+MUTANTS += [Mutant(*one) for one in LAW]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]

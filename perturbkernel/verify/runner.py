@@ -23,6 +23,7 @@ from perturbkernel.verify import (
     lazy,
     linearised,
     matching,
+    neuron_law,
     randomness,
     second_network,
 )
@@ -56,6 +57,7 @@ _MODULES = (
     certificates,
     facts,
     randomness,
+    neuron_law,
     law_certificates,
 )
 # Draws are seeded by the name of the function that makes them. Where it has moved to another module

@@ -193,7 +193,8 @@ def test_the_whole_statement_holds_on_pairs_trained_by_other_code(start):
         (found.f, wrong[:, 0]),
         (found.g, wrong[:, 1]),
     ):
-        broken = int(failed[:, certificate.certified].any(1).sum())
+        breaks = np.asarray(failed)[:, certificate.certified].any(axis=1)
+        broken = int(breaks.sum())
         assert stats.binom.sf(broken - 1, len(pairs), found.simulation.level) > 1e-4
         # What was counted in the simulation is what other networks do.
         mine = certificate.violations / 500

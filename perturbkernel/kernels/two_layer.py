@@ -1,7 +1,7 @@
 """The two-layer kernel of the paper in closed form."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from perturbkernel.checks import (
 )
 from perturbkernel.kernels.angles import products_and_angles, quick_products_and_angles
 from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.rows import Rows, common_direction, numbers_of_rows
 
 
 @jax.tree_util.register_static
@@ -85,9 +86,17 @@ class TwoLayerNTK(Kernel):
         product, theta = products_and_angles(z, x)
         return self._tile(name, z, x, product, theta)
 
-    def quick_tile(self, name: str, z: Array, x: Array) -> Array:
+    def prepare(self, z: Array, x: Array) -> tuple[Rows, Rows, Array]:
+        """Lengths and the like of all points, and the direction along which most of them lie."""
+        v = common_direction(z)
+        of_z = numbers_of_rows(z, v)
+        of_x = of_z if z is x else numbers_of_rows(x, v)
+        return of_z, of_x, v
+
+    def quick_tile(self, name: str, z: Array, x: Array, *prepared: Any) -> Array:
         """The same but NaN where points nearly coincide, or are opposite."""
-        product, theta = quick_products_and_angles(z, x)
+        prepared = prepared or self.prepare(z, x)
+        product, theta = quick_products_and_angles(z, x, *prepared)
         return self._tile(name, z, x, product, theta)
 
     def _tile(

@@ -66,28 +66,33 @@ class _Sums(NamedTuple):
     shift_squared: Array
 
 
-def _terms(kernel: Kernel, name: str, query, points, weights, before) -> _Sums:
+def _prepare(kernel: Kernel, queries, points):
+    """Nothing: each tile meets two sets of points."""
+    return (queries, None), (points, None), None
+
+
+def _terms(kernel: Kernel, name: str, shared, query, points, weights, before) -> _Sums:
     """The sums over a tile's n."""
+    count, y = weights
 
     def sums(tile, query, points):
         z, reference = query
-        plus, minus, (count, y) = points
+        plus, minus = points
         above = tile(z, plus)
         below = tile(z, minus)
         b = (above + below) / 2
-        count = count[None, :]
         shifted = b - reference[:, None]
         terms = _Sums(
-            signal=(above - below) / 2 * count,
-            b=b * count,
-            b_squared=b**2 * count,
+            signal=(above - below) / 2 * count[None, :],
+            b=b * count[None, :],
+            b_squared=b**2 * count[None, :],
             offset=b * y[None, :],
-            shift=shifted * count,
-            shift_squared=shifted**2 * count,
+            shift=shifted * count[None, :],
+            shift_squared=shifted**2 * count[None, :],
         )
         return _Sums(*[jnp.sum(term, axis=1) for term in terms])
 
-    return products.evaluate_tile(sums, kernel, name, query, (*points, weights), before)
+    return products.evaluate_tile(sums, kernel, name, shared, query, points, before)
 
 
 def _sums(
@@ -99,7 +104,8 @@ def _sums(
     below = kernel.ntk(z, minus[:1])[:, 0]
     query = z, (above + below) / 2
     weights = jnp.ones_like(targets), targets
-    found = sums.sums(_terms, kernel, "ntk", False, query, (plus, minus), weights, mesh=mesh)
+    points = plus, minus
+    found = sums.sums(_terms, _prepare, kernel, "ntk", False, query, points, weights, mesh=mesh)
     return _Sums(*found)
 
 

@@ -69,4 +69,3 @@ def test_networks_far_from_lazy_have_the_law_and_not_the_limit():
         accuracy = law.expected_accuracy(z, labels, width=WIDTH, time=time, method="networks")
         error = np.hypot(shares.std() / NETWORKS**0.5, accuracy.mean_standard_error)
         assert abs(shares.mean() - accuracy.mean) < 4 * error
-        print(steps, score, of_limit, cosines.mean(), cosine.mean, limit, shares.mean())

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -35,12 +37,31 @@ _SLOW = (
 )
 
 
+_Generators = list[tuple[np.random.Generator, Any]]
+GENERATORS = pytest.StashKey[dict[ModuleType, _Generators]]()
+
+
+def generators(module: ModuleType) -> _Generators:
+    """The random generators at the top of a module, each with its state."""
+    found = [value for value in vars(module).values() if isinstance(value, np.random.Generator)]
+    return [(generator, generator.bit_generator.state) for generator in found]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the slow tests, by file."""
+    """Marks the slow tests, by file, and keeps the states that generators have before any test."""
     tests = Path(__file__).parent
     for item in items:
         if item.path.relative_to(tests).as_posix().startswith(_SLOW):
             item.add_marker(pytest.mark.slow)
+    modules = {item.module for item in items if isinstance(item, pytest.Function)}
+    config.stash[GENERATORS] = {module: generators(module) for module in modules}
+
+
+@pytest.fixture(autouse=True)
+def draws_do_not_depend_on_other_tests(request: pytest.FixtureRequest) -> None:
+    """Tests run in any order, on any worker: the generator of a module begins anew in each."""
+    for generator, state in request.config.stash[GENERATORS].get(request.module, []):
+        generator.bit_generator.state = state
 
 
 @pytest.fixture(autouse=True, scope="module")

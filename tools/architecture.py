@@ -20,12 +20,13 @@ LEVELS = (
     ("cli",),
     ("reproduce",),
     ("verify", "sklearn", "learning"),
-    ("theory", "networks", "attacks"),
+    ("theory",),
+    ("networks", "attacks"),
     ("training",),
     ("kernels", "metrics"),
     ("engine", "report", "data"),
     ("checks",),
-    ("files", "interrupts", "meshes"),
+    ("arrays", "compilation_cache", "files", "interrupts", "meshes"),
 )
 
 

@@ -6,6 +6,9 @@ which texts are lost.
 
 from typing import NamedTuple
 
+from mutants_of_the_law import LAW
+from theory_mutants import LABELS, LINEAR, LINEARITY, SCALING
+
 
 class Mutant(NamedTuple):
     """One text of one file, what replaces it, and the arguments of pytest that should fail then."""
@@ -33,7 +36,7 @@ _TAILS = [
     ("radius without its event", "level - np.exp(failure))", "level)"),
     ("level not halved for f0", 'level / 2 if self.start == "random" else level', "level"),
     ("f0 not divided by T", "= radius / self.time", "= radius"),
-    ("doubled counts its width", 'self.start == "doubled")', "False)"),
+    ("doubled counts its width", "(self.width, self.start)", "(self.width, 'random')"),
     ("no lazy bias", "mean=np.abs(constants.f_hat) - lazy", "mean=np.abs(constants.f_hat)"),
     ("sqrt(3) is 1", "np.sqrt(3 * second_moment)", "np.sqrt(second_moment)"),
     ("t^2/2 is t^2/4", "t**2 / 2 * self.variance", "t**2 / 4 * self.variance"),
@@ -70,7 +73,7 @@ _CERTIFY = [
     ("agreement dropped", "first & agree & predicted", "first & predicted"),
     ("f not certified", "first & agree & predicted", "agree & predicted"),
     ("any words are a time", 'elif time != "best":', 'elif time == "":'),
-    ("odd doubled widths", 'independent_neurons(width, start == "doubled")', "pass"),
+    ("odd doubled widths", "    independent_neurons(width, start)", "    pass"),
     ("g at f's time", "derive_speeds(second), wanted_g", "derive_speeds(second), wanted_f"),
 ]
 _MATCHING = [
@@ -83,27 +86,14 @@ _MATCHING = [
     ("lazy not divided by size", '"lazy": g.lazy / size', '"lazy": g.lazy'),
     ("no concentration of g", "g.concentration / size", "0 * g.concentration"),
     ("no initial function of g", "g.initial / size", "0 * g.initial"),
-    ("lazy not divided by T", "doubled=doubled, **options) / time", "doubled=doubled, **options)"),
+    ("lazy not divided by T", "start=start, **options) / time", "start=start, **options)"),
     ("f0 not divided by T", "c.z, **options) / time if", "c.z, **options) if"),
-    ("concentration not doubled", "predictor_bound(c, doubled=doubled, ", "predictor_bound(c, "),
+    ("concentration not doubled", "predictor_bound(c, start=start, ", "predictor_bound(c, "),
     ("sqrt(2) dropped a priori", "np.sqrt(2) * f.norm * gates", "f.norm * gates"),
     ("xi not measured", "_XiPart(leading, np.abs(cost))", "_XiPart(leading, 0 * np.abs(cost))"),
 ]
-_LABELS = [
-    (
-        "systematic part dropped",
-        "return np.abs(self.systematic) + self.radius",
-        "return self.radius",
-    ),
-    (
-        "radius for one point",
-        "2 * np.log(2 * points / delta) * total",
-        "2 * np.log(2 / delta) * total",
-    ),
-    ("balanced without its 2", "else 2 * np.maximum(rest_square", "else np.maximum(rest_square"),
-]
-_PAIRS = "(4 * pairs / delta) / independent_neurons(width, doubled)"
-_SQUARE = "neurons = independent_neurons(width, doubled)\n    square"
+_PAIRS = "(4 * pairs / delta) / independent_neurons(width, start)"
+_SQUARE = "neurons = independent_neurons(width, start)\n    square"
 _OTHERS = [
     ("constants", "R_z of the logistic loss", '"logistic": 0.0', '"logistic": kernel.slope'),
     (
@@ -113,16 +103,16 @@ _OTHERS = [
         "f_square = a * square + 0 * ",
     ),
     ("concentration", "minimum without delta/2", "delta=delta / 2, points", "delta=delta, points"),
-    ("concentration", "kernel bound not doubled", "pairs=pairs, doubled=doubled", "pairs=pairs"),
-    ("concentration", "split bound not doubled", _PAIRS, _PAIRS.replace("doubled", "False")),
+    ("concentration", "kernel bound not doubled", "pairs=pairs, start=start", "pairs=pairs"),
+    ("concentration", "split bound not doubled", _PAIRS, _PAIRS.replace("start", "'random'")),
     (
         "concentration",
         "direction variance not doubled",
         _SQUARE,
-        _SQUARE.replace("doubled", "False"),
+        _SQUARE.replace("start", "'random'"),
     ),
-    ("lazy", "spread not doubled", '"identity", doubled)[2]', '"identity", False)[2]'),
-    ("lazy", "last term not doubled", "(4 if doubled else 2)", "2"),
+    ("lazy", "spread not doubled", '"identity", start)[2]', '"identity", "random")[2]'),
+    ("lazy", "last term not doubled", '(4 if start == "doubled" else 2)', "2"),
     ("randomness", "sign of f without f0", "np.sign(outputs[i] + time_f * mean)", "np.sign(mean)"),
     (
         "logistic_matching",
@@ -241,7 +231,7 @@ _ELSEWHERE = [
     ),
     ("training/squared.py", "heavy ball: sum for mean", "q=found.q / n", "q=found.q", _TRAINED),
     (
-        "training/implicit.py",
+        "training/implicit_steps.py",
         "another formula",
         "_ALPHA = (1 - _KAPPA) * _GAMMA",
         "_ALPHA = _GAMMA",
@@ -264,15 +254,15 @@ _ELSEWHERE = [
     (
         "training/initial_function.py",
         "no root of eigenvalues",
-        "1 / jnp.sqrt(jnp.where(keep",
-        "1 / (jnp.where(keep",
+        "1 / jnp.sqrt(kept)",
+        "1 / kept",
         _INITIAL,
     ),
     (
         "attacks/norms.py",
         "linf and l1 their own duals",
-        '"linf": _Norm("l1", ',
-        '"linf": _Norm("linf", ',
+        'dual="l1",',
+        'dual="linf",',
         _NORMS,
     ),
     (
@@ -285,29 +275,29 @@ _ELSEWHERE = [
     (
         "attacks/norms.py",
         "projects what is inside",
-        "jnp.minimum(1, _stretch(u, size, box))",
-        "_stretch(u, size, box)",
+        "jnp.minimum(1, t)",
+        "t",
         _NORMS,
     ),
     (
         "attacks/norms.py",
         "reach without its rate",
-        "direction * (gain / or_one(rise))",
+        "direction * length",
         "direction * gain",
         _NORMS,
     ),
     (
         "attacks/norms.py",
         "length in another unit",
-        "largest * jnp.sqrt(jnp.sum(scaled",
-        "jnp.sqrt(jnp.sum(scaled",
+        "largest * jnp.sqrt(squares)",
+        "jnp.sqrt(squares)",
         _NORMS,
     ),
     (
         "attacks/one_step.py",
         "targets ignored",
-        "_column(size * y, x)",
-        "_column(size + 0 * y, x)",
+        "_column(size * signs, x)",
+        "_column(size + 0 * signs, x)",
         _STEP,
     ),
     (
@@ -320,8 +310,8 @@ _ELSEWHERE = [
     (
         "attacks/margins.py",
         "rivals ignored",
-        "target.astype(outputs.dtype) - shares",
-        "target.astype(outputs.dtype)",
+        "is_own.astype(outputs.dtype) - shares",
+        "is_own.astype(outputs.dtype)",
         _CLASSES,
     ),
     (
@@ -342,22 +332,22 @@ _ELSEWHERE = [
     (
         "learning/results.py",
         "random control of another size",
-        'normalise(direction, "l2") * each',
-        "direction * each",
+        'on_host(normalise(direction, "l2"), delta)',
+        "on_host(direction, delta)",
         (*_EXPERIMENT, "-k", "controls"),
     ),
     (
         "metrics.py",
         "size of outputs counts",
-        "(1 + jnp.sign(outputs) * signs)",
+        "(1 + namespace(outputs).sign(outputs) * signs)",
         "(1 + outputs * signs)",
         _EXPERIMENT,
     ),
     (
         "metrics.py",
         "ties count twice",
-        "largest / jnp.maximum(count, 1)",
-        "largest",
+        "winners / count",
+        "winners",
         _CLASSES,
     ),
     ("metrics.py", "cosine with zero", "a.any(1) & b.any(1)", "a.any(1)", _STEP),
@@ -386,11 +376,18 @@ VERIFIED_BY = {
     "matching": "6.4",
     "labels": "6.3,6.4",
     "logistic_matching": "7.3",
+    **dict.fromkeys(("paths", "moments", "neurons", "estimates", "pool", "cuts"), "14"),
+    "linear": "15",
+    "scaling": "16",
 }
 
 MUTANTS = [_of_theory("tails", *one) for one in _TAILS]
 MUTANTS += [_of_theory("certify", *one) for one in _CERTIFY]
 MUTANTS += [_of_theory("matching", *one) for one in _MATCHING]
-MUTANTS += [_of_theory("labels", *one) for one in _LABELS]
+MUTANTS += [_of_theory("labels", *one) for one in LABELS]
+MUTANTS += [_of_theory("linear", *one) for one in LINEAR]
+MUTANTS += [_of_theory("scaling", *one) for one in SCALING]
 MUTANTS += [_of_theory(*one) for one in _OTHERS]
+MUTANTS += [Mutant(*one) for one in LAW]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]
+MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in LINEARITY]

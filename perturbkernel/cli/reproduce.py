@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
+from perturbkernel.cli import options
+
 if TYPE_CHECKING:
     from perturbkernel.reproduce import Reproduction
 
@@ -117,6 +119,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULT_OUT,
         help=f"results and page (default {_DEFAULT_OUT})",
     )
+    options.add_compilation_cache(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 
@@ -147,7 +150,7 @@ def _compute(args: argparse.Namespace) -> "Reproduction":
             tqdm(total=0, disable=args.quiet or None, leave=False, unit="cell")
         )
 
-        def progress(done: int, total: int) -> None:
+        def on_cell(done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.refresh()
 
@@ -163,7 +166,7 @@ def _compute(args: argparse.Namespace) -> "Reproduction":
             fashion_mnist=args.fashion_mnist,
             executor=executor,
             workers=args.workers,
-            progress=progress,
+            on_cell=on_cell,
         )
 
 

@@ -32,6 +32,7 @@ def add_command(commands, epilog: str) -> None:
     check.add_argument(
         "--out", metavar="DIR", help="write verify.html, verify.json and the figures there"
     )
+    options.add_compilation_cache(check)
     check.add_argument("--quiet", action="store_true", help="no progress on standard error")
     check.set_defaults(function=_verify)
 
@@ -61,11 +62,11 @@ def _verdicts(args: argparse.Namespace) -> Any:
     total = verification.trials(args.only, full=args.full)
     with tqdm(total=total, disable=args.quiet or None, leave=False) as bar:
 
-        def progress(name: str) -> None:
+        def on_stage(name: str) -> None:
             bar.set_description(name)
             bar.update()
 
-        return verification.verify(args.only, full=args.full, seed=args.seed, progress=progress)
+        return verification.verify(args.only, full=args.full, seed=args.seed, on_stage=on_stage)
 
 
 def _configuration(args: argparse.Namespace) -> dict[str, Any]:

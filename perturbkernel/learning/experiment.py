@@ -8,13 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
+from perturbkernel._moved import renamed
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.attacks.one_step import Perturbation, check_options, perturb
 from perturbkernel.checks import as_inputs, as_targets, check_choice, check_key
 from perturbkernel.data.arrays import from_arrays
 from perturbkernel.data.dataset import Dataset
-from perturbkernel.data.draws import draw_classes, draw_noise, draw_targets
+from perturbkernel.data.draws import draw_classes, draw_noise, draw_targets, split_keys
 from perturbkernel.data.labels import class_indices, encoded
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -22,13 +25,14 @@ from perturbkernel.learning.diagnosis import Diagnosis, diagnose
 from perturbkernel.learning.results import CONTROLS as CONTROLS
 from perturbkernel.learning.results import Pair as Pair
 from perturbkernel.learning.results import PerturbationLearning as PerturbationLearning
-from perturbkernel.learning.results import attacked_points
+from perturbkernel.learning.results import added, attacked_points
 from perturbkernel.metrics import cosine
 
 SCENARIOS = ("a", "b")
 PLACES = ("data", "carrier")
 
 
+@renamed(progress="on_stage")
 def learn_from_perturbations(
     learner: Callable,
     train: Dataset | tuple[ArrayLike, ArrayLike],
@@ -43,7 +47,7 @@ def learn_from_perturbations(
     norm: str = "l2",
     direction: str = "gradient",
     bounds: tuple[float, float] | None = None,
-    progress: Callable[[str], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
     key: PRNGKeyArray,
 ) -> PerturbationLearning:
     """Trains f on clean data, perturbs it toward random labels, trains g on the perturbations.
@@ -76,7 +80,7 @@ def learn_from_perturbations(
             `at="data"`), or class indices (`classes.draw_classes`).
         learner_g: another learner for g: another kernel, loss, dynamics, or a finite network.
         norm, direction, bounds: as in `perturb`. Bounds clip a_i + delta_i.
-        progress: called with the name of each stage as it begins.
+        on_stage: called with the name of each stage as it begins.
         key: random key; the same key gives the same result.
 
     Raises:
@@ -99,10 +103,10 @@ def learn_from_perturbations(
     carrier = _carrier(data, scenario, carrier, carrier_points, key)
     _check_turns(carrier, data, at)
     _check_learners(learner, learner_g)
-    targets_key, f_key, g_key, control_key = jax.random.split(key, 4)
+    targets_key, f_key, g_key, control_key = split_keys(key, 4)
     y_adv = _targets(targets, data, len(carrier), at, targets_key)
 
-    tell = progress or (lambda stage: None)
+    tell = on_stage or (lambda stage: None)
     classes = len(data.classes)
     attacked = attacked_points(data.inputs, carrier, at)
     tell("training f")
@@ -110,7 +114,7 @@ def learn_from_perturbations(
     tell("perturbing")
     p = perturb(f, attacked, y_adv, size=size, norm=norm, direction=direction, bounds=bounds)
     tell("training g")
-    g = learner_g(carrier + p.delta, encoded(y_adv, classes), g_key)
+    g = learner_g(added(carrier, p.delta), encoded(y_adv, classes), g_key)
 
     tell("comparing with the theory")
     options: dict[str, Any] = {
@@ -122,13 +126,16 @@ def learn_from_perturbations(
         "at": at,
     }
     two = classes == 2
+    diagnosis = None
+    if two:
+        diagnosis = _diagnosis(learner_g, data, carrier, p, f, g, options["balanced"])
     return PerturbationLearning(
         f=f,
         g=g,
         perturbation=p,
         carrier=carrier,
         cosine=_cosine(learner, data, attacked, p) if two else None,
-        diagnosis=_diagnosis(learner_g, data, carrier, p, options["balanced"]) if two else None,
+        diagnosis=diagnosis,
         train=data,
         learner_g=learner_g,
         options=options,
@@ -160,7 +167,7 @@ def _carrier(data: Dataset, scenario, carrier, carrier_points: int | None, key) 
     if carrier is None:
         scenario = "a" if scenario is None else scenario
         check_choice(scenario, "scenario", SCENARIOS)
-        return jnp.zeros_like(x) if scenario == "a" else x
+        return as_jax(np.zeros(x.shape, x.dtype)) if scenario == "a" else x
     if isinstance(carrier, str):
         m = data.n if carrier_points is None else carrier_points
         noise_key = jax.random.fold_in(key, 1)
@@ -212,13 +219,14 @@ def _cosine(learner, data: Dataset, attacked: Array, p: Perturbation) -> Array |
     if not isinstance(kernel, TwoLayerNTK):
         return None
     x = data.inputs
-    weighted = data.targets[:, None] * x / len(x)
+    targets, inputs, adversarial, delta = on_host(data.targets, x, p.targets, p.delta)
+    weighted = as_jax(targets[:, None] * inputs / len(x))
     v = kernel.phi_matmul(attacked, x, weighted, mesh=getattr(learner, "mesh", None))
-    return cosine(p.targets[:, None] * p.delta, v)
+    return cosine(as_jax(adversarial[:, None] * delta), v)
 
 
 def _diagnosis(
-    learner_g, data: Dataset, carrier: Array, p: Perturbation, balanced: bool
+    learner_g, data: Dataset, carrier: Array, p: Perturbation, f, g, balanced: bool
 ) -> Diagnosis | None:
     """Signal and offset of g at the training points, where its learner has a kernel."""
     kernel = getattr(learner_g, "kernel", None)
@@ -233,4 +241,6 @@ def _diagnosis(
         data.targets,
         balanced=balanced,
         mesh=getattr(learner_g, "mesh", None),
+        f=f,
+        g=g,
     )

@@ -24,7 +24,7 @@ from theory_tools import (
 import perturbkernel as pk
 from perturbkernel import theory
 from perturbkernel.theory import tails
-from perturbkernel.verify import by_hand
+from perturbkernel.verify import tails_by_hand
 
 SIZES = [(0.0, False), (0.2, True)]
 
@@ -154,11 +154,11 @@ def test_initial_tail_holds_and_its_radius_inverts_it(rng):
 
 
 def test_smallest_takes_the_surest_points_within_the_budget():
-    from perturbkernel.theory.certify import _smallest
+    from perturbkernel.theory.certificates import cheapest
 
     p = np.array([0.02, 0.5, 0.001, 0.03, 0.0])
-    assert _smallest(p, np.ones(5, bool), 0.05).tolist() == [True, False, True, False, True]
-    assert _smallest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [
+    assert cheapest(p, np.ones(5, bool), 0.05).tolist() == [True, False, True, False, True]
+    assert cheapest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [
         False,
         False,
         True,
@@ -185,7 +185,7 @@ def test_the_whole_theorem_on_real_digits(digits):
 
     def learner(time):
         return pk.networks.NetworkLearner(
-            width, optimizer=optax.sgd(time / steps), steps=steps, centred=True
+            width, optimizer=optax.sgd(time / steps), steps=steps, start="centred"
         )
 
     f = learner(time_f)(x, y, jax.random.key(1))
@@ -201,7 +201,7 @@ def test_the_whole_theorem_on_real_digits(digits):
         f=f,
         delta=0.1,
     )
-    assert min(certificate.progress) > 1 - 1e-3
+    assert min(certificate.median_outputs) > 1 - 1e-3
     assert certificate.share > 0.9
     g = learner(certificate.g.time)(certificate.perturbed, targets, jax.random.key(2))
     f_sign, g_sign = np.sign(f(z)), np.sign(g(z))
@@ -265,11 +265,11 @@ def test_trained_biases_and_data_as_carrier_bring_the_random_labels_in():
 
 def test_certified_share_tends_to_one_as_time_tends_to_zero():
     p = problem(0.0, n=16, m=9)
-    shares, progress = theory.certified_share(
+    shares, outputs = theory.certified_share(
         *p.data, np.array([1e-3, 0.3, 30.0]), width=20_000, delta=0.1
     )
     assert shares[0] == 1 and shares[0] >= shares[1] >= shares[2]
-    np.testing.assert_allclose(progress / progress[0], [1, 300, 30_000], rtol=1e-12)
+    np.testing.assert_allclose(outputs / outputs[0], [1, 300, 30_000], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_certified_share_tends_to_one_as_time_tends_to_zero():
         ({"start": "doubled", "width": 1501}, "must be even; got 1501"),
         ({"f": lambda z: jnp.nan * z.sum(1)}, "no finite gradient at 16 training points"),
         ({"f": lambda z: 0 * z.sum(1)}, "zero gradient at 16 training points"),
-        ({"progress": 0}, "progress must be > 0"),
+        ({"min_output": 0}, "min_output must be > 0"),
     ],
 )
 def test_errors(options, message):
@@ -309,9 +309,9 @@ def test_each_network_spends_half_of_delta():
     assert len(deltas) > 4
     for delta in deltas:
         c = small_certificate(p, delta=delta, **options)
-        f = by_hand.within_budget(c.f.failure, c.f.leading != 0, delta / 2)
+        f = tails_by_hand.within_budget(c.f.failure, c.f.leading != 0, delta / 2)
         np.testing.assert_array_equal(c.f.certified, f)
-        both = by_hand.within_budget(c.g.failure, f & c.agree, delta / 2)
+        both = tails_by_hand.within_budget(c.g.failure, f & c.agree, delta / 2)
         np.testing.assert_array_equal(c.certified, both)
 
 

@@ -23,6 +23,7 @@ from perturbkernel.cli.run.inputs import (
 )
 from perturbkernel.cli.run.results import arrays_of, configuration_of, curve_of, map_of, metrics_of
 from perturbkernel.data.dataset import Dataset
+from perturbkernel.data.draws import split_keys
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.learning.experiment import PerturbationLearning, learn_from_perturbations
 from perturbkernel.report.html import text_row
@@ -55,18 +56,18 @@ def run(args: argparse.Namespace) -> int:
     stages = _STAGES if args.out is None else _STAGES_WITH_RESULTS
     with tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage") as bar:
 
-        def progress(stage: str) -> None:
+        def on_stage(stage: str) -> None:
             bar.set_description(stage)
             bar.update()
 
-        r = _learn(args, inputs, learner, learner_g, progress)
+        r = _learn(args, inputs, learner, learner_g, on_stage)
         fresh = _fresh(args, inputs)
-        progress("evaluating, with controls")
+        on_stage("evaluating, with controls")
         metrics = metrics_of(r, inputs.test, fresh, args.control_draws)
         configuration = configuration_of(args, r, inputs.test, learner)
         if args.out is not None:
-            arrays = _arrays(args, r, inputs.test, fresh, metrics["status"], progress)
-            progress("figures and page")
+            arrays = _arrays(args, r, inputs.test, fresh, metrics["status"], on_stage)
+            on_stage("figures and page")
             metrics["seconds"] = round(time.perf_counter() - began, 1)
             result = reports.Report(configuration, metrics, reports.environment(), arrays)
             reports.save(result, args.out)
@@ -124,7 +125,7 @@ def _dynamics(args: argparse.Namespace, suffix: str) -> Dynamics:
 
 def _read(args: argparse.Namespace) -> _Inputs:
     """Data and carrier, checked against the options."""
-    key_data, key_run, key_fresh = jax.random.split(jax.random.key(args.seed), 3)
+    key_data, key_run, key_fresh = split_keys(jax.random.key(args.seed), 3)
     train, test = load(args, key_data)
     check_classes(args, train)
     carrier = load_carrier(args, train)
@@ -136,7 +137,7 @@ def _learn(
     inputs: _Inputs,
     learner: KernelLearner,
     learner_g: KernelLearner,
-    progress: Callable[[str], None],
+    on_stage: Callable[[str], None],
 ) -> PerturbationLearning:
     """Trains f, perturbs, trains g."""
     return learn_from_perturbations(
@@ -152,7 +153,7 @@ def _learn(
         norm=args.norm,
         direction=args.direction,
         bounds=None if args.bounds is None else tuple(args.bounds),
-        progress=progress,
+        on_stage=on_stage,
         key=inputs.key,
     )
 
@@ -170,13 +171,13 @@ def _arrays(
     test: Dataset,
     fresh: Dataset,
     status: dict[str, str],
-    progress: Callable[[str], None],
+    on_stage: Callable[[str], None],
 ) -> dict[str, Any]:
     """Everything that a result keeps in arrays; `status` takes what had to be left out."""
     arrays = arrays_of(r, test, fresh)
-    progress("accuracy against size")
+    on_stage("accuracy against size")
     arrays |= curve_of(r, test, args.size, status)
-    progress("decision map")
+    on_stage("decision map")
     return arrays | map_of(r, status)
 
 

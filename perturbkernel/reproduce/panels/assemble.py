@@ -1,32 +1,43 @@
 """From finished cells to the curves of a panel."""
 
+import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from perturbkernel.reproduce import plan, store
+from perturbkernel.reproduce.panels.limit import Request
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel
 from perturbkernel.reproduce.plan import Options
+from perturbkernel.reproduce.records import Arrays, Json
 
 # Of what varies over seeds and target draws: the middle 80 %.
 _BAND = (0.1, 0.9)
 
 Curve = dict[str, list[float]]
+#: Quantity -> name -> curve.
+Curves = dict[str, dict[str, Curve]]
+#: Name -> the samples of a curve, an array for each value of the panel.
+Samples = dict[str, list[np.ndarray]]
 
 
 def _curve(samples: list[np.ndarray]) -> Curve:
     """Mean and band of the samples at each value of the panel."""
-    flat = [np.asarray(s, float).ravel() for s in samples]
-    return {
-        "mean": [float(s.mean()) for s in flat],
-        "low": [float(np.quantile(s, _BAND[0])) for s in flat],
-        "high": [float(np.quantile(s, _BAND[1])) for s in flat],
-    }
+    mean = []
+    low = []
+    high = []
+    for of_value in samples:
+        flat = np.asarray(of_value, float).ravel()
+        band = np.quantile(flat, _BAND)
+        mean.append(float(flat.mean()))
+        low.append(float(band[0]))
+        high.append(float(band[1]))
+    return {"mean": mean, "low": low, "high": high}
 
 
-def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, dict[str, Curve]]:
+def panel_curves(p: Panel, options: Options, folder: str | Path) -> Curves:
     """Returns quantity -> curve -> {"mean", "low", "high"}, one number a value of the panel.
 
     Curves of the kernel limit: "limit_zero" and "limit_balanced", zero initial functions, coin-flip
@@ -35,18 +46,21 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, di
     rates for each seed and quantity, as published; "network_grid", over seeds and the whole grid.
     Names end in " scaled" where images are fewer than published and sizes were scaled up.
     """
-    curves: dict[str, dict[str, Curve]] = {quantity: {} for quantity in p.curves}
-    count = len(plan.factors(p.settings[0], options)) if p.quantity == "accuracy" else 1
-    for index in range(count):
+    curves: Curves = {quantity: {} for quantity in p.curves}
+    factors = 1
+    if p.quantity == "accuracy":
+        first = p.settings[0]
+        factors = len(plan.factors(first, options))
+    indices = range(factors)
+    for index, mode, quantity in itertools.product(indices, options.modes, p.curves):
+        if index and quantity == "standard":
+            continue  # the first network does not know the size
         suffix = " scaled" if index else ""
-        for mode in options.modes:
-            collect = _limit if mode == "limit" else _network
-            for quantity in p.curves:
-                if index and quantity == "standard":
-                    continue  # the first network does not know the size
-                wanted = _Wanted(p, quantity, index, options, Path(folder))
-                for name, samples in collect(wanted).items():
-                    curves[quantity][name + suffix] = _curve(samples)
+        collect = _limit if mode == "limit" else _network
+        wanted = _Wanted(p, quantity, index, options, Path(folder))
+        for name, samples in collect(wanted).items():
+            suffixed = name + suffix
+            curves[quantity][suffixed] = _curve(samples)
     return curves
 
 
@@ -65,26 +79,31 @@ class _Wanted(NamedTuple):
         return self.quantity in ("perturbation", "agreement")
 
     def factor(self, setting: Setting) -> float:
-        return plan.factors(setting, self.options)[self.index]
+        factors = plan.factors(setting, self.options)
+        return factors[self.index]
 
 
-def _limit(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
-    found: dict[str, list[np.ndarray]] = {}
+def _limit(wanted: _Wanted) -> Samples:
+    found: Samples = {}
     for setting in wanted.panel.settings:
-        values: dict[str, list[np.ndarray]] = {}
+        values: Samples = {}
         for seed in range(wanted.options.seeds):
-            for name, samples in _limit_values(wanted, setting, seed).items():
-                values.setdefault(name, []).append(samples)
+            of_seed = _limit_values(wanted, setting, seed)
+            for name, samples in of_seed.items():
+                parts = values.setdefault(name, [])
+                parts.append(samples)
         for name, parts in values.items():
             samples = np.concatenate(parts, axis=1)
             # From zero all rates agree for the identity loss; otherwise the best, by its mean over
             # draws, counts.
-            best = samples.mean(axis=1).argmax()
-            found.setdefault(name, []).append(samples[best])
+            means = samples.mean(axis=1)
+            best = means.argmax()
+            of_settings = found.setdefault(name, [])
+            of_settings.append(samples[best])
     return found
 
 
-def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> dict[str, np.ndarray]:
+def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> Arrays:
     """Curve -> (rates, draws) of one cell, for the curves that it has."""
     quantity = wanted.quantity
     if wanted.has_targets:
@@ -97,23 +116,27 @@ def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> dict[str, np.
         keys = {"limit_zero": f"{quantity}_zero", "limit": quantity}
     cell = plan.limit_cell(setting, seed, wanted.options)
     arrays = _loaded(wanted.folder, cell)
-    rows = plan.limit_rows(cell, setting, wanted.factor(setting))
+    factor = wanted.factor(setting)
+    rows = plan.limit_rows(cell, setting, factor)
     found = {}
     for name, key in keys.items():
         if key not in arrays:
             continue
-        samples = arrays[key][rows].reshape(len(rows), -1)
+        of_rows = arrays[key][rows]
+        samples = of_rows.reshape(len(rows), -1)
         if samples.size:
             found[name] = samples
     return found
 
 
-def _network(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
-    best, grid = [], []
+def _network(wanted: _Wanted) -> Samples:
+    seeds = range(wanted.options.seeds)
+    best = []
+    grid = []
     for setting in wanted.panel.settings:
-        seeds = range(wanted.options.seeds)
         values = [_network_values(wanted, setting, seed) for seed in seeds]
-        best.append(np.array([of_seed.max() for of_seed in values]))
+        largest = [of_seed.max() for of_seed in values]
+        best.append(np.array(largest))
         grid.append(np.concatenate(values))
     return {"network": best, "network_grid": grid}
 
@@ -122,21 +145,24 @@ def _network_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
     """One number for every pair of learning rates, or rate of the first network."""
     cell = plan.network_cell(wanted.panel, setting, seed, wanted.options)
     config = cell["config"]
+    arrays = _loaded(wanted.folder, cell)
     step_f = config["steps_f"].index(setting.steps_f)
-    values = _loaded(wanted.folder, cell)[wanted.quantity][:, step_f]
+    values = arrays[wanted.quantity][:, step_f]
     if wanted.has_targets:
-        size = config["sizes"].index(plan.scaled(setting.size, wanted.factor(setting)))
+        factor = wanted.factor(setting)
+        size = plan.scaled(setting.size, factor)
+        place = config["sizes"].index(size)
         step_g = config["steps_g"].index(setting.steps_g)
-        values = values[:, size, :, step_g]
+        values = values[:, place, :, step_g]
     return values.ravel()
 
 
 # Files in memory, at most.
 _FILES = 64
-_cache: dict[Path, dict[str, np.ndarray]] = {}
+_cache: dict[Path, Arrays] = {}
 
 
-def _loaded(folder: Path, cell: plan.Cell) -> dict[str, np.ndarray]:
+def _loaded(folder: Path, cell: plan.Cell) -> Arrays:
     """A cell's arrays; the last few files stay in memory, since a panel's values share them."""
     path = store.cell_path(folder, cell)
     if path not in _cache:
@@ -150,26 +176,35 @@ def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float
     """Published learning rates beyond 8 (1 + momentum) n / lambda_max, where gradient descent on
     the logistic loss may oscillate in the kernel limit, while the flow does not.
     """
-    if p.settings[0].loss != "logistic" or "limit" not in options.modes:
+    loss = p.settings[0].loss
+    if loss != "logistic" or "limit" not in options.modes:
         return []
     found = set()
     for setting in p.settings:
         cell = plan.limit_cell(setting, 0, options)
-        flags = _loaded(Path(folder), cell)["unstable_f"]
+        requests = cell["config"]["requests"]
+        arrays = _loaded(Path(folder), cell)
+        unstable = arrays["unstable_f"]
         for row in plan.limit_rows(cell, setting, 1.0):
-            if flags[row]:
-                found.add(cell["config"]["requests"][row][2])
+            if unstable[row]:
+                request = Request(*requests[row])
+                found.add(request.learning_rate_f)
     return sorted(found)
 
 
-def distance(curve: Curve, p: Panel, quantity: str) -> dict[str, Any] | None:
+def distance(curve: Curve, p: Panel, quantity: str) -> Json | None:
     """Mean and largest |curve - published| at the values that both have; None without any."""
-    published = list(zip(p.published_values, p.published.get(quantity, ()), strict=False))
+    read_off = p.published.get(quantity, ())
+    published = list(zip(p.published_values, read_off, strict=False))
     gaps = []
     for value, mean in zip(p.values, curve["mean"], strict=True):
         for position, there in published:
-            if np.isclose(value, position * p.axis_factor, rtol=1e-3, atol=1e-12):
-                gaps.append(abs(mean - there))
+            shown = position * p.axis_factor
+            if np.isclose(value, shown, rtol=1e-3, atol=1e-12):
+                gap = abs(mean - there)
+                gaps.append(gap)
     if not gaps:
         return None
-    return {"mean": float(np.mean(gaps)), "largest": float(np.max(gaps)), "points": len(gaps)}
+    mean = float(np.mean(gaps))
+    largest = float(np.max(gaps))
+    return {"mean": mean, "largest": largest, "points": len(gaps)}

@@ -2,10 +2,11 @@
 networks.
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from perturbkernel.engine.tiles import EXACT, by_rows
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.metrics import accuracy
 from perturbkernel.reproduce.panels.datasets import Drawn
-from perturbkernel.reproduce.panels.limit import Request
+from perturbkernel.reproduce.panels.limit import Request, by_name
 from perturbkernel.reproduce.panels.sweep import first_networks, inner_products, kernel_of_product
+from perturbkernel.reproduce.records import Arrays, Json
 from perturbkernel.training.dynamics import HeavyBall
 from perturbkernel.training.gram import GramOperator, gram_operator
 from perturbkernel.training.logistic import heavy_ball
@@ -39,7 +41,8 @@ def _coefficients(
     if dynamics == "flow":
         times = np.array([ball.effective_time for ball in balls])
         path = logistic_path(operator, y, None, times, rtol=_TOLERANCE)
-        if not np.isfinite(np.asarray(path.dual_coef)).all():
+        finite = np.isfinite(np.asarray(path.dual_coef))
+        if not finite.all():
             reached = float(path.time)
             raise RuntimeError(f"the logistic flow came to time {reached:g} of {times.max():g}")
         return path.dual_coef.T
@@ -54,7 +57,8 @@ def _stable_rate(operator: GramOperator, y: Array) -> float:
     """The largest learning rate at which heavy ball does not oscillate, to a hundredth."""
     largest, _ = largest_eigenvalue(operator, y, tolerance=1e-2)
     momentum = HeavyBall(1.0, 1).momentum
-    return 8 * (1 + momentum) * len(y) / largest
+    n = len(y)
+    return 8 * (1 + momentum) * n / largest
 
 
 class _Products(NamedTuple):
@@ -82,9 +86,12 @@ def _gram(kernel: TwoLayerNTK, products: _Products, points: _Points, d: Array) -
     """The kernel of the points with each other, (n, n)."""
     c, s, square = points
     n = len(s)
-    x_x, x_delta = products.z_x[:n], products.z_delta[:n]
-    with_carrier = c * (c * x_x + s * x_delta + s[:, None] * x_delta.T)
-    product = with_carrier + s[:, None] * s * products.delta_delta
+    column = s[:, None]
+    x_x = products.z_x[:n]
+    x_delta = products.z_delta[:n]
+    delta_x = x_delta.T
+    with_carrier = c * (c * x_x + s * x_delta + column * delta_x)
+    product = with_carrier + column * s * products.delta_delta
     return kernel_of_product(kernel, product, square[:, None], square[None, :], d)
 
 
@@ -103,10 +110,13 @@ def _outputs(
     def rows(block):
         z_x, z_delta, z_square = block
         product = c * z_x + s * z_delta
-        tile = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
+        z_column = z_square[:, None]
+        x_row = square[None, :]
+        tile = kernel_of_product(kernel, product, z_column, x_row, d)
         return jnp.matmul(tile, coef, precision=EXACT)
 
-    return by_rows(rows, (products.z_x, products.z_delta, z_square), _ROWS)
+    queries = (products.z_x, products.z_delta, z_square)
+    return by_rows(rows, queries, _ROWS)
 
 
 # --- one cell ---
@@ -137,43 +147,48 @@ def logistic(
     kernel: TwoLayerNTK,
     drawn: Drawn,
     requests: Sequence[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     dynamics: str,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The result of a cell whose loss is logistic; see `limit_cell`."""
     x = np.asarray(drawn.x)
     z = np.concatenate([x, drawn.fresh])
-    z_square = jnp.asarray(np.sum(z**2, axis=1))
-    cell = _Cell(kernel, dynamics, x, drawn.y, z, z_square)
+    z_square = np.sum(z**2, axis=1)
+    cell = _Cell(kernel, dynamics, x, drawn.y, z, jnp.asarray(z_square))
     schedules = list(dict.fromkeys(_schedule_f(r) for r in requests))
     first = _first_networks(cell, drawn, schedules)
 
     n = len(x)
-    standard, pairs = {}, {}
+    standard = {}
+    pairs = {}
     z_x = jnp.asarray(inner_products(z, x))
     for k, schedule in enumerate(schedules):
         outputs = first.outputs[k]
         standard[schedule] = float(accuracy(outputs[:n], drawn.y))
-        delta = np.asarray(normalise(jnp.asarray(first.gradients[k]), "l2"))
-        z_delta = jnp.asarray(inner_products(z, delta))
-        products = _Products(z_x, z_delta, jnp.asarray(inner_products(delta, delta)))
+        gradients = jnp.asarray(first.gradients[k])
+        delta = np.asarray(normalise(gradients, "l2"))
+        z_delta = inner_products(z, delta)
+        delta_delta = inner_products(delta, delta)
+        products = _Products(z_x, jnp.asarray(z_delta), jnp.asarray(delta_delta))
         mine = [r for r in requests if _schedule_f(r) == schedule]
         pairs[schedule] = _second_networks(cell, mine, labels, products, delta, outputs)
 
     rows = []
     for r in requests:
         schedule = _schedule_f(r)
-        row: dict[str, Any] = {
+        row: Json = {
             "standard_zero": standard[schedule],
             "unstable_f": r.learning_rate_f > first.stable_rate,
         }
         for rule in labels:
             key = (r.scenario, r.size, _schedule_g(r), rule)
-            found = np.array(pairs[schedule].get(key, [])).reshape(-1, 2)
-            row[f"perturbation_zero_{rule}"] = found[:, 0]
-            row[f"agreement_zero_{rule}"] = found[:, 1]
+            of_draws = pairs[schedule].get(key, [])
+            pairs_of_draws = np.array(of_draws).reshape(-1, 2)
+            right, same = pairs_of_draws.T
+            row[f"perturbation_zero_{rule}"] = right
+            row[f"agreement_zero_{rule}"] = same
         rows.append(row)
-    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    return by_name(rows)
 
 
 def _schedule_f(request: Request) -> tuple[float, int]:
@@ -191,14 +206,14 @@ def _first_networks(cell: _Cell, drawn: Drawn, schedules: Sequence[tuple[float, 
     at_fresh = cell.kernel.matvec(drawn.fresh, cell.x, coef)
     outputs = np.concatenate([operator(coef), at_fresh]).T
     del operator  # its matrix: that of a second network takes its place
-    gradients = first_networks(cell.kernel, cell.x, cell.x, coef).gradients
-    return _First(outputs, gradients, stable)
+    found = first_networks(cell.kernel, cell.x, cell.x, coef)
+    return _First(outputs, found.gradients, stable)
 
 
 def _second_networks(
     cell: _Cell,
     requests: Sequence[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     products: _Products,
     delta: np.ndarray,
     outputs_f: np.ndarray,
@@ -209,16 +224,18 @@ def _second_networks(
     n = len(cell.x)
     schedules = list(dict.fromkeys(_schedule_g(r) for r in requests))
     f_sign = np.sign(outputs_f[n:])
+    perturbed = dict.fromkeys((r.scenario, r.size) for r in requests)
     found: dict[tuple, list[tuple[float, float]]] = {}
-    for scenario, size in dict.fromkeys((r.scenario, r.size) for r in requests):
-        for rule, columns in labels.items():
-            for target in columns.T:
-                outputs = _trained(cell, scenario, size, target, products, delta, schedules)
-                for j, schedule in enumerate(schedules):
-                    right = float(accuracy(outputs[:n, j], cell.y))
-                    same = float(accuracy(outputs[n:, j], f_sign))
-                    key = (scenario, size, schedule, rule)
-                    found.setdefault(key, []).append((right, same))
+    for (scenario, size), rule in itertools.product(perturbed, labels):
+        columns = labels[rule]
+        for target in columns.T:
+            outputs = _trained(cell, scenario, size, target, products, delta, schedules)
+            for j, schedule in enumerate(schedules):
+                mine = outputs[:, j]
+                right = float(accuracy(mine[:n], cell.y))
+                same = float(accuracy(mine[n:], f_sign))
+                of_draws = found.setdefault((scenario, size, schedule, rule), [])
+                of_draws.append((right, same))
     return found
 
 
@@ -234,13 +251,18 @@ def _trained(
     """Outputs (m, schedules) of second networks."""
     if scenario == "a" and size == 0:
         # All points coincide at zero: the sign of every output is that of the majority.
-        return jnp.full((len(cell.z), len(schedules)), target.sum())
+        shape = (len(cell.z), len(schedules))
+        return jnp.full(shape, target.sum())
     d = cell.x.shape[1]
     carrier = float(scenario == "b")
     along = np.float32(size) * target
-    square = np.sum((carrier * cell.x + along[:, None] * delta) ** 2, axis=1)
+    step = along[:, None] * delta
+    perturbed = carrier * cell.x + step
+    square = np.sum(perturbed**2, axis=1)
     points = _Points(carrier, jnp.asarray(along), jnp.asarray(square))
-    gram = GramOperator(cell.kernel, None, _gram(cell.kernel, products, points, d))
+    matrix = _gram(cell.kernel, products, points, d)
+    gram = GramOperator(cell.kernel, None, matrix)
+    del matrix
     coef = _coefficients(gram, jnp.asarray(target), schedules, cell.dynamics)
     del gram  # its matrix, before the outputs need memory
     return _outputs(cell.kernel, products, points, cell.z_square, coef, d)

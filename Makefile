@@ -10,11 +10,7 @@ STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 # Old packages warn of what newer JAX deprecates: that is theirs to mend.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal $(if $(FLOORS),-W ignore::DeprecationWarning)
-# Whole runs of commands, documentation and reproductions spend nearly all of their time in the compiler, and ask what
-# is said and written rather than for the last digit. Tests of numbers compile as users do.
-HASTE := XLA_FLAGS=--xla_backend_optimization_level=0
-
-.PHONY: run test quick unmarked marked lint style mutants floors docs clean
+.PHONY: run test quick suite unmarked lint style mutants floors docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -22,19 +18,19 @@ run: $(STAMP)
 	@echo
 	$(BIN)/perturbkernel run --scenario b --size 1.4 --out results/digits_b
 
-# Types are checked on one core: tests use the other meanwhile.
-test: quick
-	@$(MAKE) --no-print-directory marked
+# Types are checked on one core while tests run on the other.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint suite
 
 # Everything that does not take minutes: all but documentation, reproductions, processes and devices.
 quick:
 	@$(MAKE) --no-print-directory --jobs=2 lint unmarked
 
+suite: $(STAMP)-test
+	$(CACHE) $(PYTEST)
+
 unmarked: $(STAMP)-test
 	$(CACHE) $(PYTEST) -m "not slow"
-
-marked: $(STAMP)-test
-	$(CACHE) $(HASTE) $(PYTEST) -m slow
 
 lint: $(STAMP)-test
 	$(BIN)/ruff check .

@@ -22,7 +22,8 @@ _MAPS, _MANY = Path("/proc/self/maps"), 20_000
 
 
 # What `make quick` leaves out: documentation and examples, reproductions, other processes and
-# devices, whole runs of commands.
+# devices, whole runs of commands, and everything once more in the strict modes, which the folders of
+# _STRICT below are tested in anyway.
 _SLOW = (
     "cli/test_bench.py",
     "cli/test_cli.py",
@@ -33,6 +34,7 @@ _SLOW = (
     "test_docs.py",
     "test_examples.py",
     "test_sklearn.py",
+    "test_strict_modes.py",
     "verify/",
 )
 

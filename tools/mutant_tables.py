@@ -377,6 +377,7 @@ VERIFIED_BY = {
     "labels": "6.3,6.4",
     "logistic_matching": "7.3",
     **dict.fromkeys(("paths", "moments", "neurons", "estimates", "pool", "cuts"), "14"),
+    **dict.fromkeys(("holdout", "drawn"), "14.5"),
     "linear": "15",
     "scaling": "16",
 }

@@ -80,11 +80,41 @@ _TEXTS = [
         "net = as_mean(np.stack([start, start]), readout, self.width",
         "net = as_mean(np.stack([start, start]), readout, self.neurons",
     ),
+    ("holdout", "the level itself", "return int(unlikely.sum()) - 1", "return int(level * draws)"),
+    (
+        "holdout",
+        "points one by one",
+        "failed = anywhere.sum(axis=0)",
+        "failed = np.maximum.accumulate(ordered.sum(axis=0))",
+    ),
+    (
+        "drawn",
+        "more neurons than the width",
+        "exists = jnp.arange(shape.block) < left",
+        "exists = jnp.arange(shape.block) > -1",
+    ),
+    ("drawn", "shorter perturbations", "step = self.size *", "step = 0.8 * self.size *"),
+    ("drawn", "pairs of one sign", "[readout, -readout]", "[readout, readout]"),
+    ("drawn", "rates without momentum", "training.momentum * path.velocity", "0 * path.velocity"),
+    (
+        "certify",
+        "one network may fail",
+        "wrong = seen_f.wrong | seen_g.wrong",
+        "wrong = seen_f.wrong & seen_g.wrong",
+    ),
 ]
+
+# Modules whose tests have a file of their own: the end of its name.
+_FILES = {
+    "mean_field": "_mean_field",
+    "holdout": "_certify",
+    "drawn": "_certify",
+    "certify": "_certify",
+}
 
 
 def _tests(module: str) -> tuple[str, ...]:
-    own = "_mean_field" if module == "mean_field" else ""
+    own = _FILES.get(module, "")
     return f"tests/theory/test_theory_law{own}.py", "-k", "not experiment"
 
 

@@ -250,6 +250,8 @@ def certify(
     many dimensions, the new ones zero, is everything the same (trained weights alone), at times
     that are c^2 times shorter.
 
+    For networks so narrow or trained so long that they are not lazy there is `certify_experiment`.
+
     Source: theory 6.4, with the one-sided bounds of `tails` in place of 2.2, 3.3 and 4.1.
     """
     check_kernel(kernel)

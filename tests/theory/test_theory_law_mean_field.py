@@ -104,6 +104,7 @@ def test_the_whole_experiment_with_moving_features():
         network = np.asarray(other(train.inputs)) / width**0.5
         assert np.corrcoef(limit, network)[0, 1] > 0.99
         np.testing.assert_allclose(limit, network, atol=0.1 * np.abs(limit).max())
+    assert result.cosine is not None and networks.cosine is not None
     np.testing.assert_allclose(result.cosine, networks.cosine, atol=0.03)
     assert result.diagnosis is not None
 

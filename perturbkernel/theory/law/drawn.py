@@ -26,6 +26,8 @@ from perturbkernel.training.dynamics import HeavyBall
 _AT_ONCE = 2**19
 #: Arrays of that shape that training holds.
 _ARRAYS = 8
+#: Arrays of inputs' shape that a second network holds.
+_INPUTS = 4
 #: Groups of networks in one call: progress is told between calls.
 _GROUPS = 4
 
@@ -52,17 +54,20 @@ class Shape(NamedTuple):
         return self.width // 2 if self.start == "doubled" else self.width
 
 
-def shape_for(kernel: TwoLayerNTK, width: int, start: str, n: int, itemsize: int) -> Shape:
-    """Blocks and groups within the kernel's memory."""
-    pairs = 2 if start == "doubled" else 1
-    numbers = pairs * n
+def shape_for(kernel: TwoLayerNTK, width: int, start: str, x: Array) -> Shape:
+    """Blocks of neurons, and groups of networks, within the kernel's memory, for inputs (n, d)."""
+    n, d = x.shape
+    itemsize = x.dtype.itemsize
     memory = kernel.memory or default_memory()
-    fitting = max(1, memory // (numbers * itemsize * _ARRAYS))
+    pairs = 2 if start == "doubled" else 1
+    neuron = pairs * n * _ARRAYS
     shape = Shape(kernel, width, start, 1, 1)
+    fitting = max(1, memory // (neuron * itemsize))
     blocks = _ceil(shape.independent, fitting)
     block = _ceil(shape.independent, blocks)
-    wanted = _AT_ONCE // (block * numbers)
-    together = min(fitting // block, wanted)
+    # Inputs, gradients and Gram matrix of a network on its own inputs.
+    network = block * neuron + n * min(n, d) + _INPUTS * n * d
+    together = min(memory // (network * itemsize), _AT_ONCE // (pairs * block * n))
     return shape._replace(block=block, together=max(1, together))
 
 

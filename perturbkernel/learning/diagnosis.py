@@ -141,8 +141,8 @@ def diagnose(
     *,
     balanced: bool = False,
     mesh: Mesh | None = None,
-    f: Callable | None = None,
-    g: Callable | None = None,
+    f: Callable[..., Any] | None = None,
+    g: Callable[..., Any] | None = None,
 ) -> Diagnosis:
     """The diagnosis at points z with true labels.
 

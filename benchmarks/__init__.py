@@ -86,7 +86,7 @@ def listing(chosen: Sequence[tuple[Group, Case]]) -> str:
     return "\n".join(lines[1:])
 
 
-def progress(total: int) -> Callable[[Group, Case | Row], None]:
+def on_event(total: int) -> Callable[[Group, Case | Row], None]:
     """Prints every case, with what it takes, before it begins, and every row when it is there, on
     standard error.
     """
@@ -118,7 +118,7 @@ def command(args: argparse.Namespace) -> int:
     if args.list:
         print(listing(chosen))
         return 0
-    outcome = run(chosen, None if args.quiet else progress(len(chosen)))
+    outcome = run(chosen, None if args.quiet else on_event(len(chosen)))
     environment = report.environment(page.PACKAGES)
     print(page.text(GROUPS, outcome, environment))
     if args.out is not None:

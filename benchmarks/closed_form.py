@@ -48,7 +48,7 @@ def _measure(loss: str, settings: Settings) -> Iterator[Row]:
 
     closed = KernelLearner(TwoLayerNTK(), loss, HeavyBall(RATE, steps, MOMENTUM))
     network = NetworkLearner(
-        width, loss=loss, optimizer=optax.sgd(RATE, momentum=MOMENTUM), steps=steps, centred=True
+        width, loss=loss, optimizer=optax.sgd(RATE, momentum=MOMENTUM), steps=steps, start="centred"
     )
     return compare(
         f"accuracy of g, {loss} loss",

@@ -306,15 +306,15 @@ class Outcome:
 
 def run(
     chosen: Sequence[tuple[Group, Case]],
-    progress: Callable[[Group, Case | Row], None] | None = None,
+    on_event: Callable[[Group, Case | Row], None] | None = None,
 ) -> Outcome:
     """Measures the cases one after the other; a case that raises becomes a failed row, after those
     that it had.
 
-    `progress` is given every case before it begins, and every row when it is there.
+    `on_event` is given every case before it begins, and every row when it is there.
     """
     outcome, began = Outcome(), time.perf_counter()
-    tell = progress or (lambda group, event: None)
+    tell = on_event or (lambda group, event: None)
 
     def rows(case: Case) -> Iterator[Row]:
         try:

@@ -33,7 +33,7 @@ def peak() -> int:
 
 
 def run(
-    n: int = 60_000, d: int = 784, memory: int | None = None, progress: bool = True
+    n: int = 60_000, d: int = 784, memory: int | None = None, bars: bool = True
 ) -> dict[str, Any]:
     """f on n synthetic points, all n perturbations, g trained on perturbed data, and both
     accuracies on all points.
@@ -41,7 +41,7 @@ def run(
     Args:
         n, d: points and dimension of a shifted Gaussian.
         memory: bytes for the tiles, as in TwoLayerNTK.
-        progress: a bar a stage, on standard error.
+        bars: show one for each stage, on standard error.
 
     Returns:
         "seconds" a stage; "accuracy" of f and g; "data", the bytes of the data set; "above", the
@@ -54,7 +54,7 @@ def run(
     seconds, held = {}, resident()
 
     def bar(stage: str) -> tqdm:
-        return tqdm(total=n, desc=stage, unit="points", disable=not progress, mininterval=5)
+        return tqdm(total=n, desc=stage, unit="points", disable=not bars, mininterval=5)
 
     def timed(stage: str, call) -> Any:
         with bar(stage) as each:

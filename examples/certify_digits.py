@@ -58,7 +58,7 @@ def main() -> None:
     figure = Figure(figsize=(5.2, 3.6), layout="constrained")
     axis = figure.add_subplot(
         xscale="log",
-        xlabel="progress of training, median T |f_hat|",
+        xlabel="how far training has come, median T |f_hat|",
         ylabel="share of digits with a certified sign",
     )
     for width in args.width:
@@ -93,8 +93,8 @@ def main() -> None:
             )
         print()
         grid = time_f * np.geomspace(0.02, 20, 25)
-        share, progress = pk.theory.certified_share(kernel, x, y, z, grid, width=width, **common)
-        axis.plot(progress, share, label=f"width {width:,}")
+        share, outputs = pk.theory.certified_share(kernel, x, y, z, grid, width=width, **common)
+        axis.plot(outputs, share, label=f"width {width:,}")
     axis.axvline(1, color="#999999", lw=0.8)
     axis.set_ylim(-0.02, 1.03)
     axis.legend()

@@ -1,16 +1,20 @@
-"""The module paths of version 0.1, kept importable for one release.
+"""The module paths and argument names of version 0.1, kept for one release.
 
 This is the only place that knows them.
 """
 
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Old module -> the modules that hold its names now. (`attacks`, `data`, `kernels`, `learning`,
 # `networks`, `report` and `cli` are folders now and keep their names.)
@@ -85,3 +89,47 @@ def install() -> None:
     """Lets Python find the old paths, once."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())
+
+
+def renamed(**former: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator with which a function still takes the argument names of version 0.1, and warns.
+
+    `renamed(progress="on_stage")`: `progress=` is `on_stage=` now. `renamed(doubled="start")`:
+    `doubled=True` is `start="doubled"` now, and `doubled=False` says nothing.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for old in former.keys() & kwargs.keys():
+                _rename(function.__name__, old, former[old], kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _rename(function: str, old: str, new: str, kwargs: dict[str, Any]) -> None:
+    value = kwargs.pop(old)
+    if new in kwargs:
+        raise TypeError(f"{function} takes {new}=; {old}= is its old name: give one of them")
+    if new == "start":  # was one flag for each start
+        if value:
+            kwargs["start"] = old
+        told = f'start="{old}"'
+    else:
+        kwargs[new] = value
+        told = f"{new}="
+    warnings.warn(
+        f"{function}({old}=...) is {told} now; the old name goes with version 2",
+        DeprecationWarning,
+        stacklevel=4,
+    )
+
+
+def renamed_attribute(old: str, new: str) -> None:
+    """Warns that an attribute has another name now."""
+    warnings.warn(
+        f"{old} is {new} now; the old name goes with version 2", DeprecationWarning, stacklevel=3
+    )

@@ -6,12 +6,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import architecture
+import jax
 import mutants
+import numpy as np
+import optax
 import pytest
 
 import perturbkernel
+import perturbkernel as pk
 from perturbkernel import _moved
 
 ROOT = Path(__file__).parent.parent
@@ -161,3 +166,37 @@ def test_public_names_have_docstrings():
             for member, attribute in vars(value).items() if isinstance(value, type) else ():
                 if not member.startswith("_") and callable(attribute):
                     assert attribute.__doc__, f"{name}.{member}"
+
+
+def test_old_argument_names_work_and_warn():
+    learner: Any = pk.networks.NetworkLearner
+    bounds: Any = pk.theory.bounds
+    options: dict[str, Any] = {"optimizer": optax.sgd(0.1), "steps": 1}
+    with pytest.warns(DeprecationWarning, match='NetworkLearner.* is start="doubled" now'):
+        assert learner(10, doubled=True, **options).start == "doubled"
+    with pytest.warns(DeprecationWarning):
+        assert learner(10, centred=False, **options).start == "random"
+    with pytest.raises(TypeError, match="old name: give one"):
+        learner(10, centred=True, start="random", **options)
+    x, y = np.eye(4), np.array([1.0, -1.0, 1.0, -1.0])
+    kernel = pk.TwoLayerNTK()
+    constants = pk.theory.derive_constants(kernel, x, y, x)
+    common: dict[str, Any] = {"width": 10, "delta": 0.1}
+    with pytest.warns(DeprecationWarning, match=r"predictor_bound\(doubled"):
+        old = bounds.predictor_bound(constants, doubled=True, **common)
+    new = bounds.predictor_bound(constants, start="doubled", **common)
+    np.testing.assert_array_equal(old, new)
+    with pytest.warns(DeprecationWarning, match="is min_output= now"):
+        best_time: Any = pk.theory.best_time
+        assert best_time(kernel, x, y, x, progress=2.0, **common) > 0
+    stages: list[str] = []
+    with pytest.warns(DeprecationWarning, match="is on_stage= now"):
+        learn: Any = pk.learn_from_perturbations
+        learn(
+            pk.KernelLearner(kernel),
+            (x, y),
+            size=1.0,
+            key=jax.random.key(0),
+            progress=stages.append,
+        )
+    assert stages

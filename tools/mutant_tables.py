@@ -33,7 +33,7 @@ _TAILS = [
     ("radius without its event", "level - np.exp(failure))", "level)"),
     ("level not halved for f0", 'level / 2 if self.start == "random" else level', "level"),
     ("f0 not divided by T", "= radius / self.time", "= radius"),
-    ("doubled counts its width", 'self.start == "doubled")', "False)"),
+    ("doubled counts its width", "(self.width, self.start)", "(self.width, 'random')"),
     ("no lazy bias", "mean=np.abs(constants.f_hat) - lazy", "mean=np.abs(constants.f_hat)"),
     ("sqrt(3) is 1", "np.sqrt(3 * second_moment)", "np.sqrt(second_moment)"),
     ("t^2/2 is t^2/4", "t**2 / 2 * self.variance", "t**2 / 4 * self.variance"),
@@ -70,7 +70,7 @@ _CERTIFY = [
     ("agreement dropped", "first & agree & predicted", "first & predicted"),
     ("f not certified", "first & agree & predicted", "agree & predicted"),
     ("any words are a time", 'elif time != "best":', 'elif time == "":'),
-    ("odd doubled widths", 'independent_neurons(width, start == "doubled")', "pass"),
+    ("odd doubled widths", "    independent_neurons(width, start)", "    pass"),
     ("g at f's time", "derive_speeds(second), wanted_g", "derive_speeds(second), wanted_f"),
 ]
 _MATCHING = [
@@ -83,9 +83,9 @@ _MATCHING = [
     ("lazy not divided by size", '"lazy": g.lazy / size', '"lazy": g.lazy'),
     ("no concentration of g", "g.concentration / size", "0 * g.concentration"),
     ("no initial function of g", "g.initial / size", "0 * g.initial"),
-    ("lazy not divided by T", "doubled=doubled, **options) / time", "doubled=doubled, **options)"),
+    ("lazy not divided by T", "start=start, **options) / time", "start=start, **options)"),
     ("f0 not divided by T", "c.z, **options) / time if", "c.z, **options) if"),
-    ("concentration not doubled", "predictor_bound(c, doubled=doubled, ", "predictor_bound(c, "),
+    ("concentration not doubled", "predictor_bound(c, start=start, ", "predictor_bound(c, "),
     ("sqrt(2) dropped a priori", "np.sqrt(2) * f.norm * gates", "f.norm * gates"),
     ("xi not measured", "_XiPart(leading, np.abs(cost))", "_XiPart(leading, 0 * np.abs(cost))"),
 ]
@@ -102,8 +102,8 @@ _LABELS = [
     ),
     ("balanced without its 2", "else 2 * np.maximum(rest_square", "else np.maximum(rest_square"),
 ]
-_PAIRS = "(4 * pairs / delta) / independent_neurons(width, doubled)"
-_SQUARE = "neurons = independent_neurons(width, doubled)\n    square"
+_PAIRS = "(4 * pairs / delta) / independent_neurons(width, start)"
+_SQUARE = "neurons = independent_neurons(width, start)\n    square"
 _OTHERS = [
     ("constants", "R_z of the logistic loss", '"logistic": 0.0', '"logistic": kernel.slope'),
     (
@@ -113,16 +113,16 @@ _OTHERS = [
         "f_square = a * square + 0 * ",
     ),
     ("concentration", "minimum without delta/2", "delta=delta / 2, points", "delta=delta, points"),
-    ("concentration", "kernel bound not doubled", "pairs=pairs, doubled=doubled", "pairs=pairs"),
-    ("concentration", "split bound not doubled", _PAIRS, _PAIRS.replace("doubled", "False")),
+    ("concentration", "kernel bound not doubled", "pairs=pairs, start=start", "pairs=pairs"),
+    ("concentration", "split bound not doubled", _PAIRS, _PAIRS.replace("start", "'random'")),
     (
         "concentration",
         "direction variance not doubled",
         _SQUARE,
-        _SQUARE.replace("doubled", "False"),
+        _SQUARE.replace("start", "'random'"),
     ),
-    ("lazy", "spread not doubled", '"identity", doubled)[2]', '"identity", False)[2]'),
-    ("lazy", "last term not doubled", "(4 if doubled else 2)", "2"),
+    ("lazy", "spread not doubled", '"identity", start)[2]', '"identity", "random")[2]'),
+    ("lazy", "last term not doubled", '(4 if start == "doubled" else 2)', "2"),
     ("randomness", "sign of f without f0", "np.sign(outputs[i] + time_f * mean)", "np.sign(mean)"),
     (
         "logistic_matching",

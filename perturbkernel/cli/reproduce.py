@@ -147,7 +147,7 @@ def _compute(args: argparse.Namespace) -> "Reproduction":
             tqdm(total=0, disable=args.quiet or None, leave=False, unit="cell")
         )
 
-        def progress(done: int, total: int) -> None:
+        def on_cell(done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.refresh()
 
@@ -163,7 +163,7 @@ def _compute(args: argparse.Namespace) -> "Reproduction":
             fashion_mnist=args.fashion_mnist,
             executor=executor,
             workers=args.workers,
-            progress=progress,
+            on_cell=on_cell,
         )
 
 

@@ -61,11 +61,11 @@ def _verdicts(args: argparse.Namespace) -> Any:
     total = verification.trials(args.only, full=args.full)
     with tqdm(total=total, disable=args.quiet or None, leave=False) as bar:
 
-        def progress(name: str) -> None:
+        def on_stage(name: str) -> None:
             bar.set_description(name)
             bar.update()
 
-        return verification.verify(args.only, full=args.full, seed=args.seed, progress=progress)
+        return verification.verify(args.only, full=args.full, seed=args.seed, on_stage=on_stage)
 
 
 def _configuration(args: argparse.Namespace) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
+from perturbkernel._moved import renamed
 from perturbkernel.attacks.one_step import Perturbation, check_options, perturb
 from perturbkernel.checks import as_inputs, as_targets, check_choice, check_key
 from perturbkernel.data.arrays import from_arrays
@@ -29,6 +30,7 @@ SCENARIOS = ("a", "b")
 PLACES = ("data", "carrier")
 
 
+@renamed(progress="on_stage")
 def learn_from_perturbations(
     learner: Callable,
     train: Dataset | tuple[ArrayLike, ArrayLike],
@@ -43,7 +45,7 @@ def learn_from_perturbations(
     norm: str = "l2",
     direction: str = "gradient",
     bounds: tuple[float, float] | None = None,
-    progress: Callable[[str], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
     key: PRNGKeyArray,
 ) -> PerturbationLearning:
     """Trains f on clean data, perturbs it toward random labels, trains g on the perturbations.
@@ -76,7 +78,7 @@ def learn_from_perturbations(
             `at="data"`), or class indices (`classes.draw_classes`).
         learner_g: another learner for g: another kernel, loss, dynamics, or a finite network.
         norm, direction, bounds: as in `perturb`. Bounds clip a_i + delta_i.
-        progress: called with the name of each stage as it begins.
+        on_stage: called with the name of each stage as it begins.
         key: random key; the same key gives the same result.
 
     Raises:
@@ -102,7 +104,7 @@ def learn_from_perturbations(
     targets_key, f_key, g_key, control_key = jax.random.split(key, 4)
     y_adv = _targets(targets, data, len(carrier), at, targets_key)
 
-    tell = progress or (lambda stage: None)
+    tell = on_stage or (lambda stage: None)
     classes = len(data.classes)
     attacked = attacked_points(data.inputs, carrier, at)
     tell("training f")

@@ -18,10 +18,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel import meshes
+from perturbkernel._moved import renamed
 from perturbkernel.checks import (
     as_float,
     as_inputs,
     as_targets,
+    check_choice,
     check_count,
     check_finite,
     check_key,
@@ -40,6 +42,7 @@ from perturbkernel.networks.two_layer import Centred as Centred
 from perturbkernel.networks.two_layer import Mean as Mean
 from perturbkernel.networks.two_layer import TwoLayerNetwork as TwoLayerNetwork
 from perturbkernel.networks.two_layer import check_width
+from perturbkernel.training.initial_function import STARTS
 from perturbkernel.training.losses import LOSSES
 
 
@@ -201,7 +204,7 @@ class NetworkLearner(eqx.Module):
     """Training a finite network as a function (inputs, targets, key) -> predictor.
 
     A learner for `learn_from_perturbations`. Every call draws a new network from its key and trains
-    it with `train`. The predictor is a TwoLayerNetwork, or a `Centred` one with `centred=True`
+    it with `train`. The predictor is a TwoLayerNetwork, or a `Centred` one with `start="centred"`
     (perturbations then use grad f - grad f0). A training that diverges warns.
 
     With `members` an ensemble of that many networks, drawn and trained independently on the same
@@ -209,9 +212,10 @@ class NetworkLearner(eqx.Module):
     network divided by `members`.
 
     Args:
-        width, slope, train_bias, doubled: of `TwoLayerNetwork.init`.
+        width, slope, train_bias: of `TwoLayerNetwork.init`.
         loss, optimizer, steps, batch_size, plateau: of `train`.
-        centred: predict f - f0 instead of f.
+        start: "random": f as drawn and trained; "centred": f - f0; "doubled": f0 = 0, by
+            antisymmetric doubling.
         members: how many networks to average; None: one network, no mean.
         mesh: devices that the members are dealt out to.
     """
@@ -226,13 +230,13 @@ class NetworkLearner(eqx.Module):
     steps: int = eqx.field(static=True, kw_only=True)
     batch_size: int | None = eqx.field(static=True, default=None, kw_only=True)
     plateau: Plateau | None = eqx.field(static=True, default=None, kw_only=True)
-    doubled: bool = eqx.field(static=True, default=False, kw_only=True)
-    centred: bool = eqx.field(static=True, default=False, kw_only=True)
+    start: str = eqx.field(static=True, default="random", kw_only=True)
     members: int | None = eqx.field(static=True, default=None, kw_only=True)
     mesh: Mesh | None = eqx.field(static=True, default=None, kw_only=True)
 
     def __check_init__(self):
-        check_width(self.width, self.doubled)
+        check_choice(self.start, "start", STARTS)
+        check_width(self.width, self.start == "doubled")
         TwoLayerNTK(self.slope, self.train_bias)  # checks both
         checked_rules(self.loss, self.optimizer, self.steps, self.batch_size, self.plateau)
         if self.members is not None:
@@ -262,8 +266,9 @@ class NetworkLearner(eqx.Module):
         d = inputs.shape[1]
 
         def draw(key):
+            doubled = self.start == "doubled"
             return TwoLayerNetwork.init(
-                d, self.width, self.slope, self.train_bias, doubled=self.doubled, key=key
+                d, self.width, self.slope, self.train_bias, doubled=doubled, key=key
             )
 
         k = self.members
@@ -287,5 +292,9 @@ class NetworkLearner(eqx.Module):
         )
         if trace.status != "ok":
             warnings.warn(f"a network of width {self.width} {trace.status}", stacklevel=2)
-        predictor = net.centred(initial) if self.centred else net
+        predictor = net.centred(initial) if self.start == "centred" else net
         return predictor if k is None else Mean(predictor)
+
+
+# The flags of version 0.1.
+NetworkLearner.__init__ = renamed(centred="start", doubled="start")(NetworkLearner.__init__)

@@ -14,6 +14,7 @@ from concurrent.futures import BrokenExecutor, Executor
 from contextlib import nullcontext
 from pathlib import Path
 
+from perturbkernel._moved import renamed
 from perturbkernel.checks import check_count
 from perturbkernel.reproduce import runner
 from perturbkernel.reproduce.page import Reproduction as Reproduction
@@ -25,6 +26,7 @@ from perturbkernel.reproduce.panels.specification import recipe as recipe
 from perturbkernel.reproduce.plan import Options, cells, everything
 
 
+@renamed(progress="on_cell")
 def reproduce(
     names: Sequence[str],
     folder: str | os.PathLike,
@@ -38,7 +40,7 @@ def reproduce(
     fashion_mnist: str | os.PathLike | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    on_cell: Callable[[int, int], None] | None = None,
 ) -> Reproduction:
     """Computes what is missing of the named panels, draws their figures and writes a page.
 
@@ -57,7 +59,7 @@ def reproduce(
         executor: any `concurrent.futures.Executor`; it is not shut down. Local processes if left
             out.
         workers: how many local processes, one a core if left out; 0 computes in this process.
-        progress: called as progress(finished cells, all cells).
+        on_cell: called as on_cell(finished cells, all cells).
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
@@ -94,7 +96,7 @@ def reproduce(
     else:
         context = runner.local_processes(workers)
     with context as pool:
-        runner.run(wanted, folder, pool, progress)
+        runner.run(wanted, folder, pool, on_cell)
         try:
             # Workers elsewhere may not see the folder.
             return publish(folder, options, pool if executor is None else None)

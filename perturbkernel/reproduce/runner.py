@@ -154,13 +154,13 @@ def run(
     cells: Sequence[Cell],
     folder: str | os.PathLike,
     executor: Executor,
-    progress: Callable[[int, int], None] | None = None,
+    on_cell: Callable[[int, int], None] | None = None,
 ) -> None:
     """Computes every cell of which `folder` has no result.
 
     Cells are handed out a few at a time, each looked up again just before, so that processes
     working on one folder share the work; should two compute the same cell, the results are equal
-    and either file is whole. Damaged files are set aside, with a warning. `progress(finished, all)`
+    and either file is whole. Damaged files are set aside, with a warning. `on_cell(finished, all)`
     is called at the start and after each cell.
 
     Raises:
@@ -173,7 +173,7 @@ def run(
     for cell in missing:
         if store.cell_path(folder, cell).exists():
             store.set_aside_damaged(folder, cell)
-    told = _Progress(len(cells), progress)
+    told = _Progress(len(cells), on_cell)
     told.add(len(cells) - len(missing))
     if not missing:
         return

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
+from perturbkernel._moved import renamed_attribute
+
 
 @dataclass(frozen=True)
 class SideCertificate:
@@ -51,9 +53,9 @@ class Certificate:
 
     Attributes:
         f, g: each network's half.
-        progress: medians over the points of T_f |f_hat| and T_g size |g_hat_w|: what training has
-            done. Without it a certificate proves little, since every sign is certified as T tends
-            to 0.
+        median_outputs: over the points, of T_f |f_hat| and T_g size |g_hat_w|: what training
+            has done. Without it a certificate proves little, since every sign is certified as T
+            tends to 0.
         agree: (m,), where f_hat and g_hat_w have the same sign.
         certified: (m,), where sgn f = sgn g is proven, with probability 1 - delta at all of them
             together.
@@ -67,7 +69,7 @@ class Certificate:
 
     f: SideCertificate
     g: SideCertificate
-    progress: tuple[float, float]
+    median_outputs: tuple[float, float]
     agree: Bool[np.ndarray, " m"]
     certified: Bool[np.ndarray, " m"]
     half_width: int | None
@@ -82,9 +84,15 @@ class Certificate:
     def share(self) -> float:
         return float(self.certified.mean())
 
+    @property
+    def progress(self) -> tuple[float, float]:
+        """The old name of `median_outputs`, for one release."""
+        renamed_attribute("Certificate.progress", "median_outputs")
+        return self.median_outputs
+
     def __str__(self) -> str:
         f, g = self.f, self.g
-        progress_f, progress_g = self.progress
+        output_f, output_g = self.median_outputs
         half = "none up to 10^12" if self.half_width is None else f"{self.half_width:,}"
         return (
             f"{self.share:.1%} of {len(self.certified)} points certified to agree "
@@ -92,7 +100,7 @@ class Certificate:
             f"(f alone {f.certified.mean():.1%}, g alone {g.certified.mean():.1%})\n"
             f"widths {f.width:,} and {g.width:,}, start {self.start}, "
             f"T_f = {f.time:.4g}, T_g = {g.time:.4g}: "
-            f"median T_f |f_hat| = {progress_f:.3g}, T_g size |g_hat_w| = {progress_g:.3g}\n"
+            f"median T_f |f_hat| = {output_f:.3g}, T_g size |g_hat_w| = {output_g:.3g}\n"
             f"smallest width that certifies half of the points: {half}\n{self.limits}"
         )
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from perturbkernel.checks import check_choice, check_number
+from perturbkernel._moved import renamed
+from perturbkernel.checks import check_number
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
@@ -32,7 +33,6 @@ from perturbkernel.theory.certificates import Certificate, SideCertificate, desc
 from perturbkernel.theory.concentration import independent_neurons
 from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.leading import g_hat_u, g_hat_w, is_rounding, psi
-from perturbkernel.theory.matching import STARTS
 from perturbkernel.theory.tails import Speeds, Tail, derive_speeds, derive_tail, has_sign
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import fit
@@ -60,11 +60,12 @@ def certified_share(
     delta: float,
     start: str = "centred",
 ) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-    """The share of points at which one network's sign is certified, (t,), and its progress, (t,).
+    """The share of points at which one network's sign is certified, and how far training is then.
 
-    Progress is the median of T |f_hat|.
+    Two arrays, (t,) each; the second holds the medians of T |f_hat| over the points.
+
     The share tends to 1 as T tends to 0, which proves nothing (start "random": to 0); read it
-    beside the progress.
+    beside the second.
     """
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
     times = np.atleast_1d(np.asarray(times, float))
@@ -74,6 +75,7 @@ def certified_share(
     return np.array(shares), times * np.median(np.abs(constants.f_hat))
 
 
+@renamed(progress="min_output")
 def best_time(
     kernel: TwoLayerNTK,
     x: Float[ArrayLike, "n d"],
@@ -83,21 +85,20 @@ def best_time(
     width: int,
     delta: float,
     start: str = "centred",
-    progress: float = 1.0,
+    min_output: float = 1.0,
 ) -> float:
-    """The time with median T |f_hat| >= progress that certifies most signs of one network.
+    """The time with median T |f_hat| >= min_output that certifies most signs of one network.
 
     It depends on the data alone, so nothing is paid for the choice.
     """
-    check_number(progress, "progress", open_low=True)
+    check_number(min_output, "min_output", open_low=True)
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
-    return _best_time(constants, speeds, width, delta, start, progress)
+    return _best_time(constants, speeds, width, delta, start, min_output)
 
 
 def _prepare(kernel, x, y, z, width, delta, start) -> tuple[Constants, Speeds]:
     check_statement(delta, width)
-    check_choice(start, "start", STARTS)
-    independent_neurons(width, start == "doubled")
+    independent_neurons(width, start)
     constants = derive_constants(kernel, x, y, z)
     return constants, derive_speeds(constants)
 
@@ -112,7 +113,7 @@ def _share(constants, speeds, width, time, delta, start) -> float:
     return float(_smallest(p, has_sign(constants), delta / 2).mean())
 
 
-def _best_time(constants, speeds, width, delta, start, progress) -> float:
+def _best_time(constants, speeds, width, delta, start, min_output) -> float:
     sizes = np.where(has_sign(constants), np.abs(constants.f_hat), 0)
     typical = np.median(sizes)
     if typical == 0:
@@ -121,7 +122,7 @@ def _best_time(constants, speeds, width, delta, start, progress) -> float:
             "the points or more and no time makes progress there; a time must be given in place "
             'of "best"'
         )
-    least = progress / typical * (1 + 1e-12)
+    least = min_output / typical * (1 + 1e-12)
     times = [least] if start != "random" else least * 2 ** (np.arange(17) / 2)
     return float(max(times, key=lambda time: _share(constants, speeds, width, time, delta, start)))
 
@@ -161,12 +162,12 @@ class _Side(NamedTuple):
     speeds: Speeds
     time: float
     is_free: bool
-    progress: float
+    min_output: float
 
     def tail(self, width: int, delta: float, start: str) -> Tail:
         time = self.time
         if self.is_free and start == "random":  # otherwise the best time does not depend on it
-            time = _best_time(self.constants, self.speeds, width, delta, start, self.progress)
+            time = _best_time(self.constants, self.speeds, width, delta, start, self.min_output)
         return derive_tail(self.constants, self.speeds, width=width, time=time, start=start)
 
 
@@ -209,6 +210,7 @@ def _leading(constants: Constants, r, u, nu, carrier, targets, size: float) -> _
     return _Leading(g_hat, residual, labels)
 
 
+@renamed(progress="min_output")
 def certify(
     kernel: TwoLayerNTK,
     x: Float[ArrayLike, "n d"],
@@ -223,7 +225,7 @@ def certify(
     start: str = "centred",
     f: Callable | None = None,
     carrier: Float[ArrayLike, "n d"] | None = None,
-    progress: float = 1.0,
+    min_output: float = 1.0,
 ) -> Certificate:
     """At which points f, trained on (x, y), and g, trained on f's perturbations, provably agree.
 
@@ -235,7 +237,7 @@ def certify(
         targets: (n,) in {-1, +1}, what g is trained on; any labels drawn before g.
         times: (T_f, T_g), effective times, either of which may be "best": the one that certifies
             most points among times with median T_f |f_hat| and T_g size |g_hat_w| at least
-            `progress`; "best" alone: both.
+            `min_output`; "best" alone: both.
         delta: the probability that the statement may fail, over both initialisations.
         start: "centred" (f - f0, g - g0, perturbations from grad f - grad f0), "doubled"
             (antisymmetric), or "random".
@@ -257,7 +259,7 @@ def certify(
     """
     check_kernel(kernel)
     check_number(size, "size", open_low=True)
-    check_number(progress, "progress", open_low=True)
+    check_number(min_output, "min_output", open_low=True)
     wanted_f, wanted_g = _check_times(times, f is not None)
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
     n = constants.count
@@ -265,22 +267,22 @@ def certify(
     carrier = np.zeros_like(constants.x) if carrier is None else carrier
     carrier = as_points(carrier, "carrier", like=constants.x, rows=n)
 
-    def side(constants: Constants, speeds: Speeds, wanted, progress: float) -> _Side:
+    def side(constants: Constants, speeds: Speeds, wanted, min_output: float) -> _Side:
         if not isinstance(wanted, str):
-            return _Side(constants, speeds, float(wanted), False, progress)
-        time = _best_time(constants, speeds, width, delta, start, progress)
-        return _Side(constants, speeds, time, True, progress)
+            return _Side(constants, speeds, float(wanted), False, min_output)
+        time = _best_time(constants, speeds, width, delta, start, min_output)
+        return _Side(constants, speeds, time, True, min_output)
 
-    side_f = side(constants, speeds, wanted_f, progress)
+    side_f = side(constants, speeds, wanted_f, min_output)
     u, lengths = _perturbation_directions(constants, f, side_f.time)
     r = carrier + size * targets[:, None] * u
     leading = _leading(constants, r, u, lengths / side_f.time, carrier, targets, size)
     second = derive_constants(kernel, r, targets, constants.z)
-    # Progress of g is measured by g_hat_w, that of its tail bound by its whole mean output.
-    progress_g = progress
+    # min_output speaks of g_hat_w, the time of the tail bound is chosen by its whole mean output.
+    min_output_g = min_output
     if wanted_g == "best":
-        progress_g = progress * _median_ratio(second.f_hat, size * leading.g_hat)
-    side_g = side(second, derive_speeds(second), wanted_g, progress_g)
+        min_output_g = min_output * _median_ratio(second.f_hat, size * leading.g_hat)
+    side_g = side(second, derive_speeds(second), wanted_g, min_output_g)
     return _certificate(side_f, side_g, leading, r, width, size, delta, start)
 
 
@@ -336,7 +338,7 @@ def _certificate(
     return Certificate(
         f=f_half,
         g=g_half,
-        progress=(
+        median_outputs=(
             float(np.median(tail_f.time * np.abs(f.f_hat))),
             float(np.median(tail_g.time * size * np.abs(g_hat))),
         ),

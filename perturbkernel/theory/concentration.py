@@ -3,27 +3,32 @@ section 2).
 
 "With probability at least 1 - delta" is over the initialisation w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i
 ~ N(0, 1/width). Points are fixed independently of it. An antisymmetrically doubled network counts
-with half its width (`doubled=True`).
+with half its width (`start="doubled"`; the other two starts are alike here).
 """
 
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
+from perturbkernel._moved import renamed
 from perturbkernel.checks import check_choice
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import as_points, check_kernel, check_statement
 from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.pairs import gate_fourth, phi, tiles
+from perturbkernel.training.initial_function import STARTS
 
 
-def independent_neurons(width: int, doubled: bool) -> int:
+def independent_neurons(width: int, start: str) -> int:
     """The number of i.i.d. summands: width, or the width / 2 pairs of a doubled network. Theory:
     4.4, 13.13.
     """
     check_statement(1.0, width)
-    if doubled and width % 2:
+    check_choice(start, "start", STARTS)
+    if start != "doubled":
+        return width
+    if width % 2:
         raise ValueError(f"width of a doubled network must be even; got {width}")
-    return width // 2 if doubled else width
+    return width // 2
 
 
 def _moments(kernel, x, z):
@@ -50,6 +55,7 @@ def gate_moment_variance(
     return (3 * fourth - mean**2) / width
 
 
+@renamed(doubled="start")
 def gate_moment_bound(
     kernel: TwoLayerNTK,
     x: Float[ArrayLike, "n d"],
@@ -58,7 +64,7 @@ def gate_moment_bound(
     width: int,
     delta: float,
     pairs: int | None = None,
-    doubled: bool = False,
+    start: str = "random",
 ) -> Float[np.ndarray, "n m"]:
     """B_Phi, (n, m): with probability >= 1 - delta, |Phi_width - Phi| <= B_Phi at all pairs at
     once.
@@ -69,9 +75,10 @@ def gate_moment_bound(
     _, fourth, _ = _moments(kernel, x, z)
     pairs = fourth.size if pairs is None else pairs
     check_statement(delta, width, points=pairs)
-    return _bernstein(fourth, np.log(2 * pairs / delta), independent_neurons(width, doubled))
+    return _bernstein(fourth, np.log(2 * pairs / delta), independent_neurons(width, start))
 
 
+@renamed(doubled="start")
 def kernel_bound(
     kernel: TwoLayerNTK,
     x: Float[ArrayLike, "n d"],
@@ -80,17 +87,18 @@ def kernel_bound(
     width: int,
     delta: float,
     pairs: int | None = None,
-    doubled: bool = False,
+    start: str = "random",
 ) -> Float[np.ndarray, "n m"]:
     """B_K = |<x_n, z_j> + c| B_Phi, (n, m): |K_width - K| <= B_K at all pairs at once, as
     `gate_moment_bound`. Theory: 2.1.
     """
-    bound = gate_moment_bound(kernel, x, z, width=width, delta=delta, pairs=pairs, doubled=doubled)
+    bound = gate_moment_bound(kernel, x, z, width=width, delta=delta, pairs=pairs, start=start)
     return np.abs(_moments(kernel, x, z)[2]) * bound
 
 
+@renamed(doubled="start")
 def gate_moment_bound_split(
-    kernel: TwoLayerNTK, *, width: int, delta: float, pairs: int, doubled: bool = False
+    kernel: TwoLayerNTK, *, width: int, delta: float, pairs: int, start: str = "random"
 ) -> float:
     """One number for all pairs, about twice `gate_moment_bound`: the cross-check of readouts and
     gates bounded apart.
@@ -100,17 +108,18 @@ def gate_moment_bound_split(
     """
     check_kernel(kernel)
     check_statement(delta, width, points=pairs)
-    rate = np.log(4 * pairs / delta) / independent_neurons(width, doubled)
+    rate = np.log(4 * pairs / delta) / independent_neurons(width, start)
     return float(2 * np.sqrt(rate) + 2 * rate + (1 - kernel.slope**2) * np.sqrt(rate / 2))
 
 
+@renamed(doubled="start")
 def predictor_bound(
     constants: Constants,
     *,
     width: int,
     delta: float,
     points: int | None = None,
-    doubled: bool = False,
+    start: str = "random",
 ) -> Float[np.ndarray, " m"]:
     """B_pred, (m,): with probability >= 1 - delta, |f_hat_width(z) - f_hat(z)| <= B_pred(z) at all
     points at once.
@@ -121,21 +130,23 @@ def predictor_bound(
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
-    rate = np.log(2 * points / delta) / independent_neurons(width, doubled)
+    rate = np.log(2 * points / delta) / independent_neurons(width, start)
     return np.sqrt(6 * constants.f_second_moment * rate) + 2 * constants.speeds["identity"] * rate
 
 
+@renamed(doubled="start")
 def predictor_variance(
-    constants: Constants, *, width: int, doubled: bool = False
+    constants: Constants, *, width: int, start: str = "random"
 ) -> Float[np.ndarray, " m"]:
     """Var f_hat_width(z) = (3 S_f^2 - f_hat^2) / width exactly, (m,); clipped at 0. Theory: 2.2."""
-    neurons = independent_neurons(width, doubled)
+    neurons = independent_neurons(width, start)
     return np.maximum(3 * constants.f_second_moment - constants.f_hat**2, 0) / neurons
 
 
 METHODS = ("minimum", "bernstein", "operator")
 
 
+@renamed(doubled="start")
 def direction_bound(
     constants: Constants,
     *,
@@ -143,7 +154,7 @@ def direction_bound(
     delta: float,
     points: int | None = None,
     method: str = "minimum",
-    doubled: bool = False,
+    start: str = "random",
 ) -> Float[np.ndarray, " m"]:
     """(m,): with probability >= 1 - delta, |v_width(z) - v(z)| <= bound at all points at once.
 
@@ -158,12 +169,12 @@ def direction_bound(
     if method == "minimum":
         both = (
             direction_bound(
-                constants, width=width, delta=delta / 2, points=points, method=one, doubled=doubled
+                constants, width=width, delta=delta / 2, points=points, method=one, start=start
             )
             for one in METHODS[1:]
         )
         return np.minimum(*both)
-    neurons = independent_neurons(width, doubled)
+    neurons = independent_neurons(width, start)
     if method == "bernstein":
         rate = np.log(2 * points / delta) / neurons
         return np.sqrt(6 * constants.direction_second_moment * rate) + 27 * constants.radius * rate
@@ -177,13 +188,14 @@ def direction_bound(
     return constants.operator_norm / np.sqrt(constants.count) * np.sqrt(square)
 
 
+@renamed(doubled="start")
 def direction_variance(
-    constants: Constants, *, width: int, doubled: bool = False
+    constants: Constants, *, width: int, start: str = "random"
 ) -> Float[np.ndarray, " m"]:
     """E|v_width(z) - v(z)|^2 = (3 S_v^2 - |v|^2) / width exactly, (m,), clipped at 0.
 
     Theory: 2.3.
     """
-    neurons = independent_neurons(width, doubled)
+    neurons = independent_neurons(width, start)
     square = np.sum(constants.direction**2, axis=1)
     return np.maximum(3 * constants.direction_second_moment - square, 0) / neurons

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
+from perturbkernel._moved import renamed
+from perturbkernel.checks import check_choice
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
@@ -26,6 +28,7 @@ from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.finite import gates
 from perturbkernel.theory.initial import initial_gradient_bound
 from perturbkernel.theory.leading import direction
+from perturbkernel.training.initial_function import STARTS
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ class GradientBounds:
     status: str = "ok"
 
 
+@renamed(centred="start", doubled="start")
 def gradient_bounds(
     constants: Constants,
     *,
@@ -127,8 +131,7 @@ def gradient_bounds(
     time: float,
     delta: float,
     loss: str = "identity",
-    centred: bool = False,
-    doubled: bool = False,
+    start: str = "random",
     points: int | None = None,
 ) -> GradientBounds:
     """Bounds on |xi| and its parts, a priori: B_xi = B_1 + B_2 + B_3 + B_4.
@@ -142,7 +145,7 @@ def gradient_bounds(
         n_F   = lam + sqrt(2 lam l) + l/3,  lam = (2/pi) sqrt(width) D/s
         L_F   = sqrt(2/pi) D/s + sqrt(8 D l/(pi s sqrt(width))) + l/sqrt(width):
 
-        B_1 = B_grad(delta/4) / T  (0 if `centred`: xi of f - f0)
+        B_1 = B_grad(delta/4) / T  (0 if `start` is "centred": xi of f - f0)
         B_2 = (h/T) [min{A_F (sqrt(n_F) + sqrt(d) + sqrt(2 l))/sqrt(d),
                          sqrt(2/(pi d)) L_F + A_F (2 + sqrt(2 l/d))} + D |z| A_F^2 / (d s^2)]
         B_3 = the smaller direction bound, each at delta/8
@@ -154,11 +157,12 @@ def gradient_bounds(
     contain training inputs. Not stated for doubled networks: NaN and a status. As width grows, at
     fixed T, B_xi tends to B_1 plus the size of a bound on zeta, not to 0. Theory: 5.2, 7.2, 13.2.
     """
+    check_choice(start, "start", STARTS)
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
     check_time(time, positive=True)
     speed = constants.speed(loss)
-    if doubled:
+    if start == "doubled":
         nothing = np.full(constants.points, np.nan)
         return GradientBounds(
             initial=nothing,
@@ -195,7 +199,7 @@ def gradient_bounds(
 
     event: dict[str, Any] = {"width": width, "delta": delta / 4, "points": points}
     initial = 0.0
-    if not centred:
+    if start == "random":
         initial = initial_gradient_bound(constants.kernel, d, **event) / time
     method = "minimum" if loss == "identity" else "operator"
     plain = float(np.mean(constants.input_norm * input_square))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
+from perturbkernel._moved import renamed
 from perturbkernel.checks import check_choice, check_count, check_number
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
@@ -184,9 +185,9 @@ def certified_gates(
     )
 
 
-def _moments(constants: Constants, width: int, time: float, loss: str, doubled: bool):
+def _moments(constants: Constants, width: int, time: float, loss: str, start: str):
     """j_z, (1 - slope) J_z and the variance bound of theory 3.3."""
-    independent_neurons(width, doubled)
+    independent_neurons(width, start)
     check_time(time)
     d = time * constants.speed(loss)
     j = (
@@ -198,10 +199,11 @@ def _moments(constants: Constants, width: int, time: float, loss: str, doubled: 
     return (
         j,
         largest,
-        (2 if doubled else 1) * 2**3.5 / np.sqrt(np.pi) * h * largest * j / width**1.5,
+        (2 if start == "doubled" else 1) * 2**3.5 / np.sqrt(np.pi) * h * largest * j / width**1.5,
     )
 
 
+@renamed(doubled="start")
 def lazy_bound(
     constants: Constants,
     *,
@@ -210,7 +212,7 @@ def lazy_bound(
     delta: float,
     loss: str = "identity",
     points: int | None = None,
-    doubled: bool = False,
+    start: str = "random",
 ) -> Float[np.ndarray, " m"]:
     """B_lazy, (m,): with probability >= 1 - delta, |f - f_lin|(z; time) <= B_lazy(z) at all points
     at once.
@@ -224,19 +226,24 @@ def lazy_bound(
 
     f_lin is the predictor of the network's own tangent kernel with the realised weights. Of order
     T^2 / sqrt(width), 30 to 80 times above the actual error; increasing in T. An antisymmetrically
-    doubled network (`doubled`, width counting every neuron) has w and the last term twice as large.
-    Theory: 3.3, 4.4.
+    doubled network (start "doubled", width counting every neuron) has w and the last term twice as
+    large. Theory: 3.3, 4.4.
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
-    j, largest, variance = _moments(constants, width, time, loss, doubled)
+    j, largest, variance = _moments(constants, width, time, loss, start)
     log = np.log(points / delta)
     mean = 2 * np.sqrt(2 / np.pi) * (1 - constants.kernel.slope) * j / np.sqrt(width)
-    return mean + np.sqrt(2 * variance * log) + (4 if doubled else 2) * largest * log / width
+    return (
+        mean
+        + np.sqrt(2 * variance * log)
+        + (4 if start == "doubled" else 2) * largest * log / width
+    )
 
 
+@renamed(doubled="start")
 def lazy_standard_deviation(
-    constants: Constants, *, width: int, time: float, doubled: bool = False
+    constants: Constants, *, width: int, time: float, start: str = "random"
 ) -> Float[np.ndarray, " m"]:
     """(m,), at least the standard deviation of f - f_lin over draws (identity loss):
     O(width^(-3/4)).
@@ -244,7 +251,7 @@ def lazy_standard_deviation(
     sqrt(w) of `lazy_bound`. The mean is of order width^(-1/2) with a small coefficient; raw errors
     at moderate width show a rate between the two. Theory: 3.4.
     """
-    return np.sqrt(_moments(constants, width, time, "identity", doubled)[2])
+    return np.sqrt(_moments(constants, width, time, "identity", start)[2])
 
 
 def linearisation_error(

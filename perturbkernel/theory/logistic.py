@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
-from perturbkernel.checks import check_number
+from perturbkernel._moved import renamed
+from perturbkernel.checks import check_choice, check_number
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
@@ -231,6 +232,11 @@ class LogisticError:
         return self.initial + self.lazy + self.concentration
 
 
+# 7.1 and 7.3 are not stated for doubled networks.
+LOGISTIC_STARTS = ("random", "centred")
+
+
+@renamed(centred="start")
 def logistic_predictor_error(
     f: Constants,
     beta: Float[ArrayLike, " n"],
@@ -238,26 +244,27 @@ def logistic_predictor_error(
     width: int,
     time: float,
     delta: float,
-    centred: bool = False,
+    start: str = "random",
     points: int | None = None,
     event_delta: float | None = None,
 ) -> LogisticError:
     """C_f^log(z) = B_0/T + B_lazy/T + (1/n) sum_n beta_n |k_n(z)| B_Phi(x_n, z), (m,), T > 0.
 
     beta depends on the initialisation, so B_Phi holds for all n m pairs at once. delta is split
-    over three events (two if `centred`: f - f0); `event_delta` gives the level of each instead.
-    Theory: 7.1, 13.4, 13.5.
+    over three events (two if `start` is "centred": f - f0); `event_delta` gives the level of each
+    instead. Theory: 7.1, 13.4, 13.5.
     """
+    check_choice(start, "start", LOGISTIC_STARTS)
     check_time(time, positive=True)
     points = f.points if points is None else points
     check_statement(delta, width, points=points)
     beta = as_vector(beta, "beta", f.count, low=0, high=1)
-    level = delta / (2 if centred else 3) if event_delta is None else event_delta
+    level = delta / (2 if start == "centred" else 3) if event_delta is None else event_delta
     rate = np.log(2 * f.count * points / level) / width
     _, plain, root = _weighted_sums(f.kernel, f.z, f.x, beta / f.count)
     options: dict[str, Any] = {"width": width, "delta": level, "points": points}
     initial = np.zeros(f.points)
-    if not centred:
+    if start == "random":
         initial = initial_output_bound(f.kernel, f.z, **options) / time
     return LogisticError(
         f_hat=kernel_sum(f.kernel, f.z, f.x, beta * f.y / f.count),

@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
+from perturbkernel._moved import renamed
+from perturbkernel.checks import check_choice
 from perturbkernel.theory.arguments import as_vector
 from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.labels import label_term
 from perturbkernel.theory.leading import g_hat_w, gated_projection, psi
-from perturbkernel.theory.logistic import LogisticError, half_time_gap, logistic_predictor_error
+from perturbkernel.theory.logistic import (
+    LOGISTIC_STARTS,
+    LogisticError,
+    half_time_gap,
+    logistic_predictor_error,
+)
 from perturbkernel.theory.matching import (
     Perturbations,
     check_request,
@@ -70,6 +77,7 @@ class LogisticMatching:
     status: str = "ok"
 
 
+@renamed(centred="start")
 def logistic_match(
     f: Constants,
     gradients: Float[ArrayLike, "n d"],
@@ -85,7 +93,7 @@ def logistic_match(
     width_g: int,
     delta: float,
     rule: str = "coin_flip",
-    centred: bool = False,
+    start: str = "random",
     points: int | None = None,
 ) -> LogisticMatching:
     """`matching.match` for the logistic loss, with realised weights (n,) of both trained networks.
@@ -99,9 +107,10 @@ def logistic_match(
 
     The weights correlate with the labels, which the last part, which does not shrink with n, pays
     for; rule "fixed" evaluates |psi_beta| with the realised weights instead (valid for every way of
-    drawing targets). delta is split evenly over three events for each network (two if `centred`)
-    and one for drawn labels. Theory: 7.3, 13.10.
+    drawing targets). delta is split evenly over three events for each network (two if `start` is
+    "centred") and one for drawn labels. Theory: 7.3, 13.10.
     """
+    check_choice(start, "start", LOGISTIC_STARTS)
     check_request(rule, size, (time_f, time_g), (width_f, width_g), delta, points)
     given = make_perturbations(f, gradients, targets, carrier, size)
     beta_f = as_vector(beta_f, "beta_f", f.count, low=0, high=1)
@@ -109,11 +118,11 @@ def logistic_match(
 
     kernel, x, z, r = f.kernel, f.x, f.z, given.points
     has_psi = bool(kernel.train_bias or given.carrier.any())
-    events = (4 if centred else 6) + (has_psi and rule != "fixed")
+    events = (4 if start == "centred" else 6) + (has_psi and rule != "fixed")
     level = delta / events
     shared: dict[str, Any] = {
         "delta": delta,
-        "centred": centred,
+        "start": start,
         "points": points,
         "event_delta": level,
     }

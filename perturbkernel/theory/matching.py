@@ -29,8 +29,8 @@ from perturbkernel.theory.labels import LABEL_RULES, label_term
 from perturbkernel.theory.lazy import lazy_bound
 from perturbkernel.theory.leading import gated_projection, is_rounding, psi
 from perturbkernel.theory.pairs import phi, row_sums
+from perturbkernel.training.initial_function import STARTS
 
-STARTS = ("random", "centred", "doubled")
 XI_VERSIONS = ("signed", "absolute", "a_priori")
 
 
@@ -72,18 +72,17 @@ def predictor_error(
     check_choice(start, "start", STARTS)
     check_time(time, positive=True)
     check_statement(delta, width)
-    doubled = start == "doubled"
     if event_delta is None:
         event_delta = delta / (3 if start == "random" else 2)
     zero = np.zeros(constants.points)
     c = constants
     options: dict[str, Any] = {"width": width, "delta": event_delta, "points": points}
     initial = initial_output_bound(c.kernel, c.z, **options) / time if start == "random" else zero
-    lazy = lazy_bound(c, time=time, doubled=doubled, **options) / time
+    lazy = lazy_bound(c, time=time, start=start, **options) / time
     return PredictorError(
         initial=initial,
         lazy=lazy,
-        concentration=predictor_bound(c, doubled=doubled, **options),
+        concentration=predictor_bound(c, start=start, **options),
     )
 
 
@@ -329,8 +328,7 @@ def match(
             "width": width_f,
             "time": time_f,
             "delta": level,
-            "centred": start == "centred",
-            "doubled": start == "doubled",
+            "start": start,
         }
         xi = _a_priori_xi(f, r, options)
     else:

@@ -248,7 +248,7 @@ class Tail:
     @property
     def neurons(self) -> int:
         """The number of i.i.d. summands: the width, or the width / 2 pairs of a doubled network."""
-        return independent_neurons(self.width, self.start == "doubled")
+        return independent_neurons(self.width, self.start)
 
     def _grid(self, centre: np.ndarray) -> np.ndarray:
         """Values of t, (k, m), around r = centre (m,) in t = r / (1 + c r), which is below 1/c."""
@@ -312,7 +312,7 @@ def derive_tail(
     start: str = "centred",
 ) -> Tail:
     """The bound (tail) at every point of `constants`. Refuses odd widths for start "doubled"."""
-    independent_neurons(width, start == "doubled")
+    independent_neurons(width, start)
     j1, j2, k1, k2 = lazy_moments(constants, speeds, width=width, time=time)
     root = np.sqrt(width)
     lazy = (2 * _ROOT_TWO_OVER_PI * j1 / root + 3 * j2 / width) / time

@@ -29,6 +29,10 @@ from perturbkernel.training.dynamics import Dynamics
 from perturbkernel.training.losses import Kind, Loss
 from perturbkernel.training.precision import KeepsPrecision, is_wider, matvec, scope
 
+# What becomes of the initial function: it stays; it is subtracted (f - f0); it is zero, because
+# neurons come in pairs (w, b, a) and (w, b, -a).
+STARTS = ("random", "centred", "doubled")
+
 
 class Gaussian(eqx.Module):
     """Joint distribution of outputs at m points over random initial functions.

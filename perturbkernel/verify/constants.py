@@ -154,7 +154,7 @@ def _a_priori_by_hand(rng, s: Setting, p: Problem) -> Sample:
     level = s.delta / 5  # two events of each network and that of B_xi
     at_inputs = theory.derive_constants(p.kernel, p.x, p.y, p.x)
     bound = theory.bounds.gradient_bounds(
-        at_inputs, width=s.width, time=s.time, delta=level, centred=True
+        at_inputs, width=s.width, time=s.time, delta=level, start="centred"
     ).total
     phi = by_hand.gate_moment(s.slope, by_hand.angles(r, p.z))
     noise = np.mean((bound / lengths) * phi.T, axis=1)
@@ -218,7 +218,7 @@ def _logistic_by_hand(rng, s: Setting, p: Problem) -> Sample:
         drawn.given.targets,
         beta_f,
         beta_g,
-        centred=s.start == "centred",
+        start=s.start,
         **_options(drawn, s),
     )
     parts = found.g_parts

@@ -90,7 +90,7 @@ def _doubled_lazy(rng, s: Setting, p: Problem) -> Sample:
     done = train(net, p.x, p.y, p.kernel, s, time=s.time)
     error = linear_error(net, done, s, p)
     bound = theory.bounds.lazy_bound(
-        p.constants, width=s.width, time=s.time, delta=s.delta, doubled=True
+        p.constants, width=s.width, time=s.time, delta=s.delta, start="doubled"
     )
     return Sample(error, bound, s.time * np.abs(p.constants.f_hat))
 
@@ -99,7 +99,9 @@ def _doubled_predictor(rng, s: Setting, p: Problem) -> Sample:
     net = _doubled_net(rng, s)
     found, _ = theory.tangent_predictor(p.kernel, *net, p.x, p.y, p.z)
     f_hat = p.constants.f_hat
-    bound = theory.bounds.predictor_bound(p.constants, width=s.width, delta=s.delta, doubled=True)
+    bound = theory.bounds.predictor_bound(
+        p.constants, width=s.width, delta=s.delta, start="doubled"
+    )
     return Sample(np.abs(found - f_hat), bound, np.abs(f_hat))
 
 

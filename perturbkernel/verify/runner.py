@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from perturbkernel._moved import renamed
 from perturbkernel.checks import check_count
 from perturbkernel.report.html import text_row
 from perturbkernel.verify import (
@@ -152,12 +153,13 @@ def _groups(
         yield members, setting
 
 
+@renamed(progress="on_stage")
 def verify(
     only: str | Iterable[str] | None = None,
     *,
     full: bool = False,
     seed: int = 0,
-    progress: Callable[[str], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
 ) -> list[Verdict]:
     """Tries results of the theory on independent draws and says of each whether it holds.
 
@@ -166,7 +168,7 @@ def verify(
         full: at the sizes for which the theory quotes its numbers, which takes an hour or so
             instead of two minutes.
         seed: of all draws; every result has draws of its own, whatever else is run.
-        progress: called with the name of each result as it begins.
+        on_stage: called with the name of each result as it begins.
 
     Returns:
         One verdict per result and setting, in the theory's order.
@@ -181,8 +183,8 @@ def verify(
     check_count(seed, "seed", low=0)
     verdicts = []
     for members, setting in _groups(select(only), full):
-        if progress is not None:
-            progress(", ".join(dict.fromkeys(check.name for _, check in members)))
+        if on_stage is not None:
+            on_stage(", ".join(dict.fromkeys(check.name for _, check in members)))
         places = [place for place, _ in members]
         group = [check for _, check in members]
         verdicts += zip(places, run(group, setting, seed), strict=True)
@@ -190,7 +192,7 @@ def verify(
 
 
 def trials(only: str | Iterable[str] | None = None, *, full: bool = False) -> int:
-    """How often `verify` calls its `progress`."""
+    """How often `verify` calls its `on_stage`."""
     return sum(1 for _ in _groups(select(only), full))
 
 

@@ -66,7 +66,7 @@ def _experiment(rng, s: Setting, p: Problem) -> Experiment:
         targets,
         first.weights,
         second.weights,
-        centred=s.start == "centred",
+        start=s.start,
         **options,
     )
     return Experiment(m, f, g, np.abs(f - m.f_hat_beta), np.abs(g - m.g_hat_beta))
@@ -142,7 +142,7 @@ def _logistic_predictor(rng, s: Setting, p: Problem) -> Sample:
     net, done, beta = _logistic_network(rng, s, p, s.time)
     change = outputs(done.net, p.z, s.slope) - outputs(net, p.z, s.slope)
     error = theory.bounds.logistic_predictor_error(
-        p.constants, beta, width=s.width, time=s.time, delta=s.delta, centred=True
+        p.constants, beta, width=s.width, time=s.time, delta=s.delta, start="centred"
     )
     return Sample(np.abs(change / s.time - error.f_hat), error.total, np.abs(error.f_hat))
 

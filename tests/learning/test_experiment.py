@@ -355,7 +355,7 @@ def test_learners_are_given_the_data_and_keys_of_their_own():
 
 def test_stages_are_told():
     stages: list[str] = []
-    learn(nearest, data(np.float32), size=SIZE, progress=stages.append, key=KEY)
+    learn(nearest, data(np.float32), size=SIZE, on_stage=stages.append, key=KEY)
     assert stages == ["training f", "perturbing", "training g", "comparing with the theory"]
 
 

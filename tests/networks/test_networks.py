@@ -623,11 +623,13 @@ def two_clouds() -> Any:
     return np.random.default_rng(1).normal(size=(40, 10)) + 0.7 * y[:, None], y
 
 
-ENSEMBLES = [{"members": 3}, {"members": 2, "centred": True, "doubled": True}]
+ENSEMBLES = [{"members": 3}, {"members": 2, "start": "doubled"}]
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"doubled": True}, {"centred": True, "train_bias": True}, *ENSEMBLES], ids=str
+    "options",
+    [{}, {"start": "doubled"}, {"start": "centred", "train_bias": True}, *ENSEMBLES],
+    ids=str,
 )
 def test_learner_in_the_experiment(options):
     x, y = two_clouds()
@@ -635,7 +637,7 @@ def test_learner_in_the_experiment(options):
     assert learner.kernel == pk.TwoLayerNTK(0.0, options.get("train_bias", False))
     setting = {"size": 1.0, "targets": "balanced", "key": KEY}
     r = learn(learner, (x, y), **setting)
-    kind = networks.Centred if options.get("centred") else TwoLayerNetwork
+    kind = networks.Centred if options.get("start") == "centred" else TwoLayerNetwork
     f, g = (p.networks if "members" in options else p for p in (r.f, r.g))
     assert isinstance(f, kind) and isinstance(g, kind)
     gradient = np.asarray(r.f.input_gradient(x))
@@ -655,13 +657,19 @@ def test_learner_in_the_experiment(options):
     assert not np.array_equal(first.readout, second.readout)
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_ensemble_learner_is_the_mean_of_its_networks(centred):
+@pytest.mark.parametrize("start", ["random", "centred"])
+def test_ensemble_learner_is_the_mean_of_its_networks(start):
     x, y, z = problem()
     optimizer = paper_optimizer(0.3)
     settings = {"steps": 8, "batch_size": 5, "loss": "logistic"}
     f = NetworkLearner(
-        WIDTH, 0.2, True, optimizer=optimizer, members=3, centred=centred, **settings
+        WIDTH,
+        0.2,
+        True,
+        optimizer=optimizer,
+        members=3,
+        start=start,
+        **settings,
     )(x, y, KEY)
     init_key, batch_key = jax.random.split(KEY)
     outputs, gradients = [], []
@@ -670,7 +678,7 @@ def test_ensemble_learner_is_the_mean_of_its_networks(centred):
     ):
         initial = TwoLayerNetwork.init(D, WIDTH, 0.2, True, key=init)
         net, _ = train(initial, x, y, optimizer=optimizer, key=batch, trace_every=8, **settings)
-        net = net.centred(initial) if centred else net
+        net = net.centred(initial) if start == "centred" else net
         outputs.append(net(z))
         gradients.append(net.input_gradient(z))
     assert np.std(outputs, axis=0).min() > 1e-3
@@ -685,7 +693,7 @@ def test_ensemble_learner_beside_a_kernel(first):
     x, y = two_clouds()
     limit = pk.KernelLearner(pk.TwoLayerNTK(), dynamics=pk.HeavyBall(0.02, 30))
     networks_ = NetworkLearner(
-        100, optimizer=paper_optimizer(0.02), steps=30, doubled=True, members=20
+        100, optimizer=paper_optimizer(0.02), steps=30, start="doubled", members=20
     )
     setting = {"size": 1.0, "scenario": "b", "targets": "balanced", "key": KEY}
     learners = (networks_, limit) if first else (limit, networks_)
@@ -703,7 +711,7 @@ def test_network_as_second_learner_only():
     kernel = pk.TwoLayerNTK()
     learner = pk.KernelLearner(kernel, dynamics=pk.GradientFlow(5.0))
     optimizer = paper_optimizer(0.01)  # effective time 5
-    network_learner = NetworkLearner(2000, optimizer=optimizer, steps=59, doubled=True)
+    network_learner = NetworkLearner(2000, optimizer=optimizer, steps=59, start="doubled")
     assert abs(pk.HeavyBall(0.01, 59).effective_time - 5) < 0.1
     setting = {"size": 0.5, "scenario": "b", "targets": "balanced", "key": KEY}
     finite = learn(learner, (x, y), learner_g=network_learner, **setting)
@@ -976,7 +984,7 @@ OPTIONS = {"optimizer": SGD, "steps": 2}
             r"observe must return arrays whose first axis .* 2 networks; got shape \(17,\)",
         ),
         (lambda: NetworkLearner(4, members=0, **OPTIONS), "members must be at least 1; got 0"),
-        (lambda: NetworkLearner(5, doubled=True, **OPTIONS), "width must be even"),
+        (lambda: NetworkLearner(5, start="doubled", **OPTIONS), "width must be even"),
         (lambda: NetworkLearner(4, slope=-1.0, **OPTIONS), "slope must be"),
         (lambda: NetworkLearner(4, loss="hinge", **OPTIONS), "loss must be one of"),
         (lambda: NetworkLearner(4, **OPTIONS)(X, Y, None), "key must be one JAX random key"),

@@ -185,7 +185,7 @@ def test_the_whole_theorem_on_real_digits(digits):
 
     def learner(time):
         return pk.networks.NetworkLearner(
-            width, optimizer=optax.sgd(time / steps), steps=steps, centred=True
+            width, optimizer=optax.sgd(time / steps), steps=steps, start="centred"
         )
 
     f = learner(time_f)(x, y, jax.random.key(1))
@@ -201,7 +201,7 @@ def test_the_whole_theorem_on_real_digits(digits):
         f=f,
         delta=0.1,
     )
-    assert min(certificate.progress) > 1 - 1e-3
+    assert min(certificate.median_outputs) > 1 - 1e-3
     assert certificate.share > 0.9
     g = learner(certificate.g.time)(certificate.perturbed, targets, jax.random.key(2))
     f_sign, g_sign = np.sign(f(z)), np.sign(g(z))
@@ -265,11 +265,11 @@ def test_trained_biases_and_data_as_carrier_bring_the_random_labels_in():
 
 def test_certified_share_tends_to_one_as_time_tends_to_zero():
     p = problem(0.0, n=16, m=9)
-    shares, progress = theory.certified_share(
+    shares, outputs = theory.certified_share(
         *p.data, np.array([1e-3, 0.3, 30.0]), width=20_000, delta=0.1
     )
     assert shares[0] == 1 and shares[0] >= shares[1] >= shares[2]
-    np.testing.assert_allclose(progress / progress[0], [1, 300, 30_000], rtol=1e-12)
+    np.testing.assert_allclose(outputs / outputs[0], [1, 300, 30_000], rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_certified_share_tends_to_one_as_time_tends_to_zero():
         ({"start": "doubled", "width": 1501}, "must be even; got 1501"),
         ({"f": lambda z: jnp.nan * z.sum(1)}, "no finite gradient at 16 training points"),
         ({"f": lambda z: 0 * z.sum(1)}, "zero gradient at 16 training points"),
-        ({"progress": 0}, "progress must be > 0"),
+        ({"min_output": 0}, "min_output must be > 0"),
     ],
 )
 def test_errors(options, message):

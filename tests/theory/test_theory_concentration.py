@@ -126,15 +126,15 @@ def test_doubled_networks_count_their_pairs():
         w, b, a = draw(rng, 200, 6, total=400)
         network = theory.doubled(w, b, a)
         predictor, _ = theory.tangent_predictor(p.kernel, *network, p.x, p.y, p.z)
-        bound = theory.bounds.predictor_bound(c, width=400, delta=DELTA, doubled=True)
+        bound = theory.bounds.predictor_bound(c, width=400, delta=DELTA, start="doubled")
         ratios.append(np.max(np.abs(predictor - c.f_hat) / bound))
         squares.append(
-            (predictor - c.f_hat) ** 2 / theory.predictor_variance(c, width=400, doubled=True)
+            (predictor - c.f_hat) ** 2 / theory.predictor_variance(c, width=400, start="doubled")
         )
     check_protocol(ratios, low=0.25, high=0.55)
     assert abs(np.mean(squares) - 1) < 0.15
     with pytest.raises(ValueError, match="width of a doubled network must be even"):
-        theory.bounds.predictor_bound(c, width=401, delta=DELTA, doubled=True)
+        theory.bounds.predictor_bound(c, width=401, delta=DELTA, start="doubled")
 
 
 def test_more_points_and_smaller_delta_cost_more(case):
@@ -178,10 +178,10 @@ def test_a_doubled_network_counts_for_its_pairs():
         "direction_variance": lambda **o: theory.direction_variance(c, **o),
     }
     for name, bound in named.items():
-        found, wanted = bound(width=700, doubled=True), bound(width=350)
+        found, wanted = bound(width=700, start="doubled"), bound(width=350)
         np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=name)
         with pytest.raises(ValueError, match="must be even; got 701"):
-            bound(width=701, doubled=True)
+            bound(width=701, start="doubled")
 
 
 def test_the_minimum_pays_half_for_each_method():

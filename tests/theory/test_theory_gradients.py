@@ -52,7 +52,7 @@ def test_a_priori_bounds(case):
             for *_, parts in results
         ]
         check_protocol(size, low=low, high=high)
-    centred = BOUNDS.gradient_bounds(c, width=WIDTH, time=time, delta=DELTA, centred=True)
+    centred = BOUNDS.gradient_bounds(c, width=WIDTH, time=time, delta=DELTA, start="centred")
     np.testing.assert_allclose(centred.total, bounds.total - bounds.initial)
 
 
@@ -103,7 +103,7 @@ def test_a_priori_bounds_by_hand(case):
 def test_limit_of_the_a_priori_bound(case):
     """As width grows it tends to B_1 and the size of the gates' motion, not to 0."""
     p, c, _ = case
-    found = BOUNDS.gradient_bounds(c, width=10**18, time=3.0, delta=DELTA, centred=True)
+    found = BOUNDS.gradient_bounds(c, width=10**18, time=3.0, delta=DELTA, start="centred")
     limit = 2 / np.pi * (1 - p.kernel.slope) * c.speeds["identity"] / c.length / np.sqrt(6)
     np.testing.assert_allclose(found.total, limit, rtol=2e-3)
     assert (np.linalg.norm(theory.gate_motion(*p.data), axis=1) < limit).all()
@@ -183,7 +183,7 @@ def test_logistic_direction_is_around_realised_weights():
 def test_undefined_and_bad_arguments():
     p = problem()
     c = theory.derive_constants(*p.data)
-    doubled = BOUNDS.gradient_bounds(c, width=100, time=1.0, delta=0.1, doubled=True)
+    doubled = BOUNDS.gradient_bounds(c, width=100, time=1.0, delta=0.1, start="doubled")
     assert np.isnan(doubled.total).all() and "not stated for doubled" in doubled.status
     with pytest.raises(ValueError, match="time must be > 0"):
         BOUNDS.gradient_bounds(c, width=100, time=0.0, delta=0.1)

@@ -173,7 +173,12 @@ def test_a_priori_bound_by_hand(case):
         at = variance * (width / (width + doubled)) ** 1.5 * factor
         bound += np.sqrt(2 * at * log) + factor * 2 * h * largest * log / (width + doubled)
         found = BOUNDS.lazy_bound(
-            c, width=width + doubled, time=time, delta=DELTA, loss=loss, doubled=doubled
+            c,
+            width=width + doubled,
+            time=time,
+            delta=DELTA,
+            loss=loss,
+            start="doubled" if doubled else "random",
         )
         np.testing.assert_allclose(found, bound, rtol=1e-12)
     # increasing in time, and of order time^2 once the gates' term leads
@@ -185,7 +190,9 @@ def test_doubled_networks():
     p = problem(0.1)
     c = theory.derive_constants(*p.data)
     ratios = [
-        np.max(error / BOUNDS.lazy_bound(c, width=WIDTH, time=run.time, delta=DELTA, doubled=True))
+        np.max(
+            error / BOUNDS.lazy_bound(c, width=WIDTH, time=run.time, delta=DELTA, start="doubled")
+        )
         for _, run, error in runs(p, "identity", doubled=True)
     ]
     check_protocol(ratios, low=0.003, high=0.06)
@@ -327,9 +334,9 @@ def test_the_spread_of_a_doubled_network():
     """Half as many independent pairs of twice the contribution: twice the variance."""
     c = theory.derive_constants(*problem(0.2, True).data)
     one, two = (
-        theory.lazy_standard_deviation(c, width=600, time=0.7, doubled=doubled)
-        for doubled in (False, True)
+        theory.lazy_standard_deviation(c, width=600, time=0.7, start=start)
+        for start in ("random", "doubled")
     )
     np.testing.assert_allclose(two, np.sqrt(2) * one, rtol=1e-12)
     with pytest.raises(ValueError, match="must be even; got 601"):
-        theory.lazy_standard_deviation(c, width=601, time=0.7, doubled=True)
+        theory.lazy_standard_deviation(c, width=601, time=0.7, start="doubled")

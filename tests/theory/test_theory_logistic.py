@@ -154,16 +154,16 @@ def test_realised_weights(runs):
     assert np.isnan(theory.realised_weights(run.history, p.y, np.zeros(10), 0.9)).all()
 
 
-@pytest.mark.parametrize("centred", [False, True])
-def test_predictor_error(runs, centred):
+@pytest.mark.parametrize("start", ["random", "centred"])
+def test_predictor_error(runs, start):
+    centred = start == "centred"
     p, c, results = runs
     ratios = []
-    for start, run, beta in results:
-        f = outputs(run.network, p.z, p.kernel.slope) - centred * outputs(
-            start, p.z, p.kernel.slope
-        )
+    for initial, run, beta in results:
+        before = outputs(initial, p.z, p.kernel.slope)
+        f = outputs(run.network, p.z, p.kernel.slope) - centred * before
         error = BOUNDS.logistic_predictor_error(
-            c, beta, width=500, time=run.time, delta=DELTA, centred=centred
+            c, beta, width=500, time=run.time, delta=DELTA, start=start
         )
         ratios.append(np.max(np.abs(f / run.time - error.f_hat) / error.total))
     check_protocol(ratios, low=0.02, high=0.6)
@@ -225,7 +225,7 @@ def test_theorem(train_bias, scenario, rule):
             width_g=width,
             delta=DELTA,
             rule=rule,
-            centred=True,
+            start="centred",
         )
         f, g = (
             outputs(one.network, p.z, 0.0) - outputs(start, p.z, 0.0)
@@ -245,7 +245,7 @@ def test_theorem(train_bias, scenario, rule):
     if scenario == "a" and not train_bias:  # not vacuous for wide networks
         widths = {"width_f": 10**7, "width_g": 10**7, "time_f": run.time, "time_g": run_g.time}
         wide = theory.logistic_match(
-            c, gradient, targets, beta_f, beta_g, size=size, delta=DELTA, centred=True, **widths
+            c, gradient, targets, beta_f, beta_g, size=size, delta=DELTA, start="centred", **widths
         )
         assert wide.holds.mean() > 0.5
 
@@ -292,7 +292,7 @@ def test_opposite_signs_are_no_match(seed):
         "width_g": 10**14,
         "delta": DELTA,
         "rule": "fixed",
-        "centred": True,
+        "start": "centred",
     }
     found = theory.logistic_match(c, c.input_direction / 2, targets, 0.5, 0.5, **options)
     assert (np.abs(found.f_hat_beta) > found.f_error).all()
@@ -328,7 +328,14 @@ def test_unweighted_criterion_by_hand():
             "delta": DELTA,
         }
         found = theory.logistic_match(
-            c, gradient, targets, beta, 0.5 * (1 + e_g * signs), size=1.0, centred=True, **options
+            c,
+            gradient,
+            targets,
+            beta,
+            0.5 * (1 + e_g * signs),
+            size=1.0,
+            start="centred",
+            **options,
         )
         v_beta = gram @ ((beta * p.y)[:, None] * p.x) / 12
         spread = e_g * (phi * np.abs(v_beta @ p.z.T)).mean(0)

@@ -81,11 +81,10 @@ def test_predictor_error(start):
     np.testing.assert_allclose(error.total, error.initial + error.lazy + error.concentration)
     assert error.initial.any() == (start == "random")
     level = DELTA / (3 if start == "random" else 2)
-    doubled = start == "doubled"
-    lazy = BOUNDS.lazy_bound(c, width=width, time=run.time, delta=level, doubled=doubled)
+    lazy = BOUNDS.lazy_bound(c, width=width, time=run.time, delta=level, start=start)
     np.testing.assert_allclose(error.lazy, lazy / run.time)
     np.testing.assert_allclose(
-        error.concentration, BOUNDS.predictor_bound(c, width=width, delta=level, doubled=doubled)
+        error.concentration, BOUNDS.predictor_bound(c, width=width, delta=level, start=start)
     )
 
 
@@ -226,7 +225,7 @@ def test_a_priori_version():
     found = theory.match(c, gradient, targets, version="a_priori", start="centred", **options)
     assert found.status == "ok" and found.events == 5
     at_x = theory.derive_constants(p.kernel, p.x, p.y, p.x)
-    bound = BOUNDS.gradient_bounds(at_x, width=10**10, time=50.0, delta=0.02, centred=True).total
+    bound = BOUNDS.gradient_bounds(at_x, width=10**10, time=50.0, delta=0.02, start="centred").total
     norm = np.linalg.norm(at_x.direction, axis=1)
     assert (bound < norm).all()
     phi = oracle.phi(found.perturbed, p.z, 0.97)

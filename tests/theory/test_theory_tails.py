@@ -159,7 +159,7 @@ def test_very_wide_networks_are_gaussian(slope, start):
     constants, speeds = prepared(problem(slope, n=30, shift=0.2))
     width = 10**12
     tail = tails.derive_tail(constants, speeds, width=width, time=1e-9, start=start)
-    variance = theory.predictor_variance(constants, width=width, doubled=start == "doubled")
+    variance = theory.predictor_variance(constants, width=width, start=start)
     for level in (1e-2, 1e-6, 1e-30):
         ratio = tail.constant(level)["concentration"] / np.sqrt(variance)
         assert (ratio > norm.isf(level)).all()

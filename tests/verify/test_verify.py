@@ -438,7 +438,7 @@ def test_every_result_is_tried():
 @pytest.fixture(scope="module")
 def verdicts():
     names: list[str] = []
-    out = verify.verify("4.4,6.2,8.10", progress=names.append)
+    out = verify.verify("4.4,6.2,8.10", on_stage=names.append)
     assert len(names) == verify.trials("4.4,6.2,8.10") == 6
     return out
 

@@ -55,18 +55,18 @@ def run(args: argparse.Namespace) -> int:
     stages = _STAGES if args.out is None else _STAGES_WITH_RESULTS
     with tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage") as bar:
 
-        def progress(stage: str) -> None:
+        def on_stage(stage: str) -> None:
             bar.set_description(stage)
             bar.update()
 
-        r = _learn(args, inputs, learner, learner_g, progress)
+        r = _learn(args, inputs, learner, learner_g, on_stage)
         fresh = _fresh(args, inputs)
-        progress("evaluating, with controls")
+        on_stage("evaluating, with controls")
         metrics = metrics_of(r, inputs.test, fresh, args.control_draws)
         configuration = configuration_of(args, r, inputs.test, learner)
         if args.out is not None:
-            arrays = _arrays(args, r, inputs.test, fresh, metrics["status"], progress)
-            progress("figures and page")
+            arrays = _arrays(args, r, inputs.test, fresh, metrics["status"], on_stage)
+            on_stage("figures and page")
             metrics["seconds"] = round(time.perf_counter() - began, 1)
             result = reports.Report(configuration, metrics, reports.environment(), arrays)
             reports.save(result, args.out)
@@ -136,7 +136,7 @@ def _learn(
     inputs: _Inputs,
     learner: KernelLearner,
     learner_g: KernelLearner,
-    progress: Callable[[str], None],
+    on_stage: Callable[[str], None],
 ) -> PerturbationLearning:
     """Trains f, perturbs, trains g."""
     return learn_from_perturbations(
@@ -152,7 +152,7 @@ def _learn(
         norm=args.norm,
         direction=args.direction,
         bounds=None if args.bounds is None else tuple(args.bounds),
-        progress=progress,
+        on_stage=on_stage,
         key=inputs.key,
     )
 
@@ -170,13 +170,13 @@ def _arrays(
     test: Dataset,
     fresh: Dataset,
     status: dict[str, str],
-    progress: Callable[[str], None],
+    on_stage: Callable[[str], None],
 ) -> dict[str, Any]:
     """Everything that a result keeps in arrays; `status` takes what had to be left out."""
     arrays = arrays_of(r, test, fresh)
-    progress("accuracy against size")
+    on_stage("accuracy against size")
     arrays |= curve_of(r, test, args.size, status)
-    progress("decision map")
+    on_stage("decision map")
     return arrays | map_of(r, status)
 
 

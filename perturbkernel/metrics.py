@@ -7,98 +7,172 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.labels import one_hot
 
-
-def decisions(outputs: Float[Array, "... m k"]) -> Float[Array, "... m k"]:
-    """The class of the largest output, a row of zeros and a one; r that tie get 1/r each."""
-    largest = outputs == outputs.max(-1, keepdims=True)
-    largest = largest.astype(outputs.dtype)
-    count = largest.sum(-1, keepdims=True)
-    return largest / jnp.maximum(count, 1)
+Outputs = Float[Array, "... m k"]
+Classes = Int[Array, " m"]
+Points = Float[Array, "... m"]  # one number a point
+Shares = Float[Array, "..."]
+Rows = Float[Array, "n ..."]
 
 
-def class_accuracy(
-    outputs: Float[Array, "... m k"], labels: Int[Array, " m"]
-) -> Float[Array, "..."]:
-    """The share of points whose largest output is that of their class; a tie of r counts 1/r."""
+def decisions(outputs: Outputs) -> Outputs:
+    """The class of the largest output, a row of zeros and a one; r that tie get 1/r each.
+
+    Example:
+        >>> decisions(jnp.asarray([[0.1, 0.3, 0.2], [1.0, 0.0, 1.0]])).tolist()
+        [[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
+    """
+    highest = outputs.max(-1, keepdims=True)
+    winners = outputs == highest
+    winners = winners.astype(outputs.dtype)
+    count = winners.sum(-1, keepdims=True)
+    count = jnp.maximum(count, 1)
+    return winners / count
+
+
+def class_accuracy(outputs: Outputs, labels: Classes) -> Shares:
+    """The share of points whose largest output is that of their class; a tie of r counts 1/r.
+
+    Example:
+        >>> outputs = jnp.asarray([[0.1, 0.3], [1.0, 1.0]])
+        >>> float(class_accuracy(outputs, jnp.asarray([1, 0])))
+        0.75
+    """
     return right(outputs, labels).mean(-1)
 
 
-def right(outputs: Float[Array, "... m k"], labels: Int[Array, " m"]) -> Float[Array, "... m"]:
-    """`class_accuracy`, point by point."""
-    members = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
+def right(outputs: Outputs, labels: Classes) -> Points:
+    """`class_accuracy`, point by point.
+
+    Example:
+        >>> outputs = jnp.asarray([[0.1, 0.3], [1.0, 1.0]])
+        >>> right(outputs, jnp.asarray([1, 0])).tolist()
+        [1.0, 0.5]
+    """
+    classes = outputs.shape[-1]
+    members = jax.nn.one_hot(labels, classes, dtype=outputs.dtype)
     members = jnp.broadcast_to(members, outputs.shape)
-    return jnp.sum(decisions(outputs) * members, axis=-1)
+    chosen = decisions(outputs)
+    return jnp.sum(chosen * members, axis=-1)
 
 
-def class_agreement(
-    f: Float[Array, "... m k"], g: Float[Array, "... m k"]
-) -> Float[Array, "... m"]:
+def class_agreement(f: Outputs, g: Outputs) -> Points:
     """The probability that two predictors decide for one class, point by point.
 
     It is 0 or 1, but for ties, which are broken at random.
+
+    Example:
+        >>> f = jnp.asarray([[0.1, 0.3], [1.0, 1.0]])
+        >>> class_agreement(f, f[:, ::-1]).tolist()
+        [0.0, 0.5]
     """
-    decisions_g = decisions(g).astype(f.dtype)
-    return jnp.sum(decisions(f) * decisions_g, axis=-1)
+    decisions_g = decisions(g)
+    decisions_g = decisions_g.astype(f.dtype)
+    decisions_f = decisions(f)
+    return jnp.sum(decisions_f * decisions_g, axis=-1)
 
 
-def accuracy(
-    outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"]
-) -> Float[Array, "..."]:
+def accuracy(outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"]) -> Shares:
     """The share of points where the output has the sign of the label in {-1, +1}.
 
     An output of 0 counts one half. Several predictors' outputs at once, (..., m), give one share
-    each:
+    each.
 
-        pk.accuracy(f(test.inputs), test.targets)
+    Example:
+        >>> float(accuracy([0.3, -2.0, 0.0, 1.0], [1, -1, 1, -1]))
+        0.625
     """
     outputs = jnp.asarray(outputs)
     signs = jnp.asarray(labels, outputs.dtype)
     signs = jnp.broadcast_to(signs, outputs.shape)
-    twice_right = 1 + jnp.sign(outputs) * signs
-    return twice_right.mean(-1) / 2
+    return _twice_right(outputs, signs).mean(-1) / 2
 
 
-def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Float[Array, "..."]:
-    """The share of points where two outputs have the same sign; an output of 0 counts one half."""
-    return accuracy(f, jnp.sign(g))
+def _twice_right(outputs: Points, signs: Points) -> Points:
+    """2 where the output has the sign, 0 where it has the other, 1 where it is 0."""
+    return 1 + jnp.sign(outputs) * signs
+
+
+def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Shares:
+    """The share of points where two outputs have the same sign; an output of 0 counts one half.
+
+    Example:
+        >>> f = jnp.asarray([0.3, -2.0, 1.0, 1.0])
+        >>> float(agreement(f, jnp.asarray([5.0, -0.1, 0.0, -1.0])))
+        0.625
+    """
+    signs = jnp.sign(g)
+    return accuracy(f, signs)
 
 
 def share_right(outputs: Array, data: Dataset) -> Array:
     """1 where the outputs, (m,) or (m, K), decide for the class of the row, (m,).
 
     Ties count their fair share.
+
+    Example:
+        >>> data = Dataset([[1.0], [2.0], [3.0]], [1, -1, 1])
+        >>> share_right(jnp.asarray([0.3, 2.0, 0.0]), data).tolist()
+        [1.0, 0.0, 0.5]
     """
     if len(data.classes) > 2:
         return right(outputs, data.targets)
     signs = data.targets.astype(outputs.dtype)
-    return (1 + jnp.sign(outputs) * signs) / 2
+    return _twice_right(outputs, signs) / 2
 
 
 def class_means(values: Array, data: Dataset) -> Array:
-    """The mean over the rows of each class, (K,), NaN for one without rows."""
-    members = one_hot(data.labels, len(data.classes), centred=False)
+    """The mean over the rows of each class, (K,), NaN for one without rows.
+
+    Example:
+        >>> data = Dataset([[1.0], [2.0], [3.0]], [1, -1, 1])
+        >>> class_means(jnp.asarray([1.0, 5.0, 2.0]), data).tolist()
+        [1.5, 5.0]
+    """
+    classes = len(data.classes)
+    members = one_hot(data.labels, classes, centred=False)
     members = members.astype(values.dtype)
-    sums = jnp.sum(members * values[:, None], axis=0)
-    return sums / members.sum(0)
+    column = values[:, None]
+    sums = jnp.sum(members * column, axis=0)
+    counts = members.sum(0)
+    return sums / counts
 
 
-def unit_rows(v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-    """Each row of v divided by its l2 norm over all further axes; 0 where the row is 0."""
+def unit_rows(v: Rows) -> Rows:
+    """Each row of v divided by its l2 norm over all further axes; 0 where the row is 0.
+
+    Example:
+        >>> unit_rows(jnp.asarray([[0.0, -3.0], [0.0, 0.0]])).tolist()
+        [[0.0, -1.0], [0.0, 0.0]]
+    """
     axes = tuple(range(1, v.ndim))
     # Divided by its largest entry first, a tiny row does not underflow when squared.
-    largest = jnp.abs(v).max(axes, keepdims=True)
-    scaled = v / jnp.where(largest > 0, largest, 1)
-    length = jnp.sqrt(jnp.sum(scaled**2, axes, keepdims=True))
-    return scaled / jnp.where(length > 0, length, 1)
+    sizes = jnp.abs(v)
+    largest = sizes.max(axes, keepdims=True)
+    scaled = v / _or_one(largest)
+    squares = jnp.sum(scaled**2, axes, keepdims=True)
+    length = jnp.sqrt(squares)
+    return scaled / _or_one(length)
 
 
-def cosine(a: Float[Array, "n ..."], b: Float[Array, "n ..."]) -> Float[Array, " n"]:
+def _or_one(values: Array) -> Array:
+    """The values, with 1 in place of those that are not positive: what may be divided by."""
+    return jnp.where(values > 0, values, 1)
+
+
+def cosine(a: Rows, b: Rows) -> Float[Array, " n"]:
     """The signed cosine of each row of a with that of b, (n,).
 
     NaN where either is zero and no angle exists.
+
+    Example:
+        >>> a = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+        >>> cosine(a, jnp.asarray([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])).tolist()
+        [1.0, 0.0, nan]
     """
-    a = unit_rows(a).reshape(len(a), -1)
-    b = unit_rows(b).reshape(len(b), -1)
+    a = unit_rows(a)
+    b = unit_rows(b)
+    a = a.reshape(len(a), -1)
+    b = b.reshape(len(b), -1)
     exists = a.any(1) & b.any(1)
     products = jnp.sum(a * b, axis=1)
     return jnp.where(exists, products, jnp.nan)

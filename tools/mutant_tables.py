@@ -241,7 +241,7 @@ _ELSEWHERE = [
     ),
     ("training/squared.py", "heavy ball: sum for mean", "q=found.q / n", "q=found.q", _TRAINED),
     (
-        "training/implicit.py",
+        "training/implicit_steps.py",
         "another formula",
         "_ALPHA = (1 - _KAPPA) * _GAMMA",
         "_ALPHA = _GAMMA",
@@ -264,15 +264,15 @@ _ELSEWHERE = [
     (
         "training/initial_function.py",
         "no root of eigenvalues",
-        "1 / jnp.sqrt(jnp.where(keep",
-        "1 / (jnp.where(keep",
+        "1 / jnp.sqrt(kept)",
+        "1 / kept",
         _INITIAL,
     ),
     (
         "attacks/norms.py",
         "linf and l1 their own duals",
-        '"linf": _Norm("l1", ',
-        '"linf": _Norm("linf", ',
+        'dual="l1",',
+        'dual="linf",',
         _NORMS,
     ),
     (
@@ -285,22 +285,22 @@ _ELSEWHERE = [
     (
         "attacks/norms.py",
         "projects what is inside",
-        "jnp.minimum(1, _stretch(u, size, box))",
-        "_stretch(u, size, box)",
+        "jnp.minimum(1, t)",
+        "t",
         _NORMS,
     ),
     (
         "attacks/norms.py",
         "reach without its rate",
-        "direction * (gain / or_one(rise))",
+        "direction * length",
         "direction * gain",
         _NORMS,
     ),
     (
         "attacks/norms.py",
         "length in another unit",
-        "largest * jnp.sqrt(jnp.sum(scaled",
-        "jnp.sqrt(jnp.sum(scaled",
+        "largest * jnp.sqrt(squares)",
+        "jnp.sqrt(squares)",
         _NORMS,
     ),
     (
@@ -320,8 +320,8 @@ _ELSEWHERE = [
     (
         "attacks/margins.py",
         "rivals ignored",
-        "target.astype(outputs.dtype) - shares",
-        "target.astype(outputs.dtype)",
+        "is_own.astype(outputs.dtype) - shares",
+        "is_own.astype(outputs.dtype)",
         _CLASSES,
     ),
     (
@@ -349,15 +349,15 @@ _ELSEWHERE = [
     (
         "metrics.py",
         "size of outputs counts",
-        "(1 + jnp.sign(outputs) * signs)",
-        "(1 + outputs * signs)",
+        "1 + jnp.sign(outputs) * signs",
+        "1 + outputs * signs",
         _EXPERIMENT,
     ),
     (
         "metrics.py",
         "ties count twice",
-        "largest / jnp.maximum(count, 1)",
-        "largest",
+        "winners / count",
+        "winners",
         _CLASSES,
     ),
     ("metrics.py", "cosine with zero", "a.any(1) & b.any(1)", "a.any(1)", _STEP),

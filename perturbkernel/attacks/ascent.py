@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from perturbkernel.attacks.norms import Box, lengths, normalise, project, steepest
+from perturbkernel.attacks.boxes import Box
+from perturbkernel.attacks.crossings import or_one, where_rows
+from perturbkernel.attacks.norms import lengths, normalise, project, steepest
 
 
 class Settings(NamedTuple):
@@ -50,9 +52,15 @@ class _Climb(NamedTuple):
     finite: Array
 
 
-def share_left(k: Array, steps: Array) -> Array:
-    """(1 + cos(pi k / steps)) / 2, from 1 at the first step to 0 after the last."""
-    progress = jnp.asarray(k).astype(float) / steps.astype(float)
+def share_left(k: Array | int, steps: Array) -> Array:
+    """(1 + cos(pi k / steps)) / 2, from 1 at the first step to 0 after the last.
+
+    Example:
+        >>> float(share_left(0, jnp.asarray(4)))
+        1.0
+    """
+    done = jnp.asarray(k).astype(float)
+    progress = done / steps.astype(float)
     return (1 + jnp.cos(jnp.pi * progress)) / 2
 
 
@@ -78,36 +86,51 @@ def ascend(
     """
     size, steps, step_size, momentum = settings
     unit = _longest_step(like, size, norm, box)
+    nowhere = jnp.zeros_like(like)
 
     def one_step(start, k, climb: _Climb) -> _Climb:
         share = share_left(k, steps).astype(like.dtype)
         here = evaluate(climb.delta, share)
-        first = (start == 0) & (k == 0)
+        from_input = start == 0
+        first = from_input & (k == 0)
         zero = jnp.where(first, here.zero, climb.zero)
         finite = jnp.where(first, here.finite, climb.finite)
         better = here.gain > climb.largest
-        best = jnp.where(better[:, None], climb.delta, climb.best)
+        best = where_rows(better, climb.delta, climb.best)
         largest = jnp.where(better, here.gain, climb.largest)
         total = jnp.abs(here.gradient).sum(1, keepdims=True)
-        velocity = momentum * climb.velocity + here.gradient / jnp.where(total > 0, total, 1)
-        length = 2 * share * unit if step_size is None else step_size
+        velocity = momentum * climb.velocity + here.gradient / or_one(total)
         direction = normalise(velocity, "linf" if norm == "linf" else "l2")
+        length = 2 * share * unit if step_size is None else step_size
         moved = project(climb.delta + length * direction, size, norm, box)
         if step_size is None:
             moved = lax.cond(first, lambda: first_step(here.gradient), lambda: moved)
-        moved = jnp.where((zero & (start == 0))[:, None], 0, moved)
-        return _Climb(moved, velocity, best, largest, zero, finite)
+        moved = where_rows(zero & from_input, 0, moved)
+        return _Climb(
+            delta=moved,
+            velocity=velocity,
+            best=best,
+            largest=largest,
+            zero=zero,
+            finite=finite,
+        )
 
     def one_start(start, climb: _Climb) -> _Climb:
-        begin = jnp.where(start == 0, 0, draw(start))
-        climb = climb._replace(delta=begin, velocity=jnp.zeros_like(like))
+        drawn = draw(start)
+        begin = jnp.where(start == 0, 0, drawn)
+        climb = climb._replace(delta=begin, velocity=nowhere)
         # One gradient more than steps, which evaluates the last iterate.
         return lax.fori_loop(0, steps + 1, lambda k, climb: one_step(start, k, climb), climb)
 
-    nowhere = jnp.zeros_like(like)
     none = jnp.zeros(len(like), bool)
-    lowest = jnp.full(len(like), -jnp.inf, like.dtype)
-    climb = _Climb(nowhere, nowhere, nowhere, lowest, none, ~none)
+    climb = _Climb(
+        delta=nowhere,
+        velocity=nowhere,
+        best=nowhere,
+        largest=jnp.full(len(like), -jnp.inf, like.dtype),
+        zero=none,
+        finite=~none,
+    )
     if once:
         start = jnp.asarray(0)
         climb = one_step(start, start, climb)
@@ -119,7 +142,10 @@ def ascend(
 def _longest_step(like: Array, size: Array, norm: str, box: Box) -> Array:
     """(m, 1), the length of the longest step that the ball holds."""
     if box is None or norm in ("l2", "linf"):
-        return jnp.ones((len(like), 1), like.dtype) * size
+        ones = jnp.ones((len(like), 1), like.dtype)
+        return ones * size
     low, high = box
     furthest = jnp.where(high >= -low, high, low)
-    return lengths(steepest(furthest, size, norm, box), "l2")[:, None]
+    longest = steepest(furthest, size, norm, box)
+    length = lengths(longest, "l2")
+    return length[:, None]

@@ -8,7 +8,12 @@ from jaxtyping import Array
 
 
 def largest_first(values: Array) -> Array:
-    """The order of every row, (m, d), from its largest entry to its smallest; stable."""
+    """The order of every row, (m, d), from its largest entry to its smallest; stable.
+
+    Example:
+        >>> largest_first(jnp.asarray([[2.0, 9.0, 5.0]])).tolist()
+        [[1, 2, 0]]
+    """
     return jnp.argsort(-values, axis=1, stable=True)
 
 
@@ -16,30 +21,73 @@ def rank(values: Array) -> Array:
     """The place of every entry in the order of its row, the largest first.
 
     Of two that are equal, the earlier comes first.
+
+    Example:
+        >>> rank(jnp.asarray([[2.0, 9.0, 5.0]])).tolist()
+        [[2, 0, 1]]
     """
-    return jnp.argsort(largest_first(values), axis=1)
+    order = largest_first(values)
+    return jnp.argsort(order, axis=1)
 
 
 def taken(values: Array, order: Array) -> Array:
-    """The entries of every row in the given order, or at the given places."""
+    """The entries of every row in the given order, or at the given places.
+
+    Example:
+        >>> taken(jnp.asarray([[2.0, 9.0, 5.0]]), jnp.asarray([[1, 2, 0]])).tolist()
+        [[9.0, 5.0, 2.0]]
+    """
     return jnp.take_along_axis(values, order, 1)
 
 
 def put_back(values: Array, order: Array) -> Array:
-    """The entries of every row where they were before `taken(values, order)`."""
-    return jnp.take_along_axis(values, jnp.argsort(order, axis=1), 1)
+    """The entries of every row where they were before `taken(values, order)`.
+
+    Example:
+        >>> put_back(jnp.asarray([[9.0, 5.0, 2.0]]), jnp.asarray([[1, 2, 0]])).tolist()
+        [[2.0, 9.0, 5.0]]
+    """
+    places = jnp.argsort(order, axis=1)
+    return taken(values, places)
 
 
 def before(values: Array) -> Array:
-    """Sums of the entries before each. Not cumsum(a) - a: entries may be infinite."""
-    nothing = jnp.zeros_like(values[:, :1])
+    """Sums of the entries before each. Not cumsum(a) - a: entries may be infinite.
+
+    Example:
+        >>> before(jnp.asarray([[2.0, 9.0, jnp.inf]])).tolist()
+        [[0.0, 2.0, 11.0]]
+    """
+    first = values[:, :1]
+    nothing = jnp.zeros_like(first)
     sums = jnp.cumsum(values, axis=1)
-    return jnp.concatenate([nothing, sums[:, :-1]], axis=1)
+    return _beside(nothing, sums[:, :-1])
+
+
+def _beside(left: Array, right: Array) -> Array:
+    """The entries of both in one row."""
+    return jnp.concatenate([left, right], axis=1)
 
 
 def or_one(values: Array) -> Array:
-    """The values, with 1 in place of those that are not positive: what may be divided by."""
+    """The values, with 1 in place of those that are not positive: what may be divided by.
+
+    Example:
+        >>> or_one(jnp.asarray([2.0, 0.0])).tolist()
+        [2.0, 1.0]
+    """
     return jnp.where(values > 0, values, 1)
+
+
+def where_rows(condition: Array, rows: Array | float, others: Array | float) -> Array:
+    """The `rows` where the condition, (m,), holds, and the `others` elsewhere, (m, d).
+
+    Example:
+        >>> where_rows(jnp.asarray([True, False]), jnp.ones((2, 3)), 0.0).tolist()
+        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+    """
+    column = condition[:, None]
+    return jnp.where(column, rows, others)
 
 
 def crossing(breaks: Array, constant: Array, slope: Array, level: Array | float) -> Array:
@@ -48,6 +96,11 @@ def crossing(breaks: Array, constant: Array, slope: Array, level: Array | float)
         f_i(t) = slope_i t up to breaks_i,  constant_i = slope_i breaks_i beyond:
 
     each term rises to its break and stays there.
+
+    Example:
+        >>> one = jnp.ones((1, 2))
+        >>> crossing(jnp.asarray([[1.0, 3.0]]), jnp.asarray([[1.0, 3.0]]), one, 3.0).tolist()
+        [[2.0]]
     """
     order = jnp.argsort(breaks, axis=1)
     breaks = taken(breaks, order)
@@ -56,36 +109,50 @@ def crossing(breaks: Array, constant: Array, slope: Array, level: Array | float)
     # Of the terms in the order of their breaks: what those before have reached, and the slope of
     # those that still rise.
     saturated = before(constant)
-    rising = jnp.cumsum(slope[:, ::-1], axis=1)[:, ::-1]
-    at_breaks = saturated + jnp.where(rising > 0, breaks * rising, 0)
-    reached = at_breaks >= level
+    last_first = slope[:, ::-1]
+    rising = jnp.cumsum(last_first, axis=1)
+    rising = rising[:, ::-1]
+    risen = jnp.where(rising > 0, breaks * rising, 0)
+    reached = saturated + risen >= level
     first = jnp.argmax(reached, axis=1, keepdims=True)
     saturated = taken(saturated, first)
     rising = taken(rising, first)
-    t = jnp.maximum(level - saturated, 0) / or_one(rising)
-    return jnp.where(reached.any(1, keepdims=True), t, jnp.inf)
+    missing = jnp.maximum(level - saturated, 0)
+    t = missing / or_one(rising)
+    ever = reached.any(1, keepdims=True)
+    return jnp.where(ever, t, jnp.inf)
 
 
 def threshold(m: Array, room: Array, size: Array | float) -> Array:
-    """The smallest lambda >= 0 with sum_i min((m_i - lambda)_+, room_i) <= size, (m, 1)."""
+    """The smallest lambda >= 0 with sum_i min((m_i - lambda)_+, room_i) <= size, (m, 1).
+
+    Example:
+        >>> threshold(jnp.asarray([[5.0, 3.0]]), jnp.full((1, 2), jnp.inf), 4.0).tolist()
+        [[2.0]]
+    """
     # Downward from the largest break: entry i begins to add at m_i, and has filled its room at
     # m_i - room_i.
-    breaks = jnp.concatenate([m, m - room], axis=1)
+    breaks = _beside(m, m - room)
     begins = jnp.ones_like(m)
-    sign = jnp.concatenate([begins, -begins], axis=1)
+    sign = _beside(begins, -begins)
     order = jnp.argsort(-breaks, axis=1)
     breaks = taken(breaks, order)
-    rising = jnp.cumsum(taken(sign, order), axis=1)
+    sign = taken(sign, order)
+    rising = jnp.cumsum(sign, axis=1)
     # The sum at lambda = breaks_j: nothing is added between breaks where no entry rises, so that
     # rounding cannot put the crossing there.
-    gaps = breaks - jnp.roll(breaks, -1, axis=1)
+    next_breaks = jnp.roll(breaks, -1, axis=1)
+    gaps = breaks - next_breaks
     risen = before(rising * gaps)
     beyond = risen > size
     after = jnp.argmax(beyond, axis=1, keepdims=True)
     previous = jnp.maximum(after - 1, 0)
     missing = size - taken(risen, previous)
-    count = jnp.maximum(taken(rising, previous), 1)
+    count = taken(rising, previous)
+    count = jnp.maximum(count, 1)
     crossed = taken(breaks, previous) - missing / count
-    crossed = jnp.maximum(crossed, taken(breaks, after))
+    lowest = taken(breaks, after)
+    crossed = jnp.maximum(crossed, lowest)
     anywhere = beyond.any(1, keepdims=True)
-    return jnp.maximum(jnp.where(anywhere, crossed, 0), 0)
+    crossed = jnp.where(anywhere, crossed, 0)
+    return jnp.maximum(crossed, 0)

@@ -12,8 +12,9 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from perturbkernel.attacks.ascent import Evaluation, Settings, ascend
+from perturbkernel.attacks.boxes import Box, box_around, within
 from perturbkernel.attacks.host import HostPredictor, uncompiled
-from perturbkernel.attacks.norms import Box, steepest, within
+from perturbkernel.attacks.norms import steepest
 from perturbkernel.attacks.one_step import Perturbation, is_zero
 from perturbkernel.attacks.problem import (
     Problem,
@@ -22,6 +23,7 @@ from perturbkernel.attacks.problem import (
     check_starts,
     checked_problem,
     gradient_at,
+    keys_of_start,
     objective,
     outputs_at,
     random_rows,
@@ -40,7 +42,7 @@ def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once:
 
     def part(tree):
         x, target, keys, bounds = tree
-        box = None if bounds is None else (bounds[0] - x, bounds[1] - x)
+        box = box_around(x, bounds)
 
         def evaluate(delta, share):
             z = x + delta
@@ -61,7 +63,7 @@ def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once:
         def draw(start):
             if keys is None:
                 return jnp.zeros_like(x)
-            row_keys = jax.vmap(lambda key: jax.random.fold_in(key, start))(keys)
+            row_keys = keys_of_start(keys, start)
             return random_rows(row_keys, settings.size, norm, box, x)
 
         best, zero, finite = ascend(
@@ -312,6 +314,11 @@ def universal(
     input by 1/(1 + exp(m_n / s)), so that those already moved count less, whatever the units of the
     outputs. Where the predictor has one gradient for all inputs, or for one input, it is that of
     `attack`. Its norm is 0 where the gradients cancel to rounding: no direction helps all.
+
+    Example:
+        >>> w, x = jnp.asarray([3.0, 4.0]), jnp.asarray([[1.0, 0.0], [0.0, 0.1]])
+        >>> universal(lambda z: z @ w, x, jnp.asarray([1, 1]), size=0.5, norm="linf").tolist()
+        [0.5, 0.5]
 
     Args:
         bounds: an input moved is clip(inputs + delta, low, high), and so it is while delta is

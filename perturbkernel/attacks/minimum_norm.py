@@ -9,32 +9,25 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from perturbkernel.attacks.halfspaces import nearest_of_all
+from perturbkernel.attacks.boundary import Boundary, bracket, no_order
+from perturbkernel.attacks.boxes import Box, box_around, clip, within
+from perturbkernel.attacks.crossings import or_one, where_rows
 from perturbkernel.attacks.host import uncompiled
-from perturbkernel.attacks.norms import DUAL, Box, clip, lengths, reach, within
-from perturbkernel.attacks.one_step import is_zero
+from perturbkernel.attacks.linearised import Linearised, several_rivals
+from perturbkernel.attacks.norms import lengths
 from perturbkernel.attacks.problem import (
     Problem,
     check_memory,
     check_result,
     check_starts,
     checked_problem,
-    gradient_at,
+    keys_of_start,
     objective,
     outputs_at,
     random_rows,
-    rival_weights,
     rows_within,
-    strongest_rivals,
 )
-from perturbkernel.attacks.refinement import (
-    OVERSHOOT,
-    Boundary,
-    Nearest,
-    bracket,
-    no_order,
-    refine,
-)
+from perturbkernel.attacks.refinement import OVERSHOOT, Nearest, refine
 from perturbkernel.checks import check_count, check_number
 from perturbkernel.engine import tiles
 
@@ -42,7 +35,6 @@ _RADII = 4  # of random starts where no size is known: all of the reach, and 1/2
 # Arrays of the size of the inputs that the programme for several boundaries holds beside the
 # others, most of them in float64.
 _RIVAL_COPIES = 160
-_VISIBLE = 8  # units of rounding of the largest output: a change that can be seen
 
 
 class MinimumNorm(eqx.Module):
@@ -68,115 +60,33 @@ class MinimumNorm(eqx.Module):
         return jnp.isfinite(self.size)
 
 
-class _Rows(NamedTuple):
-    """Some rows of the problem: their values, gradients, and steps to linearised boundaries.
+class _Numbers(NamedTuple):
+    """How long is searched, from how many points, how closely: another value is no other program.
 
     Attributes:
-        problem: all rows; of it only what they share is read.
-        x, target: of these rows, (m, d) and (m,).
-        norm, box: what is small, and where perturbations may lie.
-        reachable: (m,), how far a perturbation may sensibly go.
+        steps, starts, tolerance: as of `minimum_norm`.
     """
 
-    problem: Problem
-    x: Array
-    target: Array
-    norm: str
-    box: Box
-    reachable: Array
-
-    def outputs(self, delta: Array) -> Array:
-        return outputs_at(self.problem.predictor, self.x + delta, self.problem.shape)
-
-    def gradient(self, z: Array, weights: Array | None) -> Array:
-        predictor, shape = self.problem.predictor, self.problem.shape
-        return gradient_at(predictor, z, shape, self.target, weights)
-
-    def value(self, delta: Array) -> Array:
-        gap, _ = objective(self.outputs(delta), self.target, self.problem.away)
-        return gap.astype(self.x.dtype)
-
-    def evaluate(self, delta: Array) -> tuple[Array, Array, Array]:
-        """The value (m,), its gradient (m, d), and whether that is zero to rounding (m,)."""
-        x, problem = self.x, self.problem
-        outputs = self.outputs(delta)
-        gap, weights = objective(outputs, self.target, problem.away)
-        z = x + delta
-        g = self.gradient(z, weights)
-        zero = is_zero(problem.predictor, z.reshape(-1, *problem.shape), weights, g)
-        # Or a step as long as the data changes no more than the rounding of the outputs.
-        largest = jnp.abs(outputs.reshape(len(x), -1)).max(1)
-        visible = _VISIBLE * jnp.finfo(x.dtype).eps * largest
-        change = lengths(g, DUAL[self.norm]) * self.reachable
-        zero = zero | (change <= visible.astype(x.dtype))
-        return gap.astype(x.dtype), g, zero
-
-    def nearest_beyond(self, delta: Array, gap: Array, g: Array) -> Array:
-        """The smallest perturbation beyond the boundaries, linearised at delta."""
-        missing = jnp.sum(g * delta, axis=1) - gap
-        single = reach(g, jnp.maximum(missing, 0), self.norm, self.box)
-        if not _several_rivals(self.problem, self.norm):
-            return single
-        outputs = self.outputs(delta)
-        rivals = strongest_rivals(outputs, self.target)
-
-        def boundary(rival):
-            weights = rival_weights(outputs, self.target, rival)
-            gradient = self.gradient(self.x + delta, weights)
-            gap = jnp.sum(weights * outputs, axis=1).astype(self.x.dtype)
-            return gradient, jnp.sum(gradient * delta, axis=1) - gap
-
-        rows, least = lax.map(boundary, rivals.T)
-        nearest, met = nearest_of_all(jnp.swapaxes(rows, 0, 1), least.T, self.norm, self.box)
-        return jnp.where(met[:, None], nearest, single)
-
-    def toward(self, outputs: Array, other: Array) -> Array:
-        """From the inputs to the boundary of class `other`, to first order, (m, d).
-
-        Infinite where no step leads there.
-        """
-        weights = rival_weights(outputs, other, self.target)
-        gap = -jnp.sum(weights * outputs, axis=1).astype(self.x.dtype)
-        gradient = self.gradient(self.x, weights)
-        step = reach(gradient, gap, self.norm, self.box)
-        exists = (gap > 0) & step.any(1)
-        return jnp.where(exists[:, None], step, jnp.inf)
-
-    def nearest_classes(self, outputs: Array, classes: int) -> Array:
-        """The other classes, (K - 1, m), the one with the nearest boundary first."""
-        shifts = jnp.arange(1, classes)
-
-        def distance(shift):
-            other = (self.target + shift) % outputs.shape[1]
-            return lengths(self.toward(outputs, other), self.norm)
-
-        distances = lax.map(distance, shifts)
-        nearest_first = shifts[jnp.argsort(distances, axis=0)]
-        return (self.target[None] + nearest_first) % outputs.shape[1]
-
-
-def _several_rivals(problem: Problem, norm: str) -> bool:
-    """Whether a step must pass several boundaries at once."""
-    several = problem.classes is not None and problem.classes > 2
-    return several and not problem.away and norm != "l0"
+    steps: Array
+    starts: Array
+    tolerance: Array
 
 
 @eqx.filter_jit
-def _minimum_norm(
-    problem: Problem, keys, steps, starts, tolerance, norm: str, nearest: int, memory
-):
+def _minimum_norm(problem: Problem, keys, numbers: _Numbers, norm: str, nearest: int, memory):
     """(delta, inside, size, targets, whether the gradient at the input is finite), row by row."""
 
     def part(tree):
         x, target, keys, bounds, scale = tree
-        box = None if bounds is None else (bounds[0] - x, bounds[1] - x)
+        box = box_around(x, bounds)
         reachable = _reachable(scale, norm, box)
         outputs = outputs_at(problem.predictor, x, problem.shape)
         if target is None:
             target = _own_decision(outputs, x, problem.away)
-        rows = _Rows(problem, x, target, norm, box, reachable)
+        rows = Linearised(problem, x, target, norm, box, reachable)
         at_zero, weights = objective(outputs, target, problem.away)
-        finite = jnp.isfinite(rows.gradient(x, weights)).all(1)
+        gradient = rows.gradient(x, weights)
+        finite = jnp.isfinite(gradient).all(1)
         boundary = Boundary(
             value=rows.value,
             evaluate=rows.evaluate,
@@ -187,74 +97,91 @@ def _minimum_norm(
             box=box,
         )
         begin = _starts(rows, outputs, keys, nearest)
-        best = _best_of_starts(boundary, begin, x, (steps, starts, tolerance))
-        found, already = jnp.isfinite(best.size), boundary.at_zero >= 0
+        best = _best_of_starts(boundary, begin, x, numbers)
+        found = jnp.isfinite(best.size)
+        already = boundary.at_zero >= 0
         kept = found & ~already
-        beyond, short = bracket(boundary, best.delta, best.order, kept, tolerance)
-        outside = jnp.where(kept[:, None], within(x, beyond, bounds), 0)
-        inside = jnp.where(kept[:, None], within(x, short, bounds), 0)
-        size = jnp.where(found, lengths(outside, norm), jnp.inf)
-        return outside, inside, jnp.where(already, 0, size), target, finite
+        beyond, short = bracket(boundary, best.delta, best.order, kept, numbers.tolerance)
+        beyond = within(x, beyond, bounds)
+        outside = where_rows(kept, beyond, 0)
+        short = within(x, short, bounds)
+        inside = where_rows(kept, short, 0)
+        length = lengths(outside, norm)
+        size = jnp.where(found, length, jnp.inf)
+        size = jnp.where(already, 0, size)
+        return outside, inside, size, target, finite
 
     x = problem.x
-    scale = jnp.broadcast_to(_scale(x, norm), len(x))
-    copies = _RIVAL_COPIES if _several_rivals(problem, norm) else 0
+    scale = _scale(x, norm)
+    scales = jnp.broadcast_to(scale, len(x))
+    copies = 0
+    if several_rivals(problem, norm):
+        copies = _RIVAL_COPIES
     count = rows_within(memory, problem.predictor, x, problem.shape, copies)
-    return tiles.by_rows(part, (x, problem.target, keys, problem.bounds, scale), count)
+    return tiles.by_rows(part, (x, problem.target, keys, problem.bounds, scales), count)
 
 
 def _own_decision(outputs: Array, x: Array, away: bool) -> Array:
     """The class to get away from; for one output the other sign."""
     if away:
         return outputs.argmax(1)
-    return jnp.where(outputs > 0, -1, 1).astype(x.dtype)
+    other = jnp.where(outputs > 0, -1, 1)
+    return other.astype(x.dtype)
 
 
-def _starts(rows: _Rows, outputs: Array, keys: Array | None, nearest: int) -> Callable:
+def _starts(rows: Linearised, outputs: Array, keys: Array | None, nearest: int) -> Callable:
     """(number of a start, smallest sizes so far) -> where it begins, (m, d).
 
     The first `nearest` begin at the boundaries of the nearest classes, or at the input; the others
     at random points.
     """
-    x, norm, box = rows.x, rows.norm, rows.box
+    x = rows.x
     classes = rows.problem.classes
     chosen = None
     if rows.problem.away and classes is not None and classes > 2:
         chosen = rows.nearest_classes(outputs, classes)
 
+    def at_boundary(start: Array) -> Array:
+        if chosen is None:
+            return jnp.zeros_like(x)
+        place = jnp.minimum(start, nearest - 1)
+        step = rows.toward(outputs, chosen[place])
+        exists = jnp.isfinite(step).all(1)
+        beyond = where_rows(exists, OVERSHOOT * step, 0)
+        return clip(beyond, rows.box)
+
     def begin(start: Array, size: Array) -> Array:
-        fixed = jnp.zeros_like(x)
-        if chosen is not None:
-            step = rows.toward(outputs, chosen[jnp.minimum(start, nearest - 1)])
-            exists = jnp.isfinite(step).all(1, keepdims=True)
-            fixed = clip(jnp.where(exists, OVERSHOOT * step, 0), box)
+        fixed = at_boundary(start)
         if keys is None:
             return fixed
         # Where nothing is known, from the whole reach inward.
         radius = rows.reachable / 2.0 ** (start % _RADII)
-        known = jnp.where(jnp.isfinite(size), size, radius)
-        row_keys = jax.vmap(lambda key: jax.random.fold_in(key, start))(keys)
-        drawn = random_rows(row_keys, known[:, None], norm, box, x)
+        is_known = jnp.isfinite(size)
+        known = jnp.where(is_known, size, radius)
+        row_keys = keys_of_start(keys, start)
+        drawn = random_rows(row_keys, known[:, None], rows.norm, rows.box, x)
         return jnp.where(start < nearest, fixed, drawn)
 
     return begin
 
 
-def _best_of_starts(boundary: Boundary, begin: Callable, x: Array, numbers: tuple) -> Nearest:
-    steps, starts, tolerance = numbers
-
+def _best_of_starts(boundary: Boundary, begin: Callable, x: Array, numbers: _Numbers) -> Nearest:
     def one_start(start: Array, best: Nearest) -> Nearest:
-        found = refine(boundary, begin(start, best.size), steps, tolerance)
+        first = begin(start, best.size)
+        found = refine(boundary, first, numbers.steps, numbers.tolerance)
         smaller = found.size < best.size
         return Nearest(
-            jnp.where(smaller[:, None], found.delta, best.delta),
-            jnp.where(smaller[:, None], found.order, best.order),
-            jnp.where(smaller, found.size, best.size),
+            delta=where_rows(smaller, found.delta, best.delta),
+            order=where_rows(smaller, found.order, best.order),
+            size=jnp.where(smaller, found.size, best.size),
         )
 
-    none = jnp.full(len(x), jnp.inf, x.dtype)
-    best = Nearest(jnp.zeros_like(x), no_order(x, boundary.norm), none)
-    return lax.fori_loop(0, starts, one_start, best)
+    nothing = Nearest(
+        delta=jnp.zeros_like(x),
+        order=no_order(x, boundary.norm),
+        size=jnp.full(len(x), jnp.inf, x.dtype),
+    )
+    return lax.fori_loop(0, numbers.starts, one_start, nothing)
 
 
 def _scale(x: Array, norm: str) -> Array:
@@ -262,9 +189,12 @@ def _scale(x: Array, norm: str) -> Array:
     entries of 1 where the data are 0.
     """
     largest = jnp.abs(x).max()
-    unit = jnp.where(largest > 0, largest, 1)
-    entry = jnp.where(largest > 0, unit * jnp.sqrt(jnp.mean((x / unit) ** 2)), 1)
-    return lengths(jnp.full((1, x.shape[1]), 2 * entry), norm)[0]
+    unit = or_one(largest)
+    squares = (x / unit) ** 2
+    root_mean_square = jnp.sqrt(jnp.mean(squares))
+    entry = jnp.where(largest > 0, unit * root_mean_square, 1)
+    difference = jnp.full((1, x.shape[1]), 2 * entry)
+    return lengths(difference, norm)[0]
 
 
 def _reachable(scale: Array, norm: str, box: Box) -> Array:
@@ -274,8 +204,10 @@ def _reachable(scale: Array, norm: str, box: Box) -> Array:
     if box is None:
         return scale
     low, high = box
-    corner = lengths(jnp.maximum(high, -low), norm)
-    return jnp.where(jnp.isfinite(corner) & (corner > 0), corner, scale)
+    corner = jnp.maximum(high, -low)
+    furthest = lengths(corner, norm)
+    known = jnp.isfinite(furthest) & (furthest > 0)
+    return jnp.where(known, furthest, scale)
 
 
 def minimum_norm(
@@ -308,6 +240,11 @@ def minimum_norm(
     bisection brackets the boundary: at `delta` the decision has changed, at `inside` it has not,
     both evaluated.
 
+    Example:
+        >>> found = minimum_norm(lambda z: z @ jnp.asarray([3.0, 4.0]), jnp.asarray([[1.0, 0.5]]))
+        >>> found.size.round(2).tolist(), (found.delta < 0).tolist()
+        ([1.0], [[True, True]])
+
     Args:
         predictor, inputs, bounds, memory: as in `attack`.
         targets: the decision to arrive at, (n,) in {-1, +1}, or class indices; with `away`, to get
@@ -338,25 +275,36 @@ def minimum_norm(
     """
     problem = checked_problem(predictor, inputs, targets, norm, away, bounds, own=True)
     check_count(steps, "steps")
+    dtype = problem.x.dtype
     if tolerance is None:
-        tolerance = 1e-4 if problem.x.dtype == jnp.float64 else 1e-3
+        tolerance = 1e-4 if dtype == jnp.float64 else 1e-3
     check_number(tolerance, "tolerance", low=1e-6, high=0.1)
     check_memory(memory)
     if starts is not None:
         check_count(starts, "starts")
     nearest = 1
     if problem.away and problem.classes is not None:
-        nearest = min(problem.classes - 1, 3 if starts is None else starts)
-    starts = nearest if starts is None else starts
+        others = problem.classes - 1
+        nearest = min(others, 3 if starts is None else starts)
+    if starts is None:
+        starts = nearest
     check_starts(starts, nearest, key)
     keys = None
     if starts > nearest and key is not None:
         keys = jax.random.split(key, len(problem.x))
-    numbers = jnp.asarray(steps), jnp.asarray(starts), jnp.asarray(tolerance, problem.x.dtype)
+    numbers = _Numbers(
+        steps=jnp.asarray(steps),
+        starts=jnp.asarray(starts),
+        tolerance=jnp.asarray(tolerance, dtype),
+    )
     with uncompiled(problem.predictor):
-        delta, inside, size, target, finite = _minimum_norm(
-            problem, keys, *numbers, norm, nearest, memory
-        )
+        found = _minimum_norm(problem, keys, numbers, norm, nearest, memory)
+    delta, inside, size, target, finite = found
     check_result(finite)
     shape = (-1, *problem.shape)
-    return MinimumNorm(delta.reshape(shape), size, inside.reshape(shape), target)
+    return MinimumNorm(
+        delta=delta.reshape(shape),
+        size=size,
+        inside=inside.reshape(shape),
+        targets=target,
+    )

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from perturbkernel.attacks.boxes import within
 from perturbkernel.attacks.host import traced_shape
 from perturbkernel.attacks.margins import margin_weights
 from perturbkernel.attacks.norms import normalise as normalise
-from perturbkernel.attacks.norms import within
 from perturbkernel.checks import (
     as_float,
     as_inputs,
@@ -75,6 +75,11 @@ def perturb(
     underflows. q depends on the scale of f: it is uniform for f near 0, and all on the strongest
     other class for f large. For two classes g_n is the gradient of f_t - f_other.
 
+    Example:
+        >>> w, x = jnp.asarray([3.0, 4.0]), jnp.asarray([[1.0, 0.0], [0.0, 1.0]])
+        >>> perturb(lambda z: z @ w, x, [1, -1], size=0.5, norm="linf").delta.tolist()
+        [[0.5, 0.5], [-0.5, -0.5]]
+
     Args:
         predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,),
             (n, 1) or (n, K) that treats rows independently: a Flax or Equinox model, a lambda. One
@@ -103,7 +108,8 @@ def perturb(
     x = as_inputs(inputs, "inputs")
     classes = count_outputs(predictor, x, targets)
     if classes is None:
-        y, weights = as_targets(targets, "targets", len(x)), None
+        y = as_targets(targets, "targets", len(x))
+        weights = None
     else:
         y = class_indices(targets, "targets", len(x), classes)
         weights = margin_weights(predictor(x), y)
@@ -123,7 +129,8 @@ def perturb(
     zero = is_zero(predictor, x, weights, gradient)
     dtype = common_dtype(x, gradient)
     flat = _column(zero, x)
-    step = jnp.where(flat, 0, normalise(gradient, norm)).astype(dtype)
+    unit = normalise(gradient, norm)
+    step = jnp.where(flat, 0, unit).astype(dtype)
     length = size if classes is not None else _column(size * y, x).astype(dtype)
     delta = length * step
     if low is not None and high is not None:
@@ -132,19 +139,25 @@ def perturb(
         x = x.astype(dtype)
         # Not clip(x + delta) - x, whose rounding is that of x and may exceed the size.
         clipped = jnp.clip(delta, low - x, high - x)
-        delta = jnp.where(flat, 0, within(x, clipped, (low, high)))
+        clipped = within(x, clipped, (low, high))
+        delta = jnp.where(flat, 0, clipped)
     return Perturbation(delta, y, zero)
 
 
 def check_gradient(gradient: Array) -> None:
-    """Raises for a gradient, one row a point, that is not finite."""
-    if not is_traced(gradient):
-        bad = ~np.isfinite(np.asarray(gradient)).reshape(len(gradient), -1).all(1)
-        if bad.any():
-            raise ValueError(
-                f"predictor must have finite gradients; {bad.sum()} rows have not "
-                f"(row {bad.argmax()})"
-            )
+    """Raises for a gradient, one row a point, that is not finite.
+
+    Example:
+        >>> check_gradient(jnp.ones((2, 3)))
+    """
+    if is_traced(gradient):
+        return
+    rows = np.asarray(gradient).reshape(len(gradient), -1)
+    bad = ~np.isfinite(rows).all(1)
+    if bad.any():
+        raise ValueError(
+            f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})"
+        )
 
 
 def is_zero(
@@ -153,6 +166,11 @@ def is_zero(
     """Where the gradient is zero, (n,).
 
     To rounding for kernel predictors, whose terms may cancel; exactly for others.
+
+    Example:
+        >>> x = jnp.asarray([[1.0, 0.0], [0.0, 0.0]])
+        >>> is_zero(lambda z: z.sum(1) ** 2, x, None, x).tolist()
+        [False, True]
     """
     flat = jnp.abs(gradient).reshape(len(x), -1)
     longest = flat.max(1) * jnp.sqrt(flat.shape[1])
@@ -167,6 +185,11 @@ def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
     """K of a predictor with outputs (n, K), K > 1; None for a single output.
 
     None also for targets that are no class indices.
+
+    Example:
+        >>> x = jnp.ones((2, 3))
+        >>> count_outputs(lambda z: z, x, [0, 2]), count_outputs(lambda z: z, x, [1.0, -1.0])
+        (3, None)
     """
     if isinstance(predictor, KernelPredictor):
         return predictor.num_outputs
@@ -175,12 +198,20 @@ def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
     shape = getattr(traced_shape(predictor, x), "shape", ())
     if len(shape) != 2 or shape[0] != len(x) or shape[1] == 1:
         return None
-    dtype = targets.dtype if isinstance(targets, jax.Array) else np.asarray(targets).dtype
-    return shape[1] if jnp.issubdtype(dtype, jnp.integer) else None
+    if not isinstance(targets, jax.Array):
+        targets = np.asarray(targets)
+    if jnp.issubdtype(targets.dtype, jnp.integer):
+        return shape[1]
+    return None
 
 
 def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | None]:
-    """Raises for what `perturb` would not take; returns the bounds as arrays."""
+    """Raises for what `perturb` would not take; returns the bounds as arrays.
+
+    Example:
+        >>> check_options(0.5, "l2", "gradient", None)
+        (None, None)
+    """
     check_choice(norm, "norm", NORMS)
     check_choice(direction, "direction", DIRECTIONS)
     check_number(size, "size")
@@ -188,19 +219,28 @@ def check_options(size, norm, direction, bounds) -> tuple[Array | None, Array | 
 
 
 def checked_bounds(bounds) -> tuple[Array | None, Array | None]:
-    """The bounds as arrays of one dtype, or (None, None); raises unless low < high somewhere."""
+    """The bounds as arrays of one dtype, or (None, None); raises unless low < high somewhere.
+
+    Example:
+        >>> low, high = checked_bounds((0, 1))
+        >>> float(low), float(high)
+        (0.0, 1.0)
+    """
     if bounds is None:
         return None, None
     try:
         given_low, given_high = bounds
-        low, high = as_float(given_low, "bounds"), as_float(given_high, "bounds")
+        low = as_float(given_low, "bounds")
+        high = as_float(given_high, "bounds")
     except (TypeError, ValueError):
         raise ValueError(f"bounds must be (low, high); got {bounds!r}") from None
     if is_traced(low, high):
         return low, high
     dtype = common_dtype(low, high)
-    low, high = low.astype(dtype), high.astype(dtype)
+    low = low.astype(dtype)
+    high = high.astype(dtype)
     # Single entries may be held fixed, by equal bounds, but not all of them.
-    if not bool(jnp.all(low <= high) & jnp.any(low < high)):
+    ordered = jnp.all(low <= high) & jnp.any(low < high)
+    if not bool(ordered):
         raise ValueError(f"bounds must have low < high; got {bounds!r}")
     return low, high

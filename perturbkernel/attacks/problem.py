@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from perturbkernel.attacks.boxes import Box
+from perturbkernel.attacks.crossings import or_one
 from perturbkernel.attacks.host import HostPredictor, traceable, traced_shape
-from perturbkernel.attacks.norms import NORMS, Box, lengths, project
+from perturbkernel.attacks.margins import own_and_others
+from perturbkernel.attacks.norms import NORMS, lengths, project
 from perturbkernel.attacks.one_step import check_gradient, checked_bounds, count_outputs
 from perturbkernel.checks import (
     as_inputs,
@@ -64,38 +67,66 @@ def checked_problem(
     low, high = checked_bounds(bounds)
     x = as_inputs(inputs, "inputs")
     predictor = traceable(predictor, x)
-    classes = count_outputs(predictor, x, np.zeros(0, int) if targets is None else targets)
+    classes = _checked_outputs(predictor, x, targets)
+    if targets is None:
+        target = None
+        away = classes is not None
+    elif classes is None:
+        target = as_targets(targets, "targets", len(x))
+        if away:
+            target = -target
+        away = False
+    else:
+        target = class_indices(targets, "targets", len(x), classes)
+    shape = x.shape[1:]
+    x = x.reshape(len(x), -1)
+    return Problem(
+        predictor=_without_statistics(predictor),
+        x=x,
+        shape=shape,
+        classes=classes,
+        target=target,
+        away=away,
+        bounds=_flat_bounds(low, high, x, shape, norm),
+    )
+
+
+def _checked_outputs(predictor: Any, x: Array, targets: Any) -> int | None:
+    """K, or None for one output; raises ValueError for outputs of another shape."""
+    n = len(x)
+    if targets is None:
+        targets = np.zeros(0, int)
+    classes = count_outputs(predictor, x, targets)
     on_host = isinstance(predictor, HostPredictor)
     outputs = predictor(x) if on_host else traced_shape(predictor, x)
     shape = getattr(outputs, "shape", None)
-    if classes is None and shape not in ((len(x),), (len(x), 1)):
+    if classes is None and shape not in ((n,), (n, 1)):
         raise ValueError(
-            f"predictor must map inputs {x.shape} to one output a row, ({len(x)},), or to K with "
+            f"predictor must map inputs {x.shape} to one output a row, ({n},), or to K with "
             f"class indices as targets; it gave {shape}"
         )
-    if targets is None:
-        target, away = None, classes is not None
-    elif classes is None:
-        target = as_targets(targets, "targets", len(x))
-        target, away = (-target if away else target), False
-    else:
-        target = class_indices(targets, "targets", len(x), classes)
-    if isinstance(predictor, KernelPredictor):
-        predictor = KernelPredictor(
-            predictor.kernel,
-            predictor.inputs,
-            predictor.dual_coef,
-            predictor.initial,
-            mesh=predictor.mesh,
-        )
-    shape = x.shape[1:]
-    x = x.reshape(len(x), -1)
-    flat_bounds = _flat_bounds(low, high, x, shape, norm)
-    return Problem(predictor, x, shape, classes, target, away, flat_bounds)
+    return classes
+
+
+def _without_statistics(predictor: Any) -> Any:
+    """The predictor without what differs between trainings but not between computations."""
+    if not isinstance(predictor, KernelPredictor):
+        return predictor
+    return KernelPredictor(
+        predictor.kernel,
+        predictor.inputs,
+        predictor.dual_coef,
+        predictor.initial,
+        mesh=predictor.mesh,
+    )
 
 
 def _flat_bounds(
-    low, high, x: Array, shape: tuple[int, ...], norm: str
+    low: Array | None,
+    high: Array | None,
+    x: Array,
+    shape: tuple[int, ...],
+    norm: str,
 ) -> tuple[Array, Array] | None:
     if low is None or high is None:
         if norm == "l0":
@@ -106,7 +137,8 @@ def _flat_bounds(
         return None
     whole = (len(x), *shape)
     try:
-        whole_low, whole_high = jnp.broadcast_to(low, whole), jnp.broadcast_to(high, whole)
+        whole_low = jnp.broadcast_to(low, whole)
+        whole_high = jnp.broadcast_to(high, whole)
     except ValueError:
         sizes = ", ".join(map(str, whole))
         raise ValueError(
@@ -116,15 +148,22 @@ def _flat_bounds(
     low = whole_low.reshape(x.shape).astype(x.dtype)
     high = whole_high.reshape(x.shape).astype(x.dtype)
     if not is_traced(x, low, high):
-        outside = np.asarray((x < low) | (x > high))
-        if outside.any():
-            rows = outside.any(1)
-            raise ValueError(
-                f"inputs must lie within bounds; {rows.sum()} rows do not (row {rows.argmax()})"
-            )
-        if norm == "l0" and not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise ValueError("bounds must be finite for l0, where nothing else limits an entry")
+        _check_within(x, low, high, norm)
     return low, high
+
+
+def _check_within(x: Array, low: Array, high: Array, norm: str) -> None:
+    below = x < low
+    above = x > high
+    outside = np.asarray(below | above)
+    if outside.any():
+        rows = outside.any(1)
+        raise ValueError(
+            f"inputs must lie within bounds; {rows.sum()} rows do not (row {rows.argmax()})"
+        )
+    finite = np.isfinite(low).all() and np.isfinite(high).all()
+    if norm == "l0" and not finite:
+        raise ValueError("bounds must be finite for l0, where nothing else limits an entry")
 
 
 def objective(outputs: Array, target: Array, away: bool) -> tuple[Array, Array | None]:
@@ -132,29 +171,48 @@ def objective(outputs: Array, target: Array, away: bool) -> tuple[Array, Array |
 
     target f for one output, f_t - max_{k != t} f_k for K; `away` turns the sign around. Positive
     where the decision is as wanted, and in proportion to the outputs.
+
+    Example:
+        >>> gap, weights = objective(jnp.asarray([[5.0, 2.0, 1.0]]), jnp.asarray([2]), False)
+        >>> gap.tolist(), weights.tolist()
+        ([-4.0], [[-1.0, 0.0, 1.0]])
     """
     if outputs.ndim == 1:
-        return target.astype(outputs.dtype) * outputs, None
-    rival = strongest_rivals(outputs, target, 1)[:, 0]
-    weights = rival_weights(outputs, target, rival)
+        signs = target.astype(outputs.dtype)
+        return signs * outputs, None
+    rivals = strongest_rivals(outputs, target, 1)
+    weights = rival_weights(outputs, target, rivals[:, 0])
     if away:
         weights = -weights
     # Between outputs that are large the difference is exact; a sum over all would not be.
-    return jnp.sum(jnp.where(weights != 0, weights * outputs, 0), axis=1), weights
+    terms = jnp.where(weights != 0, weights * outputs, 0)
+    return jnp.sum(terms, axis=1), weights
 
 
 def rival_weights(outputs: Array, own: Array, other: Array) -> Array:
-    """The weights (m, K) of f_own - f_other, classes (m,) each."""
+    """The weights (m, K) of f_own - f_other, classes (m,) each.
+
+    Example:
+        >>> rival_weights(jnp.ones((1, 3)), jnp.asarray([2]), jnp.asarray([0])).tolist()
+        [[-1.0, 0.0, 1.0]]
+    """
     classes = outputs.shape[1]
     plus = jax.nn.one_hot(own, classes, dtype=outputs.dtype)
-    return plus - jax.nn.one_hot(other, classes, dtype=outputs.dtype)
+    minus = jax.nn.one_hot(other, classes, dtype=outputs.dtype)
+    return plus - minus
 
 
 def strongest_rivals(outputs: Array, target: Array, count: int = RIVALS) -> Array:
-    """(m, r), the classes other than the target with the largest outputs, the largest first."""
-    chosen = jax.nn.one_hot(target, outputs.shape[1], dtype=bool)
-    others = jnp.where(chosen, -jnp.inf, outputs)
-    return jax.lax.top_k(others, min(count, outputs.shape[1] - 1))[1]
+    """(m, r), the classes other than the target with the largest outputs, the largest first.
+
+    Example:
+        >>> strongest_rivals(jnp.asarray([[5.0, 2.0, 9.0]]), jnp.asarray([0])).tolist()
+        [[2, 1]]
+    """
+    _, others = own_and_others(outputs, target)
+    there = outputs.shape[1] - 1
+    _, rivals = jax.lax.top_k(others, min(count, there))
+    return rivals
 
 
 def softened_weights(outputs: Array, target: Array, share: Array) -> Array:
@@ -162,48 +220,88 @@ def softened_weights(outputs: Array, target: Array, share: Array) -> Array:
 
     tau is `share` of the standard deviation of their outputs: q has no units, and as share falls to
     0 it is all on the largest.
+
+    Example:
+        >>> outputs = jnp.asarray([[5.0, 2.0, 2.0]])
+        >>> softened_weights(outputs, jnp.asarray([0]), jnp.asarray(0.5)).tolist()
+        [[1.0, -0.5, -0.5]]
     """
-    chosen = jax.nn.one_hot(target, outputs.shape[1], dtype=bool)
+    is_own, others = own_and_others(outputs, target)
     count = outputs.shape[1] - 1
-    largest = jnp.where(chosen, -jnp.inf, outputs).max(1, keepdims=True)
-    below = jnp.where(chosen, 0, outputs - largest)
+    largest = others.max(1, keepdims=True)
+    below = jnp.where(is_own, 0, outputs - largest)
     mean = below.sum(1, keepdims=True) / count
-    spread = jnp.sqrt(jnp.sum(jnp.where(chosen, 0, below - mean) ** 2, 1, keepdims=True) / count)
-    tau = jnp.maximum(share.astype(outputs.dtype), 1e-3) * spread
-    exponents = jnp.where(chosen, -jnp.inf, below / jnp.where(tau > 0, tau, 1))
-    return chosen.astype(outputs.dtype) - jax.nn.softmax(exponents, axis=1)
+    deviations = jnp.where(is_own, 0, below - mean)
+    variance = jnp.sum(deviations**2, 1, keepdims=True) / count
+    spread = jnp.sqrt(variance)
+    share = share.astype(outputs.dtype)
+    tau = jnp.maximum(share, 1e-3) * spread
+    exponents = jnp.where(is_own, -jnp.inf, below / or_one(tau))
+    shares = jax.nn.softmax(exponents, axis=1)
+    return is_own.astype(outputs.dtype) - shares
 
 
 def outputs_at(predictor: Callable, z: Array, shape: tuple[int, ...]) -> Array:
-    """Outputs (m,), or (m, K), at flat inputs."""
-    outputs = predictor(z.reshape(-1, *shape))
-    return outputs.reshape(len(z)) if outputs.size == len(z) else outputs
+    """Outputs (m,), or (m, K), at flat inputs.
+
+    Example:
+        >>> outputs_at(lambda images: images.sum((1, 2)), jnp.ones((5, 6)), (2, 3)).shape
+        (5,)
+    """
+    points = z.reshape(-1, *shape)
+    outputs = predictor(points)
+    if outputs.size == len(z):
+        return outputs.reshape(len(z))
+    return outputs
 
 
 def gradient_at(
-    predictor: Callable, z: Array, shape: tuple[int, ...], target: Array, weights: Array | None
+    predictor: Callable,
+    z: Array,
+    shape: tuple[int, ...],
+    target: Array,
+    weights: Array | None,
 ) -> Array:
-    """The gradient of `objective` at flat inputs, (m, d)."""
-    gradient = input_gradient(predictor, z.reshape(-1, *shape), weights)
+    """The gradient of `objective` at flat inputs, (m, d).
+
+    Example:
+        >>> z, target = jnp.ones((1, 2)), jnp.asarray([-1.0])
+        >>> gradient_at(lambda z: z @ jnp.asarray([3.0, 4.0]), z, (2,), target, None).tolist()
+        [[-3.0, -4.0]]
+    """
+    points = z.reshape(-1, *shape)
+    gradient = input_gradient(predictor, points, weights)
     gradient = gradient.reshape(z.shape).astype(z.dtype)
     if weights is not None:
         return gradient
-    return target[:, None].astype(gradient.dtype) * gradient
+    signs = target[:, None].astype(gradient.dtype)
+    return signs * gradient
 
 
 def rows_within(
-    memory: float | None, predictor: Callable, x: Array, shape: tuple[int, ...], copies: int = 0
+    memory: float | None,
+    predictor: Callable,
+    x: Array,
+    shape: tuple[int, ...],
+    copies: int = 0,
 ) -> int:
     """How many points are attacked at once in `memory` bytes; None: the device's default,
     `memory.default_memory`. `copies` arrays of the size of the inputs are held beside the usual.
 
     A kernel predictor's own temporaries are limited by its kernel. Of another, those of one point
     are what a gradient holds at once, from its trace.
+
+    Example:
+        >>> rows_within(1e6, lambda z: z.sum(1), jnp.ones((9, 50), jnp.float32), (50,))
+        192
     """
     if isinstance(predictor, HostPredictor):  # what it holds is not known
         return len(x)
-    own = (_COPIES + copies) * x.shape[1] * x.dtype.itemsize
-    plain = predictor.initial if isinstance(predictor, KernelPredictor) else predictor
+    row = x.shape[1] * x.dtype.itemsize
+    own = (_COPIES + copies) * row
+    plain = predictor
+    if isinstance(predictor, KernelPredictor):
+        plain = predictor.initial
     if plain is not None:
 
         def gradient(z: Array, _: Array) -> Array:
@@ -211,29 +309,60 @@ def rows_within(
             return pull_back(outputs)[0]
 
         # Traced in the dtype of the inputs, and counted in numbers of four bytes.
-        own += 4 * footprint(gradient, x.shape[1:], x.dtype)[1]
-    return max(1, int((memory or default_memory()) // own))
+        _, each = footprint(gradient, x.shape[1:], x.dtype)
+        own += 4 * each
+    budget = memory or default_memory()
+    return max(1, int(budget // own))
 
 
 def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> Array:
-    """A random point of the ball of radius `size` for every row, projected to the box."""
+    """A random point of the ball of radius `size` for every row, projected to the box.
 
-    def draw(key):
-        direction_key, radius_key = jax.random.split(key)
-        d = like.shape[1]
-        if norm in ("linf", "l0"):
-            return jax.random.uniform(direction_key, (d,), like.dtype, -1, 1)
-        distribution = jax.random.normal if norm == "l2" else jax.random.laplace
-        draws = distribution(direction_key, (d,), like.dtype)
-        # Uniform in the volume of the ball.
-        share = jax.random.uniform(radius_key, (), like.dtype) ** (1 / d)
-        return draws / lengths(draws[None], norm) * share
+    Example:
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> drawn = random_rows(keys, jnp.asarray(0.5), "linf", None, jnp.ones((3, 4)))
+        >>> drawn.shape, bool(jnp.abs(drawn).max() <= 0.5)
+        ((3, 4), True)
+    """
+
+    def draw(key: Array) -> Array:
+        return _in_unit_ball(key, norm, like)
 
     u = jax.vmap(draw)(keys)
     if norm != "l0":
         return project(size * u, size, norm, box)
     assert box is not None
-    return project(jnp.where(u > 0, u * box[1], -u * box[0]), size, norm, box)
+    low, high = box
+    inside = jnp.where(u > 0, u * high, -u * low)
+    return project(inside, size, norm, box)
+
+
+def _in_unit_ball(key: Array, norm: str, like: Array) -> Array:
+    """A random point of the unit ball, (d,), uniform in its volume; for l0 of that of linf."""
+    direction_key, radius_key = jax.random.split(key)
+    d = like.shape[1]
+    if norm in ("linf", "l0"):
+        return jax.random.uniform(direction_key, (d,), like.dtype, -1, 1)
+    distribution = jax.random.normal if norm == "l2" else jax.random.laplace
+    draws = distribution(direction_key, (d,), like.dtype)
+    volume = jax.random.uniform(radius_key, (), like.dtype)
+    radius = volume ** (1 / d)
+    return draws / lengths(draws[None], norm) * radius
+
+
+def keys_of_start(keys: Array, start: Array) -> Array:
+    """The keys of the rows, (m,), for the start of that number.
+
+    Example:
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> keys_of_start(keys, jnp.asarray(1)).shape
+        (3,)
+    """
+
+    def one(key: Array) -> Array:
+        return jax.random.fold_in(key, start)
+
+    return jax.vmap(one)(keys)
 
 
 def check_memory(memory) -> None:

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from perturbkernel.attacks.boxes import box_around, within
+from perturbkernel.attacks.crossings import where_rows
 from perturbkernel.attacks.host import uncompiled
 from perturbkernel.attacks.iterated import attack
 from perturbkernel.attacks.minimum_norm import minimum_norm
-from perturbkernel.attacks.norms import project, within
+from perturbkernel.attacks.norms import project
 from perturbkernel.attacks.problem import (
     RIVALS,
     Problem,
@@ -62,10 +64,12 @@ def _margins(problem: Problem, delta: Array, memory) -> Array:
 
     def part(tree):
         x, delta, target = tree
-        gain, _ = objective(outputs_at(predictor, x + delta, shape), target, away)
+        outputs = outputs_at(predictor, x + delta, shape)
+        gain, _ = objective(outputs, target, away)
         return -gain.astype(x.dtype)
 
-    return tiles.by_rows(part, (x, delta, target), rows_within(memory, predictor, x, shape))
+    rows = rows_within(memory, predictor, x, shape)
+    return tiles.by_rows(part, (x, delta, target), rows)
 
 
 @eqx.filter_jit
@@ -75,17 +79,21 @@ def _rivals(problem: Problem, memory) -> Array:
 
     def part(tree):
         x, target = tree
-        return strongest_rivals(outputs_at(predictor, x, shape), target)
+        outputs = outputs_at(predictor, x, shape)
+        return strongest_rivals(outputs, target)
 
-    return tiles.by_rows(part, (x, target), rows_within(memory, predictor, x, shape))
+    rows = rows_within(memory, predictor, x, shape)
+    return tiles.by_rows(part, (x, target), rows)
 
 
 @eqx.filter_jit
 def _shortened(problem: Problem, delta: Array, size: Array, norm: str) -> Array:
     """The nearest perturbations of norm at most `size`, within the bounds."""
-    x, bounds = problem.x, problem.bounds
-    box = None if bounds is None else (bounds[0] - x, bounds[1] - x)
-    return within(x, project(delta, size, norm, box), bounds)
+    x = problem.x
+    bounds = problem.bounds
+    box = box_around(x, bounds)
+    shortened = project(delta, size, norm, box)
+    return within(x, shortened, bounds)
 
 
 def worst_case(
@@ -111,6 +119,12 @@ def worst_case(
 
         r = pk.worst_case(f, x, labels, size=0.1, norm="linf", bounds=(0, 1), key=key)
         r.accuracy, r.delta[r.wrong], [r.attacks[i] for i in r.attack]
+
+    Example:
+        >>> w, x = jnp.asarray([3.0, 4.0]), jnp.asarray([[1.0, 0.0], [0.0, 0.1]])
+        >>> key = jax.random.key(0)
+        >>> float(worst_case(lambda z: z @ w, x, jnp.asarray([1, 1]), size=0.2, key=key).accuracy)
+        0.5
 
     Args:
         predictor, inputs, norm, bounds, memory: as in `attack`.
@@ -142,11 +156,16 @@ def worst_case(
         with uncompiled(problem.predictor):
             here = _margins(problem, delta, memory)
         smaller = here < margin
-        worst = jnp.where(smaller[:, None], delta, worst)
+        worst = where_rows(smaller, delta, worst)
         which = jnp.where(smaller, len(attacks), which)
         margin = jnp.where(smaller, here, margin)
         attacks.append(name)
-    return WorstCase(worst.reshape(-1, *problem.shape), margin, which, tuple(attacks))
+    return WorstCase(
+        delta=worst.reshape(-1, *problem.shape),
+        margin=margin,
+        attack=which,
+        attacks=tuple(attacks),
+    )
 
 
 def _candidates(

@@ -7,6 +7,7 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO
 
@@ -24,16 +25,26 @@ _UNREADABLE = (EOFError, OSError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def machine_memory() -> float:
-    """Bytes of memory that the machine has; infinite where its system does not say."""
+    """Bytes of memory that the machine has; infinite where its system does not say.
+
+    Example:
+        >>> machine_memory() > 1e8
+        True
+    """
     try:
         pages = os.sysconf("SC_PHYS_PAGES")
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        page = os.sysconf("SC_PAGE_SIZE")
+        return pages * page
     except (AttributeError, OSError, ValueError):
         return math.inf
 
 
 def check_memory(size: int, what: str) -> None:
-    """Raises ValueError if `size` bytes are more than the machine's memory."""
+    """Raises ValueError if `size` bytes are more than the machine's memory.
+
+    Example:
+        >>> check_memory(1000, "the array")
+    """
     memory = machine_memory()
     if size > memory:
         raise ValueError(
@@ -44,14 +55,17 @@ def check_memory(size: int, what: str) -> None:
 def read_npy(path: str | Path) -> np.ndarray:
     """The array of an .npy file. Pickled objects are never loaded.
 
-    Raises FileNotFoundError, or a ValueError that names the file.
+    Raises FileNotFoundError, or a ValueError that names the file. For example:
+
+        read_npy("outputs.npy").shape
     """
     file = Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; wanted an .npy file")
     try:
         with file.open("rb") as stream:
-            _check_header(stream, file.stat().st_size, "the array")
+            size = file.stat().st_size
+            _check_header(stream, size, "the array")
             stream.seek(0)
             return np.lib.format.read_array(stream, allow_pickle=False)
     except ValueError as error:
@@ -64,7 +78,9 @@ def read_labelled(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """(inputs, targets) of an .npz file, its arrays `inputs` and `targets`, or `x` and `y`.
 
     Other arrays are not read, and pickled objects never loaded. Raises FileNotFoundError, or a
-    ValueError that names the file.
+    ValueError that names the file. For example:
+
+        inputs, targets = read_labelled("digits.npz")
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -86,25 +102,34 @@ def _read_pair(archive: zipfile.ZipFile) -> tuple[np.ndarray, np.ndarray]:
     for member in archive.infolist():
         name = member.filename.removesuffix(".npy")
         members[name] = member
-    complete = [pair for pair in _PAIRS if members.keys() >= set(pair)]
-    if not complete:
-        raise ValueError(f"found the arrays {list(members)}; wanted {_WANTED}")
-    inputs, targets = complete[0]
-    for name in (inputs, targets):
-        _check_member(archive, members[name], name)
-    values = _read_member(archive, members[inputs])
-    return values, _read_member(archive, members[targets])
+    inputs_name, targets_name = _pair_of_names(members)
+    inputs = members[inputs_name]
+    targets = members[targets_name]
+    _check_member(archive, inputs, inputs_name)
+    _check_member(archive, targets, targets_name)
+    values = _read_member(archive, inputs)
+    return values, _read_member(archive, targets)
+
+
+def _pair_of_names(names: Collection[str]) -> tuple[str, str]:
+    for inputs, targets in _PAIRS:
+        if inputs in names and targets in names:
+            return inputs, targets
+    raise ValueError(f"found the arrays {list(names)}; wanted {_WANTED}")
 
 
 def _check_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) -> None:
-    most = DEFLATE_RATIO * (member.compress_size + 1)
-    if member.compress_type == zipfile.ZIP_DEFLATED and member.file_size > most:
+    declared = member.file_size
+    compressed = member.compress_size
+    most = DEFLATE_RATIO * (compressed + 1)
+    is_deflated = member.compress_type == zipfile.ZIP_DEFLATED
+    if is_deflated and declared > most:
         raise ValueError(
-            f"{name} declares {member.file_size:,} bytes; its {member.compress_size:,} compressed "
+            f"{name} declares {declared:,} bytes; its {compressed:,} compressed "
             f"bytes hold at most {most:,}"
         )
     with archive.open(member) as stream:
-        _check_header(stream, member.file_size, name)
+        _check_header(stream, declared, name)
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
@@ -126,9 +151,11 @@ def _check_header(stream: IO[bytes], size: int, name: str) -> None:
         raise ValueError(f"{name} has a broken header ({error})") from error
     if dtype.hasobject:
         raise ValueError(f"{name} holds Python objects, which are not loaded (allow_pickle=False)")
-    declared = math.prod(shape) * dtype.itemsize
+    entries = math.prod(shape)
+    declared = entries * dtype.itemsize
     held = size - stream.tell()
-    if min(shape, default=0) < 0 or declared > held:
+    smallest = min(shape, default=0)
+    if smallest < 0 or declared > held:
         raise ValueError(
             f"{name} declares shape {shape} of {dtype}, {declared:,} bytes; it holds {held:,}"
         )

@@ -16,7 +16,11 @@ _CHANNELS = (1, 3, 4)  # grey, colours, and colours with transparency
 
 
 def from_arrays(
-    inputs: Any, targets: Any, *, classes: Sequence[Any] | None = None, name: str = "arrays"
+    inputs: Any,
+    targets: Any,
+    *,
+    classes: Sequence[Any] | None = None,
+    name: str = "arrays",
 ) -> Dataset:
     """A data set from NumPy or JAX arrays. Values stay as they are: pixels are not rescaled.
 
@@ -26,6 +30,11 @@ def from_arrays(
         classes: (a, b) keeps the rows with target a, which becomes +1, or b, which becomes -1; K >
             2 classes (a, b, c, ..) become the indices 0, 1, 2, ..
         name: what to call it.
+
+    Example:
+        >>> images = np.zeros((3, 8, 8))
+        >>> from_arrays(images, ["cat", "dog", "bird"], classes=("cat", "dog"))
+        Dataset(arrays: n=2, d=64, 1 x cat, 1 x dog)
 
     Raises:
         ValueError, TypeError: as `Dataset`; also equal classes, a class that no row has, images
@@ -37,7 +46,9 @@ def from_arrays(
             "inputs must have shape (n, d), (n, h, w) or (n, h, w, c), one row per point; "
             f"got shape {inputs.shape}"
         )
-    image_shape = inputs.shape[1:] if inputs.ndim > 2 else None
+    image_shape = None
+    if inputs.ndim > 2:
+        image_shape = inputs.shape[1:]
     _check_channels_last(inputs.shape)
     inputs = inputs.reshape(len(inputs), -1)
     if classes is None:
@@ -54,30 +65,41 @@ def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Datas
     """`from_arrays` of the arrays `inputs` and `targets` (or `x` and `y`) in an .npz file.
 
     Pickled objects are never loaded. Raises FileNotFoundError, or a ValueError or TypeError that
-    names the file.
+    names the file. For example:
+
+        pk.data.from_npz("digits.npz", classes=(3, 8))
     """
     inputs, targets = read_labelled(path)
     file = Path(path).expanduser()
     try:
         return from_arrays(inputs, targets, classes=classes, name=file.stem)
-    except (ValueError, TypeError) as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{file}: {error}") from error
+    except TypeError as error:
+        raise TypeError(f"{file}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
 
 
 def _check_channels_last(shape: tuple[int, ...]) -> None:
     """Raises ValueError for images whose channels are where PyTorch has them."""
+    if len(shape) != 4:
+        return
+    _, second, third, last = shape
     few = max(_CHANNELS)
-    if len(shape) == 4 and shape[1] in _CHANNELS and min(shape[2:]) > few:
+    if second in _CHANNELS and min(third, last) > few:
         raise ValueError(
             f"inputs has shape {shape}, which looks like (n, c, h, w); wanted (n, h, w, c), as "
-            f"np.moveaxis(inputs, 1, -1) makes it. Images {shape[1]} high with {shape[3]} "
-            f"channels are Dataset(rows, targets, image_shape={tuple(shape[1:])})"
+            f"np.moveaxis(inputs, 1, -1) makes it. Images {second} high with {last} "
+            f"channels are Dataset(rows, targets, image_shape={(second, third, last)})"
         )
 
 
 def as_labels(targets: Any, n: int) -> Any:
-    """The labels, (n,), of any kind; raises ValueError for another shape."""
+    """The labels, (n,), of any kind; raises ValueError for another shape.
+
+    Example:
+        >>> as_labels(["cat", "dog"], 2).tolist()
+        ['cat', 'dog']
+    """
     labels = as_array(targets, "targets")
     if labels.shape != (n,):
         raise ValueError(
@@ -87,19 +109,28 @@ def as_labels(targets: Any, n: int) -> Any:
 
 
 def choose(labels: Any, classes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the classes in their order, and the target of each: +1 or -1, or an index."""
+    """The rows of the classes in their order, and the target of each: +1 or -1, or an index.
+
+    Example:
+        >>> rows, targets = choose([7, 3, 8, 7], (3, 7))
+        >>> rows.tolist(), targets.tolist()
+        ([0, 1, 3], [-1.0, 1.0, -1.0])
+    """
     labels = np.asarray(labels)
-    members = np.stack([labels == c for c in distinct_classes(classes)])
+    wanted_classes = distinct_classes(classes)
+    members = np.stack([labels == c for c in wanted_classes])
     present = members.any(1)
     if not present.all():
-        missing = classes[int(np.argmin(present))]
+        first_missing = int(np.argmin(present))
+        missing = classes[first_missing]
         wanted = ""
         if len(members) > 2:
             wanted = f"={classes!r}: wanted two different ones or more, all with rows"
         raise ValueError(
             f"classes{wanted}: no row has target {missing!r}; targets are {_distinct(labels)}"
         )
-    rows = np.flatnonzero(members.any(0))
+    is_member = members.any(0)
+    rows = np.flatnonzero(is_member)
     index = members[:, rows].argmax(0)
     if len(members) > 2:
         return rows, index
@@ -108,6 +139,9 @@ def choose(labels: Any, classes: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]
 
 def _distinct(labels: Any) -> str:
     """The first ten distinct labels, as text."""
-    values = list(dict.fromkeys(np.asarray(labels).tolist()))
+    given = np.asarray(labels).tolist()
+    values = list(dict.fromkeys(given))
     shown = ", ".join(map(repr, values[:10]))
-    return shown + (", ..." if len(values) > 10 else "")
+    if len(values) > 10:
+        shown += ", ..."
+    return shown

@@ -22,6 +22,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from perturbkernel.checks import as_inputs, as_targets, is_readable
 from perturbkernel.data.labels import class_indices
 
+Classes = Int[Array, " n"]
+
 
 class Dataset(eqx.Module):
     """`n` labelled points in `d` dimensions: a frozen pytree with leaves `inputs` and `targets`.
@@ -42,7 +44,7 @@ class Dataset(eqx.Module):
     """
 
     inputs: Float[Array, "n d"]
-    targets: Float[Array, " n"] | Int[Array, " n"]
+    targets: Float[Array, " n"] | Classes
     name: str = eqx.field(static=True)
     classes: tuple[str, ...] = eqx.field(static=True)
     image_shape: tuple[int, ...] | None = eqx.field(static=True)
@@ -58,7 +60,8 @@ class Dataset(eqx.Module):
         pixel_offset: float = 0.0,
     ):
         self.inputs = as_inputs(inputs, "inputs", flat=True)
-        self.classes = tuple(str(c) for c in distinct_classes(classes))
+        names = distinct_classes(classes)
+        self.classes = tuple(map(str, names))
         count = len(self.classes)
         if count == 2:
             labels = as_targets(targets, "targets", self.n)
@@ -66,11 +69,10 @@ class Dataset(eqx.Module):
         else:
             self.targets = class_indices(targets, "targets", self.n, count)
         self.name = str(name)
-        self.image_shape = None if image_shape is None else tuple(image_shape)
-        if image_shape and (len(image_shape) not in (2, 3) or math.prod(image_shape) != self.d):
-            raise ValueError(
-                f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {self.d}"
-            )
+        self.image_shape = None
+        if image_shape is not None:
+            _check_image_shape(image_shape, self.d)
+            self.image_shape = tuple(image_shape)
         self.pixel_offset = float(pixel_offset)
 
     @property
@@ -84,11 +86,12 @@ class Dataset(eqx.Module):
         return self.inputs.shape[1]
 
     @property
-    def labels(self) -> Int[Array, " n"]:
+    def labels(self) -> Classes:
         """The class of every row, its position in `classes`: 0 for +1 and 1 for -1."""
         if len(self.classes) > 2:
             return self.targets
-        return jnp.where(self.targets > 0, 0, 1)
+        is_first = self.targets > 0
+        return jnp.where(is_first, 0, 1)
 
     @property
     def images(self) -> Float[Array, "n h w c"]:
@@ -99,7 +102,9 @@ class Dataset(eqx.Module):
                 "or from_arrays inputs of shape (n, h, w) or (n, h, w, c)"
             )
         height, width, *channels = self.image_shape
-        return self.inputs.reshape(self.n, height, width, *(channels or [1]))
+        if not channels:
+            channels = [1]
+        return self.inputs.reshape(self.n, height, width, *channels)
 
     def __len__(self) -> int:
         return self.n
@@ -124,12 +129,19 @@ class Dataset(eqx.Module):
                 f"index {index!r} takes rows of shape {rows.shape}; "
                 "wanted a slice or an array of at least one row (row i is data[i : i + 1])"
             )
-        return dataclasses.replace(self, inputs=self.inputs[rows], targets=self.targets[rows])
+        inputs = self.inputs[rows]
+        targets = self.targets[rows]
+        return dataclasses.replace(self, inputs=inputs, targets=targets)
 
     def split(
         self, test: float | int | np.number = 0.2, *, key: PRNGKeyArray
     ) -> "tuple[Dataset, Dataset]":
         """Split at random into (train, test), each class in proportion, rows shuffled.
+
+        Example:
+            >>> data = Dataset(np.eye(10), [1, -1] * 5)
+            >>> data.split(test=0.4, key=jax.random.key(0))[1]
+            Dataset(data: n=4, d=10, 2 x +1, 2 x -1)
 
         Args:
             test: fraction in (0, 1), rounded to whole rows, or integer number of rows to test on.
@@ -139,7 +151,8 @@ class Dataset(eqx.Module):
             ValueError: another `test`, or a side without rows. TypeError: `key` is no key.
         """
         count = as_int(test)
-        if isinstance(test, float | np.floating) and 0 < test < 1:
+        is_fraction = isinstance(test, float | np.floating)
+        if is_fraction and 0 < test < 1:
             count = round(float(test) * self.n)
         if count is None or not 0 < count < self.n:
             raise ValueError(
@@ -150,7 +163,12 @@ class Dataset(eqx.Module):
         return self[rest], self[chosen]
 
     def subset(self, n: int | np.integer, *, key: PRNGKeyArray) -> "Dataset":
-        """`n` rows at random without repetition, each class in proportion, rows shuffled."""
+        """`n` rows at random without repetition, each class in proportion, rows shuffled.
+
+        Example:
+            >>> Dataset(np.eye(10), [1, -1] * 5).subset(6, key=jax.random.key(0))
+            Dataset(data: n=6, d=10, 3 x +1, 3 x -1)
+        """
         if positive(n, "n") > self.n:
             raise ValueError(f"n={n}: wanted at most the {self.n} rows of {self.name}")
         chosen, _ = self._stratified(int(n), key)
@@ -163,47 +181,95 @@ class Dataset(eqx.Module):
         # The data may be a constant of a traced function.
         with jax.ensure_compile_time_eval():
             first_key, _ = split_key(key)
-            order = np.asarray(jax.random.permutation(first_key, self.n))
-            labels = np.asarray(self.labels)[order]
-        members = labels[:, None] == np.arange(len(self.classes))
+            permutation = jax.random.permutation(first_key, self.n)
+            order = np.asarray(permutation)
+            labels = np.asarray(self.labels)
+        classes = np.arange(len(self.classes))
+        shuffled = labels[order]
+        members = shuffled[:, None] == classes
         # The largest remainders are rounded up, in integers: no class is asked for more rows than
         # it has.
-        take, remainder = np.divmod(count * members.sum(0), self.n)
+        shares = count * members.sum(0)
+        take, remainder = np.divmod(shares, self.n)
         largest = np.argsort(-remainder, kind="stable")
-        take[largest[: count - take.sum()]] += 1
+        missing = count - take.sum()
+        take[largest[:missing]] += 1
         place = members.cumsum(0)
-        chosen = (members & (place <= take)).any(1)
+        is_taken = place <= take
+        chosen = (members & is_taken).any(1)
         return order[chosen], order[~chosen]
 
 
+def _check_image_shape(image_shape: Sequence[int], d: int) -> None:
+    # An empty one is none: the rows are not images.
+    if not image_shape:
+        return
+    is_image = len(image_shape) in (2, 3)
+    if not is_image or math.prod(image_shape) != d:
+        raise ValueError(
+            f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {d}"
+        )
+
+
 def distinct_classes(classes: Sequence[Any]) -> Sequence[Any]:
-    """The classes; raises ValueError unless they are two different ones or more."""
+    """The classes; raises ValueError unless they are two different ones or more.
+
+    Example:
+        >>> distinct_classes(("cat", "dog"))
+        ('cat', 'dog')
+    """
     shape = np.shape(classes)
     several = len(shape) == 1 and shape[0] > 1
-    if not several or any(a == b for a, b in itertools.combinations(classes, 2)):
+    if not several or _has_equal(classes):
         raise ValueError(
             f"classes={classes!r}: wanted two different ones, (+1 class, -1 class), or more"
         )
     return classes
 
 
+def _has_equal(values: Sequence[Any]) -> bool:
+    # Not by a set: classes may be of any kind.
+    pairs = itertools.combinations(values, 2)
+    return any(a == b for a, b in pairs)
+
+
 def as_int(value: Any) -> int | None:
-    """The value as an int; None for what is no whole number, such as True."""
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return int(value) if is_integer else None
+    """The value as an int; None for what is no whole number, such as True.
+
+    Example:
+        >>> as_int(np.int64(3)), as_int(3.0), as_int(True)
+        (3, None, None)
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    return None
 
 
 def positive(value: Any, argument: str) -> int:
-    """The value as an int > 0; raises TypeError or ValueError for any other."""
+    """The value as an int > 0; raises TypeError or ValueError for any other.
+
+    Example:
+        >>> positive(3, "n")
+        3
+    """
     number = as_int(value)
-    if number is None or number <= 0:
-        error = TypeError if number is None else ValueError
-        raise error(f"{argument}={value!r}: wanted an integer > 0")
+    wrong = f"{argument}={value!r}: wanted an integer > 0"
+    if number is None:
+        raise TypeError(wrong)
+    if number <= 0:
+        raise ValueError(wrong)
     return number
 
 
 def split_key(key: PRNGKeyArray) -> Array:
-    """Two keys from one, of either kind that JAX has."""
+    """Two keys from one, of either kind that JAX has.
+
+    Example:
+        >>> split_key(jax.random.key(0)).shape
+        (2,)
+    """
     try:
         return jax.random.split(key)
     except (TypeError, ValueError) as error:

@@ -14,7 +14,11 @@ NOISES = ("uniform", "gaussian")
 
 
 def draw_classes(
-    rule: str, labels: Int[Array, " n"], classes: int, *, key: PRNGKeyArray
+    rule: str,
+    labels: Int[Array, " n"],
+    classes: int,
+    *,
+    key: PRNGKeyArray,
 ) -> Int[Array, " n"]:
     """Target classes (n,) for points of the given labels.
 
@@ -23,6 +27,10 @@ def draw_classes(
     other classes, independently. "next": (label + 1) mod K, nothing random. Source of the last two:
     Ilyas et al., Adversarial Examples Are Not Bugs, They Are Features (NeurIPS 2019), its D_rand
     and D_det; there random targets are drawn from all classes, as "coin_flip".
+
+    Example:
+        >>> draw_classes("next", jnp.asarray([0, 1, 2]), 3, key=jax.random.key(0)).tolist()
+        [1, 2, 0]
     """
     check_choice(rule, "targets", CLASS_RULES)
     check_key(key)
@@ -30,41 +38,61 @@ def draw_classes(
     if rule == "coin_flip":
         return jax.random.randint(key, (n,), 0, classes)
     if rule == "balanced":
-        order, names = jax.random.split(key)
-        place = jax.random.permutation(order, n) % classes
-        return jax.random.permutation(names, classes)[place]
+        order_key, names_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, n)
+        names = jax.random.permutation(names_key, classes)
+        return names[order % classes]
     shift = 1 if rule == "next" else jax.random.randint(key, (n,), 1, classes)
-    return (labels + jnp.asarray(shift, labels.dtype)) % classes
+    shift = jnp.asarray(shift, labels.dtype)
+    return (labels + shift) % classes
 
 
 def draw_targets(rule: str, n: int, *, key: PRNGKeyArray) -> Float[Array, " n"]:
     """Labels in {-1, +1}, (n,).
 
     "coin_flip": independent. "balanced": uniform among those with sum 0 (odd n: +-1).
+
+    Example:
+        >>> float(draw_targets("balanced", 10, key=jax.random.key(0)).sum())
+        0.0
     """
     check_choice(rule, "targets", TARGET_RULES)
     check_key(key)
     if rule == "coin_flip":
         return jax.random.rademacher(key, (n,), jnp.result_type(float))
-    order, sign = jax.random.split(key)
+    order_key, sign_key = jax.random.split(key)
     # Odd n: sum +1, whose sign is then drawn.
     even = jnp.arange(n) % 2 == 0
     alternating = jnp.where(even, 1.0, -1.0)
-    shuffled = jax.random.permutation(order, alternating)
-    return shuffled * (jax.random.rademacher(sign, (), float) if n % 2 else 1)
+    shuffled = jax.random.permutation(order_key, alternating)
+    if n % 2 == 0:
+        return shuffled
+    sign = jax.random.rademacher(sign_key, (), float)
+    return shuffled * sign
 
 
 def draw_noise(
-    name: str, m: int, shape: tuple[int, ...], dtype: Any = None, *, key: PRNGKeyArray
+    name: str,
+    m: int,
+    shape: tuple[int, ...],
+    dtype: Any = None,
+    *,
+    key: PRNGKeyArray,
 ) -> Array:
     """Noise to carry perturbations, (m, *shape), independent entries.
 
     "uniform": on [-1, 1]. "gaussian": N(0, 1).
+
+    Example:
+        >>> draw_noise("gaussian", 5, (28, 28), key=jax.random.key(0)).shape
+        (5, 28, 28)
     """
     check_choice(name, "carrier", NOISES)
     check_count(m, "carrier_points")
     check_key(key)
-    dtype = jnp.result_type(float) if dtype is None else dtype
+    if dtype is None:
+        dtype = jnp.result_type(float)
+    whole = (m, *shape)
     if name == "uniform":
-        return jax.random.uniform(key, (m, *shape), dtype, -1, 1)
-    return jax.random.normal(key, (m, *shape), dtype)
+        return jax.random.uniform(key, whole, dtype, -1, 1)
+    return jax.random.normal(key, whole, dtype)

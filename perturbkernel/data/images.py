@@ -18,13 +18,22 @@ def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
     Pixels in [0, 1] minus 0.1307, in the file's order, which is by digit (for fewer rows take a
     `subset`, not a slice). Raises ValueError unless `classes` is two digits or more: range(10) is
     all.
+
+    Example:
+        >>> mnist5k((3, 8))
+        Dataset(mnist5k: n=1000, d=784, 500 x 3, 500 x 8)
     """
     _check_digits(classes)
-    return _image_dataset(MNIST, "mnist5k", *read_mnist5k(), classes)
+    pixels, labels = read_mnist5k()
+    return _image_dataset(MNIST, "mnist5k", pixels, labels, classes)
 
 
 def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train") -> Dataset:
     """Two digits of MNIST, or more, d = 784, pixels in [0, 1] minus 0.1307, in the files' order.
+
+    For example, with the files in the folder `mnist`:
+
+        train, test = pk.data.mnist("mnist"), pk.data.mnist("mnist", split="test")
 
     Args:
         path: folder with the IDX files {train,t10k}-images-idx3-ubyte and
@@ -44,7 +53,9 @@ def fashion_mnist(
     """Two classes of Fashion-MNIST, or more, pixels in [0, 1] minus 0.2860, otherwise as `mnist`.
 
     0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag,
-    9 Ankle boot.
+    9 Ankle boot. For example, shirts and coats:
+
+        pk.data.fashion_mnist("fashion", classes=(6, 4))
     """
     return _idx_dataset(FASHION_MNIST, path, classes, split)
 
@@ -53,27 +64,44 @@ def _idx_dataset(kind: ImageFamily, path: str | Path, classes: Any, split: str) 
     _check_digits(classes)
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: wanted 'train' or 'test'")
-    folder, prefix = Path(path).expanduser(), "train" if split == "train" else "t10k"
+    folder = Path(path).expanduser()
+    prefix = "train" if split == "train" else "t10k"
     images = read_idx(kind, folder, f"{prefix}-images-idx3-ubyte", 3)
     labels = read_idx(kind, folder, f"{prefix}-labels-idx1-ubyte", 1)
-    if len(images) != len(labels) or labels.max() > 9:
+    count = len(labels)
+    largest = labels.max()
+    if len(images) != count or largest > 9:
         raise ValueError(
-            f"{folder}: found {len(images)} {prefix} images and {len(labels)} labels up to "
-            f"{labels.max()}, wanted as many labels, up to 9; get {kind.name} from {kind.home}"
+            f"{folder}: found {len(images)} {prefix} images and {count} labels up to "
+            f"{largest}, wanted as many labels, up to 9; get {kind.name} from {kind.home}"
         )
     return _image_dataset(kind, f"{kind.name} {split}", images, labels, classes)
 
 
 def _image_dataset(
-    kind: ImageFamily, name: str, pixels: np.ndarray, labels: np.ndarray, classes: Sequence[int]
+    kind: ImageFamily,
+    name: str,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[int],
 ) -> Dataset:
     rows, targets = choose(labels, classes)
     # In float64 whatever the setting, so that float32 pixels are the rounded float64 ones.
     inputs = pixels[rows] / 255.0 - kind.offset
     names = tuple(kind.class_names[c] for c in classes)
-    return Dataset(inputs, targets, name, names, (28, 28), kind.offset)
+    return Dataset(
+        inputs,
+        targets,
+        name=name,
+        classes=names,
+        image_shape=(28, 28),
+        pixel_offset=kind.offset,
+    )
 
 
 def _check_digits(classes: Sequence[int]) -> None:
-    if not all(as_int(c) in range(10) for c in distinct_classes(classes)):
-        raise ValueError(f"classes={classes!r}: wanted two different integers from 0 to 9, or more")
+    for digit in distinct_classes(classes):
+        if as_int(digit) not in range(10):
+            raise ValueError(
+                f"classes={classes!r}: wanted two different integers from 0 to 9, or more"
+            )

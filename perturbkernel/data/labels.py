@@ -17,27 +17,49 @@ from perturbkernel.checks import as_array, check_count, is_readable
 
 
 def class_name(label: Any) -> str:
-    """The words that name the class of a label: bytes decoded, what cannot be printed escaped."""
-    text = label.decode("utf-8", "backslashreplace") if isinstance(label, bytes) else str(label)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """The words that name the class of a label: bytes decoded, what cannot be printed escaped.
+
+    Example:
+        >>> class_name(b"cat"), class_name(7)
+        ('cat', '7')
+    """
+    text = str(label)
+    if isinstance(label, bytes):
+        text = label.decode("utf-8", "backslashreplace")
+    return "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    return ascii(character)[1:-1]
 
 
 def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> Int[Array, " n"]:
-    """Class indices, (n,), integers from 0 to classes - 1; raises ValueError for others."""
+    """Class indices, (n,), integers from 0 to classes - 1; raises ValueError for others.
+
+    Example:
+        >>> class_indices([0, 2], "labels", 2, 3).tolist()
+        [0, 2]
+    """
     array = as_array(value, name)
-    if array.ndim != 1 or (n is not None and len(array) != n):
+    another = n is not None and array.shape != (n,)
+    if array.ndim != 1 or another:
         wanted = "(n,)" if n is None else f"({n},)"
         raise ValueError(
             f"{name} must have shape {wanted}, one class index a row; got {array.shape}"
         )
-    if not jnp.issubdtype(array.dtype, jnp.integer) or array.dtype.kind == "m":
+    is_integer = jnp.issubdtype(array.dtype, jnp.integer)
+    # NumPy counts spans of time among the integers.
+    if not is_integer or array.dtype.kind == "m":
         raise ValueError(
             f"{name} must be integers from 0 to {classes - 1}, class indices; "
             f"got dtype {array.dtype}"
         )
     if is_readable(array):
         found = np.unique(np.asarray(array))
-        outside = found[(found < 0) | (found >= classes)]
+        is_outside = (found < 0) | (found >= classes)
+        outside = found[is_outside]
         if outside.size:
             raise ValueError(
                 f"{name} must be class indices from 0 to {classes - 1}; found {outside[0]}"
@@ -46,13 +68,18 @@ def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> I
 
 
 def one_hot(
-    labels: Int[ArrayLike, " n"], classes: int, *, centred: bool = True
+    labels: Int[ArrayLike, " n"],
+    classes: int,
+    *,
+    centred: bool = True,
 ) -> Float[Array, "n k"]:
     """What K-class predictors are trained on: e_y - 1/K, (n, K).
 
     That is 1 - 1/K for the class and -1/K for the others.
 
-        pk.one_hot(np.array([0, 2]), 3)  # [[2/3, -1/3, -1/3], [-1/3, -1/3, 2/3]]
+    Example:
+        >>> one_hot([0, 3], 4).tolist()
+        [[0.75, -0.25, -0.25, -0.25], [-0.25, -0.25, -0.25, 0.75]]
 
     Args:
         labels: (n,), class indices.
@@ -64,10 +91,19 @@ def one_hot(
     """
     check_count(classes, "classes", low=2)
     indices = class_indices(labels, "labels", None, classes)
-    encoded = jax.nn.one_hot(indices, classes, dtype=jnp.result_type(float))
-    return encoded - 1 / classes if centred else encoded
+    members = jax.nn.one_hot(indices, classes, dtype=jnp.result_type(float))
+    if not centred:
+        return members
+    return members - 1 / classes
 
 
 def encoded(targets: Array, classes: int) -> Array:
-    """What a learner is given: two classes' targets (n,) as they are, or `one_hot`, (n, K)."""
-    return targets if classes == 2 else one_hot(targets, classes)
+    """What a learner is given: two classes' targets (n,) as they are, or `one_hot`, (n, K).
+
+    Example:
+        >>> encoded(jnp.asarray([1, -1]), 2).tolist(), encoded(jnp.asarray([0, 2]), 3).shape
+        ([1, -1], (2, 3))
+    """
+    if classes == 2:
+        return targets
+    return one_hot(targets, classes)

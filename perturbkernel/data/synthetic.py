@@ -14,11 +14,16 @@ def gaussian(n: int | np.integer, d: int | np.integer, *, key: PRNGKeyArray) -> 
     """Pure noise: inputs ~ N(0, I_d), targets independent fair coin flips in {-1, +1}.
 
     Raises ValueError or TypeError unless `n` and `d` are positive integers and `key` is a key.
+
+    Example:
+        >>> gaussian(100, 5, key=jax.random.key(0)).inputs.shape
+        (100, 5)
     """
-    shape = positive(n, "n"), positive(d, "d")
+    n = positive(n, "n")
+    d = positive(d, "d")
     key_inputs, key_targets = split_key(key)
-    inputs = jax.random.normal(key_inputs, shape)
-    targets = jax.random.rademacher(key_targets, shape[:1], inputs.dtype)
+    inputs = jax.random.normal(key_inputs, (n, d))
+    targets = jax.random.rademacher(key_targets, (n,), inputs.dtype)
     return Dataset(inputs, targets, "gaussian")
 
 
@@ -33,15 +38,23 @@ def shifted_gaussian(
 
     Half the targets are +1, one more when n is odd; the class means lie 2 shift sqrt(d) apart.
     Raises as `gaussian`, and ValueError unless `shift` is finite.
+
+    Example:
+        >>> shifted_gaussian(101, 5, shift=1.0, key=jax.random.key(0))
+        Dataset(shifted_gaussian: n=101, d=5, 51 x +1, 50 x -1)
     """
-    shape = positive(n, "n"), positive(d, "d")
+    n = positive(n, "n")
+    d = positive(d, "d")
     key_inputs, key_targets = split_key(key)
-    if not isinstance(shift, int | float | np.number) or not math.isfinite(shift):
+    is_number = isinstance(shift, int | float | np.number)
+    if not is_number or not math.isfinite(shift):
         raise ValueError(f"shift={shift!r}: wanted a finite number")
-    noise = jax.random.normal(key_inputs, shape)
-    positives = (shape[0] + 1) // 2
-    targets = jnp.where(jnp.arange(shape[0]) < positives, 1, -1)
+    noise = jax.random.normal(key_inputs, (n, d))
+    positives = (n + 1) // 2
+    place = jnp.arange(n)
+    targets = jnp.where(place < positives, 1, -1)
     targets = targets.astype(noise.dtype)
     targets = jax.random.permutation(key_targets, targets)
-    inputs = noise + float(shift) * targets[:, None]
+    offsets = float(shift) * targets
+    inputs = noise + offsets[:, None]
     return Dataset(inputs, targets, "shifted_gaussian")

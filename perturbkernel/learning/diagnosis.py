@@ -26,6 +26,7 @@ from perturbkernel.checks import as_inputs, as_targets
 from perturbkernel.engine import sums
 from perturbkernel.kernels import products
 from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.target_sums import halves, target_sums
 
 
 class Diagnosis(eqx.Module):
@@ -56,14 +57,14 @@ class Diagnosis(eqx.Module):
 
 
 class _Sums(NamedTuple):
-    """Sums over n, (m,) each: `shift` is b minus a reference."""
+    """Those of `target_sums`, and the offset, (m,) each."""
 
     signal: Array
     b: Array
     b_squared: Array
-    offset: Array
     shift: Array
     shift_squared: Array
+    offset: Array
 
 
 def _terms(kernel: Kernel, name: str, query, points, weights, before) -> _Sums:
@@ -74,18 +75,10 @@ def _terms(kernel: Kernel, name: str, query, points, weights, before) -> _Sums:
         plus, minus, (count, y) = points
         above = tile(z, plus)
         below = tile(z, minus)
-        b = (above + below) / 2
-        count = count[None, :]
-        shifted = b - reference[:, None]
-        terms = _Sums(
-            signal=(above - below) / 2 * count,
-            b=b * count,
-            b_squared=b**2 * count,
-            offset=b * y[None, :],
-            shift=shifted * count,
-            shift_squared=shifted**2 * count,
-        )
-        return _Sums(*[jnp.sum(term, axis=1) for term in terms])
+        half = halves(above, below)
+        found = target_sums(half, reference, count[None, :])
+        offset = jnp.sum(half.b * y[None, :], axis=1)
+        return _Sums(*found, offset)
 
     return products.evaluate_tile(sums, kernel, name, query, (*points, weights), before)
 

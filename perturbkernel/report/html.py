@@ -21,7 +21,12 @@ details { margin-top: 1.5rem; }
 
 
 def html_page(title: str, body: str, css: str = "") -> str:
-    """A whole document that needs nothing beside it; `title` is text, `body` HTML."""
+    """A whole document that needs nothing beside it; `title` is text, `body` HTML.
+
+    Example:
+        >>> "<title>a &lt; b</title>" in html_page("a < b", "<p>words</p>")
+        True
+    """
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(title)}</title><style>{_CSS}{css}</style></head><body>
@@ -33,7 +38,12 @@ def html_page(title: str, body: str, css: str = "") -> str:
 def html_table(
     rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kinds: Iterable[str] = ()
 ) -> str:
-    """A table of cells of any kind, which are escaped; `kinds` are classes, one per row."""
+    """A table of cells of any kind, which are escaped; `kinds` are classes, one per row.
+
+    Example:
+        >>> html_table([("n", 3)])
+        '<table><tr><td>n</td><td>3</td></tr></table>'
+    """
     rows = list(rows)
     kinds = list(kinds) or [""] * len(rows)
     body = [_html_row(cells, "td", kind) for cells, kind in zip(rows, kinds, strict=True)]
@@ -42,24 +52,38 @@ def html_table(
 
 
 def _html_row(cells: Iterable[Any], tag: str, kind: str = "") -> str:
-    inner = [f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in cells]
+    texts = [html.escape(str(cell)) for cell in cells]
+    inner = [f"<{tag}>{text}</{tag}>" for text in texts]
     attribute = f' class="{kind}"' if kind else ""
     return f"<tr{attribute}>{''.join(inner)}</tr>"
 
 
 def html_figure(name: str, picture: bytes, caption: str = "") -> str:
-    """A PNG inside the page, above its caption."""
-    said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    """A PNG inside the page, above its caption.
+
+    Example:
+        >>> html_figure("outputs", b"bytes of a PNG", "What is seen.")[-47:]
+        '<figcaption>What is seen.</figcaption></figure>'
+    """
+    said = ""
+    if caption:
+        said = f"<figcaption>{html.escape(caption)}</figcaption>"
     encoded = base64.b64encode(picture).decode()
     image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
     return f"<figure>{image}{said}</figure>"
 
 
 def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The lines of one row of a table on the terminal, each cell wrapped to its width."""
-    wrapped = [
-        textwrap.wrap(cell, max(width, 1)) for cell, width in zip(cells, widths, strict=True)
-    ]
+    """The lines of one row of a table on the terminal, each cell wrapped to its width.
+
+    Example:
+        >>> text_row(("a long name", "0.98"), (6, 4))
+        ['a long  0.98', 'name']
+    """
+    wrapped = []
+    for cell, width in zip(cells, widths, strict=True):
+        lines = textwrap.wrap(cell, max(width, 1))
+        wrapped.append(lines)
     height = max(1, *map(len, wrapped))
     columns = []
     for lines, width in zip(wrapped, widths, strict=True):

@@ -89,20 +89,22 @@ def _installed(package: str) -> str | None:
 
 def _cores() -> int | None:
     """The cores that this process may use, where the system says so, else those there are."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count()
+    allowed = os.sched_getaffinity(0)
+    return len(allowed)
 
 
 def _processor() -> str:
     """The processor's model where the system names one, else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
+        text = ""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.startswith("model name"):
+            return value.strip()
     return platform.processor() or platform.machine()
 
 
@@ -121,19 +123,25 @@ def save(report: Report, folder: str | os.PathLike) -> Path:
     def write_results(aside: Path) -> None:
         arrays: dict[str, Any] = {name: np.asarray(value) for name, value in report.arrays.items()}
         np.savez(aside / "arrays.npz", **arrays)
-        (aside / _MARKER).write_text(as_json(report), encoding="utf-8")
-        for name in _DRAWN:  # of an earlier result
-            (folder / name).unlink(missing_ok=True)
+        _write_text(aside / _MARKER, as_json(report))
+        for name in _DRAWN:
+            earlier = folder / name
+            earlier.unlink(missing_ok=True)
 
     def write_page(aside: Path) -> None:
         shown, pictures = _drawn(report, aside)
-        if (folder / _MARKER).read_text(encoding="utf-8") != as_json(report):
+        written = (folder / _MARKER).read_text(encoding="utf-8")
+        if written != as_json(report):
             raise ValueError(f"{folder}: another run has written its results there meanwhile")
-        (aside / _MARKER).write_text(as_json(shown), encoding="utf-8")
-        (aside / "report.html").write_text(_page(shown, pictures), encoding="utf-8")
+        _write_text(aside / _MARKER, as_json(shown))
+        _write_text(aside / "report.html", _page(shown, pictures))
 
     write_whole(folder, _MARKER, write_results)
     return write_whole(folder, "report.html", write_page)
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _drawn(report: Report, folder: Path) -> tuple[Report, dict[str, bytes]]:
@@ -141,7 +149,8 @@ def _drawn(report: Report, folder: Path) -> tuple[Report, dict[str, bytes]]:
     pictures = {}
     for name, draw in figures(report).items():
         try:
-            pictures[name] = write_figure(draw(), folder, name)
+            figure = draw()
+            pictures[name] = write_figure(figure, folder, name)
         except Exception as error:
             said = f"the figure {name} could not be drawn ({type(error).__name__}: {error})"
             warnings.warn(said, stacklevel=5)
@@ -160,7 +169,12 @@ def _with_statuses(report: Report, statuses: dict[str, str]) -> Report:
 
 
 def as_json(report: Report) -> str:
-    """What `report.json` holds: everything but the arrays."""
+    """What `report.json` holds: everything but the arrays.
+
+    Example:
+        >>> json.loads(as_json(Report({}, {"agreement": math.nan}, {}, {})))["metrics"]
+        {'agreement': None}
+    """
     content = {name: _strict(getattr(report, name)) for name in _WORDS}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -171,13 +185,19 @@ def _strict(value: Any) -> Any:
         return {key: _strict(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_strict(entry) for entry in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    if not isinstance(value, float) or math.isfinite(value):
+        return value
+    if math.isnan(value):
+        return None
+    return str(value)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
-    """Raises ValueError if files that a report writes are there and no report wrote them."""
+    """Raises ValueError if files that a report writes are there and no report wrote them.
+
+    Example:
+        >>> check_folder("a folder that does not exist")
+    """
     folder = Path(folder)
     names = (_MARKER, "arrays.npz", *_DRAWN)
     there = [name for name in names if (folder / name).exists()]
@@ -191,7 +211,8 @@ def _is_ours(folder: Path, there: Sequence[str]) -> bool:
     """Whether a run wrote the files that are there."""
     marker = folder / _MARKER
     try:
-        content = json.loads(marker.read_text(encoding="utf-8"))
+        text = marker.read_text(encoding="utf-8")
+        content = json.loads(text)
     except (OSError, ValueError):
         # A run that was killed while it replaced an earlier result has removed the marker.
         return not marker.exists() and "arrays.npz" in there
@@ -207,7 +228,8 @@ def load(folder: str | os.PathLike) -> Report:
     """
     folder = Path(folder)
     try:
-        content = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        text = (folder / _MARKER).read_text(encoding="utf-8")
+        content = json.loads(text)
         with np.load(folder / "arrays.npz", allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return Report(**content, arrays=arrays)
@@ -219,11 +241,20 @@ def load(folder: str | os.PathLike) -> Report:
 
 
 def redraw(folder: str | os.PathLike) -> Path:
-    """Draws figures and page of a saved result again, from its arrays alone; returns the page."""
+    """Draws figures and page of a saved result again, from its arrays alone; returns the page.
+
+    For example:
+
+        page = pk.report.redraw("results")
+    """
     report = load(folder)
     statuses = report.metrics.get("status", {})
-    kept = {name: said for name, said in statuses.items() if not name.startswith("figure ")}
-    return save(_with_statuses(report, kept), folder)
+    kept = {}
+    for name, said in statuses.items():
+        if not name.startswith("figure "):
+            kept[name] = said
+    report = _with_statuses(report, kept)
+    return save(report, folder)
 
 
 def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
@@ -235,40 +266,66 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
     """
     from perturbkernel.report import plots
 
-    c, arrays, m = report.configuration, report.arrays, report.metrics
+    c = report.configuration
+    m = report.metrics
+    arrays = report.arrays
     classes = c["classes"]
+
+    def perturbations() -> "Figure":
+        return plots.perturbations(arrays, classes, c["image_shape"])
+
+    def outputs() -> "Figure":
+        return plots.outputs(arrays, classes, m["agreement"])
+
+    def decision_map() -> "Figure":
+        return plots.decision_map(arrays, classes)
 
     def curve() -> "Figure":
         accuracy = m["accuracy"]["f"]
-        clean = accuracy["test" if "test" in accuracy else "train"]
-        return plots.accuracy_against_size(arrays, c["size"], clean, 1 / len(classes))
+        part = "test" if "test" in accuracy else "train"
+        chance = 1 / len(classes)
+        return plots.accuracy_against_size(arrays, c["size"], accuracy[part], chance)
 
-    drawn = {
-        "perturbations": lambda: plots.perturbations(arrays, classes, c["image_shape"]),
-        "outputs": lambda: plots.outputs(arrays, classes, m["agreement"]),
-        "decision_map": lambda: plots.decision_map(arrays, classes),
-        "accuracy_against_size": curve,
-    }
-    needed = {"decision_map": "map_f", "accuracy_against_size": "curve_accuracy"}
-    return {name: draw for name, draw in drawn.items() if needed.get(name, "delta") in arrays}
+    drawn = {}
+    if "delta" in arrays:
+        drawn["perturbations"] = perturbations
+        drawn["outputs"] = outputs
+    if "map_f" in arrays:
+        drawn["decision_map"] = decision_map
+    if "curve_accuracy" in arrays:
+        drawn["accuracy_against_size"] = curve
+    return drawn
 
 
 def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
-    """Writes `name`.svg and `name`.png; returns the PNG, for a page."""
+    """Writes `name`.svg and `name`.png; returns the PNG, for a page.
+
+    For example:
+
+        write_figure(plots.figure(4, 3), Path("results"), "empty")
+    """
     from perturbkernel.report import plots
 
-    (folder / f"{name}.svg").write_bytes(plots.render(figure, "svg"))
+    drawing = plots.render(figure, "svg")
     picture = plots.render(figure, "png")
+    (folder / f"{name}.svg").write_bytes(drawing)
     (folder / f"{name}.png").write_bytes(picture)
     return picture
 
 
 def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The numbers of an experiment as rows of text: name, clean training data, clean test data."""
+    """The numbers of an experiment as rows of text: name, clean training data, clean test data.
+
+    Example:
+        >>> controls = {"random": {"train": [0.4, 0.6]}}
+        >>> table({"accuracy": {"f": {"train": 1.0}}, "controls": controls})[2]
+        ('control: random directions', '0.500 ± 0.100')
+    """
     accuracy = metrics["accuracy"]
     parts = list(accuracy["f"])
     rows = [("accuracy on clean data, true labels", *parts)]
-    for name, scores in {**accuracy, **metrics["controls"]}.items():
+    compared = {**accuracy, **metrics["controls"]}
+    for name, scores in compared.items():
         cells = [_shares(scores[part]) for part in parts]
         rows.append((_ROW_NAMES[name], *cells))
     return rows
@@ -277,18 +334,21 @@ def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _shares(values: Any) -> str:
     """A share, or the mean of several with their standard deviation."""
     values = np.atleast_1d(values)
-    spread = f" ± {values.std():.3f}" if len(values) > 1 else ""
-    return f"{values.mean():.3f}{spread}"
+    said = f"{values.mean():.3f}"
+    if len(values) > 1:
+        said += f" ± {values.std():.3f}"
+    return said
 
 
 def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
-    c, metrics = report.configuration, report.metrics
+    c = report.configuration
+    metrics = report.metrics
     head, *body = table(metrics)
     said = captions(c, metrics, report.arrays)
-    shown = [
-        html_figure(name.replace("_", " "), picture, said[name])
-        for name, picture in pictures.items()
-    ]
+    shown = []
+    for name, picture in pictures.items():
+        words = name.replace("_", " ")
+        shown.append(html_figure(words, picture, said[name]))
     items = [f"<li>{html.escape(sentence)}</li>" for sentence in sentences(c, metrics)]
     title = f"Learning from adversarial perturbations: {c['data']}, {c['carrier']}"
     machine = html_table(report.environment.items())
@@ -310,7 +370,9 @@ def _settings(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was asked for, as rows of text: words as they are, all else as JSON."""
     rows = []
     for name, value in configuration.items():
-        if name != "command":
-            text = value if isinstance(value, str) else json.dumps(value)
-            rows.append((name, text))
+        if name == "command":
+            continue
+        if not isinstance(value, str):
+            value = json.dumps(value)
+        rows.append((name, value))
     return rows

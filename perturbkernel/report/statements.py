@@ -29,11 +29,18 @@ def _value(number: float | None) -> float:
 
 
 def _points(number: int) -> str:
-    return f"{number:,} point" + ("" if number == 1 else "s")
+    if number == 1:
+        return "1 point"
+    return f"{number:,} points"
 
 
 def trained_on(c: Settings) -> str:
-    """What the second network was trained on, as a noun."""
+    """What the second network was trained on, as a noun.
+
+    Example:
+        >>> trained_on({"carrier": "scenario (a)"})
+        'the perturbations alone'
+    """
     if c["carrier"] == "scenario (a)":
         return "the perturbations alone"
     if c["carrier"] == "scenario (b)":
@@ -56,15 +63,25 @@ def _aims(c: Settings) -> str:
 
 
 def introduction(c: Settings, m: Settings) -> str:
-    """What was done."""
+    """What was done, in four sentences; c is the configuration of a report, m its metrics.
+
+    For example:
+
+        r = pk.report.load("results")
+        introduction(r.configuration, r.metrics)
+    """
     attacked = c.get("n_perturbed", c["n_train"])
     left = m["zero_gradients"]
-    which = "points of the carrier" if c.get("at") == "carrier" else "training points"
+    which = "training points"
+    if c.get("at") == "carrier":
+        which = "points of the carrier"
     length = f"by {c['size']:g} ({c['norm']})"
     if c["bounds"] is not None:
         low, high = c["bounds"]
         length += f", clipped to [{low}, {high}],"
-    how_many = f"{attacked - left:,} of {attacked:,}" if left else f"all {attacked:,}"
+    how_many = f"all {attacked:,}"
+    if left:
+        how_many = f"{attacked - left:,} of {attacked:,}"
     return (
         f"A wide network f was trained on {_points(c['n_train'])}. Its gradient perturbed "
         f"{how_many} {which} {length} toward {_aims(c)}. A second network g was trained on "
@@ -73,8 +90,15 @@ def introduction(c: Settings, m: Settings) -> str:
 
 
 def sentences(configuration: Settings, metrics: Settings) -> list[str]:
-    """What the numbers say, in words."""
-    c, m = configuration, metrics
+    """What the numbers say, in words.
+
+    For example:
+
+        r = pk.report.load("results")
+        print(*sentences(r.configuration, r.metrics))
+    """
+    c = configuration
+    m = metrics
     said = [_accuracy(c, m), _direction(m), _outcome(c, m), _unperturbed(c, m), _rounded(m)]
     statuses = m.get("status", {})
     failures = [f"{name}: {status}" for name, status in statuses.items() if status != "ok"]
@@ -96,11 +120,14 @@ def _accuracy(c: Settings, m: Settings) -> str:
 
 def _against_guessing(c: Settings, m: Settings, part: str, accuracy: float) -> str:
     """How an accuracy compares with always naming the most frequent class."""
-    known = m.get("most_frequent", {}).get(part)
-    guess = 1 / len(c["classes"]) if known is None else known
-    what = "guessing" if known is None else "naming the most frequent class"
+    guess = m.get("most_frequent", {}).get(part)
+    what = "naming the most frequent class"
+    if guess is None:
+        guess = 1 / len(c["classes"])
+        what = "guessing"
     # The standard deviation of the share of right guesses among so many points.
-    spread = math.sqrt(guess * (1 - guess) / max(c[f"n_{part}"], 1))
+    points = max(c[f"n_{part}"], 1)
+    spread = math.sqrt(guess * (1 - guess) / points)
     if accuracy > guess + _DEVIATIONS * spread:
         verdict = "g does better than that"
     elif accuracy < guess - _DEVIATIONS * spread:
@@ -113,7 +140,8 @@ def _against_guessing(c: Settings, m: Settings, part: str, accuracy: float) -> s
 def _direction(m: Settings) -> str:
     if m["cosine"] is None:
         return ""
-    mean, least = _value(m["cosine"]["mean"]), _value(m["cosine"]["min"])
+    mean = _value(m["cosine"]["mean"])
+    least = _value(m["cosine"]["min"])
     numbers = f"mean cosine {mean:.4f}, smallest {least:.4f}"
     if math.isnan(mean) or math.isnan(least):
         return (
@@ -135,7 +163,8 @@ def _outcome(c: Settings, m: Settings) -> str:
     d = m["diagnosis"]
     if d is None:
         return ""
-    signal, offset = _value(d["signal_rms"]), _value(d["offset_std_rms"])
+    signal = _value(d["signal_rms"])
+    offset = _value(d["offset_std_rms"])
     expected = _value(d["expected_accuracy"])
     if math.isnan(signal + offset + expected) or math.isinf(signal + offset):
         return "Signal and random offset of g are not finite: they say nothing about the outcome."
@@ -173,7 +202,8 @@ def _verdict(c: Settings, signal: float, offset: float) -> str:
 
 
 def _unperturbed(c: Settings, m: Settings) -> str:
-    left, attacked = m["zero_gradients"], c.get("n_perturbed", c["n_train"])
+    left = m["zero_gradients"]
+    attacked = c.get("n_perturbed", c["n_train"])
     if left == 0:
         return ""
     if left == attacked:
@@ -193,7 +223,13 @@ def _rounded(m: Settings) -> str:
 
 
 def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What each figure of a report shows, by the figure's name."""
+    """What each figure of a report shows, by the figure's name.
+
+    For example:
+
+        r = pk.report.load("results")
+        captions(r.configuration, r.metrics, r.arrays)["outputs"]
+    """
     return {
         "perturbations": _perturbations(c, arrays),
         "outputs": _outputs(c),
@@ -231,21 +267,33 @@ def _correlations(arrays: Mapping[str, np.ndarray]) -> list[float]:
     means = np.asarray(arrays["mean_toward"], float)
     means = means.reshape(len(means), -1)
     rows = np.asarray(arrays[against(arrays)], float)
-    rows = np.resize(rows.reshape(-1, means.shape[1]), means.shape)
+    rows = rows.reshape(-1, means.shape[1])
+    rows = np.resize(rows, means.shape)
     found = []
     for mean, row in zip(means, rows, strict=True):
-        if mean.size > 2 and np.ptp(mean) > 0 and np.ptp(row) > 0:
-            found.append(float(np.corrcoef(mean, row)[0, 1]))
+        vary = np.ptp(mean) > 0 and np.ptp(row) > 0
+        if mean.size > 2 and vary:
+            correlations = np.corrcoef(mean, row)
+            found.append(float(correlations[0, 1]))
     return found
 
 
 def against(arrays: Mapping[str, np.ndarray]) -> str:
-    """The array that mean perturbations are compared with: of two classes one difference."""
-    return "mean_difference" if "mean_difference" in arrays else "mean_of_class"
+    """The array that mean perturbations are compared with: of two classes one difference.
+
+    Example:
+        >>> against({"mean_of_class": np.eye(3)})
+        'mean_of_class'
+    """
+    if "mean_difference" in arrays:
+        return "mean_difference"
+    return "mean_of_class"
 
 
 def _colours(image_shape: Sequence[int]) -> str:
-    channels = image_shape[2] if len(image_shape) == 3 else 1
+    channels = 1
+    if len(image_shape) == 3:
+        channels = image_shape[2]
     if channels == 1:
         return "Red is above zero, blue below."
     if channels == 3:

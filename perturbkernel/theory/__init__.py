@@ -106,6 +106,8 @@ from perturbkernel.theory.targets import target_moments as target_moments
 if TYPE_CHECKING:
     from perturbkernel.theory import law as law
     from perturbkernel.theory.law import Estimate as Estimate
+    from perturbkernel.theory.law import GradientMoments as GradientMoments
+    from perturbkernel.theory.law import MeanFieldLearner as MeanFieldLearner
     from perturbkernel.theory.law import NeuronLaw as NeuronLaw
     from perturbkernel.theory.law import NeuronPlan as NeuronPlan
     from perturbkernel.theory.law import Neurons as Neurons
@@ -115,6 +117,8 @@ if TYPE_CHECKING:
 # These load networks, and so optax, when they are first used.
 _OF_THE_LAW = (
     "Estimate",
+    "GradientMoments",
+    "MeanFieldLearner",
     "NeuronLaw",
     "NeuronPlan",
     "Neurons",

@@ -1,13 +1,13 @@
 """What the random targets make of the second network at infinite width (theory: 12.3)."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float
 
 from perturbkernel.checks import check_choice, check_number
+from perturbkernel.kernels.target_sums import TargetSums, halves, target_sums
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import as_points, check_kernel, double
 from perturbkernel.theory.pairs import phi, tiles
@@ -64,11 +64,13 @@ def target_moments(
     n = len(carrier)
     u = as_points(u, "u", like=carrier, rows=n)
     z = as_points(z, "z", like=carrier)
-    sums = _target_sums(kernel, z, carrier + size * u, carrier - size * u)
+    above = carrier + size * u
+    below = carrier - size * u
+    sums, first = _target_sums(kernel, z, above, below)
     mean = sums.signal / n
-    rest = sums.rest / n
-    spread = n * np.maximum(sums.rest_square / n - rest**2, 0)
-    b = rest + sums.first
+    rest = sums.shift / n
+    spread = n * np.maximum(sums.shift_squared / n - rest**2, 0)
+    b = rest + first
     if rule == "coin_flip":
         variance = spread / n**2 + b**2 / n
     elif n % 2:
@@ -78,23 +80,16 @@ def target_moments(
     return TargetMoments(mean, variance)
 
 
-class _TargetSums(NamedTuple):
-    """Sums over n of (h_n^+ - h_n^-)/2, of b_n - b_1 and of its square, and b_1, (m,) each."""
-
-    signal: np.ndarray
-    rest: np.ndarray
-    rest_square: np.ndarray
-    first: np.ndarray
-
-
-def _target_sums(kernel: TwoLayerNTK, z, above, below) -> _TargetSums:
-    """From the points moved along u, (n, d), and against it.
+def _target_sums(
+    kernel: TwoLayerNTK, z: np.ndarray, above: np.ndarray, below: np.ndarray
+) -> tuple[TargetSums, np.ndarray]:
+    """Those of the points moved along u, (n, d), and against it; and their reference b_1, (m,).
 
     b is summed about the first one, as in `labels.label_term`, since it hardly depends on n in (a)
     with small sizes.
     """
-    sums = np.zeros((3, len(z)))
-    first = np.zeros((len(z), 1))
+    sums = TargetSums(*np.zeros((len(TargetSums._fields), len(z))))
+    first = np.zeros(len(z))
 
     def values(product, theta):
         return phi(kernel, theta) * (product + kernel.train_bias)
@@ -102,13 +97,10 @@ def _target_sums(kernel: TwoLayerNTK, z, above, below) -> _TargetSums:
     for one, other in zip(tiles(z, above), tiles(z, below), strict=True):
         rows, columns, *up = one
         _, _, *down = other
-        plus = values(*up)
-        minus = values(*down)
-        b = (plus + minus) / 2
+        half = halves(values(*up), values(*down))
         if columns.start == 0:
-            first[rows] = b[:, :1]
-        rest = b - first[rows]
-        terms = ((plus - minus) / 2, rest, rest**2)
-        sums[:, rows] += [term.sum(1) for term in terms]
-    signal, rest, rest_square = sums
-    return _TargetSums(signal, rest, rest_square, first[:, 0])
+            first[rows] = half.b[:, 0]
+        parts = target_sums(half, first[rows])
+        for total, part in zip(sums, parts, strict=True):
+            total[rows] += part
+    return sums, first

@@ -56,13 +56,15 @@ class Gaussian(eqx.Module):
         check_key(key)
         with jax.enable_x64(True):
             values, vectors = _eigenbasis(self.covariance)
-            root = jnp.sqrt(values)[:, None] * vectors.T
+            deviations = jnp.sqrt(values)
+            root = deviations[:, None] * vectors.T
             normal = jax.random.normal(key, (count, *self.mean.shape))
             drawn = jnp.tensordot(normal, root, ((1,), (0,)), precision=EXACT)
             if drawn.ndim == 3:
                 drawn = jnp.moveaxis(drawn, -1, 1)
             mean = self.mean.astype(drawn.dtype)
-            return (mean[None] + drawn).astype(self.mean.dtype)
+            drawn = mean[None] + drawn
+            return drawn.astype(self.mean.dtype)
 
 
 class InitialFunction(KeepsPrecision):
@@ -89,7 +91,9 @@ class InitialFunction(KeepsPrecision):
         if is_wider(self.coef):
             return matvec(self.kernel, "nngp", z, self.points, self.coef)
         dtype = common_dtype(z, self.points)
-        z, points, coef = z.astype(dtype), self.points.astype(dtype), self.coef.astype(dtype)
+        z = z.astype(dtype)
+        points = self.points.astype(dtype)
+        coef = self.coef.astype(dtype)
         return products.matvec(self.kernel, "nngp", z, points, coef)
 
 
@@ -123,13 +127,16 @@ def sample_initial(
     n = len(x)
     shape = (n,) if outputs is None else (n, outputs)
     with jax.enable_x64(True):
-        covariance = kernel.nngp(jnp.asarray(np.asarray(x), float))
+        covariance = kernel.nngp(_in_float64(x))
         values, vectors = _eigenbasis(covariance)
-        keep = values > n * float(jnp.finfo(x.dtype).eps) * values[-1]
-        scale = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, values, 1)), 0)
+        rounding = n * float(jnp.finfo(x.dtype).eps)
+        keep = values > rounding * values[-1]
+        kept = jnp.where(keep, values, 1)
+        scale = jnp.where(keep, 1 / jnp.sqrt(kept), 0)
         drawn = jax.random.normal(key, shape)
-        scaled = scale.reshape(-1, *[1] * (drawn.ndim - 1)) * drawn
-        coef = jnp.matmul(vectors, scaled, precision=EXACT)
+        if drawn.ndim == 2:
+            scale = scale[:, None]
+        coef = jnp.matmul(vectors, scale * drawn, precision=EXACT)
         return InitialFunction(kernel, x, coef.astype(x.dtype))
 
 
@@ -152,13 +159,14 @@ def trained_covariance(
             f"memory has"
         )
     with jax.enable_x64(True):
-        x, z = jnp.asarray(np.asarray(x), float), jnp.asarray(np.asarray(z), float)
+        x = _in_float64(x)
+        z = _in_float64(z)
         prior = kernel.nngp(z)
         if constant:
             return prior
-        # A(z)^T, (n, m)
-        solution = squared.dense(kernel.ntk(x), kernel.ntk(x, z), dynamics)
-        weights = solution.dual_coef
+        gram = kernel.ntk(x)
+        solution = squared.dense(gram, kernel.ntk(x, z), dynamics)
+        weights = solution.dual_coef  # A(z)^T, (n, m)
         cross = kernel.nngp(x, z)
         half = jnp.matmul(kernel.nngp(x), weights, precision=EXACT) / 2 - cross
         change = jnp.matmul(weights.T, half, precision=EXACT)
@@ -169,5 +177,11 @@ def _eigenbasis(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues, ascending and >= 0 (rounding leaves tiny negative ones), and eigenvectors;
     float64.
     """
-    values, vectors = jnp.linalg.eigh(jnp.asarray(np.asarray(matrix), float))
+    values, vectors = jnp.linalg.eigh(_in_float64(matrix))
     return jnp.maximum(values, 0), vectors
+
+
+def _in_float64(array: Array) -> Array:
+    """For use with 64 bits enabled."""
+    on_host = np.asarray(array)
+    return jnp.asarray(on_host, float)

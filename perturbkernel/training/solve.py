@@ -100,10 +100,12 @@ def solve(
     tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
     with jax.enable_x64(True):
         kept = x.astype(common_dtype(x, y))
-        x, y = _in_float64(x), _in_float64(y)
+        x = _in_float64(x)
+        y = _in_float64(y)
         f0 = jnp.zeros_like(y) if f0 is None else _in_float64(f0)
         problem = _Problem(kernel, x, y, f0, loss, dynamics, kept, memory, mesh)
-        if len(y) <= _DIRECT and fits(len(y), y.dtype, memory, copies=4):
+        small = len(y) <= _DIRECT and fits(len(y), y.dtype, memory, copies=4)
+        if small:
             solution = _direct(problem._replace(mesh=None), tolerance)
         elif problem.interpolates:
             solution = _interpolated(problem, tolerance)
@@ -112,7 +114,8 @@ def solve(
         if solution.unstable:
             warnings.warn(solution.status, stacklevel=3)
         stats = {name: float(value) for name, value in solution.stats.items()}
-        dual_coef = jnp.asarray(np.asarray(solution.dual_coef))
+        on_host = np.asarray(solution.dual_coef)
+        dual_coef = jnp.asarray(on_host)
         return solution._replace(dual_coef=dual_coef, stats=stats)
 
 
@@ -139,7 +142,8 @@ def _interpolated(problem: _Problem, tolerance: float) -> Solution:
     residual = problem.y - problem.f0
     solution = squared.interpolate_by_products(operator, exact, columns, residual, tolerance)
     outputs = _training_outputs(problem, operator, solution.dual_coef)
-    return _with_setting(_with_rounding(solution, outputs), operator, tolerance)
+    solution = _with_rounding(solution, outputs)
+    return _with_setting(solution, operator, tolerance)
 
 
 def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
@@ -165,12 +169,16 @@ def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
                 f"the outputs at training points, above the tolerance {allowed:g}: "
                 f"fit(..., precision=64) computes them in float64",
             )
-    return _with_setting(_with_rounding(solution, outputs), operator, goal)
+    solution = _with_rounding(solution, outputs)
+    return _with_setting(solution, operator, goal)
 
 
 def _trained(problem: _Problem, operator: GramOperator, tolerance: float) -> Solution:
     """By products with the Gram matrix, any loss at a finite time."""
-    y, f0, loss, dynamics = problem.y, problem.f0, problem.loss, problem.dynamics
+    y = problem.y
+    f0 = problem.f0
+    loss = problem.loss
+    dynamics = problem.dynamics
     if loss.kind is Kind.LINEAR:
         return squared.by_products(operator, y - f0, dynamics, tolerance)
     if not isinstance(dynamics, GradientFlow):
@@ -213,30 +221,38 @@ def _checked_rows(dual: Array) -> np.ndarray | slice:
     """
     if len(dual) <= _CHECKED:
         return slice(None)
-    sizes = np.abs(np.asarray(dual).reshape(len(dual), -1)).max(axis=1)
-    largest = np.argpartition(sizes, -_CHECKED // 2)[-_CHECKED // 2 :]
-    spread = np.linspace(0, len(sizes) - 1, _CHECKED // 2).astype(int)
-    return np.concatenate([largest, spread])
+    half = _CHECKED // 2
+    coefficients = np.asarray(dual).reshape(len(dual), -1)
+    sizes = np.abs(coefficients).max(axis=1)
+    largest = np.argpartition(sizes, -half)[-half:]
+    spread = np.linspace(0, len(sizes) - 1, half)
+    return np.concatenate([largest, spread.astype(int)])
 
 
 def _training_outputs(problem: _Problem, operator: GramOperator, dual: Array) -> _Outputs | None:
     """At some training points (`_checked_rows`). None where all would be the same product in
     float64, or the coefficients are not finite.
     """
-    kernel, x, kept, mesh = problem.kernel, problem.x, problem.kept, problem.mesh
+    kernel = problem.kernel
+    x = problem.x
+    kept = problem.kept
+    mesh = problem.mesh
     wide = operator.dtype == np.float64
-    if (wide and kept.dtype == np.float64) or not np.isfinite(dual).all():
+    same = wide and kept.dtype == np.float64
+    if same or not np.isfinite(dual).all():
         return None
-    dual, rows = jnp.asarray(dual), _checked_rows(dual)
+    dual = jnp.asarray(dual)
+    rows = _checked_rows(dual)
     # Rows are chosen on the host, which is quicker than JAX's indexing.
-    solver = exact = predictor = _on_host(operator(dual))[rows]
-    if not wide:
-        exact = _on_host(kernel.matvec(np.asarray(x)[rows], x, dual, mesh=mesh))
-        predictor = solver if kept.dtype == np.float32 else exact
-    else:
+    solver = _on_host(operator(dual))[rows]
+    if wide:
         queries = kept if isinstance(rows, slice) else np.asarray(kept)[rows]
         coef = dual.astype(kept.dtype)
-        predictor = _on_host(kernel.matvec(queries, kept, coef, mesh=mesh))
+        outputs = kernel.matvec(queries, kept, coef, mesh=mesh)
+        return _Outputs(exact=solver, solver=solver, predictor=_on_host(outputs))
+    queries = np.asarray(x)[rows]
+    exact = _on_host(kernel.matvec(queries, x, dual, mesh=mesh))
+    predictor = solver if kept.dtype == np.float32 else exact
     return _Outputs(exact, solver, predictor)
 
 

@@ -61,13 +61,14 @@ def by_products(
     def filtered(eigenvalues: np.ndarray) -> Array:
         return _filter(jnp.asarray(eigenvalues), n, dynamics).q
 
-    columns = residual.reshape(n, -1).T
-    found = [lanczos(operator, column, filtered, tolerance) for column in columns]
+    columns = residual.reshape(n, -1)
+    found = [lanczos(operator, column, filtered, tolerance) for column in columns.T]
     error = max(one.error for one in found)
     products = sum(one.products for one in found)
-    eigenvalues = [one.eigenvalues for one in found]
-    met = jnp.asarray(np.concatenate(eigenvalues))
-    status, stats = _stability(dynamics, n, met, _filter(met, n, dynamics))
+    eigenvalues = np.concatenate([one.eigenvalues for one in found])
+    met = jnp.asarray(eigenvalues)
+    of_met = _filter(met, n, dynamics)
+    status, stats = _stability(dynamics, n, met, of_met)
     if not error <= tolerance:
         status = (
             f"the Lanczos process stopped after {products} products at an estimated relative "
@@ -96,16 +97,22 @@ def interpolate_by_products(
     maps indices (r,) to K[:, indices].
     """
     preconditioner = _preconditioner(columns, len(residual))
+    # A rounded operator is not worth solving with beyond three digits a time.
+    finest = 0.0 if exact is None else 1e-3
     true_operator = operator if exact is None else exact
     norm = np.linalg.norm(residual, axis=0)
     norm = np.where(norm > 0, norm, 1)
-    dual, left, size = jnp.zeros_like(residual), residual, 1.0
-    products, refinements = 0, 0
+    dual = jnp.zeros_like(residual)
+    left = residual
+    size = 1.0
+    products = 0
+    refinements = 0
+    most = jnp.asarray(_PRODUCTS)
     while size > tolerance and refinements < _SOLVES:
-        # A rounded operator is not worth solving with beyond three digits a time.
-        goal = max(0.5 * tolerance / size, 0.0 if exact is None else 1e-3)
+        wanted = 0.5 * tolerance / size
+        goal = max(wanted, finest)
         step, reached, spent = conjugate_gradients(
-            operator, preconditioner, left, jnp.asarray(goal), jnp.asarray(_PRODUCTS)
+            operator, preconditioner, left, jnp.asarray(goal), most
         )
         products += int(spent)
         refinements += 1
@@ -116,8 +123,9 @@ def interpolate_by_products(
         if not new_size < size:
             break
         stalled = new_size > 0.5 * size
+        solved = float(reached.max()) <= goal
         dual, left, size = new, new_left, new_size
-        if stalled or not float(reached.max()) <= goal:
+        if stalled or not solved:
             break
     status = "ok"
     if not size <= tolerance:
@@ -137,10 +145,13 @@ def interpolate_by_products(
 
 def _preconditioner(columns: Callable[[Array], Array], n: int) -> Preconditioner:
     """From columns of K at points chosen at random, the same ones every time."""
-    shuffled = np.random.default_rng(0).permutation(n)
-    chosen = jnp.asarray(np.sort(shuffled[: min(_RANK, n // 2)]))
-    if len(chosen) == 0:
+    rng = np.random.default_rng(0)
+    shuffled = rng.permutation(n)
+    rank = min(_RANK, n // 2)
+    if rank == 0:
         return Preconditioner(jnp.zeros((n, 1)), jnp.ones(1))
+    ascending = np.sort(shuffled[:rank])
+    chosen = jnp.asarray(ascending)
     return nystrom(columns(chosen), chosen)
 
 
@@ -162,7 +173,8 @@ def _stability(
             f"other steps; got {rate:g}"
         )
     growth = float(found.growth.max())
-    status, error = "ok", growth * np.finfo(float).eps
+    error = growth * np.finfo(float).eps
+    status = "ok"
     if not error <= _RESIDUAL:
         status = (
             f"the steps of heavy ball amplify errors {growth:.2g} times before they reduce them: "
@@ -174,12 +186,14 @@ def _stability(
 def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Filter:
     """q at eigenvalues >= 0."""
     if isinstance(dynamics, HeavyBall):
-        rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+        rates = jnp.asarray(dynamics.rates)
+        momentum = jnp.asarray(dynamics.momentum)
         found = heavy_ball_filter(eigenvalues / n, rates, momentum)
         return found._replace(q=found.q / n)
     rate = dynamics.time * eigenvalues / n
-    fraction = -jnp.expm1(-rate) / jnp.where(rate > 0, eigenvalues, 1)
-    q = jnp.where(rate > 0, fraction, dynamics.time / n)
+    moves = rate > 0
+    fraction = -jnp.expm1(-rate) / jnp.where(moves, eigenvalues, 1)
+    q = jnp.where(moves, fraction, dynamics.time / n)
     return Filter(q, growth=jnp.ones_like(eigenvalues))
 
 
@@ -188,19 +202,22 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
     status says so.
     """
     n = len(residual)
+    rounding = n * np.finfo(float).eps
     factor = jax.scipy.linalg.cho_factor(gram, lower=True)
     dual = jax.scipy.linalg.cho_solve(factor, residual)
     largest = _power_iteration(gram)
     condition = largest * _power_iteration(factor)
-    if jnp.isfinite(condition) and condition < 1 / (n * np.finfo(float).eps):
+    if jnp.isfinite(condition) and condition < 1 / rounding:
         return _with_residual(gram, residual, dual, float(condition))
     # The pseudo-inverse leaves out what is rounding.
     eigenvalues, vectors = jnp.linalg.eigh(gram)
-    keep = eigenvalues > n * np.finfo(float).eps * eigenvalues[-1]
-    inverse = jnp.where(keep, 1 / jnp.where(keep, eigenvalues, 1), 0)
+    keep = eigenvalues > rounding * eigenvalues[-1]
+    kept = jnp.where(keep, eigenvalues, 1)
+    inverse = jnp.where(keep, 1 / kept, 0)
     dual = _apply(vectors, inverse, residual)
     found = _with_residual(gram, residual, dual, np.inf)
-    left = found.stats["residual"] * float(jnp.abs(residual).max())
+    largest_target = float(jnp.abs(residual).max())
+    left = found.stats["residual"] * largest_target
     status = (
         f"singular kernel matrix (numerical rank {int(keep.sum())} of {n}): the limit of gradient "
         f"flow, by the pseudo-inverse, leaves a largest training error of {left:.3g}"
@@ -212,7 +229,8 @@ def _with_residual(gram: Array, residual: Array, dual: Array, condition: float) 
     """With the largest training error in `stats`, relative to the largest entry of `residual`."""
     outputs = jnp.matmul(gram, dual, precision=EXACT)
     left = jnp.abs(outputs - residual).max()
-    largest = jnp.maximum(jnp.abs(residual).max(), np.finfo(float).tiny)
+    largest = jnp.abs(residual).max()
+    largest = jnp.maximum(largest, np.finfo(float).tiny)
     size = float(left / largest)
     status = "ok"
     if not size <= _RESIDUAL:
@@ -227,8 +245,9 @@ def _with_residual(gram: Array, residual: Array, dual: Array, condition: float) 
 def _apply(vectors: Array, values: Array, b: Array) -> Array:
     """V diag(values) V^T b."""
     inner = jnp.matmul(vectors.T, b, precision=EXACT)
-    scaled = values.reshape(-1, *[1] * (b.ndim - 1)) * inner
-    return jnp.matmul(vectors, scaled, precision=EXACT)
+    if b.ndim == 2:
+        values = values[:, None]
+    return jnp.matmul(vectors, values * inner, precision=EXACT)
 
 
 @jax.jit
@@ -236,13 +255,15 @@ def _power_iteration(operator) -> Array:
     """Of a symmetric matrix, or of the inverse of a Cholesky-factored one: 100 power iterations,
     from below.
     """
+    factored = isinstance(operator, tuple)
+    matrix = operator[0] if factored else operator
 
     def apply(v):
-        if isinstance(operator, tuple):
-            return jax.scipy.linalg.cho_solve((operator[0], True), v)
-        return jnp.matmul(operator, v, precision=EXACT)
+        if factored:
+            return jax.scipy.linalg.cho_solve((matrix, True), v)
+        return jnp.matmul(matrix, v, precision=EXACT)
 
-    n = jax.tree.leaves(operator)[0].shape[0]
+    n = len(matrix)
     start = jax.random.normal(jax.random.key(0), (n,))
 
     def step(v, _):

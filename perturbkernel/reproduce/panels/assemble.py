@@ -1,11 +1,13 @@
 """From finished cells to the curves of a panel."""
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from perturbkernel.reproduce import plan, store
+from perturbkernel.reproduce.panels.limit import Request
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel
 from perturbkernel.reproduce.plan import Options
@@ -18,12 +20,16 @@ Curve = dict[str, list[float]]
 
 def _curve(samples: list[np.ndarray]) -> Curve:
     """Mean and band of the samples at each value of the panel."""
-    flat = [np.asarray(s, float).ravel() for s in samples]
-    return {
-        "mean": [float(s.mean()) for s in flat],
-        "low": [float(np.quantile(s, _BAND[0])) for s in flat],
-        "high": [float(np.quantile(s, _BAND[1])) for s in flat],
-    }
+    mean = []
+    low = []
+    high = []
+    for of_value in samples:
+        flat = np.asarray(of_value, float).ravel()
+        band = np.quantile(flat, _BAND)
+        mean.append(float(flat.mean()))
+        low.append(float(band[0]))
+        high.append(float(band[1]))
+    return {"mean": mean, "low": low, "high": high}
 
 
 def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, dict[str, Curve]]:
@@ -36,17 +42,17 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, di
     Names end in " scaled" where images are fewer than published and sizes were scaled up.
     """
     curves: dict[str, dict[str, Curve]] = {quantity: {} for quantity in p.curves}
-    count = len(plan.factors(p.settings[0], options)) if p.quantity == "accuracy" else 1
-    for index in range(count):
+    factors = 1
+    if p.quantity == "accuracy":
+        factors = len(plan.factors(p.settings[0], options))
+    for index, mode, quantity in itertools.product(range(factors), options.modes, p.curves):
+        if index and quantity == "standard":
+            continue  # the first network does not know the size
         suffix = " scaled" if index else ""
-        for mode in options.modes:
-            collect = _limit if mode == "limit" else _network
-            for quantity in p.curves:
-                if index and quantity == "standard":
-                    continue  # the first network does not know the size
-                wanted = _Wanted(p, quantity, index, options, Path(folder))
-                for name, samples in collect(wanted).items():
-                    curves[quantity][name + suffix] = _curve(samples)
+        collect = _limit if mode == "limit" else _network
+        wanted = _Wanted(p, quantity, index, options, Path(folder))
+        for name, samples in collect(wanted).items():
+            curves[quantity][name + suffix] = _curve(samples)
     return curves
 
 
@@ -65,7 +71,8 @@ class _Wanted(NamedTuple):
         return self.quantity in ("perturbation", "agreement")
 
     def factor(self, setting: Setting) -> float:
-        return plan.factors(setting, self.options)[self.index]
+        factors = plan.factors(setting, self.options)
+        return factors[self.index]
 
 
 def _limit(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
@@ -73,13 +80,15 @@ def _limit(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
     for setting in wanted.panel.settings:
         values: dict[str, list[np.ndarray]] = {}
         for seed in range(wanted.options.seeds):
-            for name, samples in _limit_values(wanted, setting, seed).items():
+            of_seed = _limit_values(wanted, setting, seed)
+            for name, samples in of_seed.items():
                 values.setdefault(name, []).append(samples)
         for name, parts in values.items():
             samples = np.concatenate(parts, axis=1)
             # From zero all rates agree for the identity loss; otherwise the best, by its mean over
             # draws, counts.
-            best = samples.mean(axis=1).argmax()
+            means = samples.mean(axis=1)
+            best = means.argmax()
             found.setdefault(name, []).append(samples[best])
     return found
 
@@ -109,11 +118,13 @@ def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> dict[str, np.
 
 
 def _network(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
-    best, grid = [], []
+    seeds = range(wanted.options.seeds)
+    best = []
+    grid = []
     for setting in wanted.panel.settings:
-        seeds = range(wanted.options.seeds)
         values = [_network_values(wanted, setting, seed) for seed in seeds]
-        best.append(np.array([of_seed.max() for of_seed in values]))
+        largest = [of_seed.max() for of_seed in values]
+        best.append(np.array(largest))
         grid.append(np.concatenate(values))
     return {"network": best, "network_grid": grid}
 
@@ -122,12 +133,14 @@ def _network_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
     """One number for every pair of learning rates, or rate of the first network."""
     cell = plan.network_cell(wanted.panel, setting, seed, wanted.options)
     config = cell["config"]
+    arrays = _loaded(wanted.folder, cell)
     step_f = config["steps_f"].index(setting.steps_f)
-    values = _loaded(wanted.folder, cell)[wanted.quantity][:, step_f]
+    values = arrays[wanted.quantity][:, step_f]
     if wanted.has_targets:
-        size = config["sizes"].index(plan.scaled(setting.size, wanted.factor(setting)))
+        size = plan.scaled(setting.size, wanted.factor(setting))
+        place = config["sizes"].index(size)
         step_g = config["steps_g"].index(setting.steps_g)
-        values = values[:, size, :, step_g]
+        values = values[:, place, :, step_g]
     return values.ravel()
 
 
@@ -155,10 +168,13 @@ def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float
     found = set()
     for setting in p.settings:
         cell = plan.limit_cell(setting, 0, options)
-        flags = _loaded(Path(folder), cell)["unstable_f"]
+        requests = cell["config"]["requests"]
+        arrays = _loaded(Path(folder), cell)
+        unstable = arrays["unstable_f"]
         for row in plan.limit_rows(cell, setting, 1.0):
-            if flags[row]:
-                found.add(cell["config"]["requests"][row][2])
+            if unstable[row]:
+                request = Request(*requests[row])
+                found.add(request.learning_rate_f)
     return sorted(found)
 
 
@@ -168,8 +184,10 @@ def distance(curve: Curve, p: Panel, quantity: str) -> dict[str, Any] | None:
     gaps = []
     for value, mean in zip(p.values, curve["mean"], strict=True):
         for position, there in published:
-            if np.isclose(value, position * p.axis_factor, rtol=1e-3, atol=1e-12):
-                gaps.append(abs(mean - there))
+            shown = position * p.axis_factor
+            if np.isclose(value, shown, rtol=1e-3, atol=1e-12):
+                gap = abs(mean - there)
+                gaps.append(gap)
     if not gaps:
         return None
     return {"mean": float(np.mean(gaps)), "largest": float(np.max(gaps)), "points": len(gaps)}

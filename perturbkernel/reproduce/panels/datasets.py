@@ -40,17 +40,22 @@ def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> 
     folder = sources.get(setting.data)
     if folder is None:
         # 1 against 2 whatever the panel: only digits come with the installation.
-        name, classes = "mnist5k", (1, 2)
+        name = "mnist5k"
+        classes = (1, 2)
     else:
-        name, classes = setting.data, tuple(setting.classes or ())
+        name = setting.data
+        classes = tuple(setting.classes or ())
+    states = file_states(folder)
     config = {
         "name": name,
         "classes": list(classes),
         "n": setting.n,
         "seed": seed,
-        "content": _content(name, folder, classes, file_states(folder)),
+        "content": _content(name, folder, classes, states),
     }
-    return config if folder is None else config | {"path": folder}
+    if folder is not None:
+        config["path"] = folder
+    return config
 
 
 def file_states(folder: str | None) -> tuple[tuple[str, int, int, int], ...]:
@@ -58,16 +63,20 @@ def file_states(folder: str | None) -> tuple[tuple[str, int, int, int], ...]:
     if folder is None or not Path(folder).is_dir():
         return ()
     states = []
-    for path in sorted(Path(folder).iterdir()):
-        if path.is_file():
-            state = path.stat()
-            states.append((path.name, state.st_ino, state.st_size, state.st_mtime_ns))
+    paths = Path(folder).iterdir()
+    for path in sorted(paths):
+        if not path.is_file():
+            continue
+        state = path.stat()
+        described = (path.name, state.st_ino, state.st_size, state.st_mtime_ns)
+        states.append(described)
     return tuple(states)
 
 
 @functools.lru_cache(maxsize=64)
 def _content(name: str, folder: str | None, classes: tuple[int, ...], states: Any) -> str:
-    return _content_hash(_images(name, folder, classes))
+    images = _images(name, folder, classes)
+    return _content_hash(images)
 
 
 def _images(name: str, folder: str | None, classes: tuple[int, ...]) -> list[datasets.Dataset]:
@@ -84,9 +93,11 @@ def _content_hash(images: list[datasets.Dataset]) -> str:
     """
     digest = hashlib.sha256()
     for part in images:
-        pixels = np.round(np.asarray(part.inputs) * 255).astype("<i2")
+        grey = np.asarray(part.inputs) * 255
+        pixels = np.round(grey).astype("<i2")
         labels = np.asarray(part.targets).astype("<i2")
-        digest.update(f"{pixels.shape}".encode())
+        shape = f"{pixels.shape}"
+        digest.update(shape.encode())
         digest.update(pixels.tobytes())
         digest.update(labels.tobytes())
     return digest.hexdigest()[:16]
@@ -101,21 +112,40 @@ def draw(config: dict[str, Any]) -> Drawn:
 
     Raises ValueError if the images are not those of the description any more.
     """
-    key_data, key_fresh, key = jax.random.split(jax.random.key(config["seed"]), 3)
-    name, n = config["name"], config["n"]
-    if name in ("gaussian", "shifted_gaussian"):
-        d = config["d"]
-        rng = np.random.default_rng([config["seed"], n, d])
-        x, y = _synthetic(name, n, d, rng)
-        fresh, _ = _synthetic(name, FRESH, d, rng)
-        return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
+    if config["name"] in ("gaussian", "shifted_gaussian"):
+        return _draw_synthetic(config)
+    return _draw_images(config)
+
+
+def _keys(config: dict[str, Any]) -> PRNGKeyArray:
+    """Of the split, of the choice of training images, and of all else that is random."""
+    key = jax.random.key(config["seed"])
+    return jax.random.split(key, 3)
+
+
+def _draw_synthetic(config: dict[str, Any]) -> Drawn:
+    name = config["name"]
+    n = config["n"]
+    d = config["d"]
+    rng = np.random.default_rng([config["seed"], n, d])
+    x, y = _synthetic(name, n, d, rng)
+    fresh, _ = _synthetic(name, FRESH, d, rng)
+    _, _, key = _keys(config)
+    return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
+
+
+def _draw_images(config: dict[str, Any]) -> Drawn:
+    name = config["name"]
+    n = config["n"]
     folder = config.get("path")
-    images = _images(name, folder, tuple(config["classes"]))
+    classes = tuple(config["classes"])
+    images = _images(name, folder, classes)
     if _content_hash(images) != config["content"]:
         raise ValueError(
             f"{folder or name} holds other images here, or now, than where and when the "
             f"computation was planned: give the command again, with the same files everywhere"
         )
+    key_data, key_fresh, key = _keys(config)
     train, test = images[0].split(test=0.2, key=key_data) if folder is None else images
     if n < train.n:
         train = train.subset(n, key=key_fresh)
@@ -129,17 +159,21 @@ def _synthetic(
     compile anew.
     """
     x = rng.standard_normal((n, d), np.float32)
+    plus, minus = np.array([1, -1], np.float32)
     if name == "gaussian":
-        return x, rng.choice(np.array([1, -1], np.float32), n)
+        return x, rng.choice([plus, minus], n)
     first_half = np.arange(n) < (n + 1) // 2
-    y = rng.permutation(np.where(first_half, np.float32(1), np.float32(-1)))
-    x += np.float32(0.3) * y[:, None]
+    ordered = np.where(first_half, plus, minus)
+    y = rng.permutation(ordered)
+    shift = np.float32(0.3)
+    x += shift * y[:, None]
     return x, y
 
 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """`learning.accuracy` along the last axis, in NumPy for the same reason."""
-    return (1 + np.sign(outputs) * labels).mean(-1) / 2
+    right = np.sign(outputs) * labels
+    return (1 + right).mean(-1) / 2
 
 
 def count(config: dict[str, Any]) -> int:
@@ -149,7 +183,8 @@ def count(config: dict[str, Any]) -> int:
 
 @functools.cache
 def _image_count(config: str) -> int:
-    return len(draw(json.loads(config)).y)
+    drawn = draw(json.loads(config))
+    return len(drawn.y)
 
 
 def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> float:
@@ -161,7 +196,8 @@ def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> f
     n = count(config)
     if n >= published_n:
         return 1.0
-    return float(np.round(np.sqrt(published_n / n), 4))
+    factor = np.sqrt(published_n / n)
+    return float(np.round(factor, 4))
 
 
 def targets(
@@ -174,22 +210,26 @@ def targets(
     """
     drawn = {}
     for rule, count in draws.items():
+        draw_column = _RULES[rule]
         columns = np.empty((n, count), np.float32)
         for column in range(count):
-            rng = np.random.default_rng([config["seed"], column, rule == "balanced"])
-            columns[:, column] = _RULES[rule](n, rng)
+            seed = [config["seed"], column, rule == "balanced"]
+            rng = np.random.default_rng(seed)
+            columns[:, column] = draw_column(n, rng)
         drawn[rule] = columns
     return drawn
 
 
 def _coin_flip(n: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 2, n) * 2 - 1
+    bits = rng.integers(0, 2, n)
+    return bits * 2 - 1
 
 
 def _balanced(n: int, rng: np.random.Generator) -> np.ndarray:
     of_the_odd_one = rng.integers(0, 2) * 2 - 1
     even = np.arange(n) % 2 == 0
-    return rng.permutation(np.where(even, of_the_odd_one, -of_the_odd_one))
+    alternating = np.where(even, of_the_odd_one, -of_the_odd_one)
+    return rng.permutation(alternating)
 
 
 _RULES = {"coin_flip": _coin_flip, "balanced": _balanced}

@@ -51,11 +51,13 @@ class Request(NamedTuple):
 
     @property
     def time_f(self) -> float:
-        return HeavyBall(self.learning_rate_f, self.steps_f).effective_time
+        dynamics = HeavyBall(self.learning_rate_f, self.steps_f)
+        return dynamics.effective_time
 
     @property
     def time_g(self) -> float:
-        return HeavyBall(self.learning_rate_g, self.steps_g).effective_time
+        dynamics = HeavyBall(self.learning_rate_g, self.steps_g)
+        return dynamics.effective_time
 
 
 def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -78,7 +80,8 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     draws: dict[str, int] = dict(zip(RULES, config["draws"], strict=True))
     labels = targets(config["data"], len(drawn.y), draws)
     if config["loss"] == "identity":
-        return _identity(kernel, drawn, requests, labels, config["initial_draws"], config["cosine"])
+        initial_draws = config["initial_draws"]
+        return _identity(kernel, drawn, requests, labels, initial_draws, config["cosine"])
     from perturbkernel.reproduce.panels.limit_logistic import logistic
 
     return logistic(kernel, drawn, requests, labels, config["dynamics"])
@@ -133,17 +136,32 @@ def _identity(
     with_cosine: bool,
 ) -> dict[str, np.ndarray]:
     """The result of a cell whose loss is the identity; see `limit_cell`."""
+    x = np.asarray(drawn.x)
     first = _first_network(kernel, drawn, requests, initial_draws, with_cosine)
-    second = _second_networks(kernel, np.asarray(drawn.x), first, requests, labels)
+    second = _second_networks(kernel, x, first, requests, labels)
     count = labels[RULES[0]].shape[1]
     rows = []
     for request in requests:
         row = _of_first(first, request)
-        for name, values in _of_second(first, second, request).items():
-            for rule, part in zip(RULES, np.split(values, [count]), strict=True):
+        found = _of_second(first, second, request)
+        for name, values in found.items():
+            parts = np.split(values, [count])
+            for rule, part in zip(RULES, parts, strict=True):
                 row[f"{name}_{rule}"] = part
         rows.append(row)
-    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    return by_name(rows)
+
+
+def by_name(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Rows with the same names as arrays with a leading axis of rows.
+
+    by_name([{"size": 1.0}, {"size": 2.0}])  # {"size": array([1., 2.])}
+    """
+    found = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        found[name] = np.asarray(values)
+    return found
 
 
 def _first_network(
@@ -153,28 +171,52 @@ def _first_network(
     initial_draws: int,
     with_cosine: bool,
 ) -> _First:
-    x, y = drawn.x, np.asarray(drawn.y)
+    x = drawn.x
+    y = np.asarray(drawn.y)
     n, d = x.shape
     # Fresh points after the padded training points: z has a round size too.
     z = np.concatenate([padded(x), drawn.fresh])
-    fresh = slice(-len(drawn.fresh), None)
-    found = first_networks(kernel, z, x, (y / n)[:, None], direction=with_cosine)
+    coef = y / n
+    found = first_networks(kernel, z, x, coef[:, None], direction=with_cosine)
     gradient = found.gradients[0, :n]
     length = np.linalg.norm(gradient, axis=1)
+    cosine = None
+    if found.direction is not None:
+        cosine = _cosine(gradient, found.direction[:n])
     square = (1 + kernel.slope**2) / 2
-    deviation = np.sqrt(square * (1 + np.sum(np.square(z), axis=1) / d))
-    cosine = None if found.direction is None else _cosine(gradient, found.direction[:n])
+    variance = square * (1 + np.sum(np.square(z), axis=1) / d)
 
-    initial = []
-    shortest = min(r.time_f for r in requests) * np.median(length)
+    first_time = min(request.time_f for request in requests)
+    shortest = first_time * np.median(length)
     if np.sqrt(square) < _NEGLIGIBLE * shortest:
         initial_draws = 0
-    for key in jax.random.split(jax.random.fold_in(drawn.key, 2), initial_draws):
-        outputs, gradients = _initial_function(kernel.slope, padded(z), padded(x), key)
-        initial.append(_Initial(np.asarray(outputs)[: len(z)], np.asarray(gradients)[:n]))
     return _First(
-        y, z, fresh, found.outputs[0], gradient, length, deviation, square, cosine, initial
+        y=y,
+        z=z,
+        fresh=slice(-len(drawn.fresh), None),
+        f_hat=found.outputs[0],
+        gradient=gradient,
+        length=length,
+        deviation=np.sqrt(variance),
+        square=square,
+        cosine=cosine,
+        initial=_initial_functions(kernel, drawn, z, initial_draws),
     )
+
+
+def _initial_functions(
+    kernel: TwoLayerNTK, drawn: Drawn, z: np.ndarray, count: int
+) -> list[_Initial]:
+    key = jax.random.fold_in(drawn.key, 2)
+    queries = padded(z)
+    points = padded(drawn.x)
+    initial = []
+    for one in jax.random.split(key, count):
+        outputs, gradients = _initial_function(kernel.slope, queries, points, one)
+        at_z = np.asarray(outputs)[: len(z)]
+        at_x = np.asarray(gradients)[: len(drawn.x)]
+        initial.append(_Initial(at_z, at_x))
+    return initial
 
 
 def _second_networks(
@@ -188,27 +230,29 @@ def _second_networks(
     # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no
     # time matters ...
     plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
+    along = _inverse(first.length)
     combinations = []
     for scenario, size in plain:
-        combinations.append(_combination(first, scenario, size, _inverse(first.length)))
+        combinations.append(_combination(first, scenario, size, along))
     # ... and with an initial function directions change with the first network's time.
     timed = list(dict.fromkeys((r.scenario, r.size, r.time_f) for r in requests))
     for number, initial in enumerate(first.initial):
         for scenario, size, time in timed:
             direction = initial.gradients + time * first.gradient
             unit = _inverse(np.linalg.norm(direction, axis=1))
-            combinations.append(
-                _combination(first, scenario, size, time * unit, start=(number, unit))
-            )
+            moved = _combination(first, scenario, size, time * unit, start=(number, unit))
+            combinations.append(moved)
     columns = np.concatenate([labels[rule] for rule in RULES], axis=1)
-    matrices = [x, first.gradient, *[initial.gradients for initial in first.initial]]
+    of_initial = [initial.gradients for initial in first.initial]
+    matrices = [x, first.gradient, *of_initial]
     g_hat = second_networks(kernel, first.z, matrices, combinations, columns)
     g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
-    moved = g_hat[len(plain) :].reshape(len(first.initial), len(timed), *g_hat.shape[1:])
-    return _Second(
-        dict(zip(plain, g_hat[: len(plain)], strict=True)),
-        {key: moved[:, place] for place, key in enumerate(timed)},
-    )
+    from_zero = g_hat[: len(plain)]
+    rest = g_hat[len(plain) :]
+    moved = rest.reshape(len(first.initial), len(timed), *g_hat.shape[1:])
+    without = dict(zip(plain, from_zero, strict=True))
+    with_initial = {key: moved[:, place] for place, key in enumerate(timed)}
+    return _Second(without, with_initial)
 
 
 def _combination(
@@ -222,7 +266,8 @@ def _combination(
 
     start: which initial function f0 is, and unit (n,).
     """
-    carrier, delta = np.zeros((2, 2 + len(first.initial), len(first.y)))
+    matrices = 2 + len(first.initial)
+    carrier, delta = np.zeros((2, matrices, len(first.y)))
     if scenario == "b":
         carrier[0] = 1
     delta[1] = size * along
@@ -234,36 +279,65 @@ def _combination(
 
 def _of_first(first: _First, request: Request) -> dict[str, Any]:
     """What the request asks of the first network."""
-    n, time = len(first.y), request.time_f
+    n = len(first.y)
+    time = request.time_f
     f_hat = first.f_hat[:n]
-    right = ndtr(first.y * time * f_hat / first.deviation[:n])
-    found = {"standard_zero": accuracy(f_hat, first.y), "standard": right.mean()}
+    margin = first.y * time * f_hat / first.deviation[:n]
+    right = ndtr(margin)
+    found = {
+        "standard_zero": accuracy(f_hat, first.y),
+        "standard": right.mean(),
+    }
     if first.cosine is not None:
         found["cosine_zero"] = np.mean(first.cosine)
         # With an initial function the expected cosine to leading order in 1/sqrt(d) (theory:
         # 12.2).
-        whole = np.sqrt((time * first.length) ** 2 + first.square)
-        found["cosine"] = np.mean(first.cosine * time * first.length * _inverse(whole))
+        trained = time * first.length
+        whole = np.sqrt(trained**2 + first.square)
+        cosines = first.cosine * time * first.length * _inverse(whole)
+        found["cosine"] = np.mean(cosines)
     return found
+
+
+class _Pair(NamedTuple):
+    """An initial function f0 (k,) at the k fresh points, and the g (draws, m) that learned from it,
+    a unit of time from zero.
+    """
+
+    start: np.ndarray
+    g_hat: np.ndarray
+
+
+def _pairs(first: _First, second: _Second, request: Request) -> list[_Pair]:
+    """A pair for each initial function; where those are negligible, one with zero."""
+    if not first.initial:
+        start = np.zeros(len(first.f_hat[first.fresh]))
+        g_zero = second.without[request.scenario, request.size]
+        return [_Pair(start, g_zero)]
+    moved = second.with_initial[request.scenario, request.size, request.time_f]
+    pairs = []
+    for initial, g_hat in zip(first.initial, moved, strict=True):
+        start = initial.outputs[first.fresh]
+        pairs.append(_Pair(start, g_hat))
+    return pairs
 
 
 def _of_second(first: _First, second: _Second, request: Request) -> dict[str, np.ndarray]:
     """What the request asks of the second network, for every draw of targets by all rules."""
-    y, fresh, n = first.y, first.fresh, len(first.y)
+    y = first.y
+    fresh = first.fresh
+    n = len(y)
     f_hat = first.f_hat[fresh]
     g_zero = second.without[request.scenario, request.size]
-    # Pairs of f0 and the g that learned from it; where f0 is negligible, zero.
-    pairs = [(np.zeros(len(f_hat)), g_zero)]
-    if first.initial:
-        moved = second.with_initial[request.scenario, request.size, request.time_f]
-        starts = [initial.outputs[fresh] for initial in first.initial]
-        pairs = list(zip(starts, moved, strict=True))
-    right, same = [], []
-    for start, g in pairs:
-        margin = request.time_g * g / first.deviation
+    right = []
+    same = []
+    for start, g_hat in _pairs(first, second, request):
+        margin = request.time_g * g_hat / first.deviation
         f_sign = np.sign(start + request.time_f * f_hat)
-        right.append(ndtr(y * margin[:, :n]).mean(1))
-        same.append(ndtr(f_sign * margin[:, fresh]).mean(1))
+        of_label = ndtr(y * margin[:, :n])
+        of_f = ndtr(f_sign * margin[:, fresh])
+        right.append(of_label.mean(1))
+        same.append(of_f.mean(1))
     return {
         "perturbation_zero": accuracy(g_zero[:, :n], y),
         "agreement_zero": accuracy(g_zero[:, fresh], np.sign(f_hat)),
@@ -281,11 +355,13 @@ def _initial_function(slope: float, z: Array, x: Array, key: Array) -> tuple[Arr
 
 def _inverse(length: np.ndarray) -> np.ndarray:
     """1 / length, and 0 for 0."""
-    return 1 / np.where(length > 0, length, np.inf)
+    divisor = np.where(length > 0, length, np.inf)
+    return 1 / divisor
 
 
 def _cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|<a_i, b_i>| / (|a_i| |b_i|) of the rows; 0 where one is zero."""
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    of_a = np.linalg.norm(a, axis=1)
+    of_b = np.linalg.norm(b, axis=1)
     products = np.einsum("nd,nd->n", a, b)
-    return np.abs(products) * _inverse(lengths)
+    return np.abs(products) * _inverse(of_a * of_b)

@@ -2,6 +2,7 @@
 networks.
 """
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +19,7 @@ from perturbkernel.engine.tiles import EXACT, by_rows
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.metrics import accuracy
 from perturbkernel.reproduce.panels.datasets import Drawn
-from perturbkernel.reproduce.panels.limit import Request
+from perturbkernel.reproduce.panels.limit import Request, by_name
 from perturbkernel.reproduce.panels.sweep import first_networks, inner_products, kernel_of_product
 from perturbkernel.training.dynamics import HeavyBall
 from perturbkernel.training.gram import GramOperator, gram_operator
@@ -39,7 +40,8 @@ def _coefficients(
     if dynamics == "flow":
         times = np.array([ball.effective_time for ball in balls])
         path = logistic_path(operator, y, None, times, rtol=_TOLERANCE)
-        if not np.isfinite(np.asarray(path.dual_coef)).all():
+        finite = np.isfinite(np.asarray(path.dual_coef))
+        if not finite.all():
             reached = float(path.time)
             raise RuntimeError(f"the logistic flow came to time {reached:g} of {times.max():g}")
         return path.dual_coef.T
@@ -82,9 +84,11 @@ def _gram(kernel: TwoLayerNTK, products: _Products, points: _Points, d: Array) -
     """The kernel of the points with each other, (n, n)."""
     c, s, square = points
     n = len(s)
-    x_x, x_delta = products.z_x[:n], products.z_delta[:n]
-    with_carrier = c * (c * x_x + s * x_delta + s[:, None] * x_delta.T)
-    product = with_carrier + s[:, None] * s * products.delta_delta
+    column = s[:, None]
+    x_x = products.z_x[:n]
+    x_delta = products.z_delta[:n]
+    with_carrier = c * (c * x_x + s * x_delta + column * x_delta.T)
+    product = with_carrier + column * s * products.delta_delta
     return kernel_of_product(kernel, product, square[:, None], square[None, :], d)
 
 
@@ -106,7 +110,8 @@ def _outputs(
         tile = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
         return jnp.matmul(tile, coef, precision=EXACT)
 
-    return by_rows(rows, (products.z_x, products.z_delta, z_square), _ROWS)
+    queries = (products.z_x, products.z_delta, z_square)
+    return by_rows(rows, queries, _ROWS)
 
 
 # --- one cell ---
@@ -143,20 +148,23 @@ def logistic(
     """The result of a cell whose loss is logistic; see `limit_cell`."""
     x = np.asarray(drawn.x)
     z = np.concatenate([x, drawn.fresh])
-    z_square = jnp.asarray(np.sum(z**2, axis=1))
-    cell = _Cell(kernel, dynamics, x, drawn.y, z, z_square)
+    z_square = np.sum(z**2, axis=1)
+    cell = _Cell(kernel, dynamics, x, drawn.y, z, jnp.asarray(z_square))
     schedules = list(dict.fromkeys(_schedule_f(r) for r in requests))
     first = _first_networks(cell, drawn, schedules)
 
     n = len(x)
-    standard, pairs = {}, {}
+    standard = {}
+    pairs = {}
     z_x = jnp.asarray(inner_products(z, x))
     for k, schedule in enumerate(schedules):
         outputs = first.outputs[k]
         standard[schedule] = float(accuracy(outputs[:n], drawn.y))
-        delta = np.asarray(normalise(jnp.asarray(first.gradients[k]), "l2"))
-        z_delta = jnp.asarray(inner_products(z, delta))
-        products = _Products(z_x, z_delta, jnp.asarray(inner_products(delta, delta)))
+        gradients = jnp.asarray(first.gradients[k])
+        delta = np.asarray(normalise(gradients, "l2"))
+        z_delta = inner_products(z, delta)
+        delta_delta = inner_products(delta, delta)
+        products = _Products(z_x, jnp.asarray(z_delta), jnp.asarray(delta_delta))
         mine = [r for r in requests if _schedule_f(r) == schedule]
         pairs[schedule] = _second_networks(cell, mine, labels, products, delta, outputs)
 
@@ -169,11 +177,12 @@ def logistic(
         }
         for rule in labels:
             key = (r.scenario, r.size, _schedule_g(r), rule)
-            found = np.array(pairs[schedule].get(key, [])).reshape(-1, 2)
-            row[f"perturbation_zero_{rule}"] = found[:, 0]
-            row[f"agreement_zero_{rule}"] = found[:, 1]
+            of_draws = pairs[schedule].get(key, [])
+            right, same = np.array(of_draws).reshape(-1, 2).T
+            row[f"perturbation_zero_{rule}"] = right
+            row[f"agreement_zero_{rule}"] = same
         rows.append(row)
-    return {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
+    return by_name(rows)
 
 
 def _schedule_f(request: Request) -> tuple[float, int]:
@@ -209,16 +218,18 @@ def _second_networks(
     n = len(cell.x)
     schedules = list(dict.fromkeys(_schedule_g(r) for r in requests))
     f_sign = np.sign(outputs_f[n:])
+    perturbed = dict.fromkeys((r.scenario, r.size) for r in requests)
     found: dict[tuple, list[tuple[float, float]]] = {}
-    for scenario, size in dict.fromkeys((r.scenario, r.size) for r in requests):
-        for rule, columns in labels.items():
-            for target in columns.T:
-                outputs = _trained(cell, scenario, size, target, products, delta, schedules)
-                for j, schedule in enumerate(schedules):
-                    right = float(accuracy(outputs[:n, j], cell.y))
-                    same = float(accuracy(outputs[n:, j], f_sign))
-                    key = (scenario, size, schedule, rule)
-                    found.setdefault(key, []).append((right, same))
+    for (scenario, size), rule in itertools.product(perturbed, labels):
+        columns = labels[rule]
+        for target in columns.T:
+            outputs = _trained(cell, scenario, size, target, products, delta, schedules)
+            for j, schedule in enumerate(schedules):
+                mine = outputs[:, j]
+                right = float(accuracy(mine[:n], cell.y))
+                same = float(accuracy(mine[n:], f_sign))
+                of_draws = found.setdefault((scenario, size, schedule, rule), [])
+                of_draws.append((right, same))
     return found
 
 
@@ -238,9 +249,12 @@ def _trained(
     d = cell.x.shape[1]
     carrier = float(scenario == "b")
     along = np.float32(size) * target
-    square = np.sum((carrier * cell.x + along[:, None] * delta) ** 2, axis=1)
+    perturbed = carrier * cell.x + along[:, None] * delta
+    square = np.sum(perturbed**2, axis=1)
     points = _Points(carrier, jnp.asarray(along), jnp.asarray(square))
-    gram = GramOperator(cell.kernel, None, _gram(cell.kernel, products, points, d))
+    matrix = _gram(cell.kernel, products, points, d)
+    gram = GramOperator(cell.kernel, None, matrix)
+    del matrix
     coef = _coefficients(gram, jnp.asarray(target), schedules, cell.dynamics)
     del gram  # its matrix, before the outputs need memory
     return _outputs(cell.kernel, products, points, cell.z_square, coef, d)

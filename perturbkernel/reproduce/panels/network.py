@@ -58,9 +58,13 @@ class _Ensembles(NamedTuple):
 
         scale: (k, n), for each of the k networks what its inputs are multiplied by.
         """
-        net = _network(self.d, self.width, self.slope, key)
         count = len(rates)
-        nets = jax.tree.map(lambda a: np.broadcast_to(a, (count, *a.shape)), net)
+
+        def repeated(weights: np.ndarray) -> np.ndarray:
+            return np.broadcast_to(weights, (count, *weights.shape))
+
+        net = _network(self.d, self.width, self.slope, key)
+        nets = jax.tree.map(repeated, net)
         _, trace = networks.ensemble(
             nets,
             inputs,
@@ -73,11 +77,18 @@ class _Ensembles(NamedTuple):
             observe=observe,
             scale=scale,
         )
-        places = [int(np.flatnonzero(trace.step == step)[0]) for step in steps]
+        places = []
+        for step in steps:
+            there = np.flatnonzero(trace.step == step)
+            places.append(int(there[0]))
         chosen = np.array(places)
-        seen = jax.tree.map(lambda a: np.asarray(a)[:, chosen], trace.observed)
-        losses = np.asarray(trace.step_loss)
-        return _Training(seen, np.all(np.isfinite(losses), axis=1))
+
+        def at_steps(observed: Array) -> np.ndarray:
+            return np.asarray(observed)[:, chosen]
+
+        seen = jax.tree.map(at_steps, trace.observed)
+        finite = np.isfinite(np.asarray(trace.step_loss))
+        return _Training(seen, np.all(finite, axis=1))
 
 
 def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -97,40 +108,75 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     compile every operation.
     """
     drawn = draw(config["data"])
-    x, y = np.asarray(drawn.x), np.asarray(drawn.y)
-    n, d = x.shape
+    x = np.asarray(drawn.x)
+    y = np.asarray(drawn.y)
     z = np.concatenate([x, drawn.fresh])
     key_f, key_g = jax.random.split(drawn.key)
-    rates_f = np.asarray(config["learning_rates_f"], x.dtype)
-    rates_g = np.asarray(config["learning_rates_g"], x.dtype)
-    rule = config["targets"]
-    target = targets(config["data"], n, {rule: 1})[rule][:, 0]
+    d = x.shape[1]
     ensembles = _Ensembles(d, config["width"], config["slope"], config["loss"])
+    first = _train_first(ensembles, config, key_f, x, y, z)
+    second = _second(ensembles, config, key_g, x, z)
+    return _measured(first, second, y)
 
+
+def _train_first(
+    ensembles: _Ensembles,
+    config: dict[str, Any],
+    key: PRNGKeyArray,
+    x: np.ndarray,
+    y: np.ndarray,
+    z: np.ndarray,
+) -> _Training:
+    """First networks, seen at z and by their gradients at x."""
+    rates = np.asarray(config["learning_rates_f"], x.dtype)
     # Scenario (a) scales its inputs; with a scale of one here, both trainings are the same program.
-    scale = np.ones((len(rates_f), n), x.dtype) if config["scenario"] == "a" else None
+    scale = None
+    if config["scenario"] == "a":
+        scale = np.ones((len(rates), len(x)), x.dtype)
     at = _Seen(jnp.asarray(z), jnp.asarray(x))
-    first = ensembles.train(key_f, rates_f, x, y, config["steps_f"], at, scale)
-    outputs_f, gradients = first.seen
+    return ensembles.train(key, rates, x, y, config["steps_f"], at, scale)
 
-    second = _SecondNetworks(ensembles, config, key_g, rates_g, x, z, target)
-    direction = _direction(config["slope"], x, y)
-    shape = (len(rates_f), len(config["steps_f"]))
-    shape_g = (*shape, len(config["sizes"]), len(rates_g), len(config["steps_g"]))
-    standard, along = np.zeros(shape), np.zeros(shape)
-    perturbation, agreement = np.zeros(shape_g), np.zeros(shape_g)
+
+def _second(
+    ensembles: _Ensembles,
+    config: dict[str, Any],
+    key: PRNGKeyArray,
+    x: np.ndarray,
+    z: np.ndarray,
+) -> "_SecondNetworks":
+    rates = np.asarray(config["learning_rates_g"], x.dtype)
+    rule = config["targets"]
+    drawn = targets(config["data"], len(x), {rule: 1})
+    target = drawn[rule][:, 0]
+    return _SecondNetworks(ensembles, config, key, rates, x, z, target)
+
+
+def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> dict[str, np.ndarray]:
+    """The result of `network_cell`."""
+    n = len(y)
+    config = second.config
+    outputs_f, gradients = first.seen
+    direction = _direction(config["slope"], second.x, y)
+    shape = outputs_f.shape[:2]
+    shape_g = (*shape, *second.shape)
+    standard = np.zeros(shape)
+    along = np.zeros(shape)
+    perturbation = np.zeros(shape_g)
+    agreement = np.zeros(shape_g)
     finite_g = True
     for place in np.ndindex(shape):
         f = outputs_f[place]
         unit = _normalised(gradients[place])
+        cosines = np.sum(unit * direction, axis=1)
         standard[place] = accuracy(f[:n], y)
-        along[place] = np.abs(np.sum(unit * direction, axis=1)).mean()
+        along[place] = np.abs(cosines).mean()
         if not config["sizes"]:
             continue
         g, finite = second.trained(unit)
         finite_g &= finite
+        f_sign = np.sign(f[n:])
         perturbation[place] = accuracy(g[..., :n], y)
-        agreement[place] = accuracy(g[..., n:], np.sign(f[n:]))
+        agreement[place] = accuracy(g[..., n:], f_sign)
     return {
         "standard": standard,
         "cosine": along,
@@ -156,10 +202,16 @@ class _SecondNetworks(NamedTuple):
     z: np.ndarray
     target: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(sizes, rates, steps) of what is trained on one set of perturbations."""
+        return len(self.config["sizes"]), len(self.rates), len(self.config["steps_g"])
+
     def trained(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
         """Outputs (sizes, rates, steps, m), and whether all stayed finite."""
         how: dict[str, Callable] = {"a": self._alone, "b": self._added}
-        return how[self.config["scenario"]](unit)
+        train = how[self.config["scenario"]]
+        return train(unit)
 
     def _alone(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
         """Scenario (a). All sizes share their directions: one ensemble whose members scale the
@@ -168,6 +220,7 @@ class _SecondNetworks(NamedTuple):
         sizes = np.asarray(self.config["sizes"], self.x.dtype)
         rates = np.tile(self.rates, len(sizes))
         of_member = np.repeat(sizes, len(self.rates))
+        # (members, n)
         scale = of_member[:, None] * self.target[None, :]
         outputs, finite = self._train(rates, unit, scale)
         by_size = outputs.reshape(len(sizes), len(self.rates), *outputs.shape[1:])
@@ -175,10 +228,12 @@ class _SecondNetworks(NamedTuple):
 
     def _added(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
         """Scenario (b), an ensemble for each size."""
-        outputs, all_finite = [], True
+        outputs = []
+        all_finite = True
         for size in self.config["sizes"]:
-            signed = np.asarray(size, self.x.dtype) * self.target[:, None]
-            found = self._train(self.rates, self.x + signed * unit, None)
+            signed = np.asarray(size, self.x.dtype) * self.target
+            perturbed = self.x + signed[:, None] * unit
+            found = self._train(self.rates, perturbed, None)
             outputs.append(found.seen)
             all_finite &= bool(found.finite.all())
         return np.stack(outputs), all_finite
@@ -193,11 +248,13 @@ def _network(d: int, width: int, slope: float, key: PRNGKeyArray) -> networks.Tw
     """`TwoLayerNetwork.init` with a trained bias, to rounding, from a generator compiled for powers
     of two only: the threefry bits of a number depend on its place alone.
     """
-    count = width * (d + 2)
+    of_neuron = d + 2
+    count = width * of_neuron
     power_of_two = 1 << (count - 1).bit_length()
-    normal = np.asarray(jax.random.normal(key, (power_of_two,)))
-    drawn = normal[:count].reshape(width, d + 2)
-    root_d, root_width = np.sqrt([d, width]).astype(drawn.dtype)
+    normal = jax.random.normal(key, (power_of_two,))
+    drawn = np.asarray(normal)[:count].reshape(width, of_neuron)
+    roots = np.sqrt([d, width])
+    root_d, root_width = roots.astype(drawn.dtype)
     weight = drawn[:, :d] / root_d
     bias = drawn[:, d]
     readout = drawn[:, d + 1] / root_width
@@ -210,7 +267,9 @@ def _normalised(v: np.ndarray) -> np.ndarray:
     """
     length = np.linalg.norm(v, axis=1, keepdims=True)
     good = np.isfinite(length) & (length > 0)
-    return np.where(good, v, 0) / np.where(good, length, 1)
+    rows = np.where(good, v, 0)
+    divisor = np.where(good, length, 1)
+    return rows / divisor
 
 
 def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -219,8 +278,13 @@ def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     sum_n y_n Phi(x_n, x) x_n
     """
     d = x.shape[1]
-    s = np.sqrt(1 + np.sum(x**2, axis=1) / d)
-    rho = (1 + x @ x.T / d) / (s[:, None] * s)
+    squares = np.sum(x**2, axis=1)
+    s = np.sqrt(1 + squares / d)
+    covariance = 1 + x @ x.T / d
+    rho = covariance / (s[:, None] * s)
     theta = np.arccos(np.clip(rho, -1, 1))
-    phi = (1 + slope**2) / 2 - (1 - slope) ** 2 / (2 * np.pi) * theta
-    return _normalised(phi @ (y[:, None] * x))
+    largest = (1 + slope**2) / 2
+    cone = (1 - slope) ** 2 / (2 * np.pi)
+    phi = largest - cone * theta
+    signed = y[:, None] * x
+    return _normalised(phi @ signed)

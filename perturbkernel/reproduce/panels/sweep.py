@@ -6,18 +6,18 @@ Perturbed points are combinations of the rows of a few matrices B_b (the inputs,
     r_n = sum_b c_bn B_bn.
 
 A tile of products <B_bn, z> therefore serves every combination, and the kernel of
-each costs one arccos a pair. With h_n^+-(z) = K(o_n +- delta_n, z), a second network trained on
-(o_n + y_n delta_n, y_n) by the identity loss from zero is, per unit of time,
+each costs one arccos a pair. A second network trained on (o_n + y_n delta_n, y_n) by the identity
+loss from zero is, per unit of time,
 
-    g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z)
-         = (1/N) [sum_{y_n = 1} h_n^+(z) - sum_{y_n = -1} h_n^-(z)],
+    g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z) = (1/N) sum_n [s_n(z) + y_n b_n(z)],
 
-so that the targets enter through one matrix product each, all draws at once.
+the halves s and b of `kernels.target_sums`, so that the targets enter through one matrix product,
+all draws at once.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 from perturbkernel.engine.sums import accumulate
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.angles import angle_of_product, products_and_angles
+from perturbkernel.kernels.target_sums import halves
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 
 # Rows of queries and of points in a tile: the products of every matrix and the draws' sums stay in
@@ -50,7 +51,8 @@ def padded(array: Array | np.ndarray) -> np.ndarray:
     what is compiled.
     """
     array = np.asarray(array)
-    added = [(0, -len(array) % _ROUND)]
+    missing = -len(array) % _ROUND
+    added = [(0, missing)]
     nothing = [(0, 0)] * (array.ndim - 1)
     return np.pad(array, added + nothing, mode="edge")
 
@@ -58,9 +60,10 @@ def padded(array: Array | np.ndarray) -> np.ndarray:
 def _padded_with_zeros(array: Array | np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Rows of zeros added up to the same number: coefficients of points that do not count."""
     array = np.asarray(array)
-    rows = -(-len(array) // _ROUND) * _ROUND
-    result = np.zeros((rows, array.shape[1]), dtype)
-    result[: len(array)] = array
+    count, columns = array.shape
+    missing = -count % _ROUND
+    result = np.zeros((count + missing, columns), dtype)
+    result[:count] = array
     return result
 
 
@@ -103,32 +106,52 @@ def first_networks(
     / n.
     """
     coef = _padded_with_zeros(dual_coef, np.asarray(x).dtype)
-    queries, points = jnp.asarray(padded(z)), jnp.asarray(padded(x))
+    queries = jnp.asarray(padded(z))
+    points = jnp.asarray(padded(x))
     found = _first(kernel, direction, queries, points, jnp.asarray(coef))
-    outputs, gradients, fixed = jax.tree.map(lambda a: np.asarray(a)[: len(z)], found)
-    return FirstNetworks(outputs.T, gradients.transpose(1, 0, 2), fixed)
+    outputs, gradients, fixed = jax.tree.map(lambda rows: np.asarray(rows)[: len(z)], found)
+    by_network = gradients.transpose(1, 0, 2)
+    return FirstNetworks(outputs.T, by_network, fixed)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _first(kernel: TwoLayerNTK, direction: bool, z: Array, x: Array, coef: Array):
-    cone = (1 - kernel.slope) ** 2 / (2 * np.pi)
+    cone = _cone(kernel)
     bias = float(kernel.train_bias)
 
     def tile(z, x, coef):
-        (product, theta), pullback = jax.vjp(lambda z: products_and_angles(z, x), z)
-        phi = (1 + kernel.slope**2) / 2 - cone * theta
+        def of_queries(z):
+            return products_and_angles(z, x)
+
+        (product, theta), pullback = jax.vjp(of_queries, z)
+        phi = _phi(kernel, theta)
         linear = product + bias
 
         def gradient(column):
-            return pullback((phi * column, -cone * linear * column))[0]
+            by_product = phi * column
+            by_angle = -cone * linear * column
+            return pullback((by_product, by_angle))[0]
 
-        count = coef.shape[1]
-        gradients = jnp.stack([gradient(coef[:, j]) for j in range(count)], axis=1)
-        fixed = jnp.matmul(phi * coef[:, 0], x, precision=EXACT) if direction else None
+        columns = [coef[:, j] for j in range(coef.shape[1])]
+        of_columns = [gradient(column) for column in columns]
+        gradients = jnp.stack(of_columns, axis=1)
+        fixed = None
+        if direction:
+            fixed = jnp.matmul(phi * columns[0], x, precision=EXACT)
         outputs = jnp.matmul(phi * linear, coef, precision=EXACT)
         return outputs, gradients, fixed
 
     return accumulate(tile, z, x, coef, _BLOCK)
+
+
+def _cone(kernel: TwoLayerNTK) -> float:
+    """Minus the derivative of Phi in theta."""
+    return (1 - kernel.slope) ** 2 / (2 * np.pi)
+
+
+def _phi(kernel: TwoLayerNTK, theta: Array) -> Array:
+    largest = (1 + kernel.slope**2) / 2
+    return largest - _cone(kernel) * theta
 
 
 def kernel_of_product(
@@ -138,9 +161,28 @@ def kernel_of_product(
     coincide.
     """
     theta = angle_of_product(product, square_z, square_x, d)
-    cone = (1 - kernel.slope) ** 2 / (2 * np.pi)
-    phi = (1 + kernel.slope**2) / 2 - cone * theta
-    return phi * (product + float(kernel.train_bias))
+    bias = float(kernel.train_bias)
+    return _phi(kernel, theta) * (product + bias)
+
+
+class _Signed(NamedTuple):
+    """The points o_n + delta_n, or o_n - delta_n, of all combinations.
+
+    Attributes:
+        coefficients: of the matrices, rows first so that they can be padded.
+        squares: the points' squared lengths.
+    """
+
+    coefficients: Float[np.ndarray, "n j b"]
+    squares: Float[np.ndarray, "n j"]
+
+
+class _Moved(NamedTuple):
+    """The rows of the matrices, and both kinds of points that are combined from them."""
+
+    matrices: list[Any]
+    plus: _Signed
+    minus: _Signed
 
 
 def second_networks(
@@ -151,58 +193,73 @@ def second_networks(
     targets: Float[np.ndarray, "n s"],
 ) -> Float[np.ndarray, "j m s"]:
     """g(z) a unit of training time, for every combination j and every column of targets."""
-    rows = [np.asarray(m) for m in matrices]
+    rows = [np.asarray(matrix) for matrix in matrices]
     dtype = rows[0].dtype
+    inner = _inner_products_of_rows(rows)
+    plus = _signed(combinations, inner, 1)
+    minus = _signed(combinations, inner, -1)
+
+    def on_device(array: np.ndarray) -> Array:
+        return jnp.asarray(padded(array), dtype)
+
+    moved = jax.tree.map(on_device, _Moved(rows, plus, minus))
+    # The last column counts the points, the others are the targets.
+    once = np.ones((len(targets), 1))
+    weights = _padded_with_zeros(np.hstack([targets, once]), dtype)
     queries = padded(z)
-    # <B_an, B_bn>, (b, b, n), for the lengths of the perturbed points.
-    inner = np.array([[np.einsum("nd,nd->n", a, b) for b in rows] for a in rows])
-    coefficients, squares, weights = [], [], []
-    for sign in (1, -1):
-        # (j, b, n): o_n +- delta_n.
-        moved = np.stack([c.carrier + sign * c.delta for c in combinations])
-        square = np.einsum("jbn,abn,jan->nj", moved, inner, moved)
-        squares.append(np.maximum(square, 0))
-        coefficients.append(moved.transpose(2, 0, 1))
-        # Of h+ and h- a draw of targets takes one for each n: h+ with weight 1 where y = 1, h-
-        # with -1 elsewhere.
-        chosen = (np.asarray(targets) + sign) / 2
-        weights.append(_padded_with_zeros(chosen, dtype))
-    points = (rows, coefficients, squares)
-    points = jax.tree.map(lambda a: jnp.asarray(padded(a), dtype), points)
-    lengths = jnp.asarray(np.sum(queries**2, axis=1))
-    sums = np.asarray(_sweep(kernel, jnp.asarray(queries), lengths, points, weights))
-    return sums[: len(z)].transpose(1, 0, 2) / len(targets)
+    lengths = np.sum(queries**2, axis=1)
+    found = _sweep(kernel, jnp.asarray(queries), jnp.asarray(lengths), moved, weights)
+    sums = np.asarray(found)[: len(z)]
+    return sums.transpose(1, 0, 2) / len(targets)
+
+
+def _inner_products_of_rows(matrices: Sequence[np.ndarray]) -> Float[np.ndarray, "b b n"]:
+    """<B_an, B_bn>, for the lengths of the perturbed points."""
+    inner = []
+    for a in matrices:
+        inner.append([np.einsum("nd,nd->n", a, b) for b in matrices])
+    return np.array(inner)
+
+
+def _signed(
+    combinations: Sequence[Combination], inner: Float[np.ndarray, "b b n"], sign: int
+) -> _Signed:
+    moved = np.stack([c.carrier + sign * c.delta for c in combinations])  # (j, b, n)
+    squares = np.einsum("jbn,abn,jan->nj", moved, inner, moved)
+    return _Signed(moved.transpose(2, 0, 1), np.maximum(squares, 0))
 
 
 @partial(jax.jit, static_argnums=0)
-def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, points, weights) -> Array:
+def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, moved: _Moved, weights: Array) -> Array:
     d = z.shape[1]
 
-    def tile(query, points, weights):
+    def tile(query, moved, weights):
         z, z_square = query
-        matrices, coefficients, squares = points
-        products = [jnp.matmul(z, m.T, precision=EXACT) for m in matrices]
-        # (j, b, n): read along the points.
-        coefficients = [c.transpose(1, 2, 0) for c in coefficients]
+        products = [jnp.matmul(z, matrix.T, precision=EXACT) for matrix in moved.matrices]
+
+        def weighted(signed, choice):
+            """The kernel at the points of one combination, summed with each column of weights."""
+            # The row of one combination, by a product with a unit vector: XLA would fuse the slice
+            # of a loop into the arithmetic of the tile, which is then not vectorised (6 times
+            # slower on a CPU).
+            by_combination = signed.coefficients.transpose(1, 2, 0)  # read along the points
+            coefficients = jnp.tensordot(choice, by_combination, 1)
+            square = jnp.matmul(signed.squares, choice)
+            product = jnp.zeros_like(products[0])
+            for b, of_matrix in enumerate(products):
+                product = product + of_matrix * coefficients[b][None, :]
+            values = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
+            return jnp.matmul(values, weights, precision=EXACT)
 
         def one(choice):
-            def weighted(c, square, weight):
-                # The row of one combination, by a product with a unit vector: XLA would fuse the
-                # slice of a loop into the arithmetic of the tile, which is then not vectorised (6
-                # times slower on a CPU).
-                c = jnp.tensordot(choice, c, 1)
-                square = jnp.matmul(square, choice)
-                product = jnp.zeros_like(products[0])
-                for b, of_matrix in enumerate(products):
-                    product = product + of_matrix * c[b][None, :]
-                values = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
-                return jnp.matmul(values, weight, precision=EXACT)
+            # Sums first, then their halves: of the tiles both halves would take every arccos twice.
+            half = halves(weighted(moved.plus, choice), weighted(moved.minus, choice))
+            signal = half.signal[:, -1:]
+            offsets = half.b[:, :-1]
+            return signal + offsets
 
-            plus = weighted(coefficients[0], squares[0], weights[0])
-            minus = weighted(coefficients[1], squares[1], weights[1])
-            return plus + minus
-
-        unit_vectors = jnp.eye(len(coefficients[0]), dtype=z.dtype)
+        combinations = moved.plus.squares.shape[1]
+        unit_vectors = jnp.eye(combinations, dtype=z.dtype)
         return lax.map(one, unit_vectors).transpose(1, 0, 2)
 
-    return accumulate(tile, (z, z_square), points, weights, _BLOCK)
+    return accumulate(tile, (z, z_square), moved, weights, _BLOCK)

@@ -15,6 +15,7 @@ z) its pre-activation at z after signed time s.
     law.std(z, width=100, start="centred")  # time left out: the largest; start: as in `certify`
     law.draw(width=100, key=key)            # a TwoLayerNetwork with the law of a trained one
     law.networks(40, width=100, key=key)    # 40 independent ones, arrays (40, width, ...)
+    law.mean_network(width=100)             # E f as a predictor: features that moved, no noise
 
 The pool itself, for what needs more than moments (all float64 NumPy; signs is 2 for an antithetic
 pool, whose second axis of k starts is the independent one, else 1):
@@ -36,11 +37,17 @@ neurons alone, without pairs, simulate with antithetic=False.
 | `neurons`   | a pool at one scaled time, and its one-neuron outputs                     |
 | `moments`   | averages over a pool, with closed forms as control variates               |
 | `estimates` | numbers with their standard errors                                        |
-| `law`       | `NeuronLaw`: mean, deviation, covariance, accuracy, networks              |
+| `gradients` | input gradients: their mean, length and cosine                            |
+| `cuts`      | whole networks cut from a pool                                            |
+| `pool`      | neurons at every scaled time                                              |
+| `law`       | `NeuronLaw`: mean, deviation, covariance, accuracy, gradients, networks   |
+| `mean_field` | the deterministic limit as a learner, for every loss                      |
 """
 
 from perturbkernel.theory.law.estimates import Estimate as Estimate
+from perturbkernel.theory.law.gradients import GradientMoments as GradientMoments
 from perturbkernel.theory.law.law import NeuronLaw as NeuronLaw
+from perturbkernel.theory.law.mean_field import MeanFieldLearner as MeanFieldLearner
 from perturbkernel.theory.law.neurons import Neurons as Neurons
 from perturbkernel.theory.law.simulate import NeuronPlan as NeuronPlan
 from perturbkernel.theory.law.simulate import plan_neurons as plan_neurons

@@ -10,151 +10,47 @@ a sum of independent terms of one law: no laziness is assumed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import check_choice, check_count, check_key, check_number
-from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.checks import check_choice, check_count, check_key
 from perturbkernel.networks.two_layer import Centred, TwoLayerNetwork, check_width
 from perturbkernel.theory.arguments import as_labels, as_points, double, gate_mean_square, lengths
+from perturbkernel.theory.law.cuts import (
+    as_mean,
+    ensemble,
+    gradient,
+    independent_neurons,
+    output,
+    over_networks,
+)
 from perturbkernel.theory.law.estimates import Average, Estimate, standard_error
+from perturbkernel.theory.law.gradients import GradientMoments, mean_gradient, square
 from perturbkernel.theory.law.moments import Queries, covariance, psi, ratio, root, variance
 from perturbkernel.theory.law.neurons import Neurons
-from perturbkernel.theory.law.paths import Paths, Schedule
+from perturbkernel.theory.law.pool import Pool
+from perturbkernel.theory.leading import direction, is_rounding
 from perturbkernel.theory.matching import STARTS
 from perturbkernel.theory.pairs import kernel_sum
 
-#: How far beyond the last record a scaled time may lie, relatively: rounding.
-_ROUNDING = 1e-6
 
-
-@dataclass(frozen=True, eq=False)
-class NeuronLaw:
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronLaw(Pool):
     """The law of a network of any width and training time; `simulate_neurons` makes it.
 
     It holds a pool of neurons at some scaled times r = time / sqrt(width), and answers for every
-    width and time up to the largest of them. At recorded times the pool is what descent, or the
-    flow, made of it; between two of them neurons are placed on the straight line, and before the
-    first on the parabola that leaves with the right velocity.
+    width and time up to the largest of them; every number has the standard error of its simulation.
 
     For flow the law depends on width and time through r alone (and on the factor sqrt(width) of
     the mean). For descent it depends on learning rate / sqrt(width), the number of steps, and the
     momentum: it is exact at the width and rate that it was made for, and at every other width with
     the rate scaled by sqrt(width); elsewhere as near as descent is to flow.
 
-    Attributes:
-        kernel: slope, and whether biases are trained.
-        x, y: the training set, (n, d) and (n,), float64.
-        schedule: the steps that neurons took.
-        records: (records,), the numbers of steps after which they were recorded.
-        readout: alpha, (signs, k), of k independent starts; signs is 2 where each is followed with
-            alpha and -alpha.
-        start: (k, d + 1), initial weights and biases.
-        paths: their displacements, in coefficients of the rows (x_n, c) where n <= d.
+    Attributes: those of `Pool`. `at` and `neurons` give the pool itself.
     """
-
-    kernel: TwoLayerNTK
-    x: Float[np.ndarray, "n d"]
-    y: Float[np.ndarray, " n"]
-    schedule: Schedule
-    records: np.ndarray
-    readout: Float[np.ndarray, "signs k"]
-    start: Float[np.ndarray, "k d+1"]
-    paths: Paths
-
-    @cached_property
-    def scaled_times(self) -> Float[np.ndarray, " records"]:
-        """The recorded values of r = time / sqrt(width)."""
-        return self.schedule.scaled_times[self.records]
-
-    @property
-    def antithetic(self) -> bool:
-        """Whether every start is followed with both signs of its readout."""
-        return len(self.readout) == 2
-
-    @property
-    def count(self) -> int:
-        """How many independent neurons the pool has: networks up to this width can be drawn."""
-        return self.readout.shape[1]
-
-    def __repr__(self) -> str:
-        signs = ", each with both signs of its readout" if self.antithetic else ""
-        n, d = self.x.shape
-        return (
-            f"NeuronLaw({self.kernel.slope=:g}, train_bias={self.kernel.train_bias}, n={n}, "
-            f"d={d}, {self.count:,} independent neurons{signs}, "
-            f"time / sqrt(width) up to {self.scaled_times[-1]:.4g})"
-        ).replace("self.kernel.", "")
-
-    def scaled_time(self, width: int, time: float | None) -> float:
-        """r = time / sqrt(width), the last record's if `time` is None."""
-        check_count(width, "width")
-        largest = float(self.scaled_times[-1])
-        if time is None:
-            return largest
-        check_number(time, "time", low=0)
-        scaled = float(time) / width**0.5
-        if scaled > largest * (1 + _ROUNDING):
-            raise ValueError(
-                f"time must be at most {largest * width**0.5:.6g} at width {width}, "
-                f"{largest:.4g} sqrt(width), for which neurons were simulated; got {time:g}"
-            )
-        return min(scaled, largest)
-
-    def neurons(
-        self, *, width: int | None = None, time: float | None = None, rows: slice = slice(None)
-    ) -> Neurons:
-        """The pool, or the starts `rows` of it, as it is at a time of networks of a width.
-
-        `width` left out: at the last record. In float64.
-        """
-        return self.at(self.scaled_time(width or 1, time), rows)
-
-    def at(self, scaled_time: float, rows: slice = slice(None)) -> Neurons:
-        """The pool, or the starts `rows` of it, at r = time / sqrt(width)."""
-        readout = self.readout[:, rows].astype(np.float64)
-        drift = self.paths.drift[rows].astype(np.float64)
-        moved = self._moved(scaled_time, readout, drift, rows)
-        return Neurons(
-            scaled_time,
-            self.kernel.slope,
-            readout,
-            self.start[rows].astype(np.float64),
-            self._weights(drift),
-            self._weights(moved),
-        )
-
-    def _weights(self, displacement: np.ndarray) -> np.ndarray:
-        """Displacements of weights and biases, from their coordinates."""
-        n, d = self.x.shape
-        if displacement.shape[-1] == d + 1 and n > d:
-            return displacement
-        bias = np.full((n, 1), float(self.kernel.train_bias))
-        return displacement @ np.concatenate([self.x, bias], axis=1)
-
-    def _moved(self, scaled_time: float, readout, drift, rows) -> np.ndarray:
-        """Displacements in their coordinates, (signs, k, coordinates), float64."""
-        times = self.scaled_times
-
-        def recorded(index: int) -> np.ndarray:
-            return self.paths.moved[index][:, rows].astype(np.float64)
-
-        index = int(np.searchsorted(times, scaled_time * (1 - _ROUNDING)))
-        late = times[index]
-        if abs(scaled_time - late) <= _ROUNDING * late:
-            return recorded(index)
-        if index == 0:
-            share = scaled_time / late
-            tangent = readout[:, :, None] * drift
-            return scaled_time * (1 - share) * tangent + share**2 * recorded(0)
-        early = times[index - 1]
-        share = (scaled_time - early) / (late - early)
-        return (1 - share) * recorded(index - 1) + share * recorded(index)
 
     def _queries(self, z) -> Queries:
         z = as_points(z, "z", like=self.x)
@@ -250,18 +146,25 @@ class NeuronLaw:
         width: int,
         time: float | None = None,
         start: str = "random",
+        method: str = "normal",
     ) -> Estimate:
         """The probability that sgn f_T(z) is the label, (m,), and its mean over the points.
 
-        From mean and standard deviation by the normal approximation,
-        N_c(label T Psi / std): its own error is of order 1 / sqrt(width). `networks` of the pool
-        have the exact law. Theory: 14.2.
+        method: "normal", N_c(label E f / std f) from mean and standard deviation, whose own error
+        vanishes as 1 / sqrt(width); "networks", the share of the networks that the pool is cut
+        into: exact, and noisier. `start` as in `std`. Theory: 14.2.
         """
         self._check_start(start, width)
+        check_choice(method, "method", ("normal", "networks"))
         scaled = self.scaled_time(width, time)
-        total = scaled * width**0.5
         z = as_points(z, "z", like=self.x)
         labels = as_labels(labels, "labels", len(z))
+        if method == "networks":
+            neurons = self.at(scaled)
+            return over_networks(
+                neurons, width, start, lambda one: np.sign(output(one, z, start)) == labels
+            )
+        total = scaled * width**0.5
 
         def one(neurons, queries, block):
             mean, spread = variance(neurons, queries, start)
@@ -270,6 +173,77 @@ class NeuronLaw:
             score = ratio(margin, root(spread))
             density = np.exp(-(score.value**2) / 2) / np.sqrt(2 * np.pi)
             return Average(double(ndtr, score.value), density * score.influence)
+
+        return self._over_blocks(z, scaled, one)
+
+    def gradient(
+        self, z: Float[ArrayLike, "m d"], *, width: int, time: float | None = None
+    ) -> GradientMoments:
+        """Moments of the input gradient over initialisations: its mean (m, d) and mean square.
+
+            E grad f_T(z) = T grad Psi_z(r),
+            E |grad f_T(z)|^2 = E |alpha phi'(u) w|^2 + (width - 1) |r grad Psi_z(r)|^2
+
+        with u and w those of a trained neuron. The paper's direction v, the mean while gates stay,
+        is a control variate; what moving gates add is simulated, with an error that grows as r
+        tends to 0, as 1 / sqrt(r). Theory: 14.3.
+        """
+        scaled = self.scaled_time(width, time)
+        if scaled == 0:
+            raise ValueError("time must be > 0 for moments of the trained gradient; got 0")
+        neurons = self.at(scaled)
+        z = as_points(z, "z", like=self.x)
+        v = direction(self.kernel, self.x, self.y, z)
+        lazy = gate_mean_square(self.kernel)
+        total = scaled * width**0.5
+        parts = []
+        for block in neurons.blocks(len(z)):
+            mean = mean_gradient(neurons, z[block], v[block])
+            length = square(neurons, z[block], lazy, mean, width)
+            error = total * np.sqrt(mean.square_error)
+            parts.append((total * mean.value, error, length.value, length.standard_error))
+        return GradientMoments(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def cosine(
+        self,
+        z: Float[ArrayLike, "m d"],
+        *,
+        width: int,
+        time: float | None = None,
+        start: str = "random",
+        method: str = "networks",
+    ) -> Estimate:
+        """The cosine of grad f_T(z) with the paper's direction v(z), (m,), and its mean.
+
+        method: "networks", the mean over the networks that the pool is cut into; "moments",
+        E<grad f, v> / (|v| sqrt(E |grad f|^2)), which is below it at small width, where
+        alpha^2 has heavy tails, and exists for any width. NaN where v is zero. Theory: 14.3.
+        """
+        self._check_start(start, width)
+        check_choice(method, "method", ("networks", "moments"))
+        scaled = self.scaled_time(width, time)
+        z = as_points(z, "z", like=self.x)
+        v = direction(self.kernel, self.x, self.y, z)
+        length = np.linalg.norm(v, axis=1)
+        unit = v / np.where(is_rounding(self.kernel, self.x, v), np.nan, length)[:, None]
+
+        def cosine(network: Neurons) -> np.ndarray:
+            own = gradient(network, z, start)
+            return np.sum(own * unit, axis=1) / np.linalg.norm(own, axis=1)
+
+        if method == "networks":
+            return over_networks(self.at(scaled), width, start, cosine)
+        if start != "random":
+            raise ValueError(f"start must be 'random' for the ratio of moments; got {start!r}")
+        lazy = gate_mean_square(self.kernel)
+
+        def one(neurons, queries, block):
+            mean = mean_gradient(neurons, queries.z, v[block])
+            second = square(neurons, queries.z, lazy, mean, width)
+            along = scaled * width**0.5 / length[block]
+            product = mean.along(v[block])
+            dot = Average(along * product.value, along * product.influence)
+            return ratio(dot, root(second))
 
         return self._over_blocks(z, scaled, one)
 
@@ -310,7 +284,7 @@ class NeuronLaw:
         """
         self._check_start(start, width)
         check_key(key)
-        independent = width // 2 if start == "doubled" else width
+        independent = independent_neurons(width, start)
         count = max(self.count // independent, 1) if count is None else count
         check_count(count, "count")
         if count * independent > self.count:
@@ -324,30 +298,29 @@ class NeuronLaw:
         if start != "doubled" and self.antithetic:
             coins = np.asarray(jax.random.bernoulli(sign_key, shape=(len(chosen),)))
             neurons = neurons.one_sign(coins.astype(int))
-        return self._ensemble(neurons, count, width, start)
+        dtype = self.paths.moved.dtype
+        return ensemble(neurons, self.kernel, count, width, start, dtype)
 
-    def _ensemble(
-        self, neurons: Neurons, count: int, width: int, start: str
-    ) -> TwoLayerNetwork | Centred:
-        """Networks of consecutive neurons; the two signs of a start in one network."""
+    def mean_network(self, *, width: int, time: float | None = None) -> TwoLayerNetwork | Centred:
+        """E f_T as a predictor: the mean of all networks of a width, with its input gradient.
+
+            E f_T(z) = T Psi_z(r),   r = T / sqrt(width)
+
+        As width grows at fixed r a trained network is this function, up to a random part whose
+        share vanishes as 1 / sqrt(width): the deterministic limit in which features move. One
+        network of all neurons of the pool, in which the initial function cancels between
+        antithetic neurons, and is subtracted without them. Its errors are those of a plain average
+        over the pool; `mean` has smaller ones, as numbers. Theory: 14.2.
+        """
+        neurons = self.at(self.scaled_time(width, time))
         dtype = self.paths.moved.dtype
 
-        def network(parameters):
-            rows = np.broadcast_to(parameters, neurons.moved.shape)
-            grouped = rows.reshape(len(rows), count, -1, rows.shape[-1]).swapaxes(0, 1)
-            grouped = jnp.asarray(grouped.reshape(count, width, -1), dtype)
-            signs = neurons.readout.reshape(len(rows), count, -1).swapaxes(0, 1)
-            readout = jnp.asarray(signs.reshape(count, width) / width**0.5, dtype)
-            return TwoLayerNetwork(
-                grouped[..., :-1],
-                grouped[..., -1],
-                readout,
-                self.kernel.slope,
-                self.kernel.train_bias,
-            )
+        def averaged(parameters):
+            both = np.broadcast_to(parameters, neurons.moved.shape)
+            return as_mean(both, neurons.readout, width, self.kernel, dtype)
 
-        trained = network(neurons.trained)
-        return Centred(trained, network(neurons.start)) if start == "centred" else trained
+        trained = averaged(neurons.trained)
+        return trained if self.antithetic else Centred(trained, averaged(neurons.start))
 
     def _check_start(self, start: str, width: int) -> None:
         check_choice(start, "start", STARTS)

@@ -85,14 +85,14 @@ def simulate_neurons(
     check_kernel(kernel)
     x = as_inputs(x, "x", flat=True)
     y = as_targets(y, "y", len(x))
-    _check_dynamics(dynamics, width, steps)
-    _check_neurons(neurons, antithetic)
+    check_dynamics(dynamics, width, steps)
+    check_neurons(neurons, antithetic)
     check_mesh(mesh)
     check_progress(progress)
     check_key(key)
     schedule = Schedule.of(dynamics, width, steps)
     kept = _checked_records(records, schedule.steps)
-    start, alpha = _draw(neurons // 2 if antithetic else neurons, x.shape[1], key)
+    start, alpha = draw_neurons(neurons // 2 if antithetic else neurons, x.shape[1], key)
     readout = np.stack([alpha, -alpha]) if antithetic else alpha[None]
     signs = len(readout)
     paths = simulate(
@@ -112,7 +112,7 @@ def simulate_neurons(
     return NeuronLaw(kernel, *double, schedule, np.asarray(kept), readout, start, found)
 
 
-def _draw(count: int, d: int, key: PRNGKeyArray) -> tuple[np.ndarray, np.ndarray]:
+def draw_neurons(count: int, d: int, key: PRNGKeyArray) -> tuple[np.ndarray, np.ndarray]:
     """Weights and biases (count, d + 1) and alpha (count,): the network's initialisation."""
     drawn = np.asarray(jax.random.normal(key, (count, d + 2), dtype=jnp.float32))
     scale = np.full(d + 1, 1 / d**0.5, np.float32)
@@ -120,7 +120,8 @@ def _draw(count: int, d: int, key: PRNGKeyArray) -> tuple[np.ndarray, np.ndarray
     return drawn[:, :-1] * scale, drawn[:, -1]
 
 
-def _check_dynamics(dynamics, width, steps) -> None:
+def check_dynamics(dynamics: Any, width: Any, steps: Any) -> None:
+    """Raises unless neurons can be followed by it."""
     if not isinstance(dynamics, GradientFlow | HeavyBall):
         raise TypeError(
             f"dynamics must be GradientFlow(time) or HeavyBall(learning_rate, steps); "
@@ -131,7 +132,8 @@ def _check_dynamics(dynamics, width, steps) -> None:
     check_count(steps, "steps")
 
 
-def _check_neurons(neurons, antithetic) -> None:
+def check_neurons(neurons: Any, antithetic: Any) -> None:
+    """Raises unless it is a number of neurons, even if they come in pairs."""
     if not isinstance(antithetic, bool):
         raise TypeError(f"antithetic must be True or False; got {antithetic!r}")
     check_count(neurons, "neurons", low=4)
@@ -223,8 +225,8 @@ def plan_neurons(
     check_kernel(kernel)
     for name, value in (("n", n), ("d", d), ("steps", steps), ("records", records)):
         check_count(value, name)
-    _check_dynamics(dynamics, 1, steps)
-    _check_neurons(neurons, False)
+    check_dynamics(dynamics, 1, steps)
+    check_neurons(neurons, False)
     check_mesh(mesh)
     check_number(rate, "rate", open_low=True)
     flow = isinstance(dynamics, GradientFlow)

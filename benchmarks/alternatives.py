@@ -6,8 +6,8 @@ The kernel is K(x, z) = Phi(x, z) (<x, z> + 1), Phi = 1/2 - theta/(2 pi), theta 
 are queries, x (n, d) points, as in `TwoLayerNTK.matvec(z, x, coef)`.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +21,32 @@ from .harness import NotHere
 ROWS = 1024
 
 
-def _numpy_block(
-    z: np.ndarray, x: np.ndarray, s_z: np.ndarray, s_x: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """<z, x> + 1 and rho, in place wherever possible."""
-    product = z @ x.T
-    rho = product / np.float32(x.shape[1])
-    rho += 1
-    rho /= s_z[:, None]
-    rho /= s_x
-    np.clip(rho, -1, 1, out=rho)
-    product += 1
-    return product, rho
+class _Block(NamedTuple):
+    """Some queries z (rows, d) with s_z; <z, x> + 1 and rho, (rows, n), to be overwritten."""
+
+    rows: slice
+    z: np.ndarray
+    s_z: np.ndarray
+    product: np.ndarray
+    rho: np.ndarray
+
+
+def _blocks(z: np.ndarray, x: np.ndarray, s_x: np.ndarray) -> Iterator[_Block]:
+    """One after the other, in place wherever possible."""
+    d = np.float32(x.shape[1])
+    s_z = _lengths(z)
+    for start in range(0, len(z), ROWS):
+        rows = slice(start, start + ROWS)
+        queries = z[rows]
+        lengths = s_z[rows]
+        product = queries @ x.T
+        rho = product / d
+        rho += 1
+        rho /= lengths[:, None]
+        rho /= s_x
+        np.clip(rho, -1, 1, out=rho)
+        product += 1
+        yield _Block(rows, queries, lengths, product, rho)
 
 
 def _phi(rho: np.ndarray) -> np.ndarray:
@@ -43,31 +57,27 @@ def _phi(rho: np.ndarray) -> np.ndarray:
 
 
 def _lengths(x: np.ndarray) -> np.ndarray:
-    return np.sqrt(1 + np.einsum("nd,nd->n", x, x) / np.float32(x.shape[1]))
-
-
-def _blocks(z: np.ndarray):
-    return [slice(i, i + ROWS) for i in range(0, len(z), ROWS)]
+    d = np.float32(x.shape[1])
+    squares = np.einsum("nd,nd->n", x, x)
+    return np.sqrt(1 + squares / d)
 
 
 def numpy_ntk(z: np.ndarray, x: np.ndarray) -> np.ndarray:
     """K(x, z), (m, n), in the dtype of x."""
-    s_z, s_x = _lengths(z), _lengths(x)
     out = np.empty((len(z), len(x)), x.dtype)
-    for rows in _blocks(z):
-        product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
-        np.multiply(product, _phi(rho), out=out[rows])
+    for block in _blocks(z, x, _lengths(x)):
+        phi = _phi(block.rho)
+        np.multiply(block.product, phi, out=out[block.rows])
     return out
 
 
 def numpy_matvec(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """sum_n coef_n K(x_n, z_j), (m,)."""
-    s_z, s_x = _lengths(z), _lengths(x)
     out = np.empty(len(z), np.float32)
-    for rows in _blocks(z):
-        product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
-        product *= _phi(rho)
-        out[rows] = product @ coef
+    for block in _blocks(z, x, _lengths(x)):
+        values = block.product
+        values *= _phi(block.rho)
+        out[block.rows] = values @ coef
     return out
 
 
@@ -76,24 +86,24 @@ def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.n
 
     grad K = Phi x + (<x, z> + 1) (xbar - rho zbar) / (2 pi d s_z sin theta)
     """
-    d = np.float32(x.shape[1])
-    s_z, s_x = _lengths(z), _lengths(x)
+    scale = np.float32(2 * np.pi) * np.float32(x.shape[1])
+    s_x = _lengths(x)
     out = np.empty_like(z)
-    for rows in _blocks(z):
-        product, rho = _numpy_block(z[rows], x, s_z[rows], s_x)
+    for rows, queries, s_z, product, rho in _blocks(z, x, s_x):
         weight = product
         weight *= coef
         # The formula fails at coincident points, as it stands.
         with np.errstate(divide="ignore", invalid="ignore"):
             weight /= np.sqrt(1 - rho * rho)
-        weight /= (np.float32(2 * np.pi) * d * s_z[rows])[:, None]
-        along = np.einsum("mn,mn->m", weight, rho) / s_z[rows]
+        divisor = scale * s_z
+        weight /= divisor[:, None]
+        along = np.einsum("mn,mn->m", weight, rho) / s_z
         weight /= s_x
         phi = _phi(rho)
         phi *= coef
         phi += weight
         with np.errstate(invalid="ignore"):
-            out[rows] = phi @ x - along[:, None] * z[rows]
+            out[rows] = phi @ x - along[:, None] * queries
     return out
 
 
@@ -108,13 +118,16 @@ def sklearn_ntk(z: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
         raise NotHere("scikit-learn is not installed") from None
 
     def augmented(a):
-        one = np.ones((len(a), 1), np.float32)
-        root_d = np.float32(np.sqrt(a.shape[1]))
+        count, d = a.shape
+        one = np.ones((count, 1), np.float32)
+        root_d = np.float32(np.sqrt(d))
         return np.hstack([a / root_d, one])
 
     def ntk():
-        rho = np.clip(cosine_similarity(augmented(z), augmented(x)), -1, 1)
-        return _phi(rho) * (linear_kernel(z, x) + 1)
+        cosine = cosine_similarity(augmented(z), augmented(x))
+        rho = np.clip(cosine, -1, 1)
+        linear = linear_kernel(z, x) + 1
+        return _phi(rho) * linear
 
     return ntk
 
@@ -126,7 +139,8 @@ def tangents() -> Callable[..., Any]:
     """
     stax = neural_tangents("stax")
     dense = stax.Dense(1, W_std=1, b_std=1, parameterization="standard")
-    return stax.serial(dense, stax.LeakyRelu(0.0))[2]
+    _, _, kernel = stax.serial(dense, stax.LeakyRelu(0.0))
+    return kernel
 
 
 def neural_tangents(module: str) -> Any:
@@ -134,7 +148,8 @@ def neural_tangents(module: str) -> Any:
     try:
         return load_neural_tangents(module)
     except ModuleNotFoundError as error:
-        raise NotHere(str(error).partition(":")[0]) from None
+        missing, _, _ = str(error).partition(":")
+        raise NotHere(missing) from None
 
 
 def tangents_ntk() -> Callable[..., jax.Array]:
@@ -146,10 +161,20 @@ def tangents_ntk() -> Callable[..., jax.Array]:
 def tangents_matvec() -> Callable[..., jax.Array]:
     """(z, x, coef) -> (m,), jitted."""
     kernel = tangents()
-    return jax.jit(lambda z, x, coef: kernel(z, x, "ntk") @ coef)
+
+    def matvec(z, x, coef):
+        return kernel(z, x, "ntk") @ coef
+
+    return jax.jit(matvec)
 
 
 def tangents_input_gradient() -> Callable[..., jax.Array]:
     """(z, x, coef) -> (m, d), by autodiff, jitted."""
     kernel = tangents()
-    return jax.jit(jax.grad(lambda z, x, coef: jnp.sum(kernel(z, x, "ntk") @ coef)))
+
+    def total(z, x, coef):
+        outputs = kernel(z, x, "ntk") @ coef
+        return jnp.sum(outputs)
+
+    gradient = jax.grad(total)
+    return jax.jit(gradient)

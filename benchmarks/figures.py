@@ -1,5 +1,6 @@
 """A figure for a group from its rows alone: marks on a logarithmic axis, or growth curves."""
 
+import itertools
 from collections.abc import Sequence
 from textwrap import fill
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from perturbkernel.report import plots
 from .harness import Group, Row
 
 _OURS = "perturbkernel"
+_VARIABLES = {"n": "training points n", "d": "dimension d"}
 _MARKS = ("s", "D", "^", "v", "P", "X")
 _COLOURS = (plots.MINUS, plots.G_COLOUR, "#cc79a7", "#e69f00", plots.F_COLOUR, plots.GREY)
 
@@ -31,10 +33,13 @@ def figure(group: Group, rows: Sequence[Row]) -> Figure | None:
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
     """Colour and mark of every method, perturbkernel's always the same."""
-    others = [name for name in dict.fromkeys(row.subject for row in rows) if name != _OURS]
+    subjects = dict.fromkeys(row.subject for row in rows)
+    others = [name for name in subjects if name != _OURS]
     styles = {_OURS: (plots.PLUS, "o")}
-    for i, name in enumerate(others):
-        styles[name] = (_COLOURS[i % len(_COLOURS)], _MARKS[i % len(_MARKS)])
+    colours = itertools.cycle(_COLOURS)
+    marks = itertools.cycle(_MARKS)
+    for name, colour, mark in zip(others, colours, marks, strict=False):
+        styles[name] = (colour, mark)
     return styles
 
 
@@ -50,40 +55,28 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
     """A panel a computation, a line a size, a mark a method with its quartiles; NaN at the right
     edge.
     """
-    lines: dict[str, list[str]] = {}
-    for row in rows:
-        sizes = lines.setdefault(row.what, [])
-        if row.sizes not in sizes:
-            sizes.append(row.sizes)
+    lines = _lines(rows)
     heights = [len(sizes) + 0.9 for sizes in lines.values()]
-    drawing = Figure(figsize=(7.2, 0.36 * sum(heights) + 0.9), layout="constrained")
-    grid = drawing.subplots(
-        len(lines), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights}
+    height = 0.36 * sum(heights) + 0.9
+    drawing = Figure(figsize=(7.2, height), layout="constrained")
+    axes = drawing.subplots(
+        len(lines),
+        1,
+        sharex=True,
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights},
     )
-    axes = grid[:, 0]
     shown = _range(group, rows)
-    present = {row.subject for row in rows}
-    styles = {name: style for name, style in _styles(rows).items() if name in present}
-    for axis, (what, sizes) in zip(axes, lines.items(), strict=True):
-        axis.set(xscale="log", xlim=(shown.low, shown.high), ylim=(len(sizes) - 0.5, -0.5))
-        axis.set_yticks(range(len(sizes)), sizes)
-        axis.set_title(what, loc="left", fontweight="bold")
-        _quiet(axis)
+    styles = _present_styles(rows)
+    for axis, (what, sizes) in zip(axes[:, 0], lines.items(), strict=True):
+        _prepare(axis, what, sizes, shown)
         if group.one:
             axis.axvline(1, color=plots.F_COLOUR, lw=1)
-        for row in rows:
-            if row.what != what:
-                continue
-            place = list(styles).index(row.subject)
-            y = sizes.index(row.sizes) + 0.14 * (place - (len(styles) - 1) / 2)
-            _mark(axis, row, y, styles[row.subject], shown.edge)
-    last = axes[-1]
-    one = f"\n1 = {group.one}" if group.one else ""
-    last.set_xlabel(fill(group.measures, 60) + one)
-    if shown.high / shown.low < 1000:
-        last.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        last.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    for axis in axes:
+        mine = [row for row in rows if row.what == what]
+        _mark_rows(axis, mine, sizes, styles, shown.edge)
+    last = axes[-1, 0]
+    _label(last, group, shown)
+    for axis in axes[:, 0]:
         axis.xaxis.set_minor_formatter(NullFormatter())
     handles = []
     for name, (colour, mark) in styles.items():
@@ -92,15 +85,77 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
     return drawing
 
 
+def _lines(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Computation -> its sizes, in the order of the rows."""
+    lines: dict[str, list[str]] = {}
+    for row in rows:
+        sizes = lines.setdefault(row.what, [])
+        if row.sizes not in sizes:
+            sizes.append(row.sizes)
+    return lines
+
+
+def _present_styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """`_styles` without perturbkernel where it has no row."""
+    styles = _styles(rows)
+    present = {row.subject for row in rows}
+    return {name: style for name, style in styles.items() if name in present}
+
+
+def _prepare(axis: Axes, what: str, sizes: Sequence[str], shown: "_Range") -> None:
+    """The axis of a computation, without its marks."""
+    count = len(sizes)
+    axis.set(xscale="log", xlim=(shown.low, shown.high), ylim=(count - 0.5, -0.5))
+    axis.set_yticks(range(count), sizes)
+    axis.set_title(what, loc="left", fontweight="bold")
+    _quiet(axis)
+
+
+def _mark_rows(
+    axis: Axes,
+    rows: Sequence[Row],
+    sizes: Sequence[str],
+    styles: dict[str, tuple[str, str]],
+    edge: float,
+) -> None:
+    """The methods of a size above each other, around its line."""
+    names = list(styles)
+    middle = (len(names) - 1) / 2
+    for row in rows:
+        place = names.index(row.subject)
+        line = sizes.index(row.sizes)
+        y = line + 0.14 * (place - middle)
+        _mark(axis, row, y, styles[row.subject], edge)
+
+
+def _label(axis: Axes, group: Group, shown: "_Range") -> None:
+    """What the numbers are, below the last axis."""
+    one = f"\n1 = {group.one}" if group.one else ""
+    words = fill(group.measures, 60)
+    axis.set_xlabel(words + one)
+    if shown.high / shown.low < 1000:
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(plain)
+
+
 def _range(group: Group, rows: Sequence[Row]) -> _Range:
     """Around all quartiles, and 1 where that means something; with a margin for NaN if needed."""
-    values = [value for row in rows for value in row.quartiles or () if value > 0] or [1.0]
-    low, high = min(values) / 1.6, max(values) * 1.6
+    values = []
+    for row in rows:
+        values += [value for value in row.quartiles or () if value > 0]
+    if not values:
+        values = [1.0]
+    low = min(values) / 1.6
+    high = max(values) * 1.6
     if group.one:
-        low, high = min(low, 0.8), max(high, 1.25)
+        low = min(low, 0.8)
+        high = max(high, 1.25)
     edge = high
-    if any(row.quartiles is None for row in rows):
-        high *= (high / low) ** 0.06
+    with_nan = any(row.quartiles is None for row in rows)
+    if with_nan:
+        ratio = high / low
+        high *= ratio**0.06
     return _Range(low, high, edge)
 
 
@@ -130,51 +185,68 @@ def _mark(axis: Axes, row: Row, y: float, style: tuple[str, str], edge: float) -
     first, median, third = row.quartiles
     axis.plot([first, third], [y, y], color=colour, lw=2, alpha=0.5, solid_capstyle="butt")
     ours = row.subject == _OURS
-    axis.plot(
-        [median],
-        [y],
-        mark,
-        color=colour,
-        mfc=colour if row.status == "ok" else "white",
-        ms=7 if ours else 6,
-        zorder=4 if ours else 3,
-    )
+    size = 7 if ours else 6
+    order = 4 if ours else 3
+    filling = colour if row.status == "ok" else "white"
+    axis.plot([median], [y], mark, color=colour, mfc=filling, ms=size, zorder=order)
 
 
 def _curves(rows: Sequence[Row]) -> Figure:
     """A panel a variable: median seconds against size, with the fitted power."""
-    symbols = list(dict.fromkeys(row.reference[0] for row in rows))
-    drawing = Figure(figsize=(3.8 * len(symbols) + 0.4, 3.4), layout="constrained")
+    by_symbol: dict[str, list[Row]] = {}
+    for row in rows:
+        mine = by_symbol.setdefault(_symbol(row), [])
+        mine.append(row)
+    width = 3.8 * len(by_symbol) + 0.4
+    drawing = Figure(figsize=(width, 3.4), layout="constrained")
+    axes = drawing.subplots(1, len(by_symbol), squeeze=False)
     names = list(dict.fromkeys(row.what for row in rows))
-    axes = drawing.subplots(1, len(symbols), squeeze=False)[0]
-    for axis, symbol in zip(axes, symbols, strict=True):
-        mine = [row for row in rows if row.reference[0] == symbol]
+    colours = (plots.PLUS, *_COLOURS)
+    marks = ("o", *_MARKS)
+    for axis, (symbol, mine) in zip(axes[0], by_symbol.items(), strict=True):
         for row in mine:
             place = names.index(row.what)
-            colour = (plots.PLUS, *_COLOURS)[place]
-            _curve(axis, row, colour, ("o", *_MARKS)[place])
-        ticks = sorted({size for row in mine for size, _ in row.curve})
-        axis.set_xticks(ticks[:: max(1, len(ticks) // 5)])
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(axis="x", which="minor", length=0)
-        axis.grid(color="#e5e5e5", lw=0.6)
-        variable = {"n": "training points n", "d": "dimension d"}.get(symbol, symbol)
-        axis.set(xlabel=variable, ylabel="seconds")
-        axis.legend(fontsize=7, loc="upper left")
-        # Room for the legend.
-        bottom, top = axis.get_ylim()
-        axis.set_ylim(bottom, top * (top / bottom) ** 0.5)
+            _curve(axis, row, colours[place], marks[place])
+        _finish_curves(axis, symbol, mine)
     return drawing
+
+
+def _symbol(row: Row) -> str:
+    """Of what grows: the reference of a growth row is its power."""
+    return row.reference[0]
+
+
+def _finish_curves(axis: Axes, symbol: str, rows: Sequence[Row]) -> None:
+    """Ticks at measured sizes, a grid, labels and a legend."""
+    sizes = set()
+    for row in rows:
+        sizes |= {size for size, _ in row.curve}
+    ticks = sorted(sizes)
+    step = max(1, len(ticks) // 5)
+    whole = FuncFormatter(lambda value, _: f"{value:,.0f}")
+    axis.set_xticks(ticks[::step])
+    axis.xaxis.set_major_formatter(whole)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis="x", which="minor", length=0)
+    axis.grid(color="#e5e5e5", lw=0.6)
+    variable = _VARIABLES.get(symbol, symbol)
+    axis.set(xlabel=variable, ylabel="seconds")
+    axis.legend(fontsize=7, loc="upper left")
+    # Room for the legend.
+    bottom, top = axis.get_ylim()
+    ratio = top / bottom
+    axis.set_ylim(bottom, top * ratio**0.5)
 
 
 def _curve(axis: Axes, row: Row, colour: str, mark: str) -> None:
     """Seconds against size, and the power through their middle."""
     x, y = np.array(row.curve).T
     low, power, high = row.quartiles or (np.nan,) * 3
-    symbol = row.reference[0]
-    fixed = row.sizes.partition("; ")[2]
+    symbol = _symbol(row)
+    _, _, fixed = row.sizes.partition("; ")
     label = f"{row.what}: {symbol}$^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})\n{fixed}"
     axis.loglog(x, y, mark, color=colour, ms=5, label=label)
-    size, seconds = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
-    axis.loglog(x, seconds * (x / size) ** power, "-", color=colour, lw=1, alpha=0.6)
+    size = np.exp(np.log(x).mean())
+    seconds = np.exp(np.log(y).mean())
+    relative = x / size
+    axis.loglog(x, seconds * relative**power, "-", color=colour, lw=1, alpha=0.6)

@@ -8,7 +8,7 @@ exact.
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,60 +21,97 @@ from . import alternatives as other
 from .harness import Case, Group, Row, Settings
 
 N, M, D = 256, 64, 100
+_NEAR, _TINY = 1e-4, 1e-3
+
+
+def _normal(rng: np.random.Generator) -> np.ndarray:
+    return rng.standard_normal((M, D))
+
+
+def _near(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    direction = _normal(rng) / np.sqrt(D)
+    return x[:M] + _NEAR * direction
+
+
+def _tiny(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return _TINY * _normal(rng) / np.sqrt(D)
+
+
+# Kind -> queries from the points and a generator.
 POINTS = {
-    "new points": lambda x, rng: rng.standard_normal((M, D)),
+    "new points": lambda x, rng: _normal(rng),
     "training points": lambda x, rng: x[:M],
-    "near training points, 1e-4": lambda x, rng: (
-        x[:M] + 1e-4 * rng.standard_normal((M, D)) / np.sqrt(D)
-    ),
-    "tiny inputs, norm 1e-3": lambda x, rng: 1e-3 * rng.standard_normal((M, D)) / np.sqrt(D),
+    "near training points, 1e-4": _near,
+    "tiny inputs, norm 1e-3": _tiny,
 }
 
 
-def draw(kind: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns z (M, D), x (N, D), coef (N,), float32.
+class Draw(NamedTuple):
+    """z (M, D), x (N, D), coef (N,), float32."""
+
+    z: np.ndarray
+    x: np.ndarray
+    coef: np.ndarray
+
+
+def draw(kind: str, seed: int) -> Draw:
+    """Returns queries, points and coefficients.
 
     Tiny: both are, as when a network trains on perturbations alone.
     """
     rng = np.random.default_rng(seed)
     scale = 1e-3 / np.sqrt(D) if kind.startswith("tiny") else 1
     x = rng.standard_normal((N, D)) * scale
-    x = x.astype(np.float32).astype(float)
-    coef = np.where(rng.random(N) < 0.5, 1, -1) / N
+    single = x.astype(np.float32)
+    x = single.astype(float)
+    heads = rng.random(N) < 0.5
+    coef = np.where(heads, 1, -1) / N
     z = POINTS[kind](x, rng)
-    return z.astype(np.float32), x.astype(np.float32), coef.astype(np.float32)
+    return Draw(z.astype(np.float32), single, coef.astype(np.float32))
 
 
 def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.ndarray]:
     """The "angles" (M, N), "outputs" (M,) and "gradients" (M, D) of the kernel with trained biases,
     in float64.
     """
-    x, coef = x.astype(float), coef.astype(float)
-    d = x.shape[1]
-    angles, outputs, gradients = [], [], []
+    x = x.astype(float)
+    coef = coef.astype(float)
+    rows: dict[str, list] = {"angles": [], "outputs": [], "gradients": []}
     for q in z.astype(float):
-        square = q @ q
-        e = x - q
-        ratio = e @ q / square
-        side = e - ratio[:, None] * q
-        s_squared = 1 + square / d
-        # S_x s_q sin(theta)
-        across = np.sum(side**2, axis=1)
-        sine = np.sqrt((ratio**2 * square + s_squared * across) / d)
-        theta = np.arctan2(sine, 1 + x @ q / d)
-        phi = 0.5 - theta / (2 * np.pi)
-        linear = x @ q + 1
-        tangent = side + (ratio / s_squared)[:, None] * q
-        turns = sine > 0
-        divisor = 2 * np.pi * d * np.where(turns, sine, 1)
-        turn = np.where(turns, coef * linear / divisor, 0)
-        angles.append(theta)
-        outputs.append(coef @ (phi * linear))
-        gradients.append((coef * phi) @ x + turn @ tangent)
+        of_query = _reference_at(q, x, coef)
+        for name, value in of_query.items():
+            rows[name].append(value)
+    return {name: np.stack(values) for name, values in rows.items()}
+
+
+def _reference_at(q: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.ndarray]:
+    """A row of each, for a query q (D,)."""
+    d = len(q)
+    square = q @ q
+    product = x @ q
+    e = x - q
+    ratio = e @ q / square
+    side = e - ratio[:, None] * q
+    s_squared = 1 + square / d
+    # S_x s_q sin(theta)
+    across = np.sum(side**2, axis=1)
+    along = ratio**2 * square
+    sine = np.sqrt((along + s_squared * across) / d)
+    cosine = 1 + product / d
+    theta = np.arctan2(sine, cosine)
+    phi = 0.5 - theta / (2 * np.pi)
+    linear = product + 1
+    stretched = ratio / s_squared
+    tangent = side + stretched[:, None] * q
+    turns = sine > 0
+    divisor = 2 * np.pi * d * np.where(turns, sine, 1)
+    turn = np.where(turns, coef * linear / divisor, 0)
+    values = phi * linear
+    with_fixed_gates = (coef * phi) @ x
     return {
-        "angles": np.stack(angles),
-        "outputs": np.stack(outputs),
-        "gradients": np.stack(gradients),
+        "angles": theta,
+        "outputs": coef @ values,
+        "gradients": with_fixed_gates + turn @ tangent,
     }
 
 
@@ -87,12 +124,15 @@ def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, floa
         true = wanted[name]
         off = np.abs(np.asarray(value, float) - true)
         if name == "angles":
-            error = np.max(off / np.where(true > 0, true, 1))
+            relative = off / np.where(true > 0, true, 1)
+            error = relative.max()
         elif name == "outputs":
-            error = off.max() / np.abs(true).max()
+            largest = np.abs(true).max()
+            error = off.max() / largest
         else:
             longest = np.linalg.norm(true, axis=1).max()
-            error = np.linalg.norm(off, axis=1).max() / longest
+            furthest = np.linalg.norm(off, axis=1).max()
+            error = furthest / longest
         out[name] = float(error)
     return out
 
@@ -100,8 +140,14 @@ def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, floa
 @cache
 def _perturbkernel() -> Callable[..., dict[str, Any]]:
     kernel = TwoLayerNTK(0.0, train_bias=True)
+
+    @jax.jit
+    def angles(z, x):
+        _, theta = products_and_angles(z, x)
+        return theta
+
     return lambda z, x, coef: {
-        "angles": jax.jit(products_and_angles)(z, x)[1],
+        "angles": angles(z, x),
         "outputs": kernel.matvec(z, x, coef),
         "gradients": kernel.input_gradient(z, x, coef),
     }
@@ -111,32 +157,49 @@ def _perturbkernel() -> Callable[..., dict[str, Any]]:
 def _textbook() -> Callable[..., dict[str, Any]]:
     """The formula as it is written, arccos of a clipped cosine, and autodiff."""
 
+    def length(x):
+        square = jnp.sum(x * x, axis=1)
+        return jnp.sqrt(1 + square / D)
+
     def angle(z, x):
-        s_z = jnp.sqrt(1 + jnp.sum(z * z, axis=1) / D)
-        s_x = jnp.sqrt(1 + jnp.sum(x * x, axis=1) / D)
+        s_z = length(z)
+        s_x = length(x)
         product = jnp.matmul(z, x.T, precision="highest")
         rho = (1 + product / D) / (s_z[:, None] * s_x)
-        return product, jnp.arccos(jnp.clip(rho, -1, 1))
+        cosine = jnp.clip(rho, -1, 1)
+        return product, jnp.arccos(cosine)
+
+    @jax.jit
+    def angles(z, x):
+        _, theta = angle(z, x)
+        return theta
 
     def outputs(z, x, coef):
         product, theta = angle(z, x)
-        return ((0.5 - theta / (2 * np.pi)) * (product + 1)) @ coef
+        phi = 0.5 - theta / (2 * np.pi)
+        values = phi * (product + 1)
+        return values @ coef
 
     def total(z, x, coef):
         return jnp.sum(outputs(z, x, coef))
 
+    evaluate = jax.jit(outputs)
     gradients = jax.jit(jax.grad(total))
     return lambda z, x, coef: {
-        "angles": jax.jit(angle)(z, x)[1],
-        "outputs": jax.jit(outputs)(z, x, coef),
+        "angles": angles(z, x),
+        "outputs": evaluate(z, x, coef),
         "gradients": gradients(z, x, coef),
     }
 
 
 @cache
 def _neural_tangents() -> Callable[..., dict[str, Any]]:
-    outputs, gradients = other.tangents_matvec(), other.tangents_input_gradient()
-    return lambda z, x, coef: {"outputs": outputs(z, x, coef), "gradients": gradients(z, x, coef)}
+    outputs = other.tangents_matvec()
+    gradients = other.tangents_input_gradient()
+    return lambda z, x, coef: {
+        "outputs": outputs(z, x, coef),
+        "gradients": gradients(z, x, coef),
+    }
 
 
 # Cached, so that all kinds of points share one compilation.
@@ -148,18 +211,21 @@ METHODS = {
 
 
 def _measure(kind: str, settings: Settings) -> Iterator[Row]:
-    draws = range(settings.seed, settings.seed + settings.rounds(9, 5))
+    first = settings.seed
+    seeds = range(first, first + settings.rounds(9, 5))
     for subject, build in METHODS.items():
         try:
             method = build()
             found = []
-            for seed in draws:
-                z, x, coef = draw(kind, seed)
-                got = method(jnp.asarray(z), jnp.asarray(x), jnp.asarray(coef))
-                found.append(errors(got, reference(z, x, coef)))
+            for seed in seeds:
+                drawn = draw(kind, seed)
+                got = method(*map(jnp.asarray, drawn))
+                wanted = reference(*drawn)
+                found.append(errors(got, wanted))
             for name in found[0]:
                 samples = tuple(one[name] for one in found)
-                bad = int(np.sum(~np.isfinite(samples)))
+                wrong = ~np.isfinite(samples)
+                bad = int(wrong.sum())
                 note = f"NaN in {bad} of {len(samples)} draws" if bad else ""
                 yield Row(name, kind, subject, "NumPy float64", samples, note=note)
         except Exception as error:
@@ -169,8 +235,10 @@ def _measure(kind: str, settings: Settings) -> Iterator[Row]:
 def _cases(settings: Settings) -> list[Case]:
     cases = []
     for kind in POINTS:
-        name = kind.split(",")[0].replace(" ", "-")
-        cases.append(Case(name, kind, partial(_measure, kind, settings), cost=1))
+        words, *_ = kind.split(",")
+        name = words.replace(" ", "-")
+        measure = partial(_measure, kind, settings)
+        cases.append(Case(name, kind, measure, cost=1))
     return cases
 
 

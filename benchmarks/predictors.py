@@ -33,7 +33,8 @@ TASKS = {
 }
 
 
-def _neural_tangents(loss: str, task: str, x, y, z) -> Callable[[], Any]:
+def neural_tangents_calls(loss: str, task: str, x, y, z) -> Callable[[], Any]:
+    """The task by neural-tangents, to be called."""
     kernel, predict = other.tangents(), other.neural_tangents("predict")
     matrix = jax.jit(lambda z, x: kernel(z, x, "ntk"))
     pull_back = jax.jit(
@@ -74,7 +75,8 @@ def _neural_tangents(loss: str, task: str, x, y, z) -> Callable[[], Any]:
     return lambda: pull_back(z, x, cotangent(gram, y, matrix(z, x)))
 
 
-def _perturbkernel(loss: str, task: str, x, y, z) -> Callable[[], Any]:
+def perturbkernel_calls(loss: str, task: str, x, y, z) -> Callable[[], Any]:
+    """The task by perturbkernel, to be called."""
     train = partial(
         fit, TwoLayerNTK(0.0, train_bias=True), x, y, loss=loss, dynamics=GradientFlow(TIME)
     )
@@ -96,8 +98,8 @@ def _measure(loss: str, task: str, settings: Settings) -> Iterator[Row]:
     return compare(
         TASKS[task],
         _described(loss, settings),
-        ("neural-tangents", partial(_neural_tangents, loss, task, x, y, z)),
-        {"perturbkernel": partial(_perturbkernel, loss, task, x, y, z)},
+        ("neural-tangents", partial(neural_tangents_calls, loss, task, x, y, z)),
+        {"perturbkernel": partial(perturbkernel_calls, loss, task, x, y, z)},
         settings.rounds(7, 3),
         tolerance=1e-2,
         same_result=True,

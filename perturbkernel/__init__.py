@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from perturbkernel.attacks.one_step import perturb as perturb
     from perturbkernel.attacks.worst_case import WorstCase as WorstCase
     from perturbkernel.attacks.worst_case import worst_case as worst_case
+    from perturbkernel.compilation_cache import use_compilation_cache as use_compilation_cache
     from perturbkernel.data.dataset import Dataset as Dataset
     from perturbkernel.data.labels import one_hot as one_hot
     from perturbkernel.kernels.architectures import ArchitectureNTK as ArchitectureNTK
@@ -57,6 +58,7 @@ _HOMES = {
     "perturb": "attacks.one_step",
     "WorstCase": "attacks.worst_case",
     "worst_case": "attacks.worst_case",
+    "use_compilation_cache": "compilation_cache",
     "Dataset": "data.dataset",
     "one_hot": "data.labels",
     "ArchitectureNTK": "kernels.architectures",

@@ -38,6 +38,10 @@ def write_whole(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> N
     Several processes and threads may write the same path: the last one wins, and each file is
     whole. What killed writers of the same path left is removed. An OSError, of a full disk say,
     names the file.
+
+    For example:
+
+        write_whole("numbers.txt", lambda file: file.write(b"1 2 3"))
     """
     path = Path(path)
     unfinished: Path | None = None
@@ -67,6 +71,10 @@ def write_folder(folder: str | os.PathLike, marker: str, write: Callable[[Path],
     The file called `marker`, which makes a folder a result, is removed first and arrives last: a
     run that is killed leaves the earlier result, or none, but never a mixture. Processes that write
     the same folder do so one after the other. Raises ValueError if `folder` is a file.
+
+    For example:
+
+        write_folder("results", "done", lambda folder: (folder / "done").write_text("yes"))
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -95,6 +103,11 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
     The folder is made if it does not exist, and what died writers left in it is removed. Whoever
     waits long is told for whom. A lock ends with the process that holds it, however that ends.
+
+    For example:
+
+        with locked("results"):
+            print("nobody else is in the folder")
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +129,10 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 def remove_unfinished(folder: str | os.PathLike, name: str | None = None) -> None:
     """Removes unfinished files in the folder that no living process writes; only those that were to
     become `name`, if given.
+
+    For example:
+
+        remove_unfinished("results", "report.json")
     """
     for entry in _entries(folder):
         if not _UNFINISHED.fullmatch(entry):

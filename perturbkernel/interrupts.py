@@ -25,6 +25,11 @@ def answered(*, command: bool) -> Iterator[None]:
 
     Signals that somebody answers or ignores already (nohup, a notebook) are left alone.
 
+    For example:
+
+        with answered(command=True):
+            print("SIGTERM ends this as Ctrl-C does")
+
     Args:
         command: whether the process ends after this. If so a later signal prints no traceback
             either; otherwise everything is as before.
@@ -76,6 +81,11 @@ def answered(*, command: bool) -> Iterator[None]:
 def deferred() -> Iterator[None]:
     """While this lasts, in the main thread, SIGINT and SIGTERM wait until its end, and processes
     that are started never see SIGINT.
+
+    For example:
+
+        with deferred():
+            print("Ctrl-C waits until this is printed")
     """
     came: list[int] = []
     before = {}

@@ -20,8 +20,8 @@ def rows(mesh: Mesh) -> PartitionSpec:
     """The specification of arrays whose rows are dealt out to all devices of a mesh.
 
     Example:
-        >>> rows(jax.make_mesh((1, 1), ("i", "j")))
-        PartitionSpec(('i', 'j'),)
+        >>> rows(jax.make_mesh((1, 1), ("i", "j"))) == PartitionSpec(("i", "j"))
+        True
     """
     return PartitionSpec(mesh.axis_names)
 
@@ -30,6 +30,10 @@ def automatic(mesh: Mesh) -> Mesh:
     """A mesh of the same devices on which what is computed may be sharded in any way.
 
     Explicit axes would insist on a sharding of their own.
+
+    Example:
+        >>> automatic(jax.make_mesh((1,), ("i",))).axis_types == (AxisType.Auto,)
+        True
     """
     return Mesh(mesh.devices, mesh.axis_names, axis_types=_automatic_types(mesh))
 
@@ -44,6 +48,10 @@ def with_automatic_axes(array: Any) -> Any:
     Explicit axes ask every operation for the sharding of its result, which no program that is
     written for one device says. The devices keep their shares. Where the caller insists on explicit
     axes, `jax.set_mesh`, the array becomes whole on every device, which suits any operation.
+
+    Example:
+        >>> with_automatic_axes(jnp.ones(3)).shape
+        (3,)
     """
     if not isinstance(array, jax.Array):
         return array
@@ -63,6 +71,10 @@ def with_automatic_axes(array: Any) -> Any:
 def shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
     """The arrays with their rows dealt out to the devices of a mesh, padded to a multiple of their
     number; `mode` is that of `jnp.pad`.
+
+    Example:
+        >>> shard(jax.make_mesh((1,), ("i",)), "edge", [jnp.ones((4, 2))])[0].shape
+        (4, 2)
     """
 
     def one(array):
@@ -80,7 +92,12 @@ def shard(mesh: Mesh, mode: Any, tree: Any) -> Any:
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """The arrays, whole on every device of a mesh; inside `jit`, by communication if need be."""
+    """The arrays, whole on every device of a mesh; inside `jit`, by communication if need be.
+
+    Example:
+        >>> replicate(jax.make_mesh((1,), ("i",)), jnp.ones(3)).is_fully_replicated
+        True
+    """
 
     def one(array):
         if isinstance(array, Tracer):
@@ -103,7 +120,12 @@ def _place(
 
 
 def collect(array: Array, count: int) -> Array:
-    """The first `count` rows of an array on a mesh, as an ordinary array in every process."""
+    """The first `count` rows of an array on a mesh, as an ordinary array in every process.
+
+    Example:
+        >>> collect(shard(jax.make_mesh((1,), ("i",)), "edge", jnp.arange(4)), 3).tolist()
+        [0, 1, 2]
+    """
     if isinstance(array, Tracer):
         return array[:count]
     whole = array.is_fully_addressable or array.is_fully_replicated

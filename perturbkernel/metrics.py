@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.labels import one_hot
 
@@ -81,15 +82,11 @@ def accuracy(outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"])
         >>> float(accuracy([0.3, -2.0, 0.0, 1.0], [1, -1, 1, -1]))
         0.625
     """
-    outputs = jnp.asarray(outputs)
-    signs = jnp.asarray(labels, outputs.dtype)
-    signs = jnp.broadcast_to(signs, outputs.shape)
-    return _twice_right(outputs, signs).mean(-1) / 2
-
-
-def _twice_right(outputs: Points, signs: Points) -> Points:
-    """2 where the output has the sign, 0 where it has the other, 1 where it is 0."""
-    return 1 + jnp.sign(outputs) * signs
+    values, given = on_host(jnp.asarray(outputs), jnp.asarray(labels))
+    xp = namespace(values)
+    signs = xp.broadcast_to(given.astype(values.dtype), values.shape)
+    twice_right = 1 + xp.sign(values) * signs
+    return as_jax(twice_right.mean(-1) / 2)
 
 
 def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Shares:
@@ -100,8 +97,8 @@ def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Shares
         >>> float(agreement(f, jnp.asarray([5.0, -0.1, 0.0, -1.0])))
         0.625
     """
-    signs = jnp.sign(g)
-    return accuracy(f, signs)
+    other = on_host(jnp.asarray(g))
+    return accuracy(f, as_jax(namespace(other).sign(other)))
 
 
 def share_right(outputs: Array, data: Dataset) -> Array:
@@ -116,8 +113,9 @@ def share_right(outputs: Array, data: Dataset) -> Array:
     """
     if len(data.classes) > 2:
         return right(outputs, data.targets)
-    signs = data.targets.astype(outputs.dtype)
-    return _twice_right(outputs, signs) / 2
+    outputs, targets = on_host(outputs, data.targets)
+    signs = targets.astype(outputs.dtype)
+    return as_jax((1 + namespace(outputs).sign(outputs) * signs) / 2)
 
 
 def class_means(values: Array, data: Dataset) -> Array:
@@ -144,19 +142,14 @@ def unit_rows(v: Rows) -> Rows:
         >>> unit_rows(jnp.asarray([[0.0, -3.0], [0.0, 0.0]])).tolist()
         [[0.0, -1.0], [0.0, 0.0]]
     """
+    v = on_host(v)
+    xp = namespace(v)
     axes = tuple(range(1, v.ndim))
     # Divided by its largest entry first, a tiny row does not underflow when squared.
-    sizes = jnp.abs(v)
-    largest = sizes.max(axes, keepdims=True)
-    scaled = v / _or_one(largest)
-    squares = jnp.sum(scaled**2, axes, keepdims=True)
-    length = jnp.sqrt(squares)
-    return scaled / _or_one(length)
-
-
-def _or_one(values: Array) -> Array:
-    """The values, with 1 in place of those that are not positive: what may be divided by."""
-    return jnp.where(values > 0, values, 1)
+    largest = xp.abs(v).max(axes, keepdims=True)
+    scaled = v / xp.where(largest > 0, largest, 1)
+    length = xp.sqrt(xp.sum(scaled**2, axis=axes, keepdims=True))
+    return as_jax(scaled / xp.where(length > 0, length, 1))
 
 
 def cosine(a: Rows, b: Rows) -> Float[Array, " n"]:
@@ -169,10 +162,9 @@ def cosine(a: Rows, b: Rows) -> Float[Array, " n"]:
         >>> cosine(a, jnp.asarray([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0]])).tolist()
         [1.0, 0.0, nan]
     """
-    a = unit_rows(a)
-    b = unit_rows(b)
-    a = a.reshape(len(a), -1)
-    b = b.reshape(len(b), -1)
+    a, b = on_host(unit_rows(a), unit_rows(b))
+    xp = namespace(a)
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     exists = a.any(1) & b.any(1)
-    products = jnp.sum(a * b, axis=1)
-    return jnp.where(exists, products, jnp.nan)
+    products = xp.sum(a * b, axis=1)
+    return as_jax(xp.where(exists, products, xp.nan))

@@ -25,6 +25,10 @@ QUICK = {
         "size 3.000, noise of length 16: accuracy 0.9",
     ),
     "perturbations_are_training_data": (["--pairs", "21"], "difference of the means 0.999"),
+    "scaling_laws": (
+        ["--settings", "0", "--draws", "1"],
+        "distance of a law from the kernel limit 0.00",
+    ),
     "sklearn_grid_search": (["--train", "100", "--times", "2"], "cross-validated accuracy 0.4"),
     "ten_digits": (["--train", "100"], "g: perturbations alone toward the next class"),
     "uncertainty": (["--times", "inf"], "at the data off by 0.000 at most"),

@@ -26,7 +26,7 @@ LEVELS = (
     ("kernels", "metrics"),
     ("engine", "report", "data"),
     ("checks",),
-    ("files", "interrupts", "meshes"),
+    ("arrays", "compilation_cache", "files", "interrupts", "meshes"),
 )
 
 

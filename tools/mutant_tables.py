@@ -6,6 +6,8 @@ which texts are lost.
 
 from typing import NamedTuple
 
+from theory_mutants import LABELS, LINEAR, LINEARITY, SCALING
+
 
 class Mutant(NamedTuple):
     """One text of one file, what replaces it, and the arguments of pytest that should fail then."""
@@ -88,19 +90,6 @@ _MATCHING = [
     ("concentration not doubled", "predictor_bound(c, start=start, ", "predictor_bound(c, "),
     ("sqrt(2) dropped a priori", "np.sqrt(2) * f.norm * gates", "f.norm * gates"),
     ("xi not measured", "_XiPart(leading, np.abs(cost))", "_XiPart(leading, 0 * np.abs(cost))"),
-]
-_LABELS = [
-    (
-        "systematic part dropped",
-        "return np.abs(self.systematic) + self.radius",
-        "return self.radius",
-    ),
-    (
-        "radius for one point",
-        "2 * np.log(2 * points / delta) * total",
-        "2 * np.log(2 / delta) * total",
-    ),
-    ("balanced without its 2", "else 2 * np.maximum(rest_square", "else np.maximum(rest_square"),
 ]
 _PAIRS = "(4 * pairs / delta) / independent_neurons(width, start)"
 _SQUARE = "neurons = independent_neurons(width, start)\n    square"
@@ -306,8 +295,8 @@ _ELSEWHERE = [
     (
         "attacks/one_step.py",
         "targets ignored",
-        "_column(size * y, x)",
-        "_column(size + 0 * y, x)",
+        "_column(size * signs, x)",
+        "_column(size + 0 * signs, x)",
         _STEP,
     ),
     (
@@ -342,15 +331,15 @@ _ELSEWHERE = [
     (
         "learning/results.py",
         "random control of another size",
-        'normalise(direction, "l2") * each',
-        "direction * each",
+        'on_host(normalise(direction, "l2"), delta)',
+        "on_host(direction, delta)",
         (*_EXPERIMENT, "-k", "controls"),
     ),
     (
         "metrics.py",
         "size of outputs counts",
-        "1 + jnp.sign(outputs) * signs",
-        "1 + outputs * signs",
+        "(1 + namespace(outputs).sign(outputs) * signs)",
+        "(1 + outputs * signs)",
         _EXPERIMENT,
     ),
     (
@@ -386,11 +375,16 @@ VERIFIED_BY = {
     "matching": "6.4",
     "labels": "6.3,6.4",
     "logistic_matching": "7.3",
+    "linear": "15",
+    "scaling": "16",
 }
 
 MUTANTS = [_of_theory("tails", *one) for one in _TAILS]
 MUTANTS += [_of_theory("certify", *one) for one in _CERTIFY]
 MUTANTS += [_of_theory("matching", *one) for one in _MATCHING]
-MUTANTS += [_of_theory("labels", *one) for one in _LABELS]
+MUTANTS += [_of_theory("labels", *one) for one in LABELS]
+MUTANTS += [_of_theory("linear", *one) for one in LINEAR]
+MUTANTS += [_of_theory("scaling", *one) for one in SCALING]
 MUTANTS += [_of_theory(*one) for one in _OTHERS]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]
+MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in LINEARITY]

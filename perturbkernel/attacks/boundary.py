@@ -81,6 +81,15 @@ def bracket(
 
     They differ by `tolerance` of their size, or one entry. What is in between is cut down to a
     third, and widened on both sides: a value that rounds differently elsewhere has the same sign.
+
+    Example:
+        >>> half, one = jnp.asarray([[0.5]]), jnp.asarray([1.0])
+        >>> def value(delta):
+        ...     return delta[:, 0] - 0.25
+        >>> boundary = Boundary(value, value, value, -one / 4, one, "l2", None)
+        >>> beyond, short = bracket(boundary, half, no_order(half, "l2"), one > 0, jnp.asarray(0.1))
+        >>> bool(short[0, 0] < 0.25 < beyond[0, 0])
+        True
     """
     norm = boundary.norm
     one = jnp.ones(len(p), p.dtype)

@@ -36,6 +36,10 @@ class HostPredictor:
 def traced_shape(function: Callable, x: Array) -> Any:
     """What `function` returns at x, as shapes and dtypes, without a run.
 
+    Example:
+        >>> traced_shape(lambda z: z.sum(1), jnp.ones((5, 3), jnp.float32))
+        ShapeDtypeStruct(shape=(5,), dtype=float32)
+
     Raises:
         TypeError: where JAX cannot trace it, with the remedy; what its own code raises otherwise.
     """
@@ -51,7 +55,12 @@ def traced_shape(function: Callable, x: Array) -> Any:
 
 
 def traceable(predictor: Any, x: Array) -> Any:
-    """The predictor, wrapped where it has `input_gradient` and JAX cannot trace it."""
+    """The predictor, wrapped where it has `input_gradient` and JAX cannot trace it.
+
+    Example:
+        >>> traceable(jnp.sum, jnp.ones(3)) is jnp.sum
+        True
+    """
     if isinstance(predictor, KernelPredictor) or not hasattr(predictor, "input_gradient"):
         return predictor
     try:
@@ -64,5 +73,11 @@ def traceable(predictor: Any, x: Array) -> Any:
 
 
 def uncompiled(predictor: Any) -> AbstractContextManager:
-    """Where loops around the predictor run: step by step for one that JAX cannot trace."""
+    """Where loops around the predictor run: step by step for one that JAX cannot trace.
+
+    Example:
+        >>> with uncompiled(jnp.sum):
+        ...     jax.config.jax_disable_jit
+        False
+    """
     return jax.disable_jit() if isinstance(predictor, HostPredictor) else nullcontext()

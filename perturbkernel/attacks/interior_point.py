@@ -341,7 +341,12 @@ def _bordered(system: Array, border: Array, corner: Array) -> Array:
 
 
 def products(rows: Array, d: Array) -> Array:
-    """<rows_r, d>, (m, r)."""
+    """<rows_r, d>, (m, r).
+
+    Example:
+        >>> products(jnp.ones((1, 2, 3)), jnp.asarray([[1.0, 2.0, 3.0]])).tolist()
+        [[6.0, 6.0]]
+    """
     return jnp.sum(rows * d[:, None, :], axis=2)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
 from perturbkernel.attacks.boxes import within as within
 from perturbkernel.attacks.crossings import (
@@ -41,9 +42,10 @@ def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ...
         >>> normalise(jnp.asarray([[3.0, 0.0], [0.0, 0.0]]), "l2").tolist()
         [[1.0, 0.0], [0.0, 0.0]]
     """
-    if norm == "linf":
-        return jnp.sign(gradient)
-    return unit_rows(gradient)
+    if norm != "linf":
+        return unit_rows(gradient)
+    gradient = on_host(gradient)
+    return as_jax(namespace(gradient).sign(gradient))
 
 
 def lengths(delta: Rows, norm: str) -> Float[Array, " m"]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.boxes import within
 from perturbkernel.attacks.host import traced_shape
 from perturbkernel.attacks.margins import margin_weights
@@ -45,7 +46,7 @@ class Perturbation(eqx.Module):
     zero_gradient: Bool[Array, " n"]
 
 
-def _column(values: Array, like: Array) -> Array:
+def _column(values: Any, like: Array) -> Any:
     return values.reshape(-1, *(1,) * (like.ndim - 1))
 
 
@@ -128,11 +129,11 @@ def perturb(
     check_gradient(gradient)
     zero = is_zero(predictor, x, weights, gradient)
     dtype = common_dtype(x, gradient)
-    flat = _column(zero, x)
-    unit = normalise(gradient, norm)
-    step = jnp.where(flat, 0, unit).astype(dtype)
-    length = size if classes is not None else _column(size * y, x).astype(dtype)
-    delta = length * step
+    flat, step, signs = on_host(zero, normalise(gradient, norm), y)
+    flat = _column(flat, x)
+    step = namespace(step).where(flat, 0, step).astype(dtype)
+    length = size if classes is not None else _column(size * signs, x).astype(dtype)
+    delta = as_jax(length * step)
     if low is not None and high is not None:
         low = jnp.broadcast_to(low, x.shape).astype(dtype)
         high = jnp.broadcast_to(high, x.shape).astype(dtype)
@@ -172,13 +173,15 @@ def is_zero(
         >>> is_zero(lambda z: z.sum(1) ** 2, x, None, x).tolist()
         [False, True]
     """
-    flat = jnp.abs(gradient).reshape(len(x), -1)
-    longest = flat.max(1) * jnp.sqrt(flat.shape[1])
+    gradient = on_host(gradient)
+    flat = namespace(gradient).abs(gradient).reshape(len(x), -1)
+    longest = flat.max(1) * flat.shape[1] ** 0.5
     if not isinstance(predictor, KernelPredictor):
-        return longest <= 0
+        return as_jax(longest <= 0)
     rounding = predictor.gradient_rounding(x, weights)
     dtype = common_dtype(longest, rounding)
-    return longest.astype(dtype) <= rounding.astype(dtype)
+    longest, rounding = on_host(longest, rounding)
+    return as_jax(longest.astype(dtype) <= rounding.astype(dtype))
 
 
 def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:

@@ -58,7 +58,13 @@ class Problem(NamedTuple):
 def checked_problem(
     predictor: Any, inputs: Any, targets: Any, norm: Any, away: Any, bounds: Any, own: bool = False
 ) -> Problem:
-    """`own`: targets may be None, for the predictor's own decisions, away from them."""
+    """`own`: targets may be None, for the predictor's own decisions, away from them.
+
+    Example:
+        >>> x = jnp.ones((2, 3))
+        >>> checked_problem(lambda z: z.sum(1), x, [1, -1], "l2", True, None).target.tolist()
+        [-1.0, 1.0]
+    """
     check_choice(norm, "norm", NORMS)
     if not isinstance(away, bool):
         raise TypeError(f"away must be True or False; got {away!r}")
@@ -320,9 +326,8 @@ def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> A
 
     Example:
         >>> keys = jax.random.split(jax.random.key(0), 3)
-        >>> drawn = random_rows(keys, jnp.asarray(0.5), "linf", None, jnp.ones((3, 4)))
-        >>> drawn.shape, bool(jnp.abs(drawn).max() <= 0.5)
-        ((3, 4), True)
+        >>> random_rows(keys, jnp.asarray(0.5), "linf", None, jnp.ones((3, 4))).shape
+        (3, 4)
     """
 
     def draw(key: Array) -> Array:
@@ -366,17 +371,30 @@ def keys_of_start(keys: Array, start: Array) -> Array:
 
 
 def check_memory(memory) -> None:
+    """Raises for a limit that is no number of bytes, or below a mebibyte; None is the default.
+
+    Example:
+        >>> check_memory(2**30)
+    """
     if memory is not None:
         check_number(memory, "memory", low=2**20)
 
 
 def check_starts(starts: int, fixed: int, key) -> None:
-    """More starts than those that are not random need a key."""
+    """More starts than those that are not random need a key.
+
+    Example:
+        >>> check_starts(3, 1, jax.random.key(0))
+    """
     if starts > fixed or key is not None:
         check_key(key)
 
 
 def check_result(finite: Bool[Array, " n"]) -> None:
-    """Raises where a gradient at an input was not finite."""
+    """Raises where a gradient at an input was not finite.
+
+    Example:
+        >>> check_result(jnp.asarray([True, True]))
+    """
     if not is_traced(finite):
         check_gradient(jnp.where(finite, 0, jnp.nan)[:, None])

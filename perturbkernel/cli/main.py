@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from perturbkernel import interrupts
+from perturbkernel import compilation_cache, interrupts
 from perturbkernel._version import __version__
 from perturbkernel.cli import bench, reproduce, verify
 from perturbkernel.cli.parser import EXIT_CODES, Parser
@@ -51,14 +51,35 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _perform(args: argparse.Namespace) -> int:
-    """Does what the command line asks for, and returns its exit status."""
+def _perform(args: argparse.Namespace, *, command: bool) -> int:
+    """Does what the command line asks for, and returns its exit status.
+
+    `command`: in a process of its own, whose configuration of JAX may be changed.
+    """
     import jax
 
+    if command and getattr(args, "compilation_cache", False):
+        _keep_programs()
     with jax.enable_x64(getattr(args, "precision", 32) == 64):
         if args.command != "report" and not getattr(args, "list", False):
             _check_device()
         return args.function(args)
+
+
+def _keep_programs() -> None:
+    """Lets JAX keep compiled programs; what it finds broken there is removed."""
+    folder = compilation_cache.use_compilation_cache()
+    if folder is None:
+        return
+    show = warnings.showwarning
+
+    def show_others(message: Warning | str, *others: Any, **named: Any) -> None:
+        if compilation_cache.FAULT not in str(message):
+            show(message, *others, **named)
+        elif folder == compilation_cache.default_folder():
+            compilation_cache.forget(folder)
+
+    warnings.showwarning = show_others
 
 
 def _check_device() -> None:
@@ -107,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.command is None:
                 parser.print_help()
                 return 0
-            return _perform(args)
+            return _perform(args, command=command)
     except KeyboardInterrupt:
         print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)
         return interrupts.STATUS

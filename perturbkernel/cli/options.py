@@ -70,6 +70,17 @@ def share(text: str) -> float:
     return _number(text, float, lambda value: 0 < value < 1, "a number between 0 and 1")
 
 
+def add_compilation_cache(parser: argparse._ActionsContainer) -> None:
+    """Adds the option that switches the folder of compiled programs off."""
+    parser.add_argument(
+        "--no-compilation-cache",
+        dest="compilation_cache",
+        action="store_false",
+        help="do not keep compiled programs in the user's cache folder (off also by "
+        "PERTURBKERNEL_COMPILATION_CACHE=off; JAX_COMPILATION_CACHE_DIR is another folder)",
+    )
+
+
 def check_out(folder: str | None) -> None:
     """Raises ValueError unless results can be written to `--out`; leaves nothing there."""
     if folder is None:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
+from perturbkernel.cli import options
+
 if TYPE_CHECKING:
     from perturbkernel.reproduce import Reproduction
 
@@ -117,6 +119,7 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULT_OUT,
         help=f"results and page (default {_DEFAULT_OUT})",
     )
+    options.add_compilation_cache(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 

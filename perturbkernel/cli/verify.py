@@ -32,6 +32,7 @@ def add_command(commands, epilog: str) -> None:
     check.add_argument(
         "--out", metavar="DIR", help="write verify.html, verify.json and the figures there"
     )
+    options.add_compilation_cache(check)
     check.add_argument("--quiet", action="store_true", help="no progress on standard error")
     check.set_defaults(function=_verify)
 

@@ -6,20 +6,22 @@ are points, images included; a target is +1 for the first of two classes and -1 
 the class index 0, 1, .. for more than two. Dtypes follow JAX: float32 unless x64 is enabled.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.checks import as_inputs, as_targets, is_readable
+from perturbkernel.data.draws import shuffled, split_keys
 from perturbkernel.data.labels import class_indices
 
 Classes = Int[Array, " n"]
@@ -90,8 +92,8 @@ class Dataset(eqx.Module):
         """The class of every row, its position in `classes`: 0 for +1 and 1 for -1."""
         if len(self.classes) > 2:
             return self.targets
-        is_first = self.targets > 0
-        return jnp.where(is_first, 0, 1)
+        targets = on_host(self.targets)
+        return as_jax(namespace(targets).where(targets > 0, 0, 1))
 
     @property
     def images(self) -> Float[Array, "n h w c"]:
@@ -129,9 +131,8 @@ class Dataset(eqx.Module):
                 f"index {index!r} takes rows of shape {rows.shape}; "
                 "wanted a slice or an array of at least one row (row i is data[i : i + 1])"
             )
-        inputs = self.inputs[rows]
-        targets = self.targets[rows]
-        return dataclasses.replace(self, inputs=inputs, targets=targets)
+        inputs, targets = on_host(self.inputs, self.targets)
+        return dataclasses.replace(self, inputs=as_jax(inputs[rows]), targets=as_jax(targets[rows]))
 
     def split(
         self, test: float | int | np.number = 0.2, *, key: PRNGKeyArray
@@ -179,14 +180,10 @@ class Dataset(eqx.Module):
         if isinstance(self.targets, Tracer) or isinstance(key, Tracer):
             raise ValueError("targets or key is traced; split and subset work outside jit and vmap")
         # The data may be a constant of a traced function.
-        with jax.ensure_compile_time_eval():
-            first_key, _ = split_key(key)
-            permutation = jax.random.permutation(first_key, self.n)
-            order = np.asarray(permutation)
-            labels = np.asarray(self.labels)
-        classes = np.arange(len(self.classes))
-        shuffled = labels[order]
-        members = shuffled[:, None] == classes
+        with jax.ensure_compile_time_eval(), _told_of_keys(key):
+            order = np.asarray(shuffled(key, self.n))
+            labels = np.asarray(self.labels)[order]
+        members = labels[:, None] == np.arange(len(self.classes))
         # The largest remainders are rounded up, in integers: no class is asked for more rows than
         # it has.
         shares = count * members.sum(0)
@@ -263,14 +260,21 @@ def positive(value: Any, argument: str) -> int:
     return number
 
 
-def split_key(key: PRNGKeyArray) -> Array:
+def split_key(key: PRNGKeyArray) -> tuple[PRNGKeyArray, ...]:
     """Two keys from one, of either kind that JAX has.
 
     Example:
-        >>> split_key(jax.random.key(0)).shape
-        (2,)
+        >>> len(split_key(jax.random.key(0)))
+        2
     """
+    with _told_of_keys(key):
+        return split_keys(key, 2)
+
+
+@contextlib.contextmanager
+def _told_of_keys(key: Any) -> Iterator[None]:
+    """Raises TypeError in words for what JAX does not take for a key."""
     try:
-        return jax.random.split(key)
+        yield
     except (TypeError, ValueError) as error:
         raise TypeError(f"key: wanted one such as jax.random.key(0), not {key!r}") from error

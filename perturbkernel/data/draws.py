@@ -1,5 +1,6 @@
 """Random labels and noise."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,19 @@ from perturbkernel.checks import check_choice, check_count, check_key
 CLASS_RULES = ("coin_flip", "balanced", "random_other", "next")
 TARGET_RULES = ("coin_flip", "balanced")
 NOISES = ("uniform", "gaussian")
+
+
+@partial(jax.jit, static_argnums=1)
+def split_keys(key: PRNGKeyArray, count: int) -> tuple[PRNGKeyArray, ...]:
+    """`jax.random.split` as a tuple, in one program."""
+    return tuple(jax.random.split(key, count))
+
+
+@partial(jax.jit, static_argnums=1)
+def shuffled(key: PRNGKeyArray, n: int) -> Int[Array, " n"]:
+    """0 .. n - 1 in the order of `jax.random.permutation`, by the first of two keys from one."""
+    first, _ = jax.random.split(key)
+    return jax.random.permutation(first, n)
 
 
 def draw_classes(
@@ -34,6 +48,11 @@ def draw_classes(
     """
     check_choice(rule, "targets", CLASS_RULES)
     check_key(key)
+    return _draw_classes(rule, classes, labels, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _draw_classes(rule: str, classes: int, labels: Array, key: PRNGKeyArray) -> Array:
     n = len(labels)
     if rule == "coin_flip":
         return jax.random.randint(key, (n,), 0, classes)
@@ -58,17 +77,19 @@ def draw_targets(rule: str, n: int, *, key: PRNGKeyArray) -> Float[Array, " n"]:
     """
     check_choice(rule, "targets", TARGET_RULES)
     check_key(key)
+    return _draw_targets(rule, n, jnp.result_type(float), key)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _draw_targets(rule: str, n: int, dtype: Any, key: PRNGKeyArray) -> Array:
     if rule == "coin_flip":
-        return jax.random.rademacher(key, (n,), jnp.result_type(float))
-    order_key, sign_key = jax.random.split(key)
+        return jax.random.rademacher(key, (n,), dtype)
+    order, sign = jax.random.split(key)
     # Odd n: sum +1, whose sign is then drawn.
     even = jnp.arange(n) % 2 == 0
-    alternating = jnp.where(even, 1.0, -1.0)
-    shuffled = jax.random.permutation(order_key, alternating)
-    if n % 2 == 0:
-        return shuffled
-    sign = jax.random.rademacher(sign_key, (), float)
-    return shuffled * sign
+    alternating = jnp.where(even, 1.0, -1.0).astype(dtype)
+    shuffled = jax.random.permutation(order, alternating)
+    return shuffled * (jax.random.rademacher(sign, (), dtype) if n % 2 else 1)
 
 
 def draw_noise(

@@ -2,11 +2,11 @@
 
 from typing import Any, ClassVar
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
+from perturbkernel.arrays import as_jax
 from perturbkernel.checks import (
     as_float,
     as_inputs,
@@ -259,17 +259,19 @@ class Kernel:
             progress=progress,
         )
 
-    def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
+    def gradient_bound(
+        self, z: Array | np.ndarray, x: Array | np.ndarray, coef: Array | np.ndarray
+    ) -> Array | np.ndarray:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known;
         otherwise 0.
         """
-        return jnp.zeros(z.shape[0], common_dtype(z, x, coef))
+        return as_jax(np.zeros(z.shape[0], common_dtype(z, x, coef)))
 
 
 def _as_weights(weights: Any, z: Array, coef: Array) -> Array:
     """(m,) ones for one output, or the weights (m, k) of k outputs, checked."""
     if weights is None:
-        return jnp.ones(z.shape[0], z.dtype)
+        return as_jax(np.ones(z.shape[0], z.dtype))
     cotangent = as_float(weights, "weights").astype(z.dtype)
     wanted = len(z), coef.shape[1]
     if cotangent.shape != wanted:

@@ -37,6 +37,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from perturbkernel.arrays import as_jax
 from perturbkernel.checks import is_traced
 from perturbkernel.engine.memory import footprint
 from perturbkernel.engine.sums import plus, row_sums, sums
@@ -51,6 +52,7 @@ from perturbkernel.engine.tiles import (
     tile_size,
     write_part,
 )
+from perturbkernel.kernels import host
 from perturbkernel.kernels.dense import careful_tile, quick_tile_for
 
 # Queries of a large tile that are evaluated again at once.
@@ -234,6 +236,8 @@ def matvec(
         return whole(kernel, name, same, mesh, *_varying_alike(z, x, coef))
     if is_traced(z, x, coef):
         return _matvec(kernel, name, same, mesh, z, x, coef)
+    if mesh is None and progress is None and host.takes(kernel, name, z, x, coef):
+        return host.matvec(kernel, name, z, x, coef)
     return _evaluate(kernel, name, same, mesh, progress, z, x, coef)
 
 
@@ -265,6 +269,9 @@ def query_gradient(
     """
     if _inside_shard_map():
         z, x, coef, cotangent = _varying_alike(z, x, coef, cotangent)
+    arguments = z, x, coef, cotangent
+    if mesh is None and progress is None and host.takes_gradient(kernel, name, *arguments):
+        return host.query_gradient(kernel, name, *arguments)
     return sums(
         _query_gradient_tile,
         kernel,
@@ -324,6 +331,8 @@ _matvec.defvjp(_matvec_forward, _matvec_backward, symbolic_zeros=True)
 
 def matrix(kernel, name: str, x: Array, z: Array) -> Array:
     """The whole matrix, (n, m); temporaries are those of a tile."""
+    if host.takes(kernel, name, x, z):
+        return as_jax(host.tile(kernel, name, x, z))
     return _matrix(kernel, name, is_traced(x, z), x, z)
 
 

@@ -5,8 +5,8 @@ loss from zero is, per unit of time,
 
     g(z) = (1/N) sum_n [s_n(z) + y_n b_n(z)],    s_n = (h_n^+ - h_n^-)/2,  b_n = (h_n^+ + h_n^-)/2,
 
-where only the second term depends on the targets y (theory: 12.3). The functions take NumPy's arrays
-as well as JAX's.
+where only the second term depends on the targets y (theory: 12.3). The functions take arrays of
+NumPy as well as of JAX.
 """
 
 from typing import Any, NamedTuple

@@ -1,13 +1,14 @@
 """The two-layer kernel of the paper in closed form."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perturbkernel.arrays import namespace
 from perturbkernel.checks import (
     as_inputs,
     check_count,
@@ -15,6 +16,8 @@ from perturbkernel.checks import (
 )
 from perturbkernel.kernels.angles import products_and_angles, quick_products_and_angles
 from perturbkernel.kernels.base import Kernel
+
+Rows = Array | np.ndarray
 
 
 @jax.tree_util.register_static
@@ -83,22 +86,28 @@ class TwoLayerNTK(Kernel):
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """Dense "phi", "ntk" or "nngp", (rows of z, rows of x)."""
         product, theta = products_and_angles(z, x)
-        return self._tile(name, z, x, product, theta)
+        return self.of_angles(name, z, x, product, theta)
 
     def quick_tile(self, name: str, z: Array, x: Array) -> Array:
         """The same but NaN where points nearly coincide, or are opposite."""
         product, theta = quick_products_and_angles(z, x)
-        return self._tile(name, z, x, product, theta)
+        return self.of_angles(name, z, x, product, theta)
 
-    def _tile(
+    @property
+    def _cone(self) -> float:
+        """-d Phi / d theta."""
+        return (1 - self.slope) ** 2 / (2 * np.pi)
+
+    def of_angles(
         self,
         name: str,
-        z: Array,
-        x: Array,
-        product: Array,
-        theta: Array,
-    ) -> Array:
-        cone = (1 - self.slope) ** 2 / (2 * np.pi)
+        z: Any,
+        x: Any,
+        product: Any,
+        theta: Any,
+    ) -> Any:
+        """The tile from <z, x> and theta, arrays of JAX, or of NumPy unless it is "nngp"."""
+        cone = self._cone
         phi = (1 + self.slope**2) / 2 - cone * theta
         if name == "phi":
             return phi
@@ -111,18 +120,32 @@ class TwoLayerNTK(Kernel):
         across = cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
         return along + across
 
-    def gradient_bound(self, z: Array, x: Array, coef: Array) -> Array:
+    def angle_cotangents(
+        self,
+        name: str,
+        product: Any,
+        theta: Any,
+        cotangent: Any,
+    ) -> tuple[Any, Any]:
+        """The cotangents of <z, x> and theta, from that of a tile "ntk" or "phi"."""
+        phi = self.of_angles("phi", None, None, product, theta)
+        to_phi = cotangent if name == "phi" else cotangent * (float(self.train_bias) + product)
+        to_product = 0.0 if name == "phi" else cotangent * phi
+        return to_product, -self._cone * to_phi
+
+    def gradient_bound(self, z: Rows, x: Rows, coef: Rows) -> Rows:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0.
 
         From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory:
         0.1, 0.3).
         """
         d = x.shape[1]
-        norm_x = jnp.linalg.norm(x, axis=1)
-        norm_z = jnp.linalg.norm(z, axis=1)
-        s_z = jnp.sqrt(1 + norm_z**2 / d)
+        xp = namespace(coef)
+        norm_x = xp.linalg.norm(x, axis=1)
+        norm_z = xp.linalg.norm(z, axis=1)
+        s_z = xp.sqrt(1 + norm_z**2 / d)
         lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * d**0.5 * s_z)
-        sum_norms = jnp.sum(coef * norm_x)
+        sum_norms = xp.sum(coef * norm_x)
         of_product = (1 + self.slope**2) / 2 * sum_norms
-        factor = norm_z * sum_norms + float(self.train_bias) * jnp.sum(coef)
+        factor = norm_z * sum_norms + float(self.train_bias) * xp.sum(coef)
         return of_product + lipschitz * factor

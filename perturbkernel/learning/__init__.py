@@ -12,6 +12,7 @@ from perturbkernel.learning.diagnosis import diagnose as diagnose
 from perturbkernel.learning.experiment import Pair as Pair
 from perturbkernel.learning.experiment import PerturbationLearning as PerturbationLearning
 from perturbkernel.learning.experiment import learn_from_perturbations as learn_from_perturbations
+from perturbkernel.learning.linearity import Linearity as Linearity
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,13 @@
 """What one looks at after an experiment: accuracy against size, and the plane of decisions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import as_jax
 from perturbkernel.attacks.one_step import perturb
 from perturbkernel.checks import check_count, check_number
 from perturbkernel.data.dataset import Dataset
@@ -15,6 +15,7 @@ from perturbkernel.data.labels import encoded
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.learning.diagnosis import diagnose
 from perturbkernel.learning.experiment import PerturbationLearning
+from perturbkernel.learning.results import added, mean
 from perturbkernel.metrics import share_right
 
 
@@ -47,8 +48,8 @@ def accuracy_against_size(
     expected = []
     for size in sizes:
         delta = perturb(r.f, attacked, targets, size=size, **options).delta
-        g = r.learner_g(r.carrier + delta, encoded(targets, classes), r.g_key)
-        measured.append(share_right(g(data.inputs), data).mean())
+        g = r.learner_g(added(r.carrier, delta), encoded(targets, classes), r.g_key)
+        measured.append(mean(share_right(g(data.inputs), data)))
         if isinstance(kernel, Kernel) and classes == 2:
             diagnosis = diagnose(
                 kernel,
@@ -61,9 +62,9 @@ def accuracy_against_size(
             )
             expected.append(diagnosis.expected_accuracy)
     return SizeCurve(
-        size=jnp.asarray(sizes),
-        accuracy=jnp.stack(measured),
-        expected=jnp.stack(expected) if expected else None,
+        size=as_jax(np.array(sizes, float)),
+        accuracy=as_jax(np.stack(measured)),
+        expected=as_jax(np.stack(expected)) if expected else None,
     )
 
 
@@ -104,16 +105,21 @@ def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
     ticks = np.linspace(-reach, reach, resolution)
     first, second = np.meshgrid(ticks, ticks)
     grid = np.stack([first, second], axis=-1).reshape(-1, 2)
-    on_plane = jnp.asarray(origin + grid @ plane, r.train.inputs.dtype)
-    z = on_plane.reshape(-1, *x.shape[1:])
+    on_plane = (origin + grid @ plane).astype(r.train.inputs.dtype)
+    rows = on_plane.reshape(resolution, resolution, *x.shape[1:])
     return DecisionMap(
-        first=jnp.asarray(ticks),
-        second=jnp.asarray(ticks),
-        f=r.f(z).reshape(resolution, resolution),
-        g=r.g(z).reshape(resolution, resolution),
-        points=jnp.asarray(points),
+        first=as_jax(ticks),
+        second=as_jax(ticks),
+        f=_outputs(r.f, rows),
+        g=_outputs(r.g, rows),
+        points=as_jax(points),
         labels=r.train.targets,
     )
+
+
+def _outputs(predictor: Callable, rows: np.ndarray) -> Array:
+    """Row by row, which are small sums."""
+    return as_jax(np.stack([np.asarray(predictor(as_jax(row))) for row in rows]))
 
 
 def _plane(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

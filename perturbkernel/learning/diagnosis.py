@@ -10,10 +10,13 @@ per unit of time,
 
 where only the offset depends on the targets y. Over coin flips it has mean 0 and variance (1/N^2)
 sum b_n^2; over balanced targets the part of b_n that is constant in n drops out (theory: 12.3,
-6.3).
+6.3). `linearity` says whether g can be anything but linear (theory: section 15).
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -22,11 +25,13 @@ from jax.scipy.special import ndtr
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.checks import as_inputs, as_targets
-from perturbkernel.engine import sums
-from perturbkernel.kernels import products
+from perturbkernel.engine.sums import sums
+from perturbkernel.kernels import host, products
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.target_sums import halves, target_sums
+from perturbkernel.learning.linearity import Linearity, assess
 
 
 class Diagnosis(eqx.Module):
@@ -41,6 +46,8 @@ class Diagnosis(eqx.Module):
         offset_radius: (m,), |offset| stays below it at one point with probability 0.9 (Hoeffding;
             coin flips only).
         assumes: in words, what the numbers hold for.
+        linearity: how linear g must be at these points, and how linear f is; None where theory 15.1
+            is silent, or f was not given.
     """
 
     signal: Float[Array, " m"]
@@ -49,51 +56,71 @@ class Diagnosis(eqx.Module):
     probability: Float[Array, " m"]
     offset_radius: Float[Array, " m"]
     assumes: str = eqx.field(static=True)
+    linearity: Linearity | None = None
+
+    @property
+    def says(self) -> str:
+        """In words whether g can only be linear here, and f is not; "" without `linearity`."""
+        return "" if self.linearity is None else self.linearity.says
 
     @property
     def expected_accuracy(self) -> Array:
         """Mean over the points of the probability of success."""
-        return self.probability.mean()
+        return as_jax(on_host(self.probability).mean())
 
 
 class _Sums(NamedTuple):
     """Those of `target_sums`, and the offset, (m,) each."""
 
-    signal: Array
-    b: Array
-    b_squared: Array
-    shift: Array
-    shift_squared: Array
-    offset: Array
+    signal: Any
+    b: Any
+    b_squared: Any
+    shift: Any
+    shift_squared: Any
+    offset: Any
+
+
+def _sums_of_tile(tile, query, points) -> _Sums:
+    """The sums over a tile's n."""
+    z, reference = query
+    plus, minus, (count, y) = points
+    above = tile(z, plus)
+    below = tile(z, minus)
+    half = halves(above, below)
+    found = target_sums(half, reference, count[None, :])
+    offset = (half.b * y[None, :]).sum(axis=1)
+    return _Sums(*found, offset)
 
 
 def _terms(kernel: Kernel, name: str, query, points, weights, before) -> _Sums:
-    """The sums over a tile's n."""
-
-    def sums(tile, query, points):
-        z, reference = query
-        plus, minus, (count, y) = points
-        above = tile(z, plus)
-        below = tile(z, minus)
-        half = halves(above, below)
-        found = target_sums(half, reference, count[None, :])
-        offset = jnp.sum(half.b * y[None, :], axis=1)
-        return _Sums(*found, offset)
-
-    return products.evaluate_tile(sums, kernel, name, query, (*points, weights), before)
+    points = (*points, weights)
+    return products.evaluate_tile(_sums_of_tile, kernel, name, query, points, before)
 
 
 def _sums(
     kernel: Kernel, z: Array, plus: Array, minus: Array, targets: Array, mesh: Mesh | None
 ) -> _Sums:
+    if mesh is None and host.takes(kernel, "ntk", z, plus, minus, targets):
+        return _sums_on_host(kernel, z, plus, minus, np.asarray(targets))
     # The variance over balanced targets is that of b around any constant; b itself would cancel in
     # float32.
     above = kernel.ntk(z, plus[:1])[:, 0]
     below = kernel.ntk(z, minus[:1])[:, 0]
     query = z, (above + below) / 2
     weights = jnp.ones_like(targets), targets
-    found = sums.sums(_terms, kernel, "ntk", False, query, (plus, minus), weights, mesh=mesh)
+    found = sums(_terms, kernel, "ntk", False, query, (plus, minus), weights, mesh=mesh)
     return _Sums(*found)
+
+
+def _sums_on_host(
+    kernel: Kernel, z: Array, plus: Array, minus: Array, targets: np.ndarray
+) -> _Sums:
+    tile = partial(host.tile, kernel, "ntk")
+    plus, minus = on_host(plus, minus)
+    above, below = tile(z, plus[:1]), tile(z, minus[:1])
+    query = z, ((above + below) / 2)[:, 0]
+    points = plus, minus, (np.ones_like(targets), targets)
+    return _sums_of_tile(tile, query, points)
 
 
 def diagnose(
@@ -106,12 +133,15 @@ def diagnose(
     *,
     balanced: bool = False,
     mesh: Mesh | None = None,
+    f: Callable | None = None,
+    g: Callable | None = None,
 ) -> Diagnosis:
     """The diagnosis at points z with true labels.
 
     For perturbations delta_n = targets_n eps u_n on carrier_n. `balanced`: the targets were drawn
     with sum zero (odd n: sum +-1) instead of by independent coin flips. `mesh`: devices that share
-    the work, as in `Kernel.matvec`.
+    the work, as in `Kernel.matvec`. `f`, `g`: the trained networks; with f the diagnosis says
+    whether g can only be linear here, and f is not.
     """
     carrier = kernel.check_inputs(carrier, "carrier")
     z = kernel.check_inputs(z, "z", like=carrier.shape[1:])
@@ -123,22 +153,30 @@ def diagnose(
     targets = as_targets(targets, "targets", len(carrier))
     labels = as_targets(labels, "labels", len(z))
     n = len(carrier)
-    toward = delta * targets.reshape(-1, *(1,) * (delta.ndim - 1))
-    sums_over_n = _sums(kernel, z, carrier + toward, carrier - toward, targets, mesh)
-    mean = _Sums(*[total / n for total in sums_over_n])
-    std = jnp.sqrt(jnp.maximum(_offset_variance(mean, n, balanced), 0))
+    bare, steps, signs = on_host(carrier, delta, targets)
+    toward = steps * signs.reshape(-1, *(1,) * (steps.ndim - 1))
+    plus, minus = as_jax(bare + toward), as_jax(bare - toward)
+    sums_over_n = _sums(kernel, z, plus, minus, targets, mesh)
+    mean = _Sums(*[total / n for total in on_host(*sums_over_n)])
+    xp = namespace(mean.signal)
+    std = xp.sqrt(xp.maximum(_offset_variance(mean, n, balanced), 0))
+    right = on_host(labels) if xp is np else labels
     rule = "balanced" if balanced else "coin-flip"
+    linearity = None
+    if f is not None:
+        linearity = assess(kernel, carrier + delta, targets, z, labels, f=f, g=g)
     return Diagnosis(
-        signal=mean.signal,
-        offset=mean.offset,
-        offset_std=std,
-        probability=_success(labels * mean.signal, std),
-        offset_radius=jnp.sqrt(2 * np.log(2 / 0.1) * mean.b_squared / n),
+        signal=as_jax(mean.signal),
+        offset=as_jax(mean.offset),
+        offset_std=as_jax(std),
+        probability=as_jax(_success(right * mean.signal, std)),
+        offset_radius=as_jax(xp.sqrt(2 * float(np.log(2 / 0.1)) * mean.b_squared / n)),
         assumes=f"identity loss, zero initial function, {rule} targets",
+        linearity=linearity,
     )
 
 
-def _offset_variance(mean: _Sums, n: int, balanced: bool) -> Array:
+def _offset_variance(mean: _Sums, n: int, balanced: bool) -> Any:
     """The variance of the offset over target draws, (m,)."""
     if not balanced:
         return mean.b_squared / n
@@ -150,8 +188,14 @@ def _offset_variance(mean: _Sums, n: int, balanced: bool) -> Array:
     return ((n + 1) / n * spread + mean.b**2 / n) / n
 
 
-def _success(toward: Array, std: Array) -> Array:
+def _ndtr_on_host(values: np.ndarray) -> np.ndarray:
+    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in values.tolist()])
+
+
+def _success(toward: Any, std: Any) -> Any:
     """The probability of the right sign, for a signal `toward` it and an offset's deviation."""
-    certain = jnp.where(toward == 0, 0.5, (toward > 0).astype(toward.dtype))
-    random = ndtr(toward / jnp.where(std > 0, std, 1))
-    return jnp.where(std > 0, random, certain)
+    xp = namespace(toward)
+    distribution = _ndtr_on_host if xp is np else ndtr
+    certain = xp.where(toward == 0, 0.5, (toward > 0).astype(toward.dtype))
+    random = distribution(toward / xp.where(std > 0, std, 1))
+    return xp.where(std > 0, random, certain).astype(toward.dtype)

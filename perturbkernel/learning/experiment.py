@@ -8,14 +8,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
 from perturbkernel._moved import renamed
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.attacks.one_step import Perturbation, check_options, perturb
 from perturbkernel.checks import as_inputs, as_targets, check_choice, check_key
 from perturbkernel.data.arrays import from_arrays
 from perturbkernel.data.dataset import Dataset
-from perturbkernel.data.draws import draw_classes, draw_noise, draw_targets
+from perturbkernel.data.draws import draw_classes, draw_noise, draw_targets, split_keys
 from perturbkernel.data.labels import class_indices, encoded
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -23,7 +25,7 @@ from perturbkernel.learning.diagnosis import Diagnosis, diagnose
 from perturbkernel.learning.results import CONTROLS as CONTROLS
 from perturbkernel.learning.results import Pair as Pair
 from perturbkernel.learning.results import PerturbationLearning as PerturbationLearning
-from perturbkernel.learning.results import attacked_points
+from perturbkernel.learning.results import added, attacked_points
 from perturbkernel.metrics import cosine
 
 SCENARIOS = ("a", "b")
@@ -101,7 +103,7 @@ def learn_from_perturbations(
     carrier = _carrier(data, scenario, carrier, carrier_points, key)
     _check_turns(carrier, data, at)
     _check_learners(learner, learner_g)
-    targets_key, f_key, g_key, control_key = jax.random.split(key, 4)
+    targets_key, f_key, g_key, control_key = split_keys(key, 4)
     y_adv = _targets(targets, data, len(carrier), at, targets_key)
 
     tell = on_stage or (lambda stage: None)
@@ -112,7 +114,7 @@ def learn_from_perturbations(
     tell("perturbing")
     p = perturb(f, attacked, y_adv, size=size, norm=norm, direction=direction, bounds=bounds)
     tell("training g")
-    g = learner_g(carrier + p.delta, encoded(y_adv, classes), g_key)
+    g = learner_g(added(carrier, p.delta), encoded(y_adv, classes), g_key)
 
     tell("comparing with the theory")
     options: dict[str, Any] = {
@@ -124,13 +126,16 @@ def learn_from_perturbations(
         "at": at,
     }
     two = classes == 2
+    diagnosis = None
+    if two:
+        diagnosis = _diagnosis(learner_g, data, carrier, p, f, g, options["balanced"])
     return PerturbationLearning(
         f=f,
         g=g,
         perturbation=p,
         carrier=carrier,
         cosine=_cosine(learner, data, attacked, p) if two else None,
-        diagnosis=_diagnosis(learner_g, data, carrier, p, options["balanced"]) if two else None,
+        diagnosis=diagnosis,
         train=data,
         learner_g=learner_g,
         options=options,
@@ -162,7 +167,7 @@ def _carrier(data: Dataset, scenario, carrier, carrier_points: int | None, key) 
     if carrier is None:
         scenario = "a" if scenario is None else scenario
         check_choice(scenario, "scenario", SCENARIOS)
-        return jnp.zeros_like(x) if scenario == "a" else x
+        return as_jax(np.zeros(x.shape, x.dtype)) if scenario == "a" else x
     if isinstance(carrier, str):
         m = data.n if carrier_points is None else carrier_points
         noise_key = jax.random.fold_in(key, 1)
@@ -214,13 +219,14 @@ def _cosine(learner, data: Dataset, attacked: Array, p: Perturbation) -> Array |
     if not isinstance(kernel, TwoLayerNTK):
         return None
     x = data.inputs
-    weighted = data.targets[:, None] * x / len(x)
+    targets, inputs, adversarial, delta = on_host(data.targets, x, p.targets, p.delta)
+    weighted = as_jax(targets[:, None] * inputs / len(x))
     v = kernel.phi_matmul(attacked, x, weighted, mesh=getattr(learner, "mesh", None))
-    return cosine(p.targets[:, None] * p.delta, v)
+    return cosine(as_jax(adversarial[:, None] * delta), v)
 
 
 def _diagnosis(
-    learner_g, data: Dataset, carrier: Array, p: Perturbation, balanced: bool
+    learner_g, data: Dataset, carrier: Array, p: Perturbation, f, g, balanced: bool
 ) -> Diagnosis | None:
     """Signal and offset of g at the training points, where its learner has a kernel."""
     kernel = getattr(learner_g, "kernel", None)
@@ -235,4 +241,6 @@ def _diagnosis(
         data.targets,
         balanced=balanced,
         mesh=getattr(learner_g, "mesh", None),
+        f=f,
+        g=g,
     )

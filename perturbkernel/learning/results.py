@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.norms import normalise
 from perturbkernel.attacks.one_step import Perturbation
 from perturbkernel.checks import check_choice, check_count
@@ -16,6 +17,7 @@ from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import draw_classes, draw_targets
 from perturbkernel.data.labels import encoded
 from perturbkernel.learning.diagnosis import Diagnosis, diagnose
+from perturbkernel.learning.linearity import Linearity
 from perturbkernel.metrics import class_agreement, class_means, share_right
 
 CONTROLS = ("unperturbed", "random", "shuffled")
@@ -73,7 +75,7 @@ class PerturbationLearning(eqx.Module):
     @property
     def perturbed(self) -> Float[Array, "m ..."]:
         """Carrier + delta: the inputs that g was trained on."""
-        return self.carrier + self.perturbation.delta
+        return added(self.carrier, self.perturbation.delta)
 
     def accuracy(self, data: Dataset, *, per_class: bool = False) -> Pair:
         """Accuracy of f and of g on clean data with its true labels.
@@ -84,7 +86,7 @@ class PerturbationLearning(eqx.Module):
 
         def accuracy(predictor) -> Array:
             share = share_right(predictor(data.inputs), data)
-            return class_means(share, data) if per_class else share.mean()
+            return class_means(share, data) if per_class else mean(share)
 
         return Pair(accuracy(self.f), accuracy(self.g))
 
@@ -99,7 +101,7 @@ class PerturbationLearning(eqx.Module):
         f, g = self.f(points), self.g(points)
         same = class_agreement(f, g) if f.ndim == 2 else _same_sign(f, g)
         if not per_class:
-            return same.mean()
+            return mean(same)
         if not isinstance(z, Dataset):
             raise TypeError(f"z must be a Dataset for agreement per class; got {type(z).__name__}")
         self._check_classes(z)
@@ -132,6 +134,8 @@ class PerturbationLearning(eqx.Module):
             data.targets,
             balanced=self.options["balanced"],
             mesh=getattr(kernel, "mesh", None),
+            f=self.f,
+            g=self.g,
         )
 
     def control(self, name: str, draw: int = 0) -> Callable:
@@ -143,22 +147,23 @@ class PerturbationLearning(eqx.Module):
         perturbations are uncorrelated (K classes: moved on by 0 to K - 1, each equally often).
         """
         check_choice(name, "name", CONTROLS)
-        key = jax.random.fold_in(self.key, draw)
-        noise_key, shuffle_key, learner_key = jax.random.split(key, 3)
+        noise_key, shuffle_key, learner_key = _control_keys(self.key, np.uint32(draw))
         delta, targets = self.perturbation.delta, self.perturbation.targets
         inputs = self.carrier
         if name == "random":
             # The norm that normalise() set to one: l2 lengths; a linf step has entries of one size.
             direction = jax.random.normal(noise_key, delta.shape, delta.dtype)
-            length = jnp.linalg.norm(delta.reshape(len(delta), -1), axis=1)
+            unit, delta = on_host(normalise(direction, "l2"), delta)
+            length = namespace(delta).linalg.norm(delta.reshape(len(delta), -1), axis=1)
             each = length.reshape(-1, *(1,) * (delta.ndim - 1))
-            inputs = inputs + normalise(direction, "l2") * each
+            inputs = added(inputs, unit * each)
         elif name == "shuffled":
-            inputs = inputs + delta
+            inputs = added(inputs, delta)
             classes = len(self.train.classes)
             if classes == 2:
                 turn = draw_targets("balanced", len(targets), key=shuffle_key)
-                targets = targets * turn.astype(targets.dtype)
+                targets, turn = on_host(targets, turn)
+                targets = as_jax(targets * turn.astype(targets.dtype))
             else:
                 shift = draw_classes("balanced", targets, classes, key=shuffle_key)
                 targets = (targets + shift.astype(targets.dtype)) % classes
@@ -194,13 +199,14 @@ class PerturbationLearning(eqx.Module):
         sets = {"train": self.train} | ({} if test is None else {"test": test})
         if fresh is None and test is not None:
             fresh = test.inputs
-        clean = jnp.concatenate([data.inputs for data in sets.values()])
+        clean = _concatenated([data.inputs for data in sets.values()])
         ends = np.cumsum([len(data) for data in sets.values()])[:-1]
 
         def accuracies(predictor) -> dict[str, float]:
-            parts = jnp.split(predictor(clean), ends)
+            outputs = on_host(predictor(clean))
+            parts = namespace(outputs).split(outputs, ends)
             return {
-                name: float(share_right(out, sets[name]).mean())
+                name: float(mean(share_right(as_jax(out), sets[name])))
                 for name, out in zip(sets, parts, strict=True)
             }
 
@@ -214,20 +220,37 @@ class PerturbationLearning(eqx.Module):
             "controls": {name: control(name) for name in CONTROLS},
             "agreement": None if fresh is None else float(self.agreement(fresh)),
             "cosine": _cosine_numbers(self.cosine),
-            "zero_gradients": int(self.perturbation.zero_gradient.sum()),
+            "zero_gradients": int(np.asarray(self.perturbation.zero_gradient).sum()),
             "diagnosis": _diagnosis_numbers(self.diagnosis),
         }
 
 
 def _same_sign(f: Array, g: Array) -> Array:
     """1 where two outputs have the same sign, 0 where they have not, 1/2 where one is 0."""
-    return (1 + jnp.sign(f) * jnp.sign(g).astype(f.dtype)) / 2
+    f, g = on_host(f, g)
+    xp = namespace(f)
+    return as_jax((1 + xp.sign(f) * xp.sign(g).astype(f.dtype)) / 2)
+
+
+@jax.jit
+def _control_keys(key: PRNGKeyArray, draw: Array) -> tuple[PRNGKeyArray, ...]:
+    return tuple(jax.random.split(jax.random.fold_in(key, draw), 3))
+
+
+def _concatenated(arrays: list[Array]) -> Array:
+    arrays = [on_host(array) for array in arrays]
+    alike = len(set(map(namespace, arrays))) == 1
+    return as_jax((namespace(arrays[0]) if alike else jnp).concatenate(arrays))
 
 
 def _cosine_numbers(cosine: Array | None) -> dict[str, float] | None:
     if cosine is None:
         return None
-    return {"mean": float(jnp.nanmean(cosine)), "min": float(jnp.nanmin(cosine))}
+    known = np.asarray(cosine)
+    known = known[~np.isnan(known)]
+    if known.size == 0:
+        return {"mean": np.nan, "min": np.nan}
+    return {"mean": float(known.mean()), "min": float(known.min())}
 
 
 def _diagnosis_numbers(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
@@ -239,11 +262,31 @@ def _diagnosis_numbers(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
         "offset_rms": _rms(diagnosis.offset),
         "offset_std_rms": _rms(diagnosis.offset_std),
         "assumes": diagnosis.assumes,
+        "linearity": _linearity_numbers(diagnosis.linearity),
     }
 
 
+def _linearity_numbers(linearity: Linearity | None) -> dict[str, Any] | None:
+    if linearity is None:
+        return None
+    names = ("linear_g", "certified", "linear_right", "f_right", "linear_f", "linear_linear")
+    numbers = {name: float(getattr(linearity, name)) for name in names}
+    return {**numbers, "says": linearity.says}
+
+
 def _rms(values: Array) -> float:
-    return float(jnp.sqrt((values**2).mean()))
+    return float(np.sqrt(np.mean(np.asarray(values) ** 2)))
+
+
+def mean(values: Array) -> Array:
+    """The mean of all values."""
+    return as_jax(on_host(values).mean())
+
+
+def added(carrier: Any, delta: Any) -> Array:
+    """carrier + delta."""
+    carrier, delta = on_host(carrier, delta)
+    return as_jax(carrier + delta)
 
 
 def attacked_points(x: Array, carrier: Array, at: str) -> Array:

@@ -268,7 +268,8 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
 
     c = report.configuration
     m = report.metrics
-    arrays = report.arrays
+    # JAX would compile a program for every small operation on them.
+    arrays = {name: np.asarray(array) for name, array in report.arrays.items()}
     classes = c["classes"]
 
     def perturbations() -> "Figure":

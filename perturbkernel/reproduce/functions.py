@@ -1,16 +1,14 @@
 """What computes a cell: the name of a function in `plan` -> the function, config -> arrays."""
 
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 
 from perturbkernel.reproduce.panels.limit import limit_cell
 from perturbkernel.reproduce.panels.maps import map_limit_cell, map_network_cell
 from perturbkernel.reproduce.panels.network import network_cell
 from perturbkernel.reproduce.plan import STUDIES
+from perturbkernel.reproduce.records import Arrays, Config
 
-FUNCTIONS: dict[str, Callable[[dict[str, Any]], dict[str, np.ndarray]]] = {
+FUNCTIONS: dict[str, Callable[[Config], Arrays]] = {
     "limit": limit_cell,
     "network": network_cell,
     "map_limit": map_limit_cell,

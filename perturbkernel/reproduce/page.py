@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from perturbkernel.files import write_folder
@@ -19,12 +18,13 @@ from perturbkernel.report import plots
 from perturbkernel.report.html import html_page, html_table
 from perturbkernel.reproduce import plan, store
 from perturbkernel.reproduce.panels import assemble
-from perturbkernel.reproduce.panels.assemble import Curve
+from perturbkernel.reproduce.panels.assemble import Curves
 from perturbkernel.reproduce.panels.datasets import count
 from perturbkernel.reproduce.panels.figures import curve_label, describe, map_figure, panel_figure
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel, decision_map, panel
 from perturbkernel.reproduce.plan import Options
+from perturbkernel.reproduce.records import Arrays, Json
 
 RECORD = "reproduction.json"
 # What the lines of each mode are.
@@ -55,7 +55,7 @@ class Reproduction:
         self,
         folder: str | os.PathLike,
         options: Options,
-        environment: dict[str, Any] | None = None,
+        environment: Json | None = None,
     ):
         self.folder = Path(folder)
         self.options = options
@@ -66,11 +66,11 @@ class Reproduction:
         return plan.cells(self.options)
 
     @cached_property
-    def _headers(self) -> list[dict[str, Any]]:
+    def _headers(self) -> list[Json]:
         return [store.header(self.folder, cell) for cell in self.cells]
 
     @property
-    def environment(self) -> dict[str, Any]:
+    def environment(self) -> Json:
         if self._environment is not None:
             return self._environment
         return _merged([header["environment"] for header in self._headers])
@@ -84,17 +84,18 @@ class Reproduction:
             *self.options.studies,
         )
 
-    def curves(self, panel_id: str) -> dict[str, dict[str, Curve]]:
+    def curves(self, panel_id: str) -> Curves:
         """The numbers of a panel: quantity -> curve -> {"mean", "low", "high"}; see
         `assemble.panel_curves`.
         """
-        return assemble.panel_curves(self.panel(panel_id), self.options, self.folder)
+        p = self.panel(panel_id)
+        return assemble.panel_curves(p, self.options, self.folder)
 
     def panel(self, panel_id: str) -> Panel:
         """What the panel asks: values, settings, published values."""
         return panel(panel_id, self.options.scale)
 
-    def map(self, map_id: str) -> dict[str, dict[str, np.ndarray]]:
+    def map(self, map_id: str) -> dict[str, Arrays]:
         """Mode -> arrays of a decision map; see `maps.map_limit_cell`."""
         m = decision_map(map_id, self.options.scale)
         found = {}
@@ -103,18 +104,23 @@ class Reproduction:
             found[mode] = store.load(self.folder, cell)
         return found
 
-    def study(self, name: str) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    def study(self, name: str) -> list[tuple[Json, Arrays]]:
         """Configuration and arrays of every cell of a study."""
-        found = plan.study_cells(name, self.options)
-        return [(cell["config"], store.load(self.folder, cell)) for cell in found]
+        found = []
+        for cell in plan.study_cells(name, self.options):
+            arrays = store.load(self.folder, cell)
+            found.append((cell["config"], arrays))
+        return found
 
     def figure(self, name: str) -> Figure:
         """The figure of a panel, map or study."""
         if name in plan.STUDIES:
-            return plan.STUDIES[name].module.draw(self.study(name))
+            study = plan.STUDIES[name].module
+            return study.draw(self.study(name))
         if name.startswith("map/"):
             m = decision_map(name, self.options.scale)
-            return map_figure(m, self.map(name), self._note(m.setting))
+            note = self._note(m.setting)
+            return map_figure(m, self.map(name), note)
         p = self.panel(name)
         notes = [self._note(p.settings[0])]
         rates = assemble.unstable_rates(p, self.options, self.folder)
@@ -124,12 +130,15 @@ class Reproduction:
                 f"rates {said} of the first network are beyond the stable ones in the limit of "
                 "gradient descent"
             )
-        return panel_figure(p, self.curves(name), "; ".join(filter(None, notes)))
+        note = "; ".join(filter(None, notes))
+        return panel_figure(p, self.curves(name), note)
 
     def _draw(self, into: Path, name: str) -> None:
         drawn = self.figure(name)
         for kind in ("svg", "png"):
-            (into / f"{file_name(name)}.{kind}").write_bytes(plots.render(drawn, kind))
+            path = into / f"{file_name(name)}.{kind}"
+            picture = plots.render(drawn, kind)
+            path.write_bytes(picture)
 
     def _note(self, setting: Setting) -> str:
         """Where the images are not those of the paper."""
@@ -149,7 +158,7 @@ class Reproduction:
         """What all cells took to compute, added up."""
         return sum(float(header["seconds"]) for header in self._headers)
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """Every number of every panel, with its distance from the published values, as JSON holds
         it.
         """
@@ -166,7 +175,8 @@ class Reproduction:
             }
         studies = {}
         for name in self.options.studies:
-            studies[name] = plan.STUDIES[name].module.summarise(self.study(name))
+            study = plan.STUDIES[name].module
+            studies[name] = study.summarise(self.study(name))
         return {"panels": panels, "studies": studies}
 
     def save(self, executor: Executor | None = None) -> Path:
@@ -197,7 +207,8 @@ class Reproduction:
         """(panel, quantity, mean distance of each curve from the published values) as text."""
         rows = []
         for p in self.options.panels:
-            for quantity, gaps in _distances(p, self.curves(p.id)).items():
+            distances = _distances(p, self.curves(p.id))
+            for quantity, gaps in distances.items():
                 shown = [
                     f"{name} {gap['mean']:.3f}"
                     for name, gap in gaps.items()
@@ -207,9 +218,13 @@ class Reproduction:
                 rows.append((p.id, quantity, said))
         return rows
 
-    def _page(self, summary: dict[str, Any]) -> str:
-        figures = [self._html_figure(name, summary) for name in self.names]
-        links = [f'<a href="#{_stem(name)}">{html.escape(name)}</a>' for name in self.names]
+    def _page(self, summary: Json) -> str:
+        figures = []
+        links = []
+        for name in self.names:
+            link = f'<a href="#{_stem(name)}">{html.escape(name)}</a>'
+            figures.append(self._html_figure(name, summary))
+            links.append(link)
         asked = []
         for option, value in asdict(self.options).items():
             if option != "names" and value is not None:
@@ -223,7 +238,7 @@ about 0.01). {lines} Dashed: larger perturbations, where images are fewer than p
 <details><summary>Versions and machines</summary>{html_table(self.environment.items())}</details>"""
         return html_page("perturbkernel: the paper reproduced", body, _CSS)
 
-    def _html_figure(self, name: str, summary: dict[str, Any]) -> str:
+    def _html_figure(self, name: str, summary: Json) -> str:
         """One figure, what it shows, and a panel's distances from the published values."""
         words = table = wide = ""
         if name in summary["panels"]:
@@ -240,7 +255,7 @@ about 0.01). {lines} Dashed: larger perturbations, where images are fewer than p
         )
 
 
-def _distances(p: Panel, curves: dict[str, dict[str, Curve]]) -> dict[str, dict[str, Any]]:
+def _distances(p: Panel, curves: Curves) -> dict[str, Json]:
     """Quantity -> curve -> `assemble.distance`."""
     found = {}
     for quantity, named in curves.items():
@@ -250,7 +265,7 @@ def _distances(p: Panel, curves: dict[str, dict[str, Curve]]) -> dict[str, dict[
     return found
 
 
-def _gaps(distances: dict[str, Any]) -> str:
+def _gaps(distances: Json) -> str:
     """A table: a row a curve that has published values beside it, a column a quantity."""
     names: dict[str, None] = {}
     for named in distances.values():

@@ -26,6 +26,7 @@ from perturbkernel.reproduce.panels.specification import (
     panel_ids,
     select,
 )
+from perturbkernel.reproduce.records import Cell
 from perturbkernel.reproduce.studies.architectures import study as architectures
 from perturbkernel.reproduce.studies.carriers import study as carriers
 from perturbkernel.reproduce.studies.width import study as width
@@ -35,8 +36,6 @@ MODES = ("limit", "network", "both")
 _IDENTITY_DRAWS = (16, 16)
 _LOGISTIC_DRAWS = {"small": (2, 2), "paper": (1, 0)}
 _INITIAL_DRAWS = {"small": 4, "paper": 1}
-
-Cell = dict[str, Any]
 
 
 class Study(NamedTuple):

@@ -39,9 +39,12 @@ def source_hash(package: Path, module: str) -> str:
     A module that is not in the package contributes nothing.
     """
     digest = hashlib.sha256()
-    for name, file in sorted(modules(package, module).items()):
-        content = _content(file, file.stat().st_mtime_ns)
-        digest.update(f"{name}\n{content}\n".encode())
+    found = modules(package, module)
+    for name in sorted(found):
+        file = found[name]
+        content = _content(file, _modified(file))
+        line = f"{name}\n{content}\n"
+        digest.update(line.encode())
     return digest.hexdigest()[:16]
 
 
@@ -54,7 +57,8 @@ def modules(package: Path, module: str) -> dict[str, Path]:
     unless the package itself is imported.
     """
     found: dict[str, Path] = {}
-    waiting, seen = [_Reached(module, False)], set()
+    waiting = [_Reached(module, whole=False)]
+    seen = set()
     while waiting:
         reached = waiting.pop()
         file = _file(package, reached.module)
@@ -62,7 +66,8 @@ def modules(package: Path, module: str) -> dict[str, Path]:
             continue
         seen.add(reached)
         found[reached.module] = file
-        for one in _imports(file, reached.module, only_used=not reached.whole):
+        imports = _imports(file, reached.module, only_used=not reached.whole)
+        for one in imports:
             waiting += _defining(package, one)
     return found
 
@@ -73,22 +78,29 @@ def _file(package: Path, module: str) -> Path | None:
     if top != package.name:
         return None
     path = package.joinpath(*parts)
-    if parts and path.with_suffix(".py").is_file():
-        return path.with_suffix(".py")
+    single = path.with_suffix(".py")
+    if parts and single.is_file():
+        return single
     init = path / "__init__.py"
     return init if init.is_file() else None
 
 
+def _modified(file: Path) -> int:
+    """When the file was last changed, in nanoseconds: what is cached is for this version of it."""
+    return file.stat().st_mtime_ns
+
+
 @functools.lru_cache(maxsize=512)
 def _tree(file: Path, modified: int) -> ast.Module:
-    return ast.parse(file.read_bytes(), str(file))
+    text = file.read_bytes()
+    return ast.parse(text, str(file))
 
 
 def _imports(file: Path, module: str, only_used: bool) -> Sequence[_Import]:
     """Every import in the module, relative ones resolved; or those whose name the module uses, as
     what it only passes on cannot change what it computes.
     """
-    modified = file.stat().st_mtime_ns
+    modified = _modified(file)
     found = _all_imports(file, modified, module)
     if not only_used:
         return found
@@ -103,12 +115,15 @@ def _all_imports(file: Path, modified: int, module: str) -> tuple[_Import, ...]:
     for node in ast.walk(_tree(file, modified)):
         if isinstance(node, ast.Import):
             for name in node.names:
-                binds = name.asname or name.name.split(".")[0]  # `import a.b` binds a
+                top, *_ = name.name.split(".")  # `import a.b` binds a
+                binds = name.asname or top
                 found.append(_Import(name.name, None, binds))
         elif isinstance(node, ast.ImportFrom):
-            origin = _origin(node, module, file.name == "__init__.py")
+            is_init = file.name == "__init__.py"
+            origin = _origin(node, module, is_init)
             for name in node.names:
-                found.append(_Import(origin, name.name, name.asname or name.name))
+                binds = name.asname or name.name
+                found.append(_Import(origin, name.name, binds))
     return tuple(found)
 
 
@@ -130,7 +145,8 @@ def _used_names(file: Path, modified: int) -> frozenset[str]:
     """Names that a module reads. A string that is no docstring may be an annotation: what it
     mentions counts.
     """
-    used, bare = {"*"}, set()
+    used = {"*"}
+    bare = set()
     for node in ast.walk(_tree(file, modified)):
         if isinstance(node, ast.Expr):
             bare.add(id(node.value))
@@ -138,7 +154,8 @@ def _used_names(file: Path, modified: int) -> frozenset[str]:
             used.add(node.id)
         elif isinstance(node, ast.Constant) and id(node) not in bare:
             words = node.value if isinstance(node.value, str) else ""
-            used.update(re.findall(r"\w+", words))
+            mentioned = re.findall(r"\w+", words)
+            used.update(mentioned)
     return frozenset(used)
 
 
@@ -163,8 +180,10 @@ def _defining(package: Path, one: _Import) -> list[_Reached]:
 @functools.lru_cache(maxsize=512)
 def _content(file: Path, modified: int) -> str:
     """A hash of what the module executes."""
-    executed = repr(_executed(_tree(file, modified)))
-    return hashlib.sha256(executed.encode()).hexdigest()
+    tree = _tree(file, modified)
+    executed = repr(_executed(tree))
+    digest = hashlib.sha256(executed.encode())
+    return digest.hexdigest()
 
 
 def _executed(node: Any) -> Any:
@@ -176,10 +195,18 @@ def _executed(node: Any) -> Any:
     if not isinstance(node, ast.AST):
         return node
     fields = dict(ast.iter_fields(node))
-    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+    if _has_docstring(node):
         fields["body"] = fields["body"][1:]
     kept = []
     for name, value in fields.items():
         if value not in (None, []):
-            kept.append((name, _executed(value)))
-    return [type(node).__name__, *kept]
+            executed = _executed(value)
+            kept.append((name, executed))
+    kind = type(node).__name__
+    return [kind, *kept]
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    if not isinstance(node, _DOCUMENTED):
+        return False
+    return ast.get_docstring(node, clean=False) is not None

@@ -21,6 +21,7 @@ import perturbkernel
 from perturbkernel import report as reports
 from perturbkernel.files import locked, write_whole
 from perturbkernel.reproduce.functions import MODULES
+from perturbkernel.reproduce.records import Arrays, Cell, Json
 from perturbkernel.reproduce.source import source_hash
 
 # What the names of files that are set aside end in.
@@ -37,10 +38,10 @@ class Result(NamedTuple):
         environment: the worker's versions and device; see `report.environment`.
     """
 
-    arrays: dict[str, np.ndarray]
+    arrays: Arrays
     seconds: float
     code: str
-    environment: dict[str, Any]
+    environment: Json
 
 
 class Damaged(ValueError):
@@ -58,12 +59,12 @@ def _code_version(module: str) -> str:
 
 
 @functools.cache
-def local_environment() -> dict[str, Any]:
+def local_environment() -> Json:
     """Versions and device of this process."""
     return reports.environment(("mlxtend",))
 
 
-def _identity(cell: dict[str, Any]) -> dict[str, Any]:
+def _identity(cell: Cell) -> Json:
     """The cell without the folder of its data: their content says what they are."""
     config = cell["config"]
     data = config.get("data")
@@ -73,7 +74,7 @@ def _identity(cell: dict[str, Any]) -> dict[str, Any]:
     return cell | {"config": config | {"data": kept}}
 
 
-def cell_path(folder: str | os.PathLike, cell: dict[str, Any]) -> Path:
+def cell_path(folder: str | os.PathLike, cell: Cell) -> Path:
     """Where the result of a cell is, or will be."""
     what = [_identity(cell), code_version(cell["function"])]
     content = json.dumps(what, sort_keys=True)
@@ -81,7 +82,7 @@ def cell_path(folder: str | os.PathLike, cell: dict[str, Any]) -> Path:
     return Path(folder) / "cells" / f"{name}.npz"
 
 
-def _digest(arrays: dict[str, np.ndarray]) -> str:
+def _digest(arrays: Arrays) -> str:
     """A hash of names, dtypes, shapes and values."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays.items()):
@@ -92,8 +93,8 @@ def _digest(arrays: dict[str, np.ndarray]) -> str:
 
 def save(
     folder: str | os.PathLike,
-    cell: dict[str, Any],
-    arrays: dict[str, np.ndarray],
+    cell: Cell,
+    arrays: Arrays,
     seconds: float,
 ) -> None:
     """Stores what this process computed."""
@@ -101,7 +102,7 @@ def save(
     save_result(folder, cell, Result(arrays, seconds, code, local_environment()))
 
 
-def save_result(folder: str | os.PathLike, cell: dict[str, Any], result: Result) -> None:
+def save_result(folder: str | os.PathLike, cell: Cell, result: Result) -> None:
     """Stores what a worker computed.
 
     Raises RuntimeError if the worker has another version of the code.
@@ -124,7 +125,7 @@ def save_result(folder: str | os.PathLike, cell: dict[str, Any], result: Result)
         "seconds": round(seconds, 3),
         "finished": time.strftime("%F %T"),
     }
-    contents: dict[str, Any] = {"header": np.array(json.dumps(header)), **arrays}
+    contents: Json = {"header": np.array(json.dumps(header)), **arrays}
     write_whole(path, lambda file: np.savez_compressed(file, **contents))
 
 
@@ -134,9 +135,7 @@ def _as_result(result: Any) -> Result:
     return result if isinstance(result, Result) else unknown
 
 
-def _read(
-    folder: str | os.PathLike, cell: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _read(folder: str | os.PathLike, cell: Cell) -> tuple[Json, Arrays]:
     """Header and arrays of a finished cell.
 
     Raises FileNotFoundError if it is not finished, `Damaged` if its file is not what it should be.
@@ -159,7 +158,7 @@ def _read(
     return header, arrays
 
 
-def is_finished(folder: str | os.PathLike, cell: dict[str, Any]) -> bool:
+def is_finished(folder: str | os.PathLike, cell: Cell) -> bool:
     """Whether the result of a cell is there and complete."""
     try:
         _read(folder, cell)
@@ -168,7 +167,7 @@ def is_finished(folder: str | os.PathLike, cell: dict[str, Any]) -> bool:
     return True
 
 
-def set_aside_damaged(folder: str | os.PathLike, cell: dict[str, Any]) -> None:
+def set_aside_damaged(folder: str | os.PathLike, cell: Cell) -> None:
     """Renames the file of a cell, with a warning, if it is damaged."""
     path = cell_path(folder, cell)
     with locked(path.parent):  # two processes would set aside what the other has just written
@@ -182,7 +181,7 @@ def set_aside_damaged(folder: str | os.PathLike, cell: dict[str, Any]) -> None:
             warnings.warn(f"{error}; it is kept as {aside.name}, and computed again", stacklevel=2)
 
 
-def load(folder: str | os.PathLike, cell: dict[str, Any]) -> dict[str, np.ndarray]:
+def load(folder: str | os.PathLike, cell: Cell) -> Arrays:
     """The arrays of a finished cell.
 
     Raises FileNotFoundError if it is not finished, ValueError if its file is damaged.
@@ -190,7 +189,7 @@ def load(folder: str | os.PathLike, cell: dict[str, Any]) -> dict[str, np.ndarra
     return _advised(folder, cell)[1]
 
 
-def header(folder: str | os.PathLike, cell: dict[str, Any]) -> dict[str, Any]:
+def header(folder: str | os.PathLike, cell: Cell) -> Json:
     """What is known of a finished cell: "cell", "code", "environment", "seconds", "finished".
 
     Raises as `load` does.
@@ -198,14 +197,12 @@ def header(folder: str | os.PathLike, cell: dict[str, Any]) -> dict[str, Any]:
     return _advised(folder, cell)[0]
 
 
-def seconds(folder: str | os.PathLike, cell: dict[str, Any]) -> float:
+def seconds(folder: str | os.PathLike, cell: Cell) -> float:
     """What a finished cell took to compute."""
     return float(header(folder, cell)["seconds"])
 
 
-def _advised(
-    folder: str | os.PathLike, cell: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def _advised(folder: str | os.PathLike, cell: Cell) -> tuple[Json, Arrays]:
     """What `_read` returns, or an error that says what to do."""
     try:
         return _read(folder, cell)
@@ -219,7 +216,7 @@ def _advised(
         raise Damaged(f"{error}: give the `reproduce` command again") from error
 
 
-def compute(functions: dict[str, Callable], cell: dict[str, Any]) -> Result:
+def compute(functions: dict[str, Callable], cell: Cell) -> Result:
     """Runs a cell in this process."""
     code = code_version(cell["function"])
     began = time.perf_counter()

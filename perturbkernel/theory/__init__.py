@@ -24,6 +24,8 @@ cite.
 | `facts`             | 8              | exact facts and limits                                    |
 | `randomness`        | 12.1, 12.2     | sign probabilities, agreement, cosine over time           |
 | `targets`           | 12.3           | moments over the targets                                  |
+| `linear`            | 15             | the linear classifier that scenario (a) teaches           |
+| `scaling`           | 16             | accuracy in n, d, distance and size: estimates            |
 | `finite`            | 0.1, 2, 4.4    | finite networks given as arrays                           |
 | `bounds`            |                | every bound under one name                                |
 | `law`               | 14             | trained networks of every width, from simulated neurons   |
@@ -38,6 +40,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from perturbkernel.theory import bounds as bounds
+from perturbkernel.theory import scaling as scaling
 from perturbkernel.theory.certificates import Certificate as Certificate
 from perturbkernel.theory.certify import best_time as best_time
 from perturbkernel.theory.certify import certified_share as certified_share
@@ -82,6 +85,8 @@ from perturbkernel.theory.leading import gated_projection as gated_projection
 from perturbkernel.theory.leading import limit_gradient as limit_gradient
 from perturbkernel.theory.leading import psi as psi
 from perturbkernel.theory.leading import spread_condition as spread_condition
+from perturbkernel.theory.linear import LinearPart as LinearPart
+from perturbkernel.theory.linear import linear_part as linear_part
 from perturbkernel.theory.logistic import CoefficientBounds as CoefficientBounds
 from perturbkernel.theory.logistic import LogisticError as LogisticError
 from perturbkernel.theory.logistic import realised_weights as realised_weights
@@ -106,22 +111,32 @@ from perturbkernel.theory.targets import target_moments as target_moments
 if TYPE_CHECKING:
     from perturbkernel.theory import law as law
     from perturbkernel.theory.law import Estimate as Estimate
+    from perturbkernel.theory.law import ExperimentCertificate as ExperimentCertificate
     from perturbkernel.theory.law import GradientMoments as GradientMoments
     from perturbkernel.theory.law import MeanFieldLearner as MeanFieldLearner
     from perturbkernel.theory.law import NeuronLaw as NeuronLaw
     from perturbkernel.theory.law import NeuronPlan as NeuronPlan
     from perturbkernel.theory.law import Neurons as Neurons
+    from perturbkernel.theory.law import SignCertificate as SignCertificate
+    from perturbkernel.theory.law import certify_experiment as certify_experiment
+    from perturbkernel.theory.law import certify_network as certify_network
+    from perturbkernel.theory.law import certify_outputs as certify_outputs
     from perturbkernel.theory.law import plan_neurons as plan_neurons
     from perturbkernel.theory.law import simulate_neurons as simulate_neurons
 
 # These load networks, and so optax, when they are first used.
 _OF_THE_LAW = (
     "Estimate",
+    "ExperimentCertificate",
     "GradientMoments",
     "MeanFieldLearner",
     "NeuronLaw",
     "NeuronPlan",
     "Neurons",
+    "SignCertificate",
+    "certify_experiment",
+    "certify_network",
+    "certify_outputs",
     "plan_neurons",
     "simulate_neurons",
 )

@@ -1,5 +1,5 @@
 """What `certify` returns: which signs are proven, by what margins, and what keeps the others
-from being proven.
+from being proven; and which signs are cheapest to claim at once.
 """
 
 from dataclasses import dataclass, field
@@ -133,3 +133,15 @@ def describe_limits(
     if not said:
         said.append("f and g are each certified, but not within one budget of delta")
     return f"of {int(left.sum())} points not certified: " + "; ".join(said)
+
+
+def cheapest(
+    p: Float[np.ndarray, " m"], allowed: Bool[np.ndarray, " m"], budget: float
+) -> Bool[np.ndarray, " m"]:
+    """The allowed points of smallest p whose sum stays within the budget, (m,)."""
+    price = np.where(allowed, p, np.inf)
+    order = np.argsort(price, kind="stable")
+    within = np.cumsum(price[order]) <= budget
+    chosen = np.zeros(len(p), bool)
+    chosen[order[within]] = True
+    return chosen

@@ -29,7 +29,12 @@ from perturbkernel.theory.arguments import (
     check_time,
     double,
 )
-from perturbkernel.theory.certificates import Certificate, SideCertificate, describe_limits
+from perturbkernel.theory.certificates import (
+    Certificate,
+    SideCertificate,
+    cheapest,
+    describe_limits,
+)
 from perturbkernel.theory.concentration import independent_neurons
 from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.leading import g_hat_u, g_hat_w, is_rounding, psi
@@ -37,16 +42,6 @@ from perturbkernel.theory.tails import Speeds, Tail, derive_speeds, derive_tail,
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import fit
 from perturbkernel.training.predictors import input_gradient
-
-
-def _smallest(p: np.ndarray, allowed: np.ndarray, budget: float) -> Bool[np.ndarray, " m"]:
-    """The allowed points of smallest p whose sum stays within the budget."""
-    price = np.where(allowed, p, np.inf)
-    order = np.argsort(price, kind="stable")
-    within = np.cumsum(price[order]) <= budget
-    chosen = np.zeros(len(p), bool)
-    chosen[order[within]] = True
-    return chosen
 
 
 def certified_share(
@@ -110,7 +105,7 @@ def _failure(constants, speeds, width, time, start) -> Float[np.ndarray, " m"]:
 
 def _share(constants, speeds, width, time, delta, start) -> float:
     p = _failure(constants, speeds, width, time, start)
-    return float(_smallest(p, has_sign(constants), delta / 2).mean())
+    return float(cheapest(p, has_sign(constants), delta / 2).mean())
 
 
 def _best_time(constants, speeds, width, delta, start, min_output) -> float:
@@ -303,8 +298,8 @@ def _certificate(
     predicted = has_sign(g) & (g.f_hat * g_hat > 0)
 
     def certified(p_f: np.ndarray, p_g: np.ndarray) -> Bool[np.ndarray, " m"]:
-        first = _smallest(p_f, has_sign(f), delta / 2)
-        return _smallest(p_g, first & agree & predicted, delta / 2)
+        first = cheapest(p_f, has_sign(f), delta / 2)
+        return cheapest(p_g, first & agree & predicted, delta / 2)
 
     def share(width: int) -> float:
         tails = [side.tail(width, delta, start) for side in (side_f, side_g)]
@@ -322,7 +317,7 @@ def _certificate(
         leading=f.f_hat,
         failure=p_f,
         parts=tail_f.constant(level),
-        certified=_smallest(p_f, has_sign(f), delta / 2),
+        certified=cheapest(p_f, has_sign(f), delta / 2),
         time=tail_f.time,
         width=width,
     )
@@ -330,7 +325,7 @@ def _certificate(
         leading=g_hat,
         failure=p_g,
         parts=parts_g,
-        certified=_smallest(p_g, predicted, delta / 2),
+        certified=cheapest(p_g, predicted, delta / 2),
         time=tail_g.time,
         width=width,
     )

@@ -21,7 +21,12 @@ from perturbkernel.theory.arguments import (
 
 
 def gates(kernel: TwoLayerNTK, u: np.ndarray) -> np.ndarray:
-    """phi'(u): 1 for u > 0, else the slope."""
+    """phi'(u): 1 for u > 0, else the slope.
+
+    Example:
+        >>> gates(TwoLayerNTK(0.2), np.array([3.0, 0.0, -1.0])).tolist()
+        [1.0, 0.2, 0.2]
+    """
     return np.where(u > 0, 1.0, kernel.slope)
 
 
@@ -34,17 +39,25 @@ class _Network(NamedTuple):
 
     def gates(self, kernel: TwoLayerNTK, part: slice, points: np.ndarray) -> np.ndarray:
         """phi' of some neurons at the points, (neurons, m)."""
-        return gates(kernel, self.before(part, points))
+        u = self.before(part, points)
+        return gates(kernel, u)
 
     def before(self, part: slice, points: np.ndarray) -> np.ndarray:
         """u of some neurons at the points, (neurons, m)."""
-        return self.weights[part] @ points.T + self.biases[part, None]
+        products = self.weights[part] @ points.T
+        return products + self.biases[part, None]
+
+    def squared_readout(self, part: slice) -> np.ndarray:
+        """a^2 of some neurons, (neurons, 1)."""
+        return self.readout[part, None] ** 2
 
 
 def _checked(kernel, weights, biases, readout, z) -> tuple[_Network, np.ndarray]:
     check_kernel(kernel)
     z = as_points(z, "z")
-    return _Network(*as_network(weights, biases, readout, z.shape[1])), z
+    d = z.shape[1]
+    arrays = as_network(weights, biases, readout, d)
+    return _Network(*arrays), z
 
 
 def output(
@@ -54,12 +67,19 @@ def output(
     readout: Float[ArrayLike, " width"],
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
-    """The network's outputs f(z), (m,)."""
+    """The network's outputs f(z), (m,).
+
+    Example:
+        >>> network = np.eye(2), np.zeros(2), np.array([3.0, 4.0])
+        >>> output(TwoLayerNTK(), *network, [[1.0, -1.0]]).tolist()
+        [3.0]
+    """
     net, z = _checked(kernel, weights, biases, readout, z)
     total = np.zeros(len(z))
     for part in neuron_blocks(len(net.weights), len(z)):
         u = net.before(part, z)
-        total += net.readout[part] @ (gates(kernel, u) * u)
+        active = gates(kernel, u) * u
+        total += net.readout[part] @ active
     return total
 
 
@@ -70,12 +90,19 @@ def gradient(
     readout: Float[ArrayLike, " width"],
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, "m d"]:
-    """The network's input gradients, sum_i readout_i phi'(u_i(z)) weights_i, (m, d)."""
+    """The network's input gradients, sum_i readout_i phi'(u_i(z)) weights_i, (m, d).
+
+    Example:
+        >>> network = np.eye(2), np.zeros(2), np.array([3.0, 4.0])
+        >>> gradient(TwoLayerNTK(), *network, [[1.0, -1.0]]).tolist()
+        [[3.0, 0.0]]
+    """
     net, z = _checked(kernel, weights, biases, readout, z)
     total = np.zeros(z.shape)
     for part in neuron_blocks(len(net.weights), len(z)):
         gate = net.gates(kernel, part, z)
-        total += gate.T @ (net.readout[part, None] * net.weights[part])
+        weighted = net.readout[part, None] * net.weights[part]
+        total += gate.T @ weighted
     return total
 
 
@@ -99,8 +126,8 @@ def gate_moment(
     for part in neuron_blocks(len(net.weights), len(x) + len(z)):
         at_x = net.gates(kernel, part, x)
         at_z = net.gates(kernel, part, z)
-        squares = net.readout[part, None] ** 2
-        total += at_x.T @ (squares * at_z)
+        weighted = net.squared_readout(part) * at_z
+        total += at_x.T @ weighted
     return total
 
 
@@ -125,15 +152,19 @@ def tangent_predictor(
     n = len(x)
     y = as_labels(y, "y", n)
     bias_column = np.full((n, 1), float(kernel.train_bias))
-    augmented = np.hstack([x, bias_column]) * (y / n)[:, None]
+    augmented = np.hstack([x, bias_column])
+    shares = y / n
+    labelled = augmented * shares[:, None]
     total = np.zeros((len(z), x.shape[1] + 1))
     for part in neuron_blocks(len(net.weights), n + len(z)):
         at_x = net.gates(kernel, part, x)
         at_z = net.gates(kernel, part, z)
-        squares = net.readout[part, None] ** 2
-        total += at_z.T @ (squares * (at_x @ augmented))
-    direction, from_biases = total[:, :-1], total[:, -1]
-    return np.sum(direction * z, axis=1) + from_biases, direction
+        moved = at_x @ labelled
+        total += at_z.T @ (net.squared_readout(part) * moved)
+    direction = total[:, :-1]
+    from_weights = np.sum(direction * z, axis=1)
+    from_biases = total[:, -1]
+    return from_weights + from_biases, direction
 
 
 def doubled(
@@ -145,8 +176,15 @@ def doubled(
 
     The doubled network has twice the rows; draw readout ~ N(0, 1/width) with the doubled width.
     Theory: 4.4.
+
+    Example:
+        >>> doubled([[1.0, 2.0]], [3.0], [4.0])[2].tolist()
+        [4.0, -4.0]
     """
     w = np.asarray(weights, np.float64)
     b = np.asarray(biases, np.float64)
     a = np.asarray(readout, np.float64)
-    return np.concatenate([w, w]), np.concatenate([b, b]), np.concatenate([a, -a])
+    twice_w = np.concatenate([w, w])
+    twice_b = np.concatenate([b, b])
+    opposite = np.concatenate([a, -a])
+    return twice_w, twice_b, opposite

@@ -5,6 +5,7 @@ seldom compiles anything; what is done with them is NumPy.
 """
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -32,23 +33,46 @@ def _angle_pullback(z, x, weights):
 
 def _slices(count: int) -> list[slice]:
     """Parts of at most LIMIT, in order."""
-    starts = range(0, count, LIMIT)
-    return [slice(start, min(start + LIMIT, count)) for start in starts]
+    slices = []
+    for start in range(0, count, LIMIT):
+        stop = min(start + LIMIT, count)
+        slices.append(slice(start, stop))
+    return slices
 
 
 def _pad(array: np.ndarray, axis: int = 0) -> np.ndarray:
     """Repeats the last row up to a power of two, at least 8."""
     count = array.shape[axis]
-    wanted = max(8, 1 << (count - 1).bit_length())
+    doublings = (count - 1).bit_length()
+    wanted = max(8, 1 << doublings)
     padding = [(0, 0)] * array.ndim
     padding[axis] = (0, wanted - count)
     return np.pad(array, padding, mode="edge")
 
 
-def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarray, np.ndarray]]:
-    """Every tile: its rows of z, its rows of x, <z, x> and theta(z, x).
+class Tile(NamedTuple):
+    """A part of the points z, one a row, and of the points x, one a column.
 
-    The two matrices have one row per point z.
+    Attributes:
+        rows, columns: which points.
+        product, theta: <z, x> and the angles of these points.
+    """
+
+    rows: slice
+    columns: slice
+    product: np.ndarray
+    theta: np.ndarray
+
+
+Terms = Callable[[slice, slice, np.ndarray, np.ndarray], tuple[np.ndarray, ...]]
+
+
+def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[Tile]:
+    """Every tile of the pairs of a point z and a point x.
+
+    Example:
+        >>> [tile.product.tolist() for tile in tiles(np.eye(2), np.ones((1, 2)))]
+        [[[1.0], [1.0]]]
     """
     for rows in _slices(len(z)):
         queries = z[rows]
@@ -56,26 +80,33 @@ def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[tuple[slice, slice, np.ndarr
             points = x[columns]
             part = slice(len(queries)), slice(len(points))
             product, theta = double(_angles, _pad(queries), _pad(points))
-            yield rows, columns, product[part], theta[part]
+            yield Tile(
+                rows=rows,
+                columns=columns,
+                product=product[part],
+                theta=theta[part],
+            )
 
 
-def row_sums(
-    z: np.ndarray,
-    x: np.ndarray,
-    terms: Callable[[slice, slice, np.ndarray, np.ndarray], tuple[np.ndarray, ...]],
-) -> tuple[np.ndarray, ...]:
+def row_sums(z: np.ndarray, x: np.ndarray, terms: Terms) -> tuple[np.ndarray, ...]:
     """Sums over x of several terms, arrays with one row per point z.
 
     `terms(rows, columns, product, theta)` gives their sums over the columns of one tile.
+
+    Example:
+        >>> def terms(rows, columns, product, theta):
+        ...     return (product.sum(1),)
+        >>> row_sums(np.eye(2), np.ones((3, 2)), terms)[0].tolist()
+        [3.0, 3.0]
     """
     sums: tuple[np.ndarray, ...] = ()
-    for rows, columns, product, theta in tiles(z, x):
-        parts = terms(rows, columns, product, theta)
+    for tile in tiles(z, x):
+        parts = terms(*tile)
         if not sums:
             shapes = [(len(z), *part.shape[1:]) for part in parts]
             sums = tuple(np.zeros(shape) for shape in shapes)
         for total, part in zip(sums, parts, strict=True):
-            total[rows] += part
+            total[tile.rows] += part
     return sums
 
 
@@ -85,39 +116,63 @@ def angle_gradient(
     """The sum over n of w_n(z) grad_z theta(x_n, z), (m, d), where the gradient is 0 for z = x_n.
 
     `weights(product, columns)` gives w on a tile.
+
+    Example:
+        >>> x = np.ones((1, 2))
+        >>> angle_gradient(x, x, lambda product, columns: product).tolist()
+        [[0.0, 0.0]]
     """
     total = np.zeros(z.shape)
-    for rows, columns, product, _ in tiles(z, x):
-        queries = _pad(z[rows])
-        points = _pad(x[columns])
-        count, width = product.shape
+    for tile in tiles(z, x):
+        queries = _pad(z[tile.rows])
+        points = _pad(x[tile.columns])
+        count, width = tile.product.shape
         padded = np.zeros((len(queries), len(points)))
-        padded[:count, :width] = weights(product, columns)
+        padded[:count, :width] = weights(tile.product, tile.columns)
         gradient = double(_angle_pullback, queries, points, padded)
-        total[rows] += gradient[:count]
+        total[tile.rows] += gradient[:count]
     return total
 
 
 def phi(kernel: TwoLayerNTK, theta: np.ndarray) -> np.ndarray:
-    """Phi = (1 + slope^2)/2 - (1 - slope)^2 theta / (2 pi). Theory: 0.1."""
-    return gate_mean_square(kernel) - cone_slope(kernel) * theta
+    """Phi = (1 + slope^2)/2 - (1 - slope)^2 theta / (2 pi). Theory: 0.1.
+
+    Example:
+        >>> phi(TwoLayerNTK(), np.array([0.0, np.pi])).tolist()
+        [0.5, 0.0]
+    """
+    lost = cone_slope(kernel) * theta
+    return gate_mean_square(kernel) - lost
 
 
 def gate_matrix(kernel: TwoLayerNTK, x: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Phi(x_n, z_j), (n, m), held whole."""
+    """Phi(x_n, z_j), (n, m), held whole.
+
+    Example:
+        >>> gate_matrix(TwoLayerNTK(), np.ones((1, 2)), np.ones((1, 2))).tolist()
+        [[0.5]]
+    """
     matrix = np.empty((len(x), len(z)))
-    for rows, columns, _, theta in tiles(x, z):
-        matrix[rows, columns] = phi(kernel, theta)
+    for tile in tiles(x, z):
+        matrix[tile.rows, tile.columns] = phi(kernel, tile.theta)
     return matrix
 
 
 def gate_matmul(kernel: TwoLayerNTK, z: np.ndarray, x: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The sum over n of Phi(x_n, z_j) b_n, (m,) or (m, k) for b (n,) or (n, k)."""
+    """The sum over n of Phi(x_n, z_j) b_n, (m,) or (m, k) for b (n,) or (n, k).
+
+    Example:
+        >>> one = np.ones((1, 2))
+        >>> gate_matmul(TwoLayerNTK(), one, one, np.array([3.0])).tolist()
+        [1.5]
+    """
 
     def terms(rows, columns, _, theta):
-        return (phi(kernel, theta) @ b[columns],)
+        gates = phi(kernel, theta)
+        return (gates @ b[columns],)
 
-    return row_sums(z, x, terms)[0]
+    (total,) = row_sums(z, x, terms)
+    return total
 
 
 def gate_fourth(slope: float, theta: np.ndarray) -> np.ndarray:
@@ -126,16 +181,29 @@ def gate_fourth(slope: float, theta: np.ndarray) -> np.ndarray:
         Q = (1 + g^4)/2 - (1 - g^2)^2 theta / (2 pi),  g the slope
 
     Theory: 0.1.
+
+    Example:
+        >>> float(gate_fourth(0.0, np.pi))
+        0.0
     """
+    at_zero = (1 + slope**4) / 2
     cone = (1 - slope**2) ** 2 / (2 * np.pi)
-    return (1 + slope**4) / 2 - cone * theta
+    return at_zero - cone * theta
 
 
 def kernel_sum(kernel: TwoLayerNTK, z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
-    """The sum over n of coef_n K(x_n, z_j), (m,)."""
+    """The sum over n of coef_n K(x_n, z_j), (m,).
+
+    Example:
+        >>> one = np.ones((1, 2))
+        >>> kernel_sum(TwoLayerNTK(), one, one, np.array([3.0])).tolist()
+        [3.0]
+    """
 
     def terms(rows, columns, product, theta):
-        values = phi(kernel, theta) * (product + kernel.train_bias)
+        factor = product + kernel.train_bias
+        values = phi(kernel, theta) * factor
         return (values @ coef[columns],)
 
-    return row_sums(z, x, terms)[0]
+    (total,) = row_sums(z, x, terms)
+    return total

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import as_float, common_dtype
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -196,15 +197,17 @@ class KernelPredictor(KeepsPrecision):
         weights = self._weights(z, weights)
         with scope(self.dual_coef):
             bound = self._gradient_bound(self._matched(z), weights)
-            rounding = 8 * jnp.finfo(bound.dtype).eps * bound
-        # Nothing is known of the rounding of an initial function.
-        return to_ambient(rounding if self.initial is None else jnp.zeros_like(rounding))
+            bound = on_host(bound)
+            # Nothing is known of the rounding of an initial function.
+            each = 8 * float(jnp.finfo(bound.dtype).eps) if self.initial is None else 0.0
+            return to_ambient(as_jax(each * bound))
 
     def _gradient_bound(self, z: Array, weights: Array | None) -> Array:
         """(m,): the gradient, were all its terms of one direction."""
-        size = jnp.abs(self.dual_coef)
         if weights is None:
-            return self.kernel.gradient_bound(z, self.inputs, size)
+            z, x, coef = on_host(z, self.inputs, self.dual_coef)
+            return as_jax(self.kernel.gradient_bound(z, x, abs(coef)))
+        size = jnp.abs(self.dual_coef)
         bound = partial(self.kernel.gradient_bound, z, self.inputs)
         each = jax.vmap(bound, 1, 1)(size)
         return jnp.sum(jnp.abs(weights).astype(each.dtype) * each, axis=1)

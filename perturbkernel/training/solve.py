@@ -28,6 +28,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import common_dtype
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.kernels.base import Kernel
@@ -94,7 +95,8 @@ def solve(
     """
     if loss.kind is Kind.CONSTANT:
         time = dynamics.effective_time
-        return Solution(y * (time / len(y)), "ok", {"effective_time": time})
+        dual_coef = as_jax(on_host(y) * (time / len(y)))
+        return Solution(dual_coef, "ok", {"effective_time": time})
     single = x.dtype == np.float32
     memory = available_memory(mesh) if memory is None else memory
     tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
@@ -114,8 +116,8 @@ def solve(
         if solution.unstable:
             warnings.warn(solution.status, stacklevel=3)
         stats = {name: float(value) for name, value in solution.stats.items()}
-        on_host = np.asarray(solution.dual_coef)
-        dual_coef = jnp.asarray(on_host)
+        coefficients = np.asarray(solution.dual_coef)
+        dual_coef = jnp.asarray(coefficients)
         return solution._replace(dual_coef=dual_coef, stats=stats)
 
 

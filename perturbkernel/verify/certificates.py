@@ -13,7 +13,7 @@ import numpy as np
 
 from perturbkernel import theory
 from perturbkernel.theory import tails
-from perturbkernel.verify import by_hand
+from perturbkernel.verify import by_hand, tails_by_hand
 from perturbkernel.verify.draws import (
     Network,
     Problem,
@@ -83,20 +83,20 @@ def perturbed(rng, s: Setting, p: Problem) -> Drawn:
 def _tail_by_hand(rng, s: Setting, p: Problem) -> Sample:
     """What the tail is made of, the probability of a wrong sign, and C at three levels."""
     data = second_copy(p)
-    wanted = by_hand.tail(data, s.width, s.time)
+    wanted = tails_by_hand.tail(data, s.width, s.time)
     tail = _tail(s, p)
     tight = [gap(getattr(tail, name), getattr(wanted, name)) for name in wanted._fields]
-    failure = by_hand.log_failure(data, wanted, s.width, s.time, s.start)
+    failure = tails_by_hand.log_failure(data, wanted, s.width, s.time, s.start)
     searched = [_relative_gap(tail.log_failure(), failure)]
     exact = []
     for level in (0.1, 0.01, 1e-5):
         share = _share(s, level)
         parts = tail.constant(level)
-        fluctuation = by_hand.concentration(wanted, _neurons(s), share)
+        fluctuation = tails_by_hand.concentration(wanted, _neurons(s), share)
         searched.append(_relative_gap(parts["lazy"], wanted.lazy))
         searched.append(_relative_gap(parts["concentration"], fluctuation))
         if s.start == "random":
-            reached = by_hand.log_initial_tail(data, parts["initial"] * s.time, s.width)
+            reached = tails_by_hand.log_initial_tail(data, parts["initial"] * s.time, s.width)
             searched.append(_relative_gap(reached, math.log(share)))
         else:
             exact.append(np.max(np.abs(parts["initial"])))
@@ -208,10 +208,10 @@ def _certificate_by_hand(rng, s: Setting, p: Problem) -> Sample:
     second = drawn.second
     carrier = drawn.given.carrier if s.scenario == "b" else None
     found = _certificate(s, p, drawn.gradients, drawn.given.targets, carrier)
-    tail_f = by_hand.tail(data, s.width, s.time)
-    tail_g = by_hand.tail(second, s.width, s.time_g)
-    log_f = by_hand.log_failure(data, tail_f, s.width, s.time, s.start)
-    log_g = by_hand.log_failure(second, tail_g, s.width, s.time_g, s.start)
+    tail_f = tails_by_hand.tail(data, s.width, s.time)
+    tail_g = tails_by_hand.tail(second, s.width, s.time_g)
+    log_f = tails_by_hand.log_failure(data, tail_f, s.width, s.time, s.start)
+    log_g = tails_by_hand.log_failure(second, tail_g, s.width, s.time_g, s.start)
     r = drawn.given.points
     leading = by_hand.projection(data, r, by_hand.direction(data), 1 / drawn.nu).sum(0)
     whole = by_hand.projection(data, r, drawn.given.u, np.ones(s.n)).sum(0)
@@ -221,13 +221,13 @@ def _certificate_by_hand(rng, s: Setting, p: Problem) -> Sample:
     predicted = second.f_hat * leading > 0
     # From the theory's own probabilities, which are compared above: at the edge of the budget a
     # difference of rounding must not change a set.
-    f_alone = by_hand.within_budget(found.f.failure, data.f_hat != 0, s.delta / 2)
-    g_alone = by_hand.within_budget(found.g.failure, predicted, s.delta / 2)
+    f_alone = tails_by_hand.within_budget(found.f.failure, data.f_hat != 0, s.delta / 2)
+    g_alone = tails_by_hand.within_budget(found.g.failure, predicted, s.delta / 2)
     allowed = f_alone & agree & predicted
-    certified = by_hand.within_budget(found.g.failure, allowed, s.delta / 2)
+    certified = tails_by_hand.within_budget(found.g.failure, allowed, s.delta / 2)
     share = _share(s, s.delta / 2 / s.points)
-    fluctuation_f = by_hand.concentration(tail_f, _neurons(s), share)
-    fluctuation_g = by_hand.concentration(tail_g, _neurons(s), share)
+    fluctuation_f = tails_by_hand.concentration(tail_f, _neurons(s), share)
+    fluctuation_g = tails_by_hand.concentration(tail_g, _neurons(s), share)
     searched = [
         (found.f.failure, np.exp(log_f)),
         (found.g.failure, np.exp(log_g)),

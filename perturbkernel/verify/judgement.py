@@ -6,6 +6,7 @@
 import math
 from dataclasses import replace
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,18 +21,23 @@ KEPT = 1500
 
 
 def binomial_tail(trials: int, probability: float, count: int) -> float:
-    """P(Bin(trials, probability) >= count)."""
+    """P(Bin(trials, probability) >= count).
+
+    Example:
+        >>> binomial_tail(2, 0.5, 1)
+        0.7499999999999998
+    """
     if count <= 0 or probability >= 1:
         return 1.0 if count <= trials else 0.0
-    logs = [
-        math.lgamma(trials + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(trials - k + 1)
-        + k * math.log(probability)
-        + (trials - k) * math.log1p(-probability)
-        for k in range(count, trials + 1)
-    ]
-    return min(1.0, math.fsum(math.exp(value) for value in logs))
+    log = math.log(probability)
+    log_other = math.log1p(-probability)
+    terms = []
+    for k in range(count, trials + 1):
+        others = trials - k
+        ways = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(others + 1)
+        chance = ways + k * log + others * log_other
+        terms.append(math.exp(chance))
+    return min(1.0, math.fsum(terms))
 
 
 def allowed_errors(statistics: int, draws: int) -> float:
@@ -39,8 +45,13 @@ def allowed_errors(statistics: int, draws: int) -> float:
 
     Chance exceeds it with probability FALSE_ALARM (Student's t, by its expansion about the normal
     quantile).
+
+    Example:
+        >>> round(allowed_errors(1, 100), 2)
+        4.05
     """
-    z = NormalDist().inv_cdf(1 - FALSE_ALARM / (2 * statistics))
+    tail = FALSE_ALARM / (2 * statistics)
+    z = NormalDist().inv_cdf(1 - tail)
     nu = draws - 1
     first = (z**3 + z) / (4 * nu)
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * nu**2)
@@ -82,12 +93,14 @@ def _ratio(observed: np.ndarray, bound: np.ndarray) -> np.ndarray:
 def _judge_bound(check: Check, setting: Setting, samples: list[Sample], base: Verdict) -> Verdict:
     """Compares at every point, and counts the draws in which a point violates the statement."""
     pairs = [_pair(sample) for sample in samples]
-    ratios = [_ratio(*pair).ravel() for pair in pairs]
-    largest = np.array([np.max(r[~np.isnan(r)], initial=0.0) for r in ratios])
-    allowance = 1 + ROUNDING if check.kind == "surely" else 1.0
-    everything = np.concatenate(ratios)
-    observed = np.concatenate([observed.ravel() for observed, _ in pairs])
-    bound = np.concatenate([bound.ravel() for _, bound in pairs])
+    ratios = [_ratio(pair.observed, pair.bound) for pair in pairs]
+    largest = np.array([_largest(ratio) for ratio in ratios])
+    allowance = 1.0
+    if check.kind == "surely":
+        allowance += ROUNDING
+    everything = _joined(ratios)
+    observed = _joined([pair.observed for pair in pairs])
+    bound = _joined([pair.bound for pair in pairs])
     kept = _subset(len(observed))
     base = replace(
         base,
@@ -107,12 +120,29 @@ def _judge_bound(check: Check, setting: Setting, samples: list[Sample], base: Ve
     return _resolved(check, samples, pairs, base)
 
 
-def _pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+class _Pair(NamedTuple):
     """What was observed and its bound, of one shape, in float64."""
+
+    observed: np.ndarray
+    bound: np.ndarray
+
+
+def _pair(sample: Sample) -> _Pair:
     observed = np.asarray(sample.observed, float)
     bound = np.asarray(sample.bound, float)
     observed, bound = np.broadcast_arrays(observed, bound)
-    return observed, bound
+    return _Pair(observed, bound)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """All entries in one row."""
+    return np.concatenate([array.ravel() for array in arrays])
+
+
+def _largest(ratio: np.ndarray) -> float:
+    """The largest ratio where something is claimed, 0 where nothing is."""
+    claimed = ~np.isnan(ratio)
+    return np.max(ratio[claimed], initial=0.0)
 
 
 def _measured(check: Check, base: Verdict, largest: float) -> str:
@@ -139,23 +169,32 @@ def _contradiction(check: Check, setting: Setting, base: Verdict) -> str:
 
 
 def _resolved(
-    check: Check, samples: list[Sample], pairs: list[tuple[np.ndarray, np.ndarray]], base: Verdict
+    check: Check,
+    samples: list[Sample],
+    pairs: list[_Pair],
+    base: Verdict,
 ) -> Verdict:
     """The verdict with its resolution: vacuous where the bound exceeds what it is to resolve."""
     scales = [sample.scale for sample in samples if sample.scale is not None]
     if not scales:
         return base
     ratios = []
-    for scale, (_, bound) in zip(scales, pairs, strict=True):
-        sizes = np.broadcast_to(scale, bound.shape)
-        ratios.append((bound / np.where(sizes > 0, sizes, np.nan)).ravel())
-    resolution = float(np.nanmedian(np.concatenate(ratios)))
+    for scale, pair in zip(scales, pairs, strict=True):
+        sizes = np.broadcast_to(scale, pair.bound.shape)
+        ratios.append(pair.bound / _or_nan(sizes))
+    resolution = float(np.nanmedian(_joined(ratios)))
     base = replace(base, resolution=resolution)
     if resolution <= 1:
         return base
-    known = "; no practical size is known where it is smaller" if check.hopeless else ""
-    reason = f"the bound is {resolution:.3g} times {check.resolves}{known}"
+    reason = f"the bound is {resolution:.3g} times {check.resolves}"
+    if check.hopeless:
+        reason += "; no practical size is known where it is smaller"
     return replace(base, verdict="vacuous", reason=reason)
+
+
+def _or_nan(sizes: np.ndarray) -> np.ndarray:
+    """The sizes, NaN where they are not positive: there nothing is resolved."""
+    return np.where(sizes > 0, sizes, np.nan)
 
 
 def _judge_expectation(check: Check, samples: list[Sample], base: Verdict) -> Verdict:
@@ -169,16 +208,19 @@ def _judge_expectation(check: Check, samples: list[Sample], base: Verdict) -> Ve
     mean = gaps.mean(0)
     if check.one_sided:
         mean = np.maximum(mean, 0)
-    error = np.std(gaps, axis=0, ddof=1) / np.sqrt(len(samples))
-    errors = allowed_errors(values.shape[1], len(samples))
+    draws = len(samples)
+    error = np.std(gaps, axis=0, ddof=1) / np.sqrt(draws)
+    errors = allowed_errors(values.shape[1], draws)
     allowed = slack + errors * error + 1e-12 * scale  # the last is rounding
-    deviation = np.where(np.isfinite(mean), np.abs(mean) / allowed, np.inf)
+    deviation = np.abs(mean) / allowed
+    deviation = np.where(np.isfinite(mean), deviation, np.inf)
     worst = int(np.argmax(deviation))
     average = values.mean(0)
     target = targets.mean(0)
     sign = "at most" if check.one_sided else "expected"
     measured = f"{average[worst]:.4g}, {sign} {target[worst]:.4g} ± {allowed[worst]:.2g}"
-    resolution = float(np.median(allowed / np.where(scale > 0, scale, np.nan)))
+    relative = allowed / _or_nan(scale)
+    resolution = float(np.median(relative))
     base = replace(
         base,
         measured=measured,
@@ -202,8 +244,10 @@ def _judge_expectation(check: Check, samples: list[Sample], base: Verdict) -> Ve
 
 def _power(widths: np.ndarray, squares: np.ndarray) -> float:
     """The power of width in the root mean square over draws, squares (draws, widths)."""
-    logs = np.log(squares.mean(0)) / 2
-    slope, _ = np.polyfit(np.log(widths), logs, 1)
+    mean = squares.mean(0)
+    log_rms = np.log(mean) / 2
+    log_width = np.log(widths)
+    slope, _ = np.polyfit(log_width, log_rms, 1)
     return float(slope)
 
 
@@ -237,11 +281,16 @@ def _judge_rate(check: Check, setting: Setting, samples: list[Sample], base: Ver
 def _jackknife_error(widths: np.ndarray, squares: np.ndarray) -> float:
     """The standard error of the power, by leaving out one draw at a time."""
     count = len(squares)
-    without = np.array([_power(widths, np.delete(squares, i, axis=0)) for i in range(count)])
-    scatter = np.sum((without - without.mean()) ** 2)
+    powers = []
+    for i in range(count):
+        others = np.delete(squares, i, axis=0)
+        powers.append(_power(widths, others))
+    deviations = np.array(powers) - np.mean(powers)
+    scatter = np.sum(deviations**2)
     return float(np.sqrt((count - 1) / count * scatter))
 
 
 def _subset(count: int) -> np.ndarray:
     """Which of the observed points are kept for the figure, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, KEPT)).astype(int))
+    spread = np.linspace(0, count - 1, min(count, KEPT))
+    return np.unique(spread.astype(int))

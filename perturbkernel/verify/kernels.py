@@ -18,7 +18,8 @@ SLOPES = (0.0, 0.2, 0.5, 0.9)
 
 def kernel_matrix(kernel: TwoLayerNTK, name: str, x, z) -> np.ndarray:
     """kernel.phi, .ntk or .nngp in float64, (n, m)."""
-    return arguments.double(getattr(kernel, name), x, z)
+    function = getattr(kernel, name)
+    return arguments.double(function, x, z)
 
 
 class _Pairs(NamedTuple):
@@ -31,13 +32,15 @@ class _Pairs(NamedTuple):
 def _pairs(rng, s: Setting) -> _Pairs:
     x = rng.normal(size=(4, s.d))
     z = rng.normal(size=(5, s.d))
-    return _Pairs(x, z * rng.uniform(0.3, 2, size=(5, 1)))
+    length = rng.uniform(0.3, 2, size=(5, 1))
+    return _Pairs(x, z * length)
 
 
 def _spread_out(rng, s: Setting, spread: float) -> np.ndarray:
     """Twenty points whose lengths differ by orders of magnitude, (20, d)."""
     x = rng.normal(size=(20, s.d))
-    return x * np.exp(spread * rng.normal(size=(20, 1)))
+    scale = np.exp(spread * rng.normal(size=(20, 1)))
+    return x * scale
 
 
 def _moments(rng, s: Setting, pairs: _Pairs) -> Sample:
@@ -49,15 +52,19 @@ def _moments(rng, s: Setting, pairs: _Pairs) -> Sample:
     v = preactivations(net, z)
     gate_u = np.where(u > 0, 1.0, s.slope)
     gate_v = np.where(v > 0, 1.0, s.slope)
+    active_u = gate_u * u
+    active_v = gate_v * v
     sums = [
         gate_u.T @ gate_v,
         (gate_u**2).T @ gate_v**2,
-        (gate_u * u).T @ (gate_v * v),
+        active_u.T @ active_v,
     ]
+    means = np.array(sums) / s.samples
     phi = kernel_matrix(kernel, "phi", x, z)
     sigma = kernel_matrix(kernel, "nngp", x, z)
-    fourth = (theory.gate_moment_variance(kernel, x, z, width=1) + phi**2) / 3
-    return Sample(np.array(sums) / s.samples, np.array([phi, fourth, sigma]))
+    variance = theory.gate_moment_variance(kernel, x, z, width=1)
+    fourth = (variance + phi**2) / 3
+    return Sample(means, np.array([phi, fourth, sigma]))
 
 
 def _range(rng, s: Setting, _) -> Sample:
@@ -67,19 +74,28 @@ def _range(rng, s: Setting, _) -> Sample:
     near = np.vstack([x, 30 * x])
     opposite = np.vstack([x, -30 * x])
     phi = kernel_matrix(kernel, "phi", near, opposite)
+    at_zero = (1 + s.slope**2) / 2
     least = np.full(phi.shape, s.slope)
-    most = np.full(phi.shape, (1 + s.slope**2) / 2)
-    return Sample(np.stack([least, phi]), np.stack([phi, most]))
+    most = np.full(phi.shape, at_zero)
+    return Sample(
+        observed=np.stack([least, phi]),
+        bound=np.stack([phi, most]),
+    )
 
 
 def _angle_range(rng, s: Setting, _) -> Sample:
     x = _spread_out(rng, s, 2)
-    theta = arguments.double(_angles, x, np.vstack([x, -x]))
+    opposite = np.vstack([x, -x])
+    theta = arguments.double(_angles, x, opposite)
     own = np.diagonal(theta)
     # Below pi by the angle at which the farthest opposite points see the bias coordinate.
-    gap = 1 / np.sqrt(1 + np.max(np.sum(x**2, 1)) / s.d)
+    squares = np.sum(x**2, 1)
+    gap = 1 / np.sqrt(1 + np.max(squares) / s.d)
     largest = np.full(theta.size, np.pi - gap)
-    return Sample(np.concatenate([theta.ravel(), own]), np.concatenate([largest, 0 * own]))
+    return Sample(
+        observed=np.concatenate([theta.ravel(), own]),
+        bound=np.concatenate([largest, 0 * own]),
+    )
 
 
 def _angles(x, z):
@@ -95,7 +111,8 @@ def _derivative(function, z: np.ndarray, step: float = 1e-3) -> np.ndarray:
         at = {k: function(z + k * step * axis) for k in (-3, -2, -1, 1, 2, 3)}
         first = 45 * (at[1] - at[-1])
         second = 9 * (at[2] - at[-2])
-        columns.append((first - second + at[3] - at[-3]) / (60 * step))
+        difference = first - second + at[3] - at[-3]
+        columns.append(difference / (60 * step))
     return np.stack(columns, axis=1)
 
 
@@ -105,13 +122,21 @@ def _gradients(rng, s: Setting, p: Problem) -> Sample:
     At points away from the training points, where both are smooth.
     """
     z = p.z + rng.normal(size=p.z.shape)
-    numeric = _derivative(lambda q: theory.f_hat(p.kernel, p.x, p.y, q), z)
+    one = p.x[:1]
+
+    def f_hat(q: np.ndarray) -> np.ndarray:
+        return theory.f_hat(p.kernel, p.x, p.y, q)
+
+    def nngp(q: np.ndarray) -> np.ndarray:
+        return kernel_matrix(p.kernel, "nngp", q, one)[:, 0]
+
+    numeric = _derivative(f_hat, z)
     v = theory.direction(p.kernel, p.x, p.y, z)
     zeta = theory.gate_motion(p.kernel, p.x, p.y, z)
     split = v + zeta
-    one = p.x[:1]
-    sigma = _derivative(lambda q: kernel_matrix(p.kernel, "nngp", q, one)[:, 0], z)
-    covariance = theory.initial_covariance(p.kernel, one, z)[0, 1:].reshape(z.shape)
+    sigma = _derivative(nngp, z)
+    covariance = theory.initial_covariance(p.kernel, one, z)
+    covariance = covariance[0, 1:].reshape(z.shape)
     residuals = [
         theory.limit_gradient(p.kernel, p.x, p.y, z) - numeric,
         split - numeric,
@@ -126,7 +151,8 @@ def _lipschitz(rng, s: Setting, p: Problem) -> Sample:
     def step():
         """Steps of all sizes down to e^-12, one a training point."""
         toward = rng.normal(size=p.x.shape)
-        return toward * np.exp(rng.uniform(-12, 1, size=(s.n, 1)))
+        log_size = rng.uniform(-12, 1, size=(s.n, 1))
+        return toward * np.exp(log_size)
 
     start = p.x + step()
     end = start + step()
@@ -134,8 +160,9 @@ def _lipschitz(rng, s: Setting, p: Problem) -> Sample:
     after = kernel_matrix(p.kernel, "phi", p.x, end)
     change = np.diagonal(before - after)
     rate = arguments.cone_slope(p.kernel) / np.sqrt(s.d)
+    most = rate * row_norms(start - end)
     # Phi itself is rounded, which differences of points 1e-5 apart see.
-    return Sample(np.abs(change), rate * row_norms(start - end) + 4e-16)
+    return Sample(np.abs(change), most + 4e-16)
 
 
 def _cusp(rng, s: Setting, p: Problem) -> Sample:
@@ -151,27 +178,39 @@ def _cusp(rng, s: Setting, p: Problem) -> Sample:
         return np.diagonal(phi - centre) / step
 
     slope = _cusp_slope(p.kernel, x, h)
-    one_sided = [np.abs(rise(step) + slope), np.abs(rise(-step) + slope)]
-    residual = np.concatenate(one_sided) / slope.max()
+    forward = np.abs(rise(step) + slope)
+    backward = np.abs(rise(-step) + slope)
+    residual = np.concatenate([forward, backward])
+    residual = residual / slope.max()
 
     twice = theory.gate_motion(p.kernel, np.vstack([x, x]), np.tile(p.y, 2), x)
-    doubled = twice - theory.gate_motion(p.kernel, x, p.y, x)
-    alone = [slice(i, i + 1) for i in range(3)]
-    own = [theory.gate_motion(p.kernel, x[row], p.y[row], x[row]) for row in alone]
-    exact = np.concatenate([np.abs(doubled).ravel(), np.abs(own).ravel()])
+    once = theory.gate_motion(p.kernel, x, p.y, x)
+    doubled = np.abs(twice - once)
+    own = np.abs([_own_motion(p, i) for i in range(3)])
+    exact = np.concatenate([doubled.ravel(), own.ravel()])
 
     tolerance = np.repeat([1e-5, 1e-12], [len(residual), len(exact)])
     return Sample(np.concatenate([residual, exact]), tolerance)
 
 
+def _own_motion(p: Problem, i: int) -> np.ndarray:
+    """The motion of the gates of training point i at itself, (1, d)."""
+    row = slice(i, i + 1)
+    x = p.x[row]
+    return theory.gate_motion(p.kernel, x, p.y[row], x)
+
+
 def _cusp_slope(kernel: TwoLayerNTK, x: np.ndarray, h: np.ndarray) -> np.ndarray:
     """How fast Phi(x_n, .) falls from its cusp at x_n along h_n, (n,). Theory: 0.4."""
     n, d = x.shape
-    augmented = np.hstack([x / np.sqrt(d), np.ones((n, 1))])
-    direction = np.hstack([h / np.sqrt(d), np.zeros((n, 1))])
+    root = np.sqrt(d)
+    augmented = np.hstack([x / root, np.ones((n, 1))])
+    direction = np.hstack([h / root, np.zeros((n, 1))])
     length = row_norms(augmented)
-    along = np.sum(augmented * direction, axis=1) / length
-    across = np.sqrt(np.sum(direction**2, 1) - along**2)
+    products = np.sum(augmented * direction, axis=1)
+    along = products / length
+    squares = np.sum(direction**2, 1)
+    across = np.sqrt(squares - along**2)
     return arguments.cone_slope(kernel) / length * across
 
 
@@ -179,23 +218,38 @@ def _stable_angles(rng, s: Setting, _) -> Sample:
     """Angles in float32 against float64, for the hard pairs of 0.5."""
     x = rng.normal(size=(12, s.d))
     noise = rng.normal(size=x.shape)
-    others = [x, x + 1e-4 * noise, x + 1e-2 * noise, noise, -30 * x, 2 * x]
-    narrow = np.asarray(np.vstack([x, x, x, x, 30 * x, 30 * x]), np.float32)
-    wide = np.asarray(np.vstack([*others[:-1], 60 * x]), np.float32)
+    hard = [
+        (x, x),
+        (x, x + 1e-4 * noise),
+        (x, x + 1e-2 * noise),
+        (x, noise),
+        (30 * x, -30 * x),
+        (30 * x, 60 * x),
+    ]
+    points, others = zip(*hard, strict=True)
+    left = np.vstack(points).astype(np.float32)
+    right = np.vstack(others).astype(np.float32)
     with jax.enable_x64(False):
-        theta = np.diagonal(np.asarray(_angles(narrow, wide)))
-    a = _unit_lifted(narrow)
-    b = _unit_lifted(wide)
-    exact = 2 * np.arctan2(row_norms(a - b), row_norms(a + b))
+        matrix = np.asarray(_angles(left, right))
+    theta = np.diagonal(matrix)
+    a = _unit_lifted(left)
+    b = _unit_lifted(right)
+    apart = row_norms(a - b)
+    together = row_norms(a + b)
+    exact = 2 * np.arctan2(apart, together)
     exact[: len(x)] = 0.0
-    return Sample(np.abs(theta - exact), np.minimum(1e-5, 1e-4 * exact + 1e-30))
+    allowed = 1e-4 * exact + 1e-30
+    return Sample(np.abs(theta - exact), np.minimum(1e-5, allowed))
 
 
 def _unit_lifted(points: np.ndarray) -> np.ndarray:
     """(x / sqrt(d), 1) as unit vectors in float64, (n, d + 1)."""
     n, d = points.shape
-    lifted = np.hstack([points.astype(float) / np.sqrt(d), np.ones((n, 1))])
-    return lifted / np.linalg.norm(lifted, axis=1, keepdims=True)
+    scaled = points.astype(float) / np.sqrt(d)
+    ones = np.ones((n, 1))
+    lifted = np.hstack([scaled, ones])
+    length = np.linalg.norm(lifted, axis=1, keepdims=True)
+    return lifted / length
 
 
 _MC = Setting(draws=100, samples=2000, d=10)

@@ -6,6 +6,7 @@ The page, `verify.html`, needs nothing beside it. It is drawn once the results a
 import dataclasses
 import html
 import json
+import math
 import os
 import re
 import warnings
@@ -71,52 +72,65 @@ def save(
 
 def _arrays(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """The arrays of all verdicts, numbered in their order."""
-    return {
-        f"{i:03d}_{name}": getattr(verdict, name)
-        for i, verdict in enumerate(verdicts)
-        for name in _ARRAYS
-    }
+    arrays = {}
+    for i, verdict in enumerate(verdicts):
+        for name in _ARRAYS:
+            arrays[f"{i:03d}_{name}"] = getattr(verdict, name)
+    return arrays
 
 
 def load(folder: str | os.PathLike) -> list[Verdict]:
-    """Reads saved verdicts back. Raises FileNotFoundError if the folder holds none."""
+    """Reads saved verdicts back. Raises FileNotFoundError if the folder holds none.
+
+    For example:
+
+        failed = [v.name for v in load("results") if v.verdict == "fails"]
+    """
     folder = Path(folder)
     try:
-        content = json.loads((folder / "verify.json").read_text(encoding="utf-8"))
+        text = (folder / "verify.json").read_text(encoding="utf-8")
+        content = json.loads(text)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no finished result (no verify.json)") from None
     verdicts = []
     with np.load(folder / "verify.npz", allow_pickle=False) as arrays:
         for i, fields in enumerate(content["verdicts"]):
-            interval = None if fields["interval"] is None else tuple(fields["interval"])
-            own = {name: arrays[f"{i:03d}_{name}"] for name in _ARRAYS}
-            verdicts.append(Verdict(**{**fields, "interval": interval, **own}))
+            if fields["interval"] is not None:
+                fields["interval"] = tuple(fields["interval"])
+            for name in _ARRAYS:
+                fields[name] = arrays[f"{i:03d}_{name}"]
+            verdicts.append(Verdict(**fields))
     return verdicts
 
 
 def _plain(verdict: Verdict) -> dict[str, Any]:
     """The verdict as strict JSON, without its arrays: what is not finite becomes null."""
-
-    def finite(value):
-        return None if isinstance(value, float) and not np.isfinite(value) else value
-
-    fields = {field.name: getattr(verdict, field.name) for field in dataclasses.fields(verdict)}
-    return {name: finite(value) for name, value in fields.items() if name not in _ARRAYS}
+    plain = {}
+    for field in dataclasses.fields(verdict):
+        value = getattr(verdict, field.name)
+        if isinstance(value, float) and not np.isfinite(value):
+            value = None
+        if field.name not in _ARRAYS:
+            plain[field.name] = value
+    return plain
 
 
 def figure(verdicts: Sequence[Verdict]) -> Figure:
     """The figure of one result, a panel for each of its verdicts.
 
-    What was observed against the bound or expectation, or against width.
+    What was observed against the bound or expectation, or against width. For example:
+
+        figure([v for v in load("results") if v.id == "3.2"]).savefig("3.2.pdf")
     """
     columns = min(len(verdicts), 3)
-    rows = -(-len(verdicts) // columns)
+    rows = math.ceil(len(verdicts) / columns)
     with matplotlib.rc_context(plots.STYLE):
-        drawing = Figure(figsize=(3.7 * columns + 0.3, 2.6 * rows), layout="constrained")
+        drawing = plots.figure(3.7 * columns + 0.3, 2.6 * rows)
         drawing.subplots(rows, columns)
         for axis, verdict in zip(drawing.axes, verdicts, strict=False):
             _panel(axis, verdict)
-        for axis in drawing.axes[len(verdicts) :]:
+        empty = drawing.axes[len(verdicts) :]
+        for axis in empty:
             axis.set_visible(False)
     return drawing
 
@@ -141,9 +155,12 @@ def _panel(axis, v: Verdict) -> None:
 def _rate_panel(axis, v: Verdict, width: np.ndarray, size: np.ndarray) -> None:
     """Root mean squares against width, with lines of the fitted power and of the interval."""
     axis.loglog(width, size, "o", color=plots.F_COLOUR, ms=4)
-    lines = [(v.median, "-"), *((edge, ":") for edge in v.interval or ())]
+    lines = [(v.median, "-")]
+    for edge in v.interval or ():
+        lines.append((edge, ":"))
+    wider = width / width[0]
     for power, style in lines:
-        line = size[0] * (width / width[0]) ** power
+        line = size[0] * wider**power
         axis.loglog(width, line, style, color=plots.GREY, lw=1)
     axis.set(xlabel=f"width (power {v.median:.3f} ± {v.worst:.3f})", ylabel="root mean square")
     axis.minorticks_off()
@@ -151,7 +168,11 @@ def _rate_panel(axis, v: Verdict, width: np.ndarray, size: np.ndarray) -> None:
 
 
 def _mean_panel(
-    axis, v: Verdict, expected: np.ndarray, mean: np.ndarray, allowed: np.ndarray
+    axis,
+    v: Verdict,
+    expected: np.ndarray,
+    mean: np.ndarray,
+    allowed: np.ndarray,
 ) -> None:
     """Means over draws beside what was expected."""
     place = np.arange(len(expected))
@@ -173,7 +194,9 @@ def _bound_panel(axis, v: Verdict, x: np.ndarray, y: np.ndarray) -> None:
         # In logarithms a ratio is a distance from the diagonal. Down to the smallest half percent
         # of what was observed; what lies below, zeros included, is drawn at the edge.
         positive = y[y > 0]
-        smallest = float(np.quantile(positive, 0.005)) if len(positive) else x.min() / 10
+        smallest = x.min() / 10
+        if len(positive):
+            smallest = float(np.quantile(positive, 0.005))
         low = min(smallest, x.min()) / 1.5
         high *= 1.5
         y = np.maximum(y, low)
@@ -182,19 +205,29 @@ def _bound_panel(axis, v: Verdict, x: np.ndarray, y: np.ndarray) -> None:
             direction.set_minor_formatter(NullFormatter())
     axis.scatter(x, y, s=5, color=_COLOURS[v.verdict], alpha=0.4, lw=0, rasterized=True)
     axis.axline((low, low), (high, high), color=plots.F_COLOUR, lw=0.8)
-    axis.set(xlabel="tolerance" if v.kind == "identity" else "bound", ylabel="observed")
+    label = "tolerance" if v.kind == "identity" else "bound"
+    axis.set(xlabel=label, ylabel="observed")
 
 
 def theory_link(number: str) -> str:
-    """Where the manual proves a result, from a page beside it: "3.2" is at theory.html#s3-2."""
-    return "theory.html#s" + number.replace(".", "-").replace("'", "-prime")
+    """Where the manual proves a result, from a page beside it.
+
+    Example:
+        >>> theory_link("3.2")
+        'theory.html#s3-2'
+    """
+    anchor = number.replace(".", "-")
+    anchor = anchor.replace("'", "-prime")
+    return f"theory.html#s{anchor}"
 
 
 def _link_numbers(table: str) -> str:
     """The number that begins each row of the table leads to its statement and proof."""
 
     def link(row: re.Match[str]) -> str:
-        return f'{row[1]}<a href="{theory_link(html.unescape(row[2]))}">{row[2]}</a>'
+        begin, number = row.groups()
+        address = theory_link(html.unescape(number))
+        return f'{begin}<a href="{address}">{number}</a>'
 
     return re.sub(r"(<tr[^>]*><td>)(\d+\.\d+(?:&#x27;)?)", link, table)
 

@@ -20,7 +20,9 @@ from perturbkernel.verify import (
     gradients,
     initial,
     kernels,
+    law_certificates,
     lazy,
+    limits,
     linearised,
     matching,
     randomness,
@@ -40,6 +42,9 @@ SECTIONS = {
     "7": "The logistic loss",
     "8": "Exact facts and rates",
     "12": "What stays random at infinite width",
+    "14": "The law of one neuron",
+    "15": "What perturbations alone can teach",
+    "16": "Scaling laws",
 }
 # Checks of one number follow each other in the order of these modules.
 _MODULES = (
@@ -55,6 +60,8 @@ _MODULES = (
     certificates,
     facts,
     randomness,
+    law_certificates,
+    limits,
 )
 # Draws are seeded by the name of the function that makes them. Where it has moved to another module
 # it keeps the seed of its first one, so that the same seed still gives the same draws.

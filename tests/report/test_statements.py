@@ -236,3 +236,12 @@ def test_colour_is_drawn_around_mid_grey():
     picture = np.asarray(drawn.axes[1].images[0].get_array())
     assert picture.shape == (2, 2, 3)
     np.testing.assert_allclose(picture.ravel(), np.linspace(0, 1, 12), atol=1e-12)
+
+
+def test_what_g_cannot_learn_is_said_where_it_is_so():
+    says = "g can only be linear here, and f is not: at 99% of the points ..."
+    m = metrics()
+    m["diagnosis"]["linearity"] = {"says": says}
+    assert f"What g cannot learn: {says}." in said(m=m)
+    m["diagnosis"]["linearity"] = {"says": "g can only be linear here, and f nearly is: ..."}
+    assert "linear" not in said(m=m)

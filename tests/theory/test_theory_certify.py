@@ -24,7 +24,7 @@ from theory_tools import (
 import perturbkernel as pk
 from perturbkernel import theory
 from perturbkernel.theory import tails
-from perturbkernel.verify import by_hand
+from perturbkernel.verify import tails_by_hand
 
 SIZES = [(0.0, False), (0.2, True)]
 
@@ -154,11 +154,11 @@ def test_initial_tail_holds_and_its_radius_inverts_it(rng):
 
 
 def test_smallest_takes_the_surest_points_within_the_budget():
-    from perturbkernel.theory.certify import _smallest
+    from perturbkernel.theory.certificates import cheapest
 
     p = np.array([0.02, 0.5, 0.001, 0.03, 0.0])
-    assert _smallest(p, np.ones(5, bool), 0.05).tolist() == [True, False, True, False, True]
-    assert _smallest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [
+    assert cheapest(p, np.ones(5, bool), 0.05).tolist() == [True, False, True, False, True]
+    assert cheapest(p, np.array([0, 1, 1, 1, 0], bool), 0.05).tolist() == [
         False,
         False,
         True,
@@ -309,9 +309,9 @@ def test_each_network_spends_half_of_delta():
     assert len(deltas) > 4
     for delta in deltas:
         c = small_certificate(p, delta=delta, **options)
-        f = by_hand.within_budget(c.f.failure, c.f.leading != 0, delta / 2)
+        f = tails_by_hand.within_budget(c.f.failure, c.f.leading != 0, delta / 2)
         np.testing.assert_array_equal(c.f.certified, f)
-        both = by_hand.within_budget(c.g.failure, f & c.agree, delta / 2)
+        both = tails_by_hand.within_budget(c.g.failure, f & c.agree, delta / 2)
         np.testing.assert_array_equal(c.certified, both)
 
 

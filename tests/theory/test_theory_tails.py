@@ -11,7 +11,7 @@ from theory_tools import Problem, problem
 
 from perturbkernel import theory
 from perturbkernel.theory import tails
-from perturbkernel.verify import by_hand
+from perturbkernel.verify import by_hand, tails_by_hand
 
 STARTS = ("centred", "doubled", "random")
 # (slope, biases trained, shift of the classes, width, time): short and long, narrow and wide.
@@ -43,13 +43,13 @@ def test_against_a_second_copy(setting, start):
     constants, speeds = prepared(p)
     tail = tails.derive_tail(constants, speeds, width=width, time=time, start=start)
     data = second_copy(p)
-    wanted = by_hand.tail(data, width, time)
+    wanted = tails_by_hand.tail(data, width, time)
     for name in wanted._fields:
         np.testing.assert_allclose(
             getattr(tail, name), getattr(wanted, name), rtol=1e-9, atol=1e-12, err_msg=name
         )
     np.testing.assert_allclose(
-        tail.log_failure(), by_hand.log_failure(data, wanted, width, time, start), rtol=1e-3
+        tail.log_failure(), tails_by_hand.log_failure(data, wanted, width, time, start), rtol=1e-3
     )
     neurons = width / 2 if start == "doubled" else width
     for level in (0.2, 0.01, 1e-6):
@@ -57,12 +57,12 @@ def test_against_a_second_copy(setting, start):
         parts = tail.constant(level)
         np.testing.assert_allclose(parts["lazy"], wanted.lazy, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(
-            parts["concentration"], by_hand.concentration(wanted, neurons, share), rtol=1e-3
+            parts["concentration"], tails_by_hand.concentration(wanted, neurons, share), rtol=1e-3
         )
         if start == "random":
             w = parts["initial"] * time
             np.testing.assert_allclose(
-                by_hand.log_initial_tail(data, w, width), np.log(share), rtol=1e-3
+                tails_by_hand.log_initial_tail(data, w, width), np.log(share), rtol=1e-3
             )
         else:
             assert not parts["initial"].any()
@@ -76,7 +76,7 @@ def test_the_initial_functions_tail_against_a_second_copy(width):
     for quantile in (1.0, 2.0, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0):
         w = quantile * np.sqrt(0.52) * constants.length
         found = tails.log_initial_tail(constants, w[None], width=width)[0]
-        np.testing.assert_allclose(found, by_hand.log_initial_tail(data, w, width), rtol=1e-3)
+        np.testing.assert_allclose(found, tails_by_hand.log_initial_tail(data, w, width), rtol=1e-3)
 
 
 def stretched(p: Problem, factor: int) -> Problem:

@@ -117,6 +117,10 @@ def _certified_everywhere(record):
     return dataclasses.replace(record, certified=np.ones_like(record.certified))
 
 
+def _all_linear(part):
+    return dataclasses.replace(part, certified=np.ones_like(part.certified))
+
+
 B = theory.bounds
 # For every check: what its setting becomes, and what breaks the theory that it tries.
 BROKEN: dict[str, tuple[dict, Callable | None]] = {
@@ -264,6 +268,19 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "12.2": ({"draws": 30, "width": 500}, scaled(theory, "expected_cosine", 0.6)),
     "12.3": ({"draws": 500}, field(theory, "target_moments", variance=0.5)),
     "12.3 balanced": ({"draws": 500}, field(theory, "target_moments", variance=0.5)),
+    "15.1": ({"draws": 5}, field(theory, "linear_part", error=0.05)),
+    "15.1 signs": ({"draws": 20, "size": 10.0}, altered(theory, "linear_part", _all_linear)),
+    "15.2": (
+        {"draws": 20, "size": 100.0, "n": 20},
+        altered(theory, "linear_part", _all_linear),
+    ),
+    "15.3": (
+        {"draws": 12, "width": 500, "points": 200},
+        altered(theory, "linear_part", _all_linear),
+    ),
+    "16.1": ({}, scaled(theory.scaling, "first_accuracy", 0.92)),
+    "16.2": ({}, scaled(theory.scaling, "second_accuracy", 0.92)),
+    "16.3": ({}, scaled(theory.scaling, "second_accuracy", 0.92)),
 }
 # Statements about training itself, without a formula to break: a wrong power instead.
 RATES = {"8.8 flips": -0.9, "8.8 f_0": -0.4}

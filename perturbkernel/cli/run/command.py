@@ -184,6 +184,7 @@ def _add_output_options(run: argparse.ArgumentParser) -> None:
         default=10,
         help="draws of each random control (default 10)",
     )
+    options.add_compilation_cache(group)
     group.add_argument("--quiet", action="store_true", help="no progress on standard error")
 
 

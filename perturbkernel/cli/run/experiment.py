@@ -23,6 +23,7 @@ from perturbkernel.cli.run.inputs import (
 )
 from perturbkernel.cli.run.results import arrays_of, configuration_of, curve_of, map_of, metrics_of
 from perturbkernel.data.dataset import Dataset
+from perturbkernel.data.draws import split_keys
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.learning.experiment import PerturbationLearning, learn_from_perturbations
 from perturbkernel.report.html import text_row
@@ -124,7 +125,7 @@ def _dynamics(args: argparse.Namespace, suffix: str) -> Dynamics:
 
 def _read(args: argparse.Namespace) -> _Inputs:
     """Data and carrier, checked against the options."""
-    key_data, key_run, key_fresh = jax.random.split(jax.random.key(args.seed), 3)
+    key_data, key_run, key_fresh = split_keys(jax.random.key(args.seed), 3)
     train, test = load(args, key_data)
     check_classes(args, train)
     carrier = load_carrier(args, train)

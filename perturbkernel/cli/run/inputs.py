@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from perturbkernel import data as datasets
 from perturbkernel.cli import options
 from perturbkernel.data.array_files import check_memory, read_labelled, read_npy
 from perturbkernel.data.dataset import Dataset
-from perturbkernel.data.draws import NOISES, TARGET_RULES
+from perturbkernel.data.draws import NOISES, TARGET_RULES, split_keys
 from perturbkernel.data.image_files import FASHION_MNIST, MNIST
 from perturbkernel.data.labels import class_name
 from perturbkernel.report.results import check_folder
@@ -84,7 +83,7 @@ def _check_results_go_to(folder: str) -> None:
 
 def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
     """Training and test data, every class among the training points."""
-    split_key, data_key = jax.random.split(key)
+    split_key, data_key = split_keys(key, 2)
     if args.data in _IMAGES:
         chosen = _chosen_digits(args.classes, args.data)
         read = getattr(datasets, args.data)

@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from perturbkernel.cli.run.inputs import REACH
@@ -82,17 +81,23 @@ def configuration_of(
     }
 
 
-def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[str, Any]:
+def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[str, np.ndarray]:
     """What the figures need, and what a user would want to compute with."""
+    found = _arrays_of(r, test, fresh) | _means(r)
+    return {name: np.asarray(array) for name, array in found.items()}
+
+
+def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[str, Any]:
     p, train = r.perturbation, r.train
+    delta, targets = np.asarray(p.delta), np.asarray(p.targets)
     # Of a carrier that was perturbed itself no true label is known.
     known = r.options["at"] == "data"
-    true = np.resize(np.asarray(train.targets), len(p.delta))
-    shown = true if known else np.asarray(p.targets)
+    true = np.resize(np.asarray(train.targets), len(delta))
+    shown = true if known else targets
     sample = _sample(shown, len(train.classes))
     arrays = {
-        "delta": p.delta,
-        "targets": p.targets,
+        "delta": delta,
+        "targets": targets,
         "zero_gradient": p.zero_gradient,
         "f_dual_coef": r.f.dual_coef,
         "g_dual_coef": r.g.dual_coef,
@@ -102,9 +107,9 @@ def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[st
         "fresh_f": r.f(fresh.inputs),
         "fresh_g": r.g(fresh.inputs),
         "fresh_labels": fresh.targets,
-        "sample_inputs": r.attacked[sample],
-        "sample_deltas": p.delta[sample],
-        "sample_targets": p.targets[sample],
+        "sample_inputs": np.asarray(r.attacked)[sample],
+        "sample_deltas": delta[sample],
+        "sample_targets": targets[sample],
     }
     if known:
         arrays["sample_labels"] = true[sample]
@@ -113,7 +118,7 @@ def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[st
     if r.diagnosis is not None:
         names = ("signal", "offset", "offset_std", "probability")
         arrays |= {f"diagnosis_{name}": getattr(r.diagnosis, name) for name in names}
-    return arrays | _means(r)
+    return arrays
 
 
 def _targets_of_classes(count: int) -> Sequence[int]:
@@ -128,20 +133,21 @@ def _sample(targets: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate(rows[:10])
 
 
-def _means(r: PerturbationLearning) -> dict[str, Any]:
+def _means(r: PerturbationLearning) -> dict[str, np.ndarray]:
     """The mean perturbation toward each class, and the class means it is compared with."""
-    x, p, train = r.train.inputs, r.perturbation, r.train
-    values = _targets_of_classes(len(train.classes))
-    toward = jnp.stack([_mean_where(p.delta, p.targets == value) for value in values])
-    means = jnp.stack([_mean_where(x, train.targets == value) for value in values])
-    if len(train.classes) == 2:
+    x, y = np.asarray(r.train.inputs), np.asarray(r.train.targets)
+    delta, targets = np.asarray(r.perturbation.delta), np.asarray(r.perturbation.targets)
+    values = _targets_of_classes(len(r.train.classes))
+    toward = np.stack([_mean_where(delta, targets == value) for value in values])
+    means = np.stack([_mean_where(x, y == value) for value in values])
+    if len(r.train.classes) == 2:
         return {"mean_toward": toward, "mean_difference": means[0] - means[1]}
     return {"mean_toward": toward, "mean_of_class": means - x.mean(axis=0)[None]}
 
 
-def _mean_where(rows, chosen):
-    weights = chosen / jnp.maximum(chosen.sum(), 1)
-    return jnp.tensordot(weights.astype(rows.dtype), rows, 1)
+def _mean_where(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    weights = chosen / max(chosen.sum(), 1)
+    return np.tensordot(weights.astype(rows.dtype), rows, 1)
 
 
 def curve_of(
@@ -173,4 +179,4 @@ def map_of(r: PerturbationLearning, status: dict[str, str]) -> dict[str, Any]:
     except Exception as error:  # results are worth more than their map
         status["decision map"] = f"left out: {error}"
         return {}
-    return {f"map_{name}": value for name, value in plane._asdict().items()}
+    return {f"map_{name}": np.asarray(value) for name, value in plane._asdict().items()}

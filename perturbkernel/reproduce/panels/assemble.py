@@ -2,7 +2,7 @@
 
 import itertools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,11 +11,16 @@ from perturbkernel.reproduce.panels.limit import Request
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel
 from perturbkernel.reproduce.plan import Options
+from perturbkernel.reproduce.records import Arrays, Json
 
 # Of what varies over seeds and target draws: the middle 80 %.
 _BAND = (0.1, 0.9)
 
 Curve = dict[str, list[float]]
+#: Quantity -> name -> curve.
+Curves = dict[str, dict[str, Curve]]
+#: Name -> the samples of a curve, an array for each value of the panel.
+Samples = dict[str, list[np.ndarray]]
 
 
 def _curve(samples: list[np.ndarray]) -> Curve:
@@ -32,7 +37,7 @@ def _curve(samples: list[np.ndarray]) -> Curve:
     return {"mean": mean, "low": low, "high": high}
 
 
-def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, dict[str, Curve]]:
+def panel_curves(p: Panel, options: Options, folder: str | Path) -> Curves:
     """Returns quantity -> curve -> {"mean", "low", "high"}, one number a value of the panel.
 
     Curves of the kernel limit: "limit_zero" and "limit_balanced", zero initial functions, coin-flip
@@ -41,18 +46,21 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> dict[str, di
     rates for each seed and quantity, as published; "network_grid", over seeds and the whole grid.
     Names end in " scaled" where images are fewer than published and sizes were scaled up.
     """
-    curves: dict[str, dict[str, Curve]] = {quantity: {} for quantity in p.curves}
+    curves: Curves = {quantity: {} for quantity in p.curves}
     factors = 1
     if p.quantity == "accuracy":
-        factors = len(plan.factors(p.settings[0], options))
-    for index, mode, quantity in itertools.product(range(factors), options.modes, p.curves):
+        first = p.settings[0]
+        factors = len(plan.factors(first, options))
+    indices = range(factors)
+    for index, mode, quantity in itertools.product(indices, options.modes, p.curves):
         if index and quantity == "standard":
             continue  # the first network does not know the size
         suffix = " scaled" if index else ""
         collect = _limit if mode == "limit" else _network
         wanted = _Wanted(p, quantity, index, options, Path(folder))
         for name, samples in collect(wanted).items():
-            curves[quantity][name + suffix] = _curve(samples)
+            suffixed = name + suffix
+            curves[quantity][suffixed] = _curve(samples)
     return curves
 
 
@@ -75,25 +83,27 @@ class _Wanted(NamedTuple):
         return factors[self.index]
 
 
-def _limit(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
-    found: dict[str, list[np.ndarray]] = {}
+def _limit(wanted: _Wanted) -> Samples:
+    found: Samples = {}
     for setting in wanted.panel.settings:
-        values: dict[str, list[np.ndarray]] = {}
+        values: Samples = {}
         for seed in range(wanted.options.seeds):
             of_seed = _limit_values(wanted, setting, seed)
             for name, samples in of_seed.items():
-                values.setdefault(name, []).append(samples)
+                parts = values.setdefault(name, [])
+                parts.append(samples)
         for name, parts in values.items():
             samples = np.concatenate(parts, axis=1)
             # From zero all rates agree for the identity loss; otherwise the best, by its mean over
             # draws, counts.
             means = samples.mean(axis=1)
             best = means.argmax()
-            found.setdefault(name, []).append(samples[best])
+            of_settings = found.setdefault(name, [])
+            of_settings.append(samples[best])
     return found
 
 
-def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> dict[str, np.ndarray]:
+def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> Arrays:
     """Curve -> (rates, draws) of one cell, for the curves that it has."""
     quantity = wanted.quantity
     if wanted.has_targets:
@@ -106,18 +116,20 @@ def _limit_values(wanted: _Wanted, setting: Setting, seed: int) -> dict[str, np.
         keys = {"limit_zero": f"{quantity}_zero", "limit": quantity}
     cell = plan.limit_cell(setting, seed, wanted.options)
     arrays = _loaded(wanted.folder, cell)
-    rows = plan.limit_rows(cell, setting, wanted.factor(setting))
+    factor = wanted.factor(setting)
+    rows = plan.limit_rows(cell, setting, factor)
     found = {}
     for name, key in keys.items():
         if key not in arrays:
             continue
-        samples = arrays[key][rows].reshape(len(rows), -1)
+        of_rows = arrays[key][rows]
+        samples = of_rows.reshape(len(rows), -1)
         if samples.size:
             found[name] = samples
     return found
 
 
-def _network(wanted: _Wanted) -> dict[str, list[np.ndarray]]:
+def _network(wanted: _Wanted) -> Samples:
     seeds = range(wanted.options.seeds)
     best = []
     grid = []
@@ -137,7 +149,8 @@ def _network_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
     step_f = config["steps_f"].index(setting.steps_f)
     values = arrays[wanted.quantity][:, step_f]
     if wanted.has_targets:
-        size = plan.scaled(setting.size, wanted.factor(setting))
+        factor = wanted.factor(setting)
+        size = plan.scaled(setting.size, factor)
         place = config["sizes"].index(size)
         step_g = config["steps_g"].index(setting.steps_g)
         values = values[:, place, :, step_g]
@@ -146,10 +159,10 @@ def _network_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
 
 # Files in memory, at most.
 _FILES = 64
-_cache: dict[Path, dict[str, np.ndarray]] = {}
+_cache: dict[Path, Arrays] = {}
 
 
-def _loaded(folder: Path, cell: plan.Cell) -> dict[str, np.ndarray]:
+def _loaded(folder: Path, cell: plan.Cell) -> Arrays:
     """A cell's arrays; the last few files stay in memory, since a panel's values share them."""
     path = store.cell_path(folder, cell)
     if path not in _cache:
@@ -163,7 +176,8 @@ def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float
     """Published learning rates beyond 8 (1 + momentum) n / lambda_max, where gradient descent on
     the logistic loss may oscillate in the kernel limit, while the flow does not.
     """
-    if p.settings[0].loss != "logistic" or "limit" not in options.modes:
+    loss = p.settings[0].loss
+    if loss != "logistic" or "limit" not in options.modes:
         return []
     found = set()
     for setting in p.settings:
@@ -178,9 +192,10 @@ def unstable_rates(p: Panel, options: Options, folder: str | Path) -> list[float
     return sorted(found)
 
 
-def distance(curve: Curve, p: Panel, quantity: str) -> dict[str, Any] | None:
+def distance(curve: Curve, p: Panel, quantity: str) -> Json | None:
     """Mean and largest |curve - published| at the values that both have; None without any."""
-    published = list(zip(p.published_values, p.published.get(quantity, ()), strict=False))
+    read_off = p.published.get(quantity, ())
+    published = list(zip(p.published_values, read_off, strict=False))
     gaps = []
     for value, mean in zip(p.values, curve["mean"], strict=True):
         for position, there in published:
@@ -190,4 +205,6 @@ def distance(curve: Curve, p: Panel, quantity: str) -> dict[str, Any] | None:
                 gaps.append(gap)
     if not gaps:
         return None
-    return {"mean": float(np.mean(gaps)), "largest": float(np.max(gaps)), "points": len(gaps)}
+    mean = float(np.mean(gaps))
+    largest = float(np.max(gaps))
+    return {"mean": mean, "largest": largest, "points": len(gaps)}

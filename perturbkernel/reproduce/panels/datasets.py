@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbkernel import data as datasets
 from perturbkernel.reproduce.panels.setting import Setting
+from perturbkernel.reproduce.records import Config
 
 FRESH = 1000  # new synthetic points on which agreement is counted
 
@@ -28,7 +29,7 @@ class Drawn(NamedTuple):
     key: PRNGKeyArray
 
 
-def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> dict[str, Any]:
+def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> Config:
     """Returns what `draw` needs.
 
     `sources` maps "mnist" and "fashion_mnist" to a folder with IDX files, or None: mnist5k. Of
@@ -36,7 +37,12 @@ def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> 
     "path" only where.
     """
     if not setting.is_image:
-        return {"name": setting.data, "n": setting.n, "d": setting.d, "seed": seed}
+        return {
+            "name": setting.data,
+            "n": setting.n,
+            "d": setting.d,
+            "seed": seed,
+        }
     folder = sources.get(setting.data)
     if folder is None:
         # 1 against 2 whatever the panel: only digits come with the installation.
@@ -60,11 +66,13 @@ def data_config(setting: Setting, seed: int, sources: dict[str, str | None]) -> 
 
 def file_states(folder: str | None) -> tuple[tuple[str, int, int, int], ...]:
     """What tells whether a file of the folder was replaced, without reading it."""
-    if folder is None or not Path(folder).is_dir():
+    if folder is None:
+        return ()
+    place = Path(folder)
+    if not place.is_dir():
         return ()
     states = []
-    paths = Path(folder).iterdir()
-    for path in sorted(paths):
+    for path in sorted(place.iterdir()):
         if not path.is_file():
             continue
         state = path.stat()
@@ -84,7 +92,9 @@ def _images(name: str, folder: str | None, classes: tuple[int, ...]) -> list[dat
     read = getattr(datasets, name)
     if folder is None:
         return [read(classes=classes)]
-    return [read(folder, classes=classes, split=split) for split in ("train", "test")]
+    train = read(folder, classes=classes, split="train")
+    test = read(folder, classes=classes, split="test")
+    return [train, test]
 
 
 def _content_hash(images: list[datasets.Dataset]) -> str:
@@ -103,7 +113,7 @@ def _content_hash(images: list[datasets.Dataset]) -> str:
     return digest.hexdigest()[:16]
 
 
-def draw(config: dict[str, Any]) -> Drawn:
+def draw(config: Config) -> Drawn:
     """Returns the data set that the description names.
 
     Of images: `n` of the training images at most, and the test images as fresh ones.
@@ -117,24 +127,25 @@ def draw(config: dict[str, Any]) -> Drawn:
     return _draw_images(config)
 
 
-def _keys(config: dict[str, Any]) -> PRNGKeyArray:
+def _keys(config: Config) -> PRNGKeyArray:
     """Of the split, of the choice of training images, and of all else that is random."""
     key = jax.random.key(config["seed"])
     return jax.random.split(key, 3)
 
 
-def _draw_synthetic(config: dict[str, Any]) -> Drawn:
+def _draw_synthetic(config: Config) -> Drawn:
     name = config["name"]
     n = config["n"]
     d = config["d"]
-    rng = np.random.default_rng([config["seed"], n, d])
+    seed = [config["seed"], n, d]
+    rng = np.random.default_rng(seed)
     x, y = _synthetic(name, n, d, rng)
     fresh, _ = _synthetic(name, FRESH, d, rng)
     _, _, key = _keys(config)
     return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
 
 
-def _draw_images(config: dict[str, Any]) -> Drawn:
+def _draw_images(config: Config) -> Drawn:
     name = config["name"]
     n = config["n"]
     folder = config.get("path")
@@ -146,7 +157,10 @@ def _draw_images(config: dict[str, Any]) -> Drawn:
             f"computation was planned: give the command again, with the same files everywhere"
         )
     key_data, key_fresh, key = _keys(config)
-    train, test = images[0].split(test=0.2, key=key_data) if folder is None else images
+    if folder is None:
+        (whole,) = images
+        images = whole.split(test=0.2, key=key_data)
+    train, test = images
     if n < train.n:
         train = train.subset(n, key=key_fresh)
     return Drawn(train.inputs, train.targets, test.inputs, key)
@@ -159,10 +173,12 @@ def _synthetic(
     compile anew.
     """
     x = rng.standard_normal((n, d), np.float32)
-    plus, minus = np.array([1, -1], np.float32)
+    plus = np.float32(1)
+    minus = np.float32(-1)
     if name == "gaussian":
         return x, rng.choice([plus, minus], n)
-    first_half = np.arange(n) < (n + 1) // 2
+    half = (n + 1) // 2
+    first_half = np.arange(n) < half
     ordered = np.where(first_half, plus, minus)
     y = rng.permutation(ordered)
     shift = np.float32(0.3)
@@ -176,9 +192,12 @@ def accuracy(outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return (1 + right).mean(-1) / 2
 
 
-def count(config: dict[str, Any]) -> int:
+def count(config: Config) -> int:
     """How many training points `draw` gives."""
-    return config["n"] if "d" in config else _image_count(json.dumps(config))
+    if "d" in config:
+        return config["n"]
+    description = json.dumps(config)
+    return _image_count(description)
 
 
 @functools.cache
@@ -187,7 +206,7 @@ def _image_count(config: str) -> int:
     return len(drawn.y)
 
 
-def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> float:
+def size_factor(setting: Setting, config: Config, published_n: int) -> float:
     """sqrt(published n / n) for images with fewer points than published: the factor that keeps
     signal against offset of scenario (b) as published; 1 otherwise.
     """
@@ -200,9 +219,7 @@ def size_factor(setting: Setting, config: dict[str, Any], published_n: int) -> f
     return float(np.round(factor, 4))
 
 
-def targets(
-    config: dict[str, Any], n: int, draws: dict[str, int]
-) -> dict[str, Float[np.ndarray, "n s"]]:
+def targets(config: Config, n: int, draws: dict[str, int]) -> dict[str, Float[np.ndarray, "n s"]]:
     """So many draws of target labels by each rule ("coin_flip", "balanced"), as columns; the first
     are the same however many are asked for.
 

@@ -1,7 +1,7 @@
 """Figures of the reproduction: a panel's curves beside the published values, and decision maps."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,8 +17,9 @@ from perturbkernel.report.plots import (
     map_axes,
     styled,
 )
-from perturbkernel.reproduce.panels.assemble import Curve
+from perturbkernel.reproduce.panels.assemble import Curve, Curves
 from perturbkernel.reproduce.panels.specification import Map, Panel
+from perturbkernel.reproduce.records import Json
 
 LIMIT, NETWORK = PLUS, MINUS
 
@@ -85,7 +86,7 @@ def describe(p: Panel) -> str:
 
 
 @styled
-def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str = "") -> Figure:
+def panel_figure(p: Panel, curves: Curves, note: str = "") -> Figure:
     """One small axis a quantity: published values, kernel limit and finite networks against what
     the panel varies.
     """
@@ -99,7 +100,7 @@ def panel_figure(p: Panel, curves: Mapping[str, Mapping[str, Curve]], note: str 
         lowest = -0.03 if quantity == "cosine" else 0.2
         axis.set(title=TITLES[quantity], xlabel=_AXES[p.varies], xscale=scale, ylim=(lowest, 1.04))
     axes[0].set_ylabel("cosine" if quantities == ["cosine"] else "share of points")
-    handles: dict[str, Any] = {}
+    handles: Json = {}
     for axis in axes:
         drawn, labels = axis.get_legend_handles_labels()
         handles |= dict(zip(labels, drawn, strict=True))
@@ -151,7 +152,7 @@ def _draw_quantity(axis: Axes, p: Panel, quantity: str, curves: Mapping[str, Cur
         look = _LOOKS[base]
         if scaled and not look.main:
             continue
-        style: dict[str, Any] = {
+        style: Json = {
             "color": look.colour,
             "ls": "--" if scaled else look.line,
             "lw": 1.1 if look.line == ":" or scaled else 1.7,

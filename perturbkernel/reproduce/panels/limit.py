@@ -12,7 +12,7 @@ Logistic loss: zero initial functions; each training is integrated once, for all
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from perturbkernel.reproduce.panels.sweep import (
     padded,
     second_networks,
 )
+from perturbkernel.reproduce.records import Arrays, Config, Json
 from perturbkernel.training.dynamics import HeavyBall
 
 RULES = ("coin_flip", "balanced")
@@ -60,7 +61,7 @@ class Request(NamedTuple):
         return dynamics.effective_time
 
 
-def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
+def limit_cell(config: Config) -> Arrays:
     """Returns the numbers of the cell that `config` describes.
 
     Args:
@@ -77,8 +78,9 @@ def limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     drawn = draw(config["data"])
     kernel = TwoLayerNTK(config["slope"], train_bias=True)
     requests = [Request(*row) for row in config["requests"]]
+    n = len(drawn.y)
     draws: dict[str, int] = dict(zip(RULES, config["draws"], strict=True))
-    labels = targets(config["data"], len(drawn.y), draws)
+    labels = targets(config["data"], n, draws)
     if config["loss"] == "identity":
         initial_draws = config["initial_draws"]
         return _identity(kernel, drawn, requests, labels, initial_draws, config["cosine"])
@@ -131,10 +133,10 @@ def _identity(
     kernel: TwoLayerNTK,
     drawn: Drawn,
     requests: list[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     initial_draws: int,
     with_cosine: bool,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The result of a cell whose loss is the identity; see `limit_cell`."""
     x = np.asarray(drawn.x)
     first = _first_network(kernel, drawn, requests, initial_draws, with_cosine)
@@ -152,7 +154,7 @@ def _identity(
     return by_name(rows)
 
 
-def by_name(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def by_name(rows: list[Json]) -> Arrays:
     """Rows with the same names as arrays with a leading axis of rows.
 
     by_name([{"size": 1.0}, {"size": 2.0}])  # {"size": array([1., 2.])}
@@ -184,7 +186,8 @@ def _first_network(
     if found.direction is not None:
         cosine = _cosine(gradient, found.direction[:n])
     square = (1 + kernel.slope**2) / 2
-    variance = square * (1 + np.sum(np.square(z), axis=1) / d)
+    lengths = np.sum(np.square(z), axis=1)
+    variance = square * (1 + lengths / d)
 
     first_time = min(request.time_f for request in requests)
     shortest = first_time * np.median(length)
@@ -224,7 +227,7 @@ def _second_networks(
     x: np.ndarray,
     first: _First,
     requests: list[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
 ) -> _Second:
     """All second networks that the requests ask for, from one pass over the data."""
     # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no
@@ -240,7 +243,8 @@ def _second_networks(
         for scenario, size, time in timed:
             direction = initial.gradients + time * first.gradient
             unit = _inverse(np.linalg.norm(direction, axis=1))
-            moved = _combination(first, scenario, size, time * unit, start=(number, unit))
+            start = (number, unit)
+            moved = _combination(first, scenario, size, time * unit, start)
             combinations.append(moved)
     columns = np.concatenate([labels[rule] for rule in RULES], axis=1)
     of_initial = [initial.gradients for initial in first.initial]
@@ -249,9 +253,12 @@ def _second_networks(
     g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
     from_zero = g_hat[: len(plain)]
     rest = g_hat[len(plain) :]
-    moved = rest.reshape(len(first.initial), len(timed), *g_hat.shape[1:])
+    draws, points = rest.shape[1:]
+    moved = rest.reshape(len(first.initial), len(timed), draws, points)
     without = dict(zip(plain, from_zero, strict=True))
-    with_initial = {key: moved[:, place] for place, key in enumerate(timed)}
+    with_initial = {}
+    for place, key in enumerate(timed):
+        with_initial[key] = moved[:, place]
     return _Second(without, with_initial)
 
 
@@ -267,7 +274,9 @@ def _combination(
     start: which initial function f0 is, and unit (n,).
     """
     matrices = 2 + len(first.initial)
-    carrier, delta = np.zeros((2, matrices, len(first.y)))
+    shape = (matrices, len(first.y))
+    carrier = np.zeros(shape)
+    delta = np.zeros(shape)
     if scenario == "b":
         carrier[0] = 1
     delta[1] = size * along
@@ -277,12 +286,13 @@ def _combination(
     return Combination(carrier, delta)
 
 
-def _of_first(first: _First, request: Request) -> dict[str, Any]:
+def _of_first(first: _First, request: Request) -> Json:
     """What the request asks of the first network."""
     n = len(first.y)
     time = request.time_f
     f_hat = first.f_hat[:n]
-    margin = first.y * time * f_hat / first.deviation[:n]
+    deviation = first.deviation[:n]
+    margin = first.y * time * f_hat / deviation
     right = ndtr(margin)
     found = {
         "standard_zero": accuracy(f_hat, first.y),
@@ -311,7 +321,7 @@ class _Pair(NamedTuple):
 def _pairs(first: _First, second: _Second, request: Request) -> list[_Pair]:
     """A pair for each initial function; where those are negligible, one with zero."""
     if not first.initial:
-        start = np.zeros(len(first.f_hat[first.fresh]))
+        start = np.zeros_like(first.f_hat[first.fresh])
         g_zero = second.without[request.scenario, request.size]
         return [_Pair(start, g_zero)]
     moved = second.with_initial[request.scenario, request.size, request.time_f]
@@ -322,25 +332,29 @@ def _pairs(first: _First, second: _Second, request: Request) -> list[_Pair]:
     return pairs
 
 
-def _of_second(first: _First, second: _Second, request: Request) -> dict[str, np.ndarray]:
+def _of_second(first: _First, second: _Second, request: Request) -> Arrays:
     """What the request asks of the second network, for every draw of targets by all rules."""
     y = first.y
     fresh = first.fresh
     n = len(y)
     f_hat = first.f_hat[fresh]
     g_zero = second.without[request.scenario, request.size]
+    zero_at_training = g_zero[:, :n]
+    zero_at_fresh = g_zero[:, fresh]
     right = []
     same = []
     for start, g_hat in _pairs(first, second, request):
         margin = request.time_g * g_hat / first.deviation
         f_sign = np.sign(start + request.time_f * f_hat)
-        of_label = ndtr(y * margin[:, :n])
-        of_f = ndtr(f_sign * margin[:, fresh])
+        at_training = margin[:, :n]
+        at_fresh = margin[:, fresh]
+        of_label = ndtr(y * at_training)
+        of_f = ndtr(f_sign * at_fresh)
         right.append(of_label.mean(1))
         same.append(of_f.mean(1))
     return {
-        "perturbation_zero": accuracy(g_zero[:, :n], y),
-        "agreement_zero": accuracy(g_zero[:, fresh], np.sign(f_hat)),
+        "perturbation_zero": accuracy(zero_at_training, y),
+        "agreement_zero": accuracy(zero_at_fresh, np.sign(f_hat)),
         "perturbation": np.mean(right, axis=0),
         "agreement": np.mean(same, axis=0),
     }
@@ -349,7 +363,8 @@ def _of_second(first: _First, second: _Second, request: Request) -> dict[str, np
 @partial(jax.jit, static_argnums=0)
 def _initial_function(slope: float, z: Array, x: Array, key: Array) -> tuple[Array, Array]:
     """Outputs at z and gradients at x of an untrained network."""
-    net = TwoLayerNetwork.init(x.shape[1], _WIDTH, slope, True, key=key)
+    d = x.shape[1]
+    net = TwoLayerNetwork.init(d, _WIDTH, slope, True, key=key)
     return net(z), net.input_gradient(x)
 
 

@@ -6,7 +6,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from perturbkernel.metrics import accuracy
 from perturbkernel.reproduce.panels.datasets import Drawn
 from perturbkernel.reproduce.panels.limit import Request, by_name
 from perturbkernel.reproduce.panels.sweep import first_networks, inner_products, kernel_of_product
+from perturbkernel.reproduce.records import Arrays, Json
 from perturbkernel.training.dynamics import HeavyBall
 from perturbkernel.training.gram import GramOperator, gram_operator
 from perturbkernel.training.logistic import heavy_ball
@@ -56,7 +57,8 @@ def _stable_rate(operator: GramOperator, y: Array) -> float:
     """The largest learning rate at which heavy ball does not oscillate, to a hundredth."""
     largest, _ = largest_eigenvalue(operator, y, tolerance=1e-2)
     momentum = HeavyBall(1.0, 1).momentum
-    return 8 * (1 + momentum) * len(y) / largest
+    n = len(y)
+    return 8 * (1 + momentum) * n / largest
 
 
 class _Products(NamedTuple):
@@ -87,7 +89,8 @@ def _gram(kernel: TwoLayerNTK, products: _Products, points: _Points, d: Array) -
     column = s[:, None]
     x_x = products.z_x[:n]
     x_delta = products.z_delta[:n]
-    with_carrier = c * (c * x_x + s * x_delta + column * x_delta.T)
+    delta_x = x_delta.T
+    with_carrier = c * (c * x_x + s * x_delta + column * delta_x)
     product = with_carrier + column * s * products.delta_delta
     return kernel_of_product(kernel, product, square[:, None], square[None, :], d)
 
@@ -107,7 +110,9 @@ def _outputs(
     def rows(block):
         z_x, z_delta, z_square = block
         product = c * z_x + s * z_delta
-        tile = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
+        z_column = z_square[:, None]
+        x_row = square[None, :]
+        tile = kernel_of_product(kernel, product, z_column, x_row, d)
         return jnp.matmul(tile, coef, precision=EXACT)
 
     queries = (products.z_x, products.z_delta, z_square)
@@ -142,9 +147,9 @@ def logistic(
     kernel: TwoLayerNTK,
     drawn: Drawn,
     requests: Sequence[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     dynamics: str,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The result of a cell whose loss is logistic; see `limit_cell`."""
     x = np.asarray(drawn.x)
     z = np.concatenate([x, drawn.fresh])
@@ -171,14 +176,15 @@ def logistic(
     rows = []
     for r in requests:
         schedule = _schedule_f(r)
-        row: dict[str, Any] = {
+        row: Json = {
             "standard_zero": standard[schedule],
             "unstable_f": r.learning_rate_f > first.stable_rate,
         }
         for rule in labels:
             key = (r.scenario, r.size, _schedule_g(r), rule)
             of_draws = pairs[schedule].get(key, [])
-            right, same = np.array(of_draws).reshape(-1, 2).T
+            pairs_of_draws = np.array(of_draws).reshape(-1, 2)
+            right, same = pairs_of_draws.T
             row[f"perturbation_zero_{rule}"] = right
             row[f"agreement_zero_{rule}"] = same
         rows.append(row)
@@ -200,14 +206,14 @@ def _first_networks(cell: _Cell, drawn: Drawn, schedules: Sequence[tuple[float, 
     at_fresh = cell.kernel.matvec(drawn.fresh, cell.x, coef)
     outputs = np.concatenate([operator(coef), at_fresh]).T
     del operator  # its matrix: that of a second network takes its place
-    gradients = first_networks(cell.kernel, cell.x, cell.x, coef).gradients
-    return _First(outputs, gradients, stable)
+    found = first_networks(cell.kernel, cell.x, cell.x, coef)
+    return _First(outputs, found.gradients, stable)
 
 
 def _second_networks(
     cell: _Cell,
     requests: Sequence[Request],
-    labels: dict[str, np.ndarray],
+    labels: Arrays,
     products: _Products,
     delta: np.ndarray,
     outputs_f: np.ndarray,
@@ -245,11 +251,13 @@ def _trained(
     """Outputs (m, schedules) of second networks."""
     if scenario == "a" and size == 0:
         # All points coincide at zero: the sign of every output is that of the majority.
-        return jnp.full((len(cell.z), len(schedules)), target.sum())
+        shape = (len(cell.z), len(schedules))
+        return jnp.full(shape, target.sum())
     d = cell.x.shape[1]
     carrier = float(scenario == "b")
     along = np.float32(size) * target
-    perturbed = carrier * cell.x + along[:, None] * delta
+    step = along[:, None] * delta
+    perturbed = carrier * cell.x + step
     square = np.sum(perturbed**2, axis=1)
     points = _Points(carrier, jnp.asarray(along), jnp.asarray(square))
     matrix = _gram(cell.kernel, products, points, d)

@@ -4,8 +4,6 @@ A point of the map is s e1 + t e2 with e1, e2 the unit vectors along the mean of
 -1 inputs, not orthogonalised; inputs are shown by their inner products with e1 and e2.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +16,7 @@ from perturbkernel.networks.ensembles import NetworkLearner
 from perturbkernel.networks.optimizers import Plateau, paper_optimizer
 from perturbkernel.reproduce.panels.datasets import draw
 from perturbkernel.reproduce.panels.setting import Setting, from_config
+from perturbkernel.reproduce.records import Arrays, Config, Json
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import KernelLearner
 
@@ -31,9 +30,7 @@ def _plane(x: Array, y: Array, limits, grid: int) -> tuple[Array, Array]:
     return normalise(means, "l2"), jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
 
 
-def _evaluate(
-    functions: dict[str, Any], axes: Array, coordinates: Array, grid: int
-) -> dict[str, np.ndarray]:
+def _evaluate(functions: Json, axes: Array, coordinates: Array, grid: int) -> Arrays:
     parts: dict[str, list] = {name: [] for name in functions}
     for start in range(0, len(coordinates), _SLICE):
         z = coordinates[start : start + _SLICE] @ axes
@@ -42,7 +39,7 @@ def _evaluate(
     return {name: np.concatenate(values).reshape(grid, grid) for name, values in parts.items()}
 
 
-def _map(config: dict[str, Any], learner, learner_g) -> dict[str, np.ndarray]:
+def _map(config: Config, learner, learner_g) -> Arrays:
     drawn = draw(config["data"])
     setting = from_config(config["setting"])
     x, y, n = drawn.x, drawn.y, len(drawn.y)
@@ -72,7 +69,7 @@ def _map(config: dict[str, Any], learner, learner_g) -> dict[str, np.ndarray]:
     return values | {"points": np.asarray(x @ axes.T), "labels": np.asarray(y)}
 
 
-def map_limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
+def map_limit_cell(config: Config) -> Arrays:
     """The infinitely wide networks from zero, whose signs no time changes.
 
     "f", "g" on the grid (rows: second axis), the theory's "f_hat", "g_hat" without bias, inputs as
@@ -85,7 +82,7 @@ def map_limit_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     return _map(config, learner, learner)
 
 
-def map_network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
+def map_network_cell(config: Config) -> Arrays:
     """The same with networks of finite width, trained by the paper's recipe."""
 
     def learner(setting: Setting, rate: float, steps: int) -> NetworkLearner:

@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from perturbkernel import networks
 from perturbkernel.reproduce.panels.datasets import accuracy, draw, targets
+from perturbkernel.reproduce.records import Arrays, Config
 
 
 class _Seen(eqx.Module):
@@ -24,9 +25,11 @@ class _Seen(eqx.Module):
     x: Array | None = None
 
     def __call__(self, net: networks.TwoLayerNetwork):
+        outputs = net(self.z)
         if self.x is None:
-            return net(self.z)
-        return net(self.z), net.input_gradient(self.x)
+            return outputs
+        gradients = net.input_gradient(self.x)
+        return outputs, gradients
 
 
 class _Training(NamedTuple):
@@ -91,7 +94,7 @@ class _Ensembles(NamedTuple):
         return _Training(seen, np.all(finite, axis=1))
 
 
-def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
+def network_cell(config: Config) -> Arrays:
     """Trains first networks at every rate, perturbs after each number of steps, trains second
     networks on each result.
 
@@ -113,7 +116,8 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
     z = np.concatenate([x, drawn.fresh])
     key_f, key_g = jax.random.split(drawn.key)
     d = x.shape[1]
-    ensembles = _Ensembles(d, config["width"], config["slope"], config["loss"])
+    width = config["width"]
+    ensembles = _Ensembles(d, width, config["slope"], config["loss"])
     first = _train_first(ensembles, config, key_f, x, y, z)
     second = _second(ensembles, config, key_g, x, z)
     return _measured(first, second, y)
@@ -121,7 +125,7 @@ def network_cell(config: dict[str, Any]) -> dict[str, np.ndarray]:
 
 def _train_first(
     ensembles: _Ensembles,
-    config: dict[str, Any],
+    config: Config,
     key: PRNGKeyArray,
     x: np.ndarray,
     y: np.ndarray,
@@ -132,26 +136,31 @@ def _train_first(
     # Scenario (a) scales its inputs; with a scale of one here, both trainings are the same program.
     scale = None
     if config["scenario"] == "a":
-        scale = np.ones((len(rates), len(x)), x.dtype)
-    at = _Seen(jnp.asarray(z), jnp.asarray(x))
-    return ensembles.train(key, rates, x, y, config["steps_f"], at, scale)
+        members = len(rates)
+        scale = np.ones((members, len(x)), x.dtype)
+    steps = config["steps_f"]
+    queries = jnp.asarray(z)
+    points = jnp.asarray(x)
+    at = _Seen(queries, points)
+    return ensembles.train(key, rates, x, y, steps, at, scale)
 
 
 def _second(
     ensembles: _Ensembles,
-    config: dict[str, Any],
+    config: Config,
     key: PRNGKeyArray,
     x: np.ndarray,
     z: np.ndarray,
 ) -> "_SecondNetworks":
     rates = np.asarray(config["learning_rates_g"], x.dtype)
     rule = config["targets"]
-    drawn = targets(config["data"], len(x), {rule: 1})
+    n = len(x)
+    drawn = targets(config["data"], n, {rule: 1})
     target = drawn[rule][:, 0]
     return _SecondNetworks(ensembles, config, key, rates, x, z, target)
 
 
-def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> dict[str, np.ndarray]:
+def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> Arrays:
     """The result of `network_cell`."""
     n = len(y)
     config = second.config
@@ -168,15 +177,18 @@ def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> dic
         f = outputs_f[place]
         unit = _normalised(gradients[place])
         cosines = np.sum(unit * direction, axis=1)
-        standard[place] = accuracy(f[:n], y)
+        at_training = f[:n]
+        standard[place] = accuracy(at_training, y)
         along[place] = np.abs(cosines).mean()
         if not config["sizes"]:
             continue
         g, finite = second.trained(unit)
         finite_g &= finite
+        g_training = g[..., :n]
+        g_fresh = g[..., n:]
         f_sign = np.sign(f[n:])
-        perturbation[place] = accuracy(g[..., :n], y)
-        agreement[place] = accuracy(g[..., n:], f_sign)
+        perturbation[place] = accuracy(g_training, y)
+        agreement[place] = accuracy(g_fresh, f_sign)
     return {
         "standard": standard,
         "cosine": along,
@@ -195,7 +207,7 @@ class _SecondNetworks(NamedTuple):
     """
 
     ensembles: _Ensembles
-    config: dict[str, Any]
+    config: Config
     key: PRNGKeyArray
     rates: np.ndarray
     x: np.ndarray
@@ -205,7 +217,9 @@ class _SecondNetworks(NamedTuple):
     @property
     def shape(self) -> tuple[int, int, int]:
         """(sizes, rates, steps) of what is trained on one set of perturbations."""
-        return len(self.config["sizes"]), len(self.rates), len(self.config["steps_g"])
+        sizes = len(self.config["sizes"])
+        steps = len(self.config["steps_g"])
+        return sizes, len(self.rates), steps
 
     def trained(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
         """Outputs (sizes, rates, steps, m), and whether all stayed finite."""
@@ -223,7 +237,8 @@ class _SecondNetworks(NamedTuple):
         # (members, n)
         scale = of_member[:, None] * self.target[None, :]
         outputs, finite = self._train(rates, unit, scale)
-        by_size = outputs.reshape(len(sizes), len(self.rates), *outputs.shape[1:])
+        points = len(self.z)
+        by_size = outputs.reshape(*self.shape, points)
         return by_size, bool(finite.all())
 
     def _added(self, unit: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -231,8 +246,10 @@ class _SecondNetworks(NamedTuple):
         outputs = []
         all_finite = True
         for size in self.config["sizes"]:
-            signed = np.asarray(size, self.x.dtype) * self.target
-            perturbed = self.x + signed[:, None] * unit
+            length = np.asarray(size, self.x.dtype)
+            signed = length * self.target
+            delta = signed[:, None] * unit
+            perturbed = self.x + delta
             found = self._train(self.rates, perturbed, None)
             outputs.append(found.seen)
             all_finite &= bool(found.finite.all())
@@ -241,7 +258,8 @@ class _SecondNetworks(NamedTuple):
     def _train(self, rates: np.ndarray, rows: np.ndarray, scale: np.ndarray | None) -> _Training:
         seen = _Seen(jnp.asarray(self.z))
         steps = self.config["steps_g"]
-        return self.ensembles.train(self.key, rates, rows, self.target, steps, seen, scale)
+        train = self.ensembles.train
+        return train(self.key, rates, rows, self.target, steps, seen, scale)
 
 
 def _network(d: int, width: int, slope: float, key: PRNGKeyArray) -> networks.TwoLayerNetwork:
@@ -252,12 +270,13 @@ def _network(d: int, width: int, slope: float, key: PRNGKeyArray) -> networks.Tw
     count = width * of_neuron
     power_of_two = 1 << (count - 1).bit_length()
     normal = jax.random.normal(key, (power_of_two,))
-    drawn = np.asarray(normal)[:count].reshape(width, of_neuron)
+    needed = np.asarray(normal)[:count]
+    drawn = needed.reshape(width, of_neuron)
     roots = np.sqrt([d, width])
     root_d, root_width = roots.astype(drawn.dtype)
     weight = drawn[:, :d] / root_d
     bias = drawn[:, d]
-    readout = drawn[:, d + 1] / root_width
+    readout = drawn[:, -1] / root_width
     return networks.TwoLayerNetwork(weight, bias, readout, slope, True)  # type: ignore[arg-type]
 
 
@@ -282,9 +301,11 @@ def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     s = np.sqrt(1 + squares / d)
     covariance = 1 + x @ x.T / d
     rho = covariance / (s[:, None] * s)
-    theta = np.arccos(np.clip(rho, -1, 1))
+    cosine = np.clip(rho, -1, 1)
+    theta = np.arccos(cosine)
     largest = (1 + slope**2) / 2
-    cone = (1 - slope) ** 2 / (2 * np.pi)
+    bend = 1 - slope
+    cone = bend**2 / (2 * np.pi)
     phi = largest - cone * theta
     signed = y[:, None] * x
     return _normalised(phi @ signed)

@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from perturbkernel.reproduce.records import Config, Json
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,11 @@ class Setting:
         return self.classes is not None
 
 
-def as_config(setting: Setting) -> dict[str, Any]:
+def as_config(setting: Setting) -> Config:
     """The setting as what JSON holds."""
     return json.loads(json.dumps(asdict(setting)))
 
 
-def from_config(config: dict[str, Any]) -> Setting:
-    frozen: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in config.items()
-    }
+def from_config(config: Config) -> Setting:
+    frozen: Json = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
     return Setting(**frozen)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from perturbkernel.checks import check_choice
 from perturbkernel.reproduce.panels.setting import Setting as Setting
 from perturbkernel.reproduce.panels.setting import as_config as as_config
 from perturbkernel.reproduce.panels.setting import from_config as from_config
+from perturbkernel.reproduce.records import Json
 
 SCALES = ("small", "paper")
 QUANTITIES = ("standard", "perturbation", "agreement")
@@ -77,12 +78,12 @@ class Map:
 
 
 @functools.cache
-def _content() -> dict[str, Any]:
+def _content() -> Json:
     folder = resources.files("perturbkernel.reproduce.panels")
     return json.loads(folder.joinpath("panels.json").read_text(encoding="utf-8"))
 
 
-def recipe() -> dict[str, Any]:
+def recipe() -> Json:
     """How the published networks were trained and measured, in words."""
     return _content()["recipe"]
 
@@ -97,12 +98,15 @@ def map_ids() -> tuple[str, ...]:
 
 def _thin(values: Sequence, count: int) -> tuple:
     """At most `count` of the values, evenly by position, both ends kept."""
-    even = np.linspace(0, len(values) - 1, min(count, len(values)))
-    positions = np.unique(np.round(even).astype(int))
+    last = len(values) - 1
+    kept = min(count, len(values))
+    even = np.linspace(0, last, kept)
+    rounded = np.round(even)
+    positions = np.unique(rounded.astype(int))
     return tuple(values[i] for i in positions)
 
 
-def _base(study: dict[str, Any], loss: str) -> Setting:
+def _base(study: Json, loss: str) -> Setting:
     return Setting(
         study["data"],
         study["scenario"],
@@ -124,9 +128,25 @@ def _resized(setting: Setting, n: int, d: int) -> Setting:
     """Other n and d, the size of the perturbations in proportion to sqrt(d), as the paper's studies
     over d have it.
     """
-    size = setting.size if d == setting.d else setting.size * np.sqrt(d / setting.d)
+    size = setting.size
+    if d != setting.d:
+        size = size * np.sqrt(d / setting.d)
     six_digits = np.format_float_positional(size, 6, fractional=False)
     return replace(setting, n=int(n), d=int(d), size=float(six_digits))
+
+
+def _entry(kind: str, name: str) -> Json | None:
+    """The panel or map of that identifier; None if there is none."""
+    for entry in _content()[kind]:
+        if entry["id"] == name:
+            return entry
+    return None
+
+
+def _base_of(entry: Json) -> Setting:
+    """The setting of the study that a panel or map belongs to."""
+    study = _content()["studies"][entry["study"]]
+    return _base(study, entry["loss"])
 
 
 def panel(panel_id: str, scale: str = "small") -> Panel:
@@ -137,99 +157,125 @@ def panel(panel_id: str, scale: str = "small") -> Panel:
     was reduced.
     """
     check_choice(scale, "scale", SCALES)
-    entry = next((p for p in _content()["panels"] if p["id"] == panel_id), None)
+    entry = _entry("panels", panel_id)
     if entry is None:
         raise ValueError(
             f"no panel is called {panel_id!r}; `perturbkernel reproduce list` lists them"
         )
-    study = _content()["studies"][entry["study"]]
-    base = _base(study, entry["loss"])
+    base = _base_of(entry)
     for name in ("learning_rates_f", "learning_rates_g"):
         if name in entry:
-            base = replace(base, **{name: tuple(entry[name])})
-    values, varies = entry["values"], entry["varies"]
+            rates = {name: tuple(entry[name])}
+            base = replace(base, **rates)
+    values = entry["values"]
+    varies = entry["varies"]
     settings = []
     for position, value in enumerate(values):
-        sized = {"size": entry["sizes"][position]} if varies == "d" else {}
-        settings.append(replace(base, **{varies: value}, **sized))
-    published = {
-        name: tuple(row)
-        for name, row in entry.get("published", {}).items()
-        if name != "training_accuracy"
-    }
-    reduction, factor = "", 1.0
+        changed = {varies: value}
+        if varies == "d":
+            changed["size"] = entry["sizes"][position]
+        settings.append(replace(base, **changed))
+    published = _as_tuples(entry.get("published", {}))
+    published.pop("training_accuracy", None)
+    reduced = _Reduced(settings, "", 1.0)
     if scale == "small":
-        settings, reduction, factor = _reduce(settings, base, entry["study"], varies)
-    shown = tuple(getattr(setting, varies) for setting in settings)
+        reduced = _reduce(settings, base, entry["study"], varies)
+    shown = [getattr(setting, varies) for setting in reduced.settings]
     return Panel(
-        entry["id"],
-        entry["study"],
-        entry["quantity"],
-        varies,
-        shown,
-        tuple(settings),
-        tuple(values),
-        published,
-        {name: tuple(where) for name, where in entry.get("approximate", {}).items()},
-        reduction,
-        factor,
+        id=entry["id"],
+        study=entry["study"],
+        quantity=entry["quantity"],
+        varies=varies,
+        values=tuple(shown),
+        settings=tuple(reduced.settings),
+        published_values=tuple(values),
+        published=published,
+        approximate=_as_tuples(entry.get("approximate", {})),
+        reduction=reduced.words,
+        axis_factor=reduced.factor,
     )
 
 
-def _reduce(
-    settings: list[Setting], base: Setting, study: str, varies: str
-) -> tuple[list[Setting], str, float]:
+def _as_tuples(rows: dict[str, list]) -> dict[str, tuple]:
+    return {name: tuple(row) for name, row in rows.items()}
+
+
+class _Reduced(NamedTuple):
     """The reduced settings, what was reduced in words, and by what factor the varied setting
     shrank.
     """
-    said, factor = [], 1.0
+
+    settings: list[Setting]
+    words: str
+    factor: float
+
+
+def _reduce(settings: list[Setting], base: Setting, study: str, varies: str) -> _Reduced:
     if study in _SMALL:
-        cap: dict[str, int] = dict(zip(("n", "d"), _SMALL[study], strict=True))
-        # The varied one of n and d: published values as far as they go, shrunk only where too few
-        # are left.
-        few = False
-        if varies in cap:
-            left = sum(getattr(s, varies) <= cap[varies] for s in settings)
-            few = left < _SMALL_POINTS
-        if few:
-            factor = cap[varies] / getattr(base, varies)
-        elif varies == "size":
-            factor = float(np.sqrt(cap["d"] / base.d))
-        if (cap["n"], cap["d"]) != (base.n, base.d):
-            n, d = f"n {base.n:,} → {cap['n']:,}", f"d {base.d:,} → {cap['d']:,}"
-            said.append(f"{n}, {d}, size in proportion to √d")
-
-        def shrink(setting: Setting) -> Setting:
-            if varies not in cap:
-                return _resized(setting, **cap)
-            value = getattr(setting, varies)
-            if few:
-                value = max(2, round(value * factor))
-            return _resized(setting, **(cap | {varies: value}))
-
-        settings = [shrink(setting) for setting in settings]
-        if varies in cap:
-            settings = [s for s in settings if getattr(s, varies) <= cap[varies]]
+        reduced = _reduce_synthetic(settings, base, _SMALL[study], varies)
     else:
         # The data decides the size: what the user has, or the digits that come with the
         # installation.
-        settings = [replace(setting, n=min(setting.n, _SMALL_IMAGES)) for setting in settings]
+        fewer = [replace(setting, n=min(setting.n, _SMALL_IMAGES)) for setting in settings]
+        reduced = _Reduced(fewer, "", 1.0)
+    left = reduced.settings
+    said = [reduced.words] if reduced.words else []
     if varies == "width":
-        settings = [setting for setting in settings if setting.width <= _SMALL_WIDTH]
+        left = [setting for setting in left if setting.width <= _SMALL_WIDTH]
         said.append(f"widths up to {_SMALL_WIDTH}")
-    distinct = list(dict.fromkeys(settings))
+    distinct = list(dict.fromkeys(left))
     if len(distinct) > _SMALL_POINTS:
         said.append(f"{_SMALL_POINTS} points")
-    return list(_thin(distinct, _SMALL_POINTS)), "; ".join(said), factor
+    kept = _thin(distinct, _SMALL_POINTS)
+    return _Reduced(list(kept), "; ".join(said), reduced.factor)
+
+
+def _reduce_synthetic(
+    settings: list[Setting], base: Setting, small: tuple[int, int], varies: str
+) -> _Reduced:
+    """Other n and d, as `small` says."""
+    n, d = small
+    cap = {"n": n, "d": d}
+    factor = 1.0
+    # The varied one of n and d: published values as far as they go, shrunk only where too few are
+    # left.
+    few = False
+    if varies in cap:
+        published = [getattr(setting, varies) for setting in settings]
+        left = [value for value in published if value <= cap[varies]]
+        few = len(left) < _SMALL_POINTS
+    if few:
+        factor = cap[varies] / getattr(base, varies)
+    elif varies == "size":
+        factor = float(np.sqrt(d / base.d))
+
+    def shrink(setting: Setting) -> Setting:
+        changed = dict(cap)
+        if varies in cap:
+            value = getattr(setting, varies)
+            if few:
+                value = max(2, round(value * factor))
+            changed[varies] = value
+        return _resized(setting, **changed)
+
+    settings = [shrink(setting) for setting in settings]
+    if varies in cap:
+        settings = [setting for setting in settings if getattr(setting, varies) <= cap[varies]]
+    words = ""
+    if (n, d) != (base.n, base.d):
+        of_n = f"n {base.n:,} → {n:,}"
+        of_d = f"d {base.d:,} → {d:,}"
+        words = f"{of_n}, {of_d}, size in proportion to √d"
+    return _Reduced(settings, words, factor)
 
 
 def decision_map(map_id: str, scale: str = "small") -> Map:
     """One decision map with its setting at the given scale."""
     check_choice(scale, "scale", SCALES)
-    entry = next((m for m in _content()["maps"] if m["id"] == map_id), None)
+    entry = _entry("maps", map_id)
     if entry is None:
         raise ValueError(f"no map is called {map_id!r}; `perturbkernel reproduce list` lists them")
-    base = _base(_content()["studies"][entry["study"]], entry["loss"])
+    base = _base_of(entry)
     names = ("n", "d", "width", "slope", "size", "steps_f", "steps_g")
     setting = replace(
         base,
@@ -237,30 +283,47 @@ def decision_map(map_id: str, scale: str = "small") -> Map:
         learning_rates_f=(entry["learning_rate_f"],),
         learning_rates_g=(entry["learning_rate_g"],),
     )
-    grid, reduction = entry["grid"], ""
+    grid = entry["grid"]
+    reduction = ""
     if scale == "small":
-        n, d = _SMALL.get(entry["study"], (_SMALL_IMAGES, setting.d))
-        if setting.data == "gaussian":
-            # N / d places the points of pure noise in the plane of their class means.
-            d = setting.d * n // setting.n
-        reduced = _resized(setting, min(n, setting.n), min(d, setting.d))
-        reduced = replace(reduced, width=min(setting.width, _SMALL_WIDTH))
-        said = []
-        for name in ("n", "d", "width"):
-            before, after = getattr(setting, name), getattr(reduced, name)
-            if before == after or (name == "n" and setting.is_image):
-                continue
-            said.append(f"{name} {before:,} → {after:,}")
-        setting, grid, reduction = reduced, _SMALL_GRID, "; ".join(said)
+        published = setting
+        setting = _reduced_map(published, entry["study"])
+        grid = _SMALL_GRID
+        reduction = _map_reduction(published, setting)
     return Map(
-        entry["id"],
-        entry["study"],
-        setting,
-        tuple(entry["limits"]),
-        grid,
-        entry["published_look"],
-        reduction,
+        id=entry["id"],
+        study=entry["study"],
+        setting=setting,
+        limits=tuple(entry["limits"]),
+        grid=grid,
+        published_look=entry["published_look"],
+        reduction=reduction,
     )
+
+
+def _reduced_map(setting: Setting, study: str) -> Setting:
+    n, d = _SMALL.get(study, (_SMALL_IMAGES, setting.d))
+    if setting.data == "gaussian":
+        # N / d places the points of pure noise in the plane of their class means.
+        d = setting.d * n // setting.n
+    n = min(n, setting.n)
+    d = min(d, setting.d)
+    width = min(setting.width, _SMALL_WIDTH)
+    resized = _resized(setting, n, d)
+    return replace(resized, width=width)
+
+
+def _map_reduction(published: Setting, reduced: Setting) -> str:
+    """What was reduced, in words."""
+    said = []
+    for name in ("n", "d", "width"):
+        if name == "n" and published.is_image:
+            continue  # as many images as there are
+        before = getattr(published, name)
+        after = getattr(reduced, name)
+        if before != after:
+            said.append(f"{name} {before:,} → {after:,}")
+    return "; ".join(said)
 
 
 def select(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -272,12 +335,14 @@ def select(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     chosen = []
     everything = (*panel_ids(), *map_ids())
     for name in names:
-        study = name.rstrip("/") + "/"
-        found = [e for e in everything if e == name]
-        found = found or [e for e in everything if e.startswith(study)]
+        found = [name] if name in everything else []
         if not found:
-            near = [e for e in everything if name.split("/")[0] in e][:4]
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            study = name.rstrip("/") + "/"
+            found = [identifier for identifier in everything if identifier.startswith(study)]
+        if not found:
+            beginning, *_ = name.split("/")
+            near = [identifier for identifier in everything if beginning in identifier]
+            hint = f"; did you mean {', '.join(near[:4])}?" if near else ""
             raise ValueError(
                 f"no panel, map or study is called {name!r}{hint} (perturbkernel reproduce list)"
             )

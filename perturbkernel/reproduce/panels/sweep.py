@@ -74,11 +74,13 @@ def inner_products(
     of that part.
     """
     n = len(x)
+    columns = x.T
     products = np.empty((len(z), n), x.dtype)
-    symmetric = n if np.array_equal(z[:n], x) else 0
-    if symmetric:
-        np.matmul(x, x.T, out=products[:n])
-    np.matmul(z[symmetric:], x.T, out=products[symmetric:])
+    done = 0
+    if np.array_equal(z[:n], x):
+        np.matmul(x, columns, out=products[:n])
+        done = n
+    np.matmul(z[done:], columns, out=products[done:])
     return products
 
 
@@ -109,7 +111,11 @@ def first_networks(
     queries = jnp.asarray(padded(z))
     points = jnp.asarray(padded(x))
     found = _first(kernel, direction, queries, points, jnp.asarray(coef))
-    outputs, gradients, fixed = jax.tree.map(lambda rows: np.asarray(rows)[: len(z)], found)
+
+    def without_padding(rows: Array) -> np.ndarray:
+        return np.asarray(rows)[: len(z)]
+
+    outputs, gradients, fixed = jax.tree.map(without_padding, found)
     by_network = gradients.transpose(1, 0, 2)
     return FirstNetworks(outputs.T, by_network, fixed)
 
@@ -132,13 +138,16 @@ def _first(kernel: TwoLayerNTK, direction: bool, z: Array, x: Array, coef: Array
             by_angle = -cone * linear * column
             return pullback((by_product, by_angle))[0]
 
-        columns = [coef[:, j] for j in range(coef.shape[1])]
+        networks = coef.shape[1]
+        columns = [coef[:, j] for j in range(networks)]
         of_columns = [gradient(column) for column in columns]
         gradients = jnp.stack(of_columns, axis=1)
         fixed = None
         if direction:
-            fixed = jnp.matmul(phi * columns[0], x, precision=EXACT)
-        outputs = jnp.matmul(phi * linear, coef, precision=EXACT)
+            weighted = phi * columns[0]
+            fixed = jnp.matmul(weighted, x, precision=EXACT)
+        values = phi * linear
+        outputs = jnp.matmul(values, coef, precision=EXACT)
         return outputs, gradients, fixed
 
     return accumulate(tile, z, x, coef, _BLOCK)
@@ -146,7 +155,8 @@ def _first(kernel: TwoLayerNTK, direction: bool, z: Array, x: Array, coef: Array
 
 def _cone(kernel: TwoLayerNTK) -> float:
     """Minus the derivative of Phi in theta."""
-    return (1 - kernel.slope) ** 2 / (2 * np.pi)
+    bend = 1 - kernel.slope
+    return bend**2 / (2 * np.pi)
 
 
 def _phi(kernel: TwoLayerNTK, theta: Array) -> Array:
@@ -202,40 +212,52 @@ def second_networks(
     def on_device(array: np.ndarray) -> Array:
         return jnp.asarray(padded(array), dtype)
 
-    moved = jax.tree.map(on_device, _Moved(rows, plus, minus))
+    moved = _Moved(rows, plus, minus)
+    moved = jax.tree.map(on_device, moved)
     # The last column counts the points, the others are the targets.
     once = np.ones((len(targets), 1))
-    weights = _padded_with_zeros(np.hstack([targets, once]), dtype)
-    queries = padded(z)
-    lengths = np.sum(queries**2, axis=1)
-    found = _sweep(kernel, jnp.asarray(queries), jnp.asarray(lengths), moved, weights)
+    columns = np.hstack([targets, once])
+    weights = _padded_with_zeros(columns, dtype)
+    points = padded(z)
+    squares = np.sum(points**2, axis=1)
+    queries = (jnp.asarray(points), jnp.asarray(squares))
+    found = _sweep(kernel, queries, moved, weights)
     sums = np.asarray(found)[: len(z)]
-    return sums.transpose(1, 0, 2) / len(targets)
+    by_combination = sums.transpose(1, 0, 2)
+    return by_combination / len(targets)
 
 
 def _inner_products_of_rows(matrices: Sequence[np.ndarray]) -> Float[np.ndarray, "b b n"]:
     """<B_an, B_bn>, for the lengths of the perturbed points."""
     inner = []
     for a in matrices:
-        inner.append([np.einsum("nd,nd->n", a, b) for b in matrices])
+        of_a = [np.einsum("nd,nd->n", a, b) for b in matrices]
+        inner.append(of_a)
     return np.array(inner)
 
 
 def _signed(
     combinations: Sequence[Combination], inner: Float[np.ndarray, "b b n"], sign: int
 ) -> _Signed:
-    moved = np.stack([c.carrier + sign * c.delta for c in combinations])  # (j, b, n)
+    each = [c.carrier + sign * c.delta for c in combinations]
+    moved = np.stack(each)  # (j, b, n)
     squares = np.einsum("jbn,abn,jan->nj", moved, inner, moved)
-    return _Signed(moved.transpose(2, 0, 1), np.maximum(squares, 0))
+    squares = np.maximum(squares, 0)
+    coefficients = moved.transpose(2, 0, 1)
+    return _Signed(coefficients, squares)
 
 
 @partial(jax.jit, static_argnums=0)
-def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, moved: _Moved, weights: Array) -> Array:
-    d = z.shape[1]
+def _sweep(kernel: TwoLayerNTK, queries, moved: _Moved, weights: Array) -> Array:
+    """The sums over n; queries: z and its squared lengths."""
 
     def tile(query, moved, weights):
         z, z_square = query
-        products = [jnp.matmul(z, matrix.T, precision=EXACT) for matrix in moved.matrices]
+        d = z.shape[1]
+        products = []
+        for matrix in moved.matrices:
+            product = jnp.matmul(z, matrix.T, precision=EXACT)
+            products.append(product)
 
         def weighted(signed, choice):
             """The kernel at the points of one combination, summed with each column of weights."""
@@ -246,20 +268,25 @@ def _sweep(kernel: TwoLayerNTK, z: Array, z_square: Array, moved: _Moved, weight
             coefficients = jnp.tensordot(choice, by_combination, 1)
             square = jnp.matmul(signed.squares, choice)
             product = jnp.zeros_like(products[0])
-            for b, of_matrix in enumerate(products):
-                product = product + of_matrix * coefficients[b][None, :]
-            values = kernel_of_product(kernel, product, z_square[:, None], square[None, :], d)
+            for of_matrix, coefficient in zip(products, coefficients, strict=True):
+                product = product + of_matrix * coefficient[None, :]
+            z_column = z_square[:, None]
+            x_row = square[None, :]
+            values = kernel_of_product(kernel, product, z_column, x_row, d)
             return jnp.matmul(values, weights, precision=EXACT)
 
         def one(choice):
             # Sums first, then their halves: of the tiles both halves would take every arccos twice.
-            half = halves(weighted(moved.plus, choice), weighted(moved.minus, choice))
+            plus = weighted(moved.plus, choice)
+            minus = weighted(moved.minus, choice)
+            half = halves(plus, minus)
             signal = half.signal[:, -1:]
             offsets = half.b[:, :-1]
             return signal + offsets
 
         combinations = moved.plus.squares.shape[1]
         unit_vectors = jnp.eye(combinations, dtype=z.dtype)
-        return lax.map(one, unit_vectors).transpose(1, 0, 2)
+        by_combination = lax.map(one, unit_vectors)
+        return by_combination.transpose(1, 0, 2)
 
-    return accumulate(tile, (z, z_square), moved, weights, _BLOCK)
+    return accumulate(tile, queries, moved, weights, _BLOCK)

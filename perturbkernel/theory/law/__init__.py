@@ -42,8 +42,18 @@ neurons alone, without pairs, simulate with antithetic=False.
 | `pool`      | neurons at every scaled time                                              |
 | `law`       | `NeuronLaw`: mean, deviation, covariance, accuracy, gradients, networks   |
 | `mean_field` | the deterministic limit as a learner, for every loss                      |
+| `drawn`     | whole networks, drawn and trained, of which outputs alone are kept        |
+| `holdout`   | which signs hold together, by exact binomial bounds                       |
+| `certify`   | certificates without laziness, for one network and for the experiment     |
+| `certificates` | what they say                                                          |
 """
 
+from perturbkernel.theory.law.certificates import ExperimentCertificate as ExperimentCertificate
+from perturbkernel.theory.law.certificates import SignCertificate as SignCertificate
+from perturbkernel.theory.law.certificates import Simulation as Simulation
+from perturbkernel.theory.law.certify import certify_experiment as certify_experiment
+from perturbkernel.theory.law.certify import certify_network as certify_network
+from perturbkernel.theory.law.certify import certify_outputs as certify_outputs
 from perturbkernel.theory.law.estimates import Estimate as Estimate
 from perturbkernel.theory.law.gradients import GradientMoments as GradientMoments
 from perturbkernel.theory.law.law import NeuronLaw as NeuronLaw

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.dtypes import canonicalize_dtype
 from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
@@ -298,7 +299,7 @@ class NeuronLaw(Pool):
         if start != "doubled" and self.antithetic:
             coins = np.asarray(jax.random.bernoulli(sign_key, shape=(len(chosen),)))
             neurons = neurons.one_sign(coins.astype(int))
-        dtype = self.paths.moved.dtype
+        dtype = canonicalize_dtype(self.paths.moved.dtype)
         return ensemble(neurons, self.kernel, count, width, start, dtype)
 
     def mean_network(self, *, width: int, time: float | None = None) -> TwoLayerNetwork | Centred:
@@ -313,7 +314,7 @@ class NeuronLaw(Pool):
         over the pool; `mean` has smaller ones, as numbers. Theory: 14.2.
         """
         neurons = self.at(self.scaled_time(width, time))
-        dtype = self.paths.moved.dtype
+        dtype = canonicalize_dtype(self.paths.moved.dtype)
 
         def averaged(parameters):
             both = np.broadcast_to(parameters, neurons.moved.shape)

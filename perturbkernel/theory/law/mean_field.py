@@ -50,9 +50,10 @@ class MeanFieldLearner(eqx.Module):
     logistic, squared: neurons interact, through the outputs at the training points. In the pool
         they do through F, which is the limit of networks whose outputs are multiplied by sqrt(width
         / width') as their width' grows [known for smooth activations, measured here]. A network of
-        this width has f in place of F in its forces: with start "doubled" F is its mean to the
-        order of f - F, small where r is; with a random start f0, of order one, is in the forces at
-        every width, and F is not a limit of f [measured].
+        this width has its own outputs f in place of F. Doubled, so that f begins at 0, it has F as
+        its mean, and f - F falls with width at fixed r [measured]. From a random start f0, of order
+        one at every width, is in the forces: f - F does not fall with width, and F is no limit of f
+        [measured].
 
     Args:
         kernel: slope and whether biases are trained; cosines and diagnoses are computed with it.

@@ -15,7 +15,7 @@ balanced, since all of these networks train biases (see `diagnosis`).
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +29,17 @@ from perturbkernel.checks import check_choice, check_count
 from perturbkernel.data.draws import draw_targets
 from perturbkernel.kernels.architectures import ArchitectureNTK
 from perturbkernel.metrics import accuracy, agreement, cosine
+from perturbkernel.reproduce.records import Arrays, Config, Json
 from perturbkernel.reproduce.studies.architectures.figure import draw as draw
 from perturbkernel.reproduce.studies.architectures.figure import summarise as summarise
 from perturbkernel.reproduce.studies.architectures.figure import text as text
+from perturbkernel.reproduce.studies.settings import from_config
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import fit
 from perturbkernel.training.predictors import KernelPredictor
 
-Arrays = dict[str, np.ndarray]
-
 #: The networks of the transfer matrix: a name, a constructor of ArchitectureNTK and its arguments.
-NETWORKS: tuple[dict[str, Any], ...] = (
+NETWORKS: tuple[Json, ...] = (
     {"name": "ReLU 1", "family": "fully_connected", "depth": 1, "activation": "relu"},
     {"name": "ReLU 6", "family": "fully_connected", "depth": 6, "activation": "relu"},
     {"name": "leaky 2", "family": "fully_connected", "depth": 2, "activation": "leaky_relu"},
@@ -59,7 +59,7 @@ ACTIVATIONS = ("relu", "erf")
 DEPTHS = {"small": (1, 2, 3, 5, 8), "paper": tuple(range(1, 9))}
 #: Part -> training points, new points, side of the images; and seeds computed in one cell (None:
 #: all of them).
-SIZES: dict[str, dict[str, Any]] = {
+SIZES: dict[str, Json] = {
     "small": {"depth": (200, 400, 14), "transfer": (100, 150, 7), "seeds": None},
     "paper": {"depth": (500, 400, 14), "transfer": (200, 200, 14), "seeds": 1},
 }
@@ -86,7 +86,7 @@ class Setting:
     size: float = 0.3
 
 
-def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
+def cells(scale: str, seeds: int) -> list[Config]:
     """The work as JSON-able configs: networks that learn from each other, data sets, seeds.
 
     Args:
@@ -108,7 +108,8 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     }
     found = []
     for first in range(0, seeds, step):
-        found.append(transfer | {"first": first, "seeds": min(step, seeds - first)})
+        count = min(step, seeds - first)
+        found.append(transfer | {"first": first, "seeds": count})
     for activation in ACTIVATIONS:
         for count in DEPTHS[scale]:
             layers = {"family": "fully_connected", "depth": count, "activation": activation}
@@ -123,21 +124,24 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     return found
 
 
-def _setting(n: int, test: int, side: int) -> dict[str, Any]:
+def _setting(n: int, test: int, side: int) -> Json:
     """As JSON holds it."""
     setting = dataclasses.asdict(Setting(n, test, side))
     return setting | {"digits": list(Setting.digits)}
 
 
-def network(config: dict[str, Any], side: int) -> ArchitectureNTK:
+def network(config: Config, side: int) -> ArchitectureNTK:
     """The kernel that a config of NETWORKS describes, for images of side x side.
 
     network(NETWORKS[0], side=14)
     """
-    options = {name: value for name, value in config.items() if name not in ("name", "family")}
-    if config["family"] == "convolutional":
+    options = dict(config)
+    del options["name"]
+    family = options.pop("family")
+    if family == "convolutional":
         options["input_shape"] = (side, side, 1)
-    return getattr(ArchitectureNTK, config["family"])(**options)
+    construct = getattr(ArchitectureNTK, family)
+    return construct(**options)
 
 
 # --- one cell ---
@@ -156,7 +160,7 @@ class Problem(NamedTuple):
     key: PRNGKeyArray  # of random directions
 
 
-def measure(config: dict[str, Any]) -> Arrays:
+def measure(config: Config) -> Arrays:
     """The numbers of one cell, a pure function of its config (see `cells`).
 
     Axes: k data sets, s seeds, c carriers, sources and learners, both the networks of the config.
@@ -168,42 +172,52 @@ def measure(config: dict[str, Any]) -> Arrays:
             the same size, the agreement with the learner's f;
         cosine (k, s, sources, learners): the mean cosine of their perturbations of a point.
     """
-    s = Setting(**{field.name: config[field.name] for field in dataclasses.fields(Setting)})
+    s = from_config(Setting, config)
     kernels = [network(one, s.side) for one in config["networks"]]
-    seeds = range(config["first"], config["first"] + config["seeds"])
+    first = config["first"]
+    seeds = range(first, first + config["seeds"])
     rows = []
     for name in config["data"]:
         problems = [_problem(name, s, seed) for seed in seeds]
-        rows.append([_one(kernels, config["carriers"], problem) for problem in problems])
+        of_data = [_one(kernels, config["carriers"], problem) for problem in problems]
+        rows.append(of_data)
     found = {}
     for name in rows[0][0]:
-        found[name] = np.array([[row[name] for row in of_data] for of_data in rows])
+        values = [[row[name] for row in of_data] for of_data in rows]
+        found[name] = np.array(values)
     return found
 
 
 def _problem(name: str, s: Setting, seed: int) -> Problem:
     check_choice(name, "data", ("digits", "gaussian"))
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(2), seed), 5)
+    root = jax.random.key(2)
+    key = jax.random.fold_in(root, seed)
+    first_key, second_key, noise_key, targets_key, random_key = jax.random.split(key, 5)
     if name == "digits":
-        rest, new = datasets.mnist5k(classes=s.digits).split(test=s.test, key=keys[0])
-        train = rest.subset(s.n, key=keys[1])
+        images = datasets.mnist5k(classes=s.digits)
+        rest, new = images.split(test=s.test, key=first_key)
+        train = rest.subset(s.n, key=second_key)
         x = _smaller(train.images, s.side)
         z = _smaller(new.images, s.side)
     else:
         d = s.side**2
         shift = s.separation / s.side
-        train = datasets.shifted_gaussian(s.n, d, shift, key=keys[0])
-        new = datasets.shifted_gaussian(s.test, d, shift, key=keys[1])
-        x, z = train.inputs, new.inputs
+        train = datasets.shifted_gaussian(s.n, d, shift, key=first_key)
+        new = datasets.shifted_gaussian(s.test, d, shift, key=second_key)
+        x = train.inputs
+        z = new.inputs
     scale = jnp.sqrt(jnp.mean(x**2))
-    carriers = {
-        "alone": jnp.zeros_like(x),
-        "data": x,
-        "noise": scale * jax.random.normal(keys[2], x.shape),
-    }
-    targets = draw_targets("balanced", s.n, key=keys[3])
-    size = s.size * s.side * scale
-    return Problem(x, train.targets, z, new.targets, targets, carriers, size, keys[4])
+    noise = jax.random.normal(noise_key, x.shape)
+    return Problem(
+        x=x,
+        y=train.targets,
+        z=z,
+        labels=new.targets,
+        targets=draw_targets("balanced", s.n, key=targets_key),
+        carriers={"alone": jnp.zeros_like(x), "data": x, "noise": scale * noise},
+        size=s.size * s.side * scale,
+        key=random_key,
+    )
 
 
 def _smaller(images: Array, side: int) -> Array:
@@ -211,7 +225,8 @@ def _smaller(images: Array, side: int) -> Array:
     n = len(images)
     block = images.shape[1] // side
     squares = images.reshape(n, side, block, side, block)
-    return squares.mean((2, 4)).reshape(n, -1)
+    means = squares.mean((2, 4))
+    return means.reshape(n, -1)
 
 
 def _trained(kernel: ArchitectureNTK, x: Array, y: Array) -> KernelPredictor:
@@ -222,32 +237,44 @@ def _one(kernels: list[ArchitectureNTK], carriers: list[str], p: Problem) -> Arr
     """The numbers of `measure` for one data set and seed."""
     firsts = [_trained(kernel, p.x, p.y) for kernel in kernels]
     of_f = [f(p.z) for f in firsts]
-    deltas = [perturb(f, p.x, p.targets, size=float(p.size)).delta for f in firsts]
-    random = p.size * normalise(jax.random.normal(p.key, p.x.shape), "l2")
+    size = float(p.size)
+    deltas = [perturb(f, p.x, p.targets, size=size).delta for f in firsts]
+    normal = jax.random.normal(p.key, p.x.shape)
+    random = p.size * normalise(normal, "l2")
 
     def learned(delta) -> list[list[Array]]:
         """Outputs of every learner on every carrier, (c, learners) of them."""
         outputs = []
         for carrier in carriers:
             inputs = p.carriers[carrier] + delta
-            outputs.append([_trained(kernel, inputs, p.targets)(p.z) for kernel in kernels])
+            learners = [_trained(kernel, inputs, p.targets) for kernel in kernels]
+            outputs.append([g(p.z) for g in learners])
         return outputs
 
+    def accuracies_of(row: list[Array]) -> list[Array]:
+        return [accuracy(outputs, p.labels) for outputs in row]
+
+    def mean_cosines(source: Array) -> list[Array]:
+        return [cosine(source, own).mean() for own in deltas]
+
     of_g = [learned(delta) for delta in deltas]  # sources, c, learners
-    accuracies, agreements = [], []
-    for f, one in zip(of_f, of_g, strict=True):
-        accuracies.append([[accuracy(g, p.labels) for g in row] for row in one])
-        agreements.append([[agreement(f, g) for g in row] for row in one])
-    control_accuracies, control_agreements = [], []
+    accuracies = []
+    agreements = []
+    for f, of_source in zip(of_f, of_g, strict=True):
+        accuracies.append([accuracies_of(row) for row in of_source])
+        agreements.append([[agreement(f, g) for g in row] for row in of_source])
+    control_accuracies = []
+    control_agreements = []
     for row in learned(random):
-        control_accuracies.append([accuracy(g, p.labels) for g in row])
-        control_agreements.append([agreement(f, g) for f, g in zip(of_f, row, strict=True)])
+        pairs = zip(of_f, row, strict=True)
+        control_accuracies.append(accuracies_of(row))
+        control_agreements.append([agreement(f, g) for f, g in pairs])
     found = {
-        "accuracy_f": [accuracy(f, p.labels) for f in of_f],
+        "accuracy_f": accuracies_of(of_f),
         "accuracy": np.swapaxes(accuracies, 0, 1),
         "agreement": np.swapaxes(agreements, 0, 1),
         "control_accuracy": control_accuracies,
         "control_agreement": control_agreements,
-        "cosine": [[cosine(source, own).mean() for own in deltas] for source in deltas],
+        "cosine": [mean_cosines(source) for source in deltas],
     }
     return {name: np.array(values, float) for name, values in found.items()}

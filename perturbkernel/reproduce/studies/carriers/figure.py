@@ -1,7 +1,7 @@
 """The figure of the study of carriers, and its numbers as text, from one summary."""
 
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,8 +10,8 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from scipy.special import ndtr
 
 from perturbkernel.report.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, figure, styled
-
-Results = Sequence[tuple[dict[str, Any], dict[str, np.ndarray]]]
+from perturbkernel.reproduce.records import Json, Results
+from perturbkernel.reproduce.studies.curves import curve, draw_band, in_percent, spread
 
 #: Published: accuracy of g for L2 perturbations on 10,000 points of uniform noise, against d
 #: (Kumano, Kera, Yamasaki, ICLR 2024, figure 2; the control is near .5). The number of training
@@ -43,10 +43,12 @@ def leading_order(ratio, relative_size: float, n: int, m: int):
     `carriers`.
     """
     carriers = 1 / (m * np.square(relative_size))
-    return ndtr(np.sqrt(ratio / (1 + carriers)))
+    squared_margin = ratio / (1 + carriers)
+    margin = np.sqrt(squared_margin)
+    return ndtr(margin)
 
 
-def summarise(results: Results) -> dict[str, Any]:
+def summarise(results: Results) -> Json:
     """Every number of the figure, as JSON holds it: means over seeds with the least and the
     largest.
 
@@ -54,63 +56,82 @@ def summarise(results: Results) -> dict[str, Any]:
     "leading_order". "digits": loss -> "accuracy_f", a number, and "accuracy" and "control", rides x
     numbers of carriers each. "setting": of either part. Any subset of cells will do.
     """
-    found: dict[str, Any] = {"noise": {}, "digits": {}, "setting": {}}
-    for kind in _VARIANCES:
-        for learner in _LEARNERS:
-            cells = []
-            for config, arrays in results:
-                if kind in config.get("kinds", ()) and learner in config["learners"]:
-                    cells.append((config, arrays))
-            if cells:
-                of_kind = found["noise"].setdefault(kind, {})
-                of_kind[learner] = _against_d(cells, kind, learner)
-    for part, names in _SETTINGS.items():
-        cells = [config for config, _ in results if config["part"] == part]
+    return {
+        "noise": _of_noise(results),
+        "digits": _of_digits(results),
+        "setting": _settings(results),
+    }
+
+
+def _of_noise(results: Results) -> Json:
+    """Kind -> learner -> `_against_d`."""
+    found: Json = {}
+    for kind, learner in itertools.product(_VARIANCES, _LEARNERS):
+        cells = []
+        for config, arrays in results:
+            kinds = config.get("kinds", ())
+            if kind in kinds and learner in config["learners"]:
+                cells.append((config, arrays))
         if cells:
-            setting = {name: cells[0][name] for name in names}
-            setting["seeds"] = max(config["first"] + config["seeds"] for config in cells)
-            found["setting"][part] = setting
+            of_kind = found.setdefault(kind, {})
+            of_kind[learner] = _against_d(cells, kind, learner)
+    return found
+
+
+def _of_digits(results: Results) -> Json:
+    """Loss -> quantity -> its spread."""
+    found: Json = {}
     for config, arrays in results:
         if config["part"] != "digits":
             continue
         for i, loss in enumerate(config["learners"]):
-            found["digits"][loss] = {name: _spread(values[:, i]) for name, values in arrays.items()}
+            found[loss] = {}
+            for name, values in arrays.items():
+                of_loss = values[:, i]
+                found[loss][name] = spread(of_loss)
     return found
 
 
-def _spread(samples: np.ndarray) -> dict[str, Any]:
-    """Mean, least and largest over the first axis."""
-    return {
-        "mean": np.mean(samples, axis=0).tolist(),
-        "low": np.min(samples, axis=0).tolist(),
-        "high": np.max(samples, axis=0).tolist(),
-    }
+def _settings(results: Results) -> Json:
+    """Of the parts that have cells."""
+    found = {}
+    for part, names in _SETTINGS.items():
+        cells = [config for config, _ in results if config["part"] == part]
+        if not cells:
+            continue
+        first = cells[0]
+        setting = {name: first[name] for name in names}
+        seeds = 0
+        for config in cells:
+            end = config["first"] + config["seeds"]
+            seeds = max(seeds, end)
+        setting["seeds"] = seeds
+        found[part] = setting
+    return found
 
 
-def _against_d(cells: Results, kind: str, learner: str) -> dict[str, Any]:
+def _against_d(cells: Results, kind: str, learner: str) -> Json:
     """Quantity -> {"mean", "low", "high"}, a number for each dimension."""
     config, _ = cells[0]
+    n = config["n"]
+    m = config["m"]
     dimensions = sorted({config["d"] for config, _ in cells})
-    n, m = config["n"], config["m"]
     ratios = np.array(dimensions) / n
     theory = leading_order(ratios, config["relative_size"], n, m)
-    found: dict[str, Any] = {
+    found: Json = {
         "d": dimensions,
         "ratio": ratios.tolist(),
         "leading_order": theory.tolist(),
     }
     for name in _NOISE:
-        spreads = []
-        for d in dimensions:
-            samples = []
-            for config, arrays in cells:
-                if config["d"] != d:
-                    continue
-                i = config["kinds"].index(kind)
-                j = config["learners"].index(learner)
-                samples.append(arrays[name][:, i, j])
-            spreads.append(_spread(np.concatenate(samples)))
-        found[name] = {key: [spread[key] for spread in spreads] for key in spreads[0]}
+        parts: dict[int, list[np.ndarray]] = {d: [] for d in dimensions}
+        for config, arrays in cells:
+            i = config["kinds"].index(kind)
+            j = config["learners"].index(learner)
+            of_seeds = arrays[name][:, i, j]
+            parts[config["d"]].append(of_seeds)
+        samples = [np.concatenate(of_d) for of_d in parts.values()]
+        found[name] = curve(samples)
     return found
 
 
@@ -120,20 +141,25 @@ def draw(results: Results) -> Figure:
     their carriers.
     """
     summary = summarise(results)
+    noise = summary["noise"]
+    digits = summary["digits"]
+    setting = summary["setting"]
     fig = figure(13.5, 5.6)
     axes = fig.subplots(1, 4, sharey=True)
-    for axis, kind in zip(axes, _VARIANCES, strict=False):
-        if kind in summary["noise"]:
-            _noise_panel(axis, kind, summary["noise"][kind], summary["setting"]["noise"])
-    for axis, loss in zip(axes[2:], ("identity", "exponential"), strict=True):
-        if loss in summary["digits"]:
-            _digits_panel(axis, loss, summary["digits"][loss], summary["setting"]["digits"])
-    axes[0].set(ylim=(0.3, 1.03), ylabel="accuracy of g")
-    fig.suptitle(_title(summary["setting"]), fontsize=10, x=0.01, ha="left")
+    uniform, gaussian, identity, exponential = axes
+    for axis, kind in ((uniform, "uniform"), (gaussian, "gaussian")):
+        if kind in noise:
+            _noise_panel(axis, kind, noise[kind], setting["noise"])
+    for axis, loss in ((identity, "identity"), (exponential, "exponential")):
+        if loss in digits:
+            _digits_panel(axis, loss, digits[loss], setting["digits"])
+    uniform.set(ylim=(0.3, 1.03), ylabel="accuracy of g")
+    title = _title(setting)
+    fig.suptitle(title, fontsize=10, x=0.01, ha="left")
     return fig
 
 
-def _title(setting: Mapping[str, Any]) -> str:
+def _title(setting: Json) -> str:
     lines = [
         "Perturbations teach, whatever carries them; carriers alone do not (dashed: g trained on "
         "them unperturbed)."
@@ -154,10 +180,10 @@ def _title(setting: Mapping[str, Any]) -> str:
 
 
 def _curve(
-    axis: Axes, x, accuracy: Mapping, control: Mapping, label: str, colour: str, line: str
+    axis: Axes, x, accuracy: Json, control: Json, label: str, colour: str, line: str
 ) -> None:
     axis.plot(x, accuracy["mean"], line, ms=4, color=colour, label=label)
-    axis.fill_between(x, accuracy["low"], accuracy["high"], color=colour, alpha=0.15, lw=0)
+    draw_band(axis, x, accuracy, colour)
     axis.plot(x, control["mean"], "--", lw=1, color=colour)
 
 
@@ -165,37 +191,50 @@ def _finish(axis: Axes, title: str, xlabel: str, ticks: Sequence[float]) -> None
     axis.axhline(0.5, color=GREY, lw=0.6, ls=(0, (1, 2)))
     axis.set(xscale="log", title=title, xlabel=xlabel)
     axis.set_xticks(ticks)
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.xaxis.set_major_formatter(plain)
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7.5)
 
 
-def _noise_panel(
-    axis: Axes, kind: str, found: Mapping[str, Any], setting: Mapping[str, Any]
-) -> None:
+def _noise_panel(axis: Axes, kind: str, found: Json, setting: Json) -> None:
     for learner, curves in found.items():
-        _curve(axis, curves["ratio"], curves["accuracy"], curves["control"], *_LEARNERS[learner])
+        label, colour, line = _LEARNERS[learner]
+        ratios = curves["ratio"]
+        accuracy = curves["accuracy"]
+        control = curves["control"]
+        _curve(axis, ratios, accuracy, control, label, colour, line)
+    n = setting["n"]
+    m = setting["m"]
     ratios = np.geomspace(0.08, 13)
-    theory = leading_order(ratios, setting["relative_size"], setting["n"], setting["m"])
+    theory = leading_order(ratios, setting["relative_size"], n, m)
     axis.plot(ratios, theory, color="black", lw=0.8, label="leading order, identity loss")
     if kind in PUBLISHED:
-        places = np.array(PUBLISHED["d"]) / PUBLISHED_N
+        dimensions = np.array(PUBLISHED["d"])
+        places = dimensions / PUBLISHED_N
         label = f"published (ICLR 2024); N = {PUBLISHED_N:,} assumed, size fitted"
-        axis.plot(places, PUBLISHED[kind], "o", ms=8, mfc="none", color="black", label=label)
+        published = PUBLISHED[kind]
+        axis.plot(places, published, "o", ms=8, mfc="none", color="black", label=label)
     title = f"{kind.capitalize()} noise: labels of unseen points"
     _finish(axis, title, "dimension d / N", (0.1, 1, 10))
 
 
-def _digits_panel(
-    axis: Axes, loss: str, found: Mapping[str, Any], setting: Mapping[str, Any]
-) -> None:
+def _digits_panel(axis: Axes, loss: str, found: Json, setting: Json) -> None:
     x = np.array(setting["per_point"])
-    for i, (label, colour, line) in enumerate(_RIDES):
-        accuracy = {key: value[i] for key, value in found["accuracy"].items()}
-        control = {key: value[i] for key, value in found["control"].items()}
-        _curve(axis, x, accuracy, control, label.format(**setting), colour, line)
-    axis.axhline(found["accuracy_f"]["mean"], color="black", lw=0.8, label="f itself")
-    _finish(axis, f"New digits, {loss} loss", "carriers for each training image", x.tolist())
+    for i, (words, colour, line) in enumerate(_RIDES):
+        accuracy = _of_ride(found["accuracy"], i)
+        control = _of_ride(found["control"], i)
+        label = words.format(**setting)
+        _curve(axis, x, accuracy, control, label, colour, line)
+    of_f = found["accuracy_f"]["mean"]
+    axis.axhline(of_f, color="black", lw=0.8, label="f itself")
+    title = f"New digits, {loss} loss"
+    _finish(axis, title, "carriers for each training image", x.tolist())
+
+
+def _of_ride(spreads: Json, place: int) -> Json:
+    """The spread of one of _RIDES."""
+    return {name: rides[place] for name, rides in spreads.items()}
 
 
 def text(results: Results) -> str:
@@ -204,27 +243,37 @@ def text(results: Results) -> str:
     lines = []
     for kind, learners in summary["noise"].items():
         for learner, found in learners.items():
-            named = {name: found[name]["mean"] for name in _NOISE}
-            if learner == "identity":
-                named["leading order"] = found["leading_order"]
-            dimensions = ", ".join(map(str, found["d"]))
-            lines.append(f"{kind} noise, {_LEARNERS[learner][0]}; d = {dimensions}")
-            lines += _rows(named)
+            lines += _noise_text(kind, learner, found)
     for loss, found in summary["digits"].items():
         setting = summary["setting"]["digits"]
-        named = {"f itself": [found["accuracy_f"]["mean"]]}
-        for i, (label, *_) in enumerate(_RIDES):
-            named[label.format(**setting)] = found["accuracy"]["mean"][i]
-            named["  control" + " " * i] = found["control"]["mean"][i]
-        lines.append(f"new digits, {loss} loss; carriers a training image: {setting['per_point']}")
-        lines += _rows(named)
+        lines += _digits_text(loss, found, setting)
     return "\n".join(lines)
 
 
+def _noise_text(kind: str, learner: str, found: Json) -> list[str]:
+    words, *_ = _LEARNERS[learner]
+    dimensions = ", ".join(map(str, found["d"]))
+    named = {name: found[name]["mean"] for name in _NOISE}
+    if learner == "identity":
+        named["leading order"] = found["leading_order"]
+    heading = f"{kind} noise, {words}; d = {dimensions}"
+    return [heading, *_rows(named)]
+
+
+def _digits_text(loss: str, found: Json, setting: Json) -> list[str]:
+    of_f = found["accuracy_f"]["mean"]
+    named = {"f itself": [of_f]}
+    accuracies = found["accuracy"]["mean"]
+    controls = found["control"]["mean"]
+    for i, (words, *_) in enumerate(_RIDES):
+        label = words.format(**setting)
+        control = "  control" + " " * i  # each name once
+        named[label] = accuracies[i]
+        named[control] = controls[i]
+    counts = setting["per_point"]
+    heading = f"new digits, {loss} loss; carriers a training image: {counts}"
+    return [heading, *_rows(named)]
+
+
 def _rows(named: Mapping[str, Sequence[float]]) -> list[str]:
-    """A name and numbers in % on each line."""
-    lines = []
-    for name, row in named.items():
-        numbers = "".join(f"{100 * value:7.1f}" for value in row)
-        lines.append(f"  {name:56}{numbers}")
-    return lines
+    return [in_percent(name, row, width=56) for name, row in named.items()]

@@ -28,6 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from perturbkernel import data as datasets
 from perturbkernel.attacks.one_step import perturb
@@ -37,19 +38,18 @@ from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.metrics import accuracy, agreement
 from perturbkernel.networks.ensembles import NetworkLearner
 from perturbkernel.networks.optimizers import Plateau, paper_optimizer
+from perturbkernel.reproduce.records import Arrays, Config, Json
 from perturbkernel.reproduce.studies.carriers.figure import draw as draw
 from perturbkernel.reproduce.studies.carriers.figure import summarise as summarise
 from perturbkernel.reproduce.studies.carriers.figure import text as text
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import KernelLearner
 
-Arrays = dict[str, np.ndarray]
-
 KINDS = ("uniform", "gaussian")
 LEARNERS = ("identity", "exponential", "network")
 #: Training points, noise points, dimensions; of the finite network width, steps and the largest
 #: dimension.
-SCALES: dict[str, dict[str, Any]] = {
+SCALES: dict[str, Json] = {
     "small": {
         "n": 100,
         "m": 1000,
@@ -96,7 +96,7 @@ class Digits:
 RIDES = (("others", "carrier"), ("others", "data"), ("uniform", "carrier"), ("gaussian", "carrier"))
 
 
-def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
+def cells(scale: str, seeds: int) -> list[Config]:
     """The work as JSON-able configs: noise of a dimension, or digits.
 
     Args:
@@ -109,28 +109,50 @@ def cells(scale: str, seeds: int) -> list[dict[str, Any]]:
     """
     check_choice(scale, "scale", tuple(SCALES))
     check_count(seeds, "seeds")
-    s = SCALES[scale]
-    size = RELATIVE_SIZE * np.sqrt(SCALES["paper"]["n"] / s["n"])
-    noise = {"part": "noise", "n": s["n"], "m": s["m"], "relative_size": float(size), "time": TIME}
-    noise |= {"width": s["width"], "steps": s["steps"]}
     found = []
-    for d in s["d"]:
-        learners = [name for name in LEARNERS if name != "network" or d <= s["network_d"]]
-        together = {"d": d, "kinds": list(KINDS), "learners": learners, "first": 0, "seeds": seeds}
-        if scale == "small":
-            found.append(noise | together)
-            continue
-        for kind, name, seed in itertools.product(KINDS, learners, range(seeds)):
-            one = {"d": d, "kinds": [kind], "learners": [name], "first": seed, "seeds": 1}
-            found.append(noise | one)
-    digits: dict[str, Any] = {"part": "digits", "learners": list(LEARNERS[:2])}
-    for name, value in dataclasses.asdict(Digits()).items():
-        digits[name] = list(value) if isinstance(value, tuple) else value
-    found.append(digits | {"first": 0, "seeds": seeds})
+    for d in SCALES[scale]["d"]:
+        found += _noise_cells(scale, d, seeds)
+    return [*found, _digits_cell(seeds)]
+
+
+def _noise_cells(scale: str, d: int, seeds: int) -> list[Config]:
+    """The cells of a dimension."""
+    s = SCALES[scale]
+    published = SCALES["paper"]
+    fewer = published["n"] / s["n"]
+    size = RELATIVE_SIZE * np.sqrt(fewer)
+    noise = {
+        "part": "noise",
+        "n": s["n"],
+        "m": s["m"],
+        "relative_size": float(size),
+        "time": TIME,
+        "width": s["width"],
+        "steps": s["steps"],
+        "d": d,
+    }
+    learners = list(LEARNERS)
+    if d > s["network_d"]:
+        learners.remove("network")
+    if scale == "small":
+        together = {"kinds": list(KINDS), "learners": learners, "first": 0, "seeds": seeds}
+        return [noise | together]
+    found = []
+    for kind, name, seed in itertools.product(KINDS, learners, range(seeds)):
+        one = {"kinds": [kind], "learners": [name], "first": seed, "seeds": 1}
+        found.append(noise | one)
     return found
 
 
-def measure(config: dict[str, Any]) -> Arrays:
+def _digits_cell(seeds: int) -> Config:
+    losses = list(LEARNERS[:2])
+    digits: Json = {"part": "digits", "learners": losses}
+    for name, value in dataclasses.asdict(Digits()).items():
+        digits[name] = list(value) if isinstance(value, tuple) else value
+    return digits | {"first": 0, "seeds": seeds}
+
+
+def measure(config: Config) -> Arrays:
     """The numbers of one cell, a pure function of its config (see `cells`).
 
     accuracy_f, accuracy, control: of f, g and the control. Part "noise" (s, kinds, learners): on
@@ -141,16 +163,19 @@ def measure(config: dict[str, Any]) -> Arrays:
     Raises ValueError for an unknown part, kind or learner.
     """
     check_choice(config["part"], "part", ("noise", "digits"))
-    seeds = range(config["first"], config["first"] + config["seeds"])
+    first = config["first"]
+    learners = config["learners"]
     rows = []
-    for seed in seeds:
+    for seed in range(first, first + config["seeds"]):
         if config["part"] == "digits":
-            rows.append([_digits(config, name, seed) for name in config["learners"]])
+            of_seed = [_digits(config, name, seed) for name in learners]
+            rows.append(of_seed)
             continue
-        of_seed = []
+        of_kinds = []
         for kind in config["kinds"]:
-            of_seed.append([_noise(config, kind, name, seed) for name in config["learners"]])
-        rows.append(of_seed)
+            of_kind = [_noise(config, kind, name, seed) for name in learners]
+            of_kinds.append(of_kind)
+        rows.append(of_kinds)
     return _by_name(rows)
 
 
@@ -165,10 +190,13 @@ def _by_name(rows: Any) -> Arrays:
     first = rows
     while isinstance(first, list):
         first = first[0]
-    return {name: np.array(taken(rows, name), float) for name in first}
+    found = {}
+    for name in first:
+        found[name] = np.array(taken(rows, name), float)
+    return found
 
 
-def learner(config: dict[str, Any], name: str, slope: float) -> Any:
+def learner(config: Config, name: str, slope: float) -> Any:
     """What trains both networks: in the kernel limit, or of finite width by the predecessor's
     recipe.
 
@@ -190,73 +218,107 @@ def learner(config: dict[str, Any], name: str, slope: float) -> Any:
     return KernelLearner(TwoLayerNTK(slope), name, GradientFlow(time))
 
 
-def _noise(config: dict[str, Any], kind: str, name: str, seed: int) -> dict[str, Any]:
+def _noise(config: Config, kind: str, name: str, seed: int) -> Json:
     """As `learn_from_perturbations(carrier=kind, at="carrier")`, without the diagnosis, which
     compiles for long.
     """
-    n, m, d = config["n"], config["m"], config["d"]
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(4), seed), 8)
-    x = draw_noise(kind, n, (d,), key=keys[0])
-    y = draw_targets("coin_flip", n, key=keys[1])
-    carrier = draw_noise(kind, m, (d,), key=keys[2])
-    targets = draw_targets("coin_flip", m, key=keys[3])
+    n = config["n"]
+    m = config["m"]
+    d = config["d"]
+    root = jax.random.key(4)
+    key = jax.random.fold_in(root, seed)
+    x_key, y_key, carrier_key, targets_key, new_key, *learner_keys = jax.random.split(key, 8)
+    x = draw_noise(kind, n, (d,), key=x_key)
+    y = draw_targets("coin_flip", n, key=y_key)
+    carrier = draw_noise(kind, m, (d,), key=carrier_key)
+    targets = draw_targets("coin_flip", m, key=targets_key)
     # Labelled and new points together are as many as carriers: one compilation.
-    new = draw_noise(kind, m - n, (d,), key=keys[4])
+    rest = m - n
+    new = draw_noise(kind, rest, (d,), key=new_key)
     z = jnp.concatenate([x, new])
+
+    f_key, g_key, control_key = learner_keys
     train = learner(config, name, SLOPE)
-    f = train(x, y, keys[5])
-    length = np.sqrt(d / 3 if kind == "uniform" else d)  # of a carrier
-    size = config["relative_size"] * length
-    bounds = (-1.0, 1.0) if kind == "uniform" else None
-    delta = perturb(f, carrier, targets, size=float(size), bounds=bounds).delta
+    f = train(x, y, f_key)
+    delta = _perturbations(config, kind, f, carrier, targets)
+    g = train(carrier + delta, targets, g_key)
+    control = train(carrier, targets, control_key)
     of_f = f(z)
-    of_g = train(carrier + delta, targets, keys[6])(z)
-    control = train(carrier, targets, keys[7])(z)
+    of_g = g(z)
+    of_control = control(z)
+    labelled = slice(n)
+    unseen = slice(n, None)
+    f_unseen = of_f[unseen]
     return {
-        "accuracy_f": accuracy(of_f[:n], y),
-        "accuracy": accuracy(of_g[:n], y),
-        "control": accuracy(control[:n], y),
-        "agreement": agreement(of_f[n:], of_g[n:]),
-        "control_agreement": agreement(of_f[n:], control[n:]),
+        "accuracy_f": accuracy(of_f[labelled], y),
+        "accuracy": accuracy(of_g[labelled], y),
+        "control": accuracy(of_control[labelled], y),
+        "agreement": agreement(f_unseen, of_g[unseen]),
+        "control_agreement": agreement(f_unseen, of_control[unseen]),
     }
 
 
-def _digits(config: dict[str, Any], name: str, seed: int) -> dict[str, Any]:
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(5), seed), 4)
+def _perturbations(config: Config, kind: str, f: Any, carrier: Array, targets: Array) -> Array:
+    """Of noise, inside the cube where noise is uniform."""
+    d = carrier.shape[1]
+    length = np.sqrt(d)
+    bounds = None
+    if kind == "uniform":
+        length = np.sqrt(d / 3)
+        bounds = (-1.0, 1.0)
+    size = config["relative_size"] * length
+    found = perturb(f, carrier, targets, size=float(size), bounds=bounds)
+    return found.delta
+
+
+def _digits(config: Config, name: str, seed: int) -> Json:
+    root = jax.random.key(5)
+    key = jax.random.fold_in(root, seed)
+    split_key, part_key, others_key, ride_key = jax.random.split(key, 4)
     images = datasets.mnist5k(classes=config["digits"])
-    rest, test = images.split(test=config["test"], key=keys[0])
-    part = rest.subset(config["n"], key=keys[1])
-    x, y = part.inputs, part.targets
+    rest, test = images.split(test=config["test"], key=split_key)
+    part = rest.subset(config["n"], key=part_key)
+    x = part.inputs
     n, d = x.shape
     largest = max(config["per_point"]) * n
     others = datasets.mnist5k(classes=config["others"]).inputs
-    others = others[jax.random.permutation(keys[2], len(others))[:largest]]
+    shuffled = jax.random.permutation(others_key, len(others))
+    others = others[shuffled[:largest]]
     train = learner(config, name, 0.0)
-    f = train(x, y, None)
+    f = train(x, part.targets, None)
 
-    def toward(points):
+    def toward(points: Array) -> Array:
         """Perturbations toward +1; those toward -1 are their negatives."""
-        return perturb(f, points, jnp.ones(len(points)), size=config["size"]).delta
+        plus = jnp.ones(len(points))
+        return perturb(f, points, plus, size=config["size"]).delta
 
-    def learned(inputs, targets):
+    def learned(inputs: Array, targets: Array) -> Array:
         """The accuracy on new digits of a network that learned from the inputs."""
-        return accuracy(train(inputs, targets, None)(test.inputs), test.targets)
+        g = train(inputs, targets, None)
+        return accuracy(g(test.inputs), test.targets)
 
     found = {"accuracy": [], "control": []}
     for i, (carrier, at) in enumerate(RIDES):
         points = others
         if carrier != "others":
-            points = draw_noise(carrier, largest, (d,), key=keys[3])
-        step = toward(points) if at == "carrier" else jnp.tile(toward(x), (largest // n, 1))
-        learns, controls = [], []
+            points = draw_noise(carrier, largest, (d,), key=ride_key)
+        where = points if at == "carrier" else x
+        step = toward(where)
+        if len(step) < largest:
+            step = jnp.tile(step, (largest // n, 1))
+        learns = []
+        controls = []
         for count in config["per_point"]:
             m = count * n
             # The two ways to perturb other digits share their targets, and so their control.
             number = count if i < 2 else 100 * i + count
-            key = jax.random.fold_in(keys[3], number)
+            key = jax.random.fold_in(ride_key, number)
             targets = draw_targets("balanced", m, key=key)
-            controls.append(learned(points[:m], targets))
-            learns.append(learned(points[:m] + targets[:, None] * step[:m], targets))
+            delta = targets[:, None] * step[:m]
+            carriers = points[:m]
+            controls.append(learned(carriers, targets))
+            learns.append(learned(carriers + delta, targets))
         found["accuracy"].append(learns)
         found["control"].append(controls)
-    return {"accuracy_f": accuracy(f(test.inputs), test.targets), **found}
+    of_f = f(test.inputs)
+    return {"accuracy_f": accuracy(of_f, test.targets), **found}

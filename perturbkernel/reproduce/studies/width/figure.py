@@ -1,7 +1,7 @@
 """The figure of the study against width, from its summary alone."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from perturbkernel.report.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, figure, styled
-from perturbkernel.reproduce.studies.width.summary import Results, summarise
+from perturbkernel.reproduce.records import Json, Results
+from perturbkernel.reproduce.studies.width.summary import summarise
 
 
 class Line(NamedTuple):
@@ -135,7 +136,7 @@ def _axes(axis: Axes, ticks: Sequence[int], **labels: str) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _against_width(axis: Axes, panel: Panel, quantities: Mapping[str, Any]) -> None:
+def _against_width(axis: Axes, panel: Panel, quantities: Json) -> None:
     if not quantities:
         axis.set_axis_off()
         return
@@ -152,9 +153,7 @@ def _against_width(axis: Axes, panel: Panel, quantities: Mapping[str, Any]) -> N
     _legend(axis, panel.title)
 
 
-def _draw_line(
-    axis: Axes, line: Line, q: Mapping[str, Any], widths: np.ndarray, unit: float
-) -> None:
+def _draw_line(axis: Axes, line: Line, q: Json, widths: np.ndarray, unit: float) -> None:
     """What was measured, the fitted power, and the theory: a curve where it is known with its
     constant, otherwise slopes beside the fit.
     """
@@ -187,7 +186,7 @@ def _draw_line(
         axis.fill_between(widths, low, high, color=line.colour, alpha=0.15, lw=0)
 
 
-def _label(line: Line, q: Mapping[str, Any]) -> str:
+def _label(line: Line, q: Json) -> str:
     if not line.fitted or q["rate"] is None:
         return line.label
     low, high = q["interval"]
@@ -203,7 +202,7 @@ def _power(power: float) -> str:
     return {-0.25: "-1/4", -0.5: "-1/2", -0.75: "-3/4"}.get(power, f"{power:g}")
 
 
-def _against_steps(axis: Axes, time: Mapping[str, Any] | None) -> None:
+def _against_steps(axis: Axes, time: Json | None) -> None:
     if time is None:
         axis.set_axis_off()
         return

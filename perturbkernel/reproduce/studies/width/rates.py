@@ -70,23 +70,39 @@ def fit_rate(
     networks, values, variances = [], [], []
     for width in widths.tolist():
         count = len(samples[width])
-        errors = np.reshape(samples[width], (count, -1)).astype(float)
+        rows = np.reshape(samples[width], (count, -1))
+        errors = rows.astype(float)
         value, variance = _log_with_variance(errors, statistic)
         networks.append(count)
         values.append(value)
         variances.append(variance)
-    line = _line(
-        np.log(widths), np.array(networks), np.array(values), np.array(variances), confidence
+    points = _Points(
+        place=np.log(widths),
+        networks=np.array(networks),
+        values=np.array(values),
+        variances=np.array(variances),
     )
+    line = _line(points, confidence)
     return Rate(
-        widths,
-        np.array(networks),
-        np.exp(values),
-        np.sqrt(variances),
-        line.slope,
-        line.interval,
-        line.constant,
+        widths=widths,
+        networks=points.networks,
+        values=np.exp(points.values),
+        errors=np.sqrt(points.variances),
+        rate=line.slope,
+        interval=line.interval,
+        constant=line.constant,
     )
+
+
+class _Points(NamedTuple):
+    """What a line is fitted to, (w,) each: where, how many networks, log of the statistic and the
+    variance of that.
+    """
+
+    place: np.ndarray
+    networks: np.ndarray
+    values: np.ndarray
+    variances: np.ndarray
 
 
 class _Line(NamedTuple):
@@ -97,47 +113,50 @@ class _Line(NamedTuple):
     constant: float = np.nan
 
 
-def _line(
-    place: np.ndarray,
-    networks: np.ndarray,
-    values: np.ndarray,
-    variances: np.ndarray,
-    confidence: float,
-) -> _Line:
+def _line(points: _Points, confidence: float) -> _Line:
     """Least squares over the values that are known; NaN with fewer than two of them."""
-    known = np.isfinite(values)
+    known = np.isfinite(points.values)
     if known.sum() < 2:
         return _Line()
-    place, values = place[known], values[known]
-    centred = place - place.mean()
+    place = points.place[known]
+    values = points.values[known]
+    networks = points.networks[known]
+    centre = place.mean()
+    centred = place - centre
     leverage = centred / np.sum(centred**2)
     slope = float(leverage @ values)
-    constant = float(values.mean() - slope * place.mean())
+    constant = float(values.mean() - slope * centre)
     # What each width adds to the variance of the slope.
-    parts = leverage**2 * variances[known]
+    parts = leverage**2 * points.variances[known]
     if not np.isfinite(parts).all():
         return _Line(slope, constant=constant)
     half = 0.0
     total = parts.sum()
     if total > 0:
-        spread = np.sum(parts**2 / (networks[known] - 1))
-        half = student(confidence, total**2 / spread) * np.sqrt(total)
-    return _Line(slope, (float(slope - half), float(slope + half)), constant)
+        squares = parts**2 / (networks - 1)
+        freedom = total**2 / np.sum(squares)
+        quantile = student(confidence, freedom)
+        half = quantile * np.sqrt(total)
+    low = float(slope - half)
+    high = float(slope + half)
+    return _Line(slope, (low, high), constant)
 
 
 def _log_with_variance(e: np.ndarray, statistic: str) -> tuple[float, float]:
     """log of the statistic of e (s, p), and the jackknife's variance of it; NaN where undefined."""
     s = len(e)
+    others = s - 1
     square = e * e
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole = np.log(_statistic(e.mean(0), np.mean(square, axis=0), s, statistic))
+        mean_square = np.mean(square, axis=0)
+        whole = np.log(_statistic(e.mean(0), mean_square, s, statistic))
         without = np.full(s, np.nan)
         if s > 1:
             # Of all networks but one, for each of them.
-            means = (e.sum(0) - e) / (s - 1)
-            squares = (square.sum(0) - square) / (s - 1)
-            without = np.log(_statistic(means, squares, s - 1, statistic))
-        variance = (s - 1) * np.var(without)
+            means = (e.sum(0) - e) / others
+            squares = (square.sum(0) - square) / others
+            without = np.log(_statistic(means, squares, others, statistic))
+        variance = others * np.var(without)
     value = float(whole) if np.isfinite(whole) else np.nan
     return value, float(variance)
 
@@ -148,10 +167,12 @@ def _statistic(mean: np.ndarray, square: np.ndarray, s: int, statistic: str) -> 
         return np.sqrt(square.mean(-1))
     if statistic == "mean":
         return mean.mean(-1)
-    noise = (square - mean**2) / np.float64(s - 1)  # the variance of the mean
+    common = mean**2
+    noise = (square - common) / np.float64(s - 1)  # the variance of the mean
+    found = common - noise
     if statistic == "spread":
-        return np.sqrt((s * noise).mean(-1))
-    return np.sqrt((mean**2 - noise).mean(-1))
+        found = s * noise
+    return np.sqrt(found.mean(-1))
 
 
 def student(confidence: float, freedom: float) -> float:
@@ -161,8 +182,13 @@ def student(confidence: float, freedom: float) -> float:
 
         student(0.95, 10.0)  # 2.228
     """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    first = (z**3 + z) / (4 * freedom)
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
-    return z + first + second + third
+    upper = (1 + confidence) / 2
+    z = NormalDist().inv_cdf(upper)
+    first = z**3 + z
+    second = 5 * z**5 + 16 * z**3 + 3 * z
+    third = 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z
+    found = z
+    found += first / (4 * freedom)
+    found += second / (96 * freedom**2)
+    found += third / (384 * freedom**3)
+    return found

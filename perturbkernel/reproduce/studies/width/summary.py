@@ -2,17 +2,16 @@
 theory's are met.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturbkernel.reproduce.records import Arrays, Json, Results
 from perturbkernel.reproduce.studies.width.rates import fit_rate
 from perturbkernel.theory import WIDTH_RATES
 from perturbkernel.training.dynamics import HeavyBall
 
-Arrays = dict[str, np.ndarray]
-Results = Sequence[tuple[dict[str, Any], Arrays]]
 CONFIDENCE = 0.95
 
 
@@ -51,7 +50,7 @@ def _output(a: Arrays) -> float:
     return _rms(a["limit_output"])
 
 
-def _g(name: str) -> dict[str, Any]:
+def _g(name: str) -> Json:
     limit = f"limit_g_{name[-1]}"
     return {
         "of": lambda a: a[f"g_{name}"] - a[limit],
@@ -60,7 +59,7 @@ def _g(name: str) -> dict[str, Any]:
     }
 
 
-def _signs(name: str) -> dict[str, Any]:
+def _signs(name: str) -> Json:
     return {
         "of": lambda a: (a[f"g_{name}"] > 0) != (a[f"limit_g_{name[-1]}"] > 0),
         "statistic": "mean",
@@ -179,7 +178,7 @@ QUANTITIES = {
 }
 
 
-def summarise(results: Results) -> dict[str, Any]:
+def summarise(results: Results) -> Json:
     """Every quantity against width with its rate, and the effective time, as JSON holds them. Any
     subset of cells will do.
 
@@ -207,7 +206,7 @@ def summarise(results: Results) -> dict[str, Any]:
     }
 
 
-def _against_width(q: Quantity, by_width: dict[int, list[Arrays]]) -> dict[str, Any]:
+def _against_width(q: Quantity, by_width: dict[int, list[Arrays]]) -> Json:
     """The entry of one quantity in `summarise`."""
     samples = {}
     for width, found in by_width.items():
@@ -267,7 +266,7 @@ def _plain(values) -> list[float | None]:
     return [_number(value) for value in np.asarray(values)]
 
 
-def _time_summary(results: Results) -> dict[str, Any] | None:
+def _time_summary(results: Results) -> Json | None:
     found = [(config, arrays) for config, arrays in results if config["part"] == "effective_time"]
     if not found:
         return None

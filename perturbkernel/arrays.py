@@ -1,0 +1,44 @@
+"""Arrays that NumPy works on, where JAX would compile a program for every small operation.
+
+JAX compiles each operation on arrays once for each shape, 20 ms or more for what takes
+microseconds. What is done once, to labels, lengths or metrics, is done by NumPy where the values
+are at hand, and by JAX where they are traced, or lie on an accelerator or several devices:
+
+    values = on_host(values)
+    return as_jax(namespace(values).sqrt(values))
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+
+def is_at_hand(array: Any) -> bool:
+    """Whether NumPy can read the array where it lies, without a copy."""
+    if isinstance(array, Tracer) or not isinstance(array, jax.Array):
+        return isinstance(array, np.ndarray | np.generic)
+    devices = array.devices()
+    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+
+
+def on_host(*arrays: Any) -> Any:
+    """The array as one of NumPy, or several of them; as they are unless all are at hand."""
+    found: Any = arrays
+    if all(map(is_at_hand, arrays)):
+        found = tuple(map(np.asarray, arrays))
+    return found if len(found) > 1 else found[0]
+
+
+def namespace(array: Any) -> Any:
+    """NumPy or `jax.numpy`, whichever the array belongs to."""
+    return jnp if isinstance(array, jax.Array) else np
+
+
+def as_jax(array: Any) -> Any:
+    """The array as one of JAX, in JAX's precision, without a program; it may share its memory, and
+    must not be written to any more.
+    """
+    return array if isinstance(array, jax.Array) else jax.device_put(array)

@@ -1,0 +1,260 @@
+"""Small sums over pairs of points at once, by NumPy, where a program is not worth compiling.
+
+A careful tile compiles for a second and runs for a millisecond (`kernels.angles`). For up to
+`PAIRS` pairs on a processor, outside `jit`, products of points are one small program each, and
+what is done to each pair is NumPy. Formulas and thresholds are those of `kernels.angles`; pairs
+that need their angle from the difference of the points take it in float64, and gradients of
+float32 points of which many nearly coincide, as perturbations do, take all angles in float64.
+
+A kernel that defines `of_angles` beside its `tile`, and `angle_cotangents`, is evaluated here.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from perturbkernel.arrays import as_jax, is_at_hand
+from perturbkernel.engine.tiles import EXACT
+
+# Pairs up to which NumPy takes at most about as long as a compiled program.
+PAIRS = 2**20
+# Pairs that are evaluated at once: their temporaries stay in the cache.
+_BLOCK = 2**16
+# Numbers in the differences of points that are held at once.
+_DIFFERENCES = 2**20
+# As in `kernels.angles`: which angles, and which derivatives, are taken from differences.
+_CLOSE, _NOISE = 1e-3, 16
+# Close pairs of a row from which on all angles are taken in float64, where eps spread / e, the
+# relative error of e, is that of float32 for e beyond _CLOSE_IN_FLOAT64 * spread.
+_CROWD, _CLOSE_IN_FLOAT64 = 8, 1e-8
+
+
+def takes(kernel: Any, name: str, *arrays: Any) -> bool:
+    """Whether sums over pairs of rows of the first two of these arrays are taken here.
+
+    Not those of a kernel whose tiles were given a size.
+    """
+    z, x, *_ = arrays
+    if not all(map(is_at_hand, arrays)) or z.shape[0] * x.shape[0] > PAIRS:
+        return False
+    if name not in ("ntk", "phi") or kernel.block is not None or kernel.memory is not None:
+        return False
+    owner = next(cls for cls in type(kernel).__mro__ if "tile" in vars(cls))
+    return "of_angles" in vars(owner)
+
+
+def takes_gradient(kernel: Any, name: str, *arrays: Any) -> bool:
+    """Whether gradients in the first of these arrays are taken here: those of float32 points."""
+    return arrays[0].dtype == np.float32 and takes(kernel, name, *arrays)
+
+
+@partial(jax.jit, static_argnums=2)
+def _dot(a: Array, b: Array, axis: int) -> Array:
+    return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision=EXACT)
+
+
+def _product(a: Any, b: Any, axis: int = 0) -> np.ndarray:
+    """a @ b, or a @ b.T for axis 1. Not by BLAS, whose threads go on spinning after it."""
+    wide = a.dtype == np.float64 and jnp.result_type(float) != np.float64
+    if not wide:
+        return np.asarray(_dot(a, b, axis))
+    with jax.enable_x64(True):
+        return np.asarray(_dot(a, b, axis))
+
+
+# --- angles ---
+
+
+class _Points(NamedTuple):
+    """Points, (n, d), their lengths s and 1 - 1 / s, (n,)."""
+
+    rows: np.ndarray
+    s: np.ndarray
+    excess: np.ndarray
+
+
+def _points(rows: np.ndarray) -> _Points:
+    square = np.einsum("ij,ij->i", rows, rows) / rows.dtype.type(rows.shape[1])
+    s = np.sqrt(1 + square)
+    return _Points(rows, s, square / (1 + s) / s)
+
+
+class _Pairs(NamedTuple):
+    """Of a block of queries: <z, x>, e = 1 - rho, and the size of the terms of e."""
+
+    product: np.ndarray
+    e: np.ndarray
+    spread: np.ndarray
+
+
+def _separations(z: _Points, x: _Points, product: np.ndarray, block: slice) -> _Pairs:
+    """`kernels.angles._separation`, whose docstring has the formula, for a block of queries."""
+    root_d = z.rows.dtype.type(z.rows.shape[1] ** 0.5)
+    a, inverse = z.excess[block, None], -1 / (z.s[block, None] * root_d)
+    spread = (1 - a) * x.excess
+    spread += a
+    e = product[block] * inverse
+    e *= 1 / (x.s * root_d)
+    e += spread
+    return _Pairs(product[block], e, spread)
+
+
+def _unresolved(pairs: _Pairs) -> np.ndarray:
+    rounding = _NOISE * np.finfo(pairs.e.dtype).eps
+    allowed = np.maximum(_CLOSE * pairs.spread, rounding)
+    allowed *= pairs.spread
+    return np.minimum(pairs.e, 2 - pairs.e) <= allowed
+
+
+def _angles(z: _Points, x: _Points, pairs: _Pairs, block: slice) -> np.ndarray:
+    half = np.clip(pairs.e, 0, 2)
+    half *= half.dtype.type(0.5)
+    theta = np.arcsin(np.sqrt(half, out=half), out=half)
+    theta *= 2
+    for i, j in _differing(z, x, _unresolved(pairs), block, theta):
+        sine, _ = _apart(z.rows[block][i], x.rows[j])
+        theta[i, j] = np.arctan2(sine, 1 - pairs.e[i, j])
+    return theta
+
+
+def _differing(
+    z: _Points, x: _Points, chosen: np.ndarray, block: slice, at_identical: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The chosen pairs, a few at a time, whose points differ; 0 is written at the others."""
+    i, j = np.nonzero(chosen)
+    step = max(1, _DIFFERENCES // z.rows.shape[1])
+    queries = z.rows[block]
+    for begin in range(0, len(i), step):
+        rows, columns = i[begin : begin + step], j[begin : begin + step]
+        differ = np.any(queries[rows] != x.rows[columns], axis=1)
+        at_identical[rows[~differ], columns[~differ]] = 0
+        if differ.any():
+            yield rows[differ], columns[differ]
+
+
+def _apart(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """sin(theta) and w = x / s_x - rho z / s_z of pairs, row by row, in float64, from x - z.
+
+    With x - z = along + across, parallel and orthogonal to z,
+
+        w = (across + along / s_z^2) / s_x,
+        d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
+    """
+    z, x = z.astype(float), x.astype(float)
+    s_z, s_x = _points(z).s[:, None], _points(x).s
+    norm = np.sqrt(np.sum(z**2, axis=1, keepdims=True))
+    unit = z / np.where(norm > 0, norm, 1)
+    across = x - z
+    along = np.sum(across * unit, axis=1, keepdims=True)
+    across -= along * unit
+    # What the rounding of the first projection left along z.
+    across -= np.sum(across * unit, axis=1, keepdims=True) * unit
+    w = (across + along / s_z**2 * unit) / s_x[:, None]
+    square = np.sum(across**2, axis=1) + (along / s_z)[:, 0] ** 2
+    return np.sqrt(square / z.shape[1]) / s_x, w
+
+
+# --- sums ---
+
+
+def _blocks(m: int, n: int) -> Iterator[slice]:
+    rows = max(1, _BLOCK // n)
+    return (slice(begin, min(begin + rows, m)) for begin in range(0, m, rows))
+
+
+def tile(kernel: Any, name: str, z: Any, x: Any) -> np.ndarray:
+    """The dense kernel, (rows of z, rows of x)."""
+    product = _product(z, x, 1)
+    of_z, of_x = _points(np.asarray(z)), _points(np.asarray(x))
+    found = np.empty_like(product)
+    for block in _blocks(*product.shape):
+        pairs = _separations(of_z, of_x, product, block)
+        theta = _angles(of_z, of_x, pairs, block)
+        found[block] = kernel.of_angles(name, of_z.rows[block], of_x.rows, pairs.product, theta)
+    return found
+
+
+def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
+    """sum_n coef_n kernel(x_n, z_j), (m,) or (m, k)."""
+    values = tile(kernel, name, z, x)
+    if coef.ndim == 1:
+        return as_jax(np.einsum("ij,j->i", values, np.asarray(coef)))
+    return as_jax(_product(values, coef))
+
+
+def query_gradient(kernel: Any, name: str, z: Any, x: Any, coef: Any, cotangent: Any) -> Array:
+    """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, float32, shaped like z."""
+    weights = _outer(np.asarray(cotangent), np.asarray(coef))
+    z, x = np.asarray(z), np.asarray(x)
+    found = _gradient_parts(kernel, name, z, x, weights)
+    if found is None:
+        found = _gradient_parts(kernel, name, z.astype(float), x.astype(float), weights)
+    assert found is not None
+    along_x, left = found
+    return as_jax(left + _product(along_x, x))
+
+
+def _gradient_parts(
+    kernel: Any, name: str, z: np.ndarray, x: np.ndarray, weights: Callable[[slice], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """(a, b) float32, where the gradient is a x + b; None where float32 points are crowded."""
+    product = _product(z, x, 1)
+    of_z, of_x = _points(z), _points(x)
+    along_x = np.empty(product.shape, np.float32)
+    left = np.empty(z.shape, np.float32)
+    for block in _blocks(*product.shape):
+        pairs = _separations(of_z, of_x, product, block)
+        if z.dtype == np.float32 and _is_crowded(pairs):
+            return None
+        theta = _angles(of_z, of_x, pairs, block).astype(np.float32, copy=False)
+        product_here = pairs.product.astype(np.float32, copy=False)
+        bars = kernel.angle_cotangents(name, product_here, theta, weights(block))
+        along_x[block], left[block] = _angle_gradient(of_z, of_x, pairs, block, *bars)
+    return along_x, left
+
+
+def _outer(cotangent: np.ndarray, coef: np.ndarray) -> Callable[[slice], np.ndarray]:
+    """The cotangent of the tile, block by block."""
+    if coef.ndim == 1:
+        return lambda block: cotangent[block, None] * coef
+    whole = _product(cotangent, coef, 1)
+    return lambda block: whole[block]
+
+
+def _is_crowded(pairs: _Pairs) -> bool:
+    """Whether some row has many pairs whose derivative float32 does not resolve."""
+    close = np.minimum(pairs.e, 2 - pairs.e) <= _CLOSE * pairs.spread
+    return bool(np.count_nonzero(close, axis=1).max() > _CROWD)
+
+
+def _angle_gradient(
+    z: _Points,
+    x: _Points,
+    pairs: _Pairs,
+    block: slice,
+    product_bar: np.ndarray | float,
+    theta_bar: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the gradient of a block of queries has to multiply with x, and what is left of it.
+
+    As `kernels.angles._gradient`, pair by pair where e is not resolved.
+    """
+    e, rows = pairs.e, z.rows[block]
+    d, s_z = rows.shape[1], z.s[block]
+    limit = _CLOSE if e.dtype == np.float32 else _CLOSE_IN_FLOAT64
+    close = np.minimum(e, 2 - e) <= limit * pairs.spread
+    square_of_sine = np.where(close, 1, e * (2 - e))
+    weight = theta_bar * (-1 / (d * s_z[:, None]))
+    kappa = np.where(close, 0, weight / np.sqrt(square_of_sine))
+    left = -(np.einsum("ij,ij->i", kappa, 1 - e) / s_z)[:, None] * rows
+    for i, j in _differing(z, x, close, block, weight):
+        sine, w = _apart(rows[i], x.rows[j])
+        factor = np.divide(weight[i, j], sine, out=np.zeros_like(sine), where=sine > 0)
+        np.add.at(left, i, factor[:, None] * w)
+    return kappa / x.s + product_bar, left

@@ -53,7 +53,7 @@ def test_networks_far_from_lazy_have_the_law_and_not_the_limit():
         score = (margin.mean() - np.mean(labels * mean.value)) / error
         of_limit = (margin.mean() - time * np.mean(labels * f_hat)) / error
         assert abs(score) < 4
-        assert steps == 10 or abs(of_limit) > 8
+        assert steps == 10 or abs(of_limit) > 4
         assert abs(np.mean(change.std(axis=0) / std.value) - 1) < 0.15
 
         slopes = np.asarray(trained.input_gradient(jnp.asarray(z)), float)

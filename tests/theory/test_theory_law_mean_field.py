@@ -81,6 +81,7 @@ def test_small_scaled_time_is_the_kernel_limit():
     assert np.abs(off).max() < 0.06 * np.abs(f_hat).max()
 
 
+@pytest.mark.slow
 def test_the_whole_experiment_with_moving_features():
     """f and g of the limit are those of wide networks with the same scaled times."""
     train = pk.data.shifted_gaussian(N, D, shift=0.6, key=jax.random.key(1))
@@ -104,6 +105,7 @@ def test_the_whole_experiment_with_moving_features():
         network = np.asarray(other(train.inputs)) / width**0.5
         assert np.corrcoef(limit, network)[0, 1] > 0.99
         np.testing.assert_allclose(limit, network, atol=0.1 * np.abs(limit).max())
+    assert result.cosine is not None and networks.cosine is not None
     np.testing.assert_allclose(result.cosine, networks.cosine, atol=0.03)
     assert result.diagnosis is not None
 

@@ -55,7 +55,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.relative_to(tests).as_posix().startswith(_SLOW):
             item.add_marker(pytest.mark.slow)
-    modules = {item.module for item in items if isinstance(item, pytest.Function)}
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    modules = {item.module for item in functions if isinstance(item.module, ModuleType)}
     config.stash[GENERATORS] = {module: generators(module) for module in modules}
 
 

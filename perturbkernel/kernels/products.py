@@ -55,6 +55,7 @@ from perturbkernel.engine.tiles import (
 )
 from perturbkernel.kernels import host
 from perturbkernel.kernels.dense import careful_tile, prepare, quick_tile_for
+from perturbkernel.meshes import inside_shard_map, varying_alike
 
 # Queries of a large tile that are evaluated again at once.
 _MENDED = 256
@@ -208,19 +209,6 @@ def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]
     return footprint(gradient, row)
 
 
-def _inside_shard_map() -> bool:
-    return bool(jax.sharding.get_abstract_mesh().manual_axes)
-
-
-def _varying_alike(*arrays: Array) -> tuple[Array, ...]:
-    """The same arrays, all of them varying over the devices over which any of them does.
-
-    So that `shard_map` adds up the derivatives in arrays that were the same on every device.
-    """
-    zero = sum(jnp.zeros_like(a, shape=()) for a in arrays)
-    return tuple(a + zero for a in arrays)
-
-
 def matvec(
     kernel,
     name: str,
@@ -237,10 +225,10 @@ def matvec(
     evaluated.
     """
     same = z is x and mesh is None
-    if _inside_shard_map():
+    if inside_shard_map():
         # Which evaluates custom derivatives only as parts of a whole program.
         whole = jax.jit(_matvec, static_argnums=(0, 1, 2, 3))
-        return whole(kernel, name, same, mesh, *_varying_alike(z, x, coef))
+        return whole(kernel, name, same, mesh, *varying_alike(z, x, coef))
     if is_traced(z, x, coef):
         return _matvec(kernel, name, same, mesh, z, x, coef)
     if mesh is None and progress is None and host.takes(kernel, name, z, x, coef):
@@ -285,8 +273,8 @@ def query_gradient(
     """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k)
     for coef (n, k).
     """
-    if _inside_shard_map():
-        z, x, coef, cotangent = _varying_alike(z, x, coef, cotangent)
+    if inside_shard_map():
+        z, x, coef, cotangent = varying_alike(z, x, coef, cotangent)
     arguments = z, x, coef, cotangent
     if mesh is None and progress is None and host.takes_gradient(kernel, name, *arguments):
         return host.query_gradient(kernel, name, *arguments)

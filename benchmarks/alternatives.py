@@ -50,8 +50,9 @@ def _blocks(z: np.ndarray, x: np.ndarray, s_x: np.ndarray) -> Iterator[_Block]:
 
 
 def _phi(rho: np.ndarray) -> np.ndarray:
+    turn = 2 * np.pi
     phi = np.arccos(rho)
-    phi *= np.float32(-1 / (2 * np.pi))
+    phi *= np.float32(-1 / turn)
     phi += np.float32(0.5)
     return phi
 
@@ -64,17 +65,21 @@ def _lengths(x: np.ndarray) -> np.ndarray:
 
 def numpy_ntk(z: np.ndarray, x: np.ndarray) -> np.ndarray:
     """K(x, z), (m, n), in the dtype of x."""
-    out = np.empty((len(z), len(x)), x.dtype)
-    for block in _blocks(z, x, _lengths(x)):
+    s_x = _lengths(x)
+    shape = (len(z), len(x))
+    out = np.empty(shape, x.dtype)
+    for block in _blocks(z, x, s_x):
         phi = _phi(block.rho)
-        np.multiply(block.product, phi, out=out[block.rows])
+        into = out[block.rows]
+        np.multiply(block.product, phi, out=into)
     return out
 
 
 def numpy_matvec(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.ndarray:
     """sum_n coef_n K(x_n, z_j), (m,)."""
+    s_x = _lengths(x)
     out = np.empty(len(z), np.float32)
-    for block in _blocks(z, x, _lengths(x)):
+    for block in _blocks(z, x, s_x):
         values = block.product
         values *= _phi(block.rho)
         out[block.rows] = values @ coef
@@ -86,7 +91,8 @@ def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.n
 
     grad K = Phi x + (<x, z> + 1) (xbar - rho zbar) / (2 pi d s_z sin theta)
     """
-    scale = np.float32(2 * np.pi) * np.float32(x.shape[1])
+    d = np.float32(x.shape[1])
+    scale = np.float32(2 * np.pi) * d
     s_x = _lengths(x)
     out = np.empty_like(z)
     for rows, queries, s_z, product, rho in _blocks(z, x, s_x):
@@ -94,7 +100,8 @@ def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.n
         weight *= coef
         # The formula fails at coincident points, as it stands.
         with np.errstate(divide="ignore", invalid="ignore"):
-            weight /= np.sqrt(1 - rho * rho)
+            sine = np.sqrt(1 - rho * rho)
+            weight /= sine
         divisor = scale * s_z
         weight /= divisor[:, None]
         along = np.einsum("mn,mn->m", weight, rho) / s_z
@@ -103,7 +110,8 @@ def numpy_input_gradient(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> np.n
         phi *= coef
         phi += weight
         with np.errstate(invalid="ignore"):
-            out[rows] = phi @ x - along[:, None] * queries
+            toward_queries = along[:, None] * queries
+            out[rows] = phi @ x - toward_queries
     return out
 
 
@@ -124,7 +132,9 @@ def sklearn_ntk(z: np.ndarray, x: np.ndarray) -> Callable[[], np.ndarray]:
         return np.hstack([a / root_d, one])
 
     def ntk():
-        cosine = cosine_similarity(augmented(z), augmented(x))
+        queries = augmented(z)
+        points = augmented(x)
+        cosine = cosine_similarity(queries, points)
         rho = np.clip(cosine, -1, 1)
         linear = linear_kernel(z, x) + 1
         return _phi(rho) * linear
@@ -139,7 +149,8 @@ def tangents() -> Callable[..., Any]:
     """
     stax = neural_tangents("stax")
     dense = stax.Dense(1, W_std=1, b_std=1, parameterization="standard")
-    _, _, kernel = stax.serial(dense, stax.LeakyRelu(0.0))
+    relu = stax.LeakyRelu(0.0)
+    _, _, kernel = stax.serial(dense, relu)
     return kernel
 
 

@@ -24,86 +24,100 @@ from .products import described, points
 SHAPE = (600, 500, 100)
 _STEPS = 10  # of an attack
 _SIZE = 0.1
+_LEFT_OUT = 450  # queries, of attacks, whose steps would take longer than to compile them
 
 
-def _compile_seconds(call: Callable, arguments) -> float:
+def _compile_seconds(call: Callable) -> float:
     seconds = []
     for _ in range(4):
         began = time.process_time()
-        jax.block_until_ready(call(*arguments))
+        jax.block_until_ready(call())
         seconds.append(time.process_time() - began)
-    return seconds[0] - float(np.median(seconds[1:]))
+    first, *later = seconds
+    return first - float(np.median(later))
 
 
 def _descent() -> Callable:
     """(z, x, coef) -> z after steps along neural-tangents' gradient, jitted."""
     gradient = other.tangents_input_gradient()
 
+    length = _SIZE / _STEPS
+
     def steps(z, x, coef):
         def step(_, moved):
-            return moved + _SIZE / _STEPS * normalise(gradient(moved, x, coef), "l2")
+            direction = normalise(gradient(moved, x, coef), "l2")
+            return moved + length * direction
 
         return jax.lax.fori_loop(0, _STEPS, step, z)
 
     return jax.jit(steps)
 
 
-def _calls(what: str) -> tuple[Callable, Callable]:
-    """The functions (z, x, coef) of perturbkernel and of neural-tangents to call."""
+def _calls(what: str, z, x, coef) -> tuple[Callable, Callable]:
+    """What perturbkernel and neural-tangents do, to be called."""
     kernel = TwoLayerNTK(0.0, train_bias=True)
     if what == "matvec":
-        return kernel.matvec, other.tangents_matvec()
+        return partial(kernel.matvec, z, x, coef), partial(other.tangents_matvec(), z, x, coef)
     if what == "input_gradient":
-        return kernel.input_gradient, other.tangents_input_gradient()
+        theirs = other.tangents_input_gradient()
+        return partial(kernel.input_gradient, z, x, coef), partial(theirs, z, x, coef)
     if what in predictors.LOSSES:
         # Fitted to, and perturbed at, the queries, whose number is new in each round.
-        def of(library: Callable) -> Callable:
-            return lambda z, x, coef: library(what, "perturbations", z, _labels(z), z)()
+        task = what, "perturbations", z, _labels(z), z
+        return predictors.perturbkernel_calls(*task), predictors.neural_tangents_calls(*task)
+    f = KernelPredictor(kernel, x, coef)
+    few = z[-(len(z) - _LEFT_OUT) :]
 
-        return of(predictors.perturbkernel_calls), of(predictors.neural_tangents_calls)
-
-    def attacked(z, x, coef):
-        f = KernelPredictor(kernel, x, coef)
+    def attacked():
         if what == "attack":
-            return attack(f, z, _labels(z), size=_SIZE, steps=_STEPS).delta
-        return minimum_norm(f, z).delta
+            return attack(f, few, _labels(few), size=_SIZE, steps=_STEPS).delta
+        return minimum_norm(f, few).delta
 
-    return attacked, _descent()
+    return attacked, partial(_descent(), few, x, coef)
 
 
 _NAMES = {loss: f"fit and perturbation, {loss}" for loss in predictors.LOSSES}
 
 
 def _labels(z: jax.Array) -> jax.Array:
-    return jnp.asarray(np.where(np.asarray(z)[:, 0] > 0, 1, -1), z.dtype)
+    first = np.asarray(z)[:, 0]
+    signs = np.where(first > 0, 1, -1)
+    return jnp.asarray(signs, z.dtype)
 
 
 def _measure(what: str, settings: Settings) -> list[Row]:
-    mine, theirs = _calls(what)
     seconds = []
     n, m, d = SHAPE
     for i in range(1 + settings.rounds(7, 2)):
         # A new shape each round.
-        x, z, coef = map(jnp.asarray, points((n, m + i, d), settings.seed))
-        seconds.append([_compile_seconds(call, (z, x, coef)) for call in (mine, theirs)])
+        drawn = points((n, m + i, d), settings.seed)
+        x, z, coef = map(jnp.asarray, drawn)
+        calls = _calls(what, z, x, coef)
+        seconds.append([_compile_seconds(call) for call in calls])
     kept = np.asarray(seconds[1:])  # the first round also loads what is loaded once
+    own, others = kept.T
+    ratios = own / others
     row = Row(
         _NAMES.get(what, what),
         described(SHAPE),
         "perturbkernel",
         "neural-tangents",
-        tuple((kept[:, 0] / kept[:, 1]).tolist()),
+        tuple(ratios.tolist()),
+        seconds=float(np.median(own)),
     )
-    return [Row(**{**row.__dict__, "seconds": float(np.median(kept[:, 0]))})]
+    return [row]
 
 
 def _cases(settings: Settings) -> list[Case]:
     cost = 3 if settings.quick else 30
     functions = ("matvec", "input_gradient", *predictors.LOSSES, "attack", "minimum_norm")
-    return [
-        Case(_NAMES.get(what, what), described(SHAPE), partial(_measure, what, settings), cost)
-        for what in functions
-    ]
+    sizes = described(SHAPE)
+    cases = []
+    for what in functions:
+        name = _NAMES.get(what, what)
+        measure = partial(_measure, what, settings)
+        cases.append(Case(name, sizes, measure, cost))
+    return cases
 
 
 GROUP = Group(

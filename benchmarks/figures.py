@@ -15,6 +15,9 @@ from perturbkernel.report import plots
 
 from .harness import Group, Row
 
+_Style = tuple[str, str]  # colour and mark
+_Styles = dict[str, _Style]
+
 _OURS = "perturbkernel"
 _VARIABLES = {"n": "training points n", "d": "dimension d"}
 _MARKS = ("s", "D", "^", "v", "P", "X")
@@ -26,12 +29,14 @@ def figure(group: Group, rows: Sequence[Row]) -> Figure | None:
     shown = [row for row in rows if row.samples]
     if not shown:
         return None
+    curves = [row for row in shown if row.curve]
     with matplotlib.rc_context(plots.STYLE):
-        curves = [row for row in shown if row.curve]
-        return _curves(curves) if curves else _marks(group, shown)
+        if curves:
+            return _curves(curves)
+        return _marks(group, shown)
 
 
-def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def _styles(rows: Sequence[Row]) -> _Styles:
     """Colour and mark of every method, perturbkernel's always the same."""
     subjects = dict.fromkeys(row.subject for row in rows)
     others = [name for name in subjects if name != _OURS]
@@ -56,27 +61,29 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
     edge.
     """
     lines = _lines(rows)
+    shown = _range(group, rows)
+    styles = _present_styles(rows)
     heights = [len(sizes) + 0.9 for sizes in lines.values()]
     height = 0.36 * sum(heights) + 0.9
     drawing = Figure(figsize=(7.2, height), layout="constrained")
-    axes = drawing.subplots(
+    grid = drawing.subplots(
         len(lines),
         1,
         sharex=True,
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )
-    shown = _range(group, rows)
-    styles = _present_styles(rows)
-    for axis, (what, sizes) in zip(axes[:, 0], lines.items(), strict=True):
+    axes = grid[:, 0]
+    for axis, what in zip(axes, lines, strict=True):
+        sizes = lines[what]
+        mine = [row for row in rows if row.what == what]
         _prepare(axis, what, sizes, shown)
         if group.one:
             axis.axvline(1, color=plots.F_COLOUR, lw=1)
-        mine = [row for row in rows if row.what == what]
         _mark_rows(axis, mine, sizes, styles, shown.edge)
-    last = axes[-1, 0]
+    last = axes[-1]
     _label(last, group, shown)
-    for axis in axes[:, 0]:
+    for axis in axes:
         axis.xaxis.set_minor_formatter(NullFormatter())
     handles = []
     for name, (colour, mark) in styles.items():
@@ -95,17 +102,21 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[str]]:
     return lines
 
 
-def _present_styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+def _present_styles(rows: Sequence[Row]) -> _Styles:
     """`_styles` without perturbkernel where it has no row."""
     styles = _styles(rows)
-    present = {row.subject for row in rows}
-    return {name: style for name, style in styles.items() if name in present}
+    subjects = {row.subject for row in rows}
+    if _OURS not in subjects:
+        del styles[_OURS]
+    return styles
 
 
 def _prepare(axis: Axes, what: str, sizes: Sequence[str], shown: "_Range") -> None:
     """The axis of a computation, without its marks."""
     count = len(sizes)
-    axis.set(xscale="log", xlim=(shown.low, shown.high), ylim=(count - 0.5, -0.5))
+    axis.set_xscale("log")
+    axis.set_xlim(shown.low, shown.high)
+    axis.set_ylim(count - 0.5, -0.5)
     axis.set_yticks(range(count), sizes)
     axis.set_title(what, loc="left", fontweight="bold")
     _quiet(axis)
@@ -115,17 +126,19 @@ def _mark_rows(
     axis: Axes,
     rows: Sequence[Row],
     sizes: Sequence[str],
-    styles: dict[str, tuple[str, str]],
+    styles: _Styles,
     edge: float,
 ) -> None:
     """The methods of a size above each other, around its line."""
     names = list(styles)
-    middle = (len(names) - 1) / 2
+    last = len(names) - 1
+    middle = last / 2
     for row in rows:
         place = names.index(row.subject)
         line = sizes.index(row.sizes)
-        y = line + 0.14 * (place - middle)
-        _mark(axis, row, y, styles[row.subject], edge)
+        style = styles[row.subject]
+        offset = 0.14 * (place - middle)
+        _mark(axis, row, line + offset, style, edge)
 
 
 def _label(axis: Axes, group: Group, shown: "_Range") -> None:
@@ -135,7 +148,8 @@ def _label(axis: Axes, group: Group, shown: "_Range") -> None:
     axis.set_xlabel(words + one)
     if shown.high / shown.low < 1000:
         plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        one_two_five = LogLocator(subs=(1, 2, 5))
+        axis.xaxis.set_major_locator(one_two_five)
         axis.xaxis.set_major_formatter(plain)
 
 
@@ -152,8 +166,8 @@ def _range(group: Group, rows: Sequence[Row]) -> _Range:
         low = min(low, 0.8)
         high = max(high, 1.25)
     edge = high
-    with_nan = any(row.quartiles is None for row in rows)
-    if with_nan:
+    without = [row for row in rows if row.quartiles is None]
+    if without:
         ratio = high / low
         high *= ratio**0.06
     return _Range(low, high, edge)
@@ -168,15 +182,17 @@ def _quiet(axis: Axes) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def _mark(axis: Axes, row: Row, y: float, style: tuple[str, str], edge: float) -> None:
+def _mark(axis: Axes, row: Row, y: float, style: _Style, edge: float) -> None:
     """One row: its median and quartiles, hollow unless ok."""
     colour, mark = style
     if row.quartiles is None:
         axis.plot([edge], [y], mark, color=colour, ms=6, mfc="white", clip_on=False)
+        place = (edge, y)
+        offset = (6, 0)
         axis.annotate(
             "NaN",
-            (edge, y),
-            (6, 0),
+            place,
+            offset,
             textcoords="offset points",
             va="center",
             color=colour,
@@ -193,20 +209,21 @@ def _mark(axis: Axes, row: Row, y: float, style: tuple[str, str], edge: float) -
 
 def _curves(rows: Sequence[Row]) -> Figure:
     """A panel a variable: median seconds against size, with the fitted power."""
-    by_symbol: dict[str, list[Row]] = {}
-    for row in rows:
-        mine = by_symbol.setdefault(_symbol(row), [])
-        mine.append(row)
-    width = 3.8 * len(by_symbol) + 0.4
-    drawing = Figure(figsize=(width, 3.4), layout="constrained")
-    axes = drawing.subplots(1, len(by_symbol), squeeze=False)
+    symbols = list(dict.fromkeys(_symbol(row) for row in rows))
     names = list(dict.fromkeys(row.what for row in rows))
     colours = (plots.PLUS, *_COLOURS)
     marks = ("o", *_MARKS)
-    for axis, (symbol, mine) in zip(axes[0], by_symbol.items(), strict=True):
+    count = len(symbols)
+    width = 3.8 * count + 0.4
+    drawing = Figure(figsize=(width, 3.4), layout="constrained")
+    grid = drawing.subplots(1, count, squeeze=False)
+    for axis, symbol in zip(grid[0], symbols, strict=True):
+        mine = [row for row in rows if _symbol(row) == symbol]
         for row in mine:
             place = names.index(row.what)
-            _curve(axis, row, colours[place], marks[place])
+            colour = colours[place]
+            mark = marks[place]
+            _curve(axis, row, colour, mark)
         _finish_curves(axis, symbol, mine)
     return drawing
 
@@ -222,7 +239,8 @@ def _finish_curves(axis: Axes, symbol: str, rows: Sequence[Row]) -> None:
     for row in rows:
         sizes |= {size for size, _ in row.curve}
     ticks = sorted(sizes)
-    step = max(1, len(ticks) // 5)
+    every = len(ticks) // 5
+    step = max(1, every)
     whole = FuncFormatter(lambda value, _: f"{value:,.0f}")
     axis.set_xticks(ticks[::step])
     axis.xaxis.set_major_formatter(whole)
@@ -235,18 +253,24 @@ def _finish_curves(axis: Axes, symbol: str, rows: Sequence[Row]) -> None:
     # Room for the legend.
     bottom, top = axis.get_ylim()
     ratio = top / bottom
-    axis.set_ylim(bottom, top * ratio**0.5)
+    room = ratio**0.5
+    axis.set_ylim(bottom, top * room)
 
 
 def _curve(axis: Axes, row: Row, colour: str, mark: str) -> None:
     """Seconds against size, and the power through their middle."""
-    x, y = np.array(row.curve).T
-    low, power, high = row.quartiles or (np.nan,) * 3
+    points = np.array(row.curve)
+    x, y = points.T
+    unknown = (np.nan, np.nan, np.nan)
+    low, power, high = row.quartiles or unknown
     symbol = _symbol(row)
     _, _, fixed = row.sizes.partition("; ")
-    label = f"{row.what}: {symbol}$^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})\n{fixed}"
+    fitted = f"{symbol}$^{{{power:.2f}}}$ ({low:.2f} to {high:.2f})"
+    label = f"{row.what}: {fitted}\n{fixed}"
     axis.loglog(x, y, mark, color=colour, ms=5, label=label)
-    size = np.exp(np.log(x).mean())
-    seconds = np.exp(np.log(y).mean())
+    # Geometric means.
+    logarithms = np.log(points).mean(axis=0)
+    size, seconds = np.exp(logarithms)
     relative = x / size
-    axis.loglog(x, seconds * relative**power, "-", color=colour, lw=1, alpha=0.6)
+    line = seconds * relative**power
+    axis.loglog(x, line, "-", color=colour, lw=1, alpha=0.6)

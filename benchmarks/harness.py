@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,10 +79,12 @@ class Row:
         """Lower quartile, median, upper quartile of the samples; None without samples or if one is
         not finite.
         """
-        if not self.samples or not np.isfinite(self.samples).all():
+        finite = np.isfinite(self.samples)
+        if not self.samples or not finite.all():
             return None
-        low, median, high = np.quantile(self.samples, [0.25, 0.5, 0.75])
-        return float(low), float(median), float(high)
+        quartiles = np.quantile(self.samples, [0.25, 0.5, 0.75])
+        low, median, high = quartiles.tolist()
+        return low, median, high
 
     def but(self, error: Exception) -> "Row":
         """This row with the error in words; what is not installed is skipped, everything else
@@ -90,8 +92,9 @@ class Row:
         """
         if isinstance(error, NotHere):
             return replace(self, status="skipped", reason=str(error))
-        words = " ".join(str(error).split())[:300]
-        return replace(self, status="failed", reason=f"{type(error).__name__}: {words}")
+        kind = type(error).__name__
+        words = " ".join(str(error).split())
+        return replace(self, status="failed", reason=f"{kind}: {words[:300]}")
 
 
 class NotHere(Exception):
@@ -121,7 +124,8 @@ class Case:
         """The cost in words."""
         if self.cost < 60:
             return f"about {self.cost:.0f} s"
-        return f"minutes: about {self.cost / 60:.0f}"
+        minutes = self.cost / 60
+        return f"minutes: about {minutes:.0f}"
 
 
 @dataclass(frozen=True)
@@ -146,37 +150,48 @@ class Group:
 Builder = Callable[[], Callable[[], Any]]
 
 
+class Times(NamedTuple):
+    """Of the clock and of the processor, (rounds, calls) each."""
+
+    seconds: np.ndarray
+    processor: np.ndarray
+
+
 def times(
     calls: Sequence[Callable[[], Any]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     pause: float = PAUSE,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Times:
     """Seconds of the clock and of the processor, (rounds, calls) each, in the order A B C A B C.
 
     Each result is waited for. Warm up the calls before. The processor time is that of all threads
     of this process.
     """
-    seconds, processor = np.empty((2, rounds, len(calls)))
-    for i in range(rounds):
-        for j, call in enumerate(calls):
-            time.sleep(pause)
-            worked, began = time.process_time(), clock()
-            jax.block_until_ready(call())
-            seconds[i, j] = clock() - began
-            processor[i, j] = time.process_time() - worked
-    return seconds, processor
+    shape = (rounds, len(calls))
+    seconds = np.empty(shape)
+    processor = np.empty(shape)
+    for i, j in np.ndindex(shape):
+        time.sleep(pause)
+        worked = time.process_time()
+        began = clock()
+        jax.block_until_ready(calls[j]())
+        seconds[i, j] = clock() - began
+        processor[i, j] = time.process_time() - worked
+    return Times(seconds, processor)
 
 
 def ratios(times: tuple[np.ndarray, np.ndarray], subject: int, reference: int) -> dict[str, Any]:
     """The fields "samples", "seconds" and "processor" of a row, from `times`."""
     seconds, processor = times
-    samples = seconds[:, subject] / seconds[:, reference]
+    own = seconds[:, subject]
+    samples = own / seconds[:, reference]
     # A reference that is too quick for the processor's clock takes a nanosecond.
-    worked = processor[:, subject] / np.maximum(processor[:, reference], 1e-9)
+    least = np.maximum(processor[:, reference], 1e-9)
+    worked = processor[:, subject] / least
     return {
         "samples": tuple(samples.tolist()),
-        "seconds": float(np.median(seconds[:, subject])),
+        "seconds": float(np.median(own)),
         "processor": float(np.median(worked)),
     }
 
@@ -188,26 +203,31 @@ def fresh_process(code: str, **environment: str) -> str:
     Raises RuntimeError with the end of its errors if it fails.
     """
     # The package that runs here is found there first, wherever that process starts.
-    paths = [str(Path(perturbkernel.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    path = os.pathsep.join(filter(None, paths))
+    package = Path(perturbkernel.__file__).parent
+    others = os.environ.get("PYTHONPATH", "")
+    paths = filter(None, (str(package.parent), others))
+    path = os.pathsep.join(paths)
     variables = os.environ | {"PYTHONPATH": path} | environment
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(
-            f"the process ended with {done.returncode}: {done.stderr.strip()[-200:]}"
-        )
-    return done.stdout.strip().splitlines()[-1]
+        errors = done.stderr.strip()
+        raise RuntimeError(f"the process ended with {done.returncode}: {errors[-200:]}")
+    lines = done.stdout.strip().splitlines()
+    return lines[-1]
 
 
 def difference(result: Any, truth: Any) -> float:
     """Largest difference of two arrays, relative to the largest entry of `truth`; infinite if one
     is not finite.
     """
-    result, truth = np.asarray(result, float), np.asarray(truth, float)
+    result = np.asarray(result, float)
+    truth = np.asarray(truth, float)
     if result.shape != truth.shape or not np.isfinite(result).all():
         return np.inf
-    return float(np.abs(result - truth).max() / (np.abs(truth).max() or 1))
+    off = np.abs(result - truth).max()
+    largest = np.abs(truth).max()
+    return float(off / (largest or 1))
 
 
 def compare(
@@ -249,7 +269,9 @@ def compare(
         base = build()
         of_base = jax.block_until_ready(base())
     except Exception as error:
-        yield from (Row(what, sizes, subject, name).but(error) for subject in methods)
+        for subject in methods:
+            row = Row(what, sizes, subject, name)
+            yield row.but(error)
         return
     truth = of_base if same_result else None
     of_whom = name if same_result else next(iter(methods), name)
@@ -258,14 +280,16 @@ def compare(
         try:
             call = builder()
             result = jax.block_until_ready(call())
-            found = row if remark is None else replace(row, note=remark(result, of_base))
+            note = "" if remark is None else remark(result, of_base)
+            found = replace(row, note=note)
             if tolerance is not None and truth is not None:
                 found = _judged(found, result, truth, tolerance, of_whom)
             if same_result and found.status == "differs":
                 raise ArithmeticError(found.reason)
             truth = result if truth is None else truth
             measured = times((base, call), rounds, clock, pause)
-            row = replace(found, **ratios(measured, subject=1, reference=0))
+            fields = ratios(measured, subject=1, reference=0)
+            row = replace(found, **fields)
         except Exception as error:
             row = row.but(error)
         yield row
@@ -276,8 +300,11 @@ def _judged(row: Row, result: Any, truth: Any, tolerance: float, of_whom: str) -
     off = difference(result, truth)
     if off <= tolerance:
         said = f"results differ by {off:.0e}"
-        return replace(row, note="; ".join(filter(None, (row.note, said))))
-    words = f"by {off:.0e} of the largest entry" if np.isfinite(off) else "being not finite"
+        notes = filter(None, (row.note, said))
+        return replace(row, note="; ".join(notes))
+    words = "being not finite"
+    if np.isfinite(off):
+        words = f"by {off:.0e} of the largest entry"
     reason = f"its result differs from that of {of_whom}, {words}"
     return replace(row, status="differs", reason=reason)
 
@@ -288,7 +315,9 @@ def power(sizes: Sequence[float], seconds: np.ndarray) -> tuple[float, ...]:
     """
     x = np.log(np.asarray(sizes, float))
     x = x - x.mean()
-    return tuple((np.log(seconds) @ x / (x @ x)).tolist())
+    y = np.log(seconds)
+    slopes = y @ x / (x @ x)
+    return tuple(slopes.tolist())
 
 
 @dataclass
@@ -313,19 +342,22 @@ def run(
 
     `on_event` is given every case before it begins, and every row when it is there.
     """
-    outcome, began = Outcome(), time.perf_counter()
+    outcome = Outcome()
+    began = time.perf_counter()
     tell = on_event or (lambda group, event: None)
 
     def rows(case: Case) -> Iterator[Row]:
         try:
             yield from case.measure()
         except Exception as error:
-            yield Row(case.name, case.sizes, "perturbkernel", "").but(error)
+            row = Row(case.name, case.sizes, "perturbkernel", "")
+            yield row.but(error)
 
     for group, case in chosen:
         tell(group, case)
         for row in rows(case):
-            outcome.rows.append(replace(row, group=group.name))
+            complete = replace(row, group=group.name)
+            outcome.rows.append(complete)
             tell(group, row)
     outcome.seconds = time.perf_counter() - began
     return outcome

@@ -8,6 +8,8 @@ python -m benchmarks.large table [RATE] extrapolates time and memory to larger N
 import resource
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,16 +26,18 @@ SIZE = 1.4
 def resident() -> int:
     """Bytes of memory that this process holds now."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+        _, pages, *_ = file.read().split()
+    return int(pages) * resource.getpagesize()
 
 
 def peak() -> int:
     """The most bytes that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_maxrss * 1024
 
 
 def run(
-    n: int = 60_000, d: int = 784, memory: int | None = None, bars: bool = True
+    n: int = 60_000, d: int = 784, memory: int | None = None, progress: bool = True
 ) -> dict[str, Any]:
     """f on n synthetic points, all n perturbations, g trained on perturbed data, and both
     accuracies on all points.
@@ -41,48 +45,63 @@ def run(
     Args:
         n, d: points and dimension of a shifted Gaussian.
         memory: bytes for the tiles, as in TwoLayerNTK.
-        bars: show one for each stage, on standard error.
+        progress: show a bar for each stage, on standard error.
 
     Returns:
         "seconds" a stage; "accuracy" of f and g; "data", the bytes of the data set; "above", the
         peak of the resident memory above what was held with JAX started and the data there.
     """
-    train = pk.data.shifted_gaussian(n, d, shift=0.1, key=jax.random.key(0))
-    jax.block_until_ready(train.inputs)
-    data = train.inputs.nbytes
+    data_key = jax.random.key(0)
+    targets_key = jax.random.key(1)
+    train = pk.data.shifted_gaussian(n, d, shift=0.1, key=data_key)
+    x = train.inputs
+    jax.block_until_ready(x)
+    targets = draw_targets("coin_flip", n, key=targets_key)
     kernel = pk.TwoLayerNTK(memory=memory)
-    seconds, held = {}, resident()
+    flow = pk.GradientFlow(10.0)
+    stages = _Stages(n, progress)
+    held = resident()
 
-    def bar(stage: str) -> tqdm:
-        return tqdm(total=n, desc=stage, unit="points", disable=not bars, mininterval=5)
-
-    def timed(stage: str, call) -> Any:
-        with bar(stage) as each:
-            began = time.perf_counter()
-            value = jax.block_until_ready(call(each))
-            seconds[stage] = time.perf_counter() - began
-        return value
-
-    f = pk.fit(kernel, train.inputs, train.targets, dynamics=pk.GradientFlow(10.0))
-    outputs_f = timed("f at its training points", lambda each: f(train.inputs, progress=each))
-    targets = draw_targets("coin_flip", n, key=jax.random.key(1))
-
-    def perturbed(each: tqdm) -> pk.Perturbation:
-        return pk.perturb(f, train.inputs, targets, size=SIZE, progress=each)
-
-    p = timed("perturbations", perturbed)
-    g = pk.fit(kernel, train.inputs + p.delta, targets, dynamics=pk.GradientFlow(10.0))
+    f = pk.fit(kernel, x, train.targets, dynamics=flow)
+    at_points = partial(f, x)
+    outputs_f = stages.timed("f at its training points", at_points)
+    attack = partial(pk.perturb, f, x, targets, size=SIZE)
+    p = stages.timed("perturbations", attack)
+    g = pk.fit(kernel, x + p.delta, targets, dynamics=flow)
     del p
-    outputs_g = timed("g at the clean points", lambda each: g(train.inputs, progress=each))
+    at_points = partial(g, x)
+    outputs_g = stages.timed("g at the clean points", at_points)
+    of_f = accuracy(outputs_f, train.targets)
+    of_g = accuracy(outputs_g, train.targets)
     return {
-        "seconds": seconds,
-        "accuracy": (
-            float(accuracy(outputs_f, train.targets)),
-            float(accuracy(outputs_g, train.targets)),
-        ),
-        "data": data,
+        "seconds": stages.seconds,
+        "accuracy": (float(of_f), float(of_g)),
+        "data": x.nbytes,
         "above": peak() - held,
     }
+
+
+class _Stages:
+    """Runs stages with a bar for each, if wanted; `seconds` a stage."""
+
+    def __init__(self, points: int, progress: bool):
+        self.points = points
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, stage: str, call: Callable[..., Any]) -> Any:
+        """What `call(progress=bar)` returns."""
+        with tqdm(
+            total=self.points,
+            desc=stage,
+            unit="points",
+            disable=not self.progress,
+            mininterval=5,
+        ) as bar:
+            began = time.perf_counter()
+            value = jax.block_until_ready(call(progress=bar))
+            self.seconds[stage] = time.perf_counter() - began
+        return value
 
 
 def table(rate: float | None = None, d: int = 784) -> str:
@@ -92,8 +111,13 @@ def table(rate: float | None = None, d: int = 784) -> str:
     kernel = pk.TwoLayerNTK()
     rates = {}
     for what in ("matvec", "input_gradient"):
-        rates[what] = rate or kernel.plan(4096, 4096, d, what=what).rate
-    said = ", ".join(f"{what} {value / 1e9:.0f} GFLOP/s" for what, value in rates.items())
+        if rate:
+            rates[what] = rate
+            continue
+        measured = kernel.plan(4096, 4096, d, what=what)
+        rates[what] = measured.rate
+    named = [f"{what} {value / 1e9:.0f} GFLOP/s" for what, value in rates.items()]
+    said = ", ".join(named)
     lines = [
         f"Extrapolated, not measured, from one device's rate: {said}.",
         "",
@@ -102,7 +126,8 @@ def table(rate: float | None = None, d: int = 784) -> str:
     ]
     for n in (10**4, 10**5, 10**6, 10**7):
         for devices in (1, 8, 64):
-            lines.append(_table_row(kernel, n, d, devices, rates))
+            row = _table_row(kernel, n, d, devices, rates)
+            lines.append(row)
     return "\n".join(lines)
 
 
@@ -116,25 +141,34 @@ def _table_row(
     gradient = planned("input_gradient", None)
     other = planned("matvec", n)
     seconds = same.seconds + gradient.seconds + other.seconds
-    memory = gradient.memory + (gradient.data * 2 + gradient.result) / devices
-    cells = (f"{n:,}", devices, in_time(seconds), in_bytes(memory), in_bytes(same.data))
-    return "| " + " | ".join(map(str, cells)) + " |"
+    shared = gradient.data * 2 + gradient.result
+    memory = gradient.memory + shared / devices
+    took = in_time(seconds)
+    cells = (f"{n:,}", devices, took, in_bytes(memory), in_bytes(same.data))
+    row = " | ".join(map(str, cells))
+    return f"| {row} |"
 
 
 def main() -> None:
-    command, *rest = sys.argv[1:] or ["run"]
+    arguments = sys.argv[1:] or ["run"]
+    command, *rest = arguments
     if command == "table":
-        print(table(float(rest[0]) if rest else None))
+        rate = float(rest[0]) if rest else None
+        print(table(rate))
         return
     kernel = pk.TwoLayerNTK()
     n = int(rest[0]) if rest else 60_000
     for m, what in ((None, "matvec"), (None, "input_gradient"), (n, "matvec")):
-        print(kernel.plan(n, m, 784, what=what), flush=True)
+        plan = kernel.plan(n, m, 784, what=what)
+        print(plan, flush=True)
     result = run(n)
     for stage, seconds in result["seconds"].items():
         print(f"{stage:28} {seconds:8.1f} s")
-    print(f"accuracy of f {result['accuracy'][0]:.4f}, of g {result['accuracy'][1]:.4f}")
-    print(f"peak memory {in_bytes(result['above'])} above the data ({in_bytes(result['data'])})")
+    of_f, of_g = result["accuracy"]
+    above = in_bytes(result["above"])
+    data = in_bytes(result["data"])
+    print(f"accuracy of f {of_f:.4f}, of g {of_g:.4f}")
+    print(f"peak memory {above} above the data ({data})")
 
 
 if __name__ == "__main__":

@@ -34,22 +34,25 @@ def _prepare(method: str, shape: tuple[int, int, int]):
     if method == "scikit-learn":
         ntk = other.sklearn_ntk(z, x)
         return lambda: ntk() @ coef
-    on_device = jnp.asarray(z), jnp.asarray(x), jnp.asarray(coef)
+    on_device = [jnp.asarray(array) for array in (z, x, coef)]
     if method == "neural-tangents":
         return partial(other.tangents_matvec(), *on_device)
-    return partial(TwoLayerNTK(0.0, train_bias=True).matvec, *on_device)
+    kernel = TwoLayerNTK(0.0, train_bias=True)
+    return partial(kernel.matvec, *on_device)
 
 
 def child(method: str, *shape: int) -> None:
     """What the fresh process runs: prints how many kilobytes the first call adds at most."""
     n, m, d = shape
-    jax.block_until_ready(_prepare(method, (64, 64, d))())  # libraries load what they load once
+    small = _prepare(method, (64, 64, d))
+    jax.block_until_ready(small())  # libraries load what they load once
     call = _prepare(method, (n, m, d))
     before = _kilobytes("VmRSS")
     if (reset := Path("/proc/self/clear_refs")).exists():
         reset.write_text("5")  # forget the peak of what came before
     jax.block_until_ready(call())
-    print(max(0, _kilobytes("VmHWM") - before))
+    added = _kilobytes("VmHWM") - before
+    print(max(0, added))
 
 
 def _peak(method: str, shape: tuple[int, int, int]) -> int:
@@ -65,14 +68,16 @@ def _measure(method: str, settings: Settings) -> list[Row]:
     if not Path("/proc/self/status").exists() or jax.default_backend() != "cpu":
         raise NotHere("peaks are read from Linux' /proc, which knows the memory of the CPU alone")
     if method == "scikit-learn":
-        other.sklearn_ntk(*points((1, 1, 1), 0)[:2])
+        tiny = points((1, 1, 1), 0)
+        other.sklearn_ntk(tiny.z, tiny.x)
     if method == "neural-tangents":
         other.tangents()
-    matrix = 4 * shape[0] * shape[1]
-    peaks = [_peak(method, shape) for _ in range(settings.rounds(3, 1))]
-    note = (
-        f"{sorted(peaks)[len(peaks) // 2] / 2**20:.0f} MiB; the matrix has {matrix / 2**20:.0f} MiB"
-    )
+    n, m, _ = shape
+    matrix = 4 * n * m
+    rounds = settings.rounds(3, 1)
+    peaks = [_peak(method, shape) for _ in range(rounds)]
+    middle = sorted(peaks)[len(peaks) // 2]
+    note = f"{middle / 2**20:.0f} MiB; the matrix has {matrix / 2**20:.0f} MiB"
     return [
         Row(
             "matvec",

@@ -84,7 +84,8 @@ def summary(outcome: Outcome) -> str:
     said = f"{len(outcome.rows)} rows in {outcome.seconds:.0f} s"
     ended = {"differs": "with another result", "skipped": "skipped", "failed": "failed"}
     for status, words in ended.items():
-        number = sum(row.status == status for row in outcome.rows)
+        ending = [row for row in outcome.rows if row.status == status]
+        number = len(ending)
         if number:
             said += f", {number} {words}"
     return said
@@ -92,8 +93,12 @@ def summary(outcome: Outcome) -> str:
 
 def machine(environment: Mapping[str, Any]) -> str:
     """Processor, device and versions in a line."""
-    packages = {"perturbkernel": environment["perturbkernel"], **environment["versions"]}
-    versions = [f"{name} {version}" for name, version in packages.items() if version is not None]
+    own = environment["perturbkernel"]
+    packages = {"perturbkernel": own, **environment["versions"]}
+    versions = []
+    for name, version in packages.items():
+        if version is not None:
+            versions.append(f"{name} {version}")
     parts = (
         f"{environment['processor']}, {environment['cores']} cores",
         f"JAX on {environment['backend']} ({environment['device']})",
@@ -117,14 +122,9 @@ def text(
     groups: Sequence[Group], outcome: Outcome, environment: Mapping[str, Any], width: int = 170
 ) -> str:
     """The table for the terminal."""
-    rows = [HEAD, *(cells(row) for row in outcome.rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    # Long names and sizes are wrapped, and the remark has what is left of the line.
-    for column, most in ((0, 32), (1, 34)):
-        widths[column] = min(widths[column], most)
-    left = width - sum(widths[:-1]) - 2 * len(widths)
-    widths[-1] = max(24, left)
-    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    widths = _widths(outcome, width)
+    gaps = 2 * (len(widths) - 1)
+    rule = "-" * (sum(widths) + gaps)
     lines = [*text_row(HEAD, widths), rule]
     for group, members in _members(groups, outcome):
         lines.append(f"[{group.name}] {group.title}: {group.measures}")
@@ -135,10 +135,30 @@ def text(
     return "\n".join(lines)
 
 
+def _widths(outcome: Outcome, width: int) -> list[int]:
+    """Of the columns of a table on lines of `width` characters, two of them between columns."""
+    rows = [HEAD]
+    rows += [cells(row) for row in outcome.rows]
+    widths = []
+    for column in zip(*rows, strict=True):
+        longest = max(map(len, column))
+        widths.append(longest)
+    # Long names and sizes are wrapped, and the remark has what is left of the line.
+    for column, most in ((0, 32), (1, 34)):
+        widths[column] = min(widths[column], most)
+    others = sum(widths[:-1])
+    left = width - others - 2 * len(widths)
+    widths[-1] = max(24, left)
+    return widths
+
+
 def _plain(row: Row) -> dict[str, Any]:
     """The row as strict JSON, with its quartiles; what is not finite becomes null."""
     fields = dataclasses.asdict(row)
-    fields["samples"] = [sample if np.isfinite(sample) else None for sample in row.samples]
+    samples = []
+    for sample in row.samples:
+        samples.append(sample if np.isfinite(sample) else None)
+    fields["samples"] = samples
     low, median, high = row.quartiles or (None, None, None)
     return {**fields, "median": median, "lower_quartile": low, "upper_quartile": high}
 
@@ -154,7 +174,9 @@ def save(
 
     The results are in the folder before anything is drawn: a figure that fails costs no numbers.
     """
-    described = {group.name: {"title": group.title, "measures": group.measures} for group in groups}
+    described = {}
+    for group in groups:
+        described[group.name] = {"title": group.title, "measures": group.measures}
     content = {
         "configuration": dict(configuration),
         "summary": summary(outcome),
@@ -186,12 +208,16 @@ def _page(
     """The page; its figures are written into `folder` too."""
     parts = []
     for group, rows in _members(groups, outcome):
-        parts.append(f"<h2>{html.escape(group.title)}</h2><p>{html.escape(group.measures)}</p>")
+        title = html.escape(group.title)
+        measures = html.escape(group.measures)
+        parts.append(f"<h2>{title}</h2><p>{measures}</p>")
         drawing = figures.figure(group, rows)
         if drawing is not None:
             picture = write_figure(drawing, folder, group.name)
             parts.append(html_figure(group.title, picture))
-        parts.append(html_table(map(cells, rows), HEAD, [row.status for row in rows]))
+        classes = [row.status for row in rows]
+        table = html_table(map(cells, rows), HEAD, classes)
+        parts.append(table)
     where = html.escape(machine(environment))
     body = f"""<h1>Benchmarks</h1>
 <p>{html.escape(summary(outcome))}, on {where}.</p><p>{html.escape(EXPLANATION)}</p>

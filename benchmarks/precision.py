@@ -46,6 +46,12 @@ POINTS = {
 }
 
 
+#: "angles", "outputs" and "gradients", or some of them.
+Arrays = dict[str, np.ndarray]
+#: (z, x, coef) -> such values.
+Method = Callable[..., dict[str, Any]]
+
+
 class Draw(NamedTuple):
     """z (M, D), x (N, D), coef (N,), float32."""
 
@@ -60,8 +66,11 @@ def draw(kind: str, seed: int) -> Draw:
     Tiny: both are, as when a network trains on perturbations alone.
     """
     rng = np.random.default_rng(seed)
-    scale = 1e-3 / np.sqrt(D) if kind.startswith("tiny") else 1
-    x = rng.standard_normal((N, D)) * scale
+    scale = 1
+    if kind.startswith("tiny"):
+        scale = _TINY / np.sqrt(D)
+    normal = rng.standard_normal((N, D))
+    x = normal * scale
     single = x.astype(np.float32)
     x = single.astype(float)
     heads = rng.random(N) < 0.5
@@ -70,7 +79,7 @@ def draw(kind: str, seed: int) -> Draw:
     return Draw(z.astype(np.float32), single, coef.astype(np.float32))
 
 
-def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.ndarray]:
+def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> Arrays:
     """The "angles" (M, N), "outputs" (M,) and "gradients" (M, D) of the kernel with trained biases,
     in float64.
     """
@@ -84,7 +93,7 @@ def reference(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.nd
     return {name: np.stack(values) for name, values in rows.items()}
 
 
-def _reference_at(q: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, np.ndarray]:
+def _reference_at(q: np.ndarray, x: np.ndarray, coef: np.ndarray) -> Arrays:
     """A row of each, for a query q (D,)."""
     d = len(q)
     square = q @ q
@@ -104,8 +113,10 @@ def _reference_at(q: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, n
     stretched = ratio / s_squared
     tangent = side + stretched[:, None] * q
     turns = sine > 0
-    divisor = 2 * np.pi * d * np.where(turns, sine, 1)
-    turn = np.where(turns, coef * linear / divisor, 0)
+    positive = np.where(turns, sine, 1)
+    divisor = 2 * np.pi * d * positive
+    weight = coef * linear / divisor
+    turn = np.where(turns, weight, 0)
     values = phi * linear
     with_fixed_gates = (coef * phi) @ x
     return {
@@ -115,14 +126,15 @@ def _reference_at(q: np.ndarray, x: np.ndarray, coef: np.ndarray) -> dict[str, n
     }
 
 
-def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, float]:
+def errors(got: dict[str, Any], wanted: Arrays) -> dict[str, float]:
     """Largest error: of an angle, relative to it (an angle 0: absolute); of outputs, to the
     largest; of gradients, to the longest. NaN stays NaN.
     """
     out = {}
     for name, value in got.items():
         true = wanted[name]
-        off = np.abs(np.asarray(value, float) - true)
+        found = np.asarray(value, float)
+        off = np.abs(found - true)
         if name == "angles":
             relative = off / np.where(true > 0, true, 1)
             error = relative.max()
@@ -138,7 +150,7 @@ def errors(got: dict[str, Any], wanted: dict[str, np.ndarray]) -> dict[str, floa
 
 
 @cache
-def _perturbkernel() -> Callable[..., dict[str, Any]]:
+def _perturbkernel() -> Method:
     kernel = TwoLayerNTK(0.0, train_bias=True)
 
     @jax.jit
@@ -154,7 +166,7 @@ def _perturbkernel() -> Callable[..., dict[str, Any]]:
 
 
 @cache
-def _textbook() -> Callable[..., dict[str, Any]]:
+def _textbook() -> Method:
     """The formula as it is written, arccos of a clipped cosine, and autodiff."""
 
     def length(x):
@@ -165,7 +177,8 @@ def _textbook() -> Callable[..., dict[str, Any]]:
         s_z = length(z)
         s_x = length(x)
         product = jnp.matmul(z, x.T, precision="highest")
-        rho = (1 + product / D) / (s_z[:, None] * s_x)
+        covariance = 1 + product / D
+        rho = covariance / (s_z[:, None] * s_x)
         cosine = jnp.clip(rho, -1, 1)
         return product, jnp.arccos(cosine)
 
@@ -193,7 +206,7 @@ def _textbook() -> Callable[..., dict[str, Any]]:
 
 
 @cache
-def _neural_tangents() -> Callable[..., dict[str, Any]]:
+def _neural_tangents() -> Method:
     outputs = other.tangents_matvec()
     gradients = other.tangents_input_gradient()
     return lambda z, x, coef: {
@@ -212,7 +225,8 @@ METHODS = {
 
 def _measure(kind: str, settings: Settings) -> Iterator[Row]:
     first = settings.seed
-    seeds = range(first, first + settings.rounds(9, 5))
+    rounds = settings.rounds(9, 5)
+    seeds = range(first, first + rounds)
     for subject, build in METHODS.items():
         try:
             method = build()
@@ -229,7 +243,8 @@ def _measure(kind: str, settings: Settings) -> Iterator[Row]:
                 note = f"NaN in {bad} of {len(samples)} draws" if bad else ""
                 yield Row(name, kind, subject, "NumPy float64", samples, note=note)
         except Exception as error:
-            yield Row("all", kind, subject, "NumPy float64").but(error)
+            row = Row("all", kind, subject, "NumPy float64")
+            yield row.but(error)
 
 
 def _cases(settings: Settings) -> list[Case]:

@@ -35,35 +35,55 @@ TASKS = {
 
 def neural_tangents_calls(loss: str, task: str, x, y, z) -> Callable[[], Any]:
     """The task by neural-tangents, to be called."""
-    kernel, predict = other.tangents(), other.neural_tangents("predict")
-    matrix = jax.jit(lambda z, x: kernel(z, x, "ntk"))
-    pull_back = jax.jit(
-        lambda z, x, cotangent: jax.vjp(lambda z: kernel(z, x, "ntk"), z)[1](cotangent)[0]
-    )
+    kernel = other.tangents()
+    predict = other.neural_tangents("predict")
+
+    @jax.jit
+    def matrix(z, x):
+        return kernel(z, x, "ntk")
+
+    @jax.jit
+    def pull_back(z, x, cotangent):
+        _, pullback = jax.vjp(lambda z: kernel(z, x, "ntk"), z)
+        (gradient,) = pullback(cotangent)
+        return gradient
 
     def trained(gram, y):
         """Trains; the function from K(z, x) to outputs at z."""
+        targets = y[:, None]
         if loss == "squared":
-            f = predict.gradient_descent_mse(gram, y[:, None])
+            f = predict.gradient_descent_mse(gram, targets)
         else:
-            f = predict.gradient_descent(LOSSES[loss], gram, y[:, None])
-        return lambda queries: f(TIME, 0.0, 0.0, queries)[1][:, 0]
+            f = predict.gradient_descent(LOSSES[loss], gram, targets)
+
+        def outputs(queries):
+            _, found = f(TIME, 0.0, 0.0, queries)
+            return found[:, 0]
+
+        return outputs
 
     def evaluate(gram, y, queries):
-        return trained(gram, y)(queries)
+        outputs = trained(gram, y)
+        return outputs(queries)
 
     def cotangent(gram, y, queries):
-        return jax.grad(lambda queries: jnp.sum(trained(gram, y)(queries)))(queries)
+        def total(queries):
+            outputs = trained(gram, y)
+            return jnp.sum(outputs(queries))
+
+        return jax.grad(total)(queries)
 
     if loss != "squared":
-        evaluate, cotangent = jax.jit(evaluate), jax.jit(cotangent)
+        evaluate = jax.jit(evaluate)
+        cotangent = jax.jit(cotangent)
     if task == "outputs":
         return lambda: evaluate(matrix(x, x), y, matrix(z, x))
     if task == "perturbations":
 
         def attack():
             gram = matrix(x, x)
-            gradient = pull_back(x, x, cotangent(gram, y, gram))
+            of_entries = cotangent(gram, y, gram)
+            gradient = pull_back(x, x, of_entries)
             return SIZE * y[:, None] * normalise(gradient, "l2")
 
         return attack
@@ -77,9 +97,9 @@ def neural_tangents_calls(loss: str, task: str, x, y, z) -> Callable[[], Any]:
 
 def perturbkernel_calls(loss: str, task: str, x, y, z) -> Callable[[], Any]:
     """The task by perturbkernel, to be called."""
-    train = partial(
-        fit, TwoLayerNTK(0.0, train_bias=True), x, y, loss=loss, dynamics=GradientFlow(TIME)
-    )
+    kernel = TwoLayerNTK(0.0, train_bias=True)
+    flow = GradientFlow(TIME)
+    train = partial(fit, kernel, x, y, loss=loss, dynamics=flow)
     if task == "outputs":
         return lambda: train()(z)
     if task == "perturbations":
@@ -93,8 +113,11 @@ def _sizes(settings: Settings) -> tuple[int, int, int]:
 
 def _measure(loss: str, task: str, settings: Settings) -> Iterator[Row]:
     n, m, d = _sizes(settings)
-    drawn = data.shifted_gaussian(n + m, d, 0.1, key=jax.random.key(settings.seed))
-    x, y, z = drawn.inputs[:n], drawn.targets[:n], drawn.inputs[n:]
+    key = jax.random.key(settings.seed)
+    drawn = data.shifted_gaussian(n + m, d, 0.1, key=key)
+    x = drawn.inputs[:n]
+    y = drawn.targets[:n]
+    z = drawn.inputs[n:]
     return compare(
         TASKS[task],
         _described(loss, settings),

@@ -103,7 +103,7 @@ def large_child(n: int) -> None:
         stage: kernel.plan(n, sizes[stage], DIMENSION, what=what).seconds
         for stage, what in STAGES.items()
     }
-    print(json.dumps({"planned": plans, **large.run(n, DIMENSION, bars=False)}))
+    print(json.dumps({"planned": plans, **large.run(n, DIMENSION, progress=False)}))
 
 
 def _large(n: int, settings: Settings) -> Iterator[Row]:

@@ -31,17 +31,27 @@ def numpy_heavy_ball(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     n; float32, (n,).
     """
     gram = other.numpy_ntk(x, x)
+    n = np.float32(len(y))
+    rate = np.float32(RATE)
+    momentum = np.float32(MOMENTUM)
     a = v = np.zeros_like(y)
     for _ in range(STEPS):
-        v = np.float32(MOMENTUM) * v + y / (1 + np.exp(y * (gram @ a))) / np.float32(len(y))
-        a = a + np.float32(RATE) * v
+        margin = y * (gram @ a)
+        force = y / (1 + np.exp(margin)) / n
+        v = momentum * v + force
+        a = a + rate * v
     return a
 
 
+def _shifted(count: int, d: int, settings: Settings) -> data.Dataset:
+    return data.shifted_gaussian(count, d, key=jax.random.key(settings.seed))
+
+
 def _heavy_ball(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
-    drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
+    drawn = _shifted(n, d, settings)
     dynamics = HeavyBall(RATE, STEPS, MOMENTUM)
-    x, y = np.asarray(drawn.inputs), np.asarray(drawn.targets)
+    x = np.asarray(drawn.inputs)
+    y = np.asarray(drawn.targets)
 
     def ours():
         f = fit(KERNEL, drawn.inputs, drawn.targets, loss="logistic", dynamics=dynamics)
@@ -60,46 +70,58 @@ def _heavy_ball(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]
 
 def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
     m = n // 10
-    drawn = data.shifted_gaussian(n + m, d, key=jax.random.key(settings.seed))
-    x, y, z = drawn.inputs[:n], drawn.targets[:n], drawn.inputs[n:]
+    drawn = _shifted(n + m, d, settings)
+    x = drawn.inputs[:n]
+    y = drawn.targets[:n]
+    z = drawn.inputs[n:]
 
     def theirs():
         predict: Any = other.neural_tangents("predict")
         kernel = other.tangents_ntk()
-        train, test = kernel(x, x), kernel(z, x)
+        train = kernel(x, x)
+        test = kernel(z, x)
 
         def loss(f, y):
-            return jnp.mean(jnp.logaddexp(0, -y * f))
+            losses = jnp.logaddexp(0, -y * f)
+            return jnp.mean(losses)
 
         trained = predict.gradient_descent(loss, train, y[:, None])
 
         def outputs():
-            _, at_queries = trained(FLOW, jnp.zeros((n, 1)), jnp.zeros((m, 1)), test)
-            return at_queries[:, 0]
+            at_points = jnp.zeros((n, 1))
+            at_queries = jnp.zeros((m, 1))
+            _, found = trained(FLOW, at_points, at_queries, test)
+            return found[:, 0]
 
         return outputs
 
     def given():
         """The same task as theirs, in float64: both kernel matrices are there."""
         with jax.enable_x64(True):
-            exact, queries = jnp.asarray(np.asarray(x), float), jnp.asarray(np.asarray(z), float)
+            exact = jnp.asarray(np.asarray(x), float)
+            queries = jnp.asarray(np.asarray(z), float)
             targets = jnp.asarray(np.asarray(y), float)
-            operator, test = gram_operator(KERNEL, exact), KERNEL.ntk(queries, exact)
+            operator = gram_operator(KERNEL, exact)
+            test = KERNEL.ntk(queries, exact)
             none = jnp.zeros_like(targets)
 
         def run(tolerance=_TOLERANCE):
             with jax.enable_x64(True):
-                return test @ logistic.flow(operator, targets, none, FLOW, tolerance).dual_coef
+                found = logistic.flow(operator, targets, none, FLOW, tolerance)
+                return test @ found.dual_coef
 
         truth["outputs"] = run(1e-12)
         return run
 
     def from_points():
-        return fit(KERNEL, x, y, loss="logistic", dynamics=GradientFlow(FLOW))(z)
+        f = fit(KERNEL, x, y, loss="logistic", dynamics=GradientFlow(FLOW))
+        return f(z)
 
     def errors(ours, others) -> str:
-        off = [difference(found, truth["outputs"]) for found in (ours, others)]
-        return f"errors {off[0]:.0e} and {off[1]:.0e}"
+        wanted = truth["outputs"]
+        own = difference(ours, wanted)
+        theirs = difference(others, wanted)
+        return f"errors {own:.0e} and {theirs:.0e}"
 
     truth: dict[str, Any] = {}
 
@@ -119,12 +141,16 @@ def _flow(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
 
 
 def _path(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
-    drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
+    drawn = _shifted(n, d, settings)
     operator = gram_operator(KERNEL, drawn.inputs)
     product = jax.jit(lambda operator, v: operator(v))
+    times = np.array([LATE])
 
     def path():
-        return logistic_path(operator, drawn.targets, None, np.array([LATE]), RTOL)
+        return logistic_path(operator, drawn.targets, None, times, RTOL)
+
+    def cost(path, _) -> str:
+        return f"{int(path.products)} products, drift {float(path.drift):.0e}"
 
     return compare(
         f"logistic flow to time {LATE:g}",
@@ -132,13 +158,14 @@ def _path(sizes: str, n: int, d: int, settings: Settings) -> Iterator[Row]:
         ("one product K v, K held", lambda: partial(product, operator, drawn.targets)),
         {"perturbkernel": lambda: path},
         settings.rounds(3, 3),
-        remark=lambda path, _: f"{int(path.products)} products, drift {float(path.drift):.0e}",
+        remark=cost,
     )
 
 
 def _interpolation(sizes: str, n: int, d: int, held: bool, settings: Settings) -> Iterator[Row]:
-    drawn = data.shifted_gaussian(n, d, key=jax.random.key(settings.seed))
-    x, y = drawn.inputs, drawn.targets
+    drawn = _shifted(n, d, settings)
+    x = drawn.inputs
+    y = drawn.targets
     # Enough for the matrix and too little for a factorisation, or for nothing: the kernel anew for
     # each product.
     memory = 16.0 * n**2 if held else 0.0
@@ -150,8 +177,13 @@ def _interpolation(sizes: str, n: int, d: int, held: bool, settings: Settings) -
 
     def cholesky():
         exact = np.asarray(x, float)
+        targets = np.asarray(y, float)
         gram = other.numpy_ntk(exact, exact)
-        return scipy.linalg.solve(gram, np.asarray(y, float), assume_a="pos")
+        return scipy.linalg.solve(gram, targets, assume_a="pos")
+
+    def numbers(*_) -> str:
+        said = [f"{name} {value:.3g}" for name, value in stats.items()]
+        return ", ".join(said)
 
     stats: dict[str, Any] = {}
     reference: tuple[str, Builder] = ("Cholesky in float64, SciPy", lambda: cholesky)
@@ -165,7 +197,7 @@ def _interpolation(sizes: str, n: int, d: int, held: bool, settings: Settings) -
         settings.rounds(3, 1) if held else settings.rounds(1, 1),
         tolerance=1e-2 if held else None,
         same_result=held,
-        remark=lambda *_: ", ".join(f"{name} {value:.3g}" for name, value in stats.items()),
+        remark=numbers,
     )
 
 

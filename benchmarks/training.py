@@ -9,7 +9,7 @@ threads wait for each other; the faster of both counts.
 import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,71 +35,120 @@ def _torch_loop(
 ) -> np.ndarray:
     """The same training as PyTorch's users write it; returns the outputs at the end."""
     torch.set_num_threads(threads)
-    inputs, targets = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y))
-    bias, readout = torch.tensor(np.asarray(net.bias)), torch.tensor(np.asarray(net.readout))
-    weight = torch.tensor(np.asarray(net.weight), requires_grad=True)
+
+    def tensor(array: Any, **options: bool) -> Any:
+        return torch.tensor(np.asarray(array), **options)
+
+    inputs = tensor(x)
+    targets = tensor(y)
+    bias = tensor(net.bias)
+    readout = tensor(net.readout)
+    weight = tensor(net.weight, requires_grad=True)
     optimizer = torch.optim.SGD([weight], lr=RATE, momentum=MOMENTUM)
 
     def outputs():
-        return torch.relu(inputs @ weight.T + bias) @ readout
+        before = inputs @ weight.T + bias
+        hidden = torch.relu(before)
+        return hidden @ readout
 
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = torch.nn.functional.softplus(-targets * outputs()).mean()
+        margin = targets * outputs()
+        losses = torch.nn.functional.softplus(-margin)
+        loss = losses.mean()
         loss.backward()
         optimizer.step()
     return outputs().detach().numpy()
 
 
-def _measure(steps: int, settings: Settings) -> Iterator[Row]:
-    rng = np.random.default_rng(settings.seed)
-    drawn = rng.normal(size=(N, D)).astype(np.float32)
-    x, y = jnp.asarray(drawn), jnp.asarray(np.sign(drawn[:, 0] + np.float32(0.1)))
-    nets = jax.vmap(lambda key: networks.TwoLayerNetwork.init(D, WIDTH, key=key))(
-        jax.random.split(jax.random.key(settings.seed), MEMBERS)
-    )
-    net = jax.tree.map(lambda a: a[0], nets)
+class _Problem(NamedTuple):
+    """Points, labels and untrained networks."""
+
+    x: jax.Array
+    y: jax.Array
+    nets: networks.TwoLayerNetwork
+
+    @property
+    def net(self) -> networks.TwoLayerNetwork:
+        """The first of them."""
+        return jax.tree.map(lambda weights: weights[0], self.nets)
+
+
+def _problem(seed: int) -> _Problem:
+    rng = np.random.default_rng(seed)
+    normal = rng.normal(size=(N, D))
+    drawn = normal.astype(np.float32)
+    first = drawn[:, 0]
+    labels = np.sign(first + np.float32(0.1))
+    key = jax.random.key(seed)
+    keys = jax.random.split(key, MEMBERS)
+
+    def untrained(key: jax.Array) -> networks.TwoLayerNetwork:
+        return networks.TwoLayerNetwork.init(D, WIDTH, key=key)
+
+    nets = jax.vmap(untrained)(keys)
+    return _Problem(jnp.asarray(drawn), jnp.asarray(labels), nets)
+
+
+def _our_calls(problem: _Problem, steps: int) -> list[Callable[[], Any]]:
+    """One network, and the ensemble; each returns outputs at the end."""
+    x, y, nets = problem
+    net = problem.net
     optimizer = networks.paper_optimizer(RATE, MOMENTUM)
     options: dict[str, Any] = {"loss": "logistic", "steps": steps, "trace_at": ()}
-    calls: list[Callable[[], Any]] = [
-        lambda: networks.train(net, x, y, optimizer=optimizer, **options)[0](x),
-        lambda: networks.ensemble(nets, x, y, learning_rate=RATE, **options)[0](x),
-    ]
+
+    def one():
+        trained, _ = networks.train(net, x, y, optimizer=optimizer, **options)
+        return trained(x)
+
+    def all_members():
+        trained, _ = networks.ensemble(nets, x, y, learning_rate=RATE, **options)
+        return trained(x)
+
+    return [one, all_members]
+
+
+def _torch_calls(problem: _Problem, steps: int) -> list[Callable[[], Any]]:
+    """PyTorch with all its threads and with one. Raises NotHere without it."""
+    torch = _torch()
+    x, y, _ = problem
+    train = partial(_torch_loop, torch, problem.net, x, y, steps)
+    all_threads = torch.get_num_threads()
+    return [partial(train, threads) for threads in (all_threads, 1)]
+
+
+def _measure(steps: int, settings: Settings) -> Iterator[Row]:
+    problem = _problem(settings.seed)
+    calls = _our_calls(problem, steps)
     absent = None
     try:
-        torch = _torch()
-        calls += [
-            partial(_torch_loop, torch, net, x, y, steps, threads)
-            for threads in (torch.get_num_threads(), 1)
-        ]
+        calls += _torch_calls(problem, steps)
     except NotHere as error:
         absent = error
     results = [np.asarray(call()) for call in calls]
-    seconds, processor = times(calls, settings.rounds(9, 3))
+    rounds = settings.rounds(9, 3)
+    seconds, processor = times(calls, rounds)
     seconds[:, 1] /= MEMBERS
     processor[:, 1] /= MEMBERS
-    one, each = "perturbkernel", f"perturbkernel, each of {MEMBERS}"
+    measured = (seconds, processor)
+    one = "perturbkernel"
+    each = f"perturbkernel, each of {MEMBERS}"
     sizes = _described(steps)
-    yield Row(
-        WHAT, sizes, each, "one network", **ratios((seconds, processor), subject=1, reference=0)
-    )
+    fields = ratios(measured, subject=1, reference=0)
+    yield Row(WHAT, sizes, each, "one network", **fields)
     for i, subject in enumerate((one, each)):
         row = Row(WHAT, sizes, subject, TORCH)
         if absent is not None:
             yield row.but(absent)
             continue
-        faster = min(2, 3, key=lambda j: float(np.median(seconds[:, j])))
+        of_torch = seconds[:, 2:]
+        all_threads, single = np.median(of_torch, axis=0)
+        faster = 2 if all_threads <= single else 3
         threads = "all its threads" if faster == 2 else "one thread"
         off = difference(results[2], results[0])
         note = f"PyTorch with {threads}; its outputs differ by {off:.0e}"
-        yield Row(
-            WHAT,
-            sizes,
-            subject,
-            TORCH,
-            note=note,
-            **ratios((seconds, processor), subject=i, reference=faster),
-        )
+        fields = ratios(measured, subject=i, reference=faster)
+        yield Row(WHAT, sizes, subject, TORCH, note=note, **fields)
 
 
 def _described(steps: int) -> str:
@@ -108,7 +157,8 @@ def _described(steps: int) -> str:
 
 def _cases(settings: Settings) -> list[Case]:
     steps, cost = (50, 5) if settings.quick else (1000, 50)
-    return [Case("full-batch", _described(steps), partial(_measure, steps, settings), cost=cost)]
+    measure = partial(_measure, steps, settings)
+    return [Case("full-batch", _described(steps), measure, cost=cost)]
 
 
 GROUP = Group(

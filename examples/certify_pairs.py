@@ -1,8 +1,8 @@
 """Certified is not correct: all 45 pairs of digits, and how many held-out ones are proven.
 
-    python examples/certify_pairs.py                             # widths 10,000 and 100,000; minutes
+    python examples/certify_pairs.py                            # widths 10,000 and 100,000; minutes
     python examples/certify_pairs.py --pairs 1,2 4,9 --digits 200           # some of them, smaller
-    python examples/certify_pairs.py --law 100            # networks of width 100 as well; an hour
+    python examples/certify_pairs.py --law 100            # networks of width 100 too; an hour
 
 For every pair of digits f learns 800 of them and g nothing but f's perturbations, labelled by coin
 flips. `theory.certify` says, before anything is trained, at which of 200 held-out digits both

@@ -29,15 +29,15 @@ from perturbkernel.reproduce.plan import Options, cells, everything
 @renamed(progress="on_cell")
 def reproduce(
     names: Sequence[str],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     mode: str = "both",
     scale: str = "small",
     seeds: int = 2,
     targets: str = "coin_flip",
     dynamics: str = "flow",
-    mnist: str | os.PathLike | None = None,
-    fashion_mnist: str | os.PathLike | None = None,
+    mnist: str | os.PathLike[str] | None = None,
+    fashion_mnist: str | os.PathLike[str] | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
     on_cell: Callable[[int, int], None] | None = None,
@@ -85,7 +85,8 @@ def reproduce(
     )
     if workers is not None:
         check_count(workers, "workers", low=0)
-    if executor is not None and not isinstance(executor, Executor):
+    # Callers may be untyped.
+    if executor is not None and not isinstance(executor, Executor):  # pyright: ignore
         raise TypeError(
             f"executor must be a concurrent.futures.Executor; got {type(executor).__name__}"
         )
@@ -114,7 +115,7 @@ def reproduce(
             ) from error
 
 
-def _absolute(path: str | os.PathLike | None) -> str | None:
+def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     """The same folder for workers that run elsewhere."""
     return None if path is None else str(Path(path).expanduser().resolve())
 

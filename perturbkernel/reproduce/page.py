@@ -56,7 +56,7 @@ class Reproduction:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         options: Options,
         environment: Json | None = None,
     ):
@@ -294,7 +294,7 @@ def _stem(name: str) -> str:
     return html.escape(file_name(name))
 
 
-def load(folder: str | os.PathLike) -> Reproduction:
+def load(folder: str | os.PathLike[str]) -> Reproduction:
     """The reproduction that a folder holds. Raises FileNotFoundError if it holds none that was
     finished.
     """
@@ -311,14 +311,16 @@ def load(folder: str | os.PathLike) -> Reproduction:
         raise _damaged_record(folder, error) from error
 
 
-def _damaged_record(folder: str | os.PathLike, error: Exception) -> ValueError:
+def _damaged_record(folder: str | os.PathLike[str], error: Exception) -> ValueError:
     return ValueError(
         f"{Path(folder) / RECORD} is damaged ({type(error).__name__}: {error}); give the "
         "`reproduce` command again, which computes nothing that is there"
     )
 
 
-def publish(folder: str | os.PathLike, options: Options, executor: Executor | None) -> Reproduction:
+def publish(
+    folder: str | os.PathLike[str], options: Options, executor: Executor | None
+) -> Reproduction:
     """Writes the page of what was just computed, together with what the folder held before.
 
     `executor`: as in `Reproduction.save`.
@@ -334,7 +336,7 @@ def publish(folder: str | os.PathLike, options: Options, executor: Executor | No
     return found
 
 
-def together(folder: str | os.PathLike, options: Options) -> Options:
+def together(folder: str | os.PathLike[str], options: Options) -> Options:
     """The options with the names that the folder holds already, if everything else about them is
     the same. Those of which the code or the data changed since are left out, with a warning.
     """

@@ -152,7 +152,7 @@ class _Failure(NamedTuple):
 
 def run(
     cells: Sequence[Cell],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     executor: Executor,
     on_cell: Callable[[int, int], None] | None = None,
 ) -> None:

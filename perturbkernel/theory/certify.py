@@ -218,7 +218,7 @@ def certify(
     times: tuple[float | str, float | str] | str = "best",
     delta: float = 0.1,
     start: str = "centred",
-    f: Callable | None = None,
+    f: Callable[..., Any] | None = None,
     carrier: Float[ArrayLike, "n d"] | None = None,
     min_output: float = 1.0,
 ) -> Certificate:
@@ -249,6 +249,8 @@ def certify(
     [0, 255] get a certificate of their own (a better one: gates move less). Only with c^2 times as
     many dimensions, the new ones zero, is everything the same (trained weights alone), at times
     that are c^2 times shorter.
+
+    For networks so narrow or trained so long that they are not lazy there is `certify_experiment`.
 
     Source: theory 6.4, with the one-sided bounds of `tails` in place of 2.2, 3.3 and 4.1.
     """

@@ -30,11 +30,18 @@ f - f0 - T f_hat, the gradient against its limit (measured), the initial functio
 def label_effect_bound(
     kernel: TwoLayerNTK, u: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"], *, size: float
 ) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """How much two label vectors can change g_hat_u in scenario (a): |g_hat_u - g_hat_u'| <= middle
-    <= outer, (m,) each.
+    """How much two label vectors can change g_hat_u in scenario (a): middle and outer, (m,) each.
 
-    middle = (1/n) sum |Phi(size u_n, z) - Phi(-size u_n, z)| |<u_n, z>|,
-    outer = size (1 - slope)^2 / (pi sqrt(d)) (1/n) sum |<u_n, z>|. Deterministic. Theory: 8.2.
+        |g_hat_u - g_hat_u'| <= middle <= outer
+        middle = (1/n) sum |Phi(size u_n, z) - Phi(-size u_n, z)| |<u_n, z>|
+        outer = size (1 - slope)^2 / (pi sqrt(d)) (1/n) sum |<u_n, z>|
+
+    Deterministic. Theory: 8.2.
+
+    Example:
+        >>> middle, outer = label_effect_bound(TwoLayerNTK(), [[0.6, 0.8]], [[1.0, 1.0]], size=0.1)
+        >>> bool(0 < middle[0] <= outer[0])
+        True
     """
     check_kernel(kernel)
     check_number(size, "size")
@@ -44,28 +51,40 @@ def label_effect_bound(
     projection = np.zeros(len(z))
     above = tiles(z, size * u)
     below = tiles(z, -size * u)
-    for (rows, columns, _, plus), (_, _, _, minus) in zip(above, below, strict=True):
-        along = np.abs(z[rows] @ u[columns].T)
-        middle[rows] += np.sum(np.abs(plus - minus) * along, axis=1)
+    for plus, minus in zip(above, below, strict=True):
+        rows = plus.rows
+        along = np.abs(z[rows] @ u[plus.columns].T)
+        turned = np.abs(plus.theta - minus.theta)
+        middle[rows] += np.sum(turned * along, axis=1)
         projection[rows] += np.sum(along, axis=1)
-    cone = cone_slope(kernel) / len(u)
-    return cone * middle, 2 * size * cone / np.sqrt(u.shape[1]) * projection
+    n, d = u.shape
+    cone = cone_slope(kernel) / n
+    rate = 2 * size * cone / np.sqrt(d)
+    return cone * middle, rate * projection
 
 
 def bias_offset_deviation(
     kernel: TwoLayerNTK, z: Float[ArrayLike, "m d"], *, count: int, size: float
 ) -> Float[np.ndarray, " m"]:
-    """Phi(0, z) / (size sqrt(count)), (m,): about the standard deviation over coin-flip targets of
-    psi / size in scenario (a).
+    """About the standard deviation over coin-flip targets of psi / size in scenario (a), (m,).
+
+        Phi(0, z) / (size sqrt(count))
 
     Trained biases only (zero otherwise); an estimate for small size. Theory: 8.2.
+
+    Example:
+        >>> kernel = TwoLayerNTK(train_bias=True)
+        >>> bias_offset_deviation(kernel, [[0.0, 0.0]], count=100, size=0.1).round(3).tolist()
+        [0.5]
     """
     check_kernel(kernel)
     check_statement(1.0, count)
     check_number(size, "size", open_low=True)
     z = as_points(z, "z")
-    gates = gate_matrix(kernel, np.zeros((1, z.shape[1])), z)[0]
-    return kernel.train_bias * gates / (size * np.sqrt(count))
+    origin = np.zeros((1, z.shape[1]))
+    gates = gate_matrix(kernel, origin, z)[0]
+    root = np.sqrt(count)
+    return kernel.train_bias * gates / (size * root)
 
 
 def linear_predictor(
@@ -74,18 +93,33 @@ def linear_predictor(
     y: Float[ArrayLike, " n"],
     z: Float[ArrayLike, "m d"],
 ) -> Float[np.ndarray, " m"]:
-    """<mean of y_n x_n, z> + c mean of y_n, (m,): f_hat of the linear network, slope 1. Theory:
-    8.7.
+    """f_hat of the linear network, slope 1, (m,): <mean of y_n x_n, z> + c mean of y_n.
+
+    Theory: 8.7.
+
+    Example:
+        >>> linear_predictor(TwoLayerNTK(), np.eye(2), [1, -1], [[3.0, 1.0]]).tolist()
+        [1.0]
     """
     check_kernel(kernel)
     x = as_points(x, "x")
-    y, z = as_labels(y, "y", len(x)), as_points(z, "z", like=x)
-    return z @ (y @ x / len(x)) + kernel.train_bias * y.mean()
+    y = as_labels(y, "y", len(x))
+    z = as_points(z, "z", like=x)
+    offset = kernel.train_bias * y.mean()
+    return z @ _labelled_mean(x, y) + offset
+
+
+def _labelled_mean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The mean of y_n x_n, (d,)."""
+    return y @ x / len(x)
 
 
 def linear_gap_bound(constants: Constants) -> Float[np.ndarray, " m"]:
-    """(1 - slope) (1/n) sum |k_n(z)|, (m,): at least |f_hat - linear_predictor|, since 0 <= 1 - Phi
-    <= 1 - slope. Theory: 8.7.
+    """A bound on |f_hat - linear_predictor|, (m,): (1 - slope) (1/n) sum |k_n(z)|.
+
+    It holds since 0 <= 1 - Phi <= 1 - slope. Theory: 8.7. For example:
+
+        linear_gap_bound(pk.theory.derive_constants(kernel, x, y, z))
     """
     return (1 - constants.kernel.slope) * constants.absolute
 
@@ -97,16 +131,24 @@ def symmetric_predictor_without_bias_input(
     *,
     slope: float,
 ) -> Float[np.ndarray, " m"]:
-    """(1 + slope)^2/4 <mean of y_n x_n, z>, (m,): f_hat of a network *without bias input* on data
-    with (x, y) and (-x, -y).
+    """f_hat of a network *without bias input* on data with (x, y) and (-x, -y), (m,).
+
+        (1 + slope)^2/4 <mean of y_n x_n, z>
 
     There Phi(x, z) + Phi(-x, z) = (1 + slope)^2/2. False for the networks of this package, whose
     biases are drawn. Theory: 8.6.
+
+    Example:
+        >>> x, z = np.eye(2), [[3.0, 1.0]]
+        >>> symmetric_predictor_without_bias_input(x, [1, -1], z, slope=0.0).tolist()
+        [0.25]
     """
     check_number(slope, "slope", high=1.0)
     x = as_points(x, "x")
-    y, z = as_labels(y, "y", len(x)), as_points(z, "z", like=x)
-    return (1 + slope) ** 2 / 4 * (z @ (y @ x / len(x)))
+    y = as_labels(y, "y", len(x))
+    z = as_points(z, "z", like=x)
+    linear = z @ _labelled_mean(x, y)
+    return (1 + slope) ** 2 / 4 * linear
 
 
 def output_change_variance(
@@ -114,9 +156,13 @@ def output_change_variance(
 ) -> Float[np.ndarray, " m"]:
     """Var[f(z; T) - f0(z)] over draws, (m,): T^2 (3 S_f^2 - f_hat^2) / width, to leading order.
 
-    Theory: 8.9.
+    Theory: 8.9. For example:
+
+        constants = pk.theory.derive_constants(kernel, x, y, z)
+        output_change_variance(constants, width=1000, time=10.0)
     """
     check_statement(1.0, width)
     check_time(time)
     variance = 3 * constants.f_second_moment - constants.f_hat**2
-    return time**2 * np.maximum(variance, 0) / width
+    variance = np.maximum(variance, 0)
+    return time**2 * variance / width

@@ -25,6 +25,7 @@ from perturbkernel.verify import (
     limits,
     linearised,
     matching,
+    neuron_law,
     randomness,
     second_network,
 )
@@ -60,6 +61,7 @@ _MODULES = (
     certificates,
     facts,
     randomness,
+    neuron_law,
     law_certificates,
     limits,
 )

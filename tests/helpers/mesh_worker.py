@@ -74,6 +74,21 @@ def compare(mesh) -> dict[str, float]:
     both("input_gradient", lambda mesh: KERNEL.input_gradient(x, x, c, mesh=mesh))
     both("fit", lambda mesh: pk.fit(KERNEL, x, y, mesh=mesh)(z))
 
+    def neurons(mesh):
+        law = pk.theory.simulate_neurons(
+            KERNEL,
+            x,
+            y,
+            dynamics=pk.HeavyBall(0.3, 5),
+            width=4,
+            neurons=34,
+            mesh=mesh,
+            key=jax.random.key(0),
+        )
+        return law.paths
+
+    both("simulate_neurons", neurons)
+
     def learn(mesh):
         learner = pk.KernelLearner(KERNEL, mesh=mesh)
         return pk.learn_from_perturbations(

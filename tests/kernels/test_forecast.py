@@ -110,7 +110,7 @@ def test_bytes_and_times_are_written_for_people():
 
 
 def test_the_large_benchmark_at_a_small_size():
-    result = large.run(300, 20, bars=False)
+    result = large.run(300, 20, progress=False)
     assert set(result["seconds"]) == {
         "f at its training points",
         "perturbations",

@@ -96,8 +96,8 @@ def test_paths_end_where_descent_ends(n, d):
     early, trained = pool.trained(np.asarray(drawn.x), np.asarray(drawn.y), [0.5, late])
     start = pool.start.reshape(-1, WIDTH, d + 1)
     readout = pool.readout.reshape(-1, WIDTH) / np.float32(WIDTH**0.5)
-    parts = map(jnp.asarray, (start[..., :-1], start[..., -1], readout))
-    nets = pk.networks.TwoLayerNetwork(*parts, 0.2, True)
+    weight, bias = jnp.asarray(start[..., :-1]), jnp.asarray(start[..., -1])
+    nets = pk.networks.TwoLayerNetwork(weight, bias, jnp.asarray(readout), 0.2, True)
     after = descended(nets, drawn.x, drawn.y, rate=0.1, steps=1200)
     z = np.asarray(drawn.fresh)[:200]
     expected = np.asarray(after(jnp.asarray(z)))

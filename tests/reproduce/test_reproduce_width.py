@@ -16,7 +16,7 @@ from scipy.stats import t as student_t
 
 from perturbkernel import theory
 from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.reproduce.studies.width import rates
+from perturbkernel.reproduce.studies.width import blocks, rates
 from perturbkernel.reproduce.studies.width import study as width
 from perturbkernel.reproduce.studies.width.summary import QUANTITIES
 
@@ -73,9 +73,9 @@ def test_bad_input_is_refused():
 
 def drawn(key, s):
     """Weight, bias and readout of a network of two blocks."""
-    blocks = [width._block(key, i, 2, s) for i in range(2)]
+    both = [blocks.block(key, i, 2, s) for i in range(2)]
     return tuple(
-        np.concatenate([np.asarray(getattr(block, name)) for block in blocks])
+        np.concatenate([np.asarray(getattr(one, name)) for one in both])
         for name in ("weight", "bias", "readout")
     )
 

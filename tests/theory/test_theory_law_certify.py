@@ -84,13 +84,17 @@ def test_a_certificate_is_wrong_as_seldom_as_its_confidence_says():
     assert mistakes > 0.02 * repeats  # the test could tell a smaller confidence
 
 
+def single(values):
+    return jnp.asarray(values, jnp.float32)
+
+
 @functools.cache
 def networks(case, start, count=3000, block=None):
     p = setting(*case)
-    shape = drawn.shape_for(p.kernel, WIDTH, start, len(p.x), 4)
+    x, y, z = single(p.x), single(p.y), single(p.z)
+    shape = drawn.shape_for(p.kernel, WIDTH, start, x)
     if block is not None:
         shape = shape._replace(block=block)
-    x, y, z = (jnp.asarray(v, jnp.float32) for v in (p.x, p.y, p.z))
     training = drawn.Training.of(x, y, DESCENT)
     return drawn.draw_networks(shape, count, training, z, progress=None, key=KEY)
 
@@ -128,6 +132,15 @@ def test_drawn_networks_have_the_law_of_trained_ones(case, start):
 
 def test_blocks_of_neurons_add_up_to_a_network():
     check_same_law(networks(FEW, "random", block=5), reference(FEW, "random"))
+
+
+def test_what_moves_at_once_fits_the_memory():
+    x = jnp.zeros((800, 784), jnp.float32)
+    kernel = pk.TwoLayerNTK(memory=2**24)
+    wide = drawn.shape_for(kernel, 10**5, "random", x)
+    assert wide.together == 1 and wide.block * 800 * 4 * 8 <= 2**24 < 2 * wide.block * 800 * 4 * 8
+    narrow = drawn.shape_for(pk.TwoLayerNTK(memory=2**28), 20, "random", x)
+    assert narrow.block == 20 and 1 < narrow.together <= 2**28 // (5 * 800 * 784 * 4)
 
 
 @functools.cache
@@ -174,31 +187,28 @@ def test_the_whole_statement_holds_on_pairs_trained_by_other_code(start):
     found = experiment(start, targets)
     assert found.certified.any()
     signed = pairs * found.signs
-    wrong = np.asarray(signed <= 0)
-    for certificate, failed in (
-        (found, wrong.any(1)),
-        (found.f, wrong[:, 0]),
-        (found.g, wrong[:, 1]),
-    ):
-        broken = int(failed[:, certificate.certified].any(1).sum())
+    wrong = signed <= 0
+    for certificate, which in ((found, [0, 1]), (found.f, [0]), (found.g, [1])):
+        failed = wrong[:, which][..., certificate.certified]
+        broken = int(np.sum(np.any(failed, axis=(1, 2))))
         assert stats.binom.sf(broken - 1, len(pairs), found.simulation.level) > 1e-4
         # What was counted in the simulation is what other networks do.
         mine = certificate.violations / 500
         error = np.sqrt((mine + 0.01) / 500 + (mine + 0.01) / len(pairs))
         assert abs(broken / len(pairs) - mine) < 5 * error
     # At every point alone too, and not by a wide margin.
-    assert (wrong[:, 0].mean(0) <= found.f.failure).all()
-    assert (wrong[:, 1].mean(0) <= found.g.failure).all()
+    assert np.all(wrong[:, 0].mean(0) <= found.f.failure)
+    assert np.all(wrong[:, 1].mean(0) <= found.g.failure)
     assert np.all(found.g.failure < wrong[:, 1].mean(0) + 0.1)
 
 
 def test_pairs_have_the_joint_law_of_trained_ones():
     targets, pairs = trained_pairs("random")
     p = setting(*FEW)
-    x, y, t, z = (jnp.asarray(v, jnp.float32) for v in (p.x, p.y, targets, p.z))
+    x, y, t, z = single(p.x), single(p.y), single(targets), single(p.z)
     first, later = drawn.Training.of(x, y, DESCENT), drawn.Training.of(x, t, SECOND)
     second = drawn.Second(0 * x, t, jnp.float32(SIZE), later.rates, later.momentum)
-    shape = drawn.shape_for(p.kernel, WIDTH, "random", len(x), 4)
+    shape = drawn.shape_for(p.kernel, WIDTH, "random", x)
     f, g = drawn.draw_experiments(shape, 600, first, second, z, progress=None, key=KEY)
     check_same_law(f, pairs[:, 0])
     check_same_law(g, pairs[:, 1])
@@ -217,7 +227,7 @@ def test_a_given_network_is_agreed_with_where_certified():
     )
     assert sum(told) == 600
     assert (found.signs == asked).all() and found.certified.any()
-    assert (found.signs * found.leading > 0)[found.certified].all()
+    assert np.all((found.signs * found.leading)[found.certified] > 0)
     own = theory.certify_network(*p.data, delta=0.4, **options)
     assert own.share > found.share
     assert (own.signs == np.sign(own.leading)).all()

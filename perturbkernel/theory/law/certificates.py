@@ -125,16 +125,10 @@ class ExperimentCertificate:
             return "nothing is left to certify"
         f = self.f.strength[left]
         g = self.g.strength[left]
-        said = [f"of {int(left.sum())} points not certified"]
-        for name, own, other in (("f", f, g), ("g", g, f)):
-            weaker = own <= other if name == "f" else own < other
-            if weaker.any():
-                typical = float(np.median(own[weaker]))
-                said.append(
-                    f"{name} is the less sure at {int(weaker.sum())} "
-                    f"(median mean / standard deviation {typical:.2g})"
-                )
-        return said[0] + ": " + "; ".join(said[1:])
+        weaker = f <= g
+        said = [_less_sure("f", f[weaker]), _less_sure("g", g[~weaker])]
+        reasons = "; ".join(filter(None, said))
+        return f"of {int(left.sum())} points not certified: {reasons}"
 
     def __str__(self) -> str:
         s = self.simulation
@@ -148,6 +142,16 @@ class ExperimentCertificate:
         )
 
 
+def _less_sure(name: str, strengths: np.ndarray) -> str:
+    if not len(strengths):
+        return ""
+    typical = float(np.median(strengths))
+    return (
+        f"{name} is the less sure at {len(strengths)} "
+        f"(median mean / standard deviation {typical:.2g})"
+    )
+
+
 def strength(signs: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
     """signs * mean / deviation; where nothing varies, infinite, or -infinite for a wrong sign."""
     signed = signs * mean
@@ -158,4 +162,6 @@ def strength(signs: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.n
 def point_failures(wrong: Bool[np.ndarray, "draws m"], confidence: float) -> np.ndarray:
     """Upper bounds on the probability of a wrong sign at each point, right at all of them."""
     draws, points = wrong.shape
-    return failure_bounds(wrong.sum(axis=0), draws, (1 - confidence) / points)
+    failures = wrong.sum(axis=0)
+    error = (1 - confidence) / points
+    return failure_bounds(failures, draws, error)

@@ -264,7 +264,7 @@ def certify_network(
     _check_descent(dynamics)
     asked = _asked(kernel, x, y, z, width, start, simulation, progress, key)
     wanted = _as_signs(signs, len(asked.z))
-    shape = shape_for(kernel, width, start, len(asked.x), asked.x.dtype.itemsize)
+    shape = shape_for(kernel, width, start, asked.x)
     training = Training.of(asked.x, asked.y, dynamics)
     outputs = draw_networks(shape, pilot + draws, training, asked.z, progress=progress, key=key)
     seen = _see(outputs[:pilot], outputs[pilot:], wanted)
@@ -346,7 +346,7 @@ def certify_experiment(
         later.rates,
         later.momentum,
     )
-    shape = shape_for(kernel, width, start, n, dtype.itemsize)
+    shape = shape_for(kernel, width, start, asked.x)
     total = pilot + draws
     f, g = draw_experiments(shape, total, first, second, asked.z, progress=progress, key=key)
     seen_f = _see(f[:pilot], f[pilot:], None)

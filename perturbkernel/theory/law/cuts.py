@@ -20,13 +20,16 @@ def ensemble(
 
     def grouped(values: np.ndarray) -> Array:
         """(signs, k, ...) as (count, width, ...)."""
-        rows = values.reshape(len(values), count, -1, *values.shape[2:])
-        return jnp.asarray(rows.swapaxes(0, 1).reshape(count, width, *values.shape[2:]), dtype)
+        trailing = values.shape[2:]
+        rows = values.reshape(len(values), count, -1, *trailing)
+        of_network = rows.swapaxes(0, 1)
+        return jnp.asarray(of_network.reshape(count, width, *trailing), dtype)
 
     def network(parameters):
         both = grouped(np.broadcast_to(parameters, neurons.moved.shape))
         readout = grouped(neurons.readout / width**0.5)
-        weight, bias = both[..., :-1], both[..., -1]
+        weight = both[..., :-1]
+        bias = both[..., -1]
         return TwoLayerNetwork(weight, bias, readout, kernel.slope, kernel.train_bias)
 
     trained = network(neurons.trained)
@@ -34,7 +37,7 @@ def ensemble(
 
 
 def as_mean(
-    parameters: Float[np.ndarray, "signs k d+1"],
+    parameters: Float[np.ndarray, "signs k p"],
     readout: Float[np.ndarray, "signs k"],
     width: int,
     kernel: TwoLayerNTK,
@@ -59,9 +62,11 @@ def groups(neurons: Neurons, width: int, start: str) -> Iterator[list[Neurons]]:
     size = independent_neurons(width, start)
     for index in range(len(neurons.start) // size):
         own = neurons.part(slice(index * size, (index + 1) * size))
+        if start == "doubled":
+            yield [own]
+            continue
         signs = range(len(own.readout))
-        apart = [own.one_sign(np.full(size, sign)) for sign in signs]
-        yield [own] if start == "doubled" else apart
+        yield [own.one_sign(np.full(size, sign)) for sign in signs]
 
 
 def over_networks(
@@ -71,10 +76,10 @@ def over_networks(
 
     NaN of the function, where something is undefined, is left out of means over queries.
     """
-    rows = [
-        np.mean([function(network) for network in networks], axis=0)
-        for networks in groups(neurons, width, start)
-    ]
+    rows = []
+    for networks in groups(neurons, width, start):
+        values = [function(network) for network in networks]
+        rows.append(np.mean(values, axis=0))
     if not rows:
         size = independent_neurons(width, start)
         raise ValueError(
@@ -84,7 +89,9 @@ def over_networks(
     samples = np.stack(rows)
     average = averaged(samples)
     defined = ~np.isnan(samples[0])
-    per_network = samples[:, defined].mean(axis=1) if defined.any() else np.full(len(rows), np.nan)
+    per_network = np.full(len(samples), np.nan)
+    if defined.any():
+        per_network = samples[:, defined].mean(axis=1)
     total = float(per_network.mean())
     error = float(standard_error(per_network - total))
     return Estimate(average.value, average.standard_error, total, error)
@@ -93,12 +100,14 @@ def over_networks(
 def gradient(network: Neurons, z: Float[np.ndarray, "m d"], start: str) -> np.ndarray:
     """The input gradient of the network of all these neurons, (m, d), times sqrt(width)."""
     outputs = network.outputs(z)
-    after = network.readout[:, :, None] * outputs.gates(outputs.u + outputs.change_of_u)
+    gates = outputs.gates(outputs.u + outputs.change_of_u)
+    after = network.readout[:, :, None] * gates
     weights = network.trained[:, :, :-1]
     total = np.einsum("skm,skd->md", after, weights, optimize=True)
     if start != "centred":
         return total
-    before = network.readout.sum(axis=0)[:, None] * outputs.gates(outputs.u)
+    readout = network.readout.sum(axis=0)
+    before = readout[:, None] * outputs.gates(outputs.u)
     return total - before.T @ network.start[:, :-1]
 
 

@@ -26,6 +26,8 @@ from perturbkernel.training.dynamics import HeavyBall
 _AT_ONCE = 2**19
 #: Arrays of that shape that training holds.
 _ARRAYS = 8
+#: Arrays of inputs' shape that a second network holds.
+_INPUTS = 4
 #: Groups of networks in one call: progress is told between calls.
 _GROUPS = 4
 
@@ -52,16 +54,26 @@ class Shape(NamedTuple):
         return self.width // 2 if self.start == "doubled" else self.width
 
 
-def shape_for(kernel: TwoLayerNTK, width: int, start: str, n: int, itemsize: int) -> Shape:
-    """Blocks and groups within the kernel's memory."""
+def shape_for(kernel: TwoLayerNTK, width: int, start: str, x: Array) -> Shape:
+    """Blocks of neurons, and groups of networks, within the kernel's memory, for inputs (n, d)."""
+    n, d = x.shape
+    itemsize = x.dtype.itemsize
+    memory = kernel.memory or default_memory()
     pairs = 2 if start == "doubled" else 1
-    each = pairs * n * itemsize * _ARRAYS
-    fitting = max(1, (kernel.memory or default_memory()) // each)
-    whole = Shape(kernel, width, start, 1, 1).independent
-    blocks = -(-whole // fitting)
-    block = -(-whole // blocks)
-    together = min(fitting // block, _AT_ONCE // (pairs * block * n))
-    return Shape(kernel, width, start, block, max(1, together))
+    neuron = pairs * n * _ARRAYS
+    shape = Shape(kernel, width, start, 1, 1)
+    fitting = max(1, memory // (neuron * itemsize))
+    blocks = _ceil(shape.independent, fitting)
+    block = _ceil(shape.independent, blocks)
+    # Inputs, gradients and Gram matrix of a network on its own inputs.
+    network = block * neuron + n * min(n, d) + _INPUTS * n * d
+    together = min(memory // (network * itemsize), _AT_ONCE // (pairs * block * n))
+    return shape._replace(block=block, together=max(1, together))
+
+
+def _ceil(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
 
 
 class Training(NamedTuple):
@@ -106,16 +118,20 @@ class Initial(NamedTuple):
 
 
 def _draw(shape: Shape, block: Array, d: int, dtype, key: PRNGKeyArray) -> Initial:
-    drawn = jax.random.normal(jax.random.fold_in(key, block), (shape.block, d + 2), dtype)
+    own_key = jax.random.fold_in(key, block)
+    drawn = jax.random.normal(own_key, (shape.block, d + 2), dtype)
     scale = np.full((1, d + 1), 1 / d**0.5)
     scale[0, -1] = 1
     start = drawn[:, :-1] * jnp.asarray(scale, dtype)
     left = shape.independent - block * shape.block
     exists = jnp.arange(shape.block) < left
-    readout = jnp.where(exists, drawn[:, -1] / shape.width**0.5, 0)
+    readout = drawn[:, -1] / shape.width**0.5
+    readout = jnp.where(exists, readout, 0)
     if shape.start != "doubled":
         return Initial(start, readout)
-    return Initial(jnp.tile(start, (2, 1)), jnp.concatenate([readout, -readout]))
+    twice = jnp.tile(start, (2, 1))
+    opposite = jnp.concatenate([readout, -readout])
+    return Initial(twice, opposite)
 
 
 def _trained(field: Field, training: Training, neurons: Initial, bias: float) -> Array:
@@ -128,13 +144,15 @@ def _trained(field: Field, training: Training, neurons: Initial, bias: float) ->
         rate = neurons.readout[:, None] * training.rates[j]
         return Path(path.moved + rate * velocity, velocity)
 
-    still = jnp.zeros((len(begin), field.coordinates), begin.dtype)
-    end = lax.fori_loop(0, len(training.rates), step, Path(still, still)).moved
-    if field.gram is not None:
-        last = jnp.full((len(training.x), 1), bias, begin.dtype)
-        points = jnp.concatenate([training.x, last], axis=1)
-        end = jnp.matmul(end, points, precision=EXACT)
-    return neurons.start + end
+    dtype = begin.dtype
+    steps = len(training.rates)
+    still = jnp.zeros((len(begin), field.coordinates), dtype)
+    end = lax.fori_loop(0, steps, step, Path(still, still))
+    if field.gram is None:
+        return neurons.start + end.moved
+    last = jnp.full((len(training.x), 1), bias, dtype)
+    points = jnp.concatenate([training.x, last], axis=1)
+    return neurons.start + jnp.matmul(end.moved, points, precision=EXACT)
 
 
 class Outcome(NamedTuple):
@@ -151,12 +169,16 @@ def _look(field: Field, weights: Array, readout: Array, z: Array, gradients: boo
         a = readout[:, None]
         return jnp.where(u > 0, a, field.slope * a)
 
-    u = jnp.matmul(weights[:, :-1], z.T, precision=EXACT) + weights[:, -1:]
+    inner = weights[:, :-1]
+    bias = weights[:, -1:]
+    u = jnp.matmul(inner, z.T, precision=EXACT) + bias
     output = jnp.sum(gated(u) * u, axis=0)
     if not gradients:
         return Outcome(output, None)
     at_inputs = jnp.matmul(weights, field.points.T, precision=EXACT)
-    return Outcome(output, jnp.matmul(gated(at_inputs).T, weights[:, :-1], precision=EXACT))
+    slopes = gated(at_inputs)
+    gradient = jnp.matmul(slopes.T, inner, precision=EXACT)
+    return Outcome(output, gradient)
 
 
 def train_one(
@@ -183,8 +205,9 @@ def train_one(
         return jax.tree.map(jnp.subtract, total, before)
 
     gradient = jnp.zeros((n, d), dtype) if gradients else None
-    blocks = -(-shape.independent // shape.block)
-    return lax.fori_loop(0, blocks, add, Outcome(jnp.zeros(len(z), dtype), gradient))
+    blocks = _ceil(shape.independent, shape.block)
+    nothing = Outcome(jnp.zeros(len(z), dtype), gradient)
+    return lax.fori_loop(0, blocks, add, nothing)
 
 
 @partial(jax.jit, static_argnames="shape")
@@ -248,12 +271,15 @@ def _in_calls(
     shape: Shape, count: int, call: Callable, progress: Any, key: PRNGKeyArray
 ) -> tuple[np.ndarray, ...]:
     """What `call` gives for `count` keys, in calls of one size."""
-    calls = -(-count // (shape.together * _GROUPS))
-    size = -(-count // calls)
+    calls = _ceil(count, shape.together * _GROUPS)
+    size = _ceil(count, calls)
     keys = jax.random.split(key, (calls, size))
     found = []
     for i in range(calls):
-        found.append(jax.tree.map(np.asarray, call(keys[i])))
+        outputs = call(keys[i])
+        found.append(jax.tree.map(np.asarray, outputs))
         if progress is not None:
-            progress.update(min(size, count - i * size))
-    return tuple(np.concatenate(parts)[:count] for parts in zip(*found, strict=True))
+            left = count - i * size
+            progress.update(max(0, min(size, left)))
+    kinds = zip(*found, strict=True)
+    return tuple(np.concatenate(parts)[:count] for parts in kinds)

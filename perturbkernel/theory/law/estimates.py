@@ -44,7 +44,8 @@ def standard_error(influence: np.ndarray) -> np.ndarray:
     k = len(influence)
     if k < 2:
         return np.full(influence.shape[1:], np.nan)
-    return np.sqrt(np.sum(influence**2, axis=0) / (k * (k - 1)))
+    square = np.sum(influence**2, axis=0)
+    return np.asarray(np.sqrt(square / (k * (k - 1))))
 
 
 def averaged(samples: np.ndarray) -> Average:
@@ -60,11 +61,19 @@ def controlled(remainder: np.ndarray, control: np.ndarray, expectation: np.ndarr
     -cov(remainder, control) / var(control): the error is that of the remainder at most (s = 0), and
     of the plain mean (s = 1). That s is estimated biases the value by the square of its error.
     """
-    away = control - control.mean(axis=0)
-    apart = remainder - remainder.mean(axis=0)
+    mean = remainder.mean(axis=0)
+    mean_control = control.mean(axis=0)
+    apart = remainder - mean
+    away = control - mean_control
     square = np.sum(away**2, axis=0)
     product = np.sum(away * apart, axis=0)
-    share = np.divide(-product, square, out=np.zeros_like(square), where=square > 0)
-    offset = control.mean(axis=0) - expectation
-    value = expectation + remainder.mean(axis=0) + share * offset
+    share = best_share(product, square)
+    offset = mean_control - expectation
+    value = expectation + mean + share * offset
     return Average(value, apart + share * away)
+
+
+def best_share(product: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """-product / square, from covariance with and variance of a control; 0 where it is constant."""
+    varies = square > 0
+    return np.divide(-product, square, out=np.zeros_like(square), where=varies)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from perturbkernel.theory.law.estimates import Average, averaged, controlled
+from perturbkernel.theory.law.estimates import Average, averaged, best_share, controlled
 from perturbkernel.theory.law.neurons import Neurons
 
 
@@ -65,14 +65,21 @@ def vectors(neurons: Neurons, z: np.ndarray) -> tuple[Vectors, Vectors]:
     outputs = neurons.outputs(z)
     before = outputs.gates(outputs.u)
     after = outputs.gates(outputs.u + outputs.change_of_u)
-    share = neurons.readout[:, :, None] / (neurons.scaled_time * len(neurons.readout))
-    of_start = (share * (after - before)).sum(axis=0)
-    of_drift = np.mean(neurons.readout**2, axis=0)[:, None] * before
+    signs = len(neurons.readout)
+    share = neurons.readout[:, :, None] / (neurons.scaled_time * signs)
+    opened = after - before
+    of_start = (share * opened).sum(axis=0)
+    squares = np.mean(neurons.readout**2, axis=0)
+    of_drift = squares[:, None] * before
     weights = neurons.start[:, :-1]
     drift = neurons.drift[:, :-1]
-    coef = np.stack([of_start, -of_drift, *(share * after)])
-    basis = np.stack([weights, drift, *neurons.moved[:, :, :-1]])
-    return Vectors(coef, basis), Vectors(of_drift[None], drift[None])
+    of_moved = share * after
+    moved = neurons.moved[:, :, :-1]
+    coef = np.stack([of_start, -of_drift, *of_moved])
+    basis = np.stack([weights, drift, *moved])
+    remainder = Vectors(coef, basis)
+    control = Vectors(of_drift[None], drift[None])
+    return remainder, control
 
 
 class MeanGradient(NamedTuple):
@@ -97,23 +104,29 @@ class MeanGradient(NamedTuple):
         """The product with a direction (m, d), (m,)."""
         expected = np.sum(self.v * direction, axis=1)
         away = self.control.along(direction) - expected
-        return averaged(expected + self.remainder.along(direction) + self.share * away)
+        own = self.remainder.along(direction)
+        samples = expected + own + self.share * away
+        return averaged(samples)
 
 
 def mean_gradient(neurons: Neurons, z: np.ndarray, v: np.ndarray) -> MeanGradient:
     """grad_z Psi_z(r), (m, d), with v (m, d), the paper's direction, for a control variate."""
     remainder, control = vectors(neurons, z)
-    mean, mean_control = remainder.mean(), control.mean()
+    mean = remainder.mean()
+    mean_control = control.mean()
 
     def spread(one, other, mean_one, mean_other):
-        return one.products(other).mean(axis=0) - np.sum(mean_one * mean_other, axis=1)
+        products = one.products(other)
+        of_means = np.sum(mean_one * mean_other, axis=1)
+        return products.mean(axis=0) - of_means
 
     of_control = spread(control, control, mean_control, mean_control)
     product = spread(remainder, control, mean, mean_control)
-    share = np.divide(-product, of_control, out=np.zeros_like(product), where=of_control > 0)
+    share = best_share(product, of_control)
     left = spread(remainder, remainder, mean, mean) + share * product
     error = np.maximum(left, 0) / max(len(neurons.start) - 1, 1)
-    value = v + mean + share[:, None] * (mean_control - v)
+    away = mean_control - v
+    value = v + mean + share[:, None] * away
     return MeanGradient(value, error, v, remainder, control, share)
 
 
@@ -126,12 +139,17 @@ def square(neurons: Neurons, z: np.ndarray, lazy: float, mean: MeanGradient, wid
     alpha = neurons.readout[:, :, None]
     after = alpha * outputs.gates(outputs.u + outputs.change_of_u)
     before = alpha * outputs.gates(outputs.u)
-    lengths = np.sum(neurons.trained[:, :, :-1] ** 2, axis=-1)[:, :, None]
-    initial = np.sum(neurons.start[:, :-1] ** 2, axis=-1)[:, None]
-    control = (before**2 * initial).mean(axis=0)
-    own = controlled((after**2 * lengths).mean(axis=0) - control, control, np.full(len(z), lazy))
+    trained = neurons.trained[:, :, :-1]
+    start = neurons.start[:, :-1]
+    lengths = np.sum(trained**2, axis=-1)
+    initial = np.sum(start**2, axis=-1)
+    squares = (after**2 * lengths[:, :, None]).mean(axis=0)
+    control = (before**2 * initial[:, None]).mean(axis=0)
+    expected = np.full(len(z), lazy)
+    own = controlled(squares - control, control, expected)
     scale = (width - 1) * neurons.scaled_time**2
     length = np.sum(mean.value**2, axis=1) - mean.square_error
     value = own.value + scale * np.maximum(length, 0)
-    pull = 2 * mean.along(mean.value).influence
-    return Average(value, own.influence + scale * pull)
+    along = mean.along(mean.value)
+    influence = own.influence + 2 * scale * along.influence
+    return Average(value, influence)

@@ -15,12 +15,16 @@ from perturbkernel.theory.arguments import double
 
 #: Halvings of [0, 1]: to the last digit of a float64.
 _HALVINGS = 60
+#: Of a number of draws that should be whole.
+_ROUNDING = 1e-9
 
 
 def _at_most(draws: int, probability: np.ndarray, count: np.ndarray) -> np.ndarray:
     """P(Bin(draws, probability) <= count) for counts below `draws`."""
-    left = np.asarray(draws - count, float)
-    return double(special.betainc, left, np.asarray(count + 1, float), 1 - probability)
+    successes = np.asarray(draws - count, float)
+    failures = np.asarray(count + 1, float)
+    right = 1 - probability
+    return double(special.betainc, successes, failures, right)
 
 
 def allowed_failures(draws: int, level: float, error: float) -> int:
@@ -30,15 +34,18 @@ def allowed_failures(draws: int, level: float, error: float) -> int:
     `error` at most. Clopper and Pearson (1934).
     """
     counts = np.arange(draws)
-    chance = _at_most(draws, np.full(draws, float(level)), counts)
-    return int(np.sum(chance <= error)) - 1
+    levels = np.full(draws, float(level))
+    chance = _at_most(draws, levels, counts)
+    unlikely = chance <= error
+    return int(unlikely.sum()) - 1
 
 
 def least_draws(level: float, error: float) -> int:
     """The fewest draws with which anything can be certified: all of them succeed by chance with
     probability (1 - level)^draws <= error.
     """
-    return math.ceil(math.log(error) / math.log1p(-level) - 1e-9)
+    exact = math.log(error) / math.log1p(-level)
+    return math.ceil(exact - _ROUNDING)
 
 
 def failure_bounds(
@@ -50,7 +57,8 @@ def failure_bounds(
     """
     failures = np.asarray(failures)
     inside = np.minimum(failures, draws - 1)
-    low, high = np.zeros(failures.shape), np.ones(failures.shape)
+    low = np.zeros(failures.shape)
+    high = np.ones(failures.shape)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         unlikely = _at_most(draws, middle, inside) <= error
@@ -65,8 +73,13 @@ def largest_set(
     """The longest beginning of `order` that at most `allowed` draws fail, as a mask (m,); and how
     many do fail it.
     """
-    failed = np.logical_or.accumulate(wrong[:, order], axis=1).sum(axis=0)
-    count = int(np.sum(failed <= allowed))
+    ordered = wrong[:, order]
+    anywhere = np.logical_or.accumulate(ordered, axis=1)
+    failed = anywhere.sum(axis=0)
+    few = failed <= allowed
+    count = int(few.sum())
     chosen = np.zeros(len(order), bool)
     chosen[order[:count]] = True
-    return chosen, int(failed[count - 1]) if count else 0
+    if count == 0:
+        return chosen, 0
+    return chosen, int(failed[count - 1])

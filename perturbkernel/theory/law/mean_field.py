@@ -112,7 +112,7 @@ class MeanFieldLearner(eqx.Module):
             )
             return law.mean_network(width=self.width)
         start, alpha = draw_neurons(self.neurons // 2, inputs.shape[1], key)
-        readout = np.stack([alpha, -alpha])
+        readout = np.stack([alpha, -alpha]).astype(np.float64)
         net = as_mean(np.stack([start, start]), readout, self.width, self.kernel, inputs.dtype)
         # The gradient of the pool's outputs is width / neurons that of a network's.
         optimizer, steps = _optimizer(self.dynamics, self.neurons / self.width, self.steps)

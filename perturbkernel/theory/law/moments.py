@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from perturbkernel.theory.law.estimates import Average, averaged, controlled
+from perturbkernel.theory.law.estimates import Average, averaged, best_share, controlled
 from perturbkernel.theory.law.neurons import Neurons, Outputs
 
 
@@ -41,9 +41,9 @@ def _psi(neurons: Neurons, queries: Queries, outputs: Outputs) -> Average:
     if r == 0:
         return Average(queries.f_hat, np.zeros(outputs.u.shape))
     weight = neurons.readout[:, :, None] / r
-    remainder = (weight * outputs.remainder).mean(axis=0)
-    control = (weight * outputs.first_order).mean(axis=0)
-    return controlled(remainder, control, queries.f_hat)
+    remainder = weight * outputs.remainder
+    control = weight * outputs.first_order
+    return controlled(remainder.mean(axis=0), control.mean(axis=0), queries.f_hat)
 
 
 def variance(neurons: Neurons, queries: Queries, start: str) -> tuple[Average, Average]:
@@ -57,8 +57,10 @@ def variance(neurons: Neurons, queries: Queries, start: str) -> tuple[Average, A
     r = neurons.scaled_time
     # A pair has twice the mean of a neuron, and there are half as many of them.
     share = (2 if start == "doubled" else 1) * r**2
-    value = second.value - share * (mean.value**2 - mean.standard_error**2)
-    influence = second.influence - share * 2 * mean.value * mean.influence
+    square = mean.value**2 - mean.standard_error**2
+    pull = 2 * mean.value * mean.influence
+    value = second.value - share * square
+    influence = second.influence - share * pull
     return mean, Average(value, influence)
 
 
@@ -69,12 +71,15 @@ def second_moment(neurons: Neurons, queries: Queries, outputs: Outputs, start: s
     readout = neurons.readout[:, :, None]
     change = readout * outputs.change
     if start == "doubled":
-        return averaged(change.sum(axis=0) ** 2 / 2)
+        total = change.sum(axis=0)
+        return averaged(total**2 / 2)
     if start == "centred":
-        return averaged((change**2).mean(axis=0))
+        squares = change**2
+        return averaged(squares.mean(axis=0))
     before = readout * outputs.before
-    remainder = (change * (2 * before + change)).mean(axis=0)
-    return controlled(remainder, (before**2).mean(axis=0), queries.variance)
+    remainder = change * (2 * before + change)
+    control = before**2
+    return controlled(remainder.mean(axis=0), control.mean(axis=0), queries.variance)
 
 
 def root(average: Average) -> Average:
@@ -99,21 +104,28 @@ def covariance(
     All moments of products over neurons are products of matrices, so that nothing of size (k, m, m)
     is held.
     """
-    before = neurons.readout[0][:, None] * neurons.outputs(z).before
+    outputs = neurons.outputs(z)
+    before = neurons.readout[0][:, None] * outputs.before
     terms = neurons.terms(z, centred=start != "random")
     if start == "doubled":
         terms = terms.sum(axis=0, keepdims=True) / np.sqrt(2)
         mean = np.sqrt(2) * mean
-    signs, k, _ = terms.shape
-    second = sum(one.T @ one for one in terms) / (signs * k)
-    fourth = sum((a * b).T @ (a * b) for a in terms for b in terms) / (signs**2 * k)
-    spread = fourth - second**2
+    k = terms.shape[1]
+    pairs = np.concatenate([a * b for a in terms for b in terms])
+    second = _gram(terms.reshape(-1, terms.shape[-1]))
+    spread = _gram(pairs) - second**2
     if start == "random":
-        control = before.T @ before / k
-        square = (before**2).T @ before**2 / k - control**2
-        product = sum((a * before).T @ (a * before) for a in terms) / (signs * k) - second * control
-        share = np.divide(product, square, out=np.ones_like(square), where=square > 0)
-        second = second - share * (control - lazy)
-        spread = spread - share * product
+        control = _gram(before)
+        square = _gram(before**2) - control**2
+        mixed = (terms * before).reshape(-1, before.shape[-1])
+        product = _gram(mixed) - second * control
+        share = best_share(product, square)
+        second = second + share * (control - lazy)
+        spread = spread + share * product
     error = np.sqrt(np.maximum(spread, 0) / max(k - 1, 1))
     return second - np.outer(mean, mean), error
+
+
+def _gram(rows: np.ndarray) -> np.ndarray:
+    """The mean over rows of their outer products."""
+    return rows.T @ rows / len(rows)

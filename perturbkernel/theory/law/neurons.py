@@ -29,12 +29,12 @@ class Neurons(NamedTuple):
     scaled_time: float
     slope: float
     readout: Float[np.ndarray, "signs k"]
-    start: Float[np.ndarray, "k d+1"]
-    drift: Float[np.ndarray, "k d+1"]
-    moved: Float[np.ndarray, "signs k d+1"]
+    start: Float[np.ndarray, "k p"]
+    drift: Float[np.ndarray, "k p"]
+    moved: Float[np.ndarray, "signs k p"]
 
     @property
-    def trained(self) -> Float[np.ndarray, "signs k d+1"]:
+    def trained(self) -> Float[np.ndarray, "signs k p"]:
         """The trained weights and bias."""
         return self.start + self.moved
 
@@ -119,7 +119,9 @@ class Outputs(NamedTuple):
         """
         after = self.u + self.change_of_u
         gates = self.gates(self.u)
-        return gates * (self.change_of_u - self.linear) + (self.gates(after) - gates) * after
+        opened = self.gates(after) - gates
+        of_motion = gates * (self.change_of_u - self.linear)
+        return of_motion + opened * after
 
     @property
     def change(self) -> np.ndarray:

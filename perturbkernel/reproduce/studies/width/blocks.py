@@ -39,7 +39,7 @@ class Setting:
     momentum: float = 0.9
 
 
-def _block(key, i, blocks, s: Setting) -> TwoLayerNetwork:
+def block(key, i, blocks, s: Setting) -> TwoLayerNetwork:
     """Neurons i BLOCK to (i + 1) BLOCK of a network of `blocks` BLOCK neurons."""
     of_block = jax.random.fold_in(key, i)
     net = TwoLayerNetwork.init(s.d, BLOCK, s.slope, key=of_block)
@@ -90,7 +90,7 @@ def train_first(key, blocks, x, y, everywhere, *, s: Setting) -> First:
     """Trains f: its outputs and gates `everywhere`, its gradients at x, Phi_m between the two."""
 
     def of_block(i):
-        before = _block(key, i, blocks, s)
+        before = block(key, i, blocks, s)
         after = _trained(before, x, y, s, s.time)
         flipped = before.active(everywhere) != after.active(everywhere)
         return First(
@@ -112,7 +112,7 @@ def train_second(key, blocks, perturbed, targets, z, *, s: Setting):
     """
 
     def of_block(i):
-        before = _block(key, i, blocks, s)
+        before = block(key, i, blocks, s)
 
         def after(points):
             trained = _trained(before, points, targets, s, s.time_g)
@@ -128,7 +128,7 @@ def output_change(key, blocks, x, y, z, time, *, s: Setting):
     """f - f0 at z."""
 
     def of_block(i):
-        before = _block(key, i, blocks, s)
+        before = block(key, i, blocks, s)
         after = _trained(before, x, y, s, time)
         return after(z) - before(z)
 

@@ -9,7 +9,9 @@ STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
 PYTEST := $(CACHE) $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: run test quick lint style mutants docs clean
+CUDA_ONLY := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false
+
+.PHONY: run test quick lint style mutants bench docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -36,6 +38,11 @@ style: $(STAMP)-test
 # Breaks the code in many places, one at a time, and shows which tests notice. Long.
 mutants: $(STAMP)-test
 	$(BIN)/python tools/mutants.py
+
+# The full suite: page and figures in results/bench, every run kept in results/history. With CUDA=1 on that accelerator,
+# or not at all; the suite's own processes share its memory.
+bench: $(STAMP)
+	$(if $(CUDA),$(CUDA_ONLY)) $(BIN)/perturbkernel bench --out results/bench --history results/history $(BENCH)
 
 # The manual in site/; `make test` builds it too, into a temporary folder.
 docs: $(STAMP)-test

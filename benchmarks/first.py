@@ -32,10 +32,12 @@ class Task(NamedTuple):
 def draw(n: int, d: int, seed: int) -> Task:
     """Two shifted Gaussians, and targets that have nothing to do with them."""
     rng = np.random.default_rng(seed)
-    y = np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32)
-    t = np.where(rng.random(n) < 0.5, 1, -1).astype(np.float32)
+    signs = rng.choice([-1, 1], (2, n))
+    y, t = signs.astype(np.float32)
     noise = rng.standard_normal((n, d), np.float32)
-    return Task(noise + np.float32(0.3) * y[:, None], y, t)
+    shift = np.float32(0.3)
+    x = noise + shift * y[:, None]
+    return Task(x, y, t)
 
 
 def accuracy(outputs: np.ndarray, y: np.ndarray) -> float:
@@ -49,10 +51,13 @@ def by_perturbkernel(task: Task) -> float:
     import perturbkernel as pk
 
     kernel = pk.TwoLayerNTK(0.0, train_bias=True)
-    f = pk.fit(kernel, task.x, task.y)
-    found = pk.perturb(f, task.x, task.t, size=SIZE)
-    g = pk.fit(kernel, task.x + np.asarray(found.delta), task.t)
-    return accuracy(np.asarray(g(task.x)), task.y)
+    x, y, t = task
+    f = pk.fit(kernel, x, y)
+    found = pk.perturb(f, x, t, size=SIZE)
+    moved = x + np.asarray(found.delta)
+    g = pk.fit(kernel, moved, t)
+    outputs = np.asarray(g(x))
+    return accuracy(outputs, y)
 
 
 def by_perturbkernel_cached(task: Task) -> float:
@@ -67,11 +72,14 @@ def by_numpy(task: Task) -> float:
     """Blocks of NumPy; the identity loss has dual coefficients y/n, times the time of training."""
     beside = Path(__file__).with_name("numpy_kernel.py")
     kernel = runpy.run_path(str(beside))
-    n = np.float32(len(task.x))
-    gradient = kernel["numpy_input_gradient"](task.x, task.x, task.y / n, at_points=True)
-    moved = task.x + _step(gradient, task.t)
-    outputs = kernel["numpy_matvec"](task.x, moved, task.t / n)
-    return accuracy(outputs, task.y)
+    gradient_of = kernel["numpy_input_gradient"]
+    outputs_of = kernel["numpy_matvec"]
+    x, y, t = task
+    n = np.float32(len(x))
+    gradient = gradient_of(x, x, y / n, at_points=True)
+    moved = x + _step(gradient, t)
+    outputs = outputs_of(x, moved, t / n)
+    return accuracy(outputs, y)
 
 
 def by_neural_tangents(task: Task) -> float:
@@ -81,19 +89,24 @@ def by_neural_tangents(task: Task) -> float:
     import jax
 
     dense = stax.Dense(1, W_std=1, b_std=1, parameterization="standard")
-    _, _, kernel = stax.serial(dense, stax.LeakyRelu(0.0))
+    relu = stax.LeakyRelu(0.0)
+    _, _, kernel = stax.serial(dense, relu)
 
-    def outputs(z, x, coef):
+    def matvec(z, x, coef):
         return kernel(z, x, "ntk") @ coef
 
     def total(z, x, coef):
-        return outputs(z, x, coef).sum()
+        outputs = matvec(z, x, coef)
+        return outputs.sum()
 
-    n = np.float32(len(task.x))
-    gradient = jax.jit(jax.grad(total))(task.x, task.x, task.y / n)
-    moved = task.x + _step(np.asarray(gradient), task.t)
-    found = jax.jit(outputs)(task.x, moved, task.t / n)
-    return accuracy(np.asarray(found), task.y)
+    outputs_of = jax.jit(matvec)
+    gradient_of = jax.jit(jax.grad(total))
+    x, y, t = task
+    n = np.float32(len(x))
+    gradient = np.asarray(gradient_of(x, x, y / n))
+    moved = x + _step(gradient, t)
+    outputs = np.asarray(outputs_of(x, moved, t / n))
+    return accuracy(outputs, y)
 
 
 def _step(gradient: np.ndarray, t: np.ndarray) -> np.ndarray:

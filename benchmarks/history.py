@@ -24,7 +24,7 @@ from .harness import Outcome, Row
 _PATTERN = "run-*.json"
 # What makes two runs comparable.
 _MACHINE = ("processor", "cores", "backend", "device")
-# A run of the same commit differs by some per cent: other addresses, another clock of the processor.
+# Two runs of one commit differ by some per cent: other addresses, another clock of the processor.
 LEAST = 1.05
 # From so many samples on, quartiles say how far they scatter; fewer are taken as a whole.
 _MANY = 5
@@ -57,23 +57,24 @@ class Change(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Whether it is "slower" or "faster" (larger, smaller) beyond the spread of both, else ""; "one sample"
-        where nothing tells the spread.
+        """Whether it is "worse" or "better", larger or smaller beyond the spread of both, else "";
+        "one sample" where nothing tells the spread. All numbers of rows are better if smaller.
         """
         now, before = spread(self.now), spread(self.before)
         if now is None or before is None:
             return "one sample"
         low, high = now
         low_before, high_before = before
-        if low > high_before and self.ratio > LEAST:
-            return "slower"
-        if high < low_before and self.ratio < 1 / LEAST:
-            return "faster"
+        ratio = self.ratio
+        if low > high_before and ratio > LEAST:
+            return "worse"
+        if high < low_before and ratio * LEAST < 1:
+            return "better"
         return ""
 
 
 def spread(row: Row) -> tuple[float, float] | None:
-    """The quartiles of a row's samples, or the least and the largest of fewer than 5; None of one."""
+    """The quartiles of a row's samples; the least and the largest of fewer than 5; None of one."""
     if len(row.samples) < 2 or row.quartiles is None:
         return None
     if len(row.samples) < _MANY:
@@ -125,8 +126,8 @@ def read(folder: str | os.PathLike) -> list[Run]:
     others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
     if others and not found:
         raise ValueError(
-            f"--history {folder} holds {min(others)} and no run of `perturbkernel bench --history`; "
-            "runs need a folder of their own"
+            f"--history {folder} holds {min(others)} and no run of `perturbkernel bench "
+            "--history`; runs need a folder of their own"
         )
     runs = [_read(path) for path in found]
     return sorted(runs, key=lambda run: run.date)
@@ -134,9 +135,11 @@ def read(folder: str | os.PathLike) -> list[Run]:
 
 def _read(path: Path) -> Run:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = tuple(_row(fields) for fields in content["rows"])
-        return Run(content["date"], content["commit"], machine(content["environment"]), rows)
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        rows = tuple(map(_row, content["rows"]))
+        where = machine(content["environment"])
+        return Run(content["date"], content["commit"], where, rows)
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise ValueError(
             f"--history: {path} is no run of `perturbkernel bench --history` "
@@ -213,9 +216,10 @@ def summary(found: Sequence[Change]) -> str:
     """How many rows changed, in words."""
     if not found:
         return "no earlier run on this machine has these rows"
-    slower = [change for change in found if change.verdict == "slower"]
-    faster = [change for change in found if change.verdict == "faster"]
+    verdicts = [change.verdict for change in found]
+    worse = verdicts.count("worse")
+    better = verdicts.count("better")
     return (
-        f"{len(found)} rows against the last run on this machine: {len(slower)} slower, "
-        f"{len(faster)} faster beyond the spread of both"
+        f"{len(found)} rows against the last run on this machine: {worse} worse, {better} better "
+        "beyond the spread of both"
     )

@@ -1,4 +1,4 @@
-"""All N perturbations at N from 1,000 to 10^6: measured where they fit into the time, planned beyond.
+"""All N perturbations at N from 1,000 to 10^6: measured where the time allows, planned beyond.
 
 The gradient at every point of a sum over every point, 4 N^2 d operations: what takes longest in the
 limit. `kernel.plan` says beforehand how long each size takes, and so which are measured.

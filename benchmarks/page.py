@@ -43,7 +43,7 @@ _CSS = (
     "grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); } "
     # Wide tables scroll by themselves on a narrow page.
     "table { display: block; overflow-x: auto; } "
-    ".slower { color: #d55e00; font-weight: bold; } .faster { color: #009e73; } "
+    ".worse { color: #d55e00; font-weight: bold; } .better { color: #009e73; } "
     ".failed { color: #d55e00; font-weight: bold; } .skipped { color: #777; } "
     ".differs { color: #9a5b00; }"
 )
@@ -221,7 +221,7 @@ def accelerator(environment: Mapping[str, Any]) -> str:
     if environment["backend"] == "cpu":
         return (
             "Nothing on an accelerator is measured yet: all of this is a CPU. Where one is at "
-            "hand, `make bench CUDA=1` measures everything on it."
+            "hand, make bench CUDA=1 measures everything on it."
         )
     return f"Measured on an accelerator: {environment['device']} ({environment['backend']})."
 
@@ -256,14 +256,14 @@ def _tools(rows: Sequence[Row]) -> str:
 
 
 def _changes(found: Sequence[history.Change] | None) -> str:
-    """What changed since the last run, if runs are kept; the slower rows first."""
+    """What changed since the last run, if runs are kept; the worse rows first."""
     if found is None:
         return ""
     ordered = sorted(found, key=lambda change: -change.ratio)
     rows, kinds = [], []
     for change in ordered:
         rows.append(change_cells(change))
-        kinds.append(change.verdict if change.verdict in ("slower", "faster") else "")
+        kinds.append(change.verdict if change.verdict in ("worse", "better") else "")
     table = html_table(rows, CHANGE_HEAD, kinds) if rows else ""
     said = html.escape(history.summary(found))
     return f"<h2>Since the last run</h2><p>{said}.</p>{table}"
@@ -288,7 +288,7 @@ def changes_text(found: Sequence[history.Change]) -> str:
     """How many rows changed, and those that did, for the terminal."""
     lines = [f"history: {history.summary(found)}"]
     for change in found:
-        if change.verdict in ("slower", "faster"):
+        if change.verdict in ("worse", "better"):
             where, sizes, subject, before, now, ratio, verdict, commit = change_cells(change)
             lines.append(
                 f"  {verdict}: {where}, {sizes}, {subject}: {before} -> {now}, x {ratio} "

@@ -101,12 +101,14 @@ def _measured(row: Row, start: Start, rounds: int, run: Callable[..., Spent]) ->
             own = run(arguments, environment)
             found.append((bare, own))
     kept = found[1:]
-    seconds = [[spent.seconds for spent in pair] for pair in kept]
-    processor = [[spent.processor for spent in pair] for pair in kept]
-    times = Times(np.array(seconds), np.array(processor))
-    fields = ratios(times, subject=1, reference=0)
+    numbers = [[(spent.seconds, spent.processor) for spent in pair] for pair in kept]
+    # (rounds, two processes, two clocks)
+    table = np.array(numbers)
+    seconds = table[:, :, 0]
+    processor = table[:, :, 1]
+    fields = ratios(Times(seconds, processor), subject=1, reference=0)
     _, last = kept[-1]
-    bare = np.median(times.seconds[:, 0])
+    bare = np.median(seconds[:, 0])
     notes = [f"JAX alone {bare:.2g} s"]
     if _is_number(last.printed):
         notes.insert(0, f"accuracy of g {float(last.printed):.3f}")
@@ -158,7 +160,8 @@ def _cases(settings: Settings) -> list[Case]:
     command = _command(n, settings.seed)
     drawn = f"{n} x {DIMENSION}, a fresh process"
     digits = f"{n} digits, a fresh process"
-    named = "train, perturb, train, accuracy"
+    # f, all perturbations, g and its accuracy.
+    named = "fit and perturb"
     return [
         Case("perturb", drawn, partial(_measure, named, drawn, perturb, settings), cost=8 * factor),
         Case(

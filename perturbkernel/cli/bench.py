@@ -12,16 +12,16 @@ from perturbkernel.cli import options
 
 _NAME = "perturbkernel.benchmarks"
 _DESCRIPTION = (
-    "Measures ratios in interleaved runs: time to the first result; kernel products against a matrix product, NumPy, "
-    "scikit-learn and neural-tangents; training and attacks; solvers; growth; memory; devices; "
-    "compile time; precision. See docs/benchmarks.md. Exit status 1 if one fails; what is not "
-    "installed is skipped."
+    "Measures ratios in interleaved runs: time to the first result; kernel products against a "
+    "matrix product, NumPy, scikit-learn and neural-tangents; training and attacks; solvers; "
+    "growth; memory; devices; compile time; precision; a device's arithmetic. See "
+    "docs/benchmarks.md. Exit status 1 if one fails; what is not installed is skipped."
 )
 _EXAMPLES = (
     "examples:\n"
     "  perturbkernel bench --quick                       # everything small, two minutes\n"
     "  perturbkernel bench --only products --out DIR       # a group; page and figures in DIR\n"
-    "  perturbkernel bench --history DIR                  # keep the run; what changed since the last\n"
+    "  perturbkernel bench --history DIR       # keep the run; what changed since the last\n"
     "  perturbkernel bench --only products.matvec --repeats 21  # one case, more rounds\n\n"
 )
 

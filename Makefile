@@ -5,13 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 
-# Programs that the tests compile are kept between runs and shared by their workers.
-CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1
-PYTEST := $(CACHE) $(BIN)/python -m pytest -n auto --dist worksteal
-
+# Programs that the tests compile, small ones too, are kept between runs and shared by the workers and the processes
+# that they start.
+CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+# Old packages warn of what newer JAX deprecates: that is theirs to mend.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal $(if $(FLOORS),-W ignore::DeprecationWarning)
+# Nowhere but on the accelerator, whose memory the processes of the suite share.
 CUDA_ONLY := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false
 
-.PHONY: run test quick lint style mutants bench docs clean
+.PHONY: run test quick suite unmarked lint style mutants floors bench docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -19,12 +21,19 @@ run: $(STAMP)
 	@echo
 	$(BIN)/perturbkernel run --scenario b --size 1.4 --out results/digits_b
 
-test: lint
-	$(PYTEST)
+# Types are checked on one core while tests run on the other.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 lint suite
 
 # Everything that does not take minutes: all but documentation, reproductions, processes and devices.
-quick: lint
-	$(PYTEST) -m "not slow"
+quick:
+	@$(MAKE) --no-print-directory --jobs=2 lint unmarked
+
+suite: $(STAMP)-test
+	$(CACHE) $(PYTEST)
+
+unmarked: $(STAMP)-test
+	$(CACHE) $(PYTEST) -m "not slow"
 
 lint: $(STAMP)-test
 	$(BIN)/ruff check .
@@ -39,8 +48,12 @@ style: $(STAMP)-test
 mutants: $(STAMP)-test
 	$(BIN)/python tools/mutants.py
 
-# The full suite: page and figures in results/bench, every run kept in results/history. With CUDA=1 on that accelerator,
-# or not at all; the suite's own processes share its memory.
+# The oldest packages that requirements.txt allows, in an environment of their own, under the unmarked tests.
+floors:
+	$(MAKE) VENV=.venv-floors FLOORS=1 unmarked
+
+# The full suite: page and figures in results/bench, every run kept in results/history; `make bench CUDA=1` measures an
+# NVIDIA device, BENCH='--only start,sizes' a part.
 bench: $(STAMP)
 	$(if $(CUDA),$(CUDA_ONLY)) $(BIN)/perturbkernel bench --out results/bench --history results/history $(BENCH)
 
@@ -53,17 +66,19 @@ docs: $(STAMP)-test
 $(STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perturbkernel needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	grep -v '^neural-tangents' requirements.txt > $(VENV)/requirements-small.txt
+	sed $(if $(FLOORS),-e 's/>=/==/') -e '/^#/d' requirements.txt > $(VENV)/requirements.txt
+	grep -v '^neural-tangents' $(VENV)/requirements.txt > $(VENV)/requirements-small.txt
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-small.txt $(if $(CUDA),'jax[cuda]')
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps "$$(grep '^neural-tangents' requirements.txt)"
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps "$$(grep '^neural-tangents' $(VENV)/requirements.txt)"
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps --editable .
 	touch $@
 
 # The extras `test` and `docs`, read from pyproject.toml so that they are listed once.
 $(STAMP)-test: $(STAMP)
 	$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["test"], *extras["docs"], sep="\n")' > $(VENV)/requirements-test.txt
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-test.txt
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-test.txt \
+		--constraint $(VENV)/requirements-small.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) results site build dist *.egg-info
+	rm -rf $(VENV) .venv-floors results site build dist *.egg-info

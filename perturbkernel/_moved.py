@@ -99,10 +99,12 @@ def renamed(**former: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        name = function.__qualname__.removesuffix(".__init__")
+
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             for old in former.keys() & kwargs.keys():
-                _rename(function.__name__, old, former[old], kwargs)
+                _rename(name, old, former[old], kwargs)
             return function(*args, **kwargs)
 
         return call

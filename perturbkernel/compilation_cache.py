@@ -30,7 +30,7 @@ _PROGRAMS = "*-cache"
 _SECONDS = 0.0
 
 
-def use_compilation_cache(folder: str | os.PathLike | None = None) -> Path | None:
+def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path | None:
     """The folder in which JAX keeps compiled programs from now on, in this process and the next.
 
         pk.use_compilation_cache()

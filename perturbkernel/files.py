@@ -31,7 +31,7 @@ _LOCK = ".lock"
 _PAUSE, _PATIENCE = 0.05, 10.0
 
 
-def write_whole(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> None:
+def write_whole(path: str | os.PathLike[str], write: Callable[[IO[bytes]], Any]) -> None:
     """Lets `write` fill a binary file, then gives it the name `path`; whoever is killed meanwhile
     leaves no such file.
 
@@ -64,7 +64,7 @@ def write_whole(path: str | os.PathLike, write: Callable[[IO[bytes]], Any]) -> N
             unfinished.unlink(missing_ok=True)
 
 
-def write_folder(folder: str | os.PathLike, marker: str, write: Callable[[Path], Any]) -> Path:
+def write_folder(folder: str | os.PathLike[str], marker: str, write: Callable[[Path], Any]) -> Path:
     """Lets `write` fill an empty folder, then moves its files into `folder`, replacing those of an
     earlier result; files in sub-folders are moved into the same sub-folders.
 
@@ -98,7 +98,7 @@ def write_folder(folder: str | os.PathLike, marker: str, write: Callable[[Path],
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
     """While this lasts, no other process or thread that asks for the same is in the folder.
 
     The folder is made if it does not exist, and what died writers left in it is removed. Whoever
@@ -126,7 +126,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
         file.close()
 
 
-def remove_unfinished(folder: str | os.PathLike, name: str | None = None) -> None:
+def remove_unfinished(folder: str | os.PathLike[str], name: str | None = None) -> None:
     """Removes unfinished files in the folder that no living process writes; only those that were to
     become `name`, if given.
 
@@ -145,7 +145,7 @@ def remove_unfinished(folder: str | os.PathLike, name: str | None = None) -> Non
                 path.unlink()
 
 
-def _entries(folder: str | os.PathLike) -> Iterable[str]:
+def _entries(folder: str | os.PathLike[str]) -> Iterable[str]:
     try:
         return os.listdir(folder)
     except OSError:

@@ -133,3 +133,16 @@ def collect(array: Array, count: int) -> Array:
         array = multihost_utils.process_allgather(array, tiled=True)
     host = np.asarray(array)
     return jnp.asarray(host[:count])
+
+
+def inside_shard_map() -> bool:
+    return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def varying_alike(*arrays: Array) -> tuple[Array, ...]:
+    """The same arrays, all of them varying over the devices over which any of them does.
+
+    So that `shard_map` adds up the derivatives in arrays that were the same on every device.
+    """
+    zero = sum(jnp.zeros_like(a, shape=()) for a in arrays)
+    return tuple(a + zero for a in arrays)

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +22,8 @@ _MAPS, _MANY = Path("/proc/self/maps"), 20_000
 
 
 # What `make quick` leaves out: documentation and examples, reproductions, other processes and
-# devices, whole runs of commands.
+# devices, whole runs of commands, and everything once more in the strict modes, which the folders of
+# _STRICT below are tested in anyway.
 _SLOW = (
     "cli/test_bench.py",
     "cli/test_cli.py",
@@ -31,16 +34,37 @@ _SLOW = (
     "test_docs.py",
     "test_examples.py",
     "test_sklearn.py",
+    "test_strict_modes.py",
     "verify/",
 )
 
 
+_Generators = list[tuple[np.random.Generator, Any]]
+GENERATORS = pytest.StashKey[dict[ModuleType, _Generators]]()
+
+
+def generators(module: ModuleType) -> _Generators:
+    """The random generators at the top of a module, each with its state."""
+    found = [value for value in vars(module).values() if isinstance(value, np.random.Generator)]
+    return [(generator, generator.bit_generator.state) for generator in found]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the slow tests, by file."""
+    """Marks the slow tests, by file, and keeps the states that generators have before any test."""
     tests = Path(__file__).parent
     for item in items:
         if item.path.relative_to(tests).as_posix().startswith(_SLOW):
             item.add_marker(pytest.mark.slow)
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    modules = {item.module for item in functions if isinstance(item.module, ModuleType)}
+    config.stash[GENERATORS] = {module: generators(module) for module in modules}
+
+
+@pytest.fixture(autouse=True)
+def draws_do_not_depend_on_other_tests(request: pytest.FixtureRequest) -> None:
+    """Tests run in any order, on any worker: the generator of a module begins anew in each."""
+    for generator, state in request.config.stash[GENERATORS].get(request.module, []):
+        generator.bit_generator.state = state
 
 
 @pytest.fixture(autouse=True, scope="module")

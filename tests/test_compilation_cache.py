@@ -67,7 +67,7 @@ def test_a_run_takes_few_programs_and_the_next_one_reads_them(tmp_path):
     variables = environment(tmp_path)
     programs, read, folder = run(RUN, variables)
     assert programs <= 35
-    assert read == 0
+    assert read <= 2  # of two functions with one text, the second finds it there
     assert Path(folder).is_relative_to(tmp_path / "perturbkernel")
     assert Path(folder).stat().st_mode & 0o077 == 0
     again, read, _ = run(RUN, variables)

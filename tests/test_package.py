@@ -135,6 +135,7 @@ def test_the_readme_example_works_and_prints_what_it_says(capsys):
         assert expected.strip() in printed
 
 
+@pytest.mark.slow
 def test_types_hold_at_run_time():
     """The annotated shapes, checked by jaxtyping and beartype on one whole experiment."""
     code = (

@@ -159,7 +159,21 @@ _ELSEWHERE = [
         _KERNELS,
     ),
     (
-        "kernels/angles.py",
+        "kernels/rows.py",
+        "identical points unknown",
+        "jnp.where(points == 0, 0, points)  # -0 is 0",
+        "points + jnp.arange(len(points), dtype=points.dtype)[:, None]",
+        _ANGLES,
+    ),
+    (
+        "kernels/rows.py",
+        "a direction that is none",
+        "(jnp.mean(shares) > _MOST)",
+        "(jnp.mean(shares) >= 0)",
+        _ANGLES,
+    ),
+    (
+        "kernels/rows.py",
         "1 - 1/s",
         "return s, square / (1 + s) / s",
         "return s, square / (1 + s)",
@@ -183,7 +197,7 @@ _ELSEWHERE = [
     (
         "kernels/angles.py",
         "gradient without s_z",
-        "factor = -1 / (d * _lengths(z))",
+        "factor = -1 / (d * lengths(z))",
         "factor = -1 / (d * jnp.ones(len(z)))",
         _ANGLES,
     ),

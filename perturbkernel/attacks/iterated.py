@@ -4,6 +4,7 @@ Projected steps for every point, and one direction for all points.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -76,7 +77,7 @@ def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once:
 
 
 def _best_of_rivals(
-    predictor: Callable,
+    predictor: Callable[..., Any],
     x: Array,
     shape: tuple[int, ...],
     target: Array,
@@ -106,7 +107,7 @@ def _best_of_rivals(
 
 
 def attack(
-    predictor: Callable,
+    predictor: Callable[..., Any],
     inputs: Float[ArrayLike, "n ..."],
     targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
     *,
@@ -294,7 +295,7 @@ def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memo
 
 
 def universal(
-    predictor: Callable,
+    predictor: Callable[..., Any],
     inputs: Float[ArrayLike, "n ..."],
     targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
     *,

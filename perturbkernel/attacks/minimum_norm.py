@@ -1,7 +1,7 @@
 """The smallest perturbation that changes a decision, and the bracket around the boundary."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -129,7 +129,9 @@ def _own_decision(outputs: Array, x: Array, away: bool) -> Array:
     return other.astype(x.dtype)
 
 
-def _starts(rows: Linearised, outputs: Array, keys: Array | None, nearest: int) -> Callable:
+def _starts(
+    rows: Linearised, outputs: Array, keys: Array | None, nearest: int
+) -> Callable[..., Any]:
     """(number of a start, smallest sizes so far) -> where it begins, (m, d).
 
     The first `nearest` begin at the boundaries of the nearest classes, or at the input; the others
@@ -165,7 +167,9 @@ def _starts(rows: Linearised, outputs: Array, keys: Array | None, nearest: int) 
     return begin
 
 
-def _best_of_starts(boundary: Boundary, begin: Callable, x: Array, numbers: _Numbers) -> Nearest:
+def _best_of_starts(
+    boundary: Boundary, begin: Callable[..., Any], x: Array, numbers: _Numbers
+) -> Nearest:
     def one_start(start: Array, best: Nearest) -> Nearest:
         first = begin(start, best.size)
         found = refine(boundary, first, numbers.steps, numbers.tolerance)
@@ -211,7 +215,7 @@ def _reachable(scale: Array, norm: str, box: Box) -> Array:
 
 
 def minimum_norm(
-    predictor: Callable,
+    predictor: Callable[..., Any],
     inputs: Float[ArrayLike, "n ..."],
     targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"] | None = None,
     *,

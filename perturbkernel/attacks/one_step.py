@@ -51,7 +51,7 @@ def _column(values: Any, like: Array) -> Any:
 
 
 def perturb(
-    predictor: Callable,
+    predictor: Callable[..., Any],
     inputs: Float[ArrayLike, "n ..."],
     targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
     *,
@@ -162,7 +162,7 @@ def check_gradient(gradient: Array) -> None:
 
 
 def is_zero(
-    predictor: Callable, x: Array, weights: Array | None, gradient: Array
+    predictor: Callable[..., Any], x: Array, weights: Array | None, gradient: Array
 ) -> Bool[Array, " n"]:
     """Where the gradient is zero, (n,).
 
@@ -184,7 +184,7 @@ def is_zero(
     return as_jax(longest.astype(dtype) <= rounding.astype(dtype))
 
 
-def count_outputs(predictor: Callable, x: Array, targets: Any) -> int | None:
+def count_outputs(predictor: Callable[..., Any], x: Array, targets: Any) -> int | None:
     """K of a predictor with outputs (n, K), K > 1; None for a single output.
 
     None also for targets that are no class indices.

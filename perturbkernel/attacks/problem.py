@@ -247,7 +247,7 @@ def softened_weights(outputs: Array, target: Array, share: Array) -> Array:
     return is_own.astype(outputs.dtype) - shares
 
 
-def outputs_at(predictor: Callable, z: Array, shape: tuple[int, ...]) -> Array:
+def outputs_at(predictor: Callable[..., Any], z: Array, shape: tuple[int, ...]) -> Array:
     """Outputs (m,), or (m, K), at flat inputs.
 
     Example:
@@ -262,7 +262,7 @@ def outputs_at(predictor: Callable, z: Array, shape: tuple[int, ...]) -> Array:
 
 
 def gradient_at(
-    predictor: Callable,
+    predictor: Callable[..., Any],
     z: Array,
     shape: tuple[int, ...],
     target: Array,
@@ -286,7 +286,7 @@ def gradient_at(
 
 def rows_within(
     memory: float | None,
-    predictor: Callable,
+    predictor: Callable[..., Any],
     x: Array,
     shape: tuple[int, ...],
     copies: int = 0,

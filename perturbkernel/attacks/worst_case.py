@@ -97,7 +97,7 @@ def _shortened(problem: Problem, delta: Array, size: Array, norm: str) -> Array:
 
 
 def worst_case(
-    predictor: Callable,
+    predictor: Callable[..., Any],
     inputs: Float[ArrayLike, "n ..."],
     targets: Float[ArrayLike, " n"] | Int[ArrayLike, " n"],
     *,

@@ -28,6 +28,7 @@ examples:
   perturbkernel reproduce mnist_a map --mode limit          # panels and all maps, closed form
   perturbkernel reproduce --all                             # everything at reduced sizes
   perturbkernel reproduce --all --mode limit --scale paper  # the closed form at the published sizes
+  perturbkernel reproduce cosine --mode law                 # the published width, by its exact law
   perturbkernel reproduce theory-vs-width                   # rates of finite networks
   perturbkernel reproduce architectures                     # deep, convolutional, residual networks
   perturbkernel reproduce carriers                          # noise and other images as carriers
@@ -69,7 +70,8 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=plan.MODES,
         default="both",
-        help="limit: closed form; network: finite width (both)",
+        help="limit: closed form; network: finite width; both (default); law: networks of the "
+        "published width drawn from the law of one neuron, identity loss only; all",
     )
     parser.add_argument(
         "--scale",
@@ -183,6 +185,9 @@ def _print(result: "Reproduction", seconds: float) -> None:
     for name in result.options.studies:
         study = STUDIES[name]
         print(f"\n{name}: {study.about}\n{study.module.text(result.study(name))}")
+    if result.options.left_out:
+        said = ", ".join(result.options.left_out)
+        print(f"\nleft out, as the law has the identity loss only: {said}")
     cells, spent = len(result.cells), result.seconds()
     print(f"\n{cells} cells, {spent:,.0f} s to compute them; {seconds:,.0f} s now")
     print(f"page: {result.folder / 'index.html'}")

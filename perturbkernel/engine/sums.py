@@ -26,6 +26,9 @@ from perturbkernel.engine.tiles import (
 
 # --- sums ---
 
+# A span without tiles.
+NOTHING = 0, 0
+
 
 def plus(before: Any, sums: Any) -> Any:
     """before + sums, array by array; `before` None is nothing."""
@@ -64,7 +67,8 @@ def fold(
     """The sums of `accumulate`, by sums = step(queries, points, weights, sums), which may add in
     the loop that makes the terms.
 
-    `total` is what was there before, and `span` a range of tiles of queries (default: all).
+    `total` is what was there before, `span` a range of tiles of queries (default: all). A single
+    tile takes no loop, out of which XLA would move what it can, and store it.
     """
     m, n = leading(queries), leading(points)
     rows, columns = tile_shape(m, n, limits)
@@ -90,6 +94,8 @@ def fold(
         return add_part(total, i, keep_rows(own, here))
 
     begin, end = span or (0, -(-m // rows))
+    if (rows, columns) == (m, n) and span is not NOTHING:
+        return step(queries, points, weights, total)
     return lax.fori_loop(begin, end, one_row_of_tiles, total)
 
 
@@ -104,15 +110,18 @@ def fold_pairs(
     """The sums of `fold` where queries and points coincide, from the tiles on and above the
     diagonal.
 
-    `tile(points_i, points_j, weights_i, weights_j, i == j)` returns what j adds to the sums at i,
+    `tile(points_i, points_j, weights_i, weights_j)` returns what j adds to the sums at i,
     and what i adds at j.
     """
     n = leading(points)
     size = tile_size(n, limit)
+    if size == n:
+        at_points, _ = tile(points, points, weights, weights)
+        return plus(total, at_points)
     if total is None:
         point = part_of(points, 0, size)
         weight = part_of(weights, 0, size)
-        shapes, _ = jax.eval_shape(tile, point, point, weight, weight, True)
+        shapes, _ = jax.eval_shape(tile, point, point, weight, weight)
         total = zero_rows(shapes, n)
 
     def one_row_of_tiles(i, total):
@@ -125,7 +134,7 @@ def fold_pairs(
             own_j = own_rows(j, size, n)
             there = part_of(points, j, size)
             weights_j = keep_rows(own_j, part_of(weights, j, size))
-            at_i, at_j = tile(here, there, weights_i, weights_j, i == j)
+            at_i, at_j = tile(here, there, weights_i, weights_j)
             sums = plus(sums, at_i)
             # On the diagonal, j is i: each pair was counted there.
             at_j = keep_rows(own_j & (i != j), at_j)
@@ -140,16 +149,19 @@ def fold_pairs(
     return lax.fori_loop(begin, end, one_row_of_tiles, total)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4), donate_argnums=(8,))
-def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5), donate_argnums=(9,))
+def _run(tile, prepare, kernel, name, tall, mesh, queries, points, weights, total, span):
     """The sums of `fold`, of `fold_pairs` where `queries` is None, or on a mesh all devices' shares
     of them.
     """
-    tile = partial(tile, kernel, name)
     limits = _limits(kernel, points, tall)
     if queries is None:
+        _, points, shared = prepare(kernel, points, points)
+        tile = partial(tile, kernel, name, shared)
         return fold_pairs(tile, points, weights, limits[0], total, span)
+    queries, points, shared = prepare(kernel, queries, points)
     if mesh is None:
+        tile = partial(tile, kernel, name, shared)
         return fold(tile, queries, points, weights, limits, total, span)
 
     # The points go round: each device hands those it had to the next one.
@@ -158,15 +170,17 @@ def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
     def hand_on(array):
         return lax.ppermute(array, mesh.axis_names, ring)
 
-    def share(queries, points, weights, total, span):
+    def share(queries, points, weights, shared, total, span):
+        own_tile = partial(tile, kernel, name, shared)
+
         def one_step(_, carry):
             points, weights, total = carry
-            total = fold(tile, queries, points, weights, limits, total, span)
+            total = fold(own_tile, queries, points, weights, limits, total, span)
             points, weights = jax.tree.map(hand_on, (points, weights))
             return points, weights, total
 
         if total is None:
-            total = fold(tile, queries, points, weights, limits, None, (0, 0))
+            total = fold(own_tile, queries, points, weights, limits, None, NOTHING)
         start = points, weights, total
         _, _, total = lax.fori_loop(0, mesh.size, one_step, start)
         return total
@@ -175,11 +189,11 @@ def _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span):
     shares = jax.shard_map(
         share,
         mesh=mesh,
-        in_specs=(split, split, split, split, meshes.WHOLE),
+        in_specs=(split, split, split, meshes.WHOLE, split, meshes.WHOLE),
         out_specs=split,
         check_vma=False,
     )
-    return shares(queries, points, weights, total, span)
+    return shares(queries, points, weights, shared, total, span)
 
 
 def _limits(kernel: Any, points: Any, tall: bool) -> tuple[int, int]:
@@ -189,6 +203,7 @@ def _limits(kernel: Any, points: Any, tall: bool) -> tuple[int, int]:
 
 def sums(
     tile: Callable,
+    prepare: Callable,
     kernel: Any,
     name: str,
     tall: bool,
@@ -199,8 +214,11 @@ def sums(
     mesh: Mesh | None = None,
     progress: Any = None,
 ) -> Any:
-    """The sums of `fold` for tile(kernel, name, queries, points, weights, sums), compiled once for
-    each kernel and shapes.
+    """The sums of `fold` for tile(kernel, name, shared, queries, points, weights, sums), compiled
+    once for each kernel and shapes.
+
+    `prepare(kernel, queries, points)` returns the queries and points of the tiles, with what is
+    computed for all of them at once, and what all tiles share.
 
     `tall`: the shape of the tiles, see `tile_limits`. `queries` None: they are the points, and tile
     is one of `fold_pairs`. `mesh`: every process holds all the arguments and gets the whole result;
@@ -225,7 +243,7 @@ def sums(
     for begin in range(0, tiles, step):
         end = min(begin + step, tiles)
         span = jnp.int32(begin), jnp.int32(end)
-        total = _run(tile, kernel, name, tall, mesh, queries, points, weights, total, span)
+        total = _run(tile, prepare, kernel, name, tall, mesh, queries, points, weights, total, span)
         if progress is not None and not is_traced(*jax.tree.leaves(total)):
             jax.block_until_ready(total)
             done_before, done = done, min(end * size * devices, m)

@@ -18,6 +18,13 @@ from jaxtyping import Array, Float
 from perturbkernel.engine.sums import row_sums
 from perturbkernel.engine.tiles import exact_matmul, visit_flagged
 from perturbkernel.kernels.arccos import arccos_one_minus
+from perturbkernel.kernels.rows import (
+    Rows,
+    common_direction,
+    lengths,
+    numbers_of_rows,
+    parts_across,
+)
 
 # Rounding leaves 1 - rho = e with an error of eps spread, so the angle sqrt(2 e) with eps spread /
 # sqrt(2 e). Derivatives need its relative error: pairs with e below _CLOSE * spread (and opposite
@@ -25,22 +32,6 @@ from perturbkernel.kernels.arccos import arccos_one_minus
 # counts, so that only e below _CLOSE * spread^2 is repaired: few pairs of tiny points, many of
 # which are nearly parallel. A few eps * spread is rounding alone: there identical points hide.
 _CLOSE, _NOISE = 1e-3, 16
-# Repairs of a row, one after the other, up to which they cost less than a better product for the
-# whole tile.
-_CROWD = 8
-
-
-def _lengths(x: Float[Array, "n d"]) -> Array:
-    """s_x, (n,)."""
-    s, _ = _lengths_and_excesses(x)
-    return s
-
-
-def _lengths_and_excesses(x: Float[Array, "n d"]) -> tuple[Array, Array]:
-    """s_x, and 1 - 1 / s_x without cancellation for small x, both (n,)."""
-    square = jnp.sum(x * x, axis=1) / x.shape[1]
-    s = jnp.sqrt(1 + square)
-    return s, square / (1 + s) / s
 
 
 def angle_of_product(
@@ -63,108 +54,74 @@ def angle_of_product(
     return arccos_one_minus(jnp.clip(e, 0, 2))
 
 
-def _separation(z: Array, x: Array, product: Array) -> tuple[Array, Array]:
-    """e = 1 - rho, and `spread`, the size of the terms that it is the difference of; both (rows of
-    z, rows of x).
+class _Tile(NamedTuple):
+    """The rows of a tile, and the product of their parts across v, (rows of z, rows of x)."""
 
-    With a = 1 - 1/s_z and b = 1 - 1/s_x,
+    of_z: Rows
+    of_x: Rows
+    across: Array
 
-        1 - rho = a + b - a b - <z, x> / (d s_z s_x),
 
-    whose error shrinks with the points, unlike that of 1 - (1 + <z, x>/d)/(s_z s_x); points are
-    tiny when a network is trained on perturbations alone.
+class _Separation(NamedTuple):
+    """How far the pairs of a tile are apart; all (rows of z, rows of x)."""
+
+    e: Array  # 1 - rho; exactly 0 for identical points
+    unsure: Array  # whether rounding spoils the angle
+    unsure_derivative: Array  # whether it spoils the derivative of the angle
+    identical: Array
+
+
+def _tile(z: Array, x: Array) -> _Tile:
+    v = common_direction(z)
+    return _tile_of_rows(z, x, numbers_of_rows(z, v), numbers_of_rows(x, v), v)
+
+
+def _tile_of_rows(z: Array, x: Array, of_z: Rows, of_x: Rows, v: Array) -> _Tile:
+    across_z = parts_across(z, of_z.s, of_z.beta, v)
+    across_x = parts_across(x, of_x.s, of_x.beta, v)
+    return _Tile(of_z, of_x, exact_matmul(across_z, across_x.T))
+
+
+def _product(tile: _Tile, d: int) -> Array:
+    """<z, x>."""
+    z, x, across = tile
+    scale = z.s[:, None] * (d * x.s)[None, :]
+    return scale * (z.beta[:, None] * x.beta[None, :] + across)
+
+
+def _separation(tile: _Tile) -> _Separation:
+    """The pairs of a tile, and which of them rounding spoils.
+
+    1 - rho is half of the squared distance of the augmented points of length 1. Where many points
+    lie along one direction v, as perturbations do, most of |z|^2 cancels in it; so the parts along
+    v are subtracted first, and those across v by
+
+        1 - rho = S - <across_z, across_x>,
+        2 S = (beta_z - beta_x)^2 + (excess_z - excess_x)^2 + |across_z|^2 + |across_x|^2.
+
+    Rounding leaves errors of eps S, and of eps beta sqrt(2 (1 - rho)) from the parts themselves.
+    Both shrink with the points, which are tiny when a network is trained on perturbations alone.
     """
-    root_d = z.shape[1] ** 0.5
-    s_z, a = _lengths_and_excesses(z)
-    s_x, b = _lengths_and_excesses(x)
-    # A division of pairs would cost more.
-    inverse_z = 1 / (s_z * root_d)
-    inverse_x = 1 / (s_x * root_d)
-    spread = a[:, None] + b[None, :] - a[:, None] * b[None, :]
-    scale = inverse_z[:, None] * inverse_x[None, :]
-    return spread - product * scale, spread
-
-
-def _unresolved(e: Array, spread: Array, *, derivative: bool) -> Array:
-    """Which pairs need their angle, or its derivative, from `_pair`: more of them for the
-    derivative.
-    """
-    near = jnp.where(e > 1, 2 - e, e)
-    if derivative:
-        return near <= _CLOSE * spread
+    z, x, across = tile
+    root_half = 0.5**0.5
+    along = (root_half * z.beta)[:, None] - (root_half * x.beta)[None, :]
+    bias = (root_half * z.excess)[:, None] - (root_half * x.excess)[None, :]
+    squares = z.half_square[:, None] + x.half_square[None, :]
+    e = along**2 + bias**2 + squares - across
+    # The parts of points that nearly coincide are nearly the same: a bound for each row of z does.
+    spread = 3 * z.half_square  # at least S where 1 - rho < S / 100
     rounding = _NOISE * float(jnp.finfo(e.dtype).eps)
-    return near <= jnp.maximum(_CLOSE * spread, rounding) * spread
-
-
-class _Parts(NamedTuple):
-    """Points = alpha v + across, (n, d), all in units of sqrt(d), and their lengths."""
-
-    s: Array  # (n,)
-    alpha: Array  # (n,)
-    across: Array  # (n, d)
-    square: Array  # (n,), |across|^2
-
-
-def _parts(points: Array, v: Array) -> _Parts:
-    d = points.shape[1]
-    s = _lengths(points)
-    alpha = exact_matmul(points, v)
-    across = points - alpha[:, None] * v[None, :]
-    square = jnp.sum(across**2, axis=1) / d
-    return _Parts(s, alpha / d**0.5, across / d**0.5, square)
-
-
-def _common_direction(x: Array) -> Array:
-    """v, (d,): one step of the power method from the longest of the points."""
-    squares = jnp.sum(x**2, axis=1)
-    index = jnp.arange(len(x))
-    # Not argmax: within `jit` it is lowered by the x64 setting outside of a scoped `enable_x64`.
-    longest = jnp.where(squares == squares.max(), index, len(x) - 1).min()
-    v = exact_matmul(exact_matmul(x, x[longest]), x)
-    length = jnp.linalg.norm(v)
-    return v / jnp.maximum(length, jnp.finfo(v.dtype).tiny)
-
-
-def _deflated(
-    z: Array,
-    x: Array,
-    e: Array,
-    close: Array,
-) -> tuple[Array, Array]:
-    """e = 1 - rho and which pairs need repair, where many points lie along one direction v, as
-    perturbations do.
-
-    With z = alpha_z v + z' and x = alpha_x v + x', without the terms that cancel,
-
-        s_z^2 s_x^2 (1 - rho^2) = |z - x|^2 / d + G / d^2,
-        |z - x|^2 = (alpha_z - alpha_x)^2 + |z' - x'|^2,
-        G = |z|^2 |x|^2 - <z, x>^2
-          = alpha_z^2 |x'|^2 + alpha_x^2 |z'|^2 + |z'|^2 |x'|^2
-            - 2 alpha_z alpha_x <z', x'> - <z', x'>^2,
-
-    so that rounding leaves errors of eps |z'|^2 and eps alpha |alpha_z - alpha_x| instead of eps
-    |z|^2.
-    """
-    v = _common_direction(x)
-    of_z, of_x = _parts(z, v), _parts(x, v)
-    s_z, s_x = of_z.s[:, None], of_x.s[None, :]
-    alpha_z, alpha_x = of_z.alpha[:, None], of_x.alpha[None, :]
-    square_z, square_x = of_z.square[:, None], of_x.square[None, :]
-    product = exact_matmul(of_z.across, of_x.across.T)
-    spread = square_z + square_x
-    spread = spread + alpha_z**2 * square_x
-    spread = spread + alpha_x**2 * square_z
-    spread = spread + square_z * square_x
-    along = alpha_z * alpha_x
-    apart = (alpha_z - alpha_x) ** 2
-    square = spread + apart - (2 + 2 * along + product) * product
-    square = jnp.clip(square, 0)  # s_z^2 s_x^2 (1 - rho^2)
-    rho = (1 + along + product) / (s_z * s_x)
-    better = rho > 0
-    resolved = jnp.maximum(_CLOSE * spread, _CLOSE**2 * (alpha_z**2 + alpha_x**2))
-    exact = square / (s_z * s_x) ** 2 / jnp.where(better, 1 + rho, 1)
-    e = jnp.where(better, exact, e)
-    return e, jnp.where(better, square <= resolved, close)
+    least = jnp.maximum(_CLOSE * spread, rounding) * spread + 2 * (rounding * z.beta) ** 2
+    least_of_derivative = _CLOSE * spread + 2 * (_CLOSE * z.beta) ** 2
+    near = e <= least[:, None]
+    identical = near & (z.mark[:, None] == x.mark[None, :])
+    opposite = e >= 2 - _CLOSE
+    return _Separation(
+        jnp.where(identical, 0, e),
+        (near | opposite) & ~identical,
+        ((e <= least_of_derivative[:, None]) | opposite) & ~identical,
+        identical,
+    )
 
 
 def _split(a: Array) -> tuple[Array, Array]:
@@ -209,7 +166,7 @@ def _pair(z: Array, x: Array) -> tuple[Array, Array]:
         d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
     """
     eps = float(jnp.finfo(x.dtype).eps)
-    s_z, s_x = _lengths(z), _lengths(x)
+    s_z, s_x = lengths(z), lengths(x)
     norm = jnp.linalg.norm(z, axis=1, keepdims=True)
     unit = z / jnp.where(norm > 0, norm, 1)
     difference = x - z
@@ -224,20 +181,6 @@ def _pair(z: Array, x: Array) -> tuple[Array, Array]:
     square_of_w = jnp.sum(across**2, axis=1) + (along[:, 0] / s_z) ** 2
     sine = jnp.sqrt(square_of_w / z.shape[1]) / s_x
     return sine, w
-
-
-def _pair_where(hit: Array, z: Array, x: Array) -> tuple[Array, Array]:
-    """What `_pair` is in the rows that are hit; 0 at once if all of them coincide, as each point
-    does with itself.
-    """
-    distance = jnp.where(hit[:, None], jnp.abs(x - z), 0)
-    differs = jnp.max(distance) > 0
-
-    def coincident(z: Array, x: Array) -> tuple[Array, Array]:
-        zeros = jnp.zeros_like(x - z)  # which varies over devices where either does
-        return zeros[:, 0], zeros
-
-    return lax.cond(differs, _pair, coincident, z, x)
 
 
 @jax.custom_vjp
@@ -261,45 +204,36 @@ def products_and_angles(
         >>> float(product[0, 0]), float(angle[0, 0])
         (5.0, 0.0)
     """
-    product = exact_matmul(z, x.T)
-    return product, _angles(z, x, product)
+    tile = _tile(z, x)
+    return _product(tile, z.shape[1]), _angles(z, x, tile)
 
 
-def _angles(z: Array, x: Array, product: Array) -> Array:
-    e, spread = _separation(z, x, product)
+def _angles(z: Array, x: Array, tile: _Tile) -> Array:
+    apart = _separation(tile)
     row = jnp.arange(z.shape[0])
 
     def repair(column, hit, theta):
-        sine, _ = _pair_where(hit, z, x[column])
-        exact = jnp.arctan2(sine, 1 - e[row, column])
+        sine, _ = _pair(z, x[column])
+        exact = jnp.arctan2(sine, 1 - apart.e[row, column])
         repaired = jnp.where(hit, exact, theta[row, column])
         return theta.at[row, column].set(repaired)
 
-    flagged = _unresolved(e, spread, derivative=False)
-    return visit_flagged(flagged, repair, arccos_one_minus(e))
+    return visit_flagged(apart.unsure, repair, arccos_one_minus(apart.e))
 
 
 def _forward(z, x):
-    return products_and_angles(z, x), (z, x)
+    tile = _tile(z, x)
+    return (_product(tile, z.shape[1]), _angles(z, x, tile)), (z, x, tile)
 
 
 def _backward(residuals, cotangents):
-    z, x = residuals
+    z, x, tile = residuals
     product_bar, theta_bar = cotangents
-    e, spread = _separation(z, x, exact_matmul(z, x.T))
-    close = _unresolved(e, spread, derivative=True)
-    # Far out the products of lengths outgrow the small angles, and only pairs one by one are right.
-    longest_z = jnp.sum(z**2, axis=1).max()
-    longest_x = jnp.sum(x**2, axis=1).max()
-    near = jnp.maximum(longest_z, longest_x) <= 4 * z.shape[1]
-    crowded = near & jnp.any(jnp.sum(close, axis=1) > _CROWD)
-
-    def as_they_are(z, x, e, close):
-        return e, close
-
-    e, close = lax.cond(crowded, _deflated, as_they_are, z, x, e, close)
-    z_bar = _gradient(z, x, e, close, product_bar, theta_bar)
-    x_bar = _gradient(x, z, e.T, close.T, product_bar.T, theta_bar.T)
+    apart = _separation(tile)
+    e, close = apart.e, apart.unsure_derivative
+    left_out = close | apart.identical
+    z_bar = _gradient(z, x, e, close, left_out, product_bar, theta_bar)
+    x_bar = _gradient(x, z, e.T, close.T, left_out.T, product_bar.T, theta_bar.T)
     return z_bar, x_bar
 
 
@@ -308,19 +242,20 @@ def _gradient(
     x: Array,
     e: Array,
     close: Array,
+    left_out: Array,
     product_bar: Array,
     theta_bar: Array,
 ) -> Array:
-    """The cotangent of z; all pairs that are not close through one product with x, the others one
-    by one.
+    """The cotangent of z; all pairs that are not left out through one product with x, and those
+    that are close one by one.
     """
     weight = _gradient_weight(z, theta_bar)
-    square_of_sine = jnp.where(close, 1, e * (2 - e))
-    kappa = jnp.where(close, 0, weight * lax.rsqrt(square_of_sine))
+    square_of_sine = jnp.where(left_out, 1, e * (2 - e))
+    kappa = jnp.where(left_out, 0, weight * lax.rsqrt(square_of_sine))
     rows = jnp.arange(z.shape[0])
 
     def add(column, hit, total):
-        sine, w = _pair_where(hit, z, x[column])
+        sine, w = _pair(z, x[column])
         differs = hit & (sine > 0)
         divisor = jnp.where(differs, sine, 1)
         factor = jnp.where(differs, weight[rows, column] / divisor, 0)
@@ -333,7 +268,7 @@ def _gradient(
 def _gradient_weight(z: Array, theta_bar: Array) -> Array:
     """What w / sin(theta) is multiplied by in the gradient of theta, for each pair."""
     d = z.shape[1]
-    factor = -1 / (d * _lengths(z))
+    factor = -1 / (d * lengths(z))
     return theta_bar * factor[:, None]
 
 
@@ -345,7 +280,7 @@ def _smooth_gradient(
     product_bar: Array,
 ) -> Array:
     """sum_j product_bar_j x_j + kappa_j w_j for every row of z, w_j = x_j / s_j - rho_j z / s_z."""
-    s_z, s_x = _lengths(z), _lengths(x)
+    s_z, s_x = lengths(z), lengths(x)
     along_z = row_sums(kappa * (1 - e)) / s_z
     along_x = product_bar + kappa * (1 / s_x)[None, :]
     return exact_matmul(along_x, x) - along_z[:, None] * z
@@ -358,28 +293,37 @@ products_and_angles.defvjp(_forward, _backward)
 def quick_products_and_angles(
     z: Float[Array, "r d"],
     x: Float[Array, "c d"],
+    of_z: Rows,
+    of_x: Rows,
+    v: Float[Array, " d"],
 ) -> tuple[Array, Array]:
     """<z, x> and theta(z, x) as of `products_and_angles`, but NaN for angles that need repair.
 
     Gradients that contain a pair which needs repair are NaN, too. Whether there are any is then
     seen in the sums, and not in a pass of its own over all pairs (`kernels.products`).
     """
-    product = exact_matmul(z, x.T)
-    e, spread = _separation(z, x, product)
-    unresolved = _unresolved(e, spread, derivative=False)
-    return product, jnp.where(unresolved, jnp.nan, arccos_one_minus(e))
+    tile = _tile_of_rows(z, x, of_z, of_x, v)
+    return _product(tile, z.shape[1]), _quick_angles(tile)
 
 
-def _quick_forward(z, x):
-    return quick_products_and_angles(z, x), (z, x)
+def _quick_angles(tile: _Tile) -> Array:
+    apart = _separation(tile)
+    theta = arccos_one_minus(apart.e)
+    return jnp.where(apart.unsure, jnp.nan, theta)
+
+
+def _quick_forward(z, x, of_z, of_x, v):
+    tile = _tile_of_rows(z, x, of_z, of_x, v)
+    return (_product(tile, z.shape[1]), _quick_angles(tile)), (z, x, tile)
 
 
 def _quick_backward(residuals, cotangents):
-    z, x = residuals
+    z, x, tile = residuals
     product_bar, theta_bar = cotangents
-    e, spread = _separation(z, x, exact_matmul(z, x.T))
-    unresolved = _unresolved(e, spread, derivative=True)
-    inverse_sine = jnp.where(unresolved, jnp.nan, lax.rsqrt(e * (2 - e)))
+    apart = _separation(tile)
+    e = apart.e
+    inverse_sine = jnp.where(apart.identical, 0, lax.rsqrt(e * (2 - e)))
+    inverse_sine = jnp.where(apart.unsure_derivative, jnp.nan, inverse_sine)
 
     def gradient(z, x, e, inverse_sine, product_bar, theta_bar):
         kappa = _gradient_weight(z, theta_bar) * inverse_sine
@@ -387,7 +331,7 @@ def _quick_backward(residuals, cotangents):
 
     z_bar = gradient(z, x, e, inverse_sine, product_bar, theta_bar)
     x_bar = gradient(x, z, e.T, inverse_sine.T, product_bar.T, theta_bar.T)
-    return z_bar, x_bar
+    return z_bar, x_bar, None, None, None
 
 
 quick_products_and_angles.defvjp(_quick_forward, _quick_backward)

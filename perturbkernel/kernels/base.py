@@ -28,8 +28,11 @@ class Kernel:
 
     A class that defines `tile` may define `quick_tile` beside it, with the same arguments: faster,
     but NaN at the few pairs of points that take more care, and with NaN in their gradients
-    (`perturbkernel.kernels.products` says what becomes of them). A subclass with a `tile` of its
-    own does not use the `quick_tile` that it inherits, which belongs to another tile.
+    (`perturbkernel.kernels.products` says what becomes of them). What it uses of each point may be
+    computed once a sum, by `prepare(z, x)`, which returns arrays with a row for each of z, the same
+    for x, and what all share; ``quick_tile(name, z, x, of_z, of_x, shared)`` gets a tile's rows of
+    them, or nothing. A subclass with a `tile` of its
+    own uses neither that it inherits, since they belong to another tile.
 
     Example:
         >>> import jax, jax.numpy as jnp, perturbkernel as pk

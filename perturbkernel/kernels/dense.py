@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import jax
 from jaxtyping import Array
 
 from perturbkernel.engine.tiles import LARGE_TILE
@@ -17,15 +18,35 @@ def careful_tile(kernel: Any, name: str) -> Callable[[Array, Array], Array]:
     return partial(_checked_tile, kernel, "tile", name)
 
 
-def quick_tile(kernel: Any, name: str) -> Callable[[Array, Array], Array] | None:
+def quick_tile(kernel: Any, name: str) -> Callable[..., Array] | None:
     """The function that is `kernel.quick_tile`; None where the class that defines the kernel's
     `tile` has none.
     """
-    owners = [cls for cls in type(kernel).__mro__ if "tile" in vars(cls)]
-    # A quick tile that is inherited from further up than the tile belongs to another one.
-    if "quick_tile" not in vars(owners[0]):
+    if not _defines(kernel, "quick_tile"):
         return None
     return partial(_checked_tile, kernel, "quick_tile", name)
+
+
+def prepare(kernel: Any, queries: Any, points: Any) -> tuple[Any, Any, Any]:
+    """((queries, numbers of them), (points, numbers of them), what all tiles share), by
+    `kernel.prepare`; None where the kernel has nothing to prepare.
+
+    What queries and points hold first are z and x.
+    """
+    of_queries = of_points = shared = None
+    if _defines(kernel, "prepare"):
+        z = jax.tree.leaves(queries)[0]
+        x = jax.tree.leaves(points)[0]
+        of_queries, of_points, shared = kernel.prepare(z, x)
+    return (queries, of_queries), (points, of_points), shared
+
+
+def _defines(kernel: Any, method: str) -> bool:
+    """Whether the class that defines the kernel's `tile` defines the method, too: one that is
+    inherited from further up belongs to another tile.
+    """
+    owners = [cls for cls in type(kernel).__mro__ if "tile" in vars(cls)]
+    return method in vars(owners[0])
 
 
 def _checked_tile(
@@ -34,9 +55,10 @@ def _checked_tile(
     name: str,
     z: Array,
     x: Array,
+    *prepared: Any,
 ) -> Array:
     evaluate = getattr(kernel, method)
-    tile = evaluate(name, z, x)
+    tile = evaluate(name, z, x, *prepared)
     wanted = f"{(len(z), len(x))}, {z.dtype}"
     got = _described(tile)
     if got != wanted:
@@ -59,6 +81,6 @@ def quick_tile_for(
     kernel: Any,
     name: str,
     pairs: int,
-) -> Callable[[Array, Array], Array] | None:
+) -> Callable[..., Array] | None:
     """The quick tile, where a tile has enough pairs for it to be worth its compilation."""
     return quick_tile(kernel, name) if pairs >= LARGE_TILE else None

@@ -17,10 +17,11 @@ writes NaN there, which the sum over points carries to its query at no cost, and
 
 Only blocks of `_MENDED` queries whose sums have a NaN are evaluated again, with ``kernel.tile`` and
 from the sums before the tile, so that the NaN is gone. Each query's sums are NaN in all columns or
-in none, since the kernel value is a factor of them all: one column tells. The quick tile is
-differentiated like the careful one, by `jax.vjp` inside the function of the tile. Its rule writes
-NaN into the derivatives of more pairs, all those whose derivative takes care, and the gradients
-that contain such are mended in the same way (`kernels.angles.quick_products_and_angles`).
+in none, since the kernel value is a factor of them all: one column tells. Points that are
+identical, or lie along one direction as perturbations do, are no such pairs (`kernels.angles`). The
+quick tile is differentiated like the careful one, by `jax.vjp` inside the function of the tile. Its
+rule writes NaN into the derivatives of more pairs, all those whose derivative takes care, and the
+gradients that contain such are mended in the same way (`kernels.angles.quick_products_and_angles`).
 
 Tiles of fewer than `LARGE_TILE` pairs are careful at once: to compile two programs costs more than
 it saves. So are tiles of kernels without a quick one.
@@ -53,7 +54,8 @@ from perturbkernel.engine.tiles import (
     write_part,
 )
 from perturbkernel.kernels import host
-from perturbkernel.kernels.dense import careful_tile, quick_tile_for
+from perturbkernel.kernels.dense import careful_tile, prepare, quick_tile_for
+from perturbkernel.meshes import inside_shard_map, varying_alike
 
 # Queries of a large tile that are evaluated again at once.
 _MENDED = 256
@@ -77,21 +79,28 @@ def evaluate_tile(
     function: Callable,
     kernel: Any,
     name: str,
+    shared: Any,
     queries: Any,
     points: Any,
     before: Any,
+    *,
+    swapped: bool = False,
 ) -> Any:
     """The sums before + function(tile, queries, points), `before` None for nothing.
 
     With the kernel's quick tile first, and for queries that it leaves a NaN in, with its careful
-    one; `function` treats queries one by one.
+    one; `function` treats queries one by one. Queries, points and `shared` are those of `prepare`;
+    `swapped`: the rows of the tile are the points.
     """
     rows = leading(queries)
+    queries, of_queries = queries
+    points, of_points = points
     careful = careful_tile(kernel, name)
     quick = quick_tile_for(kernel, name, rows * leading(points))
     if quick is None:
         return plus(before, function(careful, queries, points))
-    result = plus(before, function(quick, queries, points))
+    numbers = (of_points, of_queries) if swapped else (of_queries, of_points)
+    result = plus(before, function(_with(quick, *numbers, shared), queries, points))
     columns = [_first(leaf) for leaf in jax.tree.leaves(result)]
     missing = jnp.isnan(sum(columns))
 
@@ -99,6 +108,13 @@ def evaluate_tile(
         return plus(before, function(careful, queries, points))
 
     return _mend(mended, queries, before, result, missing)
+
+
+def _with(quick: Callable, of_z: Any, of_x: Any, shared: Any) -> Callable:
+    """The quick tile of z and x, given what was prepared for them."""
+    if shared is None:
+        return quick
+    return lambda z, x: quick(z, x, of_z, of_x, shared)
 
 
 def _mend(
@@ -129,18 +145,16 @@ def _mend(
     return lax.fori_loop(0, jnp.sum(hit), mend, result)
 
 
-def _matvec_tile(kernel, name, z, x, coef, before):
-    def matvec(tile, z, points):
-        x, coef = points
+def _matvec_tile(kernel, name, shared, z, x, coef, before):
+    def matvec(tile, z, x):
         return _weighted(tile(z, x), coef)
 
-    return evaluate_tile(matvec, kernel, name, z, (x, coef), before)
+    return evaluate_tile(matvec, kernel, name, shared, z, x, before)
 
 
-def _matvec_pair(kernel, name, z, x, z_coef, x_coef, diagonal):
-    """What x adds at z, and z at x; on the `diagonal`, where every point meets itself, with the
-    careful tile at once.
-    """
+def _matvec_pair(kernel, name, shared, z, x, z_coef, x_coef):
+    """What x adds at z, and z at x."""
+    (z, of_z), (x, of_x) = z, x
 
     def matvecs(tile):
         values = tile(z, x)
@@ -155,36 +169,29 @@ def _matvec_pair(kernel, name, z, x, z_coef, x_coef, diagonal):
     quick = quick_tile_for(kernel, name, len(z) * len(x))
     if quick is None:
         return careful()
-
-    def not_evaluated(like):
-        return jnp.full(like.shape, jnp.nan, like.dtype)
-
-    missing = jax.tree.map(not_evaluated, jax.eval_shape(careful))
-    result = lax.cond(diagonal, lambda: missing, lambda: matvecs(quick))
+    result = matvecs(_with(quick, of_z, of_x, shared))
     at_z, _ = result
     return lax.cond(jnp.isnan(_first(at_z)).any(), careful, lambda: result)
 
 
-def _query_gradient_tile(kernel, name, query, x, coef, before):
-    def gradient(tile, query, points):
+def _query_gradient_tile(kernel, name, shared, query, x, coef, before):
+    def gradient(tile, query, x):
         z, cotangent = query
-        x, coef = points
         _, pull_back = jax.vjp(lambda z: _weighted(tile(z, x), coef), z)
         (z_bar,) = pull_back(cotangent)
         return z_bar
 
-    return evaluate_tile(gradient, kernel, name, query, (x, coef), before)
+    return evaluate_tile(gradient, kernel, name, shared, query, x, before)
 
 
-def _point_gradient_tile(kernel, name, query, z, cotangent, before):
+def _point_gradient_tile(kernel, name, shared, query, z, cotangent, before):
     """The gradients in x and coef: now the points are the queries of the sum."""
 
-    def gradients(tile, query, points):
-        z, cotangent = points
+    def gradients(tile, query, z):
         _, pull_back = jax.vjp(lambda x, coef: _weighted(tile(z, x), coef), *query)
         return pull_back(cotangent)
 
-    return evaluate_tile(gradients, kernel, name, query, (z, cotangent), before)
+    return evaluate_tile(gradients, kernel, name, shared, query, z, before, swapped=True)
 
 
 def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]:
@@ -196,22 +203,10 @@ def gradient_footprint(kernel: Any, row: tuple[int, ...]) -> tuple[float, float]
         cotangent = jnp.ones(len(z), z.dtype)
         coef = jnp.ones(len(x), x.dtype)
         before = jnp.zeros(z.shape, z.dtype)
-        return _query_gradient_tile(kernel, "ntk", (z, cotangent), x, coef, before)
+        queries, points, shared = prepare(kernel, (z, cotangent), x)
+        return _query_gradient_tile(kernel, "ntk", shared, queries, points, coef, before)
 
     return footprint(gradient, row)
-
-
-def _inside_shard_map() -> bool:
-    return bool(jax.sharding.get_abstract_mesh().manual_axes)
-
-
-def _varying_alike(*arrays: Array) -> tuple[Array, ...]:
-    """The same arrays, all of them varying over the devices over which any of them does.
-
-    So that `shard_map` adds up the derivatives in arrays that were the same on every device.
-    """
-    zero = sum(jnp.zeros_like(a, shape=()) for a in arrays)
-    return tuple(a + zero for a in arrays)
 
 
 def matvec(
@@ -230,10 +225,10 @@ def matvec(
     evaluated.
     """
     same = z is x and mesh is None
-    if _inside_shard_map():
+    if inside_shard_map():
         # Which evaluates custom derivatives only as parts of a whole program.
         whole = jax.jit(_matvec, static_argnums=(0, 1, 2, 3))
-        return whole(kernel, name, same, mesh, *_varying_alike(z, x, coef))
+        return whole(kernel, name, same, mesh, *varying_alike(z, x, coef))
     if is_traced(z, x, coef):
         return _matvec(kernel, name, same, mesh, z, x, coef)
     if mesh is None and progress is None and host.takes(kernel, name, z, x, coef):
@@ -243,9 +238,20 @@ def matvec(
 
 def _evaluate(kernel, name, same, mesh, progress, z, x, coef):
     if same:
-        return sums(_matvec_pair, kernel, name, False, None, x, coef, progress=progress)
+        return sums(_matvec_pair, prepare, kernel, name, False, None, x, coef, progress=progress)
     tall = coef[0].size <= TALL
-    return sums(_matvec_tile, kernel, name, tall, z, x, coef, mesh=mesh, progress=progress)
+    return sums(
+        _matvec_tile,
+        prepare,
+        kernel,
+        name,
+        tall,
+        z,
+        x,
+        coef,
+        mesh=mesh,
+        progress=progress,
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
@@ -267,13 +273,14 @@ def query_gradient(
     """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k)
     for coef (n, k).
     """
-    if _inside_shard_map():
-        z, x, coef, cotangent = _varying_alike(z, x, coef, cotangent)
+    if inside_shard_map():
+        z, x, coef, cotangent = varying_alike(z, x, coef, cotangent)
     arguments = z, x, coef, cotangent
     if mesh is None and progress is None and host.takes_gradient(kernel, name, *arguments):
         return host.query_gradient(kernel, name, *arguments)
     return sums(
         _query_gradient_tile,
+        prepare,
         kernel,
         name,
         False,
@@ -312,6 +319,7 @@ def _matvec_backward(kernel, name, same, mesh, residuals, cotangent):
     if needs_points is not None:
         x_bar, coef_bar = sums(
             _point_gradient_tile,
+            prepare,
             kernel,
             name,
             False,

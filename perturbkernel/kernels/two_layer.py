@@ -16,8 +16,9 @@ from perturbkernel.checks import (
 )
 from perturbkernel.kernels.angles import products_and_angles, quick_products_and_angles
 from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.rows import Rows, common_direction, numbers_of_rows
 
-Rows = Array | np.ndarray
+AnyArray = Array | np.ndarray
 
 
 @jax.tree_util.register_static
@@ -88,9 +89,17 @@ class TwoLayerNTK(Kernel):
         product, theta = products_and_angles(z, x)
         return self.of_angles(name, z, x, product, theta)
 
-    def quick_tile(self, name: str, z: Array, x: Array) -> Array:
+    def prepare(self, z: Array, x: Array) -> tuple[Rows, Rows, Array]:
+        """Lengths and the like of all points, and the direction along which most of them lie."""
+        v = common_direction(z)
+        of_z = numbers_of_rows(z, v)
+        of_x = of_z if z is x else numbers_of_rows(x, v)
+        return of_z, of_x, v
+
+    def quick_tile(self, name: str, z: Array, x: Array, *prepared: Any) -> Array:
         """The same but NaN where points nearly coincide, or are opposite."""
-        product, theta = quick_products_and_angles(z, x)
+        prepared = prepared or self.prepare(z, x)
+        product, theta = quick_products_and_angles(z, x, *prepared)
         return self.of_angles(name, z, x, product, theta)
 
     @property
@@ -133,7 +142,7 @@ class TwoLayerNTK(Kernel):
         to_product = 0.0 if name == "phi" else cotangent * phi
         return to_product, -self._cone * to_phi
 
-    def gradient_bound(self, z: Rows, x: Rows, coef: Rows) -> Rows:
+    def gradient_bound(self, z: AnyArray, x: AnyArray, coef: AnyArray) -> AnyArray:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0.
 
         From |grad Phi| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) and Phi <= (1 + slope^2) / 2 (theory:

@@ -92,9 +92,16 @@ def _sums_of_tile(tile, query, points) -> _Sums:
     return _Sums(*found, offset)
 
 
-def _terms(kernel: Kernel, name: str, query, points, weights, before) -> _Sums:
-    points = (*points, weights)
-    return products.evaluate_tile(_sums_of_tile, kernel, name, query, points, before)
+def _prepare(kernel: Kernel, queries, points):
+    """Nothing: each tile meets two sets of points."""
+    return (queries, None), (points, None), None
+
+
+def _terms(kernel: Kernel, name: str, shared, query, points, weights, before) -> _Sums:
+    def sums(tile, query, points):
+        return _sums_of_tile(tile, query, (*points, weights))
+
+    return products.evaluate_tile(sums, kernel, name, shared, query, points, before)
 
 
 def _sums(
@@ -108,7 +115,8 @@ def _sums(
     below = kernel.ntk(z, minus[:1])[:, 0]
     query = z, (above + below) / 2
     weights = jnp.ones_like(targets), targets
-    found = sums(_terms, kernel, "ntk", False, query, (plus, minus), weights, mesh=mesh)
+    points = plus, minus
+    found = sums(_terms, _prepare, kernel, "ntk", False, query, points, weights, mesh=mesh)
     return _Sums(*found)
 
 
@@ -133,8 +141,8 @@ def diagnose(
     *,
     balanced: bool = False,
     mesh: Mesh | None = None,
-    f: Callable | None = None,
-    g: Callable | None = None,
+    f: Callable[..., Any] | None = None,
+    g: Callable[..., Any] | None = None,
 ) -> Diagnosis:
     """The diagnosis at points z with true labels.
 

@@ -34,7 +34,7 @@ PLACES = ("data", "carrier")
 
 @renamed(progress="on_stage")
 def learn_from_perturbations(
-    learner: Callable,
+    learner: Callable[..., Any],
     train: Dataset | tuple[ArrayLike, ArrayLike],
     *,
     size: float,
@@ -43,7 +43,7 @@ def learn_from_perturbations(
     carrier_points: int | None = None,
     at: str = "data",
     targets: str | Float[ArrayLike, " m"] | Int[ArrayLike, " m"] = "coin_flip",
-    learner_g: Callable | None = None,
+    learner_g: Callable[..., Any] | None = None,
     norm: str = "l2",
     direction: str = "gradient",
     bounds: tuple[float, float] | None = None,

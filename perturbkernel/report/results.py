@@ -108,7 +108,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def save(report: Report, folder: str | os.PathLike) -> Path:
+def save(report: Report, folder: str | os.PathLike[str]) -> Path:
     """Writes a report into `folder`, then its figures and page; returns the page.
 
     `arrays.npz` and `report.json` are complete before the first figure is drawn. A figure that
@@ -192,7 +192,7 @@ def _strict(value: Any) -> Any:
     return str(value)
 
 
-def check_folder(folder: str | os.PathLike) -> None:
+def check_folder(folder: str | os.PathLike[str]) -> None:
     """Raises ValueError if files that a report writes are there and no report wrote them.
 
     Example:
@@ -219,7 +219,7 @@ def _is_ours(folder: Path, there: Sequence[str]) -> bool:
     return isinstance(content, dict) and {"configuration", "metrics"} <= content.keys()
 
 
-def load(folder: str | os.PathLike) -> Report:
+def load(folder: str | os.PathLike[str]) -> Report:
     """The report that a folder holds.
 
     Raises FileNotFoundError if it holds no finished result, and ValueError if that is damaged.
@@ -240,7 +240,7 @@ def load(folder: str | os.PathLike) -> Report:
         raise ValueError(f"{folder} holds a damaged result ({error})") from error
 
 
-def redraw(folder: str | os.PathLike) -> Path:
+def redraw(folder: str | os.PathLike[str]) -> Path:
     """Draws figures and page of a saved result again, from its arrays alone; returns the page.
 
     For example:

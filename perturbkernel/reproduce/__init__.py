@@ -1,5 +1,5 @@
-"""The paper reproduced: every panel and decision map, in the kernel limit and by networks of finite
-width.
+"""The paper reproduced: every panel and decision map, in the kernel limit, by networks of finite
+width, and by the law of their neurons.
 
     result = perturbkernel.reproduce.reproduce(["mnist_a"], "results/reproduce", mode="limit")
     result.curves("mnist_a/size/identity")["perturbation"]["limit"]["mean"]
@@ -29,15 +29,15 @@ from perturbkernel.reproduce.plan import Options, cells, everything
 @renamed(progress="on_cell")
 def reproduce(
     names: Sequence[str],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     *,
     mode: str = "both",
     scale: str = "small",
     seeds: int = 2,
     targets: str = "coin_flip",
     dynamics: str = "flow",
-    mnist: str | os.PathLike | None = None,
-    fashion_mnist: str | os.PathLike | None = None,
+    mnist: str | os.PathLike[str] | None = None,
+    fashion_mnist: str | os.PathLike[str] | None = None,
     executor: Executor | None = None,
     workers: int | None = None,
     on_cell: Callable[[int, int], None] | None = None,
@@ -49,10 +49,13 @@ def reproduce(
             ("mnist_a", "map"), or "theory-vs-width", "architectures", "carriers"; all of them for
             an empty sequence. `names()` lists them.
         folder: where results are kept and looked for.
-        mode: "limit", the closed form; "network", finite width; or "both".
+        mode: "limit", the closed form; "network", finite width; "both"; "law", networks of the
+            published width drawn from the law of one neuron, for the panels of the identity loss
+            (others are left out); or "all" of them.
         scale: "small", reduced sizes, minutes in all; "paper", the published ones.
         seeds: draws of data, initialisations and targets.
-        targets: of the finite networks, "coin_flip" or "balanced"; the kernel limit shows both.
+        targets: of finite networks, trained or drawn, "coin_flip" or "balanced"; the kernel limit
+            shows both.
         dynamics: of the logistic loss in the limit, "flow" or exact "heavy_ball" steps.
         mnist, fashion_mnist: folders with the IDX files; without them image panels use the digits
             of mnist5k.
@@ -82,13 +85,19 @@ def reproduce(
     )
     if workers is not None:
         check_count(workers, "workers", low=0)
-    if executor is not None and not isinstance(executor, Executor):
+    # Callers may be untyped.
+    if executor is not None and not isinstance(executor, Executor):  # pyright: ignore
         raise TypeError(
             f"executor must be a concurrent.futures.Executor; got {type(executor).__name__}"
         )
     if Path(folder).is_file():
         raise ValueError(f"folder must be a folder; {folder} is a file")
     wanted = cells(options)
+    if not wanted:
+        raise ValueError(
+            f"mode must be another one than {mode!r}, which has the panels of the identity loss "
+            f"only, for {', '.join(options.left_out)}"
+        )
     if executor is not None:
         context = nullcontext(executor)
     elif workers == 0:
@@ -106,7 +115,7 @@ def reproduce(
             ) from error
 
 
-def _absolute(path: str | os.PathLike | None) -> str | None:
+def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     """The same folder for workers that run elsewhere."""
     return None if path is None else str(Path(path).expanduser().resolve())
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from perturbkernel.reproduce.panels.law import law_cell
 from perturbkernel.reproduce.panels.limit import limit_cell
 from perturbkernel.reproduce.panels.maps import map_limit_cell, map_network_cell
 from perturbkernel.reproduce.panels.network import network_cell
@@ -11,6 +12,7 @@ from perturbkernel.reproduce.records import Arrays, Config
 FUNCTIONS: dict[str, Callable[[Config], Arrays]] = {
     "limit": limit_cell,
     "network": network_cell,
+    "law": law_cell,
     "map_limit": map_limit_cell,
     "map_network": map_network_cell,
     **{name: study.module.measure for name, study in STUDIES.items()},

@@ -35,6 +35,9 @@ _LINES = {
     "network": "Orange: networks of finite width trained by the published recipe, at the best of "
     "its rates for each point and quantity, as published (solid; the band is over seeds), and "
     "their mean over the rates (dotted).",
+    "law": "Purple: networks of the published width drawn from the law of one neuron, at the best "
+    "of the rates for each draw (solid; the band is over networks, targets and data), and their "
+    "mean over the rates (dotted).",
 }
 _HEADING = "Wide two-layer networks learn from adversarial perturbations: the paper reproduced"
 # A panel of three axes is legible on a phone only if it may be wider than the screen.
@@ -53,7 +56,7 @@ class Reproduction:
 
     def __init__(
         self,
-        folder: str | os.PathLike,
+        folder: str | os.PathLike[str],
         options: Options,
         environment: Json | None = None,
     ):
@@ -99,7 +102,7 @@ class Reproduction:
         """Mode -> arrays of a decision map; see `maps.map_limit_cell`."""
         m = decision_map(map_id, self.options.scale)
         found = {}
-        for mode in self.options.modes:
+        for mode in self.options.lawless:
             cell = plan.map_cell(m, mode, self.options)
             found[mode] = store.load(self.folder, cell)
         return found
@@ -230,6 +233,8 @@ class Reproduction:
             if option != "names" and value is not None:
                 asked.append(f"{option}: {value}")
         lines = " ".join(_LINES[mode] for mode in self.options.modes)
+        if self.options.mode == "law" and self.options.left_out:
+            lines += f" Left out, as neurons interact in them: {', '.join(self.options.left_out)}."
         body = f"""<h1>{_HEADING}</h1>
 <p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error
 about 0.01). {lines} Dashed: larger perturbations, where images are fewer than published.</p>
@@ -289,7 +294,7 @@ def _stem(name: str) -> str:
     return html.escape(file_name(name))
 
 
-def load(folder: str | os.PathLike) -> Reproduction:
+def load(folder: str | os.PathLike[str]) -> Reproduction:
     """The reproduction that a folder holds. Raises FileNotFoundError if it holds none that was
     finished.
     """
@@ -306,14 +311,16 @@ def load(folder: str | os.PathLike) -> Reproduction:
         raise _damaged_record(folder, error) from error
 
 
-def _damaged_record(folder: str | os.PathLike, error: Exception) -> ValueError:
+def _damaged_record(folder: str | os.PathLike[str], error: Exception) -> ValueError:
     return ValueError(
         f"{Path(folder) / RECORD} is damaged ({type(error).__name__}: {error}); give the "
         "`reproduce` command again, which computes nothing that is there"
     )
 
 
-def publish(folder: str | os.PathLike, options: Options, executor: Executor | None) -> Reproduction:
+def publish(
+    folder: str | os.PathLike[str], options: Options, executor: Executor | None
+) -> Reproduction:
     """Writes the page of what was just computed, together with what the folder held before.
 
     `executor`: as in `Reproduction.save`.
@@ -329,7 +336,7 @@ def publish(folder: str | os.PathLike, options: Options, executor: Executor | No
     return found
 
 
-def together(folder: str | os.PathLike, options: Options) -> Options:
+def together(folder: str | os.PathLike[str], options: Options) -> Options:
     """The options with the names that the folder holds already, if everything else about them is
     the same. Those of which the code or the data changed since are left out, with a warning.
     """

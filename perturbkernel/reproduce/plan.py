@@ -2,8 +2,8 @@
 
 A cell is one piece of work: a function's name and a configuration that JSON holds. In the kernel
 limit a cell is a data set with a kernel and a loss, and answers every panel of the paper that asks
-something of it; at finite width it is one point of a panel with one seed, and panels that share a
-point share its cell.
+something of it; at finite width, by training or by the law of one neuron, it is one point of a
+panel with one seed, and panels that share a point share its cell.
 """
 
 import functools
@@ -31,11 +31,22 @@ from perturbkernel.reproduce.studies.architectures import study as architectures
 from perturbkernel.reproduce.studies.carriers import study as carriers
 from perturbkernel.reproduce.studies.width import study as width
 
-MODES = ("limit", "network", "both")
+# What each mode computes of a panel.
+_PARTS = {
+    "limit": ("limit",),
+    "network": ("network",),
+    "both": ("limit", "network"),
+    "law": ("law",),
+    "all": ("limit", "network", "law"),
+}
+MODES = tuple(_PARTS)
 # Draws of target labels by coin flips and balanced ones, and of initial functions.
 _IDENTITY_DRAWS = (16, 16)
 _LOGISTIC_DRAWS = {"small": (2, 2), "paper": (1, 0)}
 _INITIAL_DRAWS = {"small": 4, "paper": 1}
+# By the law: neurons in the pools of first and second networks, how many first networks have second
+# ones, and steps on a path.
+LAW = {"small": (1000, 400, 2, 50), "paper": (400, 200, 1, 20)}
 
 
 class Study(NamedTuple):
@@ -104,21 +115,40 @@ class Options:
 
     @property
     def modes(self) -> tuple[str, ...]:
-        return ("limit", "network") if self.mode == "both" else (self.mode,)
+        """What is computed of panels of the identity loss."""
+        return _PARTS[self.mode]
+
+    @property
+    def lawless(self) -> tuple[str, ...]:
+        """What is computed of everything else: neurons that interact have no law of their own."""
+        return tuple(mode for mode in self.modes if mode != "law")
+
+    def modes_of(self, p: Panel) -> tuple[str, ...]:
+        """What is computed of a panel."""
+        return self.modes if p.settings[0].loss == "identity" else self.lawless
 
     @property
     def panels(self) -> tuple[Panel, ...]:
         panels, _ = self._selected()
-        return tuple(panel(name, self.scale) for name in panels)
+        found = (panel(name, self.scale) for name in panels)
+        return tuple(p for p in found if self.modes_of(p))
 
     @property
     def maps(self) -> tuple[Map, ...]:
         _, maps = self._selected()
-        return tuple(decision_map(name, self.scale) for name in maps)
+        return tuple(decision_map(name, self.scale) for name in maps if self.lawless)
 
     @property
     def studies(self) -> tuple[str, ...]:
-        return tuple(name for name in STUDIES if name in self.names)
+        return tuple(name for name in STUDIES if name in self.names and self.lawless)
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names that the mode has no numbers for."""
+        panels, maps = self._selected()
+        asked = (*panels, *maps, *(name for name in STUDIES if name in self.names))
+        there = {p.id for p in self.panels} | {m.id for m in self.maps} | set(self.studies)
+        return tuple(name for name in asked if name not in there)
 
 
 def everything() -> tuple[str, ...]:
@@ -247,6 +277,15 @@ def network_cell(p: Panel, setting: Setting, seed: int, options: Options) -> Cel
     return {"function": "network", "config": config}
 
 
+def law_cell(p: Panel, setting: Setting, seed: int, options: Options) -> Cell:
+    """That of `network_cell`, by the law of one neuron."""
+    config = network_cell(p, setting, seed, options)["config"]
+    first, second, pairs, steps = LAW[options.scale]
+    del config["loss"]
+    config |= {"neurons": [first, second], "first": pairs, "path_steps": steps}
+    return {"function": "law", "config": config}
+
+
 def map_cell(m: Map, mode: str, options: Options) -> Cell:
     config = {
         "data": data_config(m.setting, 0, options.sources),
@@ -272,12 +311,15 @@ def cells(options: Options) -> list[Cell]:
     for p in options.panels:
         for setting in p.settings:
             for seed in range(options.seeds):
-                if "limit" in options.modes:
+                modes = options.modes_of(p)
+                if "limit" in modes:
                     found.append(limit_cell(setting, seed, options))
-                if "network" in options.modes:
+                if "network" in modes:
                     found.append(network_cell(p, setting, seed, options))
+                if "law" in modes:
+                    found.append(law_cell(p, setting, seed, options))
     for m in options.maps:
-        found += [map_cell(m, mode, options) for mode in options.modes]
+        found += [map_cell(m, mode, options) for mode in options.lawless]
     for name in options.studies:
         found += study_cells(name, options)
     distinct = {json.dumps(cell, sort_keys=True): cell for cell in found}

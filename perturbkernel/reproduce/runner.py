@@ -41,12 +41,12 @@ def compute(job: Sequence[Cell]) -> list[store.Result]:
 
 
 def _jobs(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """What is handed out at once. Networks that differ in their seed only run the same program, and
-    compiling it takes as long as they do: one process takes them all.
+    """What is handed out at once. Cells of finite width that differ in their seed only run the same
+    program, and compiling it takes as long as they do: one process takes them all.
     """
 
     def program(cell: Cell) -> str:
-        if cell["function"] != "network":
+        if cell["function"] not in ("network", "law"):
             return json.dumps(cell)
         config = cell["config"]
         seedless = config | {"data": config["data"] | {"seed": None}}
@@ -152,7 +152,7 @@ class _Failure(NamedTuple):
 
 def run(
     cells: Sequence[Cell],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     executor: Executor,
     on_cell: Callable[[int, int], None] | None = None,
 ) -> None:

@@ -74,7 +74,7 @@ def _identity(cell: Cell) -> Json:
     return cell | {"config": config | {"data": kept}}
 
 
-def cell_path(folder: str | os.PathLike, cell: Cell) -> Path:
+def cell_path(folder: str | os.PathLike[str], cell: Cell) -> Path:
     """Where the result of a cell is, or will be."""
     what = [_identity(cell), code_version(cell["function"])]
     content = json.dumps(what, sort_keys=True)
@@ -92,7 +92,7 @@ def _digest(arrays: Arrays) -> str:
 
 
 def save(
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     cell: Cell,
     arrays: Arrays,
     seconds: float,
@@ -102,7 +102,7 @@ def save(
     save_result(folder, cell, Result(arrays, seconds, code, local_environment()))
 
 
-def save_result(folder: str | os.PathLike, cell: Cell, result: Result) -> None:
+def save_result(folder: str | os.PathLike[str], cell: Cell, result: Result) -> None:
     """Stores what a worker computed.
 
     Raises RuntimeError if the worker has another version of the code.
@@ -135,7 +135,7 @@ def _as_result(result: Any) -> Result:
     return result if isinstance(result, Result) else unknown
 
 
-def _read(folder: str | os.PathLike, cell: Cell) -> tuple[Json, Arrays]:
+def _read(folder: str | os.PathLike[str], cell: Cell) -> tuple[Json, Arrays]:
     """Header and arrays of a finished cell.
 
     Raises FileNotFoundError if it is not finished, `Damaged` if its file is not what it should be.
@@ -158,7 +158,7 @@ def _read(folder: str | os.PathLike, cell: Cell) -> tuple[Json, Arrays]:
     return header, arrays
 
 
-def is_finished(folder: str | os.PathLike, cell: Cell) -> bool:
+def is_finished(folder: str | os.PathLike[str], cell: Cell) -> bool:
     """Whether the result of a cell is there and complete."""
     try:
         _read(folder, cell)
@@ -167,7 +167,7 @@ def is_finished(folder: str | os.PathLike, cell: Cell) -> bool:
     return True
 
 
-def set_aside_damaged(folder: str | os.PathLike, cell: Cell) -> None:
+def set_aside_damaged(folder: str | os.PathLike[str], cell: Cell) -> None:
     """Renames the file of a cell, with a warning, if it is damaged."""
     path = cell_path(folder, cell)
     with locked(path.parent):  # two processes would set aside what the other has just written
@@ -181,7 +181,7 @@ def set_aside_damaged(folder: str | os.PathLike, cell: Cell) -> None:
             warnings.warn(f"{error}; it is kept as {aside.name}, and computed again", stacklevel=2)
 
 
-def load(folder: str | os.PathLike, cell: Cell) -> Arrays:
+def load(folder: str | os.PathLike[str], cell: Cell) -> Arrays:
     """The arrays of a finished cell.
 
     Raises FileNotFoundError if it is not finished, ValueError if its file is damaged.
@@ -189,7 +189,7 @@ def load(folder: str | os.PathLike, cell: Cell) -> Arrays:
     return _advised(folder, cell)[1]
 
 
-def header(folder: str | os.PathLike, cell: Cell) -> Json:
+def header(folder: str | os.PathLike[str], cell: Cell) -> Json:
     """What is known of a finished cell: "cell", "code", "environment", "seconds", "finished".
 
     Raises as `load` does.
@@ -197,12 +197,12 @@ def header(folder: str | os.PathLike, cell: Cell) -> Json:
     return _advised(folder, cell)[0]
 
 
-def seconds(folder: str | os.PathLike, cell: Cell) -> float:
+def seconds(folder: str | os.PathLike[str], cell: Cell) -> float:
     """What a finished cell took to compute."""
     return float(header(folder, cell)["seconds"])
 
 
-def _advised(folder: str | os.PathLike, cell: Cell) -> tuple[Json, Arrays]:
+def _advised(folder: str | os.PathLike[str], cell: Cell) -> tuple[Json, Arrays]:
     """What `_read` returns, or an error that says what to do."""
     try:
         return _read(folder, cell)

@@ -218,7 +218,7 @@ def certify(
     times: tuple[float | str, float | str] | str = "best",
     delta: float = 0.1,
     start: str = "centred",
-    f: Callable | None = None,
+    f: Callable[..., Any] | None = None,
     carrier: Float[ArrayLike, "n d"] | None = None,
     min_output: float = 1.0,
 ) -> Certificate:

@@ -96,7 +96,7 @@ def fit(
     *,
     loss: str = "identity",
     dynamics: Dynamics = GradientFlow(1.0),  # noqa: B008 (immutable)
-    initial: Callable | None = None,
+    initial: Callable[..., Any] | None = None,
     memory: float | None = None,
     tolerance: float | None = None,
     mesh: Mesh | None = None,

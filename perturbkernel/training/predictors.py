@@ -26,8 +26,8 @@ from perturbkernel.training.precision import KeepsPrecision, is_wider, scope, to
 
 
 def value_and_pullback(
-    function: Callable, z: Array, name: str, columns: int | None = None
-) -> tuple[Array, Callable]:
+    function: Callable[..., Any], z: Array, name: str, columns: int | None = None
+) -> tuple[Array, Callable[..., Any]]:
     """function(z) as (m,), or (m, columns), checked, and the vector-Jacobian product from there to
     the shape of z.
     """
@@ -48,7 +48,9 @@ def value_and_pullback(
 
 
 def input_gradient(
-    predictor: Callable, z: Float[Array, "m ..."], weights: Float[Array, "m k"] | None = None
+    predictor: Callable[..., Any],
+    z: Float[Array, "m ..."],
+    weights: Float[Array, "m k"] | None = None,
 ) -> Float[Array, "m ..."]:
     """The gradient of each row's output with respect to that row, shaped like z; of K outputs, of
     <weights_j, f(z_j)>.
@@ -97,7 +99,7 @@ class KernelPredictor(KeepsPrecision):
     kernel: Kernel
     inputs: Float[Array, "n ..."]
     dual_coef: Float[Array, "n ..."]
-    initial: Callable | None = None
+    initial: Callable[..., Any] | None = None
     status: str = eqx.field(static=True, default="ok")
     stats: dict[str, Any] = eqx.field(default_factory=dict)
     mesh: Mesh | None = eqx.field(static=True, default=None)
@@ -279,7 +281,7 @@ class KernelPredictor(KeepsPrecision):
             return gradient
         return _sum(gradient, input_gradient(self.initial, to_ambient(z), weights))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one .npz file, whole or not at all. An initial function is not saved, nor a kernel
         that is a network: give them to `load` again.
         """
@@ -297,10 +299,10 @@ class KernelPredictor(KeepsPrecision):
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         *,
         kernel: Kernel | None = None,
-        initial: Callable | None = None,
+        initial: Callable[..., Any] | None = None,
     ) -> "KernelPredictor":
         """The predictor that `save` wrote, in its own precision whether or not x64 is enabled.
 
@@ -333,7 +335,7 @@ def _sum(a: Array, b: Array) -> Array:
     return a.astype(dtype) + b.astype(dtype)
 
 
-def as_pytree(function: Callable | None) -> Callable | None:
+def as_pytree(function: Callable[..., Any] | None) -> Callable | None:
     """A plain function is wrapped so that a predictor that holds it passes through `jit` as an
     argument.
     """

@@ -37,7 +37,7 @@ class Saved(NamedTuple):
     dynamics: tuple
 
 
-def write(path: str | os.PathLike, saved: Saved, initial: Callable | None) -> None:
+def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any] | None) -> None:
     """Writes the file whole or not at all."""
     kernel: dict[str, Any] = {"class": type(saved.kernel).__name__}
     if isinstance(saved.kernel, TwoLayerNTK):
@@ -67,7 +67,9 @@ def write(path: str | os.PathLike, saved: Saved, initial: Callable | None) -> No
     write_whole(path, lambda file: np.savez(file, **arrays))
 
 
-def read(path: str | os.PathLike, kernel: Kernel | None, initial: Callable | None) -> Saved:
+def read(
+    path: str | os.PathLike[str], kernel: Kernel | None, initial: Callable[..., Any] | None
+) -> Saved:
     """Reads and checks the file; `kernel` and `initial` are those that the user gives again.
 
     Raises:
@@ -141,11 +143,11 @@ def _check_arrays(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None
 
 
 def _check_fingerprints(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     header: dict[str, Any],
     inputs: np.ndarray,
     kernel: Kernel,
-    initial: Callable | None,
+    initial: Callable[..., Any] | None,
 ) -> None:
     points = _fingerprint_points(inputs)
     saved = np.asarray(header["kernel_values"], float)
@@ -186,7 +188,7 @@ def _kernel_values(kernel: Kernel, points: np.ndarray) -> np.ndarray:
         return np.asarray(kernel.ntk(jnp.asarray(points, float)))
 
 
-def _initial_values(initial: Callable, points: np.ndarray) -> np.ndarray:
+def _initial_values(initial: Callable[..., Any], points: np.ndarray) -> np.ndarray:
     stored = to_ambient(as_stored(points))
     values = np.asarray(initial(stored), float)
     return values.reshape(len(points), -1)

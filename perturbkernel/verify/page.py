@@ -36,7 +36,7 @@ _CSS = """
 
 def save(
     verdicts: Sequence[Verdict],
-    folder: str | os.PathLike,
+    folder: str | os.PathLike[str],
     configuration: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes verdicts into `folder`, then the page with their figures; returns the folder.
@@ -79,7 +79,7 @@ def _arrays(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return arrays
 
 
-def load(folder: str | os.PathLike) -> list[Verdict]:
+def load(folder: str | os.PathLike[str]) -> list[Verdict]:
     """Reads saved verdicts back. Raises FileNotFoundError if the folder holds none.
 
     For example:

@@ -259,15 +259,21 @@ def test_random_starts_leave_flat_places(bounds, x64):
         np.testing.assert_allclose(found.size, exact, rtol=1e-3)
 
 
+SATURATED = np.random.default_rng(4).normal(size=(CLASSES, D)).astype(np.float32)
+
+
+def _probabilities(temperature: Any, z: Any) -> Any:
+    return jax.nn.softmax(temperature * z @ SATURATED.T)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 10.0, 40.0, 1e3])
 def test_saturated_probabilities_are_found_or_said_not_to_be(temperature):
     """Never a size far beyond the true distance."""
-    w = RNG.normal(size=(CLASSES, D)).astype(np.float32)
-    f = lambda z: jax.nn.softmax(temperature * z @ w.T)  # noqa: E731
+    f = jax.tree_util.Partial(_probabilities, np.float32(temperature))
     x = X.astype(np.float32)
-    out = x @ w.T
+    out = x @ SATURATED.T
     own = out.argmax(1)
-    apart = np.linalg.norm(w[own][:, None] - w[None], axis=2)
+    apart = np.linalg.norm(SATURATED[own][:, None] - SATURATED[None], axis=2)
     gap = out.max(1, keepdims=True) - out
     exact = np.where(apart > 0, gap / np.where(apart > 0, apart, 1), np.inf).min(1)
     for options in ({}, {"starts": 10, "key": KEY}):

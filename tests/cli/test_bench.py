@@ -357,11 +357,12 @@ def test_the_alternatives_compute_the_kernel():
 def tiny(monkeypatch):
     """The suite at sizes of no interest."""
     monkeypatch.setattr(suite.products, "QUICK", ((40, 30, 5),))
-    monkeypatch.setattr(suite.products, "QUICK_PERTURBATIONS", 20)
+    monkeypatch.setattr(suite.products, "QUICK_PERTURBATIONS", (20,))
 
 
 def test_one_case_end_to_end(tiny, tmp_path, capsys):
-    arguments = ["bench", "--quick", "--only", "products.ntk", "--repeats", "2", "--quiet"]
+    cases = "products.ntk,products.ntk-at-perturbations"
+    arguments = ["bench", "--quick", "--only", cases, "--repeats", "2", "--quiet"]
     assert main([*arguments, "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     for method in ("perturbkernel", "NumPy", "scikit-learn", "neural-tangents"):

@@ -22,11 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.polynomial import Chebyshev, Polynomial
 
-from perturbkernel.kernels import angles, arccos
+from perturbkernel import TwoLayerNTK
+from perturbkernel.kernels import angles, arccos, rows
 from perturbkernel.kernels.angles import products_and_angles
 
 EPS = {np.float32: 2.0**-24, np.float64: 2.0**-53}
 SCALES = st.floats(-6, 6).map(lambda power: 10.0**power)
+
+RELU = TwoLayerNTK()
 
 evaluate = jax.jit(products_and_angles)
 
@@ -222,15 +225,12 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
     x = representable(x, dtype)
     z, w = x[::-1][:20], representable(rng.normal(size=(20, count)), dtype)
     with precision(dtype):
-        separation = angles._separation(*map(jnp.asarray, (z, x, z @ x.T)))
-        close = angles._unresolved(*separation, derivative=True)
-        assert (np.asarray(close).sum(axis=1) > angles._CROWD).any()
-        rest = angles._deflated(
-            jnp.asarray(z), jnp.asarray(x), jnp.asarray(close, dtype), jnp.asarray(close)
-        )[1]
-        # Mended by the product itself; large opposite points are for the repair of single pairs,
-        # before and after.
-        assert (np.asarray(rest) & (np.sign(z @ x.T) > 0)).sum() <= 21 + 1
+        # By the product alone: identical points are known, and no other pair is left for repair
+        # but large opposite ones.
+        apart = angles._separation(angles._tile(jnp.asarray(z), jnp.asarray(x)))
+        left = np.asarray(apart.unsure_derivative)
+        assert not (left & (np.sign(z @ x.T) > 0)).any()
+        assert (np.asarray(apart.identical) == coincident(z, x)).all()
         gradients = pullback(z, x, np.zeros(w.shape), w)
     for gradient, (a, b, weights) in zip(gradients, ((z, x, w), (x, z, w.T)), strict=True):
         exact = np.stack([row @ angle_gradients(b, q) for row, q in zip(weights, a, strict=True)])
@@ -240,8 +240,8 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_quick_angles_are_the_same_or_missing(dtype):
-    """Where points coincide, nearly so or are opposite, angles are NaN, and gradients in their rows
-    and columns.
+    """Where points nearly coincide or are opposite, angles are NaN, and gradients in their rows and
+    columns; where they coincide, the angle is 0.
     """
     rng = np.random.default_rng(9)
     z, x = (representable(rng.normal(size=(size, 6)), dtype) for size in (9, 12))
@@ -249,20 +249,58 @@ def test_quick_angles_are_the_same_or_missing(dtype):
     x[1] *= 300
     bars = tuple(representable(rng.normal(size=(9, 12)), dtype) for _ in range(2))
 
+    def quickly(z, x):
+        return angles.quick_products_and_angles(z, x, *RELU.prepare(z, x))
+
     @jax.jit
     def everything(z, x):
-        both = products_and_angles, angles.quick_products_and_angles
+        both = products_and_angles, quickly
         return [(values, pull(bars)) for values, pull in (jax.vjp(f, z, x) for f in both)]
 
     with precision(dtype):
         ((product, theta), gradients), ((same_product, quick), quick_gradients) = everything(z, x)
-    np.testing.assert_array_equal(product, same_product)
+    np.testing.assert_allclose(same_product, product, rtol=0, atol=1e3 * EPS[dtype])
+    quick = np.asarray(quick)
     missing = np.isnan(quick)
-    assert missing[range(3), range(3)].all() and missing.sum() == 3
-    np.testing.assert_allclose(
-        np.asarray(quick)[~missing], np.asarray(theta)[~missing], rtol=4 * EPS[dtype]
-    )
-    for gradient, own, rows in zip(gradients, quick_gradients, (9, 12), strict=True):
-        assert (np.isnan(own) == (np.arange(rows) < 3)[:, None]).all()
+    assert missing[[1, 2], [1, 2]].all() and missing.sum() == 2
+    assert quick[0, 0] == 0
+    np.testing.assert_allclose(quick[~missing], np.asarray(theta)[~missing], rtol=4 * EPS[dtype])
+    for gradient, own in zip(gradients, quick_gradients, strict=True):
+        spoiled = np.isin(np.arange(len(own)), [1, 2])
+        assert (np.isnan(own) == spoiled[:, None]).all()
         scale = np.abs(gradient).max()
-        np.testing.assert_allclose(own[3:], gradient[3:], rtol=0, atol=50 * EPS[dtype] * scale)
+        np.testing.assert_allclose(
+            own[~spoiled], gradient[~spoiled], rtol=0, atol=50 * EPS[dtype] * scale
+        )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_points_have_the_same_mark_only_where_they_are_identical(dtype):
+    """Neighbours in floating point, in one coordinate or in two that balance, have other marks."""
+    x = representable(np.random.default_rng(10).normal(size=(200, D)), dtype)
+    up, balanced, zero = x.astype(dtype), x.astype(dtype), x.astype(dtype)
+    up[:, 0] = np.nextafter(up[:, 0], np.inf, dtype=dtype)
+    balanced[:, :2] = balanced[:, 1::-1]
+    zero[:, 1] = 0
+    minus = zero.copy()
+    minus[:, 1] = -zero[:, 1]
+    with precision(dtype):
+        original, again, *others = (
+            np.asarray(rows.marks(jnp.asarray(points, dtype)))
+            for points in (x, x[::-1], up, balanced, zero)
+        )
+        of_minus = np.asarray(rows.marks(jnp.asarray(minus)))
+    np.testing.assert_array_equal(original, again[::-1])
+    np.testing.assert_array_equal(others[-1], of_minus)
+    assert not any((other == original).any() for other in others)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12])
+def test_the_common_direction_has_length_1_or_is_0(scale):
+    rng = np.random.default_rng(12)
+    direction = rng.normal(size=D) / D**0.5
+    noise = rng.normal(size=(N, D)) / D**0.5
+    for off, found in ((0.05, scale > 1e-20), (1.0, False)):
+        x = scale * (rng.choice([-1, 1], (N, 1)) * direction + off * noise)
+        v = np.asarray(rows.common_direction(jnp.asarray(x, jnp.float32)))
+        assert np.linalg.norm(v) == pytest.approx(float(found), abs=1e-6)

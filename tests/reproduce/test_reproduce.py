@@ -352,7 +352,7 @@ def test_network_sizes_of_scenario_a_share_their_directions(small):
 
 
 def test_cells_are_json_and_distinct():
-    cells = plan.cells(plan.Options(plan.everything(), "both", seeds=1))
+    cells = plan.cells(plan.Options(plan.everything(), "all", seeds=1))
     texts = [json.dumps(c, sort_keys=True) for c in cells]
     assert len(set(texts)) == len(texts)
     assert {c["function"] for c in cells} == set(runner.FUNCTIONS)

@@ -187,14 +187,10 @@ def test_the_whole_statement_holds_on_pairs_trained_by_other_code(start):
     found = experiment(start, targets)
     assert found.certified.any()
     signed = pairs * found.signs
-    wrong = np.asarray(signed <= 0)
-    for certificate, failed in (
-        (found, wrong.any(1)),
-        (found.f, wrong[:, 0]),
-        (found.g, wrong[:, 1]),
-    ):
-        breaks = np.asarray(failed)[:, certificate.certified].any(axis=1)
-        broken = int(breaks.sum())
+    wrong = signed <= 0
+    for certificate, which in ((found, [0, 1]), (found.f, [0]), (found.g, [1])):
+        failed = wrong[:, which][..., certificate.certified]
+        broken = int(np.sum(np.any(failed, axis=(1, 2))))
         assert stats.binom.sf(broken - 1, len(pairs), found.simulation.level) > 1e-4
         # What was counted in the simulation is what other networks do.
         mine = certificate.violations / 500

@@ -81,6 +81,7 @@ def test_small_scaled_time_is_the_kernel_limit():
     assert np.abs(off).max() < 0.06 * np.abs(f_hat).max()
 
 
+@pytest.mark.slow
 def test_the_whole_experiment_with_moving_features():
     """f and g of the limit are those of wide networks with the same scaled times."""
     train = pk.data.shifted_gaussian(N, D, shift=0.6, key=jax.random.key(1))

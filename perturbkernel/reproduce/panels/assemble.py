@@ -44,6 +44,7 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> Curves:
     and balanced targets, over seeds and draws; "limit", random initial functions and coin flips,
     the best of the learning rates. Of finite networks: "network", the best of the grid of learning
     rates for each seed and quantity, as published; "network_grid", over seeds and the whole grid.
+    By the law of one neuron: "law" and "law_grid", likewise, over networks drawn from the law.
     Names end in " scaled" where images are fewer than published and sizes were scaled up.
     """
     curves: Curves = {quantity: {} for quantity in p.curves}
@@ -52,11 +53,11 @@ def panel_curves(p: Panel, options: Options, folder: str | Path) -> Curves:
         first = p.settings[0]
         factors = len(plan.factors(first, options))
     indices = range(factors)
-    for index, mode, quantity in itertools.product(indices, options.modes, p.curves):
+    for index, mode, quantity in itertools.product(indices, options.modes_of(p), p.curves):
         if index and quantity == "standard":
             continue  # the first network does not know the size
         suffix = " scaled" if index else ""
-        collect = _limit if mode == "limit" else _network
+        collect = {"limit": _limit, "network": _network, "law": _law}[mode]
         wanted = _Wanted(p, quantity, index, options, Path(folder))
         for name, samples in collect(wanted).items():
             suffixed = name + suffix
@@ -144,17 +145,46 @@ def _network(wanted: _Wanted) -> Samples:
 def _network_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
     """One number for every pair of learning rates, or rate of the first network."""
     cell = plan.network_cell(wanted.panel, setting, seed, wanted.options)
-    config = cell["config"]
     arrays = _loaded(wanted.folder, cell)
+    values = arrays[wanted.quantity][None]
+    return _on_grid(wanted, setting, cell["config"], values).ravel()
+
+
+def _law(wanted: _Wanted) -> Samples:
+    seeds = range(wanted.options.seeds)
+    best = []
+    grid = []
+    for setting in wanted.panel.settings:
+        parts = [_law_values(wanted, setting, seed) for seed in seeds]
+        values = np.concatenate(parts)
+        best.append(values.max(axis=1))
+        grid.append(values.mean(axis=1))
+    return {"law": best, "law_grid": grid}
+
+
+def _law_values(wanted: _Wanted, setting: Setting, seed: int) -> np.ndarray:
+    """A row a draw, of one number for every pair of learning rates, or rate of the first
+    network.
+    """
+    cell = plan.law_cell(wanted.panel, setting, seed, wanted.options)
+    arrays = _loaded(wanted.folder, cell)
+    values = arrays[wanted.quantity]
+    return _on_grid(wanted, setting, cell["config"], values)
+
+
+def _on_grid(wanted: _Wanted, setting: Setting, config: Json, values: np.ndarray) -> np.ndarray:
+    """(draws, grid of learning rates) at the steps and the size of a setting, from (draws, rates_f,
+    steps_f) or (draws, rates_f, steps_f, sizes, rates_g, steps_g).
+    """
     step_f = config["steps_f"].index(setting.steps_f)
-    values = arrays[wanted.quantity][:, step_f]
+    values = values[:, :, step_f]
     if wanted.has_targets:
         factor = wanted.factor(setting)
         size = plan.scaled(setting.size, factor)
         place = config["sizes"].index(size)
         step_g = config["steps_g"].index(setting.steps_g)
-        values = values[:, place, :, step_g]
-    return values.ravel()
+        values = values[:, :, place, :, step_g]
+    return values.reshape(len(values), -1)
 
 
 # Files in memory, at most.

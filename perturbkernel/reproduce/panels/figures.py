@@ -21,7 +21,7 @@ from perturbkernel.reproduce.panels.assemble import Curve, Curves
 from perturbkernel.reproduce.panels.specification import Map, Panel
 from perturbkernel.reproduce.records import Json
 
-LIMIT, NETWORK = PLUS, MINUS
+LIMIT, NETWORK, LAW = PLUS, MINUS, "#7b3294"
 
 TITLES = {
     "standard": "Standard: first network\non its training data",
@@ -55,6 +55,8 @@ _LOOKS = {
     "limit_balanced": _Look("kernel limit, balanced targets", G_COLOUR, "-."),
     "network": _Look("networks, best of the rates", NETWORK, "-", main=True),
     "network_grid": _Look("networks, mean over rates", NETWORK, ":"),
+    "law": _Look("law of one neuron, best of the rates", LAW, "-", main=True),
+    "law_grid": _Look("law of one neuron, mean over rates", LAW, ":"),
 }
 
 
@@ -157,6 +159,9 @@ def _draw_quantity(axis: Axes, p: Panel, quantity: str, curves: Mapping[str, Cur
             "ls": "--" if scaled else look.line,
             "lw": 1.1 if look.line == ":" or scaled else 1.7,
         }
+        if base == "law" and not scaled:
+            # Broad and pale, beneath the line of trained networks, which lies on it.
+            style |= {"lw": 4.5, "alpha": 0.5, "zorder": 1.8}
         # The first network's curve without initial functions is dotted upon the solid one.
         if base == "limit" and quantity == "standard" and "limit_zero" in curves:
             style["zorder"] = 3

@@ -13,6 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from perturbkernel import networks
 from perturbkernel.reproduce.panels.datasets import accuracy, draw, targets
+from perturbkernel.reproduce.panels.directions import direction, normalised
 from perturbkernel.reproduce.records import Arrays, Config
 
 
@@ -165,7 +166,7 @@ def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> Arr
     n = len(y)
     config = second.config
     outputs_f, gradients = first.seen
-    direction = _direction(config["slope"], second.x, y)
+    along_v = direction(config["slope"], second.x, y)
     shape = outputs_f.shape[:2]
     shape_g = (*shape, *second.shape)
     standard = np.zeros(shape)
@@ -175,8 +176,8 @@ def _measured(first: _Training, second: "_SecondNetworks", y: np.ndarray) -> Arr
     finite_g = True
     for place in np.ndindex(shape):
         f = outputs_f[place]
-        unit = _normalised(gradients[place])
-        cosines = np.sum(unit * direction, axis=1)
+        unit = normalised(gradients[place])
+        cosines = np.sum(unit * along_v, axis=1)
         at_training = f[:n]
         standard[place] = accuracy(at_training, y)
         along[place] = np.abs(cosines).mean()
@@ -278,34 +279,3 @@ def _network(d: int, width: int, slope: float, key: PRNGKeyArray) -> networks.Tw
     bias = drawn[:, d]
     readout = drawn[:, -1] / root_width
     return networks.TwoLayerNetwork(weight, bias, readout, slope, True)  # type: ignore[arg-type]
-
-
-def _normalised(v: np.ndarray) -> np.ndarray:
-    """Rows of length one; zero where a row is zero or, after a training that diverged, not
-    finite.
-    """
-    length = np.linalg.norm(v, axis=1, keepdims=True)
-    good = np.isfinite(length) & (length > 0)
-    rows = np.where(good, v, 0)
-    divisor = np.where(good, length, 1)
-    return rows / divisor
-
-
-def _direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The paper's direction at the training points, normalised (theory: 2.1).
-
-    sum_n y_n Phi(x_n, x) x_n
-    """
-    d = x.shape[1]
-    squares = np.sum(x**2, axis=1)
-    s = np.sqrt(1 + squares / d)
-    covariance = 1 + x @ x.T / d
-    rho = covariance / (s[:, None] * s)
-    cosine = np.clip(rho, -1, 1)
-    theta = np.arccos(cosine)
-    largest = (1 + slope**2) / 2
-    bend = 1 - slope
-    cone = bend**2 / (2 * np.pi)
-    phi = largest - cone * theta
-    signed = y[:, None] * x
-    return _normalised(phi @ signed)

@@ -37,7 +37,7 @@ def ensemble(
 
 
 def as_mean(
-    parameters: Float[np.ndarray, "signs k d+1"],
+    parameters: Float[np.ndarray, "signs k p"],
     readout: Float[np.ndarray, "signs k"],
     width: int,
     kernel: TwoLayerNTK,

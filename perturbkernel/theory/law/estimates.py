@@ -44,7 +44,8 @@ def standard_error(influence: np.ndarray) -> np.ndarray:
     k = len(influence)
     if k < 2:
         return np.full(influence.shape[1:], np.nan)
-    return np.sqrt(np.sum(influence**2, axis=0) / (k * (k - 1)))
+    square = np.sum(influence**2, axis=0)
+    return np.asarray(np.sqrt(square / (k * (k - 1))))
 
 
 def averaged(samples: np.ndarray) -> Average:

@@ -29,12 +29,12 @@ class Neurons(NamedTuple):
     scaled_time: float
     slope: float
     readout: Float[np.ndarray, "signs k"]
-    start: Float[np.ndarray, "k d+1"]
-    drift: Float[np.ndarray, "k d+1"]
-    moved: Float[np.ndarray, "signs k d+1"]
+    start: Float[np.ndarray, "k p"]
+    drift: Float[np.ndarray, "k p"]
+    moved: Float[np.ndarray, "signs k p"]
 
     @property
-    def trained(self) -> Float[np.ndarray, "signs k d+1"]:
+    def trained(self) -> Float[np.ndarray, "signs k p"]:
         """The trained weights and bias."""
         return self.start + self.moved
 

@@ -1,0 +1,34 @@
+"""Directions at the training points, in NumPy: cells have shapes of their own."""
+
+import numpy as np
+
+
+def normalised(v: np.ndarray) -> np.ndarray:
+    """Rows of length one; zero where a row is zero or, after a training that diverged, not
+    finite.
+    """
+    length = np.linalg.norm(v, axis=1, keepdims=True)
+    good = np.isfinite(length) & (length > 0)
+    rows = np.where(good, v, 0)
+    divisor = np.where(good, length, 1)
+    return rows / divisor
+
+
+def direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The paper's direction at the training points, normalised (theory: 2.1).
+
+    sum_n y_n Phi(x_n, x) x_n
+    """
+    d = x.shape[1]
+    squares = np.sum(x**2, axis=1)
+    s = np.sqrt(1 + squares / d)
+    covariance = 1 + x @ x.T / d
+    rho = covariance / (s[:, None] * s)
+    cosine = np.clip(rho, -1, 1)
+    theta = np.arccos(cosine)
+    largest = (1 + slope**2) / 2
+    bend = 1 - slope
+    cone = bend**2 / (2 * np.pi)
+    phi = largest - cone * theta
+    signed = y[:, None] * x
+    return normalised(phi @ signed)

@@ -19,7 +19,7 @@ _DESCRIPTION = (
 )
 _EXAMPLES = (
     "examples:\n"
-    "  perturbkernel bench --quick                       # everything small, two minutes\n"
+    "  perturbkernel bench --quick                       # everything small, a few minutes\n"
     "  perturbkernel bench --only products --out DIR       # a group; page and figures in DIR\n"
     "  perturbkernel bench --history DIR       # keep the run; what changed since the last\n"
     "  perturbkernel bench --only products.matvec --repeats 21  # one case, more rounds\n\n"

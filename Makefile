@@ -10,7 +10,10 @@ STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 # Old packages warn of what newer JAX deprecates: that is theirs to mend.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal $(if $(FLOORS),-W ignore::DeprecationWarning)
-.PHONY: run test quick suite unmarked lint style mutants floors docs clean
+# Nowhere but on the accelerator, whose memory the processes of the suite share.
+CUDA_ONLY := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false
+
+.PHONY: run test quick suite unmarked lint style mutants floors bench docs clean
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -48,6 +51,11 @@ mutants: $(STAMP)-test
 # The oldest packages that requirements.txt allows, in an environment of their own, under the unmarked tests.
 floors:
 	$(MAKE) VENV=.venv-floors FLOORS=1 unmarked
+
+# The full suite: page and figures in results/bench, every run kept in results/history; `make bench CUDA=1` measures an
+# NVIDIA device, BENCH='--only start,sizes' a part.
+bench: $(STAMP)
+	$(if $(CUDA),$(CUDA_ONLY)) $(BIN)/perturbkernel bench --out results/bench --history results/history $(BENCH)
 
 # The manual in site/; `make test` builds it too, into a temporary folder.
 docs: $(STAMP)-test

@@ -17,16 +17,21 @@ from perturbkernel import report
 from perturbkernel.checks import check_count
 
 from . import (
+    arithmetic,
     closed_form,
     compiling,
     growth,
+    history,
     memory,
+    million,
     page,
     precision,
     predictors,
     products,
     scale,
+    sizes,
     solvers,
+    start,
     training,
 )
 from .harness import Case as Case
@@ -39,17 +44,21 @@ from .harness import run as run
 
 #: all groups, in the order of table and page; a new group is one entry here
 GROUPS: tuple[Group, ...] = (
+    start.GROUP,
+    sizes.GROUP,
     products.GROUP,
     predictors.GROUP,
     closed_form.GROUP,
     solvers.GROUP,
     training.GROUP,
     growth.GROUP,
+    million.GROUP,
     memory.GROUP,
     scale.LARGE,
     scale.DEVICES,
     compiling.GROUP,
     precision.GROUP,
+    arithmetic.GROUP,
 )
 
 
@@ -113,6 +122,8 @@ def command(args: argparse.Namespace) -> int:
     check_count(args.seed, "--seed", low=0)
     if args.out is not None and Path(args.out).is_file():
         raise ValueError(f"--out must be a folder; {args.out} is a file")
+    kept = args.history
+    runs = [] if kept is None else _history(kept, args.out)
     settings = Settings(args.quick, args.seed, args.repeats)
     chosen = select(args.only, settings)
     if args.list:
@@ -121,8 +132,20 @@ def command(args: argparse.Namespace) -> int:
     outcome = run(chosen, None if args.quiet else on_event(len(chosen)))
     environment = report.environment(page.PACKAGES)
     print(page.text(GROUPS, outcome, environment))
+    configuration = {"command": shlex.join(["perturbkernel", *args.argv]), "date": page.today()}
+    found = None
+    if kept is not None:
+        found = history.changes(outcome.rows, runs, environment)
+        path = history.add(kept, outcome, configuration, environment)
+        print(f"\n{page.changes_text(found)}\nkept: {path}")
     if args.out is not None:
-        configuration = {"command": shlex.join(["perturbkernel", *args.argv]), "date": page.today()}
-        folder = page.save(GROUPS, outcome, configuration, environment, args.out)
+        folder = page.save(GROUPS, outcome, configuration, environment, args.out, found)
         print(f"\nreport: {folder / 'bench.html'}")
     return int(outcome.failed)
+
+
+def _history(folder: str, out: str | None) -> list[history.Run]:
+    """The runs that are kept; a wrong folder is a ValueError."""
+    if out is not None and Path(out).resolve() == Path(folder).resolve():
+        raise ValueError(f"--history and --out must be two folders; got {folder} for both")
+    return history.read(folder)

@@ -15,8 +15,8 @@ from perturbkernel.report import plots
 
 from .harness import Group, Row
 
-_Style = tuple[str, str]  # colour and mark
-_Styles = dict[str, _Style]
+Style = tuple[str, str]  # colour and mark
+Styles = dict[str, Style]
 
 _OURS = "perturbkernel"
 _VARIABLES = {"n": "training points n", "d": "dimension d"}
@@ -29,15 +29,15 @@ def figure(group: Group, rows: Sequence[Row]) -> Figure | None:
     shown = [row for row in rows if row.samples]
     if not shown:
         return None
-    curves = [row for row in shown if row.curve]
+    curves = [row for row in shown if row.curve and row.reference.endswith("^p")]
     with matplotlib.rc_context(plots.STYLE):
         if curves:
             return _curves(curves)
         return _marks(group, shown)
 
 
-def _styles(rows: Sequence[Row]) -> _Styles:
-    """Colour and mark of every method, perturbkernel's always the same."""
+def _styles(rows: Sequence[Row]) -> Styles:
+    """Of every method, and of perturbkernel in any case."""
     subjects = dict.fromkeys(row.subject for row in rows)
     others = [name for name in subjects if name != _OURS]
     styles = {_OURS: (plots.PLUS, "o")}
@@ -62,7 +62,7 @@ def _marks(group: Group, rows: Sequence[Row]) -> Figure:
     """
     lines = _lines(rows)
     shown = _range(group, rows)
-    styles = _present_styles(rows)
+    styles = subject_styles(rows)
     heights = [len(sizes) + 0.9 for sizes in lines.values()]
     height = 0.36 * sum(heights) + 0.9
     drawing = Figure(figsize=(7.2, height), layout="constrained")
@@ -102,8 +102,8 @@ def _lines(rows: Sequence[Row]) -> dict[str, list[str]]:
     return lines
 
 
-def _present_styles(rows: Sequence[Row]) -> _Styles:
-    """`_styles` without perturbkernel where it has no row."""
+def subject_styles(rows: Sequence[Row]) -> Styles:
+    """Colour and mark of every method that has a row, perturbkernel's always the same."""
     styles = _styles(rows)
     subjects = {row.subject for row in rows}
     if _OURS not in subjects:
@@ -126,7 +126,7 @@ def _mark_rows(
     axis: Axes,
     rows: Sequence[Row],
     sizes: Sequence[str],
-    styles: _Styles,
+    styles: Styles,
     edge: float,
 ) -> None:
     """The methods of a size above each other, around its line."""
@@ -182,7 +182,7 @@ def _quiet(axis: Axes) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def _mark(axis: Axes, row: Row, y: float, style: _Style, edge: float) -> None:
+def _mark(axis: Axes, row: Row, y: float, style: Style, edge: float) -> None:
     """One row: its median and quartiles, hollow unless ok."""
     colour, mark = style
     if row.quartiles is None:

@@ -54,6 +54,8 @@ class Row:
         processor: the ratio of processor times of this process, its median; other programs disturb
             it less.
         curve: for growth, (size, median seconds) pairs.
+        planned: as `curve`, of sizes that were not run, from `kernel.plan`.
+        size: the number of points, for figures over it.
         note: a remark.
         status: "ok"; "differs", an alternative that computes something else; "skipped", not
             measurable here; "failed".
@@ -69,6 +71,8 @@ class Row:
     seconds: float | None = None
     processor: float | None = None
     curve: tuple[tuple[float, float], ...] = ()
+    planned: tuple[tuple[float, float], ...] = ()
+    size: float | None = None
     note: str = ""
     status: str = "ok"
     reason: str = ""
@@ -202,19 +206,26 @@ def fresh_process(code: str, **environment: str) -> str:
 
     Raises RuntimeError with the end of its errors if it fails.
     """
+    return python(["-c", code], environment)
+
+
+def python(arguments: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What Python prints on its last line, given these arguments; as `fresh_process`."""
     # The package that runs here is found there first, wherever that process starts.
     package = Path(perturbkernel.__file__).parent
     others = os.environ.get("PYTHONPATH", "")
     paths = filter(None, (str(package.parent), others))
     path = os.pathsep.join(paths)
-    variables = os.environ | {"PYTHONPATH": path} | environment
-    command = [sys.executable, "-W", "ignore", "-c", code]
+    # Two processes share an accelerator, of which each would take three quarters.
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    variables = shared | os.environ | {"PYTHONPATH": path} | dict(environment)
+    command = [sys.executable, "-W", "ignore", *arguments]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)
     if done.returncode:
         errors = done.stderr.strip()
         raise RuntimeError(f"the process ended with {done.returncode}: {errors[-200:]}")
     lines = done.stdout.strip().splitlines()
-    return lines[-1]
+    return lines[-1] if lines else ""
 
 
 def difference(result: Any, truth: Any) -> float:

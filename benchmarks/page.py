@@ -2,7 +2,6 @@
 `bench.html`.
 """
 
-import dataclasses
 import html
 import json
 import os
@@ -11,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from perturbkernel.files import write_folder
 from perturbkernel.report.html import html_figure, html_page, html_table, text_row
 from perturbkernel.report.results import write_figure
 
-from . import figures
+from . import figures, history, story
 from .harness import Group, Outcome, Row
 
 PACKAGES = ("scikit-learn", "scipy", "torch")  # beside those that every result names
@@ -32,6 +29,8 @@ HEAD = (
     "remark",
 )
 
+CHANGE_HEAD = ("what", "sizes", "method", "before", "now", "now / before", "", "since commit")
+
 EXPLANATION = (
     "The result is the median, with quartiles, over rounds in which method and reference ran right "
     "after each other, warmed up before; processor is the median ratio of processor times, seconds "
@@ -40,6 +39,11 @@ EXPLANATION = (
 )
 
 _CSS = (
+    ".story { display: grid; gap: 0 1.5rem; "
+    "grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); } "
+    # Wide tables scroll by themselves on a narrow page.
+    "table { display: block; overflow-x: auto; } "
+    ".worse { color: #d55e00; font-weight: bold; } .better { color: #009e73; } "
     ".failed { color: #d55e00; font-weight: bold; } .skipped { color: #777; } "
     ".differs { color: #9a5b00; }"
 )
@@ -152,25 +156,16 @@ def _widths(outcome: Outcome, width: int) -> list[int]:
     return widths
 
 
-def _plain(row: Row) -> dict[str, Any]:
-    """The row as strict JSON, with its quartiles; what is not finite becomes null."""
-    fields = dataclasses.asdict(row)
-    samples = []
-    for sample in row.samples:
-        samples.append(sample if np.isfinite(sample) else None)
-    fields["samples"] = samples
-    low, median, high = row.quartiles or (None, None, None)
-    return {**fields, "median": median, "lower_quartile": low, "upper_quartile": high}
-
-
 def save(
     groups: Sequence[Group],
     outcome: Outcome,
     configuration: Mapping[str, Any],
     environment: Mapping[str, Any],
     folder: str | os.PathLike,
+    found: Sequence[history.Change] | None = None,
 ) -> Path:
     """Writes rows, figures and page into `folder`, whole or not at all; other files there are left.
+    `found` are changes since an earlier run, if runs are kept.
 
     The results are in the folder before anything is drawn: a figure that fails costs no numbers.
     """
@@ -182,7 +177,7 @@ def save(
         "summary": summary(outcome),
         "environment": dict(environment),
         "groups": described,
-        "rows": [_plain(row) for row in outcome.rows],
+        "rows": [history.plain(row) for row in outcome.rows],
     }
     results = json.dumps(content, indent=2, allow_nan=False) + "\n"
 
@@ -191,7 +186,7 @@ def save(
 
     def write_page(aside: Path) -> None:
         write_results(aside)
-        page = _page(groups, outcome, configuration, environment, aside)
+        page = _page(groups, outcome, configuration, environment, aside, found)
         (aside / "bench.html").write_text(page, encoding="utf-8")
 
     write_folder(folder, "bench.json", write_results)
@@ -204,8 +199,106 @@ def _page(
     configuration: Mapping[str, Any],
     environment: Mapping[str, Any],
     folder: Path,
+    found: Sequence[history.Change] | None,
 ) -> str:
     """The page; its figures are written into `folder` too."""
+    where = html.escape(machine(environment))
+    body = f"""<h1>Benchmarks</h1>
+<p>{html.escape(summary(outcome))}, on {where}.</p>
+<p>{html.escape(accelerator(environment))}</p>
+{_story(outcome.rows, folder)}
+{_tools(outcome.rows)}
+{_changes(found)}
+<h2>How to read the rows</h2><p>{html.escape(EXPLANATION)}</p>
+{_groups(groups, outcome, folder)}
+<h2>What was asked</h2>{html_table(configuration.items())}
+<h2>Versions and machine</h2>{html_table(environment.items())}"""
+    return html_page("perturbkernel bench", body, _CSS)
+
+
+def accelerator(environment: Mapping[str, Any]) -> str:
+    """Whether an accelerator was measured."""
+    if environment["backend"] == "cpu":
+        return (
+            "Nothing on an accelerator is measured yet: all of this is a CPU. Where one is at "
+            "hand, make bench CUDA=1 measures everything on it."
+        )
+    return f"Measured on an accelerator: {environment['device']} ({environment['backend']})."
+
+
+def _story(rows: Sequence[Row], folder: Path) -> str:
+    """The three figures beside each other, and which were not measured."""
+    parts = []
+    for name, drawing, caption in story.pictures(rows):
+        picture = write_figure(drawing, folder, name)
+        parts.append(html_figure(name, picture, caption))
+    said = ""
+    absent = story.missing(rows)
+    if absent:
+        names = ", ".join(absent)
+        said = (
+            f"<p>Not measured in this run: {html.escape(names)} (`--only {','.join(absent)}`).</p>"
+        )
+    shown = f'<div class="story">{"".join(parts)}</div>' if parts else ""
+    return shown + said
+
+
+def _tools(rows: Sequence[Row]) -> str:
+    """Which tool for which size."""
+    found = story.choices(rows)
+    if not found:
+        return ""
+    table = html_table(found, ("computation", "size", "needs least", "the others"))
+    return (
+        "<h2>Which tool for which size</h2><p>From the rows below: the method of the smallest "
+        "median; those whose quartiles meet are level.</p>" + table
+    )
+
+
+def _changes(found: Sequence[history.Change] | None) -> str:
+    """What changed since the last run, if runs are kept; the worse rows first."""
+    if found is None:
+        return ""
+    ordered = sorted(found, key=lambda change: -change.ratio)
+    rows, kinds = [], []
+    for change in ordered:
+        rows.append(change_cells(change))
+        kinds.append(change.verdict if change.verdict in ("worse", "better") else "")
+    table = html_table(rows, CHANGE_HEAD, kinds) if rows else ""
+    said = html.escape(history.summary(found))
+    return f"<h2>Since the last run</h2><p>{said}.</p>{table}"
+
+
+def change_cells(change: history.Change) -> tuple[str, ...]:
+    """The change as text, a cell for each word of `CHANGE_HEAD`."""
+    now, before = change.now, change.before
+    return (
+        f"{now.group}: {now.what}",
+        now.sizes,
+        now.subject,
+        result(before),
+        result(now),
+        f"{change.ratio:.3g}",
+        change.verdict,
+        change.commit,
+    )
+
+
+def changes_text(found: Sequence[history.Change]) -> str:
+    """How many rows changed, and those that did, for the terminal."""
+    lines = [f"history: {history.summary(found)}"]
+    for change in found:
+        if change.verdict in ("worse", "better"):
+            where, sizes, subject, before, now, ratio, verdict, commit = change_cells(change)
+            lines.append(
+                f"  {verdict}: {where}, {sizes}, {subject}: {before} -> {now}, x {ratio} "
+                f"(since {commit or 'a run without commit'})"
+            )
+    return "\n".join(lines)
+
+
+def _groups(groups: Sequence[Group], outcome: Outcome, folder: Path) -> str:
+    """A figure and a table for each group."""
     parts = []
     for group, rows in _members(groups, outcome):
         title = html.escape(group.title)
@@ -218,10 +311,4 @@ def _page(
         classes = [row.status for row in rows]
         table = html_table(map(cells, rows), HEAD, classes)
         parts.append(table)
-    where = html.escape(machine(environment))
-    body = f"""<h1>Benchmarks</h1>
-<p>{html.escape(summary(outcome))}, on {where}.</p><p>{html.escape(EXPLANATION)}</p>
-{"".join(parts)}
-<h2>What was asked</h2>{html_table(configuration.items())}
-<h2>Versions and machine</h2>{html_table(environment.items())}"""
-    return html_page("perturbkernel bench", body, _CSS)
+    return "".join(parts)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbkernel import TwoLayerNTK
+from perturbkernel.engine.tiles import exact_matmul
 from perturbkernel.kernels.angles import products_and_angles
 
 from . import alternatives as other
@@ -150,7 +151,8 @@ def errors(got: dict[str, Any], wanted: Arrays) -> dict[str, float]:
 
 
 @cache
-def _perturbkernel() -> Method:
+def perturbkernel() -> Method:
+    """The package itself."""
     kernel = TwoLayerNTK(0.0, train_bias=True)
 
     @jax.jit
@@ -165,9 +167,10 @@ def _perturbkernel() -> Method:
     }
 
 
-@cache
-def _textbook() -> Method:
-    """The formula as it is written, arccos of a clipped cosine, and autodiff."""
+def textbook(matmul: Callable[..., Any] = exact_matmul) -> Method:
+    """The formula as it is written, arccos of a clipped cosine, and autodiff; with the given
+    product of matrices.
+    """
 
     def length(x):
         square = jnp.sum(x * x, axis=1)
@@ -176,7 +179,7 @@ def _textbook() -> Method:
     def angle(z, x):
         s_z = length(z)
         s_x = length(x)
-        product = jnp.matmul(z, x.T, precision="highest")
+        product = matmul(z, x.T)
         covariance = 1 + product / D
         rho = covariance / (s_z[:, None] * s_x)
         cosine = jnp.clip(rho, -1, 1)
@@ -206,6 +209,11 @@ def _textbook() -> Method:
 
 
 @cache
+def _arccos_and_autodiff() -> Method:
+    return textbook()
+
+
+@cache
 def _neural_tangents() -> Method:
     outputs = other.tangents_matvec()
     gradients = other.tangents_input_gradient()
@@ -217,8 +225,8 @@ def _neural_tangents() -> Method:
 
 # Cached, so that all kinds of points share one compilation.
 METHODS = {
-    "perturbkernel": _perturbkernel,
-    "arccos and autodiff": _textbook,
+    "perturbkernel": perturbkernel,
+    "arccos and autodiff": _arccos_and_autodiff,
     "neural-tangents": _neural_tangents,
 }
 

@@ -12,15 +12,16 @@ from perturbkernel.cli import options
 
 _NAME = "perturbkernel.benchmarks"
 _DESCRIPTION = (
-    "Measures ratios in interleaved runs: kernel products against a matrix product, NumPy, "
-    "scikit-learn and neural-tangents; training and attacks; solvers; growth; memory; devices; "
-    "compile time; precision. See docs/benchmarks.md. Exit status 1 if one fails; what is not "
-    "installed is skipped."
+    "Measures ratios in interleaved runs: time to the first result; kernel products against a "
+    "matrix product, NumPy, scikit-learn and neural-tangents; training and attacks; solvers; "
+    "growth; memory; devices; compile time; precision; a device's arithmetic. See "
+    "docs/benchmarks.md. Exit status 1 if one fails; what is not installed is skipped."
 )
 _EXAMPLES = (
     "examples:\n"
-    "  perturbkernel bench --quick                       # everything small, two minutes\n"
+    "  perturbkernel bench --quick                       # everything small, a few minutes\n"
     "  perturbkernel bench --only products --out DIR       # a group; page and figures in DIR\n"
+    "  perturbkernel bench --history DIR       # keep the run; what changed since the last\n"
     "  perturbkernel bench --only products.matvec --repeats 21  # one case, more rounds\n\n"
 )
 
@@ -64,6 +65,8 @@ def add_command(commands, epilog: str) -> None:
     bench.add_argument("--seed", type=options.seed, default=0, help="of all data (default 0)")
     out = "write bench.html, bench.json and the figures there"
     bench.add_argument("--out", metavar="DIR", help=out)
+    history = "keep this run there, and show what changed since the last one on this machine"
+    bench.add_argument("--history", metavar="DIR", help=history)
     bench.add_argument("--quiet", action="store_true", help="no progress on standard error")
     bench.set_defaults(function=_bench)
 
@@ -71,4 +74,5 @@ def add_command(commands, epilog: str) -> None:
 def _bench(args: argparse.Namespace) -> int:
     if not args.list:
         options.check_out(args.out)
+        options.check_out(args.history, "--history")
     return suite().command(args)

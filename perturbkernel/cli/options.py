@@ -81,8 +81,10 @@ def add_compilation_cache(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def check_out(folder: str | None) -> None:
-    """Raises ValueError unless results can be written to `--out`; leaves nothing there."""
+def check_out(folder: str | None, option: str = "--out") -> None:
+    """Raises ValueError unless results can be written to the folder of the option; leaves nothing
+    there.
+    """
     if folder is None:
         return
     path = Path(folder)
@@ -90,12 +92,12 @@ def check_out(folder: str | None) -> None:
     missing = [p for p in (path, *path.parents) if not p.exists() and not p.is_symlink()]
     try:
         if path.exists() and not path.is_dir():
-            raise ValueError(f"--out must be a folder; {folder} is a file")
+            raise ValueError(f"{option} must be a folder; {folder} is a file")
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(f"--out {folder}: nothing can be written there ({error})") from error
+        raise ValueError(f"{option} {folder}: nothing can be written there ({error})") from error
     finally:
         for made in missing:
             with contextlib.suppress(OSError):

@@ -514,7 +514,7 @@ def test_the_list(capsys):
     [
         (
             ["--only", "products,speed"],
-            "--only must name groups or cases: products, products.matvec, ",
+            "--only must name groups or cases: start, start.perturb, start.run, ",
         ),
         (["--only", ""], "got ''"),
         (["--only", "products.sums"], "got 'products.sums'"),

@@ -252,7 +252,7 @@ def matrix_gradient(name: str, kernel: Any, x, z, w) -> np.ndarray:
 _COMPILED: list[str] = []
 
 
-def _note(event: str, _: float, **__: Any) -> None:
+def _note(event: str, duration_secs: float, **_: Any) -> None:
     if event == "/jax/core/compile/backend_compile_duration":
         _COMPILED.append(event)
 

@@ -2,12 +2,12 @@
 
     python examples/lazy_to_rich.py
 
-The limit of many neurons at fixed r = time / sqrt(width), identity loss: r to 0 is the kernel limit,
-where neurons hardly move; at large r they forget where they began. f learns digits (1 against 2) or
-XOR of two coordinates out of 20, g learns f's perturbations, alone (a) or on top of the data (b), with
-as many labels of either class, trained as long as f. Left, the accuracy of f and of both g on test
-data; right, how often they agree with f, and the cosine of f's gradients with the theory's direction
-v for gates that stay. Does (a) teach XOR when features move?
+The limit of many neurons at fixed r = time / sqrt(width), identity loss: r to 0 is the kernel
+limit, where neurons hardly move; at large r they forget where they began. f learns digits (1
+against 2) or XOR of two coordinates out of 20, g learns f's perturbations, alone (a) or on top of
+the data (b), with as many labels of either class, trained as long as f. Left, the accuracy of f and
+of both g on test data; right, how often they agree with f, and the cosine of f's gradients with the
+theory's direction v for gates that stay. Does (a) teach XOR when features move?
 """
 
 import argparse

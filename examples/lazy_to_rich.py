@@ -2,12 +2,12 @@
 
     python examples/lazy_to_rich.py
 
-The limit of many neurons at fixed r = time / sqrt(width), identity loss: r to 0 is the kernel limit,
-where neurons hardly move; at large r they forget where they began. f learns digits (1 against 2) or
-XOR of two coordinates out of 20, g learns f's perturbations, alone (a) or on top of the data (b), with
-as many labels of either class, trained as long as f. Left, the accuracy of f and of both g on test
-data; right, how often they agree with f, and the cosine of f's gradients with the theory's direction
-v for gates that stay. Does (a) teach XOR when features move?
+The limit of many neurons at fixed r = time / sqrt(width), identity loss: r to 0 is the kernel
+limit, where neurons hardly move; at large r they forget where they began. f learns digits (1
+against 2) or XOR of two coordinates out of 20, g learns f's perturbations, alone (a) or on top of
+the data (b), with as many labels of either class, trained as long as f. Left, the accuracy of f and
+of both g on test data; right, how often they agree with f, and the cosine of f's gradients with the
+theory's direction v for gates that stay. Does (a) teach XOR when features move?
 """
 
 import argparse
@@ -110,9 +110,8 @@ def draw_row(axes: list[Axes], name: str, times, lazy: Seen, rows: list[Seen]) -
     label = "cosine of f's gradients with v"
     draw_curve(right, "cosine", label, times, lazy.cosine, [s.cosine for s in rows])
     for axis in axes:
-        if lazy.f < 0.9:
-            axis.axhline(0.5, color="#999999", lw=0.6)
-        axis.set(xscale="log", title=name)
+        axis.axhline(0.5, color="#999999", lw=0.6)
+        axis.set(xscale="log", ylim=(0.44, 1.02), title=name)
         axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -126,7 +125,8 @@ def draw(results, times) -> Figure:
         axis.set_xlabel(
             "r = time / $\\sqrt{width}$ of both networks: lazy to rich (dotted: r to 0)"
         )
-        axis.legend(fontsize=7, frameon=False)
+    for axis in grid[0]:
+        axis.legend(fontsize=8, frameon=False, loc="center")
     return figure
 
 

@@ -2,9 +2,9 @@
 
     python examples/neuron_law.py
 
-Networks of several widths learn digits (1 against 2) by heavy ball with the identity loss, trained by
-`networks.ensemble`. Left, the share of gates at training digits that are not what they were at the
-start; right, f's standard deviation over networks at held-out digits: each against r = time /
+Networks of several widths learn digits (1 against 2) by heavy ball with the identity loss, trained
+by `networks.ensemble`. Left, the share of gates at training digits that are not what they were at
+the start; right, f's standard deviation over networks at held-out digits: each against r = time /
 sqrt(width). The lines are the law, from one pool of single neurons that knows neither width nor
 time. The table compares the published width and rate with the law and with the kernel limit.
 """
@@ -29,8 +29,8 @@ COLOURS = ("#d55e00", "#222222", "#0072b2", "#009e73")
 
 
 class Networks(NamedTuple):
-    """Outputs at test digits, cosines of their gradients with v, (networks, steps, m), and the share
-    of gates that flipped, (networks, steps).
+    """Outputs at test digits, cosines of their gradients with v, (networks, steps, m), and the
+    share of gates that flipped, (networks, steps).
     """
 
     width: int
@@ -69,7 +69,8 @@ def train_networks(train, z, width: int, rate: float, neurons: int) -> Networks:
         trace_at=STEPS,
         observe=seen,
     )
-    outputs, gradients = (np.asarray(part)[:, 1:] for part in trace.observed)  # step 0 is first
+    observed = jax.tree.map(lambda part: np.asarray(part)[:, 1:], trace.observed)
+    outputs, gradients = observed  # without step 0
     lengths = np.linalg.norm(gradients, axis=-1)
     cosine = np.sum(gradients * unit, axis=-1) / lengths
     return Networks(width, rate, outputs, cosine, np.asarray(trace.flipped)[:, 1:])
@@ -91,11 +92,8 @@ def simulate(kernel, train, neurons: int, dynamics, width: int, records):
 def print_table(found: Networks, law, kernel, train, z, labels) -> None:
     """The published width and rate: limit, law and networks."""
     print(f"width {found.width}, rate {found.rate}: {len(found.outputs)} networks")
-    print(
-        "steps    T   accuracy: limit   law   networks      gap in errors: limit's own, limit, law  ",
-        end="",
-    )
-    print("std ratio   cosine: limit   law           networks")
+    print("steps    T   accuracy: limit   law   networks      gap in errors: limit's ", end="")
+    print("own, limit, law  std ratio   cosine: limit   law           networks")
     x, y = train.inputs, train.targets
     f_hat = np.asarray(pk.theory.f_hat(kernel, x, y, z))
     start = np.sqrt(np.diag(np.asarray(kernel.nngp(z))) / len(found.outputs))
@@ -119,16 +117,13 @@ def print_table(found: Networks, law, kernel, train, z, labels) -> None:
         )
         limit_cosine = np.mean(pk.theory.expected_cosine(kernel, x, y, z, time=time))
         cosine = found.cosine[:, place].mean(axis=1)
+        accuracy = law.expected_accuracy(z, labels, **options).mean
         own = law.cosine(z, **options)
         print(
-            f"{STEPS[place]:5} {time:4.1f} {limit:17.3f} {law_accuracy(law, z, labels, options):.3f}"
+            f"{STEPS[place]:5} {time:4.1f} {limit:17.3f} {accuracy:.3f}"
             f"   {told(right)} {gaps[0]:27.1f} {gaps[1]:6.1f} {gaps[2]:4.1f} {spread:10.2f}"
             f"{limit_cosine:18.3f} {own.mean:.3f}±{own.mean_standard_error:.3f}   {told(cosine)}"
         )
-
-
-def law_accuracy(law, z, labels, options) -> float:
-    return law.expected_accuracy(z, labels, **options).mean
 
 
 def told(values: np.ndarray) -> str:

@@ -176,32 +176,32 @@ def test_a_panel_by_the_command(tmp_path, capsys, monkeypatch):
 
 
 def test_perturbations_alone_teach_an_odd_function():
-    """Each direction with either target, as fair coins have it in the mean: whatever the directions
-    are, at every r, the mean of all networks is odd (docs/law.md), here with neurons in pairs
-    (w, b, alpha) and (-w, b, -alpha), which mirror each other's paths.
+    """Flipped targets give -g(-z), whatever the directions are and however far neurons move
+    (docs/law.md): here exactly, from starts (-w, b, -alpha) in place of (w, b, alpha).
     """
     rng = np.random.default_rng(0)
     d, r = 6, 20.0
-    unit = np.abs(rng.standard_normal((64, d))).astype(np.float32)  # f knew a direction
-    y = np.repeat(np.array([1, -1], np.float32), 64)
-    config = {"width": 1, "slope": 0.1, "neurons": [500, 0], "path_steps": 100, "data": {"seed": 1}}
-    half = law.Pool.of(config, d, law.FIRST)
-    mirrored = half.start * np.array([-1] * d + [1], np.float32)
-    pool = half._replace(
-        readout=np.concatenate([half.readout, -half.readout]),
-        start=np.concatenate([half.start, mirrored]),
-    )
+    unit = np.abs(rng.standard_normal((128, d))).astype(np.float32)  # f knew a direction
+    x = rng.standard_normal(unit.shape).astype(np.float32)
+    y = rng.choice(np.array([1, -1], np.float32), 128)
+    asked = config(width=1, slope=0.1, neurons=[500, 0], path_steps=100)
+    pool = law.Pool.of(asked, d, law.FIRST)
+    mirrored = np.array([-1] * d + [1], np.float32)
+    image = pool._replace(readout=-pool.readout, start=pool.start * mirrored)
     z = rng.standard_normal((50, d)).astype(np.float32)
 
-    def mean(points, labels, at):
+    def g(pool, points, labels, at):
         (trained,) = pool.trained(points, labels, [r])
         return trained.outputs(at).mean(axis=0)
 
-    alone = y[:, None] * np.tile(unit, (2, 1))
-    np.testing.assert_allclose(mean(alone, y, z), -mean(alone, y, -z), rtol=1e-3, atol=1e-3)
-    # Features have moved: it is no lazy, linear function.
-    curved = mean(alone, y, 2 * z) - 2 * mean(alone, y, z)
-    assert np.abs(curved).mean() > 0.005 * np.abs(mean(alone, y, z)).mean()
-    x = rng.standard_normal(alone.shape).astype(np.float32)  # on top of data it is not odd
-    added = mean(x + alone, y, z) + mean(x + alone, y, -z)
-    assert np.abs(added).mean() > 0.05 * np.abs(mean(x + alone, y, z)).mean()
+    def even_part(carrier):
+        delta = y[:, None] * unit
+        flipped = g(image, carrier - delta, -y, -z)
+        return mean_size(g(pool, carrier + delta, y, z) + flipped)
+
+    alone = g(pool, y[:, None] * unit, y, z)
+    assert even_part(0 * x) < 1e-3 * mean_size(alone)
+    assert even_part(x) > 0.05 * mean_size(alone)  # on top of the data there is one
+    # Gates have turned: it is not the linear function of the start.
+    curved = g(pool, y[:, None] * unit, y, 2 * z) - 2 * alone
+    assert mean_size(curved) > 0.005 * mean_size(alone)

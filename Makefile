@@ -10,8 +10,8 @@ STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
 # Old packages warn of what newer JAX deprecates: that is theirs to mend.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal $(if $(FLOORS),-W ignore::DeprecationWarning)
-# Nowhere but on the accelerator, whose memory the processes of the suite share.
-CUDA_ONLY := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false
+# The processes of the suite share the accelerator's memory.
+ON_CUDA := JAX_PLATFORMS=cuda,cpu XLA_PYTHON_CLIENT_PREALLOCATE=false
 
 .PHONY: run test quick suite unmarked lint style mutants floors bench docs clean
 .DELETE_ON_ERROR:
@@ -55,7 +55,8 @@ floors:
 # The full suite: page and figures in results/bench, every run kept in results/history; `make bench CUDA=1` measures an
 # NVIDIA device, BENCH='--only start,sizes' a part.
 bench: $(STAMP)
-	$(if $(CUDA),$(CUDA_ONLY)) $(BIN)/perturbkernel bench --out results/bench --history results/history $(BENCH)
+	$(if $(CUDA),$(ON_CUDA) $(BIN)/python -c 'import jax; raise SystemExit("CUDA=1: JAX finds no NVIDIA device" if jax.default_backend() == "cpu" else 0)')
+	$(if $(CUDA),$(ON_CUDA)) $(BIN)/perturbkernel bench --out results/bench --history results/history $(BENCH)
 
 # The manual in site/; `make test` builds it too, into a temporary folder.
 docs: $(STAMP)-test

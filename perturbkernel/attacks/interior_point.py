@@ -200,8 +200,8 @@ def _cost(state: State, norm: str) -> _Cost:
         return _Cost(d, ones)
     zeros = jnp.zeros_like(d)
     if norm == "linf":
-        return _Cost(zeros, ones / d.shape[1])
-    return _Cost(zeros, ones)
+        return _Cost(zeros, ones / d.shape[1])  # of the one s, which every entry repeats
+    return _Cost(zeros, ones)  # l1
 
 
 def _move(

@@ -55,7 +55,10 @@ class Kernel:
         """The dense kernel called `name`, (rows of z, rows of x), in their dtype; traced and
         differentiated.
         """
-        raise TypeError(f"{type(self).__name__} does not define tiles")
+        raise TypeError(
+            f"{type(self).__name__} does not define tiles; a kernel needs a method "
+            "tile(self, name, z, x) that returns an array (rows of z, rows of x)"
+        )
 
     def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
         """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape

@@ -501,6 +501,10 @@ def test_the_list(capsys):
     )
     assert main(["bench", "--list", "--quick"]) == 0
     everything = capsys.readouterr().out
+    settings = suite.Settings(quick=True)
+    for name in (f"{g.name}.{case.name}" for g, case in suite.select(None, settings)):
+        chosen = suite.select(name, settings)
+        assert {f"{g.name}.{case.name}" for g, case in chosen} == {name}
     assert all(f"\n{group.name}: {group.title}\n" in "\n" + everything for group in suite.GROUPS)
     assert "minutes" not in everything
     assert main(["bench", "--list", "--only", "large"]) == 0

@@ -168,7 +168,13 @@ def _sizes(rows: Sequence[Row]) -> Figure:
     last.set_xlabel("points n")
     drawing.supylabel("time / of one x @ z.T", fontsize=9)
     handles, labels = first.get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=8)
+    drawing.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=3,
+        fontsize=8,
+    )
     return drawing
 
 
@@ -182,7 +188,14 @@ def _line(axis: Axes, rows: Sequence[Row], colour: str, mark: str) -> None:
     axis.fill_between(sizes, low, high, color=colour, alpha=0.2, lw=0)
     for place, row in enumerate(ordered):
         filling = colour if row.status == "ok" else "white"
-        axis.plot(sizes[place], median[place], mark, color=colour, mfc=filling, ms=5)
+        axis.plot(
+            sizes[place],
+            median[place],
+            mark,
+            color=colour,
+            mfc=filling,
+            ms=5,
+        )
     first = ordered[0]
     axis.plot([], [], mark, color=colour, label=first.subject)
 

@@ -24,10 +24,15 @@ QUICK = {
         ["--pairs", "1,2", "4,9", "--digits", "100", "--width", "10000"],
         "width 10,000: 42.5% certified on average, 10.0% at the hardest pair",
     ),
+    "lazy_to_rich": (
+        ["--times", "10", "--neurons", "100", "--points", "50", "400", "--draws", "1"],
+        "XOR of two coordinates: r = 10: f 0.",
+    ),
     "learn_from_noise": (
         ["--noise", "1000", "--draws", "1"],
         "size 3.000, noise of length 16: accuracy 0.9",
     ),
+    "neuron_law": (["--neurons", "200", "--digits", "100"], "width 100, rate 0.01: 4 networks"),
     "perturbations_are_training_data": (["--pairs", "21"], "difference of the means 0.999"),
     "scaling_laws": (
         ["--settings", "0", "--draws", "1"],

@@ -46,7 +46,7 @@ _LOGISTIC_DRAWS = {"small": (2, 2), "paper": (1, 0)}
 _INITIAL_DRAWS = {"small": 4, "paper": 1}
 # By the law: neurons in the pools of first and second networks, how many first networks have second
 # ones, and steps on a path.
-LAW = {"small": (1000, 400, 2, 50), "paper": (400, 200, 1, 20)}
+LAW = {"small": (1000, 400, 2, 50), "paper": (200, 100, 1, 20)}
 
 
 class Study(NamedTuple):

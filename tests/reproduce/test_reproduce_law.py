@@ -173,3 +173,35 @@ def test_a_panel_by_the_command(tmp_path, capsys, monkeypatch):
     assert gap["mean"] < 0.1  # of the published cosines
     monkeypatch.setitem(runner.FUNCTIONS, "law", None)  # nothing is computed again
     assert main([*command, "--out", str(tmp_path)]) == 0
+
+
+def test_perturbations_alone_teach_an_odd_function():
+    """Flipped targets give -g(-z), whatever the directions are and however far neurons move
+    (docs/law.md): here exactly, from starts (-w, b, -alpha) in place of (w, b, alpha).
+    """
+    rng = np.random.default_rng(0)
+    d, r = 6, 20.0
+    unit = np.abs(rng.standard_normal((128, d))).astype(np.float32)  # f knew a direction
+    x = rng.standard_normal(unit.shape).astype(np.float32)
+    y = rng.choice(np.array([1, -1], np.float32), 128)
+    asked = config(width=1, slope=0.1, neurons=[500, 0], path_steps=100)
+    pool = law.Pool.of(asked, d, law.FIRST)
+    mirrored = np.array([-1] * d + [1], np.float32)
+    image = pool._replace(readout=-pool.readout, start=pool.start * mirrored)
+    z = rng.standard_normal((50, d)).astype(np.float32)
+
+    def g(pool, points, labels, at):
+        (trained,) = pool.trained(points, labels, [r])
+        return trained.outputs(at).mean(axis=0)
+
+    def even_part(carrier):
+        delta = y[:, None] * unit
+        flipped = g(image, carrier - delta, -y, -z)
+        return mean_size(g(pool, carrier + delta, y, z) + flipped)
+
+    alone = g(pool, y[:, None] * unit, y, z)
+    assert even_part(0 * x) < 1e-3 * mean_size(alone)
+    assert even_part(x) > 0.05 * mean_size(alone)  # on top of the data there is one
+    # Gates have turned: it is not the linear function of the start.
+    curved = g(pool, y[:, None] * unit, y, 2 * z) - 2 * alone
+    assert mean_size(curved) > 0.005 * mean_size(alone)

@@ -40,7 +40,7 @@ EXPLANATION = (
 
 _CSS = (
     ".story { display: grid; gap: 0 1.5rem; "
-    "grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); } "
+    "grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); } "
     # Wide tables scroll by themselves on a narrow page.
     "table { display: block; overflow-x: auto; } "
     ".worse { color: #d55e00; font-weight: bold; } .better { color: #009e73; } "
@@ -236,9 +236,8 @@ def _story(rows: Sequence[Row], folder: Path) -> str:
     absent = story.missing(rows)
     if absent:
         names = ", ".join(absent)
-        said = (
-            f"<p>Not measured in this run: {html.escape(names)} (`--only {','.join(absent)}`).</p>"
-        )
+        option = f"<code>--only {','.join(absent)}</code>"
+        said = f"<p>Not measured in this run: {names} ({option}).</p>"
     shown = f'<div class="story">{"".join(parts)}</div>' if parts else ""
     return shown + said
 

@@ -45,7 +45,14 @@ def _measure(what: str, n: int, settings: Settings) -> Iterator[Row]:
     if n <= 1000:  # calls of milliseconds
         rounds = settings.rounds(21, 3)
     # As in `products`: angles by arccos of a rounded cosine are right to about 3e-4.
-    compared = compare(what, _sizes(n), ("one x @ z.T", base), methods, rounds, tolerance=1e-2)
+    compared = compare(
+        what,
+        _sizes(n),
+        ("one x @ z.T", base),
+        methods,
+        rounds,
+        tolerance=1e-2,
+    )
     for row in compared:
         yield replace(row, size=float(n))
 

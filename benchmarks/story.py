@@ -66,7 +66,8 @@ def _start(rows: Sequence[Row]) -> Figure:
         members = tasks.setdefault(f"{row.what}, {sizes}", [])
         members.append(row)
     heights = [len(members) + 0.8 for members in tasks.values()]
-    drawing, axes = _panels(len(tasks), heights)
+    # A task that takes ten times as long does not flatten the others: an axis for each.
+    drawing, axes = _panels(len(tasks), heights, shared=False)
     for axis, (title, members) in zip(axes, tasks.items(), strict=True):
         _bars(axis, members)
         _title(axis, title)
@@ -74,14 +75,16 @@ def _start(rows: Sequence[Row]) -> Figure:
     return drawing
 
 
-def _panels(count: int, heights: Sequence[float] | None = None) -> tuple[Figure, list[Axes]]:
+def _panels(
+    count: int, heights: Sequence[float] | None = None, shared: bool = True
+) -> tuple[Figure, list[Axes]]:
     """A figure of the story with panels above each other."""
     size = (_WIDTH, _HEIGHT)
     drawing = Figure(figsize=size, layout="constrained")
     grid = drawing.subplots(
         count,
         1,
-        sharex=True,
+        sharex=shared,
         squeeze=False,
         gridspec_kw={"height_ratios": heights},
     )
@@ -165,7 +168,13 @@ def _sizes(rows: Sequence[Row]) -> Figure:
     last.set_xlabel("points n")
     drawing.supylabel("time / of one x @ z.T", fontsize=9)
     handles, labels = first.get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=8)
+    drawing.legend(
+        handles,
+        labels,
+        loc="outside upper left",
+        ncols=3,
+        fontsize=8,
+    )
     return drawing
 
 
@@ -179,7 +188,14 @@ def _line(axis: Axes, rows: Sequence[Row], colour: str, mark: str) -> None:
     axis.fill_between(sizes, low, high, color=colour, alpha=0.2, lw=0)
     for place, row in enumerate(ordered):
         filling = colour if row.status == "ok" else "white"
-        axis.plot(sizes[place], median[place], mark, color=colour, mfc=filling, ms=5)
+        axis.plot(
+            sizes[place],
+            median[place],
+            mark,
+            color=colour,
+            mfc=filling,
+            ms=5,
+        )
     first = ordered[0]
     axis.plot([], [], mark, color=colour, label=first.subject)
 

@@ -75,7 +75,7 @@ def test_figures_that_were_not_measured_are_named(tmp_path):
     rows = [one for one in stored() if one.group == "sizes"]
     folder = suite.page.save(suite.GROUPS, harness.Outcome(rows), {}, ENVIRONMENT, tmp_path)
     page = (folder / "bench.html").read_text()
-    assert "Not measured in this run: start, million (`--only start,million`)" in page
+    assert "Not measured in this run: start, million (<code>--only start,million</code>)" in page
 
 
 def test_the_figures_show_the_rows():

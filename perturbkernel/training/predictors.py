@@ -202,7 +202,8 @@ class KernelPredictor(KeepsPrecision):
             bound = on_host(bound)
             # Nothing is known of the rounding of an initial function.
             each = 8 * float(jnp.finfo(bound.dtype).eps) if self.initial is None else 0.0
-            return to_ambient(as_jax(each * bound))
+            rounding = as_jax(each * bound)
+        return to_ambient(rounding)
 
     def _gradient_bound(self, z: Array, weights: Array | None) -> Array:
         """(m,): the gradient, were all its terms of one direction."""

@@ -182,21 +182,34 @@ def _blocks(m: int, n: int) -> Iterator[slice]:
 def tile(kernel: Any, name: str, z: Any, x: Any) -> np.ndarray:
     """The dense kernel, (rows of z, rows of x)."""
     product = _product(z, x, 1)
-    of_z, of_x = _points(np.asarray(z)), _points(np.asarray(x))
     found = np.empty_like(product)
+    for block, values in _tiles(kernel, name, z, x, product):
+        found[block] = values
+    return found
+
+
+def _tiles(
+    kernel: Any, name: str, z: Any, x: Any, product: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of queries, and the kernel in their rows; `product` is z x^T."""
+    of_z, of_x = _points(np.asarray(z)), _points(np.asarray(x))
     for block in _blocks(*product.shape):
         pairs = _separations(of_z, of_x, product, block)
         theta = _angles(of_z, of_x, pairs, block)
-        found[block] = kernel.of_angles(name, of_z.rows[block], of_x.rows, pairs.product, theta)
-    return found
+        values = kernel.of_angles(name, of_z.rows[block], of_x.rows, pairs.product, theta)
+        yield block, values
 
 
 def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
     """sum_n coef_n kernel(x_n, z_j), (m,) or (m, k)."""
-    values = tile(kernel, name, z, x)
-    if coef.ndim == 1:
-        return as_jax(np.einsum("ij,j->i", values, np.asarray(coef)))
-    return as_jax(_product(values, coef))
+    if coef.ndim == 2:
+        return as_jax(_product(tile(kernel, name, z, x), coef))
+    product = _product(z, x, 1)
+    coef = np.asarray(coef)
+    found = np.empty(len(product), np.result_type(product, coef))
+    for block, values in _tiles(kernel, name, z, x, product):
+        found[block] = np.einsum("ij,j->i", values, coef)
+    return as_jax(found)
 
 
 def query_gradient(kernel: Any, name: str, z: Any, x: Any, coef: Any, cotangent: Any) -> Array:

@@ -131,23 +131,25 @@ def _nowhere(like: Array) -> _Climb:
     )
 
 
-@part()
 def _begun(climb: _Climb, drawn: Array, start: Array) -> _Climb:
     """Where a start begins: start 0 at 0."""
-    begin = jnp.where(start == 0, 0, drawn)
-    return climb._replace(delta=begin, velocity=jnp.zeros_like(begin))
+    drawn = on_host(drawn)
+    xp = namespace(drawn)
+    begin = xp.where(start == 0, 0, drawn)
+    velocity = xp.zeros_like(drawn)
+    return climb._replace(delta=as_jax(begin), velocity=as_jax(velocity))
 
 
-@part()
 def _is_first(start: Array, k: Array) -> Array:
     """Whether this is the step from the input."""
     return (start == 0) & (k == 0)
 
 
-@part()
 def _unless_zero(zero: Array, start: Array, moved: Array) -> Array:
     """`moved`, but 0 from an input where the gradient is zero."""
-    return where_rows(zero & (start == 0), 0, moved)
+    zero, moved = on_host(zero, moved)
+    stays = zero & (start == 0)
+    return as_jax(namespace(moved).where(stays[:, None], 0, moved))
 
 
 @part("norm")

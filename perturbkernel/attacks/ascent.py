@@ -1,14 +1,16 @@
 """Projected steepest ascent in the ball of a norm, cut by a box: the iteration of `attacks`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.boxes import Box
 from perturbkernel.attacks.crossings import or_one, where_rows
+from perturbkernel.attacks.host import part
 from perturbkernel.attacks.norms import lengths, normalise, project, steepest
 
 
@@ -52,16 +54,18 @@ class _Climb(NamedTuple):
     finite: Array
 
 
-def share_left(k: Array | int, steps: Array) -> Array:
+@part("dtype")
+def share_left(k: Array | int, steps: Array, dtype: Any) -> Array:
     """(1 + cos(pi k / steps)) / 2, from 1 at the first step to 0 after the last.
 
     Example:
-        >>> float(share_left(0, jnp.asarray(4)))
+        >>> float(share_left(0, jnp.asarray(4), jnp.float32))
         1.0
     """
     done = jnp.asarray(k).astype(float)
     progress = done / steps.astype(float)
-    return (1 + jnp.cos(jnp.pi * progress)) / 2
+    share = (1 + jnp.cos(jnp.pi * progress)) / 2
+    return share.astype(dtype)
 
 
 def ascend(
@@ -84,59 +88,101 @@ def ascend(
         like: an array of the shape and dtype of the perturbations.
         once: a single step, which is returned whatever it gains.
     """
-    size, steps, step_size, momentum = settings
-    unit = _longest_step(like, size, norm, box)
-    nowhere = jnp.zeros_like(like)
+    steps = settings.steps
 
     def one_step(start, k, climb: _Climb) -> _Climb:
-        share = share_left(k, steps).astype(like.dtype)
+        share = share_left(k, steps, like.dtype)
         here = evaluate(climb.delta, share)
-        from_input = start == 0
-        first = from_input & (k == 0)
-        zero = jnp.where(first, here.zero, climb.zero)
-        finite = jnp.where(first, here.finite, climb.finite)
-        better = here.gain > climb.largest
-        best = where_rows(better, climb.delta, climb.best)
-        largest = jnp.where(better, here.gain, climb.largest)
-        total = jnp.abs(here.gradient).sum(1, keepdims=True)
-        velocity = momentum * climb.velocity + here.gradient / or_one(total)
-        direction = normalise(velocity, "linf" if norm == "linf" else "l2")
-        length = 2 * share * unit if step_size is None else step_size
-        moved = project(climb.delta + length * direction, size, norm, box)
-        if step_size is None:
-            moved = lax.cond(first, lambda: first_step(here.gradient), lambda: moved)
-        moved = where_rows(zero & from_input, 0, moved)
-        return _Climb(
-            delta=moved,
-            velocity=velocity,
-            best=best,
-            largest=largest,
-            zero=zero,
-            finite=finite,
-        )
+        climb = _moved(climb, here, start, k, share, settings, norm, box)
+        if settings.step_size is not None:
+            return climb
+        first = _is_first(start, k)
+        moved = lax.cond(first, lambda: first_step(here.gradient), lambda: climb.delta)
+        return climb._replace(delta=_unless_zero(climb.zero, start, moved))
 
     def one_start(start, climb: _Climb) -> _Climb:
-        drawn = draw(start)
-        begin = jnp.where(start == 0, 0, drawn)
-        climb = climb._replace(delta=begin, velocity=nowhere)
+        climb = _begun(climb, draw(start), start)
         # One gradient more than steps, which evaluates the last iterate.
         return lax.fori_loop(0, steps + 1, lambda k, climb: one_step(start, k, climb), climb)
 
-    none = jnp.zeros(len(like), bool)
-    climb = _Climb(
-        delta=nowhere,
-        velocity=nowhere,
-        best=nowhere,
-        largest=jnp.full(len(like), -jnp.inf, like.dtype),
-        zero=none,
-        finite=~none,
-    )
+    climb = _nowhere(like)
     if once:
         start = jnp.asarray(0)
         climb = one_step(start, start, climb)
         return climb.delta, climb.zero, climb.finite
     climb = lax.fori_loop(0, starts, one_start, climb)
     return climb.best, climb.zero, climb.finite
+
+
+def _nowhere(like: Array) -> _Climb:
+    like = on_host(like)
+    xp = namespace(like)
+    zeros = xp.zeros_like(like)
+    least = xp.full(len(like), -xp.inf, like.dtype)
+    none = xp.zeros(len(like), bool)
+    zeros, least, none, finite = map(as_jax, (zeros, least, none, ~none))
+    return _Climb(
+        delta=zeros,
+        velocity=zeros,
+        best=zeros,
+        largest=least,
+        zero=none,
+        finite=finite,
+    )
+
+
+def _begun(climb: _Climb, drawn: Array, start: Array) -> _Climb:
+    """Where a start begins: start 0 at 0."""
+    drawn = on_host(drawn)
+    xp = namespace(drawn)
+    begin = xp.where(start == 0, 0, drawn)
+    velocity = xp.zeros_like(drawn)
+    return climb._replace(delta=as_jax(begin), velocity=as_jax(velocity))
+
+
+def _is_first(start: Array, k: Array) -> Array:
+    """Whether this is the step from the input."""
+    return (start == 0) & (k == 0)
+
+
+def _unless_zero(zero: Array, start: Array, moved: Array) -> Array:
+    """`moved`, but 0 from an input where the gradient is zero."""
+    zero, moved = on_host(zero, moved)
+    stays = zero & (start == 0)
+    return as_jax(namespace(moved).where(stays[:, None], 0, moved))
+
+
+@part("norm")
+def _moved(
+    climb: _Climb,
+    here: Evaluation,
+    start: Array,
+    k: Array,
+    share: Array,
+    settings: Settings,
+    norm: str,
+    box: Box,
+) -> _Climb:
+    """After a step along the gradient, and the best so far."""
+    size, _, step_size, momentum = settings
+    first = _is_first(start, k)
+    zero = jnp.where(first, here.zero, climb.zero)
+    better = here.gain > climb.largest
+    total = jnp.abs(here.gradient).sum(1, keepdims=True)
+    velocity = momentum * climb.velocity + here.gradient / or_one(total)
+    direction = normalise(velocity, "linf" if norm == "linf" else "l2")
+    length = step_size
+    if length is None:
+        length = 2 * share * _longest_step(climb.delta, size, norm, box)
+    moved = project(climb.delta + length * direction, size, norm, box)
+    return _Climb(
+        delta=_unless_zero(zero, start, moved),
+        velocity=velocity,
+        best=where_rows(better, climb.delta, climb.best),
+        largest=jnp.where(better, here.gain, climb.largest),
+        zero=zero,
+        finite=jnp.where(first, here.finite, climb.finite),
+    )
 
 
 def _longest_step(like: Array, size: Array, norm: str, box: Box) -> Array:

@@ -1,7 +1,13 @@
-"""Predictors that JAX cannot trace, such as an object of NumPy code with a gradient of its own."""
+"""Loops that run step by step, uncompiled, around predictors that are evaluated by NumPy.
+
+Those that JAX cannot trace, such as an object of NumPy code with a gradient of its own, and small
+kernel predictors, whose sums are not worth compiling (`kernels.host`). What such a loop does
+between two evaluations is a program of its own, a `part`.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from typing import Any
 
 import jax
@@ -9,7 +15,81 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perturbkernel.kernels import host
 from perturbkernel.training.predictors import KernelPredictor
+
+# Pairs of points, over all steps, up to which a loop by NumPy is the smaller whole: at .1 us more
+# for a pair than in a program it takes at most .2 s more, and compiles in 2 s less.
+_PAIRS = 2**21
+
+
+def part(*static: str) -> Callable:
+    """A decorator: the function, compiled by itself in loops that run uncompiled, is inlined in
+    others.
+
+    `static` are the names of its arguments that are no arrays.
+
+    Example:
+        >>> @part()
+        ... def twice(x):
+        ...     assert isinstance(x, jax.core.Tracer)
+        ...     return x + x
+        >>> with jax.disable_jit():
+        ...     twice(jnp.ones(2)).tolist()
+        [2.0, 2.0]
+    """
+
+    def decorate(function: Callable) -> Callable:
+        compiled = jax.jit(function, static_argnames=static)
+
+        @wraps(function)
+        def call(*args: Any) -> Any:
+            if not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+                return function(*args)
+            with jax.disable_jit(False):
+                return compiled(*args)
+
+        return call
+
+    return decorate
+
+
+class SmallPredictor(KernelPredictor):
+    """A kernel predictor whose sums are small: called with concrete arrays, in `uncompiled`."""
+
+    def __call__(self, z: Array, **_: Any) -> Array:
+        with jax.disable_jit(False):
+            return host.matvec(self.kernel, "ntk", z, self.inputs, self.dual_coef)
+
+    def input_gradient(self, z: Array, weights: Array | None = None, **_: Any) -> Array:
+        cotangent = np.ones(len(z), z.dtype) if weights is None else weights
+        x, coef = self.inputs, self.dual_coef
+        with jax.disable_jit(False):
+            return host.query_gradient(self.kernel, "ntk", z, x, coef, cotangent)
+
+    def gradient_rounding(self, z: Any, weights: Any = None) -> Array:
+        with jax.disable_jit(False):
+            return super().gradient_rounding(z, weights)
+
+
+def small(predictor: Any, x: Array, evaluations: int) -> Any:
+    """The predictor, as a SmallPredictor where so many evaluations at x are not worth compiling.
+
+    Example:
+        >>> small(jnp.sum, jnp.ones((5, 3)), 10) is jnp.sum
+        True
+    """
+    if not isinstance(predictor, KernelPredictor):
+        return predictor
+    inputs, coef = predictor.inputs, predictor.dual_coef
+    if predictor.initial is not None or predictor.mesh is not None:
+        return predictor
+    float32 = inputs.dtype == coef.dtype == np.float32
+    pairs = len(x) * len(inputs)
+    fits = pairs * evaluations <= _PAIRS
+    if not (float32 and fits and host.takes_gradient(predictor.kernel, "ntk", x, inputs, coef)):
+        return predictor
+    return SmallPredictor(predictor.kernel, inputs, coef)
 
 
 class HostPredictor:
@@ -80,4 +160,5 @@ def uncompiled(predictor: Any) -> AbstractContextManager:
         ...     jax.config.jax_disable_jit
         False
     """
-    return jax.disable_jit() if isinstance(predictor, HostPredictor) else nullcontext()
+    by_steps = isinstance(predictor, HostPredictor | SmallPredictor)
+    return jax.disable_jit() if by_steps else nullcontext()

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.ascent import Evaluation, Settings, ascend
 from perturbkernel.attacks.boxes import Box, box_around, within
-from perturbkernel.attacks.host import HostPredictor, uncompiled
+from perturbkernel.attacks.crossings import where_rows
+from perturbkernel.attacks.host import HostPredictor, part, small, uncompiled
 from perturbkernel.attacks.norms import steepest
 from perturbkernel.attacks.one_step import Perturbation, is_zero
 from perturbkernel.attacks.problem import (
@@ -41,39 +43,84 @@ from perturbkernel.engine import sums, tiles
 def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once: bool, memory):
     predictor, x, shape, classes, target, away, bounds = problem
 
-    def part(tree):
+    def some(tree):
         x, target, keys, bounds = tree
-        box = box_around(x, bounds)
+        box = _box_around(x, bounds)
 
         def evaluate(delta, share):
-            z = x + delta
+            base, step = on_host(x, delta)
+            z = as_jax(base + step)
             outputs = outputs_at(predictor, z, shape)
-            gain, weights = objective(outputs, target, away)
-            if weights is not None and not away:
-                weights = softened_weights(outputs, target, share)
+            gain, weights = _aim(outputs, target, away, share)
             gradient = gradient_at(predictor, z, shape, target, weights)
             zero = is_zero(predictor, z.reshape(-1, *shape), weights, gradient)
-            finite = jnp.isfinite(gradient).all(1)
+            rows = on_host(gradient)
+            finite = as_jax(namespace(rows).isfinite(rows).all(1))
             return Evaluation(gain.astype(x.dtype), gradient, zero, finite)
 
         def first_step(gradient):
             if not away or classes is None or classes == 2:
-                return steepest(gradient, settings.size, norm, box)
+                return _steepest(gradient, settings.size, norm, box)
             return _best_of_rivals(predictor, x, shape, target, settings.size, norm, box)
 
         def draw(start):
             if keys is None:
-                return jnp.zeros_like(x)
-            row_keys = keys_of_start(keys, start)
-            return random_rows(row_keys, settings.size, norm, box, x)
+                return x
+            return _drawn(keys, start, settings.size, norm, box, x)
 
         best, zero, finite = ascend(
             evaluate, first_step, draw, x, box, norm, once, starts, settings
         )
-        return within(x, best, bounds), zero, finite
+        return _within(x, best, bounds), zero, finite
 
     rows = rows_within(memory, predictor, x, shape)
-    return tiles.by_rows(part, (x, target, keys, bounds), rows)
+    return tiles.by_rows(some, (x, target, keys, bounds), rows)
+
+
+_box_around, _within = part()(box_around), part()(within)
+_steepest = part("norm")(steepest)
+_strongest_rivals = part("count")(strongest_rivals)
+
+
+@part("away")
+def _aim(outputs: Array, target: Array, away: bool, share: Array) -> tuple[Array, Array | None]:
+    """What increases, and the weights of the outputs in the direction of a step."""
+    gain, weights = objective(outputs, target, away)
+    if weights is not None and not away:
+        weights = softened_weights(outputs, target, share)
+    return gain, weights
+
+
+@part("norm")
+def _drawn(keys: Array, start: Array, size: Array, norm: str, box: Box, x: Array) -> Array:
+    """Where a random start begins, (m, d)."""
+    row_keys = keys_of_start(keys, start)
+    return random_rows(row_keys, size, norm, box, x)
+
+
+@part()
+def _weights_of_rival(outputs: Array, rivals: Array, i: Array, target: Array) -> Array:
+    """The weights (m, K) of f_k - f_target for the i-th rival k."""
+    return rival_weights(outputs, rivals[:, i], target)
+
+
+@part("norm")
+def _better_of(
+    best_so_far: tuple[Array, Array],
+    outputs: Array,
+    weights: Array,
+    gradient: Array,
+    size: Array,
+    norm: str,
+    box: Box,
+) -> tuple[Array, Array]:
+    """The better of two steps to first order, (m, d), and what it gains."""
+    best, largest = best_so_far
+    step = steepest(gradient, size, norm, box)
+    gap = jnp.sum(weights * outputs, axis=1).astype(gradient.dtype)
+    gain = gap + jnp.sum(gradient * step, axis=1)
+    better = gain > largest
+    return where_rows(better, step, best), jnp.where(better, gain, largest)
 
 
 def _best_of_rivals(
@@ -90,17 +137,12 @@ def _best_of_rivals(
     k are the strongest other classes.
     """
     outputs = outputs_at(predictor, x, shape)
-    rivals = strongest_rivals(outputs, target)
+    rivals = _strongest_rivals(outputs, target)
 
     def consider(i, carry):
-        best, largest = carry
-        weights = rival_weights(outputs, rivals[:, i], target)
+        weights = _weights_of_rival(outputs, rivals, i, target)
         gradient = gradient_at(predictor, x, shape, target, weights)
-        step = steepest(gradient, size, norm, box)
-        gap = jnp.sum(weights * outputs, axis=1).astype(x.dtype)
-        gain = gap + jnp.sum(gradient * step, axis=1)
-        better = gain > largest
-        return jnp.where(better[:, None], step, best), jnp.where(better, gain, largest)
+        return _better_of(carry, outputs, weights, gradient, size, norm, box)
 
     nothing = jnp.zeros_like(x), jnp.full(len(x), -jnp.inf, x.dtype)
     return lax.fori_loop(0, rivals.shape[1], consider, nothing)[0]
@@ -197,6 +239,8 @@ def attack(
         )
     keys = None if starts == 1 or key is None else jax.random.split(key, len(problem.x))
     count = jnp.asarray(starts)
+    evaluations = starts * (steps + 1)
+    problem = problem._replace(predictor=small(problem.predictor, problem.x, evaluations))
     with uncompiled(problem.predictor):
         delta, zero, finite = _attack(problem, keys, settings, count, norm, steps == 1, memory)
     check_result(finite)

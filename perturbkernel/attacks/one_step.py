@@ -145,7 +145,7 @@ def perturb(
     return Perturbation(delta, y, zero)
 
 
-def check_gradient(gradient: Array) -> None:
+def check_gradient(gradient: Array | np.ndarray) -> None:
     """Raises for a gradient, one row a point, that is not finite.
 
     Example:

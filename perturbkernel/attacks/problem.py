@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.attacks.boxes import Box
 from perturbkernel.attacks.crossings import or_one
 from perturbkernel.attacks.host import HostPredictor, traceable, traced_shape
@@ -143,8 +144,7 @@ def _flat_bounds(
         return None
     whole = (len(x), *shape)
     try:
-        whole_low = jnp.broadcast_to(low, whole)
-        whole_high = jnp.broadcast_to(high, whole)
+        whole_low, whole_high = (jnp.broadcast_to(bound, whole) for bound in (low, high))
     except ValueError:
         sizes = ", ".join(map(str, whole))
         raise ValueError(
@@ -280,8 +280,8 @@ def gradient_at(
     gradient = gradient.reshape(z.shape).astype(z.dtype)
     if weights is not None:
         return gradient
-    signs = target[:, None].astype(gradient.dtype)
-    return signs * gradient
+    gradient, signs = on_host(gradient, target)
+    return as_jax(signs[:, None].astype(gradient.dtype) * gradient)
 
 
 def rows_within(
@@ -397,4 +397,4 @@ def check_result(finite: Bool[Array, " n"]) -> None:
         >>> check_result(jnp.asarray([True, True]))
     """
     if not is_traced(finite):
-        check_gradient(jnp.where(finite, 0, jnp.nan)[:, None])
+        check_gradient(np.where(finite, 0.0, np.nan)[:, None])

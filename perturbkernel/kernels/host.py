@@ -86,11 +86,16 @@ def _points(rows: np.ndarray) -> _Points:
 
 
 class _Pairs(NamedTuple):
-    """Of a block of queries: <z, x>, e = 1 - rho, and the size of the terms of e."""
+    """Of a block of queries: <z, x>, e = 1 - rho, and the size of the terms of e.
+
+    Attributes:
+        apart: whether no pair is close to coinciding, or opposite: none needs a look of its own.
+    """
 
     product: np.ndarray
     e: np.ndarray
     spread: np.ndarray
+    apart: bool
 
 
 def _separations(z: _Points, x: _Points, product: np.ndarray, block: slice) -> _Pairs:
@@ -102,7 +107,10 @@ def _separations(z: _Points, x: _Points, product: np.ndarray, block: slice) -> _
     e = product[block] * inverse
     e *= 1 / (x.s * root_d)
     e += spread
-    return _Pairs(product[block], e, spread)
+    rounding = _NOISE * np.finfo(e.dtype).eps
+    limit = max(_CLOSE, rounding) * max(spread.max(), 1)
+    nearest = min(e.min(), 2 - e.max())
+    return _Pairs(product[block], e, spread, bool(nearest > limit))
 
 
 def _unresolved(pairs: _Pairs) -> np.ndarray:
@@ -117,6 +125,8 @@ def _angles(z: _Points, x: _Points, pairs: _Pairs, block: slice) -> np.ndarray:
     half *= half.dtype.type(0.5)
     theta = np.arcsin(np.sqrt(half, out=half), out=half)
     theta *= 2
+    if pairs.apart:
+        return theta
     for i, j in _differing(z, x, _unresolved(pairs), block, theta):
         sine, _ = _apart(z.rows[block][i], x.rows[j])
         theta[i, j] = np.arctan2(sine, 1 - pairs.e[i, j])
@@ -127,7 +137,8 @@ def _differing(
     z: _Points, x: _Points, chosen: np.ndarray, block: slice, at_identical: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The chosen pairs, a few at a time, whose points differ; 0 is written at the others."""
-    i, j = np.nonzero(chosen)
+    # Of one dimension: of two it takes ten times as long.
+    i, j = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
     step = max(1, _DIFFERENCES // z.rows.shape[1])
     queries = z.rows[block]
     for begin in range(0, len(i), step):
@@ -171,21 +182,34 @@ def _blocks(m: int, n: int) -> Iterator[slice]:
 def tile(kernel: Any, name: str, z: Any, x: Any) -> np.ndarray:
     """The dense kernel, (rows of z, rows of x)."""
     product = _product(z, x, 1)
-    of_z, of_x = _points(np.asarray(z)), _points(np.asarray(x))
     found = np.empty_like(product)
+    for block, values in _tiles(kernel, name, z, x, product):
+        found[block] = values
+    return found
+
+
+def _tiles(
+    kernel: Any, name: str, z: Any, x: Any, product: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of queries, and the kernel in their rows; `product` is z x^T."""
+    of_z, of_x = _points(np.asarray(z)), _points(np.asarray(x))
     for block in _blocks(*product.shape):
         pairs = _separations(of_z, of_x, product, block)
         theta = _angles(of_z, of_x, pairs, block)
-        found[block] = kernel.of_angles(name, of_z.rows[block], of_x.rows, pairs.product, theta)
-    return found
+        values = kernel.of_angles(name, of_z.rows[block], of_x.rows, pairs.product, theta)
+        yield block, values
 
 
 def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
     """sum_n coef_n kernel(x_n, z_j), (m,) or (m, k)."""
-    values = tile(kernel, name, z, x)
-    if coef.ndim == 1:
-        return as_jax(np.einsum("ij,j->i", values, np.asarray(coef)))
-    return as_jax(_product(values, coef))
+    if coef.ndim == 2:
+        return as_jax(_product(tile(kernel, name, z, x), coef))
+    product = _product(z, x, 1)
+    coef = np.asarray(coef)
+    found = np.empty(len(product), np.result_type(product, coef))
+    for block, values in _tiles(kernel, name, z, x, product):
+        found[block] = np.einsum("ij,j->i", values, coef)
+    return as_jax(found)
 
 
 def query_gradient(kernel: Any, name: str, z: Any, x: Any, coef: Any, cotangent: Any) -> Array:
@@ -229,6 +253,8 @@ def _outer(cotangent: np.ndarray, coef: np.ndarray) -> Callable[[slice], np.ndar
 
 def _is_crowded(pairs: _Pairs) -> bool:
     """Whether some row has many pairs whose derivative float32 does not resolve."""
+    if pairs.apart:
+        return False
     close = np.minimum(pairs.e, 2 - pairs.e) <= _CLOSE * pairs.spread
     return bool(np.count_nonzero(close, axis=1).max() > _CROWD)
 
@@ -247,14 +273,23 @@ def _angle_gradient(
     """
     e, rows = pairs.e, z.rows[block]
     d, s_z = rows.shape[1], z.s[block]
-    limit = _CLOSE if e.dtype == np.float32 else _CLOSE_IN_FLOAT64
-    close = np.minimum(e, 2 - e) <= limit * pairs.spread
-    square_of_sine = np.where(close, 1, e * (2 - e))
     weight = theta_bar * (-1 / (d * s_z[:, None]))
-    kappa = np.where(close, 0, weight / np.sqrt(square_of_sine))
+    kappa = 2 - e
+    kappa *= e
+    close = None
+    if not pairs.apart:
+        limit = _CLOSE if e.dtype == np.float32 else _CLOSE_IN_FLOAT64
+        close = np.minimum(e, 2 - e) <= limit * pairs.spread
+        kappa[close] = np.inf  # left out here
+    np.sqrt(kappa, out=kappa)
+    np.divide(weight, kappa, out=kappa)
     left = -(np.einsum("ij,ij->i", kappa, 1 - e) / s_z)[:, None] * rows
+    kappa /= x.s
+    kappa += product_bar
+    if close is None:
+        return kappa, left
     for i, j in _differing(z, x, close, block, weight):
         sine, w = _apart(rows[i], x.rows[j])
         factor = np.divide(weight[i, j], sine, out=np.zeros_like(sine), where=sine > 0)
         np.add.at(left, i, factor[:, None] * w)
-    return kappa / x.s + product_bar, left
+    return kappa, left

@@ -201,7 +201,7 @@ def products_and_angles(
         >>> import jax.numpy as jnp
         >>> x = jnp.array([[1.0, 2.0]])
         >>> product, angle = products_and_angles(x, x)
-        >>> float(product[0, 0]), float(angle[0, 0])
+        >>> round(float(product[0, 0]), 3), float(angle[0, 0])
         (5.0, 0.0)
     """
     tile = _tile(z, x)

@@ -91,7 +91,7 @@ def test_the_whole_experiment_with_moving_features():
     options = {"size": 1.0, "targets": "balanced", "key": KEY}
     result = pk.learn_from_perturbations(rich, train, learner_g=rich_g, **options)
     width = 40_000
-    wide = {"width": width, "train_bias": True, "doubled": True}
+    wide = {"width": width, "train_bias": True, "start": "doubled"}
 
     def learner(time):
         # The same number of steps as the limit's midpoints: Euler is close enough here.

@@ -106,6 +106,10 @@ def _no_flips(gates):
     )
 
 
+def _all_certified(certificate):
+    return dataclasses.replace(certificate, certified=np.ones_like(certificate.certified))
+
+
 def _without_part(record, name: str):
     return dataclasses.replace(record, g_parts={**record.g_parts, name: 0 * record.g_error})
 
@@ -287,6 +291,8 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "14.2 variance": ({"draws": 200}, estimated("std", 0.6)),
     "14.2 collapse": ({"draws": 80}, estimated("mean", 0.5)),
     "14.3": ({"draws": 60}, estimated("cosine", 0.9)),
+    "14.5 networks": ({"draws": 6}, altered(theory, "certify_network", _all_certified)),
+    "14.5 signs": ({"draws": 10}, altered(theory, "certify_experiment", _all_certified)),
     "14.4": ({"draws": 100}, estimated("mean", 0.6)),
     "15.1": ({"draws": 5}, field(theory, "linear_part", error=0.05)),
     "15.1 signs": ({"draws": 20, "size": 10.0}, altered(theory, "linear_part", _all_linear)),
@@ -468,7 +474,7 @@ def test_every_result_is_tried():
     """Every numbered result of the theory that can be tried is."""
     numbers = "0.1 0.2 0.3 0.4 0.5 1.1 1.2 1.3 2.1 2.1' 2.2 2.3 3.1 3.2 3.3 3.4 3.5 4.1 4.2 4.3 4.4 5.1 5.2 5.3"
     numbers += " 5.4 6.1 6.2 6.3 6.4 6.5 6.6 7.1 7.2 7.3 8.1 8.2 8.3 8.4 8.5 8.6 8.7 8.8 8.9 8.10 12.1 12.2 12.3"
-    numbers += " 14.1 14.2 14.3 14.4"
+    numbers += " 14.1 14.2 14.3 14.4 14.5 15.1 15.2 15.3 16.1 16.2 16.3"
     assert list(dict.fromkeys(check.id for check in verify.checks())) == numbers.split()
     assert all(check.settings for check in verify.checks())
 

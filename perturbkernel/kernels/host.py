@@ -2,9 +2,10 @@
 
 A careful tile compiles for a second and runs for a millisecond (`kernels.angles`). For up to
 `PAIRS` pairs on a processor, outside `jit`, products of points are one small program each, and
-what is done to each pair is NumPy. Formulas and thresholds are those of `kernels.angles`; pairs
-that need their angle from the difference of the points take it in float64, and gradients of
-float32 points of which many nearly coincide, as perturbations do, take all angles in float64.
+what is done to each pair is NumPy. 1 - rho is that of `kernels.angles`, with no direction taken
+off, and so are the thresholds. Pairs that need their angle from the difference of the points take
+it in float64, and gradients of float32 points of which many nearly coincide, as perturbations do,
+take all angles in float64.
 
 A kernel that defines `of_angles` beside its `tile`, and `angle_cotangents`, is evaluated here.
 """

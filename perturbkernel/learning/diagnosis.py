@@ -60,7 +60,7 @@ class Diagnosis(eqx.Module):
 
     @property
     def says(self) -> str:
-        """In words whether g can only be linear here, and f is not; "" without `linearity`."""
+        """In words whether g is, or can only be, linear here, and f is not; "" without `linearity`."""
         return "" if self.linearity is None else self.linearity.says
 
     @property

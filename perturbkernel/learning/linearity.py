@@ -22,8 +22,8 @@ _POINTS = 2000
 #: Ridges of the probe, in units of the mean eigenvalue of its Gram matrix: from nearly
 #: interpolation to nearly the class means.
 _RIDGES = np.geomspace(1e-4, 1e2, 7)
-#: "Can only be linear here": g has the classifier's signs at nearly all points, and provably, which
-#: takes no look at g and costs a margin, at most of them.
+#: "Linear here": g has the classifier's signs at nearly all points, and provably at most of them.
+#: "Can only be linear here": provably at nearly all, which takes no look at g.
 _EVERYWHERE, _MOST = 0.95, 0.5
 #: "f is not": by how much less of f's signs than of a linear classifier's the probe must find, at
 #: least, and in standard errors of such a share.
@@ -56,8 +56,13 @@ class Linearity(eqx.Module):
 
     @property
     def is_linear(self) -> bool:
-        """Whether g can only be linear here: it is at 95 % of the points, provably at half."""
+        """Whether g is linear here: at 95 % of the points, provably at half of them."""
         return float(self.linear_g) >= _EVERYWHERE and float(self.certified) >= _MOST
+
+    @property
+    def can_only_be_linear(self) -> bool:
+        """Whether it provably is at 95 % of the points."""
+        return self.is_linear and float(self.certified) >= _EVERYWHERE
 
     @property
     def f_is_linear(self) -> bool:
@@ -77,9 +82,9 @@ class Linearity(eqx.Module):
         probe += f"points, of linear signs {self.linear_linear:.0%}"
         if not self.is_linear:
             return f"g need not be linear here: {share}"
-        if self.f_is_linear:
-            return f"g can only be linear here, and f nearly is: {share}; {probe}"
-        return f"g can only be linear here, and f is not: {share}; {probe}"
+        linear = "can only be" if self.can_only_be_linear else "is"
+        other = "nearly is" if self.f_is_linear else "is not"
+        return f"g {linear} linear here, and f {other}: {share}; {probe}"
 
 
 def _explained(kernel: Kernel, perturbed: Array, targets: Array, g: Any) -> KernelPredictor | None:

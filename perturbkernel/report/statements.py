@@ -185,7 +185,7 @@ def _outcome(c: Settings, m: Settings) -> str:
     if "identity loss" not in c["g"]:
         said += " g was trained on another loss, for which this holds at small times."
     linearity = d.get("linearity")
-    if linearity and linearity["says"].startswith("g can only be linear here, and f is not"):
+    if linearity and " linear here, and f is not" in linearity["says"]:
         said += f" What g cannot learn: {linearity['says']}."
     return said
 

@@ -91,7 +91,7 @@ def test_paths_end_where_descent_ends(n, d):
     """Neuron by neuron, from the same start; n below d keeps them as coefficients of the points."""
     asked = config(data={"name": "shifted_gaussian", "n": n, "d": d, "seed": 0}, neurons=[400, 0])
     drawn = datasets.draw(asked["data"])
-    pool = law.Pool.of(asked, d, law.FIRST)
+    pool = law.Untrained.of(asked, d, law.FIRST)
     late = pk.HeavyBall(0.1, 1200).effective_time
     early, trained = pool.trained(np.asarray(drawn.x), np.asarray(drawn.y), [0.5, late])
     start = pool.start.reshape(-1, WIDTH, d + 1)
@@ -122,7 +122,7 @@ def test_time_grids_hold_every_time():
 
 
 def test_the_width_of_one_network_is_a_pool():
-    pool = law.Pool.of(config(width=900, neurons=[400, 400]), 12, law.SECOND)
+    pool = law.Untrained.of(config(width=900, neurons=[400, 400]), 12, law.SECOND)
     assert pool.networks == 1 and pool.start.shape == (900, 13)
 
 
@@ -185,7 +185,7 @@ def test_perturbations_alone_teach_an_odd_function():
     x = rng.standard_normal(unit.shape).astype(np.float32)
     y = rng.choice(np.array([1, -1], np.float32), 128)
     asked = config(width=1, slope=0.1, neurons=[500, 0], path_steps=100)
-    pool = law.Pool.of(asked, d, law.FIRST)
+    pool = law.Untrained.of(asked, d, law.FIRST)
     mirrored = np.array([-1] * d + [1], np.float32)
     image = pool._replace(readout=-pool.readout, start=pool.start * mirrored)
     z = rng.standard_normal((50, d)).astype(np.float32)

@@ -27,7 +27,7 @@ _ROUND = 256
 FIRST, SECOND = 14, 15
 
 
-class Neurons(NamedTuple):
+class Networks(NamedTuple):
     """Trained networks of one width, given by all of their neurons.
 
     Attributes:
@@ -73,11 +73,11 @@ class Neurons(NamedTuple):
         return self.readout / root
 
 
-class Pool(NamedTuple):
-    """Neurons before they are trained, enough for some networks of one width.
+class Untrained(NamedTuple):
+    """Networks before they are trained, enough for some networks of one width.
 
     Attributes:
-        width, slope: as in `Neurons`.
+        width, slope: as in `Networks`.
         readout: (k,), alpha, standard normal.
         start: (k, d + 1), weights of variance 1 / d and biases of variance 1.
         steps: of the midpoint rule on a path, about.
@@ -90,7 +90,7 @@ class Pool(NamedTuple):
     steps: int
 
     @classmethod
-    def of(cls, config: Config, d: int, which: int) -> "Pool":
+    def of(cls, config: Config, d: int, which: int) -> "Untrained":
         """At least one network, and as many as `neurons` of the config has neurons for."""
         width = config["width"]
         first, second = config["neurons"]
@@ -115,7 +115,7 @@ class Pool(NamedTuple):
         x: Float[np.ndarray, "n d"],
         y: Float[np.ndarray, " n"],
         times: Sequence[float],
-    ) -> list[Neurons]:
+    ) -> list[Networks]:
         """The networks after each training time, as `times` has them."""
         n, d = x.shape
         rows = n + -n % _ROUND
@@ -143,12 +143,12 @@ class Pool(NamedTuple):
             found[time] = self._at(moved, points)
         return [found[time] for time in times]
 
-    def _at(self, moved: np.ndarray, points: np.ndarray) -> Neurons:
+    def _at(self, moved: np.ndarray, points: np.ndarray) -> Networks:
         """The networks whose neurons moved so far, in weights or in coefficients of (x_n, 1)."""
         if len(points) <= points.shape[1]:
             bias = moved.sum(axis=1, keepdims=True)
             moved = np.hstack([moved @ points, bias])
-        return Neurons(self.width, self.slope, self.readout, self.start + moved)
+        return Networks(self.width, self.slope, self.readout, self.start + moved)
 
 
 def time_grid(times: Sequence[float], steps: int) -> Float[np.ndarray, " steps"]:
@@ -192,9 +192,9 @@ def law_cell(config: Config) -> Arrays:
     experiment = _Experiment.of(config)
     d = experiment.x.shape[1]
     times = _times(config["learning_rates_f"], config["steps_f"])
-    pool = Pool.of(config, d, FIRST)
+    pool = Untrained.of(config, d, FIRST)
     first = pool.trained(experiment.x, experiment.y, times)
-    second = Pool.of(config, d, SECOND)
+    second = Untrained.of(config, d, SECOND)
     rows = []
     for f in first:
         row = _of_first(experiment, f)
@@ -250,7 +250,7 @@ class _Experiment(NamedTuple):
         return cls(config, x, y, z, by_rule[rule], toward)
 
 
-def _of_first(experiment: _Experiment, f: Neurons) -> Arrays:
+def _of_first(experiment: _Experiment, f: Networks) -> Arrays:
     """What is seen of the first networks at one time, (networks,)."""
     x, y = experiment.x, experiment.y
     outputs = f.outputs(x)
@@ -262,7 +262,7 @@ def _of_first(experiment: _Experiment, f: Neurons) -> Arrays:
     return {"standard": accuracy(outputs, y), "cosine": np.array(cosines)}
 
 
-def _of_second(experiment: _Experiment, f: Neurons, pool: Pool) -> Arrays:
+def _of_second(experiment: _Experiment, f: Networks, pool: Untrained) -> Arrays:
     """What is seen of second networks after some of the first ones at one time, (pairs, sizes,
     rates_g, steps_g).
     """

@@ -62,23 +62,23 @@ bench: $(STAMP)
 docs: $(STAMP)-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-# neural-tangents' own metadata asks for TensorFlow, which its kernels do not use: it and the project go in with
-# --no-deps, everything else from requirements.txt.
-$(STAMP): requirements.txt pyproject.toml
+# neural-tangents and the project go in with --no-deps: requirements-neural-tangents.txt says why. For FLOORS every floor is
+# the version.
+$(STAMP): requirements.txt requirements-neural-tangents.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "perturbkernel needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	sed $(if $(FLOORS),-e 's/>=/==/') -e '/^#/d' requirements.txt > $(VENV)/requirements.txt
-	grep -v '^neural-tangents' $(VENV)/requirements.txt > $(VENV)/requirements-small.txt
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-small.txt $(if $(CUDA),'jax[cuda]')
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps "$$(grep '^neural-tangents' $(VENV)/requirements.txt)"
-	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps --editable .
+	sed '$(if $(FLOORS),s/>=/==/)' requirements.txt > $(VENV)/requirements.txt
+	sed '$(if $(FLOORS),s/>=/==/)' requirements-neural-tangents.txt > $(VENV)/requirements-neural-tangents.txt
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements.txt $(if $(CUDA),'jax[cuda]')
+	$(BIN)/python -m pip install --quiet --no-warn-conflicts --no-deps --requirement $(VENV)/requirements-neural-tangents.txt \
+		--editable .
 	touch $@
 
 # The extras `test` and `docs`, read from pyproject.toml so that they are listed once.
 $(STAMP)-test: $(STAMP)
 	$(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; print(*extras["test"], *extras["docs"], sep="\n")' > $(VENV)/requirements-test.txt
 	$(BIN)/python -m pip install --quiet --no-warn-conflicts --requirement $(VENV)/requirements-test.txt \
-		--constraint $(VENV)/requirements-small.txt
+		--constraint $(VENV)/requirements.txt
 	touch $@
 
 clean:

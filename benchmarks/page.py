@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from perturbkernel.display import html_table, text_row
 from perturbkernel.files import write_folder
-from perturbkernel.report.html import html_figure, html_page, html_table, text_row
+from perturbkernel.report.html import html_figure, html_page
 from perturbkernel.report.results import write_figure
 
 from . import figures, history, story
@@ -41,11 +42,9 @@ EXPLANATION = (
 _CSS = (
     ".story { display: grid; gap: 0 1.5rem; "
     "grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); } "
-    # Wide tables scroll by themselves on a narrow page.
-    "table { display: block; overflow-x: auto; } "
-    ".worse { color: #d55e00; font-weight: bold; } .better { color: #009e73; } "
-    ".failed { color: #d55e00; font-weight: bold; } .skipped { color: #777; } "
-    ".differs { color: #9a5b00; }"
+    ".worse { color: var(--bad); font-weight: bold; } .better { color: var(--good); } "
+    ".failed { color: var(--bad); font-weight: bold; } .skipped { color: var(--soft); } "
+    ".differs { color: var(--bad); }"
 )
 
 

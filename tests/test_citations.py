@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from perturbkernel import theory, verify
-from perturbkernel.report.html import html_table
+from perturbkernel.display import html_table
 from perturbkernel.verify import page
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ LEVELS = (
     ("training",),
     ("kernels", "metrics"),
     ("engine", "report", "data"),
-    ("checks",),
+    ("checks", "display"),
     ("arrays", "compilation_cache", "files", "interrupts", "meshes"),
 )
 

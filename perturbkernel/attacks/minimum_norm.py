@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
@@ -29,6 +30,7 @@ from perturbkernel.attacks.problem import (
 )
 from perturbkernel.attacks.refinement import OVERSHOOT, Nearest, refine
 from perturbkernel.checks import check_count, check_number
+from perturbkernel.display import Displayed
 from perturbkernel.engine import tiles
 
 _RADII = 4  # of random starts where no size is known: all of the reach, and 1/2, 1/4, 1/8 of it
@@ -37,7 +39,7 @@ _RADII = 4  # of random starts where no size is known: all of the reach, and 1/2
 _RIVAL_COPIES = 160
 
 
-class MinimumNorm(eqx.Module):
+class MinimumNorm(Displayed, eqx.Module):
     """The smallest perturbations found that change the decision, and what proves that they do.
 
     Attributes:
@@ -53,6 +55,11 @@ class MinimumNorm(eqx.Module):
     size: Float[Array, " n"]
     inside: Float[Array, "n ..."]
     targets: Float[Array, " n"] | Int[Array, " n"]
+
+    def _numbers(self) -> dict[str, Any]:
+        size = np.asarray(self.size)
+        found = np.isfinite(size)
+        return {"points": len(size), "found": int(found.sum()), "size": size[found]}
 
     @property
     def found(self) -> Bool[Array, " n"]:

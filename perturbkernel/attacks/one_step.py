@@ -24,13 +24,14 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.data.labels import class_indices
+from perturbkernel.display import Displayed
 from perturbkernel.training.predictors import KernelPredictor, input_gradient
 
 NORMS = ("l2", "linf")
 DIRECTIONS = ("gradient", "frozen_gates")
 
 
-class Perturbation(eqx.Module):
+class Perturbation(Displayed, eqx.Module):
     """Perturbations and what they aim at.
 
     Attributes:
@@ -44,6 +45,15 @@ class Perturbation(eqx.Module):
     delta: Float[Array, "n ..."]
     targets: Float[Array, " n"] | Int[Array, " n"]
     zero_gradient: Bool[Array, " n"]
+
+    def _numbers(self) -> dict[str, Any]:
+        delta = np.asarray(self.delta, float).reshape(len(self.delta), -1)
+        return {
+            "points": len(delta),
+            "l2 length": np.linalg.norm(delta, axis=1),
+            "largest entry": np.abs(delta).max(axis=1),
+            "zero gradients": int(np.asarray(self.zero_gradient).sum()),
+        }
 
 
 def _column(values: Any, like: Array) -> Any:

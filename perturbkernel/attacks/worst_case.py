@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
 from perturbkernel.attacks.boxes import box_around, within
@@ -24,13 +25,14 @@ from perturbkernel.attacks.problem import (
     strongest_rivals,
 )
 from perturbkernel.checks import check_count, check_key
+from perturbkernel.display import Displayed
 from perturbkernel.engine import tiles
 
 # What carries a step over a small dent, as in Auto-PGD.
 _MOMENTUM = 0.75
 
 
-class WorstCase(eqx.Module):
+class WorstCase(Displayed, eqx.Module):
     """The strongest perturbation found for every input, and what it does.
 
     Attributes:
@@ -45,6 +47,16 @@ class WorstCase(eqx.Module):
     margin: Float[Array, " n"]
     attack: Int[Array, " n"]
     attacks: tuple[str, ...] = eqx.field(static=True)
+
+    def _numbers(self) -> dict[str, Any]:
+        counts = np.bincount(np.asarray(self.attack), minlength=len(self.attacks))
+        strongest = [name for name, count in zip(self.attacks, counts, strict=True) if count]
+        return {
+            "points": len(self.margin),
+            "accuracy": self.accuracy,
+            "margin": self.margin,
+            "found by": ", ".join(strongest),
+        }
 
     @property
     def wrong(self) -> Bool[Array, " n"]:

@@ -7,18 +7,19 @@ import argparse
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from perturbkernel import compilation_cache, interrupts
 from perturbkernel._version import __version__
-from perturbkernel.cli import bench, reproduce, verify
+from perturbkernel.cli import bench, completion, reproduce, verify
 from perturbkernel.cli.parser import EXIT_CODES, Parser
 from perturbkernel.cli.run import command as run
 from perturbkernel.cli.streams import readers_may_leave
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(
         prog="perturbkernel",
@@ -37,7 +38,20 @@ def build_parser() -> argparse.ArgumentParser:
         "folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote"
     )
     page.set_defaults(function=_report)
+    completion.add_command(commands)
     return parser
+
+
+def _repeated(parser: Parser, words: Sequence[str], args: argparse.Namespace) -> argparse.Namespace:
+    """The arguments of the run that --config names, with those of `words` in place of its own.
+
+    The folder of the earlier results is not taken over: they stay as they are.
+    """
+    words = [words[0], *run.words_of_run(args.config), *words[1:]]
+    repeated = parser.parse_args(words)
+    repeated.out = args.out
+    repeated.argv = words
+    return repeated
 
 
 def _report(args: argparse.Namespace) -> int:
@@ -125,9 +139,13 @@ def main(argv: list[str] | None = None) -> int:
             parser = build_parser()
             args = parser.parse_args(words)
             args.argv = words
+            if getattr(args, "config", None) is not None:
+                args = _repeated(parser, words, args)
             if args.command is None:
                 parser.print_help()
                 return 0
+            if args.command == "completion":
+                return completion.show(parser, args.shell)
             return _perform(args, command=command)
     except KeyboardInterrupt:
         print("perturbkernel: interrupted; results are whole or absent", file=sys.stderr)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 # JAX keeps 32 bits of a seed unless x64 is enabled: beyond, two seeds would be one.
-_SEEDS = 2**32
+SEEDS = 2**32
 
 
 def _number(text: str, kind: Callable, right: Callable[[float], bool], wanted: str):
@@ -31,8 +31,8 @@ def count(text: str) -> int:
 
 def seed(text: str) -> int:
     """A seed of JAX's random keys."""
-    wanted = f"a whole number from 0 to {_SEEDS - 1}"
-    return _number(text, int, lambda value: 0 <= value < _SEEDS, wanted)
+    wanted = f"a whole number from 0 to {SEEDS - 1}"
+    return _number(text, int, lambda value: 0 <= value < SEEDS, wanted)
 
 
 def number(text: str) -> float:

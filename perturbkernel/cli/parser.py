@@ -1,13 +1,38 @@
 """What the subcommands share: the parser's manner and the meaning of exit codes."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import difflib
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 EXIT_CODES = """\
 exit status: 0 done; 1 the computation, or a check, failed; 2 wrong usage, input or file;
 130 interrupted
 """
+
+# What the field, or other programs, call some options.
+_OTHER_NAMES = {
+    "--epsilon": "--size",
+    "--eps": "--size",
+    "--lr": "--learning-rate",
+    "--epochs": "--steps",
+    "--dataset": "--data",
+    "--output": "--out",
+    "--samples": "--n",
+    "--dimension": "--d",
+    "--activation": "--slope",
+    "--bias": "--train-bias",
+}
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?` for a word that is not known, if one is near; otherwise nothing."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    other = _OTHER_NAMES.get(word)
+    if other in known:
+        near = [other]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,15 +53,46 @@ class Parser(argparse.ArgumentParser):
     ):
         super().__init__(*others, **named)
         self._options = options
+        self._commands: Any = None
+
+    def add_subparsers(self, **named: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self._commands = super().add_subparsers(**named)
+        return self._commands
+
+    def add_all_options(self) -> None:
+        """Adds the options that wait, those of every command too."""
+        self.add_waiting_options()
+        commands = {} if self._commands is None else self._commands.choices
+        for command in commands.values():
+            command.add_all_options()
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """Adds the options that waited, and reads the arguments."""
+        """Adds the options that waited, and reads the arguments; an unknown option is an error."""
+        self.add_waiting_options()
+        namespace, others = super().parse_known_args(args, namespace)
+        for word in others:
+            if word.startswith("-"):
+                name = word.split("=")[0]
+                self.error(f"no option {name}{_nearest(name, self._option_string_actions)}")
+        return namespace, others
+
+    def add_waiting_options(self) -> None:
+        """Adds the options that wait until they are needed, if they still do."""
         add_options, self._options = self._options, None
         if add_options is not None:
             add_options(self)
-        return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raises an ArgumentError for what is not a choice, with the nearest one."""
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        raise argparse.ArgumentError(
+            action,
+            f"{value!r} is none of {', '.join(choices)}{_nearest(str(value), choices)}",
+        )
 
     def error(self, message: str):
         """Ends the program with status 2 and one line."""

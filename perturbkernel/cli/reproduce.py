@@ -174,7 +174,7 @@ def _compute(args: argparse.Namespace) -> "Reproduction":
 
 def _print(result: "Reproduction", seconds: float) -> None:
     """Prints the distances from published values, what the studies say, and where the page is."""
-    from perturbkernel.report.html import text_row
+    from perturbkernel.display import text_row
     from perturbkernel.reproduce.plan import STUDIES
 
     if table := result.table():

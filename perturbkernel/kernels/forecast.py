@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perturbkernel.checks import check_choice, check_count, check_number
+from perturbkernel.display import Described
 from perturbkernel.engine import tiles
 
 MATRICES = ("ntk", "nngp", "phi")
@@ -28,7 +29,7 @@ _UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3}
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Plan(Described):
     """What one kernel product will take; `print` it.
 
     Attributes:

@@ -27,6 +27,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.checks import as_inputs, as_targets
+from perturbkernel.display import Displayed
 from perturbkernel.engine.sums import sums
 from perturbkernel.kernels import host, products
 from perturbkernel.kernels.base import Kernel
@@ -34,7 +35,7 @@ from perturbkernel.kernels.target_sums import halves, target_sums
 from perturbkernel.learning.linearity import Linearity, assess
 
 
-class Diagnosis(eqx.Module):
+class Diagnosis(Displayed, eqx.Module):
     """Signal against offset of the second network's output (per unit of time) at labelled points.
 
     Attributes:
@@ -57,6 +58,15 @@ class Diagnosis(eqx.Module):
     offset_radius: Float[Array, " m"]
     assumes: str = eqx.field(static=True)
     linearity: Linearity | None = None
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "points": len(self.signal),
+            "expected accuracy": self.expected_accuracy,
+            "signal": np.abs(np.asarray(self.signal)),
+            "random offset": self.offset_std,
+            "assumes": self.assumes,
+        }
 
     @property
     def says(self) -> str:

@@ -25,7 +25,7 @@ from perturbkernel.learning.diagnosis import Diagnosis, diagnose
 from perturbkernel.learning.results import CONTROLS as CONTROLS
 from perturbkernel.learning.results import Pair as Pair
 from perturbkernel.learning.results import PerturbationLearning as PerturbationLearning
-from perturbkernel.learning.results import added, attacked_points
+from perturbkernel.learning.results import added, attacked_points, check_classes
 from perturbkernel.metrics import cosine
 
 SCENARIOS = ("a", "b")
@@ -47,6 +47,7 @@ def learn_from_perturbations(
     norm: str = "l2",
     direction: str = "gradient",
     bounds: tuple[float, float] | None = None,
+    test: Dataset | None = None,
     on_stage: Callable[[str], None] | None = None,
     key: PRNGKeyArray,
 ) -> PerturbationLearning:
@@ -80,6 +81,8 @@ def learn_from_perturbations(
             `at="data"`), or class indices (`classes.draw_classes`).
         learner_g: another learner for g: another kernel, loss, dynamics, or a finite network.
         norm, direction, bounds: as in `perturb`. Bounds clip a_i + delta_i.
+        test: clean data that neither network sees, on which the result is then shown: `print(r)`,
+            `r.accuracy()`, `r.report(folder)`.
         on_stage: called with the name of each stage as it begins.
         key: random key; the same key gives the same result.
 
@@ -87,19 +90,22 @@ def learn_from_perturbations(
         ValueError, TypeError: bad arguments, before any computation.
 
     Example:
-        r = learn_from_perturbations(KernelLearner(kernel), train, size=1.0, key=key)
-        r.accuracy(test).g
+        r = learn_from_perturbations(KernelLearner(kernel), train, size=1.0, test=test, key=key)
+        print(r)
 
     In scenario (a) a trained bias adds an offset proportional to the sum of the targets that can
     drown the signal: see `diagnosis`, `targets="balanced"`, and `train_bias=False`. Source: Kumano,
     Kera, Yamasaki (NeurIPS 2024), Section 4.
     """
     data = train if isinstance(train, Dataset) else from_arrays(*train)
+    if test is not None:
+        check_classes(test, data)
     learner_g = learner if learner_g is None else learner_g
     check_key(key)
     check_options(size, norm, direction, bounds)
     check_choice(at, "at", PLACES)
     _check_choices(scenario, carrier, carrier_points, at)
+    named = _named(scenario, carrier)
     carrier = _carrier(data, scenario, carrier, carrier_points, key)
     _check_turns(carrier, data, at)
     _check_learners(learner, learner_g)
@@ -124,6 +130,8 @@ def learn_from_perturbations(
         "bounds": bounds,
         "balanced": isinstance(targets, str) and targets == "balanced",
         "at": at,
+        "carrier": named,
+        "targets": targets if isinstance(targets, str) else "given",
     }
     two = classes == 2
     diagnosis = None
@@ -137,6 +145,7 @@ def learn_from_perturbations(
         cosine=_cosine(learner, data, attacked, p) if two else None,
         diagnosis=diagnosis,
         train=data,
+        test=test,
         learner_g=learner_g,
         options=options,
         key=control_key,
@@ -159,6 +168,13 @@ def _check_choices(scenario, carrier, carrier_points, at: str) -> None:
         raise ValueError(
             f'carrier_points is for noise, carrier="uniform" or "gaussian"; got {carrier_points}'
         )
+
+
+def _named(scenario, carrier) -> str:
+    """What the perturbations are added to, in words."""
+    if carrier is None:
+        return f"scenario ({'a' if scenario is None else scenario})"
+    return f"carrier {carrier}" if isinstance(carrier, str) else "a carrier that was given"
 
 
 def _carrier(data: Dataset, scenario, carrier, carrier_points: int | None, key) -> Array:

@@ -1,6 +1,9 @@
 """What an experiment found: both predictors, the perturbations, and what they say of each other."""
 
+import html
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.arrays import as_jax, is_at_hand, namespace, on_host
 from perturbkernel.attacks.norms import normalise
 from perturbkernel.attacks.one_step import Perturbation
 from perturbkernel.checks import check_choice, check_count
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import draw_classes, draw_targets
 from perturbkernel.data.labels import encoded
+from perturbkernel.display import Table, html_table, number
 from perturbkernel.learning.diagnosis import Diagnosis, diagnose
 from perturbkernel.learning.linearity import Linearity
 from perturbkernel.metrics import class_agreement, class_means, share_right
@@ -28,6 +32,11 @@ class Pair(NamedTuple):
 
     f: Array
     g: Array
+
+    def __repr__(self) -> str:
+        if not (is_at_hand(self.f) and is_at_hand(self.g)):
+            return object.__repr__(self)
+        return f"Pair(f={number(self.f)}, g={number(self.g)})"
 
 
 class PerturbationLearning(eqx.Module):
@@ -48,8 +57,9 @@ class PerturbationLearning(eqx.Module):
         diagnosis: signal and random offset of g at the clean training points; None for learners
             without a kernel, and for K > 2 classes.
         train: the data set that f was trained on.
+        test: clean data that neither network saw, or None.
         options: size, norm, direction, bounds, balanced (whether the targets were), at ("data" or
-            "carrier").
+            "carrier"), carrier and targets in words.
     """
 
     f: Any
@@ -59,6 +69,7 @@ class PerturbationLearning(eqx.Module):
     cosine: Float[Array, " m"] | None
     diagnosis: Diagnosis | None
     train: Dataset
+    test: Dataset | None
     learner_g: Callable
     options: dict[str, Any] = eqx.field(static=True)
     key: PRNGKeyArray
@@ -77,12 +88,15 @@ class PerturbationLearning(eqx.Module):
         """Carrier + delta: the inputs that g was trained on."""
         return added(self.carrier, self.perturbation.delta)
 
-    def accuracy(self, data: Dataset, *, per_class: bool = False) -> Pair:
+    def accuracy(self, data: Dataset | None = None, *, per_class: bool = False) -> Pair:
         """Accuracy of f and of g on clean data with its true labels.
 
-        `per_class`: of each class, (K,), NaN if empty.
+        `data`: left out, the test data of the experiment, or its training data where there are
+        none. `per_class`: of each class, (K,), NaN if empty.
         """
-        self._check_classes(data)
+        if data is None:
+            data = self.train if self.test is None else self.test
+        check_classes(data, self.train)
 
         def accuracy(predictor) -> Array:
             share = share_right(predictor(data.inputs), data)
@@ -104,15 +118,8 @@ class PerturbationLearning(eqx.Module):
             return mean(same)
         if not isinstance(z, Dataset):
             raise TypeError(f"z must be a Dataset for agreement per class; got {type(z).__name__}")
-        self._check_classes(z)
+        check_classes(z, self.train)
         return class_means(same, z)
-
-    def _check_classes(self, data: Dataset) -> None:
-        if len(data.classes) != len(self.train.classes):
-            raise ValueError(
-                f"data must have the classes of the training data, {self.train.classes}; "
-                f"got {data!r}"
-            )
 
     def diagnose(self, data: Dataset) -> Diagnosis:
         """The diagnosis at other labelled points than the training data."""
@@ -169,6 +176,71 @@ class PerturbationLearning(eqx.Module):
                 targets = (targets + shift.astype(targets.dtype)) % classes
         return self.learner_g(inputs, encoded(targets, len(self.train.classes)), learner_key)
 
+    def table(self, test: Dataset | None = None, *, control_draws: int = 0) -> Table:
+        """Accuracies on clean data as columns, which `print` and `pandas.DataFrame` take.
+
+        A row for each of f and g, and with `control_draws` for each control, whose mean over draws
+        and standard deviation (`train_std`, `test_std`) it has. `test` as in `evaluate`.
+        """
+        metrics = self.evaluate(test, control_draws=control_draws)
+        scores = {**metrics["accuracy"], **metrics["controls"]}
+        parts = list(metrics["accuracy"]["f"])
+        columns = Table(network=list(scores))
+        for part in parts:
+            columns[part] = [float(np.mean(score[part])) for score in scores.values()]
+        if control_draws:
+            for part in parts:
+                columns[f"{part}_std"] = [float(np.std(score[part])) for score in scores.values()]
+        return columns
+
+    def report(
+        self,
+        folder: str | os.PathLike[str],
+        test: Dataset | None = None,
+        *,
+        control_draws: int = 10,
+    ) -> Path:
+        """Writes page, figures and numbers into a folder, as `perturbkernel run --out` does; returns
+        the page.
+
+        `test` and `control_draws` as in `evaluate`. Raises ValueError if the folder is a file or
+        holds other files of the same names.
+
+        For example:
+
+            r.report("results", test)
+        """
+        from perturbkernel import report
+        from perturbkernel.learning.record import report_of
+
+        test = self.test if test is None else test
+        report.save(report_of(self, test, control_draws=control_draws), folder)
+        return Path(folder) / "report.html"
+
+    def _said(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Configuration and metrics without controls, for `str` and notebooks."""
+        from perturbkernel.learning.record import configuration_of, metrics_of
+
+        return configuration_of(self, self.test), metrics_of(self, self.test, self.test, 0)
+
+    def __str__(self) -> str:
+        """What `perturbkernel run` prints, without controls: those are in `table` and `report`."""
+        from perturbkernel import report
+
+        return report.text(*self._said())
+
+    def __repr__(self) -> str:
+        made = f"{self.options['carrier']}, size {self.options['size']:g}"
+        return f"PerturbationLearning({self.train!r}, {made}; print(r) shows what was learned)"
+
+    def _repr_html_(self) -> str:
+        from perturbkernel import report
+
+        configuration, metrics = self._said()
+        head, *rows = report.table(metrics)
+        said = " ".join(report.sentences(configuration, metrics))
+        return f"{html_table(rows, head)}<p>{html.escape(said)}</p>"
+
     def evaluate(
         self,
         test: Dataset | None = None,
@@ -179,10 +251,11 @@ class PerturbationLearning(eqx.Module):
 
         Args:
             test: clean data that neither network saw; adds accuracies "test", and agreement on its
-                inputs.
+                inputs. Left out, that of the experiment.
             fresh: inputs for the agreement instead of the test inputs, new synthetic points for
                 instance.
-            control_draws: how many independent draws of each random control; a single one scatters
+            control_draws: how many independent draws of each random control, 0 for no controls at
+                all; a single one scatters
                 widely, since even a random direction separates two classes somewhat, one way or the
                 other.
 
@@ -193,9 +266,10 @@ class PerturbationLearning(eqx.Module):
             either; "cosine": {"mean", "min"} or None; "zero_gradients": a count; "diagnosis": means
             over the training points.
         """
-        check_count(control_draws, "control_draws")
+        check_count(control_draws, "control_draws", low=0)
+        test = self.test if test is None else test
         if test is not None:
-            self._check_classes(test)
+            check_classes(test, self.train)
         sets = {"train": self.train} | ({} if test is None else {"test": test})
         if fresh is None and test is not None:
             fresh = test.inputs
@@ -217,12 +291,20 @@ class PerturbationLearning(eqx.Module):
 
         return {
             "accuracy": {"f": accuracies(self.f), "g": accuracies(self.g)},
-            "controls": {name: control(name) for name in CONTROLS},
+            "controls": {name: control(name) for name in CONTROLS} if control_draws else {},
             "agreement": None if fresh is None else float(self.agreement(fresh)),
             "cosine": _cosine_numbers(self.cosine),
             "zero_gradients": int(np.asarray(self.perturbation.zero_gradient).sum()),
             "diagnosis": _diagnosis_numbers(self.diagnosis),
         }
+
+
+def check_classes(data: Dataset, train: Dataset) -> None:
+    """Raises ValueError unless data have as many classes as the training data."""
+    if len(data.classes) != len(train.classes):
+        raise ValueError(
+            f"data must have the classes of the training data, {train.classes}; got {data!r}"
+        )
 
 
 def _same_sign(f: Array, g: Array) -> Array:

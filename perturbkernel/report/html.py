@@ -2,21 +2,34 @@
 
 import base64
 import html
-import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
 
+# A picture wider than this many times its height gets a row of its own.
+_WIDE = 2.2
+# One design for every page: readable at 390 and at 1,400 pixels, light and dark. Pictures keep the
+# white ground that they were drawn on.
 _CSS = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
-th, td { text-align: left; padding: .25rem 1.2rem .25rem 0; border-bottom: 1px solid #ddd;
-  vertical-align: top; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; }
-figcaption { color: #555; font-size: .9rem; max-width: 46rem; }
-code { background: #f4f4f4; padding: .1rem .3rem; overflow-wrap: anywhere; }
-details { margin-top: 1.5rem; }
+:root { color-scheme: light dark; --ground: #fff; --text: #1f2328; --soft: #59636e;
+  --line: #d1d9e0; --code: #f3f4f6; --good: #00694c; --bad: #b34700; }
+@media (prefers-color-scheme: dark) { :root { --ground: #15181c; --text: #e6e9ec;
+  --soft: #a3adb8; --line: #3a424b; --code: #23282e; --good: #3fcf9f; --bad: #ff9257; } }
+body { font: 16px/1.55 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto;
+  padding: 0 1rem; color: var(--text); background: var(--ground); }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p, li { max-width: 48rem; }
+a { color: inherit; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem;
+  display: block; max-width: 100%; overflow-x: auto; }
+th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
+.figures { display: grid; gap: 1.5rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
+figure { margin: 1.5rem 0; } .figures figure { margin: 0; }
+.figures { margin-top: 1.5rem; } .figures .wide { grid-column: 1 / -1; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
+figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; margin-top: .4rem; }
+code { background: var(--code); padding: .1rem .3rem; border-radius: 4px;
+  overflow-wrap: anywhere; }
+details { margin-top: 1.5rem; } summary { cursor: pointer; }
 """
 
 
@@ -28,34 +41,11 @@ def html_page(title: str, body: str, css: str = "") -> str:
         True
     """
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>{_CSS}{css}</style></head><body>
 {body}
 </body></html>
 """
-
-
-def html_table(
-    rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kinds: Iterable[str] = ()
-) -> str:
-    """A table of cells of any kind, which are escaped; `kinds` are classes, one per row.
-
-    Example:
-        >>> html_table([("n", 3)])
-        '<table><tr><td>n</td><td>3</td></tr></table>'
-    """
-    rows = list(rows)
-    kinds = list(kinds) or [""] * len(rows)
-    body = [_html_row(cells, "td", kind) for cells, kind in zip(rows, kinds, strict=True)]
-    top = _html_row(head, "th") if head else ""
-    return f"<table>{top}{''.join(body)}</table>"
-
-
-def _html_row(cells: Iterable[Any], tag: str, kind: str = "") -> str:
-    texts = [html.escape(str(cell)) for cell in cells]
-    inner = [f"<{tag}>{text}</{tag}>" for text in texts]
-    attribute = f' class="{kind}"' if kind else ""
-    return f"<tr{attribute}>{''.join(inner)}</tr>"
 
 
 def html_figure(name: str, picture: bytes, caption: str = "") -> str:
@@ -70,23 +60,11 @@ def html_figure(name: str, picture: bytes, caption: str = "") -> str:
         said = f"<figcaption>{html.escape(caption)}</figcaption>"
     encoded = base64.b64encode(picture).decode()
     image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
-    return f"<figure>{image}{said}</figure>"
+    kind = ' class="wide"' if _is_wide(picture) else ""
+    return f"<figure{kind}>{image}{said}</figure>"
 
 
-def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """The lines of one row of a table on the terminal, each cell wrapped to its width.
-
-    Example:
-        >>> text_row(("a long name", "0.98"), (6, 4))
-        ['a long  0.98', 'name']
-    """
-    wrapped = []
-    for cell, width in zip(cells, widths, strict=True):
-        lines = textwrap.wrap(cell, max(width, 1))
-        wrapped.append(lines)
-    height = max(1, *map(len, wrapped))
-    columns = []
-    for lines, width in zip(wrapped, widths, strict=True):
-        filled = lines + [""] * (height - len(lines))
-        columns.append([line.ljust(width) for line in filled])
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+def _is_wide(picture: bytes) -> bool:
+    """Whether a PNG is so wide that it needs the whole page; its header has width and height."""
+    width, height = (int.from_bytes(picture[i : i + 4], "big") for i in (16, 20))
+    return width > _WIDE * height

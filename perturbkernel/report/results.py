@@ -23,8 +23,9 @@ import jax
 import numpy as np
 
 from perturbkernel._version import __version__
+from perturbkernel.display import html_table, text_table
 from perturbkernel.files import write_folder as write_whole
-from perturbkernel.report.html import html_figure, html_page, html_table
+from perturbkernel.report.html import html_figure, html_page
 from perturbkernel.report.statements import captions, introduction
 from perturbkernel.report.statements import sentences as sentences
 
@@ -109,13 +110,13 @@ def _processor() -> str:
 
 
 def save(report: Report, folder: str | os.PathLike[str]) -> Path:
-    """Writes a report into `folder`, then its figures and page; returns the page.
+    """Writes a report into `folder`, then its figures and page; returns the folder.
 
     `arrays.npz` and `report.json` are complete before the first figure is drawn. A figure that
     cannot be drawn is left out: a warning, `metrics["status"]` in the file and the page say so.
     Raises ValueError if `folder` is a file or holds other files of the same names.
 
-        page = pk.report.save(pk.report.load("results"), "copy")
+        pk.report.save(pk.report.load("results"), "copy")
     """
     folder = Path(folder)
     check_folder(folder)
@@ -314,6 +315,24 @@ def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
     return picture
 
 
+def text(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """What `perturbkernel run` prints: what was asked, the table of accuracies, and sentences.
+
+    For example:
+
+        r = pk.report.load("results")
+        print(text(r.configuration, r.metrics))
+    """
+    c = configuration
+    between = " against " if len(c["classes"]) == 2 else ", "
+    points = f"{c['n_train']} training and {c['n_test']} test points"
+    asked = (
+        f"{c['data']}: {between.join(c['classes'])}, {points}, d = {c['d']}; {c['carrier']}, "
+        f"size {c['size']:g} ({c['norm']}), {c['targets']} targets"
+    )
+    return "\n".join([asked, "", text_table(table(metrics)), "", *sentences(c, metrics)])
+
+
 def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The numbers of an experiment as rows of text: name, clean training data, clean test data.
 
@@ -359,7 +378,7 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
 <p>{html.escape(introduction(c, metrics))}</p>
 <ul>{"".join(items)}</ul>
 {html_table(body, head)}
-{"".join(shown)}
+<div class="figures">{"".join(shown)}</div>
 <h2>What was asked</h2>
 <p><code>{html.escape(c["command"])}</code></p>
 {html_table(_settings(c))}

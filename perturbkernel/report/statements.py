@@ -85,8 +85,18 @@ def introduction(c: Settings, m: Settings) -> str:
     return (
         f"A wide network f was trained on {_points(c['n_train'])}. Its gradient perturbed "
         f"{how_many} {which} {length} toward {_aims(c)}. A second network g was trained on "
-        f"{trained_on(c)}, {_labels(c)}. Both are infinitely wide."
+        f"{trained_on(c)}, {_labels(c)}. {_widths(c)}"
     )
+
+
+def _widths(c: Settings) -> str:
+    wide = c.get("infinitely_wide", ["f", "g"])
+    if len(wide) == 2:
+        return "Both are infinitely wide."
+    if not wide:
+        return f"f is {c['f']}, g is {c['g']}."
+    other = "g" if wide == ["f"] else "f"
+    return f"{wide[0]} is infinitely wide, {other} is {c[other]}."
 
 
 def sentences(configuration: Settings, metrics: Settings) -> list[str]:
@@ -114,7 +124,8 @@ def _accuracy(c: Settings, m: Settings) -> str:
         f"points correctly (f: {f:.1%}); {_against_guessing(c, m, part, g)}."
     )
     if m["agreement"] is not None:
-        said += f" On new points f and g agree at {m['agreement']:.1%}."
+        points = "new" if part == "test" else "training"
+        said += f" On {points} points f and g agree at {m['agreement']:.1%}."
     return said
 
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from perturbkernel.display import html_table
 from perturbkernel.files import write_folder
 from perturbkernel.report import plots
-from perturbkernel.report.html import html_page, html_table
+from perturbkernel.report.html import html_page
 from perturbkernel.reproduce import plan, store
 from perturbkernel.reproduce.panels import assemble
 from perturbkernel.reproduce.panels.assemble import Curves

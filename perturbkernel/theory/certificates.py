@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from perturbkernel._moved import renamed_attribute
+from perturbkernel.display import Described
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SideCertificate:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certificate(Described):
     """What `certify` found.
 
     Attributes:

@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import as_float, common_dtype
+from perturbkernel.display import Displayed
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training import precision as precisions
@@ -68,7 +69,7 @@ def input_gradient(
     return pullback(jnp.ones_like(outputs) if weights is None else weights.astype(outputs.dtype))
 
 
-class KernelPredictor(KeepsPrecision):
+class KernelPredictor(Displayed, KeepsPrecision):
     """f(z) = f0(z) + sum_n dual_coef_n K(x_n, z): an infinitely wide network after training.
 
     A network of K outputs has K columns of coefficients and one kernel. A pytree: pass it through
@@ -109,6 +110,17 @@ class KernelPredictor(KeepsPrecision):
     # As for any function: `jax.jit(f)` hashes f, and arrays have no hash.
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
     __eq__ = object.__eq__  # pyright: ignore[reportAssignmentType]
+
+    def _numbers(self) -> dict[str, Any]:
+        n, *shape = self.inputs.shape
+        trained = from_numbers(self.dynamics) if self.dynamics else "unknown"
+        return {
+            "kernel": repr(self.kernel).partition("  #")[0],
+            "training points": f"{n:,} of shape {tuple(shape)}",
+            "outputs": self.num_outputs or 1,
+            "training": f"{self.loss} loss, {trained!r}",
+            "status": self.status,
+        }
 
     @property
     def num_outputs(self) -> int | None:

@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from perturbkernel import report as reports
+from perturbkernel.display import html_table
 from perturbkernel.report import plots
-from perturbkernel.report.html import html_figure, html_page, html_table
+from perturbkernel.report.html import html_figure, html_page
 from perturbkernel.report.results import write_whole
 from perturbkernel.verify.protocol import Verdict
 from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summary
@@ -30,7 +31,8 @@ from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summar
 _ARRAYS = ("expected", "observed", "allowed")
 _COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY}
 _CSS = """
-.fails { color: #d55e00; font-weight: bold; } .vacuous { color: #777; } .holds { color: #00694c; }
+.fails { color: var(--bad); font-weight: bold; } .vacuous { color: var(--soft); }
+.holds { color: var(--good); }
 """
 
 

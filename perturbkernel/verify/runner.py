@@ -11,7 +11,7 @@ import numpy as np
 
 from perturbkernel._moved import renamed
 from perturbkernel.checks import check_count
-from perturbkernel.report.html import text_row
+from perturbkernel.display import text_row
 from perturbkernel.verify import (
     certificates,
     concentration,

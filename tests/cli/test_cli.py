@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+import perturbkernel as pk
 from perturbkernel import __version__, report
 from perturbkernel.cli.main import main
 
@@ -84,6 +86,19 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not(result, tmp_pa
     other = report.load(tmp_path / "other")
     np.testing.assert_array_equal(first.arrays["delta"], again.arrays["delta"])
     assert not np.array_equal(first.arrays["delta"], other.arrays["delta"])
+
+
+def test_the_command_and_the_python_example_are_one_experiment(tmp_path):
+    main(["run", "--n", "200", "--control-draws", "1", "--quiet", "--out", str(tmp_path / "out")])
+    digits = pk.data.mnist5k(classes=(1, 2)).subset(
+        200, key=jax.random.fold_in(jax.random.key(0), 1)
+    )
+    train, test = digits.split(test=0.2, key=jax.random.key(0))
+    learner = pk.KernelLearner(pk.TwoLayerNTK(), dynamics=pk.GradientFlow(10.0))
+    r = pk.learn_from_perturbations(learner, train, size=0.14, key=jax.random.key(1))
+    arrays = report.load(tmp_path / "out").arrays
+    np.testing.assert_array_equal(arrays["test_labels"], test.targets)
+    np.testing.assert_allclose(arrays["test_g"], r.g(test.inputs), rtol=1e-5)
 
 
 def test_a_failed_write_leaves_the_earlier_result_whole(result, monkeypatch):
@@ -202,7 +217,7 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["walk"], "invalid choice: 'walk'"),
+        (["walk"], "'walk' is none of run"),
         (["run", "--size", "big"], "argument --size: wanted a finite number above 0; got 'big'"),
         (["run", "--size", "-1"], "argument --size: wanted a finite number above 0; got '-1'"),
         (["run", "--data", "nothing"], "--data must be one of mnist5k"),
@@ -269,6 +284,8 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
         ([*SMALL, "--carrier", "uniform", "--carrier-points", "41"], "or a multiple; got 41"),
         ([*SMALL, "--carrier", "uniform", "--scenario", "b"], "exclude each other"),
         (["report", "absent"], "absent holds no finished result"),
+        ([*SMALL, "--config", "absent.json"], "absent.json"),
+        ([*SMALL, "--config", __file__], "--config must be the report.json of a run"),
     ],
 )
 def test_errors_are_one_line_and_exit_with_2(arguments, message, capsys):
@@ -281,6 +298,62 @@ def test_errors_are_one_line_and_exit_with_2(arguments, message, capsys):
     assert message in printed
     assert printed.count("\n") == 1 and "Traceback" not in printed
     assert not re.search(r"pk\.|from_arrays|_[a-z]+ must", printed)  # the words of Python
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (
+            ["verfy"],
+            "'verfy' is none of run, verify, reproduce, bench, report, completion; did you"
+            " mean verify?",
+        ),
+        ([*SMALL, "--scenaro", "a"], "run: error: no option --scenaro; did you mean --scenario?"),
+        ([*SMALL, "--epsilon=0.1"], "no option --epsilon; did you mean --size?"),
+        ([*SMALL, "--loss", "logistik"], "did you mean logistic?"),
+        (["reproduce", "--scael", "paper"], "no option --scael; did you mean --scale?"),
+        ([*SMALL, "--qqq"], "no option --qqq (see"),
+    ],
+)
+def test_a_misspelt_word_is_answered_with_the_nearest(arguments, hint, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    printed = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert hint in printed and printed.count("\n") == 1
+
+
+def test_a_run_is_repeated_from_its_report(result, tmp_path):
+    first = report.load(result)
+    main(["run", "--config", str(result / "report.json"), "--out", str(tmp_path / "same")])
+    again = report.load(tmp_path / "same")
+    assert again.metrics["accuracy"] == first.metrics["accuracy"]
+    for name, array in first.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
+    # What is given beside it replaces its own, and its folder is left alone.
+    before = (result / "report.json").read_bytes()
+    config = str(tmp_path / "same" / "report.json")
+    main(["run", "--seed", "7", "--config", config, "--out", str(tmp_path / "other")])
+    assert report.load(tmp_path / "other").configuration["seed"] == 7
+    assert main(["run", "--config", config, "--quiet"]) == 0
+    assert (result / "report.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_shells_complete_commands_and_options(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("reproduce", "scenario", "softmax", "history"):  # commands, options, choices
+        assert word in script
+
+
+def test_bash_completes_an_option(capsys, tmp_path):
+    main(["completion", "bash"])
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    words = "COMP_WORDS=(perturbkernel run --scen) COMP_CWORD=2"
+    line = f'source ./script; {words}; _shtab_perturbkernel; echo "${{COMPREPLY[@]}}"'
+    printed = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert printed.stdout.split() == ["--scenario"]
 
 
 def test_out_must_be_a_folder_and_is_checked_before_the_work(tmp_path, capsys):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import pytest
 
 from perturbkernel import report
 from perturbkernel.cli.main import build_parser, main
-from perturbkernel.cli.run import inputs, results
+from perturbkernel.cli.run import inputs
+from perturbkernel.learning import record
 from perturbkernel.learning.curves import SizeCurve
 
 KINDS = {
@@ -190,8 +192,9 @@ def test_a_size_that_cannot_be_trained_at_leaves_the_others(monkeypatch):
         return SizeCurve(jnp.asarray(sizes), jnp.ones(1), None)
 
     status = {}
-    monkeypatch.setattr("perturbkernel.cli.run.results.accuracy_against_size", measure)
-    curve = results.curve_of(None, None, 1.0, status)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr("perturbkernel.learning.record.accuracy_against_size", measure)
+    r = SimpleNamespace(options={"size": 1.0})
+    curve = record.curve_of(r, None, status)  # pyright: ignore[reportArgumentType]
     sizes = np.geomspace(1 / 30, 30, 13)
     np.testing.assert_allclose(curve["curve_size"], sizes[sizes < 5], rtol=1e-6)
     assert curve.keys() == {"curve_size", "curve_accuracy"}

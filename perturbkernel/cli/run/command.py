@@ -5,6 +5,9 @@ only then.
 """
 
 import argparse
+import json
+import shlex
+from pathlib import Path
 
 from perturbkernel.cli import options
 
@@ -23,7 +26,8 @@ def add_command(commands, epilog: str) -> None:
         "  perturbkernel run --data shifted_gaussian --n 1000 --d 100 --size 0.01 --train-bias\n"
         "  perturbkernel run --carrier uniform --carrier-points 4000 --at carrier   # noise\n"
         "  perturbkernel run --data mine.npz --classes cat dog --loss logistic --time 3\n"
-        "  perturbkernel run --classes 0 1 2 3 4 5 6 7 8 9 --targets next        # ten digits\n\n"
+        "  perturbkernel run --classes 0 1 2 3 4 5 6 7 8 9 --targets next        # ten digits\n"
+        "  perturbkernel run --config results/report.json --seed 1    # that run, another seed\n\n"
         + epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         options=_add_options,
@@ -176,7 +180,17 @@ def _add_output_options(run: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="write report.html, report.json, arrays.npz and the figures there",
     )
-    group.add_argument("--seed", type=options.seed, default=0)
+    group.add_argument(
+        "--config",
+        metavar="FILE",
+        help="repeat the run that wrote this report.json; options given beside it replace its own",
+    )
+    group.add_argument(
+        "--seed",
+        type=options.seed,
+        default=0,
+        help="of the split, jax.random.key(SEED), and of all other draws, jax.random.key(SEED + 1)",
+    )
     group.add_argument("--precision", type=int, choices=(32, 64), default=32)
     group.add_argument(
         "--control-draws",
@@ -193,6 +207,23 @@ def _losses() -> tuple[str, ...]:
     from perturbkernel.training.losses import LOSSES
 
     return tuple(LOSSES)
+
+
+def words_of_run(file: str) -> list[str]:
+    """The words after `perturbkernel run` of the command that wrote a report.json.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not the report.json of a run.
+    """
+    try:
+        record = json.loads(Path(file).read_text())
+        command = shlex.split(record["configuration"]["command"])
+    except (KeyError, TypeError, ValueError):
+        command = []
+    if command[:2] != ["perturbkernel", "run"]:
+        raise ValueError(f"config must be the report.json of a run; {file} is not")
+    return command[2:]
 
 
 def _run(args: argparse.Namespace) -> int:

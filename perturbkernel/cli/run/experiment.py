@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from perturbkernel import report as reports
+from perturbkernel.cli import options
 from perturbkernel.cli.run.inputs import (
     SYNTHETIC,
     SYNTHETIC_POINTS,
@@ -21,12 +23,10 @@ from perturbkernel.cli.run.inputs import (
     load,
     load_carrier,
 )
-from perturbkernel.cli.run.results import arrays_of, configuration_of, curve_of, map_of, metrics_of
 from perturbkernel.data.dataset import Dataset
-from perturbkernel.data.draws import split_keys
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.learning.experiment import PerturbationLearning, learn_from_perturbations
-from perturbkernel.report.html import text_row
+from perturbkernel.learning.record import configuration_of, metrics_of, report_of
 from perturbkernel.training.dynamics import Dynamics, GradientFlow, HeavyBall
 from perturbkernel.training.fit import KernelLearner
 from perturbkernel.training.losses import LOSSES
@@ -62,19 +62,40 @@ def run(args: argparse.Namespace) -> int:
 
         r = _learn(args, inputs, learner, learner_g, on_stage)
         fresh = _fresh(args, inputs)
-        on_stage("evaluating, with controls")
-        metrics = metrics_of(r, inputs.test, fresh, args.control_draws)
-        configuration = configuration_of(args, r, inputs.test, learner)
-        if args.out is not None:
-            arrays = _arrays(args, r, inputs.test, fresh, metrics["status"], on_stage)
+        if args.out is None:
+            on_stage("evaluating, with controls")
+            metrics = metrics_of(r, inputs.test, fresh, args.control_draws)
+            configuration = {**configuration_of(r, inputs.test), **_asked(args, r)}
+        else:
+            result = report_of(
+                r,
+                inputs.test,
+                fresh=fresh,
+                control_draws=args.control_draws,
+                asked=_asked(args, r),
+                on_stage=on_stage,
+            )
+            configuration, metrics = result.configuration, result.metrics
             on_stage("figures and page")
             metrics["seconds"] = round(time.perf_counter() - began, 1)
-            result = reports.Report(configuration, metrics, reports.environment(), arrays)
             reports.save(result, args.out)
-    _print(configuration, metrics)
+    print(reports.text(configuration, metrics))
     if args.out is not None:
         print(f"\nreport: {Path(args.out) / 'report.html'}")
     return 0
+
+
+def _asked(args: argparse.Namespace, r: PerturbationLearning) -> dict[str, Any]:
+    """What a report says of the command besides what the experiment itself tells."""
+    asked = {
+        "command": shlex.join(["perturbkernel", *args.argv]),
+        "seed": args.seed,
+        "precision": args.precision,
+    }
+    if args.carrier is not None:
+        there = ", perturbed there" if args.at == "carrier" else ""
+        asked["carrier"] = f"carrier {args.carrier}, {len(r.carrier)} points{there}"
+    return asked
 
 
 def learner_of(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
@@ -125,11 +146,13 @@ def _dynamics(args: argparse.Namespace, suffix: str) -> Dynamics:
 
 def _read(args: argparse.Namespace) -> _Inputs:
     """Data and carrier, checked against the options."""
-    key_data, key_run, key_fresh = split_keys(jax.random.key(args.seed), 3)
-    train, test = load(args, key_data)
+    key = jax.random.key(args.seed)
+    train, test = load(args, key)
     check_classes(args, train)
     carrier = load_carrier(args, train)
-    return _Inputs(train, test, carrier, key_run, key_fresh)
+    # The keys of the examples: those of `--seed 0` are key(0) for the split, key(1) for the rest.
+    experiment_key = jax.random.key((args.seed + 1) % options.SEEDS)
+    return _Inputs(train, test, carrier, experiment_key, jax.random.fold_in(key, 2))
 
 
 def _learn(
@@ -163,35 +186,3 @@ def _fresh(args: argparse.Namespace, inputs: _Inputs) -> Dataset:
     if args.data in SYNTHETIC:
         return draw(args, SYNTHETIC_POINTS, inputs.fresh_key)
     return inputs.test
-
-
-def _arrays(
-    args: argparse.Namespace,
-    r: PerturbationLearning,
-    test: Dataset,
-    fresh: Dataset,
-    status: dict[str, str],
-    on_stage: Callable[[str], None],
-) -> dict[str, Any]:
-    """Everything that a result keeps in arrays; `status` takes what had to be left out."""
-    arrays = arrays_of(r, test, fresh)
-    on_stage("accuracy against size")
-    arrays |= curve_of(r, test, args.size, status)
-    on_stage("decision map")
-    return arrays | map_of(r, status)
-
-
-def _print(c: dict[str, Any], metrics: dict[str, Any]) -> None:
-    between = " against " if len(c["classes"]) == 2 else ", "
-    print(
-        f"{c['data']}: {between.join(c['classes'])}, {c['n_train']} training and {c['n_test']} "
-        f"test points, d = {c['d']}; {c['carrier']}, size {c['size']:g} ({c['norm']}), "
-        f"{c['targets']} targets\n"
-    )
-    rows = reports.table(metrics)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print(*text_row(row, widths), sep="\n")
-    print()
-    for sentence in reports.sentences(c, metrics):
-        print(sentence)

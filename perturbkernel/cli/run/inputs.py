@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from perturbkernel import data as datasets
 from perturbkernel.cli import options
 from perturbkernel.data.array_files import check_memory, read_labelled, read_npy
 from perturbkernel.data.dataset import Dataset
-from perturbkernel.data.draws import NOISES, TARGET_RULES, split_keys
+from perturbkernel.data.draws import NOISES, TARGET_RULES
 from perturbkernel.data.image_files import FASHION_MNIST, MNIST
 from perturbkernel.data.labels import class_name
+from perturbkernel.learning.record import REACH
 from perturbkernel.report.results import check_folder
 from perturbkernel.training.losses import loss_names
 
 SYNTHETIC = ("gaussian", "shifted_gaussian")
 SYNTHETIC_POINTS = 1000
-# The curve of accuracy against size reaches from size / REACH to size * REACH.
-REACH = 30
 _DIMENSION, _TEST = 100, 0.2
 _IMAGES = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}
 
@@ -83,7 +83,7 @@ def _check_results_go_to(folder: str) -> None:
 
 def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
     """Training and test data, every class among the training points."""
-    split_key, data_key = split_keys(key, 2)
+    split_key, data_key = key, jax.random.fold_in(key, 1)
     if args.data in _IMAGES:
         chosen = _chosen_digits(args.classes, args.data)
         read = getattr(datasets, args.data)

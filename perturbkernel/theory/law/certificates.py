@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
+from perturbkernel.display import Described
 from perturbkernel.theory.law.holdout import failure_bounds
 
 
 @dataclass(frozen=True)
-class Simulation:
+class Simulation(Described):
     """How much was drawn, and what the statement pays for it.
 
     Attributes:
@@ -39,7 +40,7 @@ class Simulation:
 
 
 @dataclass(frozen=True)
-class SignCertificate:
+class SignCertificate(Described):
     """At which points a network's signs are known before it is drawn. `certify_network` makes it.
 
     Attributes:
@@ -89,7 +90,7 @@ class SignCertificate:
 
 
 @dataclass(frozen=True)
-class ExperimentCertificate:
+class ExperimentCertificate(Described):
     """At which points f, and g trained on f's perturbations, have one sign that is known before
     either is drawn. `certify_experiment` makes it.
 

@@ -19,6 +19,7 @@ from perturbkernel.checks import (
     check_number,
     check_progress,
 )
+from perturbkernel.display import Described
 from perturbkernel.kernels.forecast import in_bytes, in_time
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import check_kernel
@@ -160,7 +161,7 @@ def _checked_records(records, steps: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class NeuronPlan:
+class NeuronPlan(Described):
     """What a simulation of neurons will take; `print` it.
 
     Attributes:

@@ -1,29 +1,113 @@
-"""What `perturbkernel run` reports: metrics, configuration and arrays."""
+"""What is kept of an experiment: configuration, metrics and arrays, as a `report.Report` has them."""
 
-import argparse
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from perturbkernel.cli.run.inputs import REACH
+from perturbkernel import report
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.learning.curves import accuracy_against_size, decision_map
-from perturbkernel.learning.experiment import PerturbationLearning
-from perturbkernel.training.fit import KernelLearner
+from perturbkernel.learning.results import PerturbationLearning
+from perturbkernel.training.dynamics import from_numbers
+from perturbkernel.training.predictors import KernelPredictor
 
+# The sizes of a curve reach from size / REACH to size REACH.
+REACH = 30.0
 _CURVE_POINTS = 13
+# What a report says of how it was made, where no command made it.
+_IN_PYTHON = "pk.learn_from_perturbations(...)"
+
+
+def report_of(
+    r: PerturbationLearning,
+    test: Dataset | None = None,
+    *,
+    fresh: Dataset | None = None,
+    control_draws: int = 10,
+    asked: dict[str, Any] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> report.Report:
+    """The report of an experiment, with all that its figures need.
+
+    Args:
+        r: the experiment.
+        test: points that neither network saw; the training points if left out.
+        fresh: points on which f and g are compared; those of `test` if left out.
+        control_draws: draws of each random control.
+        asked: what is to replace, or to be added to, the configuration.
+        on_stage: called with the name of each stage as it begins.
+
+    For example:
+
+        pk.report.save(report_of(r, test), "results")
+    """
+    tell = on_stage or (lambda stage: None)
+    tell("evaluating, with controls")
+    shown = r.train if test is None else test
+    fresh = shown if fresh is None else fresh
+    configuration = {**configuration_of(r, test), **(asked or {})}
+    metrics = metrics_of(r, test, fresh, control_draws)
+    arrays = arrays_of(r, shown, fresh)
+    tell("accuracy against size")
+    arrays |= curve_of(r, shown, metrics["status"])
+    tell("decision map")
+    arrays |= map_of(r, metrics["status"])
+    return report.Report(configuration, metrics, report.environment(), arrays)
+
+
+def configuration_of(r: PerturbationLearning, test: Dataset | None) -> dict[str, Any]:
+    """What was asked, as a report keeps it."""
+    train, options = r.train, r.options
+    return {
+        "command": _IN_PYTHON,
+        "data": train.name,
+        "classes": list(train.classes),
+        "image_shape": train.image_shape,
+        "n_train": train.n,
+        "n_test": 0 if test is None else test.n,
+        "n_perturbed": len(r.carrier),
+        "d": train.d,
+        "carrier": options["carrier"],
+        "at": options["at"],
+        "size": options["size"],
+        "norm": options["norm"],
+        "direction": options["direction"],
+        "bounds": options["bounds"],
+        "targets": options["targets"],
+        "infinitely_wide": [
+            name for name, f in (("f", r.f), ("g", r.g)) if isinstance(f, KernelPredictor)
+        ],
+        "f": described(r.f),
+        "g": described(r.g),
+    }
+
+
+def described(predictor: Any) -> str:
+    """A predictor and its training in words.
+
+    Example:
+        >>> described(abs)
+        'abs'
+    """
+    if isinstance(predictor, KernelPredictor) and predictor.dynamics:
+        dynamics = from_numbers(predictor.dynamics)
+        return f"{predictor.kernel!r}, {predictor.loss} loss, {dynamics!r}"
+    width = getattr(predictor, "width", None)
+    named = getattr(predictor, "__name__", type(predictor).__name__)
+    return named if width is None else f"{named} of width {width}"
 
 
 def metrics_of(
-    r: PerturbationLearning, test: Dataset, fresh: Dataset, draws: int
+    r: PerturbationLearning, test: Dataset | None, fresh: Dataset | None, draws: int
 ) -> dict[str, Any]:
     """What `evaluate` finds, how f and g were trained, and what guessing would give."""
-    metrics = r.evaluate(test, fresh.inputs, control_draws=draws)
+    inputs = None if fresh is None else fresh.inputs
+    metrics = r.evaluate(test, inputs, control_draws=draws)
     metrics["status"] = {"f": _status(r.f), "g": _status(r.g)}
     metrics["rounding"] = _rounding(r)
-    metrics["most_frequent"] = {"train": _most_frequent(r.train), "test": _most_frequent(test)}
+    sets = {"train": r.train} | ({} if test is None else {"test": test})
+    metrics["most_frequent"] = {name: _most_frequent(data) for name, data in sets.items()}
     return metrics
 
 
@@ -48,39 +132,6 @@ def _rounding(r: PerturbationLearning) -> float:
     return float(np.linalg.norm(change) / length)
 
 
-def configuration_of(
-    args: argparse.Namespace, r: PerturbationLearning, test: Dataset, learner: KernelLearner
-) -> dict[str, Any]:
-    """What was asked, as a report keeps it."""
-    train = r.train
-    learner_g: Any = r.learner_g
-    carrier = f"scenario ({args.scenario or 'a'})"
-    if args.carrier is not None:
-        there = ", perturbed there" if args.at == "carrier" else ""
-        carrier = f"carrier {args.carrier}, {len(r.carrier)} points{there}"
-    return {
-        "command": shlex.join(["perturbkernel", *args.argv]),
-        "data": train.name,
-        "classes": list(train.classes),
-        "image_shape": train.image_shape,
-        "n_train": train.n,
-        "n_test": test.n,
-        "n_perturbed": len(r.carrier),
-        "d": train.d,
-        "carrier": carrier,
-        "at": args.at,
-        "size": args.size,
-        "norm": args.norm,
-        "direction": args.direction,
-        "bounds": args.bounds,
-        "targets": args.targets,
-        "f": f"{learner.kernel!r}, {learner.loss} loss, {learner.dynamics!r}",
-        "g": f"{learner_g.kernel!r}, {learner_g.loss} loss, {learner_g.dynamics!r}",
-        "seed": args.seed,
-        "precision": args.precision,
-    }
-
-
 def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[str, np.ndarray]:
     """What the figures need, and what a user would want to compute with."""
     found = _arrays_of(r, test, fresh) | _means(r)
@@ -99,8 +150,6 @@ def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[s
         "delta": delta,
         "targets": targets,
         "zero_gradient": p.zero_gradient,
-        "f_dual_coef": r.f.dual_coef,
-        "g_dual_coef": r.g.dual_coef,
         "test_f": r.f(test.inputs),
         "test_g": r.g(test.inputs),
         "test_labels": test.targets,
@@ -111,6 +160,9 @@ def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[s
         "sample_deltas": delta[sample],
         "sample_targets": targets[sample],
     }
+    for name, predictor in (("f", r.f), ("g", r.g)):
+        if isinstance(predictor, KernelPredictor):
+            arrays[f"{name}_dual_coef"] = predictor.dual_coef
     if known:
         arrays["sample_labels"] = true[sample]
     if r.cosine is not None:
@@ -151,9 +203,10 @@ def _mean_where(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def curve_of(
-    r: PerturbationLearning, test: Dataset, size: float, status: dict[str, str]
+    r: PerturbationLearning, test: Dataset, status: dict[str, str]
 ) -> dict[str, np.ndarray]:
     """Accuracy against size; where g cannot be trained the size is left out, as status says."""
+    size = r.options["size"]
     parts = []
     for each in np.geomspace(size / REACH, size * REACH, _CURVE_POINTS):
         try:

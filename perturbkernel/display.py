@@ -1,0 +1,170 @@
+"""How results show themselves: tables of text and of HTML, and records that print their numbers."""
+
+import html
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from perturbkernel.arrays import is_at_hand
+
+
+class Table(dict[str, list]):
+    """Columns by name, all of one length: `pandas.DataFrame(table)` takes it as it is.
+
+    Example:
+        >>> print(Table(size=[0.1, 0.2], accuracy=[0.95, 0.5]))
+        size  accuracy
+        0.1   0.950
+        0.2   0.500
+    """
+
+    @property
+    def rows(self) -> list[tuple]:
+        """The rows, in the order of the columns."""
+        return list(zip(*self.values(), strict=True))
+
+    def _texts(self) -> list[tuple[str, ...]]:
+        return [tuple(map(cell_text, self, row)) for row in self.rows]
+
+    def __str__(self) -> str:
+        return text_table([tuple(self), *self._texts()])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(self._texts(), tuple(self))
+
+
+# Columns whose numbers are shares, or cosines: three digits after the point line up.
+_SHARES = ("accuracy", "train", "test", "agreement", "certified", "cosine")
+
+
+def cell_text(column: str, value: Any) -> str:
+    """A cell of a table in words.
+
+    Example:
+        >>> cell_text("accuracy", 0.5), cell_text("size", 0.140000001), cell_text("norm", "l2")
+        ('0.500', '0.14', 'l2')
+    """
+    if not isinstance(value, float | np.floating):
+        return str(value)
+    if column.split("_")[0] in _SHARES:
+        return f"{value:.3f}"
+    return f"{value:.4g}"
+
+
+class Described:
+    """A record that says in words what it is; a notebook shows them line by line."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class Displayed:
+    """A record that prints what it says in numbers, and shows it as a table in a notebook.
+
+    A subclass supplies `_numbers`. Inside `jit`, where there are none, what Python prints of any
+    object is printed.
+    """
+
+    def _numbers(self) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def _shown(self) -> dict[str, str] | None:
+        fields = list(vars(self).values())
+        arrays = [field for field in fields if hasattr(field, "aval") or hasattr(field, "shape")]
+        if not all(map(is_at_hand, arrays)):
+            return None
+        return {name: number(value) for name, value in self._numbers().items()}
+
+    def __repr__(self) -> str:
+        shown = self._shown()
+        if shown is None:
+            return object.__repr__(self)
+        said = ", ".join(f"{name} {value}" for name, value in shown.items())
+        return f"{type(self).__name__}({said})"
+
+    def _repr_html_(self) -> str | None:
+        shown = self._shown()
+        return None if shown is None else html_table(shown.items(), (type(self).__name__, ""))
+
+
+def number(value: Any) -> str:
+    """A number, a few numbers, or the range of many, in words.
+
+    Example:
+        >>> import numpy as np
+        >>> number(0.25), number(np.array([1.0, 2.0])), number(np.arange(100.0))
+        ('0.25', '[1, 2]', '0 to 99 (median 49.5)')
+    """
+    if isinstance(value, str | int | bool) or value is None:
+        return str(value)
+    values = np.asarray(value, float).ravel()
+    if np.ndim(value) == 0:
+        return f"{values[0]:.4g}"
+    if values.size <= 10:
+        return f"[{', '.join(f'{each:.4g}' for each in values)}]"
+    known = values[~np.isnan(values)]
+    if known.size == 0:
+        return "nan"
+    least, most = f"{known.min():.4g}", f"{known.max():.4g}"
+    if least == most:
+        return least
+    return f"{least} to {most} (median {np.median(known):.4g})"
+
+
+def html_table(
+    rows: Iterable[Sequence[Any]], head: Sequence[str] = (), kinds: Iterable[str] = ()
+) -> str:
+    """A table of cells of any kind, which are escaped; `kinds` are classes, one per row.
+
+    Example:
+        >>> html_table([("n", 3)])
+        '<table><tr><td>n</td><td>3</td></tr></table>'
+    """
+    rows = list(rows)
+    kinds = list(kinds) or [""] * len(rows)
+    body = [_html_row(cells, "td", kind) for cells, kind in zip(rows, kinds, strict=True)]
+    top = _html_row(head, "th") if head else ""
+    return f"<table>{top}{''.join(body)}</table>"
+
+
+def _html_row(cells: Iterable[Any], tag: str, kind: str = "") -> str:
+    texts = [html.escape(str(cell)) for cell in cells]
+    inner = [f"<{tag}>{text}</{tag}>" for text in texts]
+    attribute = f' class="{kind}"' if kind else ""
+    return f"<tr{attribute}>{''.join(inner)}</tr>"
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text below each other, each column as wide as its widest cell.
+
+    Example:
+        >>> print(text_table([("size", "0.1"), ("norm", "linf")]))
+        size  0.1
+        norm  linf
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [line for row in rows for line in text_row(row, widths)]
+    return "\n".join(lines)
+
+
+def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The lines of one row of a table on the terminal, each cell wrapped to its width.
+
+    Example:
+        >>> text_row(("a long name", "0.98"), (6, 4))
+        ['a long  0.98', 'name']
+    """
+    wrapped = []
+    for cell, width in zip(cells, widths, strict=True):
+        lines = textwrap.wrap(cell, max(width, 1))
+        wrapped.append(lines)
+    height = max(1, *map(len, wrapped))
+    columns = []
+    for lines, width in zip(wrapped, widths, strict=True):
+        filled = lines + [""] * (height - len(lines))
+        columns.append([line.ljust(width) for line in filled])
+    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]

@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING
 
 from perturbkernel.cli import options
+from perturbkernel.cli.progress import progress
 
 if TYPE_CHECKING:
     from perturbkernel.reproduce import Reproduction
@@ -142,15 +143,11 @@ def _reproduce(args: argparse.Namespace) -> int:
 
 def _compute(args: argparse.Namespace) -> "Reproduction":
     """Computes what is missing, with a progress bar meanwhile."""
-    from tqdm import tqdm
-
     from perturbkernel.reproduce import reproduce
 
     with contextlib.ExitStack() as stack:
         executor = None if args.dask is None else stack.enter_context(_dask(args.dask))
-        bar = stack.enter_context(
-            tqdm(total=0, disable=args.quiet or None, leave=False, unit="cell")
-        )
+        bar = stack.enter_context(progress(0, "cell", args.quiet))
 
         def on_cell(done: int, total: int) -> None:
             bar.total, bar.n = total, done

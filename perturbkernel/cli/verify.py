@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from perturbkernel.cli import options
+from perturbkernel.cli.progress import progress
 
 
 def add_command(commands, epilog: str) -> None:
@@ -55,12 +56,10 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _verdicts(args: argparse.Namespace) -> Any:
     """One verdict for each result that was asked for, with a progress bar meanwhile."""
-    from tqdm import tqdm
-
     from perturbkernel import verify as verification
 
     total = verification.trials(args.only, full=args.full)
-    with tqdm(total=total, disable=args.quiet or None, leave=False) as bar:
+    with progress(total, "draw", args.quiet) as bar:
 
         def on_stage(name: str) -> None:
             bar.set_description(name)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from perturbkernel import report as reports
 from perturbkernel.cli import options
+from perturbkernel.cli.progress import progress
 from perturbkernel.cli.run.inputs import (
     SYNTHETIC,
     SYNTHETIC_POINTS,
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     learner, learner_g = learner_of(args), learner_of(args, "_g")
     inputs = _read(args)
     stages = _STAGES if args.out is None else _STAGES_WITH_RESULTS
-    with tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage") as bar:
+    with progress(stages, "stage", args.quiet) as bar:
 
         def on_stage(stage: str) -> None:
             bar.set_description(stage)

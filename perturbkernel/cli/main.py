@@ -13,7 +13,7 @@ from typing import Any
 
 from perturbkernel import compilation_cache, interrupts
 from perturbkernel._version import __version__
-from perturbkernel.cli import bench, completion, reproduce, verify
+from perturbkernel.cli import bench, cite, completion, reproduce, verify
 from perturbkernel.cli.parser import EXIT_CODES, Parser
 from perturbkernel.cli.run import command as run
 from perturbkernel.cli.streams import readers_may_leave
@@ -38,6 +38,7 @@ def build_parser() -> Parser:
         "folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote"
     )
     page.set_defaults(function=_report)
+    cite.add_command(commands)
     completion.add_command(commands)
     return parser
 
@@ -144,6 +145,8 @@ def main(argv: list[str] | None = None) -> int:
             if args.command is None:
                 parser.print_help()
                 return 0
+            if args.command == "cite":
+                return cite.show()
             if args.command == "completion":
                 return completion.show(parser, args.shell)
             return _perform(args, command=command)

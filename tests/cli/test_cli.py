@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -305,7 +306,7 @@ def test_errors_are_one_line_and_exit_with_2(arguments, message, capsys):
     [
         (
             ["verfy"],
-            "'verfy' is none of run, verify, reproduce, bench, report, completion; did you"
+            "'verfy' is none of run, verify, reproduce, bench, report, cite, completion; did you"
             " mean verify?",
         ),
         ([*SMALL, "--scenaro", "a"], "run: error: no option --scenaro; did you mean --scenario?"),
@@ -337,6 +338,15 @@ def test_a_run_is_repeated_from_its_report(result, tmp_path):
     assert report.load(tmp_path / "other").configuration["seed"] == 7
     assert main(["run", "--config", config, "--quiet"]) == 0
     assert (result / "report.json").read_bytes() == before
+
+
+def test_the_citation_is_that_of_the_manual(capsys):
+    assert main(["cite"]) == 0
+    printed = capsys.readouterr().out
+    page = (Path(__file__).parents[2] / "docs" / "cite.md").read_text()
+    entries = re.findall(r"```bibtex\n(.*?)```", page, re.DOTALL)
+    assert printed == "\n".join(entries)
+    assert __version__ in entries[1]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

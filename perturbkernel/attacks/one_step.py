@@ -94,8 +94,8 @@ def perturb(
     Args:
         predictor: a KernelPredictor, or any differentiable function of JAX arrays (n, ...) -> (n,),
             (n, 1) or (n, K) that treats rows independently: a Flax or Equinox model, a lambda. One
-            that is no KernelPredictor and has a method `input_gradient` of its own is taken to have
-            one output.
+            that has a method `input_gradient` of its own has one output, unless its attribute
+            `num_outputs` says K, and takes `input_gradient(inputs, weights)` then.
         inputs: (n, ...).
         targets: (n,) in {-1, +1}: the label each input is moved toward; for K outputs class
             indices, integers.
@@ -204,7 +204,7 @@ def count_outputs(predictor: Callable[..., Any], x: Array, targets: Any) -> int 
         >>> count_outputs(lambda z: z, x, [0, 2]), count_outputs(lambda z: z, x, [1.0, -1.0])
         (3, None)
     """
-    if isinstance(predictor, KernelPredictor):
+    if hasattr(predictor, "num_outputs"):
         return predictor.num_outputs
     if hasattr(predictor, "input_gradient"):
         return None

@@ -22,7 +22,6 @@ from perturbkernel._moved import renamed
 from perturbkernel.checks import (
     as_float,
     as_inputs,
-    as_targets,
     check_choice,
     check_count,
     check_finite,
@@ -31,7 +30,7 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.networks.arguments import check_batches, checked_records
+from perturbkernel.networks.arguments import check_batches, checked_records, checked_targets
 from perturbkernel.networks.optimizers import Plateau as Plateau
 from perturbkernel.networks.optimizers import paper_optimizer as paper_optimizer
 from perturbkernel.networks.rules import Data
@@ -43,13 +42,13 @@ from perturbkernel.networks.two_layer import Mean as Mean
 from perturbkernel.networks.two_layer import TwoLayerNetwork as TwoLayerNetwork
 from perturbkernel.networks.two_layer import check_width
 from perturbkernel.training.initial_function import STARTS
-from perturbkernel.training.losses import LOSSES
+from perturbkernel.training.losses import LOSSES, loss_names
 
 
 def ensemble(
     nets: TwoLayerNetwork,
     x: Float[ArrayLike, "n d"] | Float[ArrayLike, "k n d"],
-    y: Float[ArrayLike, " n"] | Float[ArrayLike, "k n"],
+    y: Float[ArrayLike, "n ..."] | Float[ArrayLike, "k n ..."],
     *,
     scale: Float[ArrayLike, "k n"] | None = None,
     learning_rate: float | Float[ArrayLike, " k"] | None = None,
@@ -76,7 +75,7 @@ def ensemble(
         nets: k networks as one pytree: `jax.vmap(lambda key: TwoLayerNetwork.init(d, width,
             key=key))(keys)`.
         x: the inputs, (n, d) for all members, or (k, n, d), each its own.
-        y: the targets, (n,) or (k, n).
+        y: the targets, (n,) or (k, n); of networks with K outputs (n, K) or (k, n, K).
         scale: (k, n): member j sees scale[j, n] x[n], of shared directions x (n, d), and the
             product with x stays shared. Perturbations alone (scenario (a)) differ between targets
             and sizes in this way only.
@@ -92,7 +91,7 @@ def ensemble(
         loss, steps, batch_size, plateau, trace_every, trace_at, progress: as in `train`.
 
     Returns:
-        The k trained networks, nets(z) of shape (k, m), and their Trace with a leading axis k.
+        The k trained networks, nets(z) of shape (k, m) or (k, m, K), and their Trace with a leading axis k.
 
     Raises as `train` does. Memory: two arrays of (k width, batch_size or n), a record of the trace
     (k width, n); with inputs of their own one member's share of that, and x.
@@ -104,9 +103,12 @@ def ensemble(
     check_mesh(mesh)
     rates = None if learning_rate is None else _checked_rates(learning_rate, k)
     rule = paper_optimizer(0.0, momentum) if optimizer is None else optimizer
-    rules = checked_rules(loss, rule, steps, batch_size, plateau)
+    outputs = nets.num_outputs
+    rules = checked_rules(loss, rule, steps, batch_size, plateau, outputs is not None)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
-    data = _checked_data(x, y, scale, k, d, labels=rules.loss.labels)
+    inputs, scale = _checked_inputs(x, scale, k, d)
+    targets = _checked_targets(y, k, inputs.shape[-2], outputs, labels=rules.loss.labels)
+    data = Data(inputs, targets, scale)
     check_batches(batch_size, data.x.shape[-2], key)
     _check_observed(observe, nets)
 
@@ -166,8 +168,9 @@ def _checked_rates(learning_rate, k: int) -> Array:
     return jnp.broadcast_to(rates, k)
 
 
-def _checked_data(x, y, scale, k: int, d: int, *, labels: bool) -> Data:
-    x, y = as_float(x, "x"), as_float(y, "y")
+def _checked_inputs(x, scale, k: int, d: int) -> tuple[Array, Array | None]:
+    """Inputs (n, d) or (k, n, d), and scale (k, n) or None, checked."""
+    x = as_float(x, "x")
     if x.ndim == 3:
         if len(x) != k:
             raise ValueError(
@@ -182,14 +185,6 @@ def _checked_data(x, y, scale, k: int, d: int, *, labels: bool) -> Data:
     else:
         as_inputs(x, "x", like=(d,), flat=True)
     n = x.shape[-2]
-    if y.ndim == 2:
-        if y.shape != (k, n):
-            raise ValueError(
-                f"y must have shape ({n},) or ({k}, {n}), for {k} networks; got {y.shape}"
-            )
-        as_targets(y.reshape(-1), "y", k * n, labels=labels)
-    else:
-        as_targets(y, "y", n, labels=labels)
     if scale is not None:
         scale = as_float(scale, "scale")
         if scale.shape != (k, n):
@@ -197,15 +192,31 @@ def _checked_data(x, y, scale, k: int, d: int, *, labels: bool) -> Data:
                 f"scale must have shape ({k}, {n}), a number a network and point; got {scale.shape}"
             )
         check_finite(scale, "scale")
-    return Data(x, jnp.broadcast_to(y, (k, n)), scale)
+    return x, scale
+
+
+def _checked_targets(y, k: int, n: int, outputs: int | None, *, labels: bool) -> Array:
+    """Targets of each of k networks, (k, n) or for K outputs (k, n, K), checked."""
+    y = as_float(y, "y")
+    shape = (n,) if outputs is None else (n, outputs)
+    if y.ndim == len(shape):
+        checked_targets(y, n, outputs, labels=labels)
+    elif y.shape == (k, *shape):
+        checked_targets(y.reshape(k * n, *shape[1:]), k * n, outputs, labels=labels)
+    else:
+        raise ValueError(
+            f"y must have shape {shape} or {(k, *shape)}, for {k} networks; got {y.shape}"
+        )
+    return jnp.broadcast_to(y, (k, *shape))
 
 
 class NetworkLearner(eqx.Module):
     """Training a finite network as a function (inputs, targets, key) -> predictor.
 
     A learner for `learn_from_perturbations`. Every call draws a new network from its key and trains
-    it with `train`. The predictor is a TwoLayerNetwork, or a `Centred` one with `start="centred"`
-    (perturbations then use grad f - grad f0). A training that diverges warns.
+    it with `train`; targets (n, K) draw a network of K outputs. The predictor is a TwoLayerNetwork,
+    or a `Centred` one with `start="centred"` (perturbations then use grad f - grad f0). A training
+    that diverges warns.
 
     With `members` an ensemble of that many networks, drawn and trained independently on the same
     data, and the predictor is the `Mean` of their functions: its variance over draws is that of one
@@ -238,7 +249,8 @@ class NetworkLearner(eqx.Module):
         check_choice(self.start, "start", STARTS)
         check_width(self.width, self.start == "doubled")
         TwoLayerNTK(self.slope, self.train_bias)  # checks both
-        checked_rules(self.loss, self.optimizer, self.steps, self.batch_size, self.plateau)
+        several = self.loss in loss_names(several=True)
+        checked_rules(self.loss, self.optimizer, self.steps, self.batch_size, self.plateau, several)
         if self.members is not None:
             check_count(self.members, "members")
         check_mesh(self.mesh)
@@ -257,18 +269,26 @@ class NetworkLearner(eqx.Module):
         return TwoLayerNTK(self.slope, self.train_bias)
 
     def __call__(
-        self, inputs: Float[ArrayLike, "n d"], targets: Float[ArrayLike, " n"], key: PRNGKeyArray
+        self, inputs: Float[ArrayLike, "n d"], targets: Float[ArrayLike, "n ..."], key: PRNGKeyArray
     ):
         check_key(key)
         inputs = as_inputs(inputs, "inputs", flat=True)
-        targets = as_targets(targets, "targets", len(inputs), labels=LOSSES[self.loss].labels)
+        outputs = np.shape(targets)[1] if np.ndim(targets) == 2 else None
+        labels = LOSSES[self.loss].labels
+        targets = checked_targets(targets, len(inputs), outputs, labels=labels, name="targets")
         init_key, batch_key = jax.random.split(key)
         d = inputs.shape[1]
 
         def draw(key):
             doubled = self.start == "doubled"
             return TwoLayerNetwork.init(
-                d, self.width, self.slope, self.train_bias, doubled=doubled, key=key
+                d,
+                self.width,
+                self.slope,
+                self.train_bias,
+                outputs=outputs,
+                doubled=doubled,
+                key=key,
             )
 
         k = self.members

@@ -20,15 +20,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbkernel import meshes
-from perturbkernel.checks import (
-    as_inputs,
-    as_targets,
-    check_choice,
-    check_count,
-    common_dtype,
-)
-from perturbkernel.metrics import accuracy
-from perturbkernel.networks.arguments import check_batches, checked_records
+from perturbkernel.checks import as_inputs, check_choice, check_count, common_dtype
+from perturbkernel.metrics import accuracy, class_accuracy
+from perturbkernel.networks.arguments import check_batches, checked_records, checked_targets
 from perturbkernel.networks.optimizers import Plateau
 from perturbkernel.networks.rules import Data, Rules
 from perturbkernel.networks.trace import Trace as Trace
@@ -91,13 +85,20 @@ def _measure(
         loss = rules.loss.value(outputs, data.y).mean()
         return (
             loss,
-            accuracy(outputs, jnp.sign(data.y)),
+            _accuracy(outputs, data.y),
             moved / optax.tree.norm(params(initial)),
             flipped,
         )
 
     each = rules.dealt(rules.each(measure), True, True, rules.own, True, True)
     return each(net, initial, data, None)
+
+
+def _accuracy(outputs: Array, y: Array) -> Array:
+    """Of signs, or for K outputs of the largest; targets (n, K) name the class of their largest."""
+    if y.ndim == 1:
+        return accuracy(outputs, jnp.sign(y))
+    return class_accuracy(outputs, jnp.argmax(y, axis=-1))
 
 
 @partial(jax.jit, static_argnames="rules")
@@ -286,7 +287,7 @@ def _strong(leaf):
 def train(
     net: TwoLayerNetwork,
     x: Float[Array, "n d"],
-    y: Float[Array, " n"],
+    y: Float[Array, "n ..."],
     *,
     loss: str = "identity",
     optimizer: optax.GradientTransformation | optax.MultiSteps,
@@ -304,9 +305,11 @@ def train(
     Args:
         net: the network to begin from; it is not changed.
         x: (n, d).
-        y: (n,), -1 or +1; any real numbers for the squared loss.
+        y: (n,), -1 or +1; any real numbers for the squared loss. (n, K) for a network of K
+            outputs: `pk.one_hot(labels, K)`, or any real numbers.
         loss: "identity", mean of -y f; "logistic", mean of log(1 + exp(-y f)); "exponential", mean
-            of exp(-y f); "squared", 1/(2n) sum (f - y)^2.
+            of exp(-y f); "squared", 1/(2n) sum (f - y)^2. Of K outputs "identity", "squared" and
+            "softmax", as in `fit`.
         optimizer: any optax optimizer, or an object with its methods `init` and `update`, such as
             optax.MultiSteps. Line searches, optax.contrib.sam and others that ask for the loss, or
             for its gradient as a function, are given them. The network has the parameters that the
@@ -347,18 +350,19 @@ def train(
             f"net must be one network, weight (width, d); got {net.weight.shape}. "
             "`ensemble` trains many"
         )
-    rules = checked_rules(loss, optimizer, steps, batch_size, plateau)
+    several = net.num_outputs is not None
+    rules = checked_rules(loss, optimizer, steps, batch_size, plateau, several)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
     x = as_inputs(x, "x", like=(net.weight.shape[1],), flat=True)
-    y = as_targets(y, "y", len(x), labels=rules.loss.labels)
+    y = checked_targets(y, len(x), net.num_outputs, labels=rules.loss.labels)
     check_batches(batch_size, len(x), key)
     settings = {"rules": rules, "records": records, "progress": progress, "observe": observe}
     return fit_and_record(net, Data(x, y), optimizer.init, key, **settings)
 
 
-def checked_rules(loss, optimizer, steps, batch_size, plateau) -> Rules:
-    """The rules of a training, after their checks."""
-    check_choice(loss, "loss", loss_names())
+def checked_rules(loss, optimizer, steps, batch_size, plateau, several: bool = False) -> Rules:
+    """The rules of a training, after their checks; `several`: of networks with K outputs."""
+    check_choice(loss, "loss", loss_names(several))
     if not (
         callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))
     ):

@@ -5,7 +5,8 @@
 
 with w_i ~ N(0, I/d), b_i ~ N(0, 1), a_i ~ N(0, 1/width). The readout a is never trained. As width
 grows the network becomes the Gaussian process and the tangent kernel of `TwoLayerNTK`; here it is
-what it is.
+what it is. A network of K outputs has K independent readouts of the same neurons; in the limit its
+outputs are independent and have that kernel each.
 """
 
 import equinox as eqx
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from perturbkernel.checks import as_inputs, check_count, check_key, common_dtype
+from perturbkernel.checks import as_float, as_inputs, check_count, check_key, common_dtype
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 
@@ -37,7 +38,7 @@ class TwoLayerNetwork(eqx.Module):
     Attributes:
         weight: (width, d).
         bias: (width,).
-        readout: (width,), never trained.
+        readout: (width,), never trained; of K outputs (width, K).
         slope: of the leaky ReLU for u <= 0, so the gate phi'(0) is `slope`.
         train_bias: whether `train` moves the bias too (True: the paper's published code; False: its
             theory).
@@ -45,7 +46,7 @@ class TwoLayerNetwork(eqx.Module):
 
     weight: Float[Array, "... width d"]
     bias: Float[Array, "... width"]
-    readout: Float[Array, "... width"]
+    readout: Float[Array, "..."]
     slope: float = eqx.field(static=True, default=0.0)
     train_bias: bool = eqx.field(static=True, default=False)
 
@@ -54,10 +55,13 @@ class TwoLayerNetwork(eqx.Module):
         if np.ndim(self.weight) < 2:
             raise ValueError(f"weight must have shape (width, d); got {np.shape(self.weight)}")
         wanted = np.shape(self.weight)[:-1]
-        for name, array in (("bias", self.bias), ("readout", self.readout)):
-            if np.shape(array) != wanted:
+        neurons_of_readout = np.shape(self.readout)
+        if np.ndim(self.readout) == np.ndim(self.weight):
+            neurons_of_readout = neurons_of_readout[:-1]
+        for name, found in (("bias", np.shape(self.bias)), ("readout", neurons_of_readout)):
+            if found != wanted:
                 raise ValueError(
-                    f"{name} must have shape {wanted}, one number a neuron; got {np.shape(array)}"
+                    f"{name} must have shape {wanted}, one number a neuron; got {found}"
                 )
 
     @classmethod
@@ -68,10 +72,13 @@ class TwoLayerNetwork(eqx.Module):
         slope: float = 0.0,
         train_bias: bool = False,
         *,
+        outputs: int | None = None,
         doubled=False,
         key: PRNGKeyArray,
     ) -> "TwoLayerNetwork":
         """Draws weight ~ N(0, 1/d), bias ~ N(0, 1), readout ~ N(0, 1/width), independent.
+
+        `outputs`: K, for a network with K outputs (m, K); left out, one output (m,).
 
         `doubled`: antisymmetric doubling, neurons (w, b, a) and (w, b, -a) for width/2 draws of
         each, so that f0 = 0 and grad f0 = 0 (theory: 4.4). `width` counts all neurons and has to be
@@ -83,19 +90,29 @@ class TwoLayerNetwork(eqx.Module):
         """
         check_count(d, "d")
         check_width(width, doubled)
+        if outputs is not None:
+            check_count(outputs, "outputs", low=2)
         kernel = TwoLayerNTK(slope, train_bias)
         check_key(key)
         # A row a neuron: one compilation.
         neurons = width // 2 if doubled else width
-        drawn = jax.random.normal(key, (neurons, d + 2))
+        drawn = jax.random.normal(key, (neurons, d + 1 + (outputs or 1)))
         weight = drawn[:, :d] / d**0.5
         bias = drawn[:, d]
-        readout = drawn[:, d + 1] / width**0.5
+        readout = drawn[:, d + 1 :] / width**0.5
+        if outputs is None:
+            readout = readout[:, 0]
         if doubled:
             weight = jnp.concatenate([weight, weight])
             bias = jnp.concatenate([bias, bias])
             readout = jnp.concatenate([readout, -readout])
         return cls(weight, bias, readout, kernel.slope, kernel.train_bias)
+
+    @property
+    def num_outputs(self) -> int | None:
+        """K, the number of outputs; None for a single one, of shape (m,)."""
+        several = self.readout.ndim == self.weight.ndim
+        return self.readout.shape[-1] if several else None
 
     @property
     def kernel(self) -> TwoLayerNTK:
@@ -123,11 +140,16 @@ class TwoLayerNetwork(eqx.Module):
     def _readout(self, u: Array) -> Array:
         activated = jnp.where(u > 0, u, self.slope * u)
         readout = self.readout.astype(u.dtype)
-        return jnp.einsum("...i,...im->...m", readout, activated, precision=EXACT)
+        sums = "...i,...im->...m" if self.num_outputs is None else "...ik,...im->...mk"
+        return jnp.einsum(sums, readout, activated, precision=EXACT)
 
     @jax.jit
-    def _gradients(self, z: Array) -> Array:
+    def _gradients(self, z: Array, weights: Array | None = None) -> Array:
         a = self.readout[..., None]
+        if weights is not None:
+            readout = self.readout.astype(common_dtype(self.readout, weights))
+            weights = weights.astype(readout.dtype)
+            a = jnp.einsum("...ik,mk->...im", readout, weights, precision=EXACT)
         gated = jnp.where(self._preactivations(z) > 0, a, self.slope * a)
         return jnp.einsum("...im,...id->...md", gated, self.weight, precision=EXACT)
 
@@ -135,14 +157,17 @@ class TwoLayerNetwork(eqx.Module):
     def _phi(self, x: Array, z: Array) -> Array:
         gates_x = self._gates(x)
         gates_z = self._gates(z)
-        weighted = gates_x * self.readout[..., None] ** 2
+        squares = self.readout**2
+        if self.num_outputs is not None:
+            squares = squares.mean(-1)
+        weighted = gates_x * squares[..., None]
         return jnp.einsum("...in,...im->...nm", weighted, gates_z, precision=EXACT)
 
     def _gates(self, z: Array) -> Array:
         return jnp.where(self._preactivations(z) > 0, 1.0, self.slope)
 
-    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
-        """Outputs (m,) at queries z (m, d). Holds (width, m) numbers."""
+    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "..."]:
+        """Outputs (m,), or (m, K), at queries z (m, d). Holds (width, m) numbers."""
         return self._outputs(self._inputs(z, "z"))
 
     def active(self, z: Float[Array, "m d"]) -> Bool[Array, "... m width"]:
@@ -153,9 +178,21 @@ class TwoLayerNetwork(eqx.Module):
         u = self._preactivations(self._inputs(z, "z"))
         return jnp.swapaxes(u > 0, -1, -2)
 
-    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
-        """Grad f(z) = sum_i a_i phi'(u_i(z)) w_i at every row of z, (m, d)."""
-        return self._gradients(self._inputs(z, "z"))
+    def input_gradient(
+        self, z: Float[Array, "m d"], weights: Float[Array, "m k"] | None = None
+    ) -> Float[Array, "... m d"]:
+        """Grad f(z) = sum_i a_i phi'(u_i(z)) w_i at every row of z, (m, d); of K outputs that of
+        <weights_j, f(z_j)>, with weights (m, K).
+        """
+        z = self._inputs(z, "z")
+        found = None if weights is None else np.shape(weights)
+        wanted = None if self.num_outputs is None else (len(z), self.num_outputs)
+        if found != wanted:
+            said = "left out for a single output" if wanted is None else f"of shape {wanted}"
+            raise ValueError(f"weights must be {said}; got {found}")
+        if weights is None:
+            return self._gradients(z)
+        return self._gradients(z, as_float(weights, "weights"))
 
     def empirical_phi(
         self, x: Float[Array, "n d"], z: Float[Array, "m d"] | None = None
@@ -164,8 +201,9 @@ class TwoLayerNetwork(eqx.Module):
 
             Phi_m(x, z) = sum_i a_i^2 phi'(u_i(x)) phi'(u_i(z))
 
-        Over initialisations its mean is Phi and its variance (3 Q - Phi^2) / width, Q = Phi for
-        slope^2 (theory: 2), twice that for a doubled network.
+        Of K outputs the mean over them. Over initialisations its mean is Phi and its variance
+        ((1 + 2/K) Q - Phi^2) / width, Q = Phi for slope^2 (theory: 2), twice that for a doubled
+        network.
         """
         x = self._inputs(x, "x")
         z = x if z is None else self._inputs(z, "z")
@@ -203,11 +241,19 @@ class Centred(eqx.Module):
     network: TwoLayerNetwork
     initial: TwoLayerNetwork
 
-    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "... m"]:
+    @property
+    def num_outputs(self) -> int | None:
+        """K, or None for a single output."""
+        return self.network.num_outputs
+
+    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "..."]:
         return self.network(z) - self.initial(z)
 
-    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "... m d"]:
-        return self.network.input_gradient(z) - self.initial.input_gradient(z)
+    def input_gradient(
+        self, z: Float[Array, "m d"], weights: Float[Array, "m k"] | None = None
+    ) -> Float[Array, "... m d"]:
+        before = self.initial.input_gradient(z, weights)
+        return self.network.input_gradient(z, weights) - before
 
 
 class Mean(eqx.Module):
@@ -219,8 +265,15 @@ class Mean(eqx.Module):
 
     networks: TwoLayerNetwork | Centred
 
-    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, " m"]:
+    @property
+    def num_outputs(self) -> int | None:
+        """K, or None for a single output."""
+        return self.networks.num_outputs
+
+    def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "m ..."]:
         return self.networks(z).mean(0)
 
-    def input_gradient(self, z: Float[Array, "m d"]) -> Float[Array, "m d"]:
-        return self.networks.input_gradient(z).mean(0)
+    def input_gradient(
+        self, z: Float[Array, "m d"], weights: Float[Array, "m k"] | None = None
+    ) -> Float[Array, "m d"]:
+        return self.networks.input_gradient(z, weights).mean(0)

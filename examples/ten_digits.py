@@ -1,9 +1,9 @@
 """Ten digits: a second network learns them from perturbations toward wrong classes, and from
 nothing else.
 
-    python examples/ten_digits.py                      # 1,000 digits to train on python
-    examples/ten_digits.py --time-g 1000        # g trained longer learns the wrong labels
-    themselves
+    python examples/ten_digits.py                 # 1,000 digits to train on
+    python examples/ten_digits.py --time-g 1000   # g trained longer learns the wrong labels
+    python examples/ten_digits.py --width 1000    # networks of that width beside the limit
 
 f learns handwritten digits by gradient flow on the squared loss. Every training digit is perturbed
 by one step toward another class: the next one (0 toward 1, .., 9 toward 0), or one drawn from the
@@ -23,6 +23,9 @@ from matplotlib.figure import Figure
 
 import perturbkernel as pk
 
+# Momentum .9 makes a step of rate .01 worth .1 of gradient flow's time.
+OPTIMIZER = pk.networks.paper_optimizer(0.01, 0.9)
+STEPS_A_UNIT = 10
 RULES = {"next": "toward the next class", "random_other": "toward a random other"}
 
 
@@ -31,6 +34,47 @@ def confusion(outputs, data: pk.Dataset) -> np.ndarray:
     members = pk.one_hot(data.labels, 10, centred=False)
     decided = jax.nn.one_hot(outputs.argmax(1), 10)
     return np.asarray(members.T @ decided / members.sum(0)[:, None])
+
+
+def limit(time: float) -> pk.KernelLearner:
+    return pk.KernelLearner(pk.TwoLayerNTK(), loss="squared", dynamics=pk.GradientFlow(time))
+
+
+def finite(width: int):
+    """The learner of networks of this width, for any training time."""
+
+    def learner(time: float) -> pk.networks.NetworkLearner:
+        return pk.networks.NetworkLearner(
+            width,
+            loss="squared",
+            optimizer=OPTIMIZER,
+            steps=round(time * STEPS_A_UNIT),
+            start="doubled",
+        )
+
+    return learner
+
+
+def experiments(args, train: pk.Dataset, test: pk.Dataset, learner, key) -> dict:
+    """Runs both scenarios with both rules, prints accuracies, returns (scenario, rule) -> result."""
+    runs = {}
+    for scenario, what in (("b", "perturbed digits"), ("a", "perturbations alone")):
+        for rule, toward in RULES.items():
+            r = pk.learn_from_perturbations(
+                learner(args.time_f),
+                train,
+                learner_g=learner(args.time_g),
+                scenario=scenario,
+                size=args.size,
+                targets=rule,
+                key=key,
+            )
+            (f, g), (each_f, each_g) = r.accuracy(test), r.accuracy(test, per_class=True)
+            rows = [(f"g: {what} {toward}", g, each_g)]
+            for name, accuracy, each in ([] if runs else [("f: the digits", f, each_f)]) + rows:
+                print(f"{name:45} {accuracy:5.3f}  {'  '.join(f'{share:4.2f}' for share in each)}")
+            runs[scenario, rule] = r
+    return runs
 
 
 def main() -> None:
@@ -47,6 +91,9 @@ def main() -> None:
     parser.add_argument(
         "--time-g", type=float, default=30.0, help="training time of g (default 30)"
     )
+    parser.add_argument(
+        "--width", type=int, help="train networks of this width too, by the paper's optimizer"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", default="ten_digits.png")
     args = parser.parse_args()
@@ -55,31 +102,13 @@ def main() -> None:
     digits = pk.data.mnist5k(classes=range(10))
     train, test = digits.split(test=digits.n - args.train, key=split_key)
     print(f"{train.n} digits to train on, {test.n} held out; perturbations of size {args.size:g}")
-    learner, learner_g = (
-        pk.KernelLearner(pk.TwoLayerNTK(), loss="squared", dynamics=pk.GradientFlow(time))
-        for time in (args.time_f, args.time_g)
-    )
-
-    runs = {}
     print(
         f"{'accuracy on clean held-out digits':45} {'all':>5}  {'  '.join(f'{c:>4}' for c in test.classes)}"
     )
-    for scenario, what in (("b", "perturbed digits"), ("a", "perturbations alone")):
-        for rule, toward in RULES.items():
-            r = pk.learn_from_perturbations(
-                learner,
-                train,
-                learner_g=learner_g,
-                scenario=scenario,
-                size=args.size,
-                targets=rule,
-                key=run_key,
-            )
-            (f, g), (each_f, each_g) = r.accuracy(test), r.accuracy(test, per_class=True)
-            rows = [(f"g: {what} {toward}", g, each_g)]
-            for name, accuracy, each in ([] if runs else [("f: the digits", f, each_f)]) + rows:
-                print(f"{name:45} {accuracy:5.3f}  {'  '.join(f'{share:4.2f}' for share in each)}")
-            runs[scenario, rule] = r
+    runs = experiments(args, train, test, limit, run_key)
+    if args.width is not None:
+        print(f"networks of width {args.width:,}, {STEPS_A_UNIT:g} steps a unit of time")
+        experiments(args, train, test, finite(args.width), run_key)
     agreement = {what: r.agreement(test) for what, r in runs.items()}
     print(
         "g decides as f does on "

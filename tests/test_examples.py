@@ -39,7 +39,7 @@ QUICK = {
         "distance of a law from the kernel limit 0.00",
     ),
     "sklearn_grid_search": (["--train", "100", "--times", "2"], "cross-validated accuracy 0.4"),
-    "ten_digits": (["--train", "100"], "g: perturbations alone toward the next class"),
+    "ten_digits": (["--train", "100", "--width", "16"], "networks of width 16, 10 steps"),
     "uncertainty": (["--times", "inf"], "at the data off by 0.000 at most"),
 }
 

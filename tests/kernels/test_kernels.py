@@ -134,47 +134,76 @@ def test_what_a_kernel_does_not_have_is_told_in_words():
         Mine().phi_matmul(x, x, x)
 
 
-@pytest.mark.parametrize(
-    "which", ["new points", "some of the points", "the points", "the very same points"]
-)
-def test_large_tiles_with_and_without_pairs_to_repair(which):
-    """Tiles of more than `LARGE_TILE` pairs are evaluated quickly first: right at new points and at
-    the points.
-    """
+def points_of_large_tiles():
+    """More pairs than `LARGE_TILE`, with two equal points and two opposite ones."""
     rng = np.random.default_rng(11)
     x = rng.normal(size=(1100, 4)).astype(np.float32)
     x[7], x[900] = x[400], -100 * x[1000]
-    z = {
-        "new points": rng.normal(size=(701, 4)).astype(np.float32),
-        "some of the points": np.concatenate([rng.normal(size=(690, 4)), x[:20]]).astype(
-            np.float32
-        ),
-        "the points": x.copy(),
-        "the very same points": x,
-    }[which]
-    coef, bar = (rng.normal(size=size).astype(np.float32) for size in ((len(x), 2), len(z)))
-    exact = oracle.ntk(x.astype(float), z.astype(float), KERNEL.slope, KERNEL.train_bias)
-    gradients = [
-        matrix_gradient(
-            "ntk", KERNEL, x.astype(float), z.astype(float), np.outer(coef[:, 0], weights)
-        )
-        for weights in (np.ones(len(z)), bar)
-    ]
-    at_points = matrix_gradient(
-        "ntk", KERNEL, z.astype(float), x.astype(float), np.outer(bar, coef[:, 0])
-    )
+    z = rng.normal(size=(701, 4)).astype(np.float32)
+    return x, z, rng.normal(size=(1100, 2)).astype(np.float32)
+
+
+def agree(found: dict, wanted: dict) -> None:
+    """Largest errors relative to the largest entry: 1e-5, for gradients 1e-4."""
+    for name, value in wanted.items():
+        error = 1e-4 if "gradient" in name else 1e-5
+        assert np.abs(found[name] - value).max() <= error * np.abs(value).max(), name
+
+
+@pytest.mark.parametrize("which", ["new points", "some of the points", "the points"])
+def test_large_tiles_with_and_without_pairs_to_repair(which):
+    """They are evaluated quickly first: right at new points and at the points."""
+    x, z, coef = points_of_large_tiles()
+    if which == "some of the points":
+        z[-20:] = x[:20]
+    if which == "the points":
+        z = x[-701:].copy()
+    bar = np.random.default_rng(12).normal(size=len(z)).astype(np.float32)
+    wide_x, wide_z, kind = x.astype(float), z.astype(float), (KERNEL.slope, KERNEL.train_bias)
+    exact = oracle.ntk(wide_x, wide_z, *kind)
+    gradient = oracle.input_gradient(wide_z, wide_x, coef[:, 0], *kind)
+    at_points = coef[:, :1] * oracle.input_gradient(wide_x, wide_z, bar, *kind)
+    wanted = {
+        "ntk": exact,
+        "matvec, (n, 2)": exact.T @ coef,
+        "matvec": exact.T @ coef[:, 0],
+        "input_gradient": gradient,
+        # Of a sum over queries, each with its factor.
+        "gradient in z": bar[:, None] * gradient,
+        "gradient in x": at_points,
+    }
     at_z, at_x = jax.grad(lambda z, x: jnp.sum(bar * KERNEL.matvec(z, x, coef[:, 0])), (0, 1))(
         jnp.asarray(z), jnp.asarray(x)
     )
-    for name, found, wanted, error in (
-        ("ntk", KERNEL.ntk(x, None if z is x else z), exact, 1e-5),
-        ("matvec, (n, 2)", KERNEL.matvec(z, x, coef), exact.T @ coef, 1e-5),
-        ("matvec", KERNEL.matvec(z, x, coef[:, 0]), exact.T @ coef[:, 0], 1e-5),
-        ("input_gradient", KERNEL.input_gradient(z, x, coef[:, 0]), gradients[0], 1e-4),
-        ("gradient in z", at_z, gradients[1], 1e-4),
-        ("gradient in x", at_x, at_points, 1e-4),
-    ):
-        assert np.abs(found - wanted).max() <= error * np.abs(wanted).max(), name
+    found = {
+        "ntk": KERNEL.ntk(x, z),
+        "matvec, (n, 2)": KERNEL.matvec(z, x, coef),
+        "matvec": KERNEL.matvec(z, x, coef[:, 0]),
+        "input_gradient": KERNEL.input_gradient(z, x, coef[:, 0]),
+        "gradient in z": at_z,
+        "gradient in x": at_x,
+    }
+    agree(found, wanted)
+
+
+def test_large_tiles_of_an_array_with_itself():
+    """Whose symmetry sums use."""
+    x, _, coef = points_of_large_tiles()
+    wide, kind = x.astype(float), (KERNEL.slope, KERNEL.train_bias)
+    exact = oracle.ntk(wide, wide, *kind)
+    wanted = {
+        "ntk": exact,
+        "matvec, (n, 2)": exact @ coef,
+        "matvec": exact @ coef[:, 0],
+        "input_gradient": oracle.input_gradient(wide, wide, coef[:, 0], *kind),
+    }
+    found = {
+        "ntk": KERNEL.ntk(x),
+        "matvec, (n, 2)": KERNEL.matvec(x, x, coef),
+        "matvec": KERNEL.matvec(x, x, coef[:, 0]),
+        "input_gradient": KERNEL.input_gradient(x, x, coef[:, 0]),
+    }
+    agree(found, wanted)
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=label)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from perturbkernel.data.labels import one_hot as one_hot
     from perturbkernel.kernels.architectures import ArchitectureNTK as ArchitectureNTK
     from perturbkernel.kernels.base import Kernel as Kernel
+    from perturbkernel.kernels.baselines import RBF as RBF
+    from perturbkernel.kernels.baselines import ArcCosine as ArcCosine
+    from perturbkernel.kernels.baselines import Laplace as Laplace
     from perturbkernel.kernels.forecast import Plan as Plan
     from perturbkernel.kernels.two_layer import TwoLayerNTK as TwoLayerNTK
     from perturbkernel.learning.diagnosis import Diagnosis as Diagnosis
@@ -63,6 +66,9 @@ _HOMES = {
     "one_hot": "data.labels",
     "ArchitectureNTK": "kernels.architectures",
     "Kernel": "kernels.base",
+    "ArcCosine": "kernels.baselines",
+    "Laplace": "kernels.baselines",
+    "RBF": "kernels.baselines",
     "Plan": "kernels.forecast",
     "TwoLayerNTK": "kernels.two_layer",
     "Diagnosis": "learning.diagnosis",

@@ -1,5 +1,6 @@
 """Fixtures for every test module, and how Hypothesis runs."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,11 @@ from hypothesis import settings
 # failure repeatable.
 settings.register_profile("perturbkernel", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("perturbkernel")
+
+
+# Image panels run on what ships, on every machine; what runs on more asks for `data_sets`.
+_DATA = os.environ.get("PERTURBKERNEL_DATA")
+os.environ["PERTURBKERNEL_DATA"] = "off"
 
 
 # Linux allows a process 65,530 memory maps, and XLA aborts without one; each compiled program takes
@@ -102,6 +108,15 @@ def implicit_promotion_is_refused(request: pytest.FixtureRequest) -> Iterator[No
         return
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture
+def data_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data sets are looked for where they are outside of tests."""
+    if _DATA is None:
+        monkeypatch.delenv("PERTURBKERNEL_DATA")
+    else:
+        monkeypatch.setenv("PERTURBKERNEL_DATA", _DATA)
 
 
 @pytest.fixture

@@ -104,7 +104,10 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 def _add_places(parser: argparse.ArgumentParser) -> None:
     """Where data come from, where cells are computed, where results go."""
     parser.add_argument(
-        "--mnist", metavar="DIR", help="folder with the IDX files; otherwise mnist5k is used"
+        "--mnist",
+        metavar="DIR",
+        help="folder with the IDX files; left out, it is looked for in the folder that "
+        "PERTURBKERNEL_DATA names, or in /usr/share/datasets; where there is none, mnist5k is used",
     )
     parser.add_argument("--fashion-mnist", metavar="DIR", help="likewise")
     parser.add_argument(

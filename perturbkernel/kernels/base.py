@@ -51,6 +51,22 @@ class Kernel:
     #: the names that `tile` knows
     kernel_names: ClassVar[tuple[str, ...]] = ("ntk", "nngp")
 
+    #: NumPy's numbers leave products with a kernel to the kernel
+    __array_ufunc__: ClassVar[None] = None
+
+    # The module of combinations imports this one.
+    def __add__(self, other: "Kernel") -> "Kernel":
+        from perturbkernel.kernels.algebra import added
+
+        return added(self, other)
+
+    def __mul__(self, other: Any) -> "Kernel":
+        from perturbkernel.kernels.algebra import multiplied
+
+        return multiplied(self, other)
+
+    __rmul__ = __mul__
+
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """The dense kernel called `name`, (rows of z, rows of x), in their dtype; traced and
         differentiated.

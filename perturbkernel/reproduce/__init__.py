@@ -16,6 +16,7 @@ from pathlib import Path
 
 from perturbkernel._moved import renamed
 from perturbkernel.checks import check_count
+from perturbkernel.data.image_files import FASHION_MNIST, MNIST, ImageFamily, standard_folder
 from perturbkernel.reproduce import runner
 from perturbkernel.reproduce.page import Reproduction as Reproduction
 from perturbkernel.reproduce.page import load as load
@@ -57,8 +58,10 @@ def reproduce(
         targets: of finite networks, trained or drawn, "coin_flip" or "balanced"; the kernel limit
             shows both.
         dynamics: of the logistic loss in the limit, "flow" or exact "heavy_ball" steps.
-        mnist, fashion_mnist: folders with the IDX files; without them image panels use the digits
-            of mnist5k.
+        mnist, fashion_mnist: folders with the IDX files; left out, `mnist` and `fashion-mnist` in
+            the folder that the environment variable PERTURBKERNEL_DATA names, or in
+            /usr/share/datasets if it is not set ("off": none). Without them image panels use the
+            digits of mnist5k.
         executor: any `concurrent.futures.Executor`; it is not shut down. Local processes if left
             out.
         workers: how many local processes, one a core if left out; 0 computes in this process.
@@ -80,8 +83,8 @@ def reproduce(
         seeds=seeds,
         targets=targets,
         dynamics=dynamics,
-        mnist=_absolute(mnist),
-        fashion_mnist=_absolute(fashion_mnist),
+        mnist=_folder(MNIST, mnist),
+        fashion_mnist=_folder(FASHION_MNIST, fashion_mnist),
     )
     if workers is not None:
         check_count(workers, "workers", low=0)
@@ -115,9 +118,10 @@ def reproduce(
             ) from error
 
 
-def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    """The same folder for workers that run elsewhere."""
-    return None if path is None else str(Path(path).expanduser().resolve())
+def _folder(family: ImageFamily, path: str | os.PathLike[str] | None) -> str | None:
+    """The folder that is given, or else found, by a name that is the same for workers elsewhere."""
+    folder = standard_folder(family) if path is None else Path(path).expanduser()
+    return None if folder is None else str(folder.resolve())
 
 
 def names() -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from perturbkernel.files import write_whole
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.kernels.descriptions import described, from_description
 from perturbkernel.training.dynamics import from_numbers, to_numbers
 from perturbkernel.training.precision import as_stored, to_ambient
 
@@ -39,9 +39,6 @@ class Saved(NamedTuple):
 
 def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any] | None) -> None:
     """Writes the file whole or not at all."""
-    kernel: dict[str, Any] = {"class": type(saved.kernel).__name__}
-    if isinstance(saved.kernel, TwoLayerNTK):
-        kernel |= {"slope": saved.kernel.slope, "train_bias": saved.kernel.train_bias}
     arrays: dict[str, Any] = {
         "inputs": np.asarray(saved.inputs),
         "dual_coef": np.asarray(saved.dual_coef),
@@ -53,7 +50,7 @@ def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any
         initial_values = _initial_values(initial, points).tolist()
     header = {
         "format": _FORMAT,
-        "kernel": kernel,
+        "kernel": described(saved.kernel),
         "initial": initial is not None,
         "status": saved.status,
         "stats": {name: float(value) for name, value in saved.stats.items()},
@@ -110,10 +107,7 @@ def read(
 
 def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     """With kernel None where the file does not say enough to make one."""
-    arguments = dict(header["kernel"])
-    kernel: Any = None
-    if arguments.pop("class") == "TwoLayerNTK":
-        kernel = TwoLayerNTK(**arguments)
+    kernel: Any = from_description(header["kernel"])
     stats = {str(name): float(value) for name, value in header["stats"].items()}
     numbers = header.get("dynamics", ())  # the oldest files lack this and the loss
     return Saved(

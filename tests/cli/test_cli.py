@@ -224,7 +224,7 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
         (["run", "--data", "nothing"], "--data must be one of mnist5k"),
         (["run", "--data", "absent.npz"], "absent.npz"),
         (["run", "--data", "mnist"], "--data mnist needs --path DIR"),
-        (["run", "--path", "here"], "--path goes with --data mnist or fashion_mnist"),
+        (["run", "--path", "here"], "--path goes with --data mnist, fashion_mnist, cifar10"),
         (["run", "--classes", "3", "3"], "--classes must name different labels; got 3 3"),
         (["run", "--classes", "3", "x"], "--classes: MNIST has no label x; it has 0, 1, 2"),
         ([*SMALL, "--classes", "1", "2"], "--classes does not apply to shifted_gaussian"),

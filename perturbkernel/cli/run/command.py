@@ -49,12 +49,20 @@ def _add_data_options(run: argparse.ArgumentParser) -> None:
         "--data",
         default="mnist5k",
         metavar="NAME|FILE",
-        help="mnist5k (digits that come with the installation, default), gaussian, "
-        "shifted_gaussian, mnist or fashion_mnist (with --path), or a .npz file with arrays "
-        "`inputs`, (n, d) or images (n, h, w) or (n, h, w, c), and `targets` (n,)",
+        help="mnist5k (digits that come with the installation, default), digits (8 x 8, with "
+        "scikit-learn), gaussian, shifted_gaussian, mnist, fashion_mnist or cifar10 (with --path), "
+        "a .npz file with arrays `inputs`, (n, d) or images (n, h, w) or (n, h, w, c), and "
+        "`targets` (n,), a .csv or .tsv file (with --label), or a folder with a folder of images "
+        "for each class",
     )
     group.add_argument(
-        "--path", metavar="DIR", help="folder with the IDX files of mnist or fashion_mnist"
+        "--path",
+        metavar="DIR",
+        help="folder with the files of mnist, fashion_mnist or cifar10; left out, it is looked for "
+        "in the folder that PERTURBKERNEL_DATA names, or in /usr/share/datasets",
+    )
+    group.add_argument(
+        "--label", metavar="COLUMN", help="the column of labels, as the table's first line has it"
     )
     group.add_argument(
         "--classes",

@@ -18,8 +18,9 @@ from perturbkernel.cli import options
 from perturbkernel.data.array_files import check_memory, read_labelled, read_npy
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import NOISES, TARGET_RULES
-from perturbkernel.data.image_files import FASHION_MNIST, MNIST
+from perturbkernel.data.image_files import FAMILIES, MNIST, standard_folder
 from perturbkernel.data.labels import class_name
+from perturbkernel.data.tables import read_table
 from perturbkernel.learning.record import REACH
 from perturbkernel.report.results import check_folder
 from perturbkernel.training.losses import loss_names
@@ -27,22 +28,29 @@ from perturbkernel.training.losses import loss_names
 SYNTHETIC = ("gaussian", "shifted_gaussian")
 SYNTHETIC_POINTS = 1000
 _DIMENSION, _TEST = 100, 0.2
-_IMAGES = {"mnist": MNIST, "fashion_mnist": FASHION_MNIST}
+_DIGITS = ("mnist5k", "digits")  # without a test set of their own
+_WITH_LABELS = {".csv": ",", ".tsv": "\t"}
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError for options that contradict each other, or are out of reach."""
-    if args.path is not None and args.data not in _IMAGES:
-        raise ValueError(f"--path goes with --data mnist or fashion_mnist; got --data {args.data}")
-    if args.path is None and args.data in _IMAGES:
-        raise ValueError(f"--data {args.data} needs --path DIR, the folder with its IDX files")
+    if args.path is not None and args.data not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"--path goes with --data {known}; got --data {args.data}")
+    if args.path is None and args.data in FAMILIES and standard_folder(FAMILIES[args.data]) is None:
+        raise ValueError(f"--data {args.data} needs --path DIR, the folder with its files")
+    is_table = Path(args.data).suffix in _WITH_LABELS
+    if args.label is not None and not is_table:
+        raise ValueError(f"--label goes with a .csv or .tsv file; got --data {args.data}")
+    if args.label is None and is_table:
+        raise ValueError(f"--data {args.data} needs --label COLUMN, the name of its labels' column")
     if args.classes is not None and args.data in SYNTHETIC:
         raise ValueError(f"--classes does not apply to {args.data}")
     if args.d is not None and args.data not in SYNTHETIC:
         raise ValueError(f"--d is of synthetic data; --data {args.data} has a dimension of its own")
     if args.shift is not None and args.data != "shifted_gaussian":
         raise ValueError(f"--shift goes with --data shifted_gaussian; got --data {args.data}")
-    if args.test is not None and args.data in _IMAGES:
+    if args.test is not None and args.data in FAMILIES:
         raise ValueError(f"--test does not apply to {args.data}, which has a test set of its own")
     if args.classes is not None and len(args.classes) < 2:
         raise ValueError(f"--classes needs two labels or more; got {args.classes[0]}")
@@ -84,7 +92,7 @@ def _check_results_go_to(folder: str) -> None:
 def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
     """Training and test data, every class among the training points."""
     split_key, data_key = key, jax.random.fold_in(key, 1)
-    if args.data in _IMAGES:
+    if args.data in FAMILIES:
         chosen = _chosen_digits(args.classes, args.data)
         read = getattr(datasets, args.data)
         train = read(args.path, split="train", **chosen)
@@ -118,12 +126,20 @@ def _check_every_class_is_there(train: Dataset) -> None:
 def _load_whole(args: argparse.Namespace, key) -> Dataset:
     if args.data in SYNTHETIC:
         return draw(args, args.n or SYNTHETIC_POINTS, key)
-    if args.data == "mnist5k":
-        return datasets.mnist5k(**_chosen_digits(args.classes, args.data))
+    if args.data in _DIGITS:
+        read = getattr(datasets, args.data)
+        return read(**_chosen_digits(args.classes, args.data))
     if Path(args.data).suffix == ".npz":
         return _load_file(args.data, args.classes)
-    known = "mnist5k, gaussian, shifted_gaussian, mnist, fashion_mnist"
-    raise ValueError(f"--data must be one of {known}, or a .npz file; got {args.data!r}")
+    if Path(args.data).suffix in _WITH_LABELS:
+        return _load_table(args.data, args.label, args.classes)
+    if Path(args.data).is_dir():
+        return datasets.folder(args.data, args.classes)
+    known = ", ".join((*_DIGITS, *SYNTHETIC, *FAMILIES))
+    raise ValueError(
+        f"--data must be one of {known}, a .npz or .csv file, or a folder of images; "
+        f"got {args.data!r}"
+    )
 
 
 def draw(args: argparse.Namespace, n: int, key) -> Dataset:
@@ -161,11 +177,23 @@ def _load_file(path: str, words: Sequence[str] | None) -> Dataset:
         raise ValueError(f"{file}: {error}") from error
 
 
+def _load_table(path: str, label: str, words: Sequence[str] | None) -> Dataset:
+    """The data set of a table, of the labels that the words name."""
+    delimiter = _WITH_LABELS[Path(path).suffix]
+    if words is None:
+        return datasets.csv(path, label, delimiter=delimiter)
+    table = read_table(path, label, delimiter)
+    classes = _named(words, np.unique(table.labels).tolist(), path)
+    return datasets.from_arrays(
+        table.inputs, table.labels, classes=classes, name=Path(path).expanduser().stem
+    )
+
+
 def _chosen_digits(words: Sequence[str] | None, data: str) -> dict[str, list[int]]:
     """The classes of images that the words name, by number or name, as an argument."""
     if words is None:
         return {}
-    family = _IMAGES.get(data, MNIST)
+    family = FAMILIES.get(data, MNIST)
     names = {name: number for number, name in enumerate(family.class_names)}
     renamed = [str(names.get(word, word)) for word in words]
     return {"classes": _named(renamed, list(range(10)), family.name)}

@@ -1,0 +1,237 @@
+"""Kernels to compare networks with: Gaussian, Laplace and arc-cosine.
+
+They are no tangent kernels of a network with these inputs, but gradient flow in their space of
+functions is that of `fit`, and everything that takes a kernel takes them. Both `ntk` and `nngp` are
+the kernel itself: the initial function of `sample_initial` is the Gaussian process with this
+covariance, and `distribution` at infinite time its posterior.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from perturbkernel.arrays import namespace
+from perturbkernel.checks import as_inputs, check_choice, check_count, check_number
+from perturbkernel.engine.tiles import exact_matmul
+from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.distances import cityblock_distances, distances
+from perturbkernel.kernels.products import gradient_footprint
+
+AnyArray = Array | np.ndarray
+
+_NORMS = ("l2", "l1")
+_ORDERS = (0, 1, 2)
+
+
+class _OfRows(Kernel):
+    """A kernel between rows (n, d), whose tiles are what they seem."""
+
+    def check_inputs(self, value, name: str, like: tuple[int, ...] | None = None) -> Array:
+        """The inputs (n, d), as an array; images are to be flattened."""
+        return as_inputs(value, name, like=like, flat=True)
+
+    def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
+        """(numbers a pair of points, numbers a row) of the widest sum, an input gradient."""
+        return _footprint(self, tuple(row))
+
+
+@functools.lru_cache(maxsize=64)
+def _footprint(kernel: Kernel, row: tuple[int, ...]) -> tuple[float, float]:
+    return gradient_footprint(kernel, row)
+
+
+def _check_scale(kernel: Any) -> None:
+    check_number(kernel.length_scale, "length_scale", open_low=True)
+    object.__setattr__(kernel, "length_scale", float(kernel.length_scale))
+    _check_memory(kernel)
+
+
+def _check_memory(kernel: Any) -> None:
+    if kernel.memory is not None:
+        check_count(kernel.memory, "memory", low=2**20)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class RBF(_OfRows):
+    """The Gaussian kernel, exp(-|x - z|^2 / (2 length_scale^2)).
+
+    That is scikit-learn's `gaussian_process.kernels.RBF(length_scale)`, and its
+    `rbf_kernel(gamma=1 / (2 * length_scale**2))`. Distances of points that nearly coincide are
+    taken from their difference, so that values and gradients are right there.
+
+    Args:
+        length_scale: > 0, in the units of the inputs; a first guess is the median distance between
+            them.
+        memory: bytes for the temporaries of a sum, on each device, as of `TwoLayerNTK`.
+
+    Raises ValueError or TypeError for another length scale or memory.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> kernel = pk.RBF(length_scale=5.0)
+        >>> round(float(kernel.ntk([[0.0, 0.0]], [[3.0, 4.0]])[0, 0]), 4)
+        0.6065
+    """
+
+    length_scale: float = 1.0
+    memory: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self):
+        _check_scale(self)
+
+    def tile(self, name: str, z: Array, x: Array) -> Array:
+        """The kernel, (rows of z, rows of x), whatever its name."""
+        scaled = distances(z, x) / self.length_scale
+        return jnp.exp(-(scaled**2) / 2)
+
+    def gradient_bound(self, z: AnyArray, x: AnyArray, coef: AnyArray) -> AnyArray:
+        """(m,), at least sum_n coef_n |grad_z K(x_n, z)|: the slope is at most e^(-1/2) / scale."""
+        return _bound(z, coef, math.exp(-0.5) / self.length_scale)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Laplace(_OfRows):
+    """The Laplace kernel, exp(-|x - z| / length_scale).
+
+    With norm="l2", the Euclidean length, it is the Matern kernel of order 1/2, scikit-learn's
+    `gaussian_process.kernels.Matern(length_scale, nu=0.5)`; with norm="l1", the sum of absolute
+    differences, its `laplacian_kernel(gamma=1 / length_scale)`. It has a cone where z = x, as
+    kernels of ReLU networks have; the symmetric derivative, 0, is taken there.
+
+    Args:
+        length_scale: > 0, in the units of the inputs.
+        norm: "l2" or "l1", which takes a pass over a tile for every eight coordinates and no
+            product of matrices.
+        memory: as of `RBF`.
+
+    Raises ValueError or TypeError for another length scale, norm or memory.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> kernel = pk.Laplace(length_scale=5.0)
+        >>> round(float(kernel.ntk([[0.0, 0.0]], [[3.0, 4.0]])[0, 0]), 4)
+        0.3679
+
+    Source: for its likeness to tangent kernels, Geifman et al., On the Similarity between the
+    Laplace and Neural Tangent Kernels (NeurIPS 2020).
+    """
+
+    length_scale: float = 1.0
+    norm: str = "l2"
+    memory: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self):
+        check_choice(self.norm, "norm", _NORMS)
+        _check_scale(self)
+
+    def tile(self, name: str, z: Array, x: Array) -> Array:
+        """The kernel, (rows of z, rows of x), whatever its name."""
+        measure = distances if self.norm == "l2" else cityblock_distances
+        return jnp.exp(-measure(z, x) / self.length_scale)
+
+    def gradient_bound(self, z: AnyArray, x: AnyArray, coef: AnyArray) -> AnyArray:
+        """(m,), at least sum_n coef_n |grad_z K(x_n, z)|: the slope is at most 1 / scale, and
+        d^(1/2) / scale with norm="l1".
+        """
+        steepest = 1.0 if self.norm == "l2" else x.shape[1] ** 0.5
+        return _bound(z, coef, steepest / self.length_scale)
+
+
+def _bound(z: AnyArray, coef: AnyArray, slope: float) -> AnyArray:
+    """slope sum_n coef_n, for every row of z."""
+    xp = namespace(coef)
+    ones = xp.ones(z.shape[0], coef.dtype)
+    return ones * xp.sum(coef) * slope
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class ArcCosine(_OfRows):
+    """The arc-cosine kernel of order 0, 1 or 2.
+
+    With theta the angle between x and z it is
+
+        K(x, z) = |x|^order |z|^order J(theta) / pi,
+        J = pi - theta                                       (order 0),
+        J = sin(theta) + (pi - theta) cos(theta)             (order 1),
+        J = 3 sin(theta) cos(theta) + (pi - theta) (1 + 2 cos(theta)^2)   (order 2).
+
+    It is 2 E[phi(<w, x>) phi(<w, z>)] for w ~ N(0, I) and phi(u) = max(u, 0)^order (of order 0 the
+    step), a ReLU network without biases of which only the readout is trained (order 1). With a
+    column of ones beside the inputs it has biases: of rows (x / sqrt(d), 1) order 1 is
+    2 `TwoLayerNTK().nngp`, and order 0 is 2 `TwoLayerNTK().phi`.
+
+    Angles of points that are nearly parallel, or nearly opposite, are taken from the difference of
+    their directions. Where z is parallel to x order 0 has a cone; there, and at z = 0, derivatives
+    are the symmetric ones. A point at 0 makes a right angle with every other; order 0, which is
+    discontinuous there, has derivative 0 in it.
+
+    Args:
+        order: 0, 1 or 2.
+        memory: as of `RBF`.
+
+    Raises ValueError or TypeError for another order or memory.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.ArcCosine(order=0).ntk([[1.0, 0.0]], [[0.0, 2.0], [3.0, 0.0]]).tolist()
+        [[0.5, 1.0]]
+
+    Source: Cho, Saul, Kernel Methods for Deep Learning (NeurIPS 2009).
+    """
+
+    order: int = 1
+    memory: int | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __post_init__(self):
+        check_count(self.order, "order", low=0)
+        if self.order not in _ORDERS:
+            raise ValueError(f"order must be 0, 1 or 2; got {self.order}")
+        object.__setattr__(self, "order", int(self.order))
+        _check_memory(self)
+
+    def tile(self, name: str, z: Array, x: Array) -> Array:
+        """The kernel, (rows of z, rows of x), whatever its name."""
+        z_norm, z_unit = _polar(z)
+        x_norm, x_unit = _polar(x)
+        theta = _angles(z_unit, x_unit)
+        norms = z_norm[:, None] * x_norm[None, :]
+        sine, cosine = jnp.sin(theta), jnp.cos(theta)
+        if self.order == 0:
+            return 1 - theta / math.pi
+        if self.order == 1:
+            # The part that is odd in z is linear, so that the symmetric derivative at z = 0 is its.
+            even = sine + (math.pi / 2 - theta) * cosine
+            return exact_matmul(z, x.T) / 2 + norms * even / math.pi
+        angular = 3 * sine * cosine + (math.pi - theta) * (1 + 2 * cosine**2)
+        return norms**2 * angular / math.pi
+
+
+def _polar(x: Array) -> tuple[Array, Array]:
+    """Lengths (n,) and directions (n, d) of rows; of a row at 0, 0 and 0, with derivatives 0."""
+    largest = jax.lax.stop_gradient(jnp.abs(x).max(axis=1, keepdims=True))
+    is_zero = largest == 0
+    scaled = x / jnp.where(is_zero, 1, largest)
+    square = jnp.sum(scaled**2, axis=1, keepdims=True)
+    root = jnp.sqrt(jnp.where(is_zero, 1, square))
+    unit = jnp.where(is_zero, 0, scaled / root)
+    norm = jnp.where(is_zero, 0, root * largest)
+    return norm[:, 0], unit
+
+
+def _angles(z: Array, x: Array) -> Array:
+    """The angles between rows of length 1, by Kahan's formula 2 atan(|z - x| / |z + x|); pi / 2 to
+    a row at 0.
+    """
+    apart, together = jnp.split(distances(z, jnp.concatenate([x, -x])), 2, axis=1)
+    both_zero = (apart == 0) & (together == 0)
+    theta = 2 * jnp.arctan2(jnp.where(both_zero, 1, apart), jnp.where(both_zero, 1, together))
+    return jnp.where(both_zero, math.pi / 2, theta)

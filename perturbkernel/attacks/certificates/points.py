@@ -54,8 +54,8 @@ def angle_reach(query: Query, distance: Array) -> Array:
     Example:
         >>> one = jnp.ones(1)
         >>> query = Query(one, jnp.asarray(1.0), jnp.asarray(2.0), one)
-        >>> angle_reach(query, jnp.asarray(1.0)).round(4), angle_reach(query, jnp.asarray(3.0))
-        (Array(0.5236, dtype=float32), Array(3.1415927, dtype=float32, weak_type=True))
+        >>> [round(float(angle_reach(query, jnp.asarray(step))), 3) for step in (1.0, 3.0)]
+        [0.524, 3.142]
     """
     ratio = distance / query.root
     angle = jnp.arcsin(jnp.minimum(ratio, 1)) * _ROUNDED_UP
@@ -73,7 +73,8 @@ def cotangent_bound(theta: Array, angle: Array) -> Array:
     """At least |cot| of all angles within `angle` of theta; inf where they may come near 0 or pi.
 
     Example:
-        >>> cotangent_bound(jnp.asarray([0.1, 1.0]), jnp.asarray(0.2)).round(3).tolist()
+        >>> bounds = cotangent_bound(jnp.asarray([0.1, 1.0]), jnp.asarray(0.2))
+        >>> [round(float(bound), 3) for bound in bounds]
         [inf, 0.971]
     """
     low = theta - angle

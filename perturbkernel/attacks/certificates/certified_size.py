@@ -236,7 +236,7 @@ def _double(array: Any) -> Array:
 
 
 def _as_decisions(targets: Any, n: int, outputs: int | None) -> np.ndarray:
-    if outputs is None:
+    if outputs in (None, 1):
         return np.asarray(as_targets(targets, "targets", n))
     return np.asarray(class_indices(targets, "targets", n, outputs))
 

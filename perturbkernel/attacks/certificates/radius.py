@@ -17,6 +17,7 @@ from perturbkernel.attacks.certificates.expansion import (
     kernel_weights,
 )
 from perturbkernel.attacks.certificates.points import (
+    NEAREST,
     Query,
     Seen,
     initial_remainder,
@@ -140,7 +141,7 @@ def _one(network, numbers, row: Row, extra, extra_rounding, norm: str, memory: i
         one_hot = jax.nn.one_hot(decision, len(outputs), dtype=outputs.dtype)
         signs = one_hot[None] - jnp.eye(len(outputs), dtype=outputs.dtype)
         is_own = one_hot > 0
-        gaps = outputs[decision] - outputs - 2 * rounding
+        gaps = outputs[decision] - outputs - rounding[decision] - rounding
         margins = jnp.where(is_own, jnp.inf, gaps)
 
     def certify(k: Array, least: Array) -> Array:
@@ -228,7 +229,7 @@ class Losses:
         """The largest size found at which no perturbation takes the margin away."""
         row = self.row
         poles = jnp.minimum(row.seen.theta, jnp.pi - row.seen.theta)
-        slope, _ = self.expanded(jnp.where(poles < 1e-5, 0, 1))
+        slope, _ = self.expanded(jnp.where(poles < NEAREST, 0, 1))
         furthest = _FURTHEST * row.query.root / self.numbers.reach
 
         # First without the curvature, to know at what size each point is to be expanded, and how.

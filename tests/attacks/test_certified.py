@@ -250,6 +250,28 @@ def test_remainders_bound_every_expansion(kernel):
     assert (largest[:3] > 0.2).all()  # bounds that say something
 
 
+def test_the_third_derivative_of_an_angle_is_bounded_and_nearly_attained():
+    """By differences in extended precision, on lines in every direction."""
+    ratios = []
+    size, h = 1e-6, 1e-3
+    with jax.enable_x64(True):
+        for _ in range(6):
+            x, z = 3 * RNG.normal(size=(60, 2)), RNG.normal(size=2) * 10.0 ** RNG.uniform(-1, 1)
+            query, seen, _ = seen_from(pk.TwoLayerNTK(), x, z)
+            alone = seen._replace(factor=jnp.ones(60), dual=jnp.zeros(60))
+            bounds = points.kernel_remainders(query, alone, jnp.ones(60), 1.0, size, 1.0)
+            bound = np.asarray(bounds[2]) * 6 / size**3
+            turns = np.linspace(0, np.pi, 60)
+            delta = np.stack([np.cos(turns), np.sin(turns)], axis=1)
+            steps = [oracle.angle(z + t * h * delta, x) for t in (-2, -1, 1, 2)]
+            third = (steps[3] - steps[0]) / 2 - (steps[2] - steps[1])
+            theta = np.asarray(seen.theta)
+            apart = (theta > 0.2) & (theta < np.pi - 0.2)
+            found = np.abs(np.asarray(third, float)).max(0) / h**3
+            ratios.append((found / bound)[apart].max())
+    assert 0.6 < max(ratios) < 1.001
+
+
 def test_the_rest_of_an_initial_function_is_bounded():
     kernel = pk.TwoLayerNTK()
     ratios = []

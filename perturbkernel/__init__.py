@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from perturbkernel import reproduce as reproduce
     from perturbkernel import theory as theory
     from perturbkernel import verify as verify
+    from perturbkernel.attacks.certificates import CertifiedSize as CertifiedSize
+    from perturbkernel.attacks.certificates import certified_size as certified_size
     from perturbkernel.attacks.iterated import attack as attack
     from perturbkernel.attacks.iterated import universal as universal
     from perturbkernel.attacks.minimum_norm import MinimumNorm as MinimumNorm
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
 # The public modules, and the module that defines each public name: the imports above, for Python.
 _MODULES = ("data", "learning", "networks", "report", "reproduce", "sklearn", "theory", "verify")
 _HOMES = {
+    "CertifiedSize": "attacks.certificates",
+    "certified_size": "attacks.certificates",
     "attack": "attacks.iterated",
     "universal": "attacks.iterated",
     "MinimumNorm": "attacks.minimum_norm",

@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
         "or pip install scikit-learn"
     ) from error
 
+from perturbkernel.attacks.certificates import certified_size
 from perturbkernel.attacks.one_step import perturb
 from perturbkernel.checks import check_choice
 from perturbkernel.data.labels import one_hot
@@ -160,6 +161,24 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         See `pk.perturb`, which takes `predictor_` as well and has more options. Raises ValueError
         for a y that is none of `classes_`.
         """
+        inputs, targets = self._labelled(X, y)
+        with jax.enable_x64(True):
+            return inputs + np.asarray(
+                perturb(self.predictor_, inputs, targets, size=size, norm=norm).delta
+            )
+
+    def certified_size(self, X, y, *, norm: str = "l2") -> np.ndarray:
+        """(n,), sizes within which no perturbation of a row of X changes the class predicted, 0
+        where it is not y_n.
+
+        See `pk.certified_size`, which takes `predictor_` as well. Of the two-layer network alone:
+        raises TypeError for another `kernel`, ValueError for a y that is none of `classes_`.
+        """
+        inputs, targets = self._labelled(X, y)
+        return certified_size(self.predictor_, inputs, targets, norm=norm).size
+
+    def _labelled(self, X, y) -> tuple[Any, np.ndarray]:
+        """Checked inputs, and labels as the predictor knows them: signs, or numbers of classes."""
         check_is_fitted(self)
         inputs: Any = validate_data(self, X, dtype=np.float64, reset=False)
         y = np.asarray(y)
@@ -167,11 +186,7 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         if unknown.size:
             raise ValueError(f"y must be among the classes {self.classes_}; found {unknown[0]}")
         indices = np.searchsorted(self.classes_, y)
-        with jax.enable_x64(True):
-            targets = indices if len(self.classes_) > 2 else 2.0 * indices - 1
-            return inputs + np.asarray(
-                perturb(self.predictor_, inputs, targets, size=size, norm=norm).delta
-            )
+        return inputs, indices if len(self.classes_) > 2 else 2.0 * indices - 1
 
 
 class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):

@@ -166,6 +166,17 @@ def test_perturb_moves_points_toward_classes():
         several.perturb(X, np.repeat("d", N), size=1.0)
 
 
+def test_certified_sizes_are_those_of_the_predictor():
+    for classes in (TWO, THREE):
+        estimator = NTKClassifier().fit(X, classes)
+        predicted = estimator.predict(X)
+        labels = np.where(np.arange(N) % 2, predicted, np.roll(np.unique(classes), 1)[0])
+        sizes = estimator.certified_size(X, labels, norm="linf")
+        assert ((sizes > 0) == (labels == predicted)).all()
+        own = pk.certified_size(estimator.predictor_, X, norm="linf").size
+        np.testing.assert_array_equal(sizes, np.where(labels == predicted, own, 0))
+
+
 def test_the_predictor_is_a_jax_function_and_survives_a_pickle():
     before = NTKRegressor().fit(X, X[:, 0])
     model = pickle.loads(pickle.dumps(before))

@@ -237,3 +237,22 @@ def accuracy_against_size(
     )
     axis.legend(loc="lower right", fontsize=8)
     return fig
+
+
+def certified_accuracy(
+    axis: Axes, sizes: np.ndarray, certified: np.ndarray, attacked: np.ndarray
+) -> None:
+    """Draws certified accuracy under accuracy under attack, all (s,), and what lies between.
+
+    Example:
+        >>> axis = figure(3, 2).add_subplot()
+        >>> sizes = np.array([0.0, 1.0])
+        >>> certified_accuracy(axis, sizes, np.array([0.9, 0.5]), np.array([0.9, 0.6]))
+        >>> [line.get_label() for line in axis.lines]
+        ['under attack', 'certified']
+    """
+    axis.plot(sizes, attacked, color=F_COLOUR, lw=1.5, label="under attack")
+    axis.plot(sizes, certified, color=G_COLOUR, lw=1.5, label="certified")
+    axis.fill_between(sizes, certified, attacked, color=GREY, alpha=0.3, lw=0, label="not known")
+    axis.set_ylim(-0.02, 1.03)
+    axis.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,53 @@
+"""The largest value of a quadratic form over a ball, bounded from above without eigenvalues."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+_ROUNDED_UP = 1 + 1e-9
+
+
+def spectral_bound(matrix: Float[Array, "d d"]) -> Array:
+    """At least the spectral norm of a symmetric matrix: the 8-norm of its eigenvalues, which is
+    at most d^(1/8) times as large.
+
+    Example:
+        >>> round(float(spectral_bound(jnp.diag(jnp.asarray([3.0, -1.0])))), 3)
+        3.0
+    """
+    largest = jnp.abs(matrix).max()
+    unit = jnp.where(largest > 0, largest, 1)
+    scaled = matrix / unit
+    squared = scaled @ scaled
+    fourth = squared @ squared
+    total = jnp.sum(fourth**2)
+    return unit * total ** (1 / 8) * _ROUNDED_UP
+
+
+def quadratic_bound(rest: Float[Array, "d d"], identity: Array, norm: str) -> Array:
+    """q >= 0 with <delta, (rest + identity I) delta> <= q |delta|^2 in "l2", "linf" or "l1".
+
+    For linf the form is bounded by its spectral norm after a rescaling of the entries, D^(-1/2) H
+    D^(-1/2), times the trace of D, for two D, and by the sum of all |H_ij|, whichever is least.
+
+    Example:
+        >>> matrix = jnp.asarray([[0.0, 1.0], [1.0, 0.0]])
+        >>> [round(float(quadratic_bound(matrix, 0.0, norm)), 2) for norm in ("l2", "linf", "l1")]
+        [1.09, 2.0, 1.0]
+    """
+    d = len(rest)
+    if norm == "l2":
+        return jnp.maximum(identity + spectral_bound(rest), 0)
+    whole = rest + identity * jnp.eye(d, dtype=rest.dtype)
+    if norm == "l1":
+        spectral = identity + spectral_bound(rest)
+        entry = jnp.abs(whole).max()
+        return jnp.maximum(jnp.minimum(entry, spectral), 0) * _ROUNDED_UP
+    entries = jnp.abs(whole)
+    bounds = [jnp.sum(entries)]
+    for weights in (jnp.sqrt(jnp.sum(whole**2, axis=1)), jnp.ones(d, rest.dtype)):
+        floor = 1e-6 * jnp.mean(weights)
+        weights = jnp.where(floor > 0, weights + floor, 1)
+        roots = jnp.sqrt(weights)
+        scaled = whole / jnp.outer(roots, roots)
+        bounds.append(spectral_bound(scaled) * jnp.sum(weights))
+    return jnp.min(jnp.stack(bounds)) * _ROUNDED_UP

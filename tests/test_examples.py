@@ -29,6 +29,10 @@ QUICK = {
         ["--times", "10", "--neurons", "100", "--points", "50", "400", "--draws", "1"],
         "XOR of two coordinates: r = 10: f 0.",
     ),
+    "learned_metric": (
+        ["--points", "100", "--rounds", "1", "--draws", "1", "--noise", "200"],
+        "digits 3 and 8, 0 updates: f 0.9",
+    ),
     "learn_from_noise": (
         ["--noise", "1000", "--draws", "1"],
         "size 3.000, noise of length 16: accuracy 0.9",

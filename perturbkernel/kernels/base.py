@@ -54,7 +54,7 @@ class Kernel:
     #: NumPy's numbers leave products with a kernel to the kernel
     __array_ufunc__: ClassVar[None] = None
 
-    # The module of combinations imports this one.
+    # Imported here, since the module of combinations imports this one.
     def __add__(self, other: "Kernel") -> "Kernel":
         from perturbkernel.kernels.algebra import added
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from perturbkernel import report
 from perturbkernel.cli.main import build_parser, main
@@ -95,6 +96,43 @@ def test_digits_and_garments_have_numbers_and_names():
     assert inputs._chosen_digits(["Sandal", "9"], "fashion_mnist") == {"classes": [5, 9]}
     with pytest.raises(ValueError, match="Fashion-MNIST has no label Sock"):
         inputs._chosen_digits(["Sock", "9"], "fashion_mnist")
+
+
+def loaded(*words):
+    args = build_parser().parse_args(["run", "--n", "20", *words])
+    inputs.check_options(args)
+    return inputs.load(args, jax.random.key(0))
+
+
+def test_tables_folders_and_photographs_are_data(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.resize(["cat", "dog", "bird"], 40)
+    rows = [f"{a},{b},{c}" for (a, b), c in zip(rng.normal(size=(40, 2)), labels, strict=True)]
+    (tmp_path / "mine.csv").write_text("\n".join(["x,y,animal", *rows]))
+    table = [f"--data={tmp_path}/mine.csv", "--label", "animal"]
+    train, test = loaded(*table, "--classes", "dog", "cat")
+    assert train.classes == ("dog", "cat") and (train.n, test.n, train.d) == (16, 4, 2)
+    assert loaded(*table)[0].classes == ("bird", "cat", "dog")
+    with pytest.raises(ValueError, match=r"--classes: .*mine.csv has no label fish; it has bird"):
+        loaded(*table, "--classes", "fish", "cat")
+    with pytest.raises(ValueError, match=r"mine.csv needs --label COLUMN"):
+        loaded(table[0])
+    with pytest.raises(ValueError, match=r"--label goes with a .csv or .tsv file"):
+        loaded("--data", "mnist5k", "--label", "x")
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for k in range(10):
+            pixels = rng.integers(0, 256, (4, 5, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{k}.png")
+    train, _ = loaded("--data", str(tmp_path), "--classes", "dog", "cat")
+    assert train.classes == ("dog", "cat") and train.image_shape == (4, 5, 3)
+    assert loaded("--data", "digits", "--classes", "3", "8")[0].classes == ("3", "8")
+    records = rng.integers(0, 256, (40, 3073)).astype(np.uint8)
+    records[:, 0] = np.arange(40) % 10
+    for name in (*[f"data_batch_{k}" for k in range(1, 6)], "test_batch"):
+        (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+    train, test = loaded("--data", "cifar10", "--path", str(tmp_path), "--classes", "cat", "5")
+    assert train.classes == ("cat", "dog") and (train.n, test.n) == (20, 8)
 
 
 def arguments(**changes) -> argparse.Namespace:

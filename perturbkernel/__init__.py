@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from perturbkernel import reproduce as reproduce
     from perturbkernel import theory as theory
     from perturbkernel import verify as verify
+    from perturbkernel.attacks.flips import LabelFlips as LabelFlips
+    from perturbkernel.attacks.flips import certified_flips as certified_flips
     from perturbkernel.attacks.iterated import attack as attack
     from perturbkernel.attacks.iterated import universal as universal
     from perturbkernel.attacks.minimum_norm import MinimumNorm as MinimumNorm
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from perturbkernel.training.dynamics import HeavyBall as HeavyBall
     from perturbkernel.training.fit import KernelLearner as KernelLearner
     from perturbkernel.training.fit import fit as fit
+    from perturbkernel.training.influence import Smoother as Smoother
+    from perturbkernel.training.influence import smoother as smoother
     from perturbkernel.training.initial_function import Gaussian as Gaussian
     from perturbkernel.training.initial_function import InitialFunction as InitialFunction
     from perturbkernel.training.initial_function import sample_initial as sample_initial
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 # The public modules, and the module that defines each public name: the imports above, for Python.
 _MODULES = ("data", "learning", "networks", "report", "reproduce", "sklearn", "theory", "verify")
 _HOMES = {
+    "LabelFlips": "attacks.flips",
+    "certified_flips": "attacks.flips",
     "attack": "attacks.iterated",
     "universal": "attacks.iterated",
     "MinimumNorm": "attacks.minimum_norm",
@@ -72,6 +78,8 @@ _HOMES = {
     "HeavyBall": "training.dynamics",
     "KernelLearner": "training.fit",
     "fit": "training.fit",
+    "Smoother": "training.influence",
+    "smoother": "training.influence",
     "Gaussian": "training.initial_function",
     "InitialFunction": "training.initial_function",
     "sample_initial": "training.initial_function",

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from perturbkernel.learning.experiment import (
         learn_from_perturbations as learn_from_perturbations,
     )
+    from perturbkernel.learning.split import Split as Split
+    from perturbkernel.learning.split import split as split
     from perturbkernel.training.dynamics import GradientFlow as GradientFlow
     from perturbkernel.training.dynamics import HeavyBall as HeavyBall
     from perturbkernel.training.fit import KernelLearner as KernelLearner
@@ -74,6 +76,8 @@ _HOMES = {
     "Diagnosis": "learning.diagnosis",
     "PerturbationLearning": "learning.experiment",
     "learn_from_perturbations": "learning.experiment",
+    "Split": "learning.split",
+    "split": "learning.split",
     "GradientFlow": "training.dynamics",
     "HeavyBall": "training.dynamics",
     "KernelLearner": "training.fit",

@@ -180,9 +180,7 @@ def _labels(f: KernelPredictor) -> np.ndarray:
     zeros = (targets == low).sum(axis=1)
     alike = np.ptp(high) == 0 and np.ptp(low) == 0
     if not (alike and (ones == 1).all() and (zeros == targets.shape[1] - 1).all()):
-        raise ValueError(
-            "f must have been trained on pk.one_hot(labels, K) to have labels changed"
-        )
+        raise ValueError("f must have been trained on pk.one_hot(labels, K) to have labels changed")
     return targets
 
 

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from perturbkernel.learning.experiment import (
         learn_from_perturbations as learn_from_perturbations,
     )
+    from perturbkernel.learning.features import KernelFeatures as KernelFeatures
+    from perturbkernel.learning.features import kernel_features as kernel_features
     from perturbkernel.learning.split import Split as Split
     from perturbkernel.learning.split import split as split
     from perturbkernel.training.dynamics import GradientFlow as GradientFlow
@@ -76,6 +78,8 @@ _HOMES = {
     "Diagnosis": "learning.diagnosis",
     "PerturbationLearning": "learning.experiment",
     "learn_from_perturbations": "learning.experiment",
+    "KernelFeatures": "learning.features",
+    "kernel_features": "learning.features",
     "Split": "learning.split",
     "split": "learning.split",
     "GradientFlow": "training.dynamics",

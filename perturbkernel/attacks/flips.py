@@ -143,10 +143,8 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
         start = np.asarray(initial_part(loss, weights, f.initial(z), f.initial(f.inputs)))
         start = start.reshape(len(z), *targets.shape[1:])
     w = np.asarray(weights)
-    if targets.ndim == 1:
-        found = _of_signs(w, targets, start)
-    else:
-        found = _of_classes(w, targets, start)
+    count = _of_signs if targets.ndim == 1 else _of_classes
+    found = count(w, targets, start)
     status = f.status
     doubtful = int(found["doubtful"].sum())
     if doubtful:

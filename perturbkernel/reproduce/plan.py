@@ -85,7 +85,7 @@ STUDIES = {
     "bugs-and-features": Study(
         bugs_and_features,
         "what a network's own part of a perturbation does and teaches, and the part all share",
-        {"small": 3, "paper": 10},
+        {"small": 2, "paper": 5},
     ),
 }
 

@@ -144,7 +144,7 @@ def test_what_is_said():
 
 
 def test_wrong_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="known for loss .* not for 'logistic'"):
+    with pytest.raises(ValueError, match=r"known for loss .* not for 'logistic'"):
         pk.certified_flips(fit(KERNEL, X, Y, loss="logistic"), Z)
     with pytest.raises(ValueError, match="labels -1 and"):
         pk.certified_flips(fit(KERNEL, X, X[:, 0], loss="squared"), Z)

@@ -139,7 +139,7 @@ def test_other_kernels_and_wrong_arguments():
     assert s.expected_own is None
     share = np.asarray(s.shared_fraction)
     assert (share > 0).all() and (share < 1).all()
-    with pytest.raises(ValueError, match="split .* known for loss .* not for 'logistic'"):
+    with pytest.raises(ValueError, match=r"split .* known for loss .* not for 'logistic'"):
         pk.split(fit(KERNEL, X, Y, loss="logistic"), Z)
     with pytest.raises(TypeError, match="KernelPredictor"):
         pk.split(start, Z)  # pyright: ignore[reportArgumentType]

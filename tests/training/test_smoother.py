@@ -103,7 +103,7 @@ def test_beyond_the_direct_size_by_products(x64, monkeypatch):
 
 def test_weights_of_another_loss_or_tracers_are_refused():
     f = fit(KERNEL, X, Y, loss="logistic")
-    with pytest.raises(ValueError, match="smoother is known for loss .* not for 'logistic'"):
+    with pytest.raises(ValueError, match=r"smoother is known for loss .* not for 'logistic'"):
         f.weights(Z)
     with pytest.raises(ValueError, match="which this predictor does not say"):
         pk.KernelPredictor(KERNEL, f.inputs, f.dual_coef).weights(Z)
@@ -174,7 +174,7 @@ def test_degrees_of_freedom(case, x64):
 
 def test_what_has_no_closed_form_is_refused():
     s = pk.smoother(fit(KERNEL, X, Y, loss="squared", dynamics=pk.GradientFlow(20.0)))
-    with pytest.raises(ValueError, match="no closed form .* finite time"):
+    with pytest.raises(ValueError, match=r"no closed form .* finite time"):
         s.influence(Z)
     twice = np.concatenate([X[:1], X[:-1]])
     s = pk.smoother(fit(KERNEL, twice, Y, loss="squared", dynamics=pk.GradientFlow(INF)))

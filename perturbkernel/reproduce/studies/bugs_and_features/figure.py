@@ -128,8 +128,8 @@ def _title(settings: Json) -> str:
     setting = next(iter(settings.values()))
     first, second = setting["digits"]
     lines = [
-        "A network's own part of its gradient (bug) breaks that network, leaves others as they are "
-        "and teaches nothing; the part that all share (feature) breaks all and teaches.",
+        "A network's own part of its gradient (bug) breaks that network, leaves others alone, and "
+        "teaches nothing; the part that all share (feature) moves all alike, and teaches.",
         f"Digits {first} and {second}, squared loss, perturbations of l2 length "
         f"{setting['size']:g}, {setting['seeds']} seeds (bands: all of them). By rows: against "
         f"training time, points, and depth.",

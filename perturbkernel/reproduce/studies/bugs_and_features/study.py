@@ -52,7 +52,7 @@ from perturbkernel.training.predictors import KernelPredictor
 SCALES: dict[str, Json] = {
     "small": {
         "times": (0.1, 1.0, 10.0, 100.0),
-        "n": (50, 200, 800),
+        "n": (50, 200, 600),
         "depth": (1, 3),
         "width": 4096,
         "deep_width": 1024,
@@ -61,7 +61,7 @@ SCALES: dict[str, Json] = {
     },
     "paper": {
         "times": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 1000.0),
-        "n": (50, 100, 200, 400, 800),
+        "n": (50, 100, 200, 400, 600),
         "depth": (1, 2, 4, 8),
         "width": 32_768,
         "deep_width": 4096,
@@ -121,13 +121,13 @@ def _as_json(setting: Setting) -> Json:
     return found | {"times": list(setting.times), "digits": list(setting.digits)}
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """What a seed draws: data, targets of training points, two initial functions."""
 
     train: Dataset
     test: Dataset
     targets: Array
-    starts: tuple[Callable, Callable]
+    starts: list[Callable]
 
 
 def measure(config: Config) -> Arrays:
@@ -147,11 +147,11 @@ def measure(config: Config) -> Arrays:
     kernel, time_unit = TwoLayerNTK(), 1.0
     rows = []
     for seed in range(config["first"], config["first"] + config["seeds"]):
-        problem = _problem(s, seed)
+        drawn = problem(s, seed)
         if s.depth is not None:
             kernel = ArchitectureNTK.fully_connected(s.depth)
-            time_unit = _time_unit(kernel, problem.train.inputs)
-        of_seed = [_one(kernel, s, problem, time * time_unit) for time in s.times]
+            time_unit = _time_unit(kernel, drawn.train.inputs)
+        of_seed = [_one(kernel, s, drawn, time * time_unit) for time in s.times]
         rows.append(of_seed)
     found = {}
     for name in rows[0][0]:
@@ -159,7 +159,11 @@ def measure(config: Config) -> Arrays:
     return found
 
 
-def _problem(s: Setting, seed: int) -> _Problem:
+def problem(s: Setting, seed: int) -> Problem:
+    """What seed number `seed` draws.
+
+    problem(Setting(n=100), seed=0).train.inputs
+    """
     root = jax.random.key(6)
     key = jax.random.fold_in(root, seed)
     split_key, part_key, targets_key, *start_keys = jax.random.split(key, 5)
@@ -167,28 +171,29 @@ def _problem(s: Setting, seed: int) -> _Problem:
     rest, test = images.split(test=s.test, key=split_key)
     train = rest.subset(s.n, key=part_key)
     d = train.inputs.shape[1]
-    first, second = (_start(s, d, key) for key in start_keys)
+    starts = [_start(s, d, key) for key in start_keys]
     targets = draw_targets("balanced", s.n, key=targets_key)
-    return _Problem(train, test, targets, (first, second))
+    return Problem(train, test, targets, starts)
 
 
 def _start(s: Setting, d: int, key: PRNGKeyArray) -> Callable:
     """An initial function, of finite width: its gradients are those of a network."""
     if s.depth is None:
         return TwoLayerNetwork.init(d, s.width, key=key)
-    init, apply = _network(s.depth, s.width)
+    init, apply, _ = network(s.depth, s.width)
     _, parameters = init(key, (-1, d))
     return jax.tree_util.Partial(apply, parameters)
 
 
-def _network(depth: int, width: int) -> tuple[Callable, Callable]:
-    """Initialisation and function of the network whose kernel is `ArchitectureNTK.fully_connected`
-    in the limit.
+def network(depth: int, width: int) -> tuple[Callable, Callable, Callable]:
+    """The network, of finite width, whose kernel is `ArchitectureNTK.fully_connected(depth)`:
+    initialisation, function and kernel function.
+
+    init, apply, _ = network(depth=2, width=100)
     """
     stax = load_neural_tangents()
     hidden = depth * (stax.Dense(width, **_SCALES), stax.Relu())
-    init, apply, _ = stax.serial(*hidden, stax.Dense(1, **_SCALES))
-    return init, apply
+    return stax.serial(*hidden, stax.Dense(1, **_SCALES))
 
 
 def _time_unit(kernel: Kernel, x: Array) -> float:
@@ -198,11 +203,11 @@ def _time_unit(kernel: Kernel, x: Array) -> float:
     return float(of_two_layers / jnp.trace(kernel.ntk(few)))
 
 
-def _one(kernel: Kernel, s: Setting, p: _Problem, time: float) -> Json:
+def _one(kernel: Kernel, s: Setting, p: Problem, time: float) -> Json:
     x, y = p.train.inputs, p.train.targets
     z, labels = p.test.inputs, p.test.targets
     options: dict[str, Any] = {"loss": "squared", "dynamics": GradientFlow(time)}
-    f, other = (fit(kernel, x, y, initial=start, **options) for start in p.starts)
+    f, other = [fit(kernel, x, y, initial=start, **options) for start in p.starts]
     parts = split(f, z)
     found: Json = {"itself": [], "others": [], "learned": []}
     for part in (parts.own, parts.mean, f):

@@ -84,7 +84,7 @@ STUDIES = {
     ),
     "bugs-and-features": Study(
         bugs_and_features,
-        "what a network's own part of a perturbation does and teaches, and the part all share",
+        "the part of a perturbation that all networks share, and the part of one: what they do, teach",
         {"small": 2, "paper": 5},
     ),
 }

@@ -68,11 +68,10 @@ def test_the_bug_against_training_by_hand(results):
 def test_the_deep_start_is_that_of_the_kernel(x64):
     """The kernel of the finite network's layers is the one that f is trained with."""
     x = np.random.default_rng(0).normal(size=(4, 5))
-    for depth in (1, 3):
-        own = pk.ArchitectureNTK(study.network(depth, 7))
-        wanted = pk.ArchitectureNTK.fully_connected(depth)
-        np.testing.assert_allclose(own.ntk(x), wanted.ntk(x), rtol=1e-10)
-        np.testing.assert_allclose(own.nngp(x), wanted.nngp(x), rtol=1e-10)
+    own = pk.ArchitectureNTK(study.network(2, 7))
+    wanted = pk.ArchitectureNTK.fully_connected(2)
+    np.testing.assert_allclose(own.ntk(x), wanted.ntk(x), rtol=1e-10)
+    np.testing.assert_allclose(own.nngp(x), wanted.nngp(x), rtol=1e-10)
 
 
 def test_it_is_resumed_and_summarised(results, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import perturbkernel as pk
+from perturbkernel.data.draws import draw_targets
 
 BLUE, RED, BLACK = "#0072b2", "#d55e00", "#333333"
 
@@ -51,19 +52,19 @@ def main() -> None:
     useful = np.asarray(features.accuracy(z, labels))[shown]
     robust = features.accuracy_under_attack(z, labels, features=shown, **attacked)
 
-    def right(f, delta=0.0):
-        return float(((f(z + delta) > 0) == (labels > 0)).mean())
+    def right(f, points=z):
+        return float(((f(points) > 0) == (labels > 0)).mean())
 
     away = pk.attack(f, z, labels, away=True, **attacked).delta
     size = args.size * x.shape[1] ** 0.5  # an l2 size as large as the linf attack's
-    targets = pk.data.draws.draw_targets("balanced", len(x), key=keys[2])
+    targets = draw_targets("balanced", len(x), key=keys[2])
     toward = pk.perturb(f, x, targets, size=size).delta
     g = pk.fit(kernel, toward, targets, loss="squared", dynamics=limit)
     change = np.asarray(features.of_change(f, z, away))
     target_share = np.asarray(features.of_outputs(lambda _: y))
     g_share = np.asarray(features.of_outputs(g))
 
-    print(f"f: accuracy {right(f):.2f}, under attack {right(f, away):.2f}; g {right(g):.2f}")
+    print(f"f: accuracy {right(f):.2f}, under attack {right(f, z + away):.2f}; g {right(g):.2f}")
     for i in {0, 1, 4, 9, shown[-1]} & set(shown.tolist()):
         print(f"eigenvector {i + 1}: accuracy {useful[i]:.2f}, under attack {robust[i]:.2f}")
     k = len(shown)
@@ -76,7 +77,7 @@ def main() -> None:
     left.plot(shown + 1, useful, "o-", ms=4, color=BLUE, label="accuracy of one eigenvector")
     left.plot(shown + 1, robust, "s-", ms=4, color=RED, label=f"under attack, linf {args.size:g}")
     left.axhline(right(f), color=BLUE, lw=0.8, ls="--", label="all together: accuracy of f")
-    left.axhline(right(f, away), color=RED, lw=0.8, ls="--", label="all together, under attack")
+    left.axhline(right(f, z + away), color=RED, lw=0.8, ls="--", label="all together, under attack")
     left.set(
         title="The first eigenvectors are useful and the most robust;\nwhat follows is neither",
         xlabel="eigenvector, the largest eigenvalue first",

@@ -145,6 +145,7 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
     w = np.asarray(weights)
     count = _of_signs if targets.ndim == 1 else _of_classes
     found = count(w, targets, start)
+    assert f.targets is not None
     status = f.status
     doubtful = int(found["doubtful"].sum())
     if doubtful:
@@ -234,4 +235,5 @@ def _fewest(harm: _Harm) -> _Fewest:
     margins = np.concatenate([begun, after], axis=1)  # after 0, 1, ..., n changes; falls
     flips = np.sum(margins > 0, axis=1)
     near = np.abs(margins) <= _ROUNDING * harm.scale[:, None]
-    return _Fewest(flips, order, near.any(axis=1))
+    doubtful = np.asarray(near.any(axis=1))
+    return _Fewest(flips, order, doubtful)

@@ -47,7 +47,7 @@ def linear_loss(name: str | None, what: str) -> Loss:
 def apply_training(
     kernel: Kernel,
     x: Float[Array, "n ..."],
-    columns: Float[Array, "n m"],
+    columns: Float[Array | np.ndarray, "n m"],
     loss: Loss,
     dynamics: Dynamics,
 ) -> Solution:
@@ -66,7 +66,8 @@ def apply_training(
     n = len(x)
     small = n <= _DIRECT and fits(n, np.float64, available_memory(), copies=4)
     if loss.kind is Kind.CONSTANT or not small:
-        return solve(kernel, x, columns, None, loss, dynamics)
+        with jax.enable_x64(True):
+            return solve(kernel, x, in_float64(columns), None, loss, dynamics)
     with jax.enable_x64(True):
         gram = kernel.ntk(in_float64(x))
         return squared.dense(gram, in_float64(columns), dynamics)
@@ -97,8 +98,8 @@ def smoother_weights(
 def initial_part(
     loss: Loss,
     weights: Float[Array, "m n"],
-    at_z: Float[Array, "m ..."],
-    at_x: Float[Array, "n ..."],
+    at_z: Float[Array | np.ndarray, "m ..."],
+    at_x: Float[Array | np.ndarray, "n ..."],
 ) -> Float[Array, "m ..."]:
     """b(z), what training makes of f0, float64: from the weights at z and the values of f0 at z and
     at the training points.

@@ -110,7 +110,7 @@ def test_three_classes_against_all_relabellings(started, x64):
         count = (relabelled != labels).sum()
         least = np.where(changed, np.minimum(least, count), least)
     np.testing.assert_array_equal(r.flips, least)
-    for j in np.flatnonzero(least <= 6):
+    for j in np.flatnonzero(least <= 6).tolist():
         again = fit(KERNEL, few, r.relabelled(j), loss="squared", dynamics=flow, initial=initial)
         assert decides(again, Z[j : j + 1]) == r.rival[j]
         assert (np.asarray(r.relabelled(j)).argmax(1) != labels).sum() == least[j]

@@ -82,10 +82,11 @@ def test_outputs_of_several_classes(x64):
     np.testing.assert_allclose(s.expected_own, exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize(("slope", "bias"), [(0.0, False), (0.2, True)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "slope", "bias"), [("flow", 0.0, False), *((case, 0.2, True) for case in CASES)]
+)
 def test_expected_square_is_that_of_drawn_networks(case, slope, bias, x64):
-    """4,000 networks of 30 neurons in NumPy, whose second moments are those of every width; A(z)
+    """2,000 networks of 30 neurons in NumPy, whose second moments are those of every width; A(z)
     by differences of NumPy's kernel.
     """
     loss, dynamics = CASES[case]
@@ -94,7 +95,7 @@ def test_expected_square_is_that_of_drawn_networks(case, slope, bias, x64):
     record = linear_loss(loss, "it")
     exact = expected_own_square(kernel, jnp.asarray(X), jnp.asarray(z), record, dynamics)
     rng = np.random.default_rng(1)
-    count, width = 4000, 30
+    count, width = 2000, 30
     w = rng.normal(size=(count, width, D)) / np.sqrt(D)
     b = rng.normal(size=(count, width))
     a = rng.normal(size=(count, width)) / np.sqrt(width)
@@ -114,7 +115,7 @@ def test_expected_square_is_that_of_drawn_networks(case, slope, bias, x64):
     # Four standard errors of such means; their common error is most of it.
     error = (own**2).sum(-1).std(0) / np.sqrt(count)
     assert (np.abs(found - exact) < 4 * error).all()
-    assert (4 * error < 0.2 * np.asarray(exact)).all()
+    assert (4 * error < 0.3 * np.asarray(exact)).all()
 
 
 def _weights(kernel, z, dynamics):

@@ -89,8 +89,10 @@ def test_two_classes_against_all_subsets(x64):
 
 @pytest.mark.parametrize("started", [False, True])
 def test_three_classes_against_all_relabellings(started, x64):
-    """6 points: the smallest number of changes among all 3^6 labellings, in NumPy."""
-    few, labels = X[:6], LABELS[:6]
+    """7 points near one another, most of them of one class, so that several have to change; some
+    weights are negative: the smallest number of changes among all 3^7 labellings, in NumPy.
+    """
+    few, labels = X[:7] + 1, np.array([0, 0, 1, 0, 0, 2, 0])
     targets = np.asarray(pk.one_hot(labels, 3))
     flow = pk.GradientFlow(5.0)
     initial = starts if started else None
@@ -100,8 +102,8 @@ def test_three_classes_against_all_relabellings(started, x64):
     begun = np.asarray(f(Z)) - w @ targets
     decision = np.asarray(f(Z)).argmax(1)
     rows = np.arange(M)
-    least = np.full(M, 7)
-    for other in itertools.product(range(3), repeat=6):
+    least = np.full(M, 8)
+    for other in itertools.product(range(3), repeat=7):
         relabelled = np.array(other)
         outputs = begun + w @ np.asarray(pk.one_hot(relabelled, 3))
         own = outputs[rows, decision].copy()
@@ -110,7 +112,9 @@ def test_three_classes_against_all_relabellings(started, x64):
         count = (relabelled != labels).sum()
         least = np.where(changed, np.minimum(least, count), least)
     np.testing.assert_array_equal(r.flips, least)
-    for j in np.flatnonzero(least <= 6).tolist():
+    if not started:
+        assert (least > 1).any() and (w < 0).any()
+    for j in np.flatnonzero(least <= 7).tolist():
         again = fit(KERNEL, few, r.relabelled(j), loss="squared", dynamics=flow, initial=initial)
         assert decides(again, Z[j : j + 1]) == r.rival[j]
         assert (np.asarray(r.relabelled(j)).argmax(1) != labels).sum() == least[j]

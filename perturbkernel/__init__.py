@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from perturbkernel import verify as verify
     from perturbkernel.attacks.certificates import CertifiedSize as CertifiedSize
     from perturbkernel.attacks.certificates import certified_size as certified_size
+    from perturbkernel.attacks.flips import LabelFlips as LabelFlips
+    from perturbkernel.attacks.flips import certified_flips as certified_flips
     from perturbkernel.attacks.iterated import attack as attack
     from perturbkernel.attacks.iterated import universal as universal
     from perturbkernel.attacks.minimum_norm import MinimumNorm as MinimumNorm
@@ -43,10 +45,16 @@ if TYPE_CHECKING:
     from perturbkernel.learning.experiment import (
         learn_from_perturbations as learn_from_perturbations,
     )
+    from perturbkernel.learning.features import KernelFeatures as KernelFeatures
+    from perturbkernel.learning.features import kernel_features as kernel_features
+    from perturbkernel.learning.split import Split as Split
+    from perturbkernel.learning.split import split as split
     from perturbkernel.training.dynamics import GradientFlow as GradientFlow
     from perturbkernel.training.dynamics import HeavyBall as HeavyBall
     from perturbkernel.training.fit import KernelLearner as KernelLearner
     from perturbkernel.training.fit import fit as fit
+    from perturbkernel.training.influence import Smoother as Smoother
+    from perturbkernel.training.influence import smoother as smoother
     from perturbkernel.training.initial_function import Gaussian as Gaussian
     from perturbkernel.training.initial_function import InitialFunction as InitialFunction
     from perturbkernel.training.initial_function import sample_initial as sample_initial
@@ -57,6 +65,8 @@ _MODULES = ("data", "learning", "networks", "report", "reproduce", "sklearn", "t
 _HOMES = {
     "CertifiedSize": "attacks.certificates",
     "certified_size": "attacks.certificates",
+    "LabelFlips": "attacks.flips",
+    "certified_flips": "attacks.flips",
     "attack": "attacks.iterated",
     "universal": "attacks.iterated",
     "MinimumNorm": "attacks.minimum_norm",
@@ -78,10 +88,16 @@ _HOMES = {
     "Diagnosis": "learning.diagnosis",
     "PerturbationLearning": "learning.experiment",
     "learn_from_perturbations": "learning.experiment",
+    "KernelFeatures": "learning.features",
+    "kernel_features": "learning.features",
+    "Split": "learning.split",
+    "split": "learning.split",
     "GradientFlow": "training.dynamics",
     "HeavyBall": "training.dynamics",
     "KernelLearner": "training.fit",
     "fit": "training.fit",
+    "Smoother": "training.influence",
+    "smoother": "training.influence",
     "Gaussian": "training.initial_function",
     "InitialFunction": "training.initial_function",
     "sample_initial": "training.initial_function",

@@ -25,6 +25,10 @@ QUICK = {
         ["--pairs", "1,2", "4,9", "--digits", "100", "--width", "10000"],
         "width 10,000: 42.5% certified on average, 10.0% at the hardest pair",
     ),
+    "kernel_features": (
+        ["--train", "60", "--test", "60", "--features", "3"],
+        "share of the first 3 eigenvectors in labels: 0.",
+    ),
     "lazy_to_rich": (
         ["--times", "10", "--neurons", "100", "--points", "50", "400", "--draws", "1"],
         "XOR of two coordinates: r = 10: f 0.",

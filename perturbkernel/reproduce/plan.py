@@ -28,6 +28,7 @@ from perturbkernel.reproduce.panels.specification import (
 )
 from perturbkernel.reproduce.records import Cell
 from perturbkernel.reproduce.studies.architectures import study as architectures
+from perturbkernel.reproduce.studies.bugs_and_features import study as bugs_and_features
 from perturbkernel.reproduce.studies.carriers import study as carriers
 from perturbkernel.reproduce.studies.width import study as width
 
@@ -80,6 +81,11 @@ STUDIES = {
         carriers,
         "perturbations on noise and on other images, beside the same carriers unperturbed",
         {"small": 2, "paper": 1},
+    ),
+    "bugs-and-features": Study(
+        bugs_and_features,
+        "the part of a perturbation that all networks share, and the part of one: what they do, teach",
+        {"small": 2, "paper": 5},
     ),
 }
 

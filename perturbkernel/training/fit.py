@@ -162,7 +162,8 @@ def fit(
     solution = solve(kernel, x, y, f0, record, dynamics, memory, tolerance, mesh)
     with scope(x, y):
         dtype = common_dtype(x, y)
-        x, dual_coef = x.astype(dtype), jnp.asarray(solution.dual_coef, dtype)
+        x, y = x.astype(dtype), y.astype(dtype)
+        dual_coef = jnp.asarray(solution.dual_coef, dtype)
     return KernelPredictor(
         kernel,
         x,
@@ -173,6 +174,7 @@ def fit(
         mesh,
         loss,
         to_numbers(dynamics),
+        y,
     )
 
 

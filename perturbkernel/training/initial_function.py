@@ -7,7 +7,7 @@ linear in f0 for two of the losses, so that the outputs stay Gaussian over rando
 
 - identity: f(z) = f0(z) + T f_hat(z), with covariance S(z, z').
 - squared: f(z) = f0(z) + A(z) (y - f0(X)), A(z) = K(z, X) q(K(X, X)) and q of the dynamics
-  (`squared`), with covariance S(z, z') - A(z) S(X, z') - S(z, X) A(z')^T + A(z) S(X, X) A(z')^T.
+  (`smoother`), with covariance S(z, z') - A(z) S(X, z') - S(z, X) A(z')^T + A(z) S(X, X) A(z')^T.
 
 Source of the second: Lee et al., Wide Neural Networks of Any Depth Evolve as Linear Models (NeurIPS
 2019), for flow.
@@ -24,10 +24,10 @@ from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels import products
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.training import squared
 from perturbkernel.training.dynamics import Dynamics
 from perturbkernel.training.losses import Kind, Loss
 from perturbkernel.training.precision import KeepsPrecision, is_wider, matvec, scope
+from perturbkernel.training.smoother import in_float64, smoother_weights
 
 # What becomes of the initial function: it stays; it is subtracted (f - f0); it is zero, because
 # neurons come in pairs (w, b, a) and (w, b, -a).
@@ -127,7 +127,7 @@ def sample_initial(
     n = len(x)
     shape = (n,) if outputs is None else (n, outputs)
     with jax.enable_x64(True):
-        covariance = kernel.nngp(_in_float64(x))
+        covariance = kernel.nngp(in_float64(x))
         values, vectors = _eigenbasis(covariance)
         rounding = n * float(jnp.finfo(x.dtype).eps)
         keep = values > rounding * values[-1]
@@ -159,17 +159,15 @@ def trained_covariance(
             f"memory has"
         )
     with jax.enable_x64(True):
-        x = _in_float64(x)
-        z = _in_float64(z)
+        x = in_float64(x)
+        z = in_float64(z)
         prior = kernel.nngp(z)
         if constant:
             return prior
-        gram = kernel.ntk(x)
-        solution = squared.dense(gram, kernel.ntk(x, z), dynamics)
-        weights = solution.dual_coef  # A(z)^T, (n, m)
+        weights = smoother_weights(kernel, x, z, loss, dynamics)  # A(z), (m, n)
         cross = kernel.nngp(x, z)
-        half = jnp.matmul(kernel.nngp(x), weights, precision=EXACT) / 2 - cross
-        change = jnp.matmul(weights.T, half, precision=EXACT)
+        half = jnp.matmul(kernel.nngp(x), weights.T, precision=EXACT) / 2 - cross
+        change = jnp.matmul(weights, half, precision=EXACT)
         return prior + change + change.T
 
 
@@ -177,11 +175,5 @@ def _eigenbasis(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues, ascending and >= 0 (rounding leaves tiny negative ones), and eigenvectors;
     float64.
     """
-    values, vectors = jnp.linalg.eigh(_in_float64(matrix))
+    values, vectors = jnp.linalg.eigh(in_float64(matrix))
     return jnp.maximum(values, 0), vectors
-
-
-def _in_float64(array: Array) -> Array:
-    """For use with 64 bits enabled."""
-    on_host = np.asarray(array)
-    return jnp.asarray(on_host, float)

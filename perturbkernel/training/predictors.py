@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.arrays import as_jax, on_host
-from perturbkernel.checks import as_float, common_dtype
+from perturbkernel.checks import as_float, common_dtype, is_traced
 from perturbkernel.display import Displayed
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -22,8 +22,8 @@ from perturbkernel.training import precision as precisions
 from perturbkernel.training import saving
 from perturbkernel.training.dynamics import from_numbers
 from perturbkernel.training.initial_function import Gaussian, trained_covariance
-from perturbkernel.training.losses import LOSSES, Kind
 from perturbkernel.training.precision import KeepsPrecision, is_wider, scope, to_ambient
+from perturbkernel.training.smoother import linear_loss, smoother_weights
 
 
 def value_and_pullback(
@@ -95,6 +95,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
             default device.
         loss, dynamics: how it was trained, dynamics as the numbers they were made of;
             `distribution` asks. None, (): not known.
+        targets: what it was trained on, (n,) or (n, K). None: not known.
     """
 
     kernel: Kernel
@@ -106,6 +107,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
     mesh: Mesh | None = eqx.field(static=True, default=None)
     loss: str | None = eqx.field(static=True, default=None)
     dynamics: tuple = ()
+    targets: Float[Array, "n ..."] | None = None
 
     # As for any function: `jax.jit(f)` hashes f, and arrays have no hash.
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
@@ -243,14 +245,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
                 from an initial function of its own (`initial`), or that does not say how it was
                 trained.
         """
-        loss = LOSSES.get(self.loss or "")
-        if loss is None or loss.kind not in (Kind.CONSTANT, Kind.LINEAR):
-            given = f"not for {self.loss!r}"
-            if self.loss is None:
-                given = "which this predictor does not say"
-            raise ValueError(
-                f"the distribution is known for loss 'identity' and 'squared', {given}"
-            )
+        loss = linear_loss(self.loss, "the distribution")
         if self.initial is not None:
             raise ValueError(
                 "the distribution over random initial functions needs a predictor trained without "
@@ -261,6 +256,35 @@ class KernelPredictor(Displayed, KeepsPrecision):
         dynamics = from_numbers(self.dynamics)
         covariance = trained_covariance(self.kernel, self.inputs, z, loss, dynamics)
         return Gaussian(mean, covariance.astype(mean.dtype))
+
+    def weights(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m n"]:
+        """(m, n): how f(z) depends on the targets, f(z) = b(z) + sum_n w_n(z) y_n, exactly.
+
+        w(z) = K(z, X) q(K), with q of the dynamics, and b(z) what training makes of f0: 0 without
+        it. Also the derivative of f(z) in y_n; of K outputs each has these weights. The identity
+        and the squared loss, any dynamics, outside `jit` only (theory: 17.2).
+
+        Cost, squared loss: O(n^3 + n^2 m) up to 10,000 points, where memory has four n x n
+        matrices; beyond, hundreds of products with K for every row of z.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0], [2.0]], [1, -1])
+            >>> f.weights([[3.0]]).tolist(), f([[3.0]]).tolist()
+            ([[1.5, 3.0]], [-1.5])
+
+        Raises:
+            ValueError: another loss, whose outputs are not linear in the targets.
+        """
+        loss = linear_loss(self.loss, "the smoother")
+        z = self._queries(z)
+        if is_traced(z, self.inputs, self.dual_coef):
+            raise TypeError("weights cannot be traced; call it outside jit")
+        dynamics = from_numbers(self.dynamics)
+        weights = smoother_weights(self.kernel, self.inputs, z, loss, dynamics)
+        with scope(self.dual_coef):
+            rounded = weights.astype(self.dual_coef.dtype)
+        return to_ambient(rounded)
 
     def _queries(self, z) -> Array:
         if z is self.inputs:
@@ -306,6 +330,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
             self.stats,
             self.loss,
             self.dynamics,
+            self.targets,
         )
         saving.write(path, contents, self.initial)
 
@@ -340,6 +365,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
             saved.stats,
             loss=saved.loss,
             dynamics=saved.dynamics,
+            targets=saved.targets,
         )
 
 

@@ -17,8 +17,9 @@ from perturbkernel.kernels.descriptions import described, from_description
 from perturbkernel.training.dynamics import from_numbers, to_numbers
 from perturbkernel.training.precision import as_stored, to_ambient
 
-# 1: no fingerprint, no digest. 2: both.
-_FORMAT = 2
+# 1: no fingerprint, no digest. 2: both. 3: targets, too.
+_FORMAT = 3
+_ARRAYS = ("inputs", "dual_coef", "targets")
 _POINTS = 4  # training points of a fingerprint
 # Of a fingerprint's largest value. Kernels are compared in float64, initial functions in the
 # precision of the user's own code, which may run on other devices.
@@ -35,6 +36,7 @@ class Saved(NamedTuple):
     stats: dict[str, float]
     loss: str | None
     dynamics: tuple
+    targets: Array | None = None
 
 
 def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any] | None) -> None:
@@ -43,6 +45,8 @@ def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any
         "inputs": np.asarray(saved.inputs),
         "dual_coef": np.asarray(saved.dual_coef),
     }
+    if saved.targets is not None:
+        arrays["targets"] = np.asarray(saved.targets)
     points = _fingerprint_points(arrays["inputs"])
     kernel_values = _kernel_values(saved.kernel, points)
     initial_values = None
@@ -76,7 +80,7 @@ def read(
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
-            arrays = {name: file[name] for name in ("inputs", "dual_coef")}
+            arrays = {name: file[name] for name in _ARRAYS if name in file}
         # A newer format may lack what the next lines read.
         if header["format"] in range(1, _FORMAT + 1):
             _check_arrays(arrays, header)
@@ -110,6 +114,9 @@ def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     kernel: Any = from_description(header["kernel"])
     stats = {str(name): float(value) for name, value in header["stats"].items()}
     numbers = header.get("dynamics", ())  # the oldest files lack this and the loss
+    targets = None
+    if "targets" in arrays:
+        targets = as_stored(arrays["targets"])
     return Saved(
         kernel=kernel,
         inputs=as_stored(arrays["inputs"]),
@@ -118,6 +125,7 @@ def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         stats=stats,
         loss=header.get("loss"),
         dynamics=to_numbers(from_numbers(numbers)) if numbers else (),
+        targets=targets,
     )
 
 
@@ -128,6 +136,9 @@ def _check_arrays(arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None
             raise ValueError(f"{name} has dtype {array.dtype}")
     if inputs.ndim < 2 or dual_coef.ndim not in (1, 2) or len(inputs) != len(dual_coef):
         raise ValueError(f"inputs have shape {inputs.shape}, dual_coef {dual_coef.shape}")
+    targets = arrays.get("targets", dual_coef)
+    if targets.shape != dual_coef.shape:
+        raise ValueError(f"targets have shape {targets.shape}, dual_coef {dual_coef.shape}")
     if header["format"] > 1:
         # Also of coefficients that are not finite, of a training that diverged and says so.
         if header["digest"] != _digest(arrays):

@@ -1,1 +1,3 @@
-"""Studies beyond the paper's panels, a folder each: width, architectures, carriers."""
+"""Studies beyond the paper's panels, a folder each: width, architectures, carriers, bugs and
+features.
+"""

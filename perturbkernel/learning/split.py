@@ -1,0 +1,230 @@
+"""Bugs and features: what of a network, and of its perturbations, every network shares, and what is
+its own (theory: 17.3).
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from perturbkernel.checks import is_traced
+from perturbkernel.engine.memory import available_memory, fits
+from perturbkernel.engine.tiles import EXACT
+from perturbkernel.kernels.angles import products_and_angles
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.training.dynamics import Dynamics, from_numbers
+from perturbkernel.training.losses import Kind, Loss
+from perturbkernel.training.precision import scope
+from perturbkernel.training.predictors import KernelPredictor
+from perturbkernel.training.smoother import apply_training, in_float64, linear_loss
+
+# Points whose angle is smaller are taken to coincide: there the gates do not move.
+_COINCIDE = 1e-7
+
+
+class Split(eqx.Module):
+    """A trained network as the sum of two: f = mean + own.
+
+    Attributes:
+        mean: the mean of all trained networks, f trained from f0 = 0: the features. Perturbations
+            along its gradient are `pk.perturb(s.mean, z, targets, size=...)`.
+        own: what training makes of f0, this network's own: the bugs. Zero without `initial`.
+        shared_gradient, own_gradient: shaped like z, the gradients of both, which add up to that of
+            f.
+        expected_own: (m,), E|own_gradient|^2 over initial functions, in closed form; None for
+            kernels other than TwoLayerNTK.
+    """
+
+    mean: KernelPredictor
+    own: KernelPredictor
+    shared_gradient: Float[Array, "m ..."]
+    own_gradient: Float[Array, "m ..."]
+    expected_own: Float[Array, " m"] | None
+
+    @property
+    def shared_fraction(self) -> Float[Array, " m"]:
+        """(m,): |shared|^2 / (|shared|^2 + |own|^2), the features' share of the gradient.
+
+        |own|^2 is the expected one where it is known, so that no draw of f0 is needed; otherwise
+        that of this network.
+        """
+        shared = _squares(self.shared_gradient)
+        own = self.expected_own
+        if own is None:
+            own = _squares(self.own_gradient)
+        total = shared + own
+        return jnp.where(total > 0, shared, 0) / jnp.where(total > 0, total, 1)
+
+
+def split(
+    f: KernelPredictor,
+    z: Float[ArrayLike, "m ..."],
+    weights: Float[ArrayLike, "m k"] | None = None,
+) -> Split:
+    """f, and its gradient at z, as a part that all trained networks share and one of its own.
+
+    Networks differ by f0, a Gaussian process. Training is linear in f0 and the targets under the
+    identity and the squared loss,
+
+        f = K(., X) q(K) y  +  (f0 - K(., X) q(K) f0(X))        (squared)
+        f = T f_hat  +  f0                                      (identity)
+
+    The first part is the mean over f0, the same for all; the second has mean 0, and is independent
+    between networks. A perturbation along the first is a feature: it moves every network, and
+    teaches others; one along the second is a bug of this one. The names are those of Ilyas et al.
+    (NeurIPS 2019).
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> f0 = lambda z: z[:, 0]
+        >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0, 0.0], [0.0, 2.0]], [1, -1], initial=f0)
+        >>> s = split(f, [[1.0, 1.0]])
+        >>> s.shared_gradient.tolist(), s.own_gradient.tolist(), s.expected_own.tolist()
+        ([[0.5, -1.0]], [[1.0, 0.0]], [1.0])
+
+    Args:
+        f: trained under the identity or the squared loss, with any dynamics; without `initial` its
+            own part is zero, and the expected one that of random initial functions.
+        z: (m, ...).
+        weights: (m, K) for K outputs: gradients are those of <weights_j, f(z_j)>, as in
+            `f.input_gradient`.
+
+    Raises:
+        ValueError: another loss, under which f is not the sum of two networks.
+
+    Cost, squared loss: O(n^3), and O(n^2 m) of the expected length. Theory: 17.3.
+    """
+    if not isinstance(f, KernelPredictor):
+        raise TypeError(f"f must be a KernelPredictor, as `fit` returns it; got {f!r}")
+    loss = linear_loss(f.loss, "the split into shared and own parts")
+    z = f.kernel.check_inputs(z, "z", like=f.inputs.shape[1:])
+    if is_traced(z, f.inputs, f.dual_coef):
+        raise TypeError("split cannot be traced; call it outside jit")
+    mean, own = _parts(f, loss)
+    shared_gradient = mean.input_gradient(z, weights)
+    own_gradient = own.input_gradient(z, weights)
+    expected = None
+    if isinstance(f.kernel, TwoLayerNTK):
+        dynamics = from_numbers(f.dynamics)
+        length = np.asarray(expected_own_square(f.kernel, f.inputs, z, loss, dynamics))
+        if weights is not None:
+            length = length * np.sum(np.square(weights), axis=1)
+        expected = jnp.asarray(length, shared_gradient.dtype)
+    return Split(mean, own, shared_gradient, own_gradient, expected)
+
+
+def _parts(f: KernelPredictor, loss: Loss) -> tuple[KernelPredictor, KernelPredictor]:
+    """The mean network and this one's own."""
+    dual = np.asarray(f.dual_coef, float)
+    of_start = np.zeros_like(dual)
+    if f.initial is not None and loss.kind is not Kind.CONSTANT:
+        start = np.asarray(f.initial(f.inputs), float).reshape(dual.shape)
+        columns = start.reshape(len(start), -1)
+        found = apply_training(f.kernel, f.inputs, columns, loss, from_numbers(f.dynamics))
+        of_start = np.asarray(found.dual_coef, float).reshape(dual.shape)
+    parts = []
+    for coef, initial in ((dual + of_start, None), (-of_start, f.initial)):
+        with scope(f.dual_coef):
+            rounded = jnp.asarray(coef, f.dual_coef.dtype)
+        part = KernelPredictor(
+            f.kernel,
+            f.inputs,
+            rounded,
+            initial,
+            mesh=f.mesh,
+            loss=f.loss,
+            dynamics=f.dynamics,
+        )
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def _squares(gradient: Array) -> Array:
+    """(m,), |row|^2."""
+    rows = gradient.reshape(len(gradient), -1)
+    return jnp.sum(rows**2, axis=1)
+
+
+class _Gradients(eqx.Module):
+    """The gradients in z of k(z, x_n) = along_n x_n + back_n z, (m, n) each."""
+
+    along: Array
+    back: Array
+
+
+def expected_own_square(
+    kernel: TwoLayerNTK,
+    x: Float[Array, "n d"],
+    z: Float[Array, "m d"],
+    loss: Loss,
+    dynamics: Dynamics,
+) -> Float[Array, " m"]:
+    """E|grad own(z)|^2 over f0, (m,), float64: the trace of the mixed second derivative of the
+    covariance after training. (1 + slope^2)/2 for the identity loss. Theory: 17.3.
+
+    Example:
+        >>> from perturbkernel import GradientFlow
+        >>> x = jnp.asarray([[1.0, 2.0]])
+        >>> loss, flow = linear_loss("identity", "it"), GradientFlow(1.0)
+        >>> expected_own_square(TwoLayerNTK(0.0), x, x, loss, flow).tolist()
+        [0.5]
+    """
+    n = len(x)
+    if loss.kind is not Kind.CONSTANT and not fits(n, np.float64, available_memory(), copies=4):
+        raise ValueError(
+            f"the expected length of {n:,} training points takes four {n} x {n} matrices, more "
+            f"than memory has"
+        )
+    with jax.enable_x64(True):
+        x = in_float64(x)
+        z = in_float64(z)
+        initial = (1 + kernel.slope**2) / 2
+        if loss.kind is Kind.CONSTANT:
+            return jnp.full(len(z), initial)
+        found = apply_training(kernel, x, jnp.eye(n), loss, dynamics)
+        q = in_float64(found.dual_coef)
+        prior = kernel.nngp(x)
+        both = _product(_product(q, prior), q.T)
+        ntk, nngp = _gradients(kernel, z, x)
+        crossed = _form(q, ntk, nngp, z, x)
+        trained = _form(both, ntk, ntk, z, x)
+        # Rounding must not leave a negative square.
+        return jnp.maximum(initial - 2 * crossed + trained, 0)
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=EXACT)
+
+
+def _gradients(kernel: TwoLayerNTK, z: Array, x: Array) -> tuple[_Gradients, _Gradients]:
+    """Of the tangent kernel and of the covariance of f0."""
+    product, theta = products_and_angles(z, x)
+    d = x.shape[1]
+    s_z = jnp.sqrt(1 + jnp.sum(z**2, axis=1) / d)[:, None]
+    s_x = jnp.sqrt(1 + jnp.sum(x**2, axis=1) / d)[None, :]
+    cone = (1 - kernel.slope) ** 2 / (2 * np.pi)
+    gates = kernel.of_angles("phi", z, x, product, theta)
+    sine = jnp.sin(theta)
+    apart = sine > _COINCIDE
+    factor = cone * (product + float(kernel.train_bias))
+    turning = jnp.where(apart, factor / jnp.where(apart, sine, 1), 0)
+    cosine = jnp.cos(theta)
+    ntk = _Gradients(
+        along=gates + turning / (d * s_z * s_x),
+        back=-turning * cosine / (d * s_z**2),
+    )
+    nngp = _Gradients(along=gates / d, back=cone * sine * s_x / (s_z * d))
+    return ntk, nngp
+
+
+def _form(matrix: Array, a: _Gradients, b: _Gradients, z: Array, x: Array) -> Array:
+    """sum_{nl} matrix_nl <a_n(z), b_l(z)>, (m,)."""
+    products = _product(z, x.T)
+    lengths = jnp.sum(z**2, axis=1)
+    inner = _product(x, x.T)
+    total = _product(a.along, matrix * inner) * b.along
+    weighted = _product(a.along * products, matrix) + lengths[:, None] * _product(a.back, matrix)
+    total += weighted * b.back
+    total += _product(a.back, matrix) * (b.along * products)
+    return jnp.sum(total, axis=1)

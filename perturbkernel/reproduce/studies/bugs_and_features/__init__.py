@@ -1,0 +1,1 @@
+"""Bugs and features: what each part of a perturbation does, and teaches."""

@@ -21,9 +21,15 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.training.dynamics import Dynamics, GradientFlow, HeavyBall, to_numbers
+from perturbkernel.training.dynamics import (
+    Dynamics,
+    GradientFlow,
+    HeavyBall,
+    is_endless,
+    to_numbers,
+)
 from perturbkernel.training.losses import LOSSES, Kind, Loss, loss_names
-from perturbkernel.training.precision import scope, to_ambient
+from perturbkernel.training.precision import as_stored, scope, to_ambient
 from perturbkernel.training.predictors import KernelPredictor, as_pytree, value_and_pullback
 from perturbkernel.training.solve import solve
 
@@ -36,6 +42,7 @@ def _check_training(
     memory: Any,
     tolerance: Any,
     precision: Any,
+    ridge: Any,
 ) -> Loss:
     """The record of the loss, after all checks that need no data."""
     if not isinstance(kernel, Kernel):
@@ -45,8 +52,12 @@ def _check_training(
     record = _record(loss, several)
     if not isinstance(dynamics, GradientFlow | HeavyBall):
         raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
-    if not record.has_minimum and np.isinf(dynamics.effective_time):
-        raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
+    check_number(ridge, "ridge")
+    penalised = is_traced(ridge) or ridge > 0
+    if not (record.has_minimum or penalised) and is_endless(dynamics):
+        raise ValueError(
+            f"time must be finite for the {loss} loss, which has no minimum without ridge; got inf"
+        )
     if memory is not None:
         check_number(memory, "memory", low=0)
     if tolerance is not None:
@@ -89,6 +100,25 @@ def _check_probabilities(targets: Array) -> None:
         )
 
 
+def _check_weights(sample_weight: Any, n: int) -> np.ndarray | None:
+    """Weights (n,) of mean one; None for equal ones."""
+    if sample_weight is None:
+        return None
+    if is_traced(sample_weight):
+        raise TypeError("sample_weight cannot be traced; give numbers to fit")
+    with jax.enable_x64(True):
+        weights = np.asarray(as_targets(sample_weight, "sample_weight", n, labels=False), float)
+    if (weights < 0).any() or not weights.any():
+        row = int(weights.argmin())
+        raise ValueError(
+            f"sample_weight must be >= 0, and > 0 for some point; got {weights[row]:g} in row {row}"
+        )
+    if (weights == weights[0]).all():
+        return None
+    weights = weights / weights.max()
+    return weights / weights.mean()
+
+
 def fit(
     kernel: Kernel,
     inputs: Float[ArrayLike, "n ..."],
@@ -101,6 +131,8 @@ def fit(
     tolerance: float | None = None,
     mesh: Mesh | None = None,
     precision: int | None = None,
+    ridge: float | Array = 0.0,
+    sample_weight: Float[ArrayLike, " n"] | None = None,
 ) -> KernelPredictor:
     """Trains an infinitely wide network in closed form.
 
@@ -128,6 +160,12 @@ def fit(
             computed in float64, whether or not x64 is enabled: for coefficients that cancel, as
             `status` says and `stats["rounding"]` measures. Outputs are float32 where x64 is not
             enabled. Left out: JAX's own rules.
+        ridge: >= 0; adds ridge/2 |f - f0|^2 to the mean loss, in the norm of the kernel's function
+            space: weight decay toward the initial parameters. Every loss has a minimum then, at
+            infinite time. For the squared loss that is scikit-learn's KernelRidge with
+            alpha = n ridge, (K + n ridge)^-1 (y - f0).
+        sample_weight: (n,), >= 0: the mean loss becomes sum_n w_n l_n / sum_n w_n. Zero is as if
+            the point were left out, 2 as if it were there twice.
 
     Returns:
         A KernelPredictor; what training met, a tolerance that was not reached included, is in its
@@ -150,16 +188,18 @@ def fit(
         f = pk.fit(pk.TwoLayerNTK(), inputs, targets, loss="squared", dynamics=dynamics)
     """
     several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
-    record = _check_training(kernel, loss, several, dynamics, memory, tolerance, precision)
+    record = _check_training(kernel, loss, several, dynamics, memory, tolerance, precision, ridge)
     check_mesh(mesh)
     x, y = _training_data(kernel, inputs, targets, record, several, precision)
+    weights = _check_weights(sample_weight, len(x))
     initial = as_pytree(initial)
     f0 = None
     # A constant force does not depend on the outputs.
     if initial is not None and record.kind is not Kind.CONSTANT:
         columns = y.shape[1] if several else None
         f0, _ = value_and_pullback(initial, to_ambient(x), "initial", columns)
-    solution = solve(kernel, x, y, f0, record, dynamics, memory, tolerance, mesh)
+    penalty = ridge, weights
+    solution = solve(kernel, x, y, f0, record, dynamics, memory, tolerance, mesh, *penalty)
     with scope(x, y):
         dtype = common_dtype(x, y)
         x, dual_coef = x.astype(dtype), jnp.asarray(solution.dual_coef, dtype)
@@ -173,6 +213,8 @@ def fit(
         mesh,
         loss,
         to_numbers(dynamics),
+        ridge=ridge,
+        sample_weight=None if weights is None else as_stored(weights).astype(dtype),
     )
 
 
@@ -203,7 +245,7 @@ def _training_data(
 
 class KernelLearner(eqx.Module):
     """Training as a function (inputs, targets, key) -> predictor, for `learn_from_perturbations`:
-    `fit`, configured.
+    `fit`, configured with everything but data and their weights.
 
     Every learner has this signature; training in the limit is deterministic and ignores the key.
     """
@@ -215,6 +257,7 @@ class KernelLearner(eqx.Module):
     tolerance: float | None = eqx.field(static=True, default=None)
     mesh: Mesh | None = eqx.field(static=True, default=None)
     precision: int | None = eqx.field(static=True, default=None)
+    ridge: float | Array = 0.0
 
     def __call__(
         self,
@@ -232,4 +275,5 @@ class KernelLearner(eqx.Module):
             tolerance=self.tolerance,
             mesh=self.mesh,
             precision=self.precision,
+            ridge=self.ridge,
         )

@@ -61,11 +61,16 @@ def integrate(
     times: Array,
     rtol: Array,
     max_products: Array,
+    ridge: Array,
+    weights: Array,
     *,
     loss: Loss,
 ) -> LogisticPath:
-    """The flow of a loss of the margin at `times`, in any order; see `logistic_path`."""
-    equation = _equation(operator, y, f0, loss)
+    """The flow of a loss of the margin at `times`, in any order; see `logistic_path`.
+
+    `weights`: (n,), of mean one.
+    """
+    equation = _equation(operator, y, f0, loss, ridge, weights)
     velocity = equation.velocity(jnp.zeros_like(y))
     image = equation.image(velocity)
     first = jnp.stack([velocity, image])
@@ -120,11 +125,13 @@ def _drift(equation: Equation, alpha: Array, image: Array) -> Array:
     return jnp.abs(off).max() / jnp.where(largest > 0, largest, 1)
 
 
-def _equation(operator: Callable, y: Array, f0: Array, loss: Loss) -> Equation:
+def _equation(
+    operator: Callable, y: Array, f0: Array, loss: Loss, ridge: Array, weights: Array
+) -> Equation:
     assert loss.margin is not None
     speed = loss.margin.speed
     bend = loss.margin.bend
-    n = len(y)
+    shares = weights / len(y)
     start = y * f0
 
     def image(v):
@@ -133,13 +140,13 @@ def _equation(operator: Callable, y: Array, f0: Array, loss: Loss) -> Equation:
 
     def velocity(change):
         margin = start + change
-        return speed(margin) / n
+        return shares * speed(margin)
 
     def steepness(change):
         margin = start + change
-        return bend(margin) / n
+        return shares * bend(margin)
 
-    return Equation(image, velocity, steepness)
+    return Equation(image, velocity, steepness, ridge)
 
 
 def _clock(first: Array, times: Array) -> Clock:

@@ -146,10 +146,13 @@ def trained_covariance(
     z: Float[Array, "m ..."],
     loss: Loss,
     dynamics: Dynamics,
+    ridge: float = 0.0,
+    weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, "m m"]:
     """The covariance (m, m) of the outputs at z after training at x, in float64.
 
-    `loss`: one under which training is linear in f0, with a constant or a linear force.
+    `loss`: one under which training is linear in f0, with a constant or a linear force. `weights`:
+    of mean one.
     """
     n = len(x)
     constant = loss.kind is Kind.CONSTANT
@@ -165,11 +168,12 @@ def trained_covariance(
         if constant:
             return prior
         gram = kernel.ntk(x)
-        solution = squared.dense(gram, kernel.ntk(x, z), dynamics)
-        weights = solution.dual_coef  # A(z)^T, (n, m)
+        weights = None if weights is None else _in_float64(weights)
+        solution = squared.dense(gram, kernel.ntk(x, z), dynamics, ridge, weights)
+        smoother = solution.dual_coef  # A(z)^T, (n, m)
         cross = kernel.nngp(x, z)
-        half = jnp.matmul(kernel.nngp(x), weights, precision=EXACT) / 2 - cross
-        change = jnp.matmul(weights.T, half, precision=EXACT)
+        half = jnp.matmul(kernel.nngp(x), smoother, precision=EXACT) / 2 - cross
+        change = jnp.matmul(smoother.T, half, precision=EXACT)
         return prior + change + change.T
 
 

@@ -92,8 +92,9 @@ class KernelPredictor(KeepsPrecision):
             computed in float32 are off at training points, relative to the largest.
         mesh: the devices that it is evaluated on; every process gets the whole result. None: the
             default device.
-        loss, dynamics: how it was trained, dynamics as the numbers they were made of;
-            `distribution` asks. None, (): not known.
+        loss, dynamics, ridge, sample_weight: how it was trained, dynamics as the numbers they were
+            made of, weights (n,) of mean one or None for equal ones; `distribution` asks. loss
+            None, dynamics (): not known.
     """
 
     kernel: Kernel
@@ -105,6 +106,8 @@ class KernelPredictor(KeepsPrecision):
     mesh: Mesh | None = eqx.field(static=True, default=None)
     loss: str | None = eqx.field(static=True, default=None)
     dynamics: tuple = ()
+    ridge: float | Array = 0.0
+    sample_weight: Float[Array, " n"] | None = None
 
     # As for any function: `jax.jit(f)` hashes f, and arrays have no hash.
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
@@ -247,7 +250,8 @@ class KernelPredictor(KeepsPrecision):
         z = self._queries(z)
         mean = self(z)
         dynamics = from_numbers(self.dynamics)
-        covariance = trained_covariance(self.kernel, self.inputs, z, loss, dynamics)
+        penalty = float(self.ridge), self.sample_weight
+        covariance = trained_covariance(self.kernel, self.inputs, z, loss, dynamics, *penalty)
         return Gaussian(mean, covariance.astype(mean.dtype))
 
     def _queries(self, z) -> Array:
@@ -294,6 +298,8 @@ class KernelPredictor(KeepsPrecision):
             self.stats,
             self.loss,
             self.dynamics,
+            float(self.ridge),
+            self.sample_weight,
         )
         saving.write(path, contents, self.initial)
 
@@ -328,6 +334,8 @@ class KernelPredictor(KeepsPrecision):
             saved.stats,
             loss=saved.loss,
             dynamics=saved.dynamics,
+            ridge=saved.ridge,
+            sample_weight=saved.sample_weight,
         )
 
 

@@ -17,8 +17,10 @@ from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training.dynamics import from_numbers, to_numbers
 from perturbkernel.training.precision import as_stored, to_ambient
 
-# 1: no fingerprint, no digest. 2: both.
-_FORMAT = 2
+# 1: no fingerprint, no digest. 2: both. 3: with a ridge, or weights of points; without either, 2 is
+# written, which older versions read.
+_FORMAT = 3
+_ARRAYS = ("inputs", "dual_coef", "sample_weight")
 _POINTS = 4  # training points of a fingerprint
 # Of a fingerprint's largest value. Kernels are compared in float64, initial functions in the
 # precision of the user's own code, which may run on other devices.
@@ -35,6 +37,8 @@ class Saved(NamedTuple):
     stats: dict[str, float]
     loss: str | None
     dynamics: tuple
+    ridge: float
+    sample_weight: Array | None
 
 
 def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any] | None) -> None:
@@ -46,19 +50,23 @@ def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any
         "inputs": np.asarray(saved.inputs),
         "dual_coef": np.asarray(saved.dual_coef),
     }
+    if saved.sample_weight is not None:
+        arrays["sample_weight"] = np.asarray(saved.sample_weight)
+    penalised = saved.ridge != 0 or saved.sample_weight is not None
     points = _fingerprint_points(arrays["inputs"])
     kernel_values = _kernel_values(saved.kernel, points)
     initial_values = None
     if initial is not None:
         initial_values = _initial_values(initial, points).tolist()
     header = {
-        "format": _FORMAT,
+        "format": _FORMAT if penalised else 2,
         "kernel": kernel,
         "initial": initial is not None,
         "status": saved.status,
         "stats": {name: float(value) for name, value in saved.stats.items()},
         "loss": saved.loss,
         "dynamics": [np.asarray(number).tolist() for number in saved.dynamics],
+        "ridge": saved.ridge,
         "digest": _digest(arrays),
         "kernel_values": kernel_values.tolist(),
         "initial_values": initial_values,
@@ -79,7 +87,7 @@ def read(
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
-            arrays = {name: file[name] for name in ("inputs", "dual_coef")}
+            arrays = {name: file[name] for name in _ARRAYS if name in file}
         # A newer format may lack what the next lines read.
         if header["format"] in range(1, _FORMAT + 1):
             _check_arrays(arrays, header)
@@ -116,6 +124,7 @@ def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         kernel = TwoLayerNTK(**arguments)
     stats = {str(name): float(value) for name, value in header["stats"].items()}
     numbers = header.get("dynamics", ())  # the oldest files lack this and the loss
+    weights = arrays.get("sample_weight")
     return Saved(
         kernel=kernel,
         inputs=as_stored(arrays["inputs"]),
@@ -124,6 +133,8 @@ def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         stats=stats,
         loss=header.get("loss"),
         dynamics=to_numbers(from_numbers(numbers)) if numbers else (),
+        ridge=float(header.get("ridge", 0.0)),
+        sample_weight=None if weights is None else as_stored(weights),
     )
 
 

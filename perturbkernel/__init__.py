@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from perturbkernel.training.dynamics import HeavyBall as HeavyBall
     from perturbkernel.training.fit import KernelLearner as KernelLearner
     from perturbkernel.training.fit import fit as fit
+    from perturbkernel.training.gaussian_process import GaussianProcess as GaussianProcess
+    from perturbkernel.training.gaussian_process import gaussian_process as gaussian_process
+    from perturbkernel.training.gaussian_process import (
+        log_marginal_likelihood as log_marginal_likelihood,
+    )
     from perturbkernel.training.initial_function import Gaussian as Gaussian
     from perturbkernel.training.initial_function import InitialFunction as InitialFunction
     from perturbkernel.training.initial_function import sample_initial as sample_initial
@@ -72,6 +77,9 @@ _HOMES = {
     "HeavyBall": "training.dynamics",
     "KernelLearner": "training.fit",
     "fit": "training.fit",
+    "GaussianProcess": "training.gaussian_process",
+    "gaussian_process": "training.gaussian_process",
+    "log_marginal_likelihood": "training.gaussian_process",
     "Gaussian": "training.initial_function",
     "InitialFunction": "training.initial_function",
     "sample_initial": "training.initial_function",

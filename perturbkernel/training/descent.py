@@ -56,7 +56,7 @@ def heavy_ball(
     rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
     force = weighted_force(loss, targets, weights)
     decay = jnp.asarray(ridge, f0.dtype)
-    dual = _iterate(operator, force, f0, rates, momentum, decay)
+    dual = iterate(operator, force, f0, rates, momentum, decay)
 
     happened = None
     if not bool(jnp.isfinite(dual).all()):
@@ -85,9 +85,11 @@ def _stable(curvature: float, ridge: float) -> str:
 
 
 @jax.jit
-def _iterate(
+def iterate(
     operator, force, f0: Array, rates: Array, momentum: Array, ridge: Array
 ) -> Array:
+    """The steps of `heavy_ball`, differentiable."""
+
     def step(carry, rate):
         dual, velocity = carry
         pull = force(f0 + operator(dual)) / len(f0) - ridge * dual

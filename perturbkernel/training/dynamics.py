@@ -172,14 +172,18 @@ def heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: Array) -> Filt
     return Filter(q, growth)
 
 
-def of_decay(rate: float, dynamics: Dynamics) -> float:
+def of_decay(rate: float | Array, dynamics: Dynamics) -> float | Array:
     """How long a constant force would take for what it does under a decay, h' = 1 - rate h.
 
     (1 - exp(-rate time)) / rate for flow, and the effective time itself for no decay. Raises
     ValueError where heavy ball diverges.
     """
+    if is_traced(rate):
+        return _of_traced_decay(rate, dynamics)
     if rate == 0:
         return dynamics.effective_time
+    if is_traced(dynamics.effective_time):
+        return _of_traced_decay(jnp.asarray(rate), dynamics)
     if isinstance(dynamics, GradientFlow):
         return float(-np.expm1(-rate * dynamics.time) / rate)
     with jax.enable_x64(True):
@@ -188,6 +192,19 @@ def of_decay(rate: float, dynamics: Dynamics) -> float:
             raise ValueError(unstable_rates(dynamics, rate, "/ ridge", "the penalty"))
         rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
         return float(heavy_ball_filter(curvature, rates, momentum).q[0])
+
+
+def _of_traced_decay(rate: Array, dynamics: Dynamics) -> Array:
+    """Nothing is raised, since nothing is known."""
+    if isinstance(dynamics, HeavyBall):
+        rates = jnp.asarray(dynamics.rates, rate.dtype)
+        momentum = jnp.asarray(dynamics.momentum, rate.dtype)
+        return heavy_ball_filter(rate, rates, momentum).q
+    if is_endless(dynamics):
+        return 1 / rate
+    decays = rate > 0
+    fraction = -jnp.expm1(-rate * dynamics.time) / jnp.where(decays, rate, 1)
+    return jnp.where(decays, fraction, dynamics.time)
 
 
 def unstable_rates(dynamics: HeavyBall, largest: float, formula: str, what: str) -> str:

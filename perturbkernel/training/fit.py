@@ -21,10 +21,13 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.kernels.base import Kernel
+from perturbkernel.training.differentiable import STATUS as TRACED
+from perturbkernel.training.differentiable import traced_dual_coef
 from perturbkernel.training.dynamics import (
     Dynamics,
     GradientFlow,
     HeavyBall,
+    Solution,
     is_endless,
     to_numbers,
 )
@@ -198,8 +201,14 @@ def fit(
     if initial is not None and record.kind is not Kind.CONSTANT:
         columns = y.shape[1] if several else None
         f0, _ = value_and_pullback(initial, to_ambient(x), "initial", columns)
-    penalty = ridge, weights
-    solution = solve(kernel, x, y, f0, record, dynamics, memory, tolerance, mesh, *penalty)
+    problem = kernel, x, y, f0, record, dynamics
+    time = dynamics.effective_time
+    if record.kind is not Kind.CONSTANT and is_traced(x, y, f0, ridge, time):
+        dual_coef = traced_dual_coef(*problem, ridge, weights)
+        solution = Solution(dual_coef, TRACED, {"effective_time": time})
+    else:
+        penalty = ridge, weights
+        solution = solve(*problem, memory, tolerance, mesh, *penalty)
     with scope(x, y):
         dtype = common_dtype(x, y)
         x, dual_coef = x.astype(dtype), jnp.asarray(solution.dual_coef, dtype)
@@ -235,11 +244,6 @@ def _training_data(
             x, y = x.astype(np.float64), y.astype(np.float64)
     if loss.kind is Kind.SOFTMAX:
         _check_probabilities(y)
-    if loss.kind is not Kind.CONSTANT and traced:
-        raise TypeError(
-            f'fit(loss="{loss.name}") runs its own float64 solver and cannot be traced; call it '
-            f"outside jit"
-        )
     return x, y
 
 
@@ -257,7 +261,7 @@ class KernelLearner(eqx.Module):
     tolerance: float | None = eqx.field(static=True, default=None)
     mesh: Mesh | None = eqx.field(static=True, default=None)
     precision: int | None = eqx.field(static=True, default=None)
-    ridge: float | Array = 0.0
+    ridge: float = eqx.field(static=True, default=0.0)
 
     def __call__(
         self,

@@ -61,14 +61,14 @@ def integrate(
     times: Array,
     rtol: Array,
     max_products: Array,
-    ridge: Array,
-    weights: Array,
+    ridge: Array | None = None,
+    weights: Array | None = None,
     *,
     loss: Loss,
 ) -> LogisticPath:
     """The flow of a loss of the margin at `times`, in any order; see `logistic_path`.
 
-    `weights`: (n,), of mean one.
+    `weights`: (n,), of mean one. None: no ridge, equal weights.
     """
     equation = _equation(operator, y, f0, loss, ridge, weights)
     velocity = equation.velocity(jnp.zeros_like(y))
@@ -126,13 +126,21 @@ def _drift(equation: Equation, alpha: Array, image: Array) -> Array:
 
 
 def _equation(
-    operator: Callable, y: Array, f0: Array, loss: Loss, ridge: Array, weights: Array
+    operator: Callable,
+    y: Array,
+    f0: Array,
+    loss: Loss,
+    ridge: Array | None,
+    weights: Array | None,
 ) -> Equation:
     assert loss.margin is not None
     speed = loss.margin.speed
     bend = loss.margin.bend
-    shares = weights / len(y)
+    n = len(y)
     start = y * f0
+
+    def weighted(v):
+        return v if weights is None else weights * v
 
     def image(v):
         product = operator(y * v)
@@ -140,11 +148,11 @@ def _equation(
 
     def velocity(change):
         margin = start + change
-        return shares * speed(margin)
+        return weighted(speed(margin) / n)
 
     def steepness(change):
         margin = start + change
-        return shares * bend(margin)
+        return weighted(bend(margin) / n)
 
     return Equation(image, velocity, steepness, ridge)
 

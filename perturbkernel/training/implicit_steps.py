@@ -44,7 +44,7 @@ class Equation(NamedTuple):
     image: Callable[[Array], Array]
     velocity: Callable[[Array], Array]
     steepness: Callable[[Array], Array]
-    decay: Array
+    decay: Array | None  # None: none
 
 
 class Clock(NamedTuple):
@@ -301,10 +301,16 @@ def _newton(
         change = predicted[1] + state.correction[1]
         velocity = equation.velocity(change)
         image = equation.image(velocity)
-        lost = equation.decay * (predicted + state.correction)
-        wanted = scale * (jnp.stack([velocity, image]) - lost)
-        residual = (wanted - memory - state.correction) / damping
-        root = jnp.sqrt(scale * equation.steepness(change) / damping)
+        rate = jnp.stack([velocity, image])
+        steepness = equation.steepness(change)
+        if equation.decay is not None:
+            rate = rate - equation.decay * (predicted + state.correction)
+            steepness = steepness / damping
+        wanted = scale * rate
+        residual = wanted - memory - state.correction
+        if equation.decay is not None:
+            residual = residual / damping
+        root = jnp.sqrt(scale * steepness)
 
         def half(p):
             return equation.image(root * p)
@@ -326,7 +332,7 @@ def _newton(
     def unfinished(state: _Newton) -> Array:
         return ~state.done & (state.count < _NEWTON)
 
-    damping = 1 + scale * equation.decay
+    damping = 1 if equation.decay is None else 1 + scale * equation.decay
 
     none = jnp.zeros((), int)
     start = _Newton(

@@ -65,8 +65,7 @@ def logistic_path(
     operator = _checked_operator(operator, y)
     y, f0, times = y.astype(dtype), f0.astype(dtype), times.astype(dtype)
     relative, most = jnp.asarray(rtol, dtype), jnp.asarray(max_products)
-    plain = jnp.zeros((), dtype), jnp.ones_like(y)  # no ridge, equal weights
-    return integrate(operator, y, f0, times, relative, most, *plain, loss=LOSSES["logistic"])
+    return integrate(operator, y, f0, times, relative, most, loss=LOSSES["logistic"])
 
 
 def _checked_times(times: Any) -> Array:

@@ -61,7 +61,7 @@ def dense(
         return _interpolate(gram + jnp.diag(diagonal), residual)
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     eigenvalues = jnp.maximum(eigenvalues, 0)
-    found = _filter(eigenvalues, n, dynamics, ridge)
+    found = filtered(eigenvalues, n, dynamics, ridge)
     status, stats = _stability(dynamics, n, eigenvalues, found, ridge)
     stats["lambda_max"] = float(eigenvalues[-1])
     stats["effective_time"] = dynamics.effective_time
@@ -81,16 +81,16 @@ def by_products(
     """
     n = len(residual)
 
-    def filtered(eigenvalues: np.ndarray) -> Array:
-        return _filter(jnp.asarray(eigenvalues), n, dynamics, ridge).q
+    def of_ritz_values(eigenvalues: np.ndarray) -> Array:
+        return filtered(jnp.asarray(eigenvalues), n, dynamics, ridge).q
 
     columns = residual.reshape(n, -1)
-    found = [lanczos(operator, column, filtered, tolerance) for column in columns.T]
+    found = [lanczos(operator, column, of_ritz_values, tolerance) for column in columns.T]
     error = max(one.error for one in found)
     products = sum(one.products for one in found)
     eigenvalues = np.concatenate([one.eigenvalues for one in found])
     met = jnp.asarray(eigenvalues)
-    of_met = _filter(met, n, dynamics, ridge)
+    of_met = filtered(met, n, dynamics, ridge)
     status, stats = _stability(dynamics, n, met, of_met, ridge)
     if not error <= tolerance:
         status = (
@@ -218,19 +218,24 @@ def _stability(
     return status, {"growth": growth}
 
 
-def _filter(eigenvalues: Array, n: int, dynamics: Dynamics, ridge: float) -> Filter:
-    """q at eigenvalues >= 0."""
+def filtered(eigenvalues: Array, n: int, dynamics: Dynamics, ridge: float | Array) -> Filter:
+    """q at eigenvalues >= 0, at a finite time."""
+    curvatures = eigenvalues / n + ridge
     if isinstance(dynamics, HeavyBall):
         rates = jnp.asarray(dynamics.rates)
         momentum = jnp.asarray(dynamics.momentum)
-        found = heavy_ball_filter(eigenvalues / n + ridge, rates, momentum)
+        found = heavy_ball_filter(curvatures, rates, momentum)
         return found._replace(q=found.q / n)
-    eigenvalues = eigenvalues + n * ridge
-    rate = dynamics.time * eigenvalues / n
-    moves = rate > 0
-    fraction = -jnp.expm1(-rate) / jnp.where(moves, eigenvalues, 1)
-    q = jnp.where(moves, fraction, dynamics.time / n)
+    q = flow_filter(curvatures, dynamics.time) / n
     return Filter(q, growth=jnp.ones_like(eigenvalues))
+
+
+def flow_filter(curvatures: Array, time: float | Array) -> Array:
+    """(1 - exp(-time h)) / h for curvatures h >= 0: what flow makes of the loss h f^2 / 2 - f."""
+    rate = time * curvatures
+    moves = rate > 0
+    fraction = -jnp.expm1(-rate) / jnp.where(moves, curvatures, 1)
+    return jnp.where(moves, fraction, time)
 
 
 def _interpolate(gram: Array, residual: Array) -> Solution:

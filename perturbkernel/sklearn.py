@@ -46,7 +46,7 @@ _NESTED = ("kernel", "dynamics")  # parameters that have parameters
 
 
 def _split(name: str) -> tuple[str, str] | None:
-    """"kernel__slope" -> ("kernel", "slope"); None for a parameter that is not nested."""
+    """The two names in "kernel__slope"; None for a parameter that is not nested."""
     outer, _, inner = name.partition("__")
     return (outer, inner) if inner and outer in _NESTED else None
 
@@ -61,9 +61,7 @@ def _fields(value: Any) -> dict[str, Any]:
 def _replaced(name: str, value: Any, changes: dict[str, Any]) -> Any:
     """A kernel or dynamics with other arguments."""
     if value is None:
-        raise ValueError(
-            f"{name}__{next(iter(changes))} needs a {name} to change; {name} is None"
-        )
+        raise ValueError(f"{name}__{next(iter(changes))} needs a {name} to change; {name} is None")
     known = _fields(value)
     for field in changes:
         if field not in known:
@@ -112,9 +110,7 @@ class _NTKEstimator(BaseEstimator):
         super().set_params(**plain)
         for name in _NESTED:
             changes = {
-                parameter: value
-                for (outer, parameter), value in nested.items()
-                if outer == name
+                parameter: value for (outer, parameter), value in nested.items() if outer == name
             }
             if changes:
                 setattr(self, name, _replaced(name, getattr(self, name), changes))

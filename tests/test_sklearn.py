@@ -152,6 +152,7 @@ def test_cross_validation_searches_and_pipelines():
     assert search.score(x, y) > -0.5
     assert len(search.cv_results_["params"]) == 4
 
+
 @pytest.mark.parametrize("alpha", [0.1, 10.0])
 def test_a_ridge_at_infinite_time_is_kernel_ridge(alpha):
     targets = np.stack([X[:, 0] + 2, np.sin(X[:, 1])], axis=1)
@@ -187,7 +188,8 @@ def test_parameters_of_kernel_and_dynamics_have_names():
     params = model.get_params()
     assert params["kernel__slope"] == 0.1 and params["dynamics__time"] == 3.0
     assert "kernel__slope" not in model.get_params(deep=False)
-    other = clone(model).set_params(kernel__slope=0.5, dynamics__time=9.0, ridge=0.2)
+    copy: Any = clone(model)
+    other = copy.set_params(kernel__slope=0.5, dynamics__time=9.0, ridge=0.2)
     assert (other.kernel, other.dynamics) == (pk.TwoLayerNTK(0.5, True), pk.GradientFlow(9.0))
     assert other.ridge == 0.2 and kernel.slope == 0.1 and model.kernel == kernel
     ball = NTKRegressor().set_params(dynamics=pk.HeavyBall(0.1, 3), dynamics__steps=5)

@@ -42,9 +42,9 @@ def heavy_ball(
 
         v <- momentum v + force(f0 + K dual) / n - ridge dual,    dual <- dual + rate v,
 
-    from zero. `operator`: V (n,) or (n, k) -> K v, a pytree. The second derivative of the loss is at most
-    `loss.curvature`: steps that diverge on a quadratic of that curvature may oscillate, or diverge
-    as well; both are in the status, and make the solution `unstable`.
+    from zero. `operator`: V (n,) or (n, k) -> K v, a pytree. The second derivative of the loss is
+    at most `loss.curvature`: steps that diverge on a quadratic of that curvature may oscillate, or
+    diverge as well; both are in the status, and make the solution `unstable`.
     """
     n = len(f0)
     weights = jnp.ones(n, f0.dtype) if weights is None else weights
@@ -85,9 +85,7 @@ def _stable(curvature: float, ridge: float) -> str:
 
 
 @jax.jit
-def iterate(
-    operator, force, f0: Array, rates: Array, momentum: Array, ridge: Array
-) -> Array:
+def iterate(operator, force, f0: Array, rates: Array, momentum: Array, ridge: Array) -> Array:
     """The steps of `heavy_ball`, differentiable."""
 
     def step(carry, rate):
@@ -105,9 +103,9 @@ def iterate(
 def flow(
     operator: Callable, force: Callable, f0: Array, time: Array, tolerance: Array, ridge: Array
 ) -> tuple[Array, Array, Array, Array]:
-    """Gradient flow, d dual / dt = force(f0 + K dual) / n - ridge dual from zero, by the explicit method of
-    Dormand and Prince of order 8: 13 products a step, and about two steps for each unit of
-    curvature lambda_max time / n.
+    """Gradient flow, d dual / dt = force(f0 + K dual) / n - ridge dual from zero, by the explicit
+    method of Dormand and Prince of order 8: 13 products a step, and about two steps for each unit
+    of curvature lambda_max time / n.
 
     Returns dual coefficients shaped like f0, the steps, the share of the time that was reached, and
     whether all of it.

@@ -78,7 +78,7 @@ def traced_dual_coef(
     flows = isinstance(dynamics, GradientFlow) and not is_endless(dynamics)
     recipe = Recipe(kernel, loss, None if flows else dynamics)
     time = dynamics.effective_time if flows else 0.0
-    inputs = Inputs(x, y, f0, *map(jnp.asarray, (ridge, time)), weights)
+    inputs = Inputs(x, y, f0, jnp.asarray(ridge), jnp.asarray(time), weights)
     dtype = common_dtype(x, y)
     return in_float64(partial(_trained, recipe), inputs).astype(dtype)
 
@@ -98,8 +98,8 @@ def _check(y: Array, loss: Loss, dynamics: Dynamics) -> None:
         )
     if y.size > _POINTS:
         raise TypeError(
-            f'fit(loss="{loss.name}") can be traced for up to {_POINTS:,} coefficients, points times '
-            f"classes; got {y.size:,}"
+            f'fit(loss="{loss.name}") can be traced for up to {_POINTS:,} coefficients, points '
+            f"times classes; got {y.size:,}"
         )
 
 

@@ -179,11 +179,12 @@ def of_decay(rate: float | Array, dynamics: Dynamics) -> float | Array:
     ValueError where heavy ball diverges.
     """
     if is_traced(rate):
-        return _of_traced_decay(rate, dynamics)
+        return _of_traced_decay(jnp.asarray(rate), dynamics)
     if rate == 0:
         return dynamics.effective_time
     if is_traced(dynamics.effective_time):
         return _of_traced_decay(jnp.asarray(rate), dynamics)
+    rate = float(rate)
     if isinstance(dynamics, GradientFlow):
         return float(-np.expm1(-rate * dynamics.time) / rate)
     with jax.enable_x64(True):

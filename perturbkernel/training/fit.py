@@ -207,7 +207,8 @@ def fit(
         dual_coef = traced_dual_coef(*problem, ridge, weights)
         solution = Solution(dual_coef, TRACED, {"effective_time": time})
     else:
-        penalty = ridge, weights
+        # The rate of a constant force may be traced.
+        penalty = ridge if is_traced(ridge) else float(ridge), weights
         solution = solve(*problem, memory, tolerance, mesh, *penalty)
     with scope(x, y):
         dtype = common_dtype(x, y)

@@ -195,10 +195,10 @@ def _likelihood(kernel: Kernel, kernel_name: str, inputs: Any) -> Array:
     if slope is None:
         gram = _covariance(kernel, kernel_name, x, x)
     else:
+        assert isinstance(kernel, TwoLayerNTK)
         of_slope = partial(dataclasses.replace, kernel)
-        linear, relu = (
-            _covariance(of_slope(slope=end), kernel_name, x, x) for end in (1.0, 0.0)
-        )
+        linear = _covariance(of_slope(slope=1.0), kernel_name, x, x)
+        relu = _covariance(of_slope(slope=0.0), kernel_name, x, x)
         gram = slope * linear + (1 - slope) ** 2 * relu
     return _solved(gram + noise * jnp.eye(len(x)), y).likelihood
 

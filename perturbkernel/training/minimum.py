@@ -159,10 +159,10 @@ def _newton_step(
     """The step of the coefficients, and its image: by a Cholesky factor where the matrix is held
     and is not too large, or by conjugate gradients to a relative residual of `accuracy`.
     """
-    held = isinstance(operator, GramOperator) and operator.matrix is not None
-    if not held or state.dual.size > _DIRECT:
+    gram = operator.matrix if isinstance(operator, GramOperator) else None
+    if gram is None or state.dual.size > _DIRECT:
         return _conjugate_gradients(operator, root, state, ridge, accuracy)
-    matrix = shifted_matrix(operator.matrix, root, state.dual, ridge)
+    matrix = shifted_matrix(gram, root, state.dual, ridge)
     factor = jax.scipy.linalg.cho_factor(matrix, lower=True)
     right = root.adjoint(state.gradient_image)
     inner = jax.scipy.linalg.cho_solve(factor, right.ravel())

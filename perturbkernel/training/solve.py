@@ -23,7 +23,7 @@ use: docs/solvers.md. Coefficients are always float64, whatever JAX's setting.
 """
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,8 +102,8 @@ def solve(
     memory: float | None = None,
     tolerance: float | None = None,
     mesh: Mesh | None = None,
-    ridge: float = 0.0,
-    weights: Array | np.ndarray | None = None,
+    ridge: Any = 0.0,
+    weights: Any = None,
 ) -> Solution:
     """Dual coefficients after training on (x, y) from the initial outputs f0, (n,) or (n, K) as y,
     None for zero.
@@ -156,10 +156,8 @@ def solve(
         return solution._replace(dual_coef=dual_coef, stats=stats)
 
 
-def _constant(
-    y: Array, dynamics: Dynamics, ridge: float, weights: Array | np.ndarray | None
-) -> Solution:
-    """Coefficients that grow at the constant rate w_n y_n / n, and decay at the rate of the ridge."""
+def _constant(y: Array, dynamics: Dynamics, ridge: Any, weights: Any) -> Solution:
+    """Coefficients that grow at the constant rate w_n y_n / n, and decay at that of the ridge."""
     time = of_decay(ridge, dynamics)
     targets = on_host(y)
     if weights is not None:

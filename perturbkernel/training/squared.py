@@ -3,10 +3,10 @@
     dual_coef = q(K) (y - f0),    q(lambda) = (1 - r(lambda)) / lambda.
 
 r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite
-time, a polynomial for heavy ball. A ridge shifts every eigenvalue, lambda + n ridge for lambda; with
-weights w, D = diag(sqrt(w)), dual_coef = D q(D K D) D (y - f0) (theory: 1.5). A small K is diagonalised or factored; for a large one q(K) is
-applied by products. With targets (n, k) every column is a problem of its own with the same K, and
-shares its factors.
+time, a polynomial for heavy ball. A ridge raises every eigenvalue by n ridge; with weights w and
+D = diag(sqrt(w)), dual_coef = D q(D K D) D (y - f0) (theory: 1.5). A small K is diagonalised or
+factored; for a large one q(K) is applied by products. With targets (n, k) every column is a problem
+of its own with the same K, and shares its factors.
 """
 
 from collections.abc import Callable
@@ -239,8 +239,8 @@ def flow_filter(curvatures: Array, time: float | Array) -> Array:
 
 
 def _interpolate(gram: Array, residual: Array) -> Solution:
-    """The limit of infinite time, K^-1 (y - f0), K with the ridge; for a singular K it is the pseudo-inverse, and the
-    status says so.
+    """The limit of infinite time, K^-1 (y - f0), K with the ridge; for a singular K it is the
+    pseudo-inverse, and the status says so.
     """
     n = len(residual)
     rounding = n * np.finfo(float).eps

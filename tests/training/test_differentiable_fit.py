@@ -107,8 +107,8 @@ def test_forward_mode_is_that_of_differences(case, x64):
 
     moved = [[a + s * h * b for a, b in zip(at, along, strict=True)] for s in (1, -1)]
     up, down = (np.asarray(dual_coef(*where)) for where in moved)
-    arrays = [tuple(map(jnp.asarray, values)) for values in (at, along)]
-    value, change = jax.jvp(dual_coef, *arrays)
+    primals, tangents = (tuple(map(jnp.asarray, values)) for values in (at, along))
+    value, change = jax.jvp(dual_coef, primals, tangents)
     np.testing.assert_allclose(value, dual_coef(*at), rtol=0, atol=1e-8 * np.abs(up).max())
     # The tolerance 1e-9 of a minimum over h.
     scale = np.abs(up).max()

@@ -14,6 +14,9 @@ from sklearn.gaussian_process.kernels import PairwiseKernel
 
 import perturbkernel as pk
 
+Pairwise: Any = PairwiseKernel
+Regressor: Any = GaussianProcessRegressor
+normal: Any = multivariate_normal
 KERNEL: Any = pk.TwoLayerNTK(0.2, True)
 NOISE = 0.3
 RNG = np.random.default_rng(4)
@@ -29,9 +32,9 @@ def reference(name: str, x: Any, z: Any, slope: float = 0.2) -> np.ndarray:
 @pytest.mark.parametrize("name", ["nngp", "ntk"])
 def test_the_posterior_is_that_of_scikit_learn(name, several):
     y = Y if several else Y[:, 0]
-    kernel = PairwiseKernel(metric=lambda a, b: reference(name, a[None], b[None])[0, 0])
-    model = GaussianProcessRegressor(kernel, alpha=NOISE, optimizer=None).fit(X, y)
-    exact_mean, exact = model.predict(Z, return_cov=True)
+    kernel = Pairwise(metric=lambda a, b, gamma: reference(name, a[None], b[None])[0, 0])
+    model = Regressor(kernel, alpha=NOISE, optimizer=None).fit(X, y)
+    exact_mean, exact = map(np.asarray, model.predict(Z, return_cov=True))
     found = pk.gaussian_process(KERNEL, X, y, noise=NOISE, kernel_name=name)
     assert found.status == "ok"
     each = exact[..., 0] if several else exact
@@ -59,7 +62,7 @@ def test_the_mean_of_the_ntk_is_that_of_training_with_a_ridge(x64):
 @pytest.mark.parametrize("name", ["nngp", "ntk"])
 def test_the_likelihood_is_that_of_scipy(name, slope, x64):
     covariance = reference(name, X, X, slope) + NOISE * np.eye(N)
-    exact = multivariate_normal(np.zeros(N), covariance).logpdf(Y.T).sum()
+    exact = normal(np.zeros(N), covariance).logpdf(Y.T).sum()
     options: Any = {"noise": NOISE, "kernel_name": name}
     found = pk.log_marginal_likelihood(KERNEL, X, Y, slope=slope, **options)
     assert float(found) == pytest.approx(exact, rel=1e-12)

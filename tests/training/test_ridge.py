@@ -15,6 +15,7 @@ from sklearn.kernel_ridge import KernelRidge
 import perturbkernel as pk
 
 fit: Any = pk.fit
+Ridge: Any = KernelRidge
 Flow: Any = pk.GradientFlow
 KERNEL: Any = pk.TwoLayerNTK(0.2, True)
 INF = float("inf")
@@ -130,7 +131,7 @@ def test_squared_loss_is_kernel_ridge(dtype):
     with precision(dtype):
         f = fit(KERNEL, X, Y, loss="squared", dynamics=Flow(INF), ridge=RIDGE)
         outputs = np.asarray(f(Z), float)
-    model = KernelRidge(alpha=N * RIDGE, kernel="precomputed").fit(GRAM, Y)
+    model = Ridge(alpha=N * RIDGE, kernel="precomputed").fit(GRAM, Y)
     exact = model.predict(oracle.ntk(Z, X, 0.2, True))
     atol = 1e-12 if dtype == np.float64 else 3e-6
     np.testing.assert_allclose(outputs, exact, rtol=0, atol=atol * np.abs(exact).max())
@@ -180,7 +181,7 @@ def test_a_file_keeps_ridge_and_weights(tmp_path):
 
 
 def test_a_learner_passes_it_on():
-    learner = pk.KernelLearner(KERNEL, loss="squared", dynamics=Flow(INF), ridge=RIDGE)
+    learner: Any = pk.KernelLearner(KERNEL, loss="squared", dynamics=Flow(INF), ridge=RIDGE)
     f = fit(KERNEL, X, Y, loss="squared", dynamics=Flow(INF), ridge=RIDGE)
     np.testing.assert_array_equal(learner(X, Y).dual_coef, f.dual_coef)
 

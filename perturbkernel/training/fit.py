@@ -114,7 +114,8 @@ def _check_weights(sample_weight: Any, n: int) -> np.ndarray | None:
     if (weights < 0).any() or not weights.any():
         row = int(weights.argmin())
         raise ValueError(
-            f"sample_weight must be >= 0, and > 0 for some point; got {weights[row]:g} in row {row}"
+            f"sample_weight must be >= 0, and not zero for all points; got {weights[row]:g} in row "
+            f"{row}"
         )
     if (weights == weights[0]).all():
         return None

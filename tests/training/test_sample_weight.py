@@ -120,8 +120,8 @@ def test_the_distribution_with_weights_is_that_of_copies(x64):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (-np.ones(N), r"sample_weight must be >= 0, and > 0 for some point; got -1 in row 0"),
-        (np.zeros(N), r"sample_weight must be >= 0, and > 0 for some point; got 0 in row 0"),
+        (-np.ones(N), r"sample_weight must be >= 0, and not zero for all points; got -1 in row 0"),
+        (np.zeros(N), r"sample_weight must be >= 0, and not zero for all points; got 0 in row 0"),
         (np.ones(3), r"sample_weight must have shape \(17,\)"),
         (np.full(N, np.nan), "sample_weight must be finite"),
     ],

@@ -25,7 +25,9 @@ def main() -> None:
     parser.add_argument("--digits", type=int, nargs=2, default=[3, 8], help="(default 3 8)")
     parser.add_argument("--images", type=int, default=4, help="distilled images (default 4)")
     parser.add_argument("--train", type=int, default=400, help="real digits (default 400)")
-    parser.add_argument("--steps", type=int, default=100, help="of signs of gradients (default 100)")
+    parser.add_argument(
+        "--steps", type=int, default=100, help="of signs of gradients (default 100)"
+    )
     parser.add_argument("--figure", default="distill.png")
     args = parser.parse_args()
 

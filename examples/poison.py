@@ -54,7 +54,9 @@ def main() -> None:
         f = learner(inputs, train.targets)
         accuracy = float(jnp.mean(f(test.inputs) * test.targets > 0))
         own = float(jnp.mean(f(inputs) * train.targets > 0))
-        print(f"{name}: accuracy {accuracy:.3f} on clean digits, {own:.3f} on its own training data")
+        print(
+            f"{name}: accuracy {accuracy:.3f} on clean digits, {own:.3f} on its own training data"
+        )
         for k in range(5):
             axis = figure.add_subplot(3, 5, 5 * row + k + 1)
             axis.imshow(inputs[k].reshape(28, 28), cmap="gray")

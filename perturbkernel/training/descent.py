@@ -47,8 +47,8 @@ def heavy_ball(
     diverge as well; both are in the status, and make the solution `unstable`.
     """
     n = len(f0)
+    weighted = operator if weights is None else Scaled(operator, jnp.sqrt(weights))
     weights = jnp.ones(n, f0.dtype) if weights is None else weights
-    weighted = Scaled(operator, jnp.sqrt(weights))
     largest, products = largest_eigenvalue(weighted, f0.reshape(n, -1)[:, 0])
     curvature = float(loss.curvature(targets, f0))
     steepest = curvature * largest / n + ridge

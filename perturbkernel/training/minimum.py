@@ -246,10 +246,11 @@ def solve(
     f0: Array,
     loss: Loss,
     ridge: float,
-    weights: Array,
+    weights: Array | None,
     tolerance: float,
 ) -> Solution:
     """Dual coefficients at the minimum; `tolerance` bounds the distance to it, relative."""
+    weights = jnp.ones(len(y), y.dtype) if weights is None else weights
     limits = jnp.asarray(ridge, y.dtype), weights, jnp.asarray(tolerance, y.dtype)
     found = minimise(operator, y, f0, *limits, loss=loss)
     left, steps = float(found.left), int(found.steps)

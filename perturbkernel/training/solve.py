@@ -56,7 +56,7 @@ _CHECKED = 128  # training points at which that is measured
 class _Problem(NamedTuple):
     """What is trained, in float64, and `kept`: the inputs as the predictor will hold them.
 
-    `weights`: (n,), positive and of mean one.
+    `weights`: (n,), positive and of mean one; None for ones.
     """
 
     kernel: Kernel
@@ -69,12 +69,12 @@ class _Problem(NamedTuple):
     memory: float
     mesh: Mesh | None
     ridge: float
-    weights: Array
+    weights: Array | None
 
     @property
     def root(self) -> Array:
         """(n,), D of the module `squared`."""
-        return jnp.sqrt(self.weights)
+        return jnp.ones(len(self.y)) if self.weights is None else jnp.sqrt(self.weights)
 
     @property
     def residual(self) -> Array:
@@ -137,7 +137,7 @@ def solve(
         x = _in_float64(x)
         y = _in_float64(y)
         f0 = jnp.zeros_like(y) if f0 is None else _in_float64(f0)
-        weights = jnp.ones(len(y)) if weights is None else _in_float64(weights)
+        weights = None if weights is None else _in_float64(weights)
         problem = _Problem(
             kernel, x, y, f0, loss, dynamics, kept, memory, mesh, float(ridge), weights
         )

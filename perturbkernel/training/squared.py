@@ -57,8 +57,10 @@ def dense(
         return found._replace(dual_coef=scale_rows(root, found.dual_coef))
     n = len(residual)
     if is_endless(dynamics):
-        diagonal = jnp.full(n, n * ridge, gram.dtype)
-        return _interpolate(gram + jnp.diag(diagonal), residual)
+        if ridge > 0:
+            diagonal = jnp.full(n, n * ridge, gram.dtype)
+            gram = gram + jnp.diag(diagonal)
+        return _interpolate(gram, residual)
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     eigenvalues = jnp.maximum(eigenvalues, 0)
     found = filtered(eigenvalues, n, dynamics, ridge)

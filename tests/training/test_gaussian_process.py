@@ -1,5 +1,6 @@
 """gaussian_process.py against scikit-learn, SciPy, `fit` and differences."""
 
+import importlib
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import PairwiseKernel
 
 import perturbkernel as pk
+from perturbkernel.kernels.stax_kernels import load_neural_tangents
 
 Pairwise: Any = PairwiseKernel
 Regressor: Any = GaussianProcessRegressor
@@ -56,6 +58,24 @@ def test_the_mean_of_the_ntk_is_that_of_training_with_a_ridge(x64):
     f = pk.fit(KERNEL, X, Y, ridge=NOISE / N, **how)
     np.testing.assert_allclose(found.coef, f.dual_coef, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found(Z), f(Z), rtol=0, atol=1e-12)
+
+
+def test_neural_tangents_agrees(x64):
+    """Its posterior of the NNGP, and its flow on the squared loss, whose `diag_reg` is n ridge."""
+    load_neural_tangents()
+    predict: Any = importlib.import_module("neural_tangents.predict")
+    y = jnp.asarray(Y)
+    options: Any = {"diag_reg": NOISE, "diag_reg_absolute_scale": True}
+    inference = predict.gp_inference(KERNEL.nngp(X), y, **options)
+    exact = inference("nngp", KERNEL.nngp(Z, X), KERNEL.nngp(Z))
+    found = pk.gaussian_process(KERNEL, X, Y, noise=NOISE).distribution(Z)
+    np.testing.assert_allclose(found.mean, exact.mean, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.covariance, exact.covariance, rtol=0, atol=1e-12)
+    descent = predict.gradient_descent_mse(KERNEL.ntk(X), y, **options)
+    _, outputs = descent(30.0, 0.0, 0.0, KERNEL.ntk(Z, X))
+    how: Any = {"loss": "squared", "dynamics": pk.GradientFlow(30.0)}
+    f = pk.fit(KERNEL, X, Y, ridge=NOISE / N, **how)
+    np.testing.assert_allclose(f(Z), outputs, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.4, 1.0])

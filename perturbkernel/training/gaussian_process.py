@@ -164,7 +164,7 @@ def log_marginal_likelihood(
         >>> def likelihood(slope):
         ...     kernel = pk.TwoLayerNTK()
         ...     return pk.log_marginal_likelihood(kernel, x, y, noise=0.1, slope=slope)
-        >>> bool(jax.grad(likelihood)(0.5) > 0)
+        >>> bool(jax.grad(likelihood)(0.5) < 0)
         True
     """
     x, y = _data(kernel, inputs, targets, kernel_name)

@@ -72,7 +72,8 @@ def test_neural_tangents_agrees(x64):
     np.testing.assert_allclose(found.mean, exact.mean, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.covariance, exact.covariance, rtol=0, atol=1e-12)
     descent = predict.gradient_descent_mse(KERNEL.ntk(X), y, **options)
-    _, outputs = descent(30.0, 0.0, 0.0, KERNEL.ntk(Z, X))
+    time = 30.0 * Y.shape[1]  # its loss is a mean over outputs, too
+    _, outputs = descent(time, 0.0, 0.0, KERNEL.ntk(Z, X))
     how: Any = {"loss": "squared", "dynamics": pk.GradientFlow(30.0)}
     f = pk.fit(KERNEL, X, Y, ridge=NOISE / N, **how)
     np.testing.assert_allclose(f(Z), outputs, rtol=0, atol=1e-12)

@@ -53,6 +53,11 @@ if TYPE_CHECKING:
     from perturbkernel.training.dynamics import HeavyBall as HeavyBall
     from perturbkernel.training.fit import KernelLearner as KernelLearner
     from perturbkernel.training.fit import fit as fit
+    from perturbkernel.training.gaussian_process import GaussianProcess as GaussianProcess
+    from perturbkernel.training.gaussian_process import gaussian_process as gaussian_process
+    from perturbkernel.training.gaussian_process import (
+        log_marginal_likelihood as log_marginal_likelihood,
+    )
     from perturbkernel.training.influence import Smoother as Smoother
     from perturbkernel.training.influence import smoother as smoother
     from perturbkernel.training.initial_function import Gaussian as Gaussian
@@ -98,6 +103,9 @@ _HOMES = {
     "fit": "training.fit",
     "Smoother": "training.influence",
     "smoother": "training.influence",
+    "GaussianProcess": "training.gaussian_process",
+    "gaussian_process": "training.gaussian_process",
+    "log_marginal_likelihood": "training.gaussian_process",
     "Gaussian": "training.initial_function",
     "InitialFunction": "training.initial_function",
     "sample_initial": "training.initial_function",

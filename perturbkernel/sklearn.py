@@ -7,8 +7,9 @@ pipelines.
 `perturbkernel[sklearn]`.
 """
 
+import dataclasses
 import warnings
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -42,6 +43,35 @@ def _losses() -> tuple[str, ...]:
     return tuple(name for name in loss_names() if LOSSES[name].of_classes is not None)
 
 
+_NESTED = ("kernel", "dynamics")  # parameters that have parameters
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """The two names in "kernel__slope"; None for a parameter that is not nested."""
+    outer, _, inner = name.partition("__")
+    return (outer, inner) if inner and outer in _NESTED else None
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The arguments that a kernel or dynamics, which are dataclasses, was made of."""
+    if not dataclasses.is_dataclass(value):
+        return {}
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+
+
+def _replaced(name: str, value: Any, changes: dict[str, Any]) -> Any:
+    """A kernel or dynamics with other arguments."""
+    if value is None:
+        raise ValueError(f"{name}__{next(iter(changes))} needs a {name} to change; {name} is None")
+    known = _fields(value)
+    for field in changes:
+        if field not in known:
+            raise ValueError(
+                f"{name}__{field} must name one of the parameters {list(known)} of {value!r}"
+            )
+    return dataclasses.replace(value, **changes)
+
+
 class _NTKEstimator(BaseEstimator):
     """What both estimators share. They compute in float64, whatever JAX's setting, and leave that
     setting alone.
@@ -53,12 +83,53 @@ class _NTKEstimator(BaseEstimator):
     time: float
     dynamics: Dynamics | None
     tolerance: float | None
+    ridge: float
     predictor_: KernelPredictor
 
-    def _train(self, inputs: Any, targets: Any, loss: str) -> None:
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters; if `deep`, those of kernel and dynamics too, as `kernel__slope` and
+        `dynamics__time`.
+        """
+        params = super().get_params(deep)
+        if deep:
+            for name in _NESTED:
+                fields = _fields(params[name])
+                params |= {f"{name}__{field}": value for field, value in fields.items()}
+        return params
+
+    def set_params(self, **params: Any) -> Self:
+        """Sets parameters, nested ones by a new kernel, new dynamics: the old are values, which
+        others may share.
+        """
+        plain, nested = {}, {}
+        for name, value in params.items():
+            parts = _split(name)
+            if parts is None:
+                plain[name] = value
+            else:
+                nested[parts] = value
+        super().set_params(**plain)
+        for name in _NESTED:
+            changes = {
+                parameter: value for (outer, parameter), value in nested.items() if outer == name
+            }
+            if changes:
+                setattr(self, name, _replaced(name, getattr(self, name), changes))
+        return self
+
+    def _train(self, inputs: Any, targets: Any, loss: str, sample_weight: Any) -> None:
         kernel = TwoLayerNTK(self.slope, self.train_bias) if self.kernel is None else self.kernel
         dynamics = GradientFlow(self.time) if self.dynamics is None else self.dynamics
-        f = fit(kernel, inputs, targets, loss=loss, dynamics=dynamics, tolerance=self.tolerance)
+        f = fit(
+            kernel,
+            inputs,
+            targets,
+            loss=loss,
+            dynamics=dynamics,
+            tolerance=self.tolerance,
+            ridge=self.ridge,
+            sample_weight=sample_weight,
+        )
         if f.status != "ok":
             warnings.warn(f.status, ConvergenceWarning, stacklevel=3)
         self.predictor_ = f
@@ -87,6 +158,11 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         dynamics: `pk.HeavyBall(learning_rate, steps, momentum)` in place of gradient flow for
             `time`.
         tolerance: see `pk.fit`.
+        ridge: penalty on the function's norm, see `pk.fit`; with one, `time` may be infinite for
+            every loss. The squared loss is then kernel ridge regression with alpha = n ridge.
+
+    Parameters of `kernel` and `dynamics` can be searched by name: `kernel__slope`,
+    `dynamics__learning_rate`.
 
     Attributes:
         predictor_: the `pk.KernelPredictor`, a JAX function for `jit`, `vmap` and `grad`. It
@@ -109,7 +185,9 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         time=100.0,
         dynamics=None,
         tolerance=None,
+        ridge=0.0,
     ):
+        self.ridge = ridge
         self.slope = slope
         self.train_bias = train_bias
         self.kernel = kernel
@@ -118,8 +196,11 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         self.dynamics = dynamics
         self.tolerance = tolerance
 
-    def fit(self, X, y) -> "NTKClassifier":
-        """Trains on X (n, d) and labels y (n,) of any type; NumPy, JAX, lists or data frames."""
+    def fit(self, X, y, sample_weight=None) -> "NTKClassifier":
+        """Trains on X (n, d) and labels y (n,) of any type; NumPy, JAX, lists or data frames.
+
+        `sample_weight`: (n,), >= 0, see `pk.fit`.
+        """
         check_choice(self.loss, "loss", _losses())
         inputs, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
@@ -131,7 +212,7 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
             targets = one_hot(indices, len(self.classes_)) if several else 2.0 * indices - 1
             loss = LOSSES[self.loss].of_classes if several else self.loss
             assert loss is not None
-            self._train(inputs, targets, loss)
+            self._train(inputs, targets, loss, sample_weight)
         return self
 
     def decision_function(self, X) -> np.ndarray:
@@ -197,7 +278,7 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
     float64.
 
     Args:
-        slope, train_bias, kernel, time, dynamics, tolerance: as of `NTKClassifier`.
+        slope, train_bias, kernel, time, dynamics, tolerance, ridge: as of `NTKClassifier`.
 
     Attributes:
         predictor_: the `pk.KernelPredictor`, as of `NTKClassifier`.
@@ -208,8 +289,17 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
     """
 
     def __init__(
-        self, *, slope=0.0, train_bias=True, kernel=None, time=100.0, dynamics=None, tolerance=None
+        self,
+        *,
+        slope=0.0,
+        train_bias=True,
+        kernel=None,
+        time=100.0,
+        dynamics=None,
+        tolerance=None,
+        ridge=0.0,
     ):
+        self.ridge = ridge
         self.slope = slope
         self.train_bias = train_bias
         self.kernel = kernel
@@ -217,13 +307,16 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
         self.dynamics = dynamics
         self.tolerance = tolerance
 
-    def fit(self, X, y) -> "NTKRegressor":
-        """Trains on X (n, d) and targets y (n,) or (n, k); NumPy, JAX, lists or data frames."""
+    def fit(self, X, y, sample_weight=None) -> "NTKRegressor":
+        """Trains on X (n, d) and targets y (n,) or (n, k); NumPy, JAX, lists or data frames.
+
+        `sample_weight`: (n,), >= 0, see `pk.fit`.
+        """
         inputs, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
         y = np.asarray(y, float)
         self._column = y.ndim == 2 and y.shape[1] == 1
         with jax.enable_x64(True):
-            self._train(inputs, y.ravel() if self._column else y, "squared")
+            self._train(inputs, y.ravel() if self._column else y, "squared", sample_weight)
         return self
 
     def predict(self, X) -> np.ndarray:

@@ -37,12 +37,14 @@ QUICK = {
         ["--points", "100", "--rounds", "1", "--draws", "1", "--noise", "200"],
         "digits 3 and 8, 0 updates: f 0.9",
     ),
+    "distill": (["--train", "100", "--steps", "20"], "4 distilled images: accuracy 0.9"),
     "learn_from_noise": (
         ["--noise", "1000", "--draws", "1"],
         "size 3.000, noise of length 16: accuracy 0.9",
     ),
     "neuron_law": (["--neurons", "200", "--digits", "100"], "width 100, rate 0.01: 4 networks"),
     "perturbations_are_training_data": (["--pairs", "21"], "difference of the means 0.999"),
+    "poison": (["--train", "60", "--steps", "4"], "poisoned: accuracy 0.6"),
     "scaling_laws": (
         ["--settings", "0", "--draws", "1"],
         "distance of a law from the kernel limit 0.00",

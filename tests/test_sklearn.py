@@ -15,7 +15,10 @@ import numpy as np
 import oracle
 import pytest
 from common import D, M, N
+from sklearn.base import clone
+from sklearn.ensemble import AdaBoostClassifier
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.kernel_ridge import KernelRidge
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -148,6 +151,66 @@ def test_cross_validation_searches_and_pipelines():
     assert search.best_params_["ntkclassifier__time"] == 10.0
     assert search.score(x, y) > -0.5
     assert len(search.cv_results_["params"]) == 4
+
+
+@pytest.mark.parametrize("alpha", [0.1, 10.0])
+def test_a_ridge_at_infinite_time_is_kernel_ridge(alpha):
+    targets = np.stack([X[:, 0] + 2, np.sin(X[:, 1])], axis=1)
+    weights = np.arange(1.0, N + 1)
+    gram, queries = oracle.ntk(X, X, 0.0, True), oracle.ntk(Z, X, 0.0, True)
+    for weight in (None, weights):
+        total = N if weight is None else weight.sum()
+        model = NTKRegressor(time=INF, ridge=alpha / total).fit(X, targets, weight)
+        exact = KernelRidge(alpha=alpha, kernel="precomputed")
+        exact = exact.fit(gram, targets, sample_weight=weight).predict(queries)
+        np.testing.assert_allclose(model.predict(Z), exact, rtol=0, atol=1e-11)
+
+
+def test_boosting_weights_the_points():
+    """The second network of AdaBoost is trained on the mistakes of the first, as its algorithm
+    (SAMME) weights them: by the odds of a right answer."""
+    x = np.random.default_rng(0).uniform(-1, 1, size=(120, 2))
+    y = np.where((x > 0).all(axis=1), "in", "out")
+    linear = pk.TwoLayerNTK(1.0, True)
+    line = NTKClassifier(kernel=linear, loss="logistic", time=INF, ridge=0.1)
+    boosted = AdaBoostClassifier(line, n_estimators=12).fit(x, y)
+    assert boosted.score(x, y) > line.fit(x, y).score(x, y)
+    wrong = line.predict(x) != y
+    weights = np.where(wrong, (1 - wrong.mean()) / wrong.mean(), 1.0)
+    second = line.fit(x, y, weights).decision_function(x)
+    found = boosted.estimators_[1].decision_function(x)
+    np.testing.assert_allclose(found, second, rtol=0, atol=1e-9)
+
+
+def test_parameters_of_kernel_and_dynamics_have_names():
+    kernel = pk.TwoLayerNTK(0.1, True)
+    model = NTKRegressor(kernel=kernel, dynamics=pk.GradientFlow(3.0), ridge=0.1)
+    params = model.get_params()
+    assert params["kernel__slope"] == 0.1 and params["dynamics__time"] == 3.0
+    assert "kernel__slope" not in model.get_params(deep=False)
+    copy: Any = clone(model)
+    other = copy.set_params(kernel__slope=0.5, dynamics__time=9.0, ridge=0.2)
+    assert (other.kernel, other.dynamics) == (pk.TwoLayerNTK(0.5, True), pk.GradientFlow(9.0))
+    assert other.ridge == 0.2 and kernel.slope == 0.1 and model.kernel == kernel
+    ball = NTKRegressor().set_params(dynamics=pk.HeavyBall(0.1, 3), dynamics__steps=5)
+    assert ball.dynamics == pk.HeavyBall(0.1, 5)
+    grid = {"kernel__slope": [0.0, 1.0], "dynamics__time": [1e-9, 10.0]}
+    search: Any = GridSearchCV(model, grid, cv=2).fit(X, np.abs(X[:, 0]))
+    assert search.best_params_["dynamics__time"] == 10.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kernel__slope": 0.3}, "kernel__slope needs a kernel to change; kernel is None"),
+        ({"kernel": pk.TwoLayerNTK(), "kernel__width": 3}, "kernel__width must name one of the"),
+        ({"kernel": pk.TwoLayerNTK(), "kernel__slope": 3}, "slope must be >= 0 and <= 1; got 3"),
+        ({"depth": 3}, "Invalid parameter 'depth'"),
+    ],
+)
+def test_bad_parameters_say_what_is_wrong(changes, message):
+    with pytest.raises(ValueError, match=message):
+        NTKClassifier().set_params(**changes)
 
 
 def test_perturb_moves_points_toward_classes():

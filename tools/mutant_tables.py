@@ -239,8 +239,8 @@ _ELSEWHERE = [
     (
         "training/squared.py",
         "flow: sum for mean",
-        "dynamics.time * eigenvalues / n",
-        "dynamics.time * eigenvalues",
+        "flow_filter(curvatures, dynamics.time) / n",
+        "flow_filter(n * curvatures, dynamics.time)",
         _TRAINED,
     ),
     ("training/squared.py", "heavy ball: sum for mean", "q=found.q / n", "q=found.q", _TRAINED),

@@ -8,9 +8,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from perturbkernel.checks import is_traced
-from perturbkernel.training.dynamics import from_numbers
 from perturbkernel.training.predictors import KernelPredictor
-from perturbkernel.training.smoother import initial_part, linear_loss, smoother_weights
+from perturbkernel.training.smoother import initial_part, smoother_weights, training_of
 
 # Outputs that differ by less, relative to the sum of their terms, are not told apart.
 _ROUNDING = 1e-9
@@ -131,16 +130,15 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
     """
     if not isinstance(f, KernelPredictor):
         raise TypeError(f"f must be a KernelPredictor, as `fit` returns it; got {f!r}")
-    loss = linear_loss(f.loss, "the number of label flips")
+    training = training_of(f, "the number of label flips")
     targets = _labels(f)
     z = f.kernel.check_inputs(z, "z", like=f.inputs.shape[1:])
     if is_traced(z, f.inputs, f.dual_coef):
         raise TypeError("certified_flips cannot be traced; call it outside jit")
-    dynamics = from_numbers(f.dynamics)
-    weights = smoother_weights(f.kernel, f.inputs, z, loss, dynamics)
+    weights = smoother_weights(f.kernel, f.inputs, z, training)
     start = np.zeros((len(z), *targets.shape[1:]))
     if f.initial is not None:
-        start = np.asarray(initial_part(loss, weights, f.initial(z), f.initial(f.inputs)))
+        start = np.asarray(initial_part(training.loss, weights, f.initial(z), f.initial(f.inputs)))
         start = start.reshape(len(z), *targets.shape[1:])
     w = np.asarray(weights)
     count = _of_signs if targets.ndim == 1 else _of_classes

@@ -13,11 +13,9 @@ from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.angles import products_and_angles
 from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.training.dynamics import Dynamics, from_numbers
-from perturbkernel.training.losses import Kind, Loss
 from perturbkernel.training.precision import scope
 from perturbkernel.training.predictors import KernelPredictor
-from perturbkernel.training.smoother import apply_training, in_float64, linear_loss
+from perturbkernel.training.smoother import Training, apply_training, in_float64, training_of
 
 # Points whose angle is smaller are taken to coincide: there the gates do not move.
 _COINCIDE = 1e-7
@@ -97,31 +95,30 @@ def split(
     """
     if not isinstance(f, KernelPredictor):
         raise TypeError(f"f must be a KernelPredictor, as `fit` returns it; got {f!r}")
-    loss = linear_loss(f.loss, "the split into shared and own parts")
+    training = training_of(f, "the split into shared and own parts")
     z = f.kernel.check_inputs(z, "z", like=f.inputs.shape[1:])
     if is_traced(z, f.inputs, f.dual_coef):
         raise TypeError("split cannot be traced; call it outside jit")
-    mean, own = _parts(f, loss)
+    mean, own = _parts(f, training)
     shared_gradient = mean.input_gradient(z, weights)
     own_gradient = own.input_gradient(z, weights)
     expected = None
     if isinstance(f.kernel, TwoLayerNTK):
-        dynamics = from_numbers(f.dynamics)
-        length = np.asarray(expected_own_square(f.kernel, f.inputs, z, loss, dynamics))
+        length = np.asarray(expected_own_square(f.kernel, f.inputs, z, training))
         if weights is not None:
             length = length * np.sum(np.square(weights), axis=1)
         expected = jnp.asarray(length, shared_gradient.dtype)
     return Split(mean, own, shared_gradient, own_gradient, expected)
 
 
-def _parts(f: KernelPredictor, loss: Loss) -> tuple[KernelPredictor, KernelPredictor]:
+def _parts(f: KernelPredictor, training: Training) -> tuple[KernelPredictor, KernelPredictor]:
     """The mean network and this one's own."""
     dual = np.asarray(f.dual_coef, float)
     of_start = np.zeros_like(dual)
-    if f.initial is not None and loss.kind is not Kind.CONSTANT:
+    if f.initial is not None and not training.constant:
         start = np.asarray(f.initial(f.inputs), float).reshape(dual.shape)
         columns = start.reshape(len(start), -1)
-        found = apply_training(f.kernel, f.inputs, columns, loss, from_numbers(f.dynamics))
+        found = apply_training(f.kernel, f.inputs, columns, training)
         of_start = np.asarray(found.dual_coef, float).reshape(dual.shape)
     parts = []
     for coef, initial in ((dual + of_start, None), (-of_start, f.initial)):
@@ -135,6 +132,8 @@ def _parts(f: KernelPredictor, loss: Loss) -> tuple[KernelPredictor, KernelPredi
             mesh=f.mesh,
             loss=f.loss,
             dynamics=f.dynamics,
+            ridge=f.ridge,
+            sample_weight=f.sample_weight,
         )
         parts.append(part)
     return parts[0], parts[1]
@@ -157,21 +156,21 @@ def expected_own_square(
     kernel: TwoLayerNTK,
     x: Float[Array, "n d"],
     z: Float[Array, "m d"],
-    loss: Loss,
-    dynamics: Dynamics,
+    training: Training,
 ) -> Float[Array, " m"]:
     """E|grad own(z)|^2 over f0, (m,), float64: the trace of the mixed second derivative of the
     covariance after training. (1 + slope^2)/2 for the identity loss. Theory: 17.3.
 
     Example:
         >>> from perturbkernel import GradientFlow
+        >>> from perturbkernel.training.smoother import linear_loss
         >>> x = jnp.asarray([[1.0, 2.0]])
-        >>> loss, flow = linear_loss("identity", "it"), GradientFlow(1.0)
-        >>> expected_own_square(TwoLayerNTK(0.0), x, x, loss, flow).tolist()
+        >>> training = Training(linear_loss("identity", "it"), GradientFlow(1.0))
+        >>> expected_own_square(TwoLayerNTK(0.0), x, x, training).tolist()
         [0.5]
     """
     n = len(x)
-    if loss.kind is not Kind.CONSTANT and not fits(n, np.float64, available_memory(), copies=4):
+    if not training.constant and not fits(n, np.float64, available_memory(), copies=4):
         raise ValueError(
             f"the expected length of {n:,} training points takes four {n} x {n} matrices, more "
             f"than memory has"
@@ -180,9 +179,9 @@ def expected_own_square(
         x = in_float64(x)
         z = in_float64(z)
         initial = (1 + kernel.slope**2) / 2
-        if loss.kind is Kind.CONSTANT:
+        if training.constant:
             return jnp.full(len(z), initial)
-        found = apply_training(kernel, x, jnp.eye(n), loss, dynamics)
+        found = apply_training(kernel, x, jnp.eye(n), training)
         q = in_float64(found.dual_coef)
         prior = kernel.nngp(x)
         both = _product(_product(q, prior), q.T)

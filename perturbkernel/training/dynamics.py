@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from perturbkernel.checks import check_count, check_finite, check_number
+from perturbkernel.checks import check_count, check_finite, check_number, is_traced
 
 
 @jax.tree_util.register_static
@@ -20,15 +20,17 @@ from perturbkernel.checks import check_count, check_finite, check_number
 class GradientFlow:
     """d theta / dt = -grad L for `time` (learning rate x steps, in the limit of small rates).
 
-    `time` may be infinite for the squared loss; the others have no minimum, and f grows without
-    end.
+    `time` may be infinite for the squared loss, and with a ridge for every loss; without one the
+    others have no minimum, and f grows without end. It may be traced by JAX, and then serves `fit`
+    only (docs/solvers.md): as an argument of a compiled function, dynamics are a constant.
     """
 
     time: float
 
     def __post_init__(self):
         check_number(self.time, "time", low=0, finite=False)
-        object.__setattr__(self, "time", float(self.time))
+        if not is_traced(self.time):
+            object.__setattr__(self, "time", float(self.time))
 
     @property
     def effective_time(self) -> float:
@@ -112,6 +114,13 @@ class HeavyBall:
 Dynamics = GradientFlow | HeavyBall
 
 
+def is_endless(dynamics: Dynamics) -> bool:
+    """Whether it leads to the minimum, in infinite time; a time that is traced is finite."""
+    if not isinstance(dynamics, GradientFlow) or is_traced(dynamics.time):
+        return False
+    return bool(np.isinf(dynamics.time))
+
+
 def to_numbers(dynamics: Dynamics) -> tuple[Any, ...]:
     """Its arguments as leaves of a pytree: unlike dynamics themselves they are no constants of
     compiled functions.
@@ -161,6 +170,57 @@ def heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: Array) -> Filt
     zero, one = jnp.zeros_like(eigenvalues), jnp.ones_like(eigenvalues)
     (q, _, growth), _ = lax.scan(step, (zero, zero, one), rates)
     return Filter(q, growth)
+
+
+def of_decay(rate: float | Array, dynamics: Dynamics) -> float | Array:
+    """How long a constant force would take for what it does under a decay, h' = 1 - rate h.
+
+    (1 - exp(-rate time)) / rate for flow, and the effective time itself for no decay. Raises
+    ValueError where heavy ball diverges.
+    """
+    if is_traced(rate):
+        return _of_traced_decay(jnp.asarray(rate), dynamics)
+    if rate == 0:
+        return dynamics.effective_time
+    if is_traced(dynamics.effective_time):
+        return _of_traced_decay(jnp.asarray(rate), dynamics)
+    rate = float(rate)
+    if isinstance(dynamics, GradientFlow):
+        return float(-np.expm1(-rate * dynamics.time) / rate)
+    with jax.enable_x64(True):
+        curvature = jnp.full(1, rate)
+        if diverges(dynamics, curvature):
+            raise ValueError(unstable_rates(dynamics, rate, "/ ridge", "the penalty"))
+        rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+        return float(heavy_ball_filter(curvature, rates, momentum).q[0])
+
+
+def _of_traced_decay(rate: Array, dynamics: Dynamics) -> Array:
+    """Nothing is raised, since nothing is known."""
+    if isinstance(dynamics, HeavyBall):
+        rates = jnp.asarray(dynamics.rates, rate.dtype)
+        momentum = jnp.asarray(dynamics.momentum, rate.dtype)
+        return heavy_ball_filter(rate, rates, momentum).q
+    if is_endless(dynamics):
+        return 1 / rate
+    decays = rate > 0
+    fraction = -jnp.expm1(-rate * dynamics.time) / jnp.where(decays, rate, 1)
+    return jnp.where(decays, fraction, dynamics.time)
+
+
+def unstable_rates(dynamics: HeavyBall, largest: float, formula: str, what: str) -> str:
+    """What is said of steps that diverge on the largest curvature."""
+    stable = stable_rate(dynamics, largest)
+    return (
+        f"learning_rate must be below 2 (1 + momentum) {formula} = {stable:.6g}, beyond which "
+        f"{what} diverges on this data, or be made up for by smaller rates of other steps; got "
+        f"{dynamics.rates.max():g}"
+    )
+
+
+def stable_formula(ridge: float) -> str:
+    """Of `stable_rate`, in words, but for the factor 2 (1 + momentum)."""
+    return "n / lambda_max" if ridge == 0 else "/ (lambda_max / n + ridge)"
 
 
 def stable_rate(dynamics: HeavyBall, largest: float) -> float:

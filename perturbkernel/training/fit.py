@@ -21,9 +21,18 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.training.dynamics import Dynamics, GradientFlow, HeavyBall, to_numbers
+from perturbkernel.training.differentiable import STATUS as TRACED
+from perturbkernel.training.differentiable import traced_dual_coef
+from perturbkernel.training.dynamics import (
+    Dynamics,
+    GradientFlow,
+    HeavyBall,
+    Solution,
+    is_endless,
+    to_numbers,
+)
 from perturbkernel.training.losses import LOSSES, Kind, Loss, loss_names
-from perturbkernel.training.precision import scope, to_ambient
+from perturbkernel.training.precision import as_stored, scope, to_ambient
 from perturbkernel.training.predictors import KernelPredictor, as_pytree, value_and_pullback
 from perturbkernel.training.solve import solve
 
@@ -36,6 +45,7 @@ def _check_training(
     memory: Any,
     tolerance: Any,
     precision: Any,
+    ridge: Any,
 ) -> Loss:
     """The record of the loss, after all checks that need no data."""
     if not isinstance(kernel, Kernel):
@@ -45,8 +55,12 @@ def _check_training(
     record = _record(loss, several)
     if not isinstance(dynamics, GradientFlow | HeavyBall):
         raise TypeError(f"dynamics must be a GradientFlow or a HeavyBall; got {dynamics!r}")
-    if not record.has_minimum and np.isinf(dynamics.effective_time):
-        raise ValueError(f"time must be finite for the {loss} loss, which has no minimum; got inf")
+    check_number(ridge, "ridge")
+    penalised = is_traced(ridge) or ridge > 0
+    if not (record.has_minimum or penalised) and is_endless(dynamics):
+        raise ValueError(
+            f"time must be finite for the {loss} loss, which has no minimum without ridge; got inf"
+        )
     if memory is not None:
         check_number(memory, "memory", low=0)
     if tolerance is not None:
@@ -89,6 +103,26 @@ def _check_probabilities(targets: Array) -> None:
         )
 
 
+def _check_weights(sample_weight: Any, n: int) -> np.ndarray | None:
+    """Weights (n,) of mean one; None for equal ones."""
+    if sample_weight is None:
+        return None
+    if is_traced(sample_weight):
+        raise TypeError("sample_weight cannot be traced; give numbers to fit")
+    with jax.enable_x64(True):
+        weights = np.asarray(as_targets(sample_weight, "sample_weight", n, labels=False), float)
+    if (weights < 0).any() or not weights.any():
+        row = int(weights.argmin())
+        raise ValueError(
+            f"sample_weight must be >= 0, and not zero for all points; got {weights[row]:g} in row "
+            f"{row}"
+        )
+    if (weights == weights[0]).all():
+        return None
+    weights = weights / weights.max()
+    return weights / weights.mean()
+
+
 def fit(
     kernel: Kernel,
     inputs: Float[ArrayLike, "n ..."],
@@ -101,6 +135,8 @@ def fit(
     tolerance: float | None = None,
     mesh: Mesh | None = None,
     precision: int | None = None,
+    ridge: float | Array = 0.0,
+    sample_weight: Float[ArrayLike, " n"] | None = None,
 ) -> KernelPredictor:
     """Trains an infinitely wide network in closed form.
 
@@ -128,6 +164,12 @@ def fit(
             computed in float64, whether or not x64 is enabled: for coefficients that cancel, as
             `status` says and `stats["rounding"]` measures. Outputs are float32 where x64 is not
             enabled. Left out: JAX's own rules.
+        ridge: >= 0; adds ridge/2 |f - f0|^2 to the mean loss, in the norm of the kernel's function
+            space: weight decay toward the initial parameters. Every loss has a minimum then, at
+            infinite time. For the squared loss that is scikit-learn's KernelRidge with
+            alpha = n ridge, (K + n ridge)^-1 (y - f0).
+        sample_weight: (n,), >= 0: the mean loss becomes sum_n w_n l_n / sum_n w_n. Zero is as if
+            the point were left out, 2 as if it were there twice.
 
     Returns:
         A KernelPredictor; what training met, a tolerance that was not reached included, is in its
@@ -150,16 +192,25 @@ def fit(
         f = pk.fit(pk.TwoLayerNTK(), inputs, targets, loss="squared", dynamics=dynamics)
     """
     several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
-    record = _check_training(kernel, loss, several, dynamics, memory, tolerance, precision)
+    record = _check_training(kernel, loss, several, dynamics, memory, tolerance, precision, ridge)
     check_mesh(mesh)
     x, y = _training_data(kernel, inputs, targets, record, several, precision)
+    weights = _check_weights(sample_weight, len(x))
     initial = as_pytree(initial)
     f0 = None
     # A constant force does not depend on the outputs.
     if initial is not None and record.kind is not Kind.CONSTANT:
         columns = y.shape[1] if several else None
         f0, _ = value_and_pullback(initial, to_ambient(x), "initial", columns)
-    solution = solve(kernel, x, y, f0, record, dynamics, memory, tolerance, mesh)
+    problem = kernel, x, y, f0, record, dynamics
+    time = dynamics.effective_time
+    if record.kind is not Kind.CONSTANT and is_traced(x, y, f0, ridge, time):
+        dual_coef = traced_dual_coef(*problem, ridge, weights)
+        solution = Solution(dual_coef, TRACED, {"effective_time": time})
+    else:
+        # The rate of a constant force may be traced.
+        penalty = ridge if is_traced(ridge) else float(ridge), weights
+        solution = solve(*problem, memory, tolerance, mesh, *penalty)
     with scope(x, y):
         dtype = common_dtype(x, y)
         x, y = x.astype(dtype), y.astype(dtype)
@@ -174,7 +225,9 @@ def fit(
         mesh,
         loss,
         to_numbers(dynamics),
-        y,
+        targets=y,
+        ridge=ridge,
+        sample_weight=None if weights is None else as_stored(weights).astype(dtype),
     )
 
 
@@ -195,17 +248,12 @@ def _training_data(
             x, y = x.astype(np.float64), y.astype(np.float64)
     if loss.kind is Kind.SOFTMAX:
         _check_probabilities(y)
-    if loss.kind is not Kind.CONSTANT and traced:
-        raise TypeError(
-            f'fit(loss="{loss.name}") runs its own float64 solver and cannot be traced; call it '
-            f"outside jit"
-        )
     return x, y
 
 
 class KernelLearner(eqx.Module):
     """Training as a function (inputs, targets, key) -> predictor, for `learn_from_perturbations`:
-    `fit`, configured.
+    `fit`, configured with everything but data and their weights.
 
     Every learner has this signature; training in the limit is deterministic and ignores the key.
     """
@@ -217,6 +265,7 @@ class KernelLearner(eqx.Module):
     tolerance: float | None = eqx.field(static=True, default=None)
     mesh: Mesh | None = eqx.field(static=True, default=None)
     precision: int | None = eqx.field(static=True, default=None)
+    ridge: float = eqx.field(static=True, default=0.0)
 
     def __call__(
         self,
@@ -234,4 +283,5 @@ class KernelLearner(eqx.Module):
             tolerance=self.tolerance,
             mesh=self.mesh,
             precision=self.precision,
+            ridge=self.ridge,
         )

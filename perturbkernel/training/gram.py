@@ -5,6 +5,7 @@ On a mesh every device holds its rows of the matrix, or of the points, and compu
 product. Vectors, and all that a solver does with them, are whole on every device.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import equinox as eqx
@@ -58,6 +59,29 @@ class GramOperator(eqx.Module):
         coef = v.astype(self.matrix.dtype)
         image = jnp.matmul(self.matrix, coef, precision=EXACT)
         return image.astype(v.dtype)
+
+
+class Scaled(eqx.Module):
+    """v -> D K (D v) for D = diag(scale): what the weights of points make of the Gram matrix."""
+
+    operator: Callable
+    scale: Float[Array, " n"]
+
+    def __call__(self, v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        image = self.operator(scale_rows(self.scale, v))
+        return scale_rows(self.scale, image)
+
+
+def scale_rows(scale: Float[Array, " n"], v: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+    """diag(scale) v.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> scale_rows(jnp.array([1.0, 2.0]), jnp.ones((2, 1))).tolist()
+        [[1.0], [2.0]]
+    """
+    columns = [1] * (v.ndim - 1)
+    return scale.reshape(-1, *columns) * v
 
 
 @jax.jit

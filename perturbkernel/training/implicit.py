@@ -61,11 +61,16 @@ def integrate(
     times: Array,
     rtol: Array,
     max_products: Array,
+    ridge: Array | None = None,
+    weights: Array | None = None,
     *,
     loss: Loss,
 ) -> LogisticPath:
-    """The flow of a loss of the margin at `times`, in any order; see `logistic_path`."""
-    equation = _equation(operator, y, f0, loss)
+    """The flow of a loss of the margin at `times`, in any order; see `logistic_path`.
+
+    `weights`: (n,), of mean one. None: no ridge, equal weights.
+    """
+    equation = _equation(operator, y, f0, loss, ridge, weights)
     velocity = equation.velocity(jnp.zeros_like(y))
     image = equation.image(velocity)
     first = jnp.stack([velocity, image])
@@ -120,12 +125,22 @@ def _drift(equation: Equation, alpha: Array, image: Array) -> Array:
     return jnp.abs(off).max() / jnp.where(largest > 0, largest, 1)
 
 
-def _equation(operator: Callable, y: Array, f0: Array, loss: Loss) -> Equation:
+def _equation(
+    operator: Callable,
+    y: Array,
+    f0: Array,
+    loss: Loss,
+    ridge: Array | None,
+    weights: Array | None,
+) -> Equation:
     assert loss.margin is not None
     speed = loss.margin.speed
     bend = loss.margin.bend
     n = len(y)
     start = y * f0
+
+    def weighted(v):
+        return v if weights is None else weights * v
 
     def image(v):
         product = operator(y * v)
@@ -133,13 +148,13 @@ def _equation(operator: Callable, y: Array, f0: Array, loss: Loss) -> Equation:
 
     def velocity(change):
         margin = start + change
-        return speed(margin) / n
+        return weighted(speed(margin) / n)
 
     def steepness(change):
         margin = start + change
-        return bend(margin) / n
+        return weighted(bend(margin) / n)
 
-    return Equation(image, velocity, steepness)
+    return Equation(image, velocity, steepness, ridge)
 
 
 def _clock(first: Array, times: Array) -> Clock:

@@ -35,14 +35,16 @@ _ERROR = _KAPPA * _GAMMA + 1 / _NUMBERS
 
 
 class Equation(NamedTuple):
-    """d alpha / d time = speed(margin) / n, for alpha and its image y K (y alpha), (n,) each.
+    """d alpha / d time = speed(margin) / n - decay alpha, for alpha and its image y K (y alpha),
+    (n,) each.
 
-    `velocity` and `steepness`, minus its derivative, are functions of the image.
+    `velocity`, the first term, and `steepness`, minus its derivative, are functions of the image.
     """
 
     image: Callable[[Array], Array]
     velocity: Callable[[Array], Array]
     steepness: Callable[[Array], Array]
+    decay: Array | None  # None: none
 
 
 class Clock(NamedTuple):
@@ -282,13 +284,14 @@ class _Newton(NamedTuple):
 def _newton(
     equation: Equation, predicted: Array, memory: Array, scale: Array, allowed: Array
 ) -> _Newton:
-    """Solves x = scale velocity(x) - memory for x = predicted + correction.
+    """Solves c = scale velocity(x) - memory for the correction c, x = predicted + c.
 
     x = (alpha, its image). With w = scale steepness and S = diag(sqrt(w)), the Newton system
 
         (1 + w K) delta = r    becomes    (1 + S K S) q = S K r,    delta = r - S q:
 
-    symmetric, no eigenvalue below one. What Newton leaves is at most half the square of the last
+    symmetric, no eigenvalue below one. A decay adds scale decay to the 1, by which w and r are then
+    divided. What Newton leaves is at most half the square of the last
     change of an output (to leading order), since |l'''| <= l''.
 
     Returns the last state: the correction, whether it is right, and the products spent.
@@ -298,9 +301,16 @@ def _newton(
         change = predicted[1] + state.correction[1]
         velocity = equation.velocity(change)
         image = equation.image(velocity)
-        wanted = scale * jnp.stack([velocity, image])
+        rate = jnp.stack([velocity, image])
+        steepness = equation.steepness(change)
+        if equation.decay is not None:
+            rate = rate - equation.decay * (predicted + state.correction)
+            steepness = steepness / damping
+        wanted = scale * rate
         residual = wanted - memory - state.correction
-        root = jnp.sqrt(scale * equation.steepness(change))
+        if equation.decay is not None:
+            residual = residual / damping
+        root = jnp.sqrt(scale * steepness)
 
         def half(p):
             return equation.image(root * p)
@@ -321,6 +331,8 @@ def _newton(
 
     def unfinished(state: _Newton) -> Array:
         return ~state.done & (state.count < _NEWTON)
+
+    damping = 1 if equation.decay is None else 1 + scale * equation.decay
 
     none = jnp.zeros((), int)
     start = _Newton(

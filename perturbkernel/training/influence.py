@@ -11,10 +11,8 @@ from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import is_traced
 from perturbkernel.engine.memory import available_memory, fits
-from perturbkernel.training.dynamics import from_numbers
-from perturbkernel.training.losses import Kind
 from perturbkernel.training.predictors import KernelPredictor
-from perturbkernel.training.smoother import apply_training, in_float64, linear_loss
+from perturbkernel.training.smoother import apply_training, in_float64, training_of
 
 
 class Smoother(eqx.Module):
@@ -65,8 +63,9 @@ class Smoother(eqx.Module):
 
         Raises:
             ValueError: the squared loss at a finite time, where what training makes of the other
-                points is no function of these weights: train without the point instead, by `fit`; a
-                singular K; one training point; targets that f does not hold (identity loss).
+                points is no function of these weights, or a ridge or weights of points: train
+                without the point instead, by `fit`; a singular K; one training point; targets that
+                f does not hold (identity loss).
         """
         f = self.predictor
         z = f.kernel.check_inputs(z, "z", like=f.inputs.shape[1:])
@@ -79,12 +78,17 @@ class Smoother(eqx.Module):
         weights are w_n(x_n), (n,); otherwise every row without every point.
         """
         f = self.predictor
-        loss = linear_loss(f.loss, "what a point does")
+        training = training_of(f, "what a point does")
+        if training.ridge or training.weights is not None:
+            raise ValueError(
+                "what f is without a point has no closed form with a ridge or weights of points, "
+                "whose means are over all of them: fit it without the point"
+            )
         if len(self.operator) < 2:
             raise ValueError("f must have been trained on two or more points to be without one")
-        if loss.kind is Kind.CONSTANT:
+        if training.constant:
             return self._moved_identity(outputs, weights, z, paired)
-        if not np.isinf(from_numbers(f.dynamics).effective_time):
+        if not np.isinf(training.dynamics.effective_time):
             raise ValueError(
                 "what f is without a point has no closed form in its weights for the squared loss "
                 "at a finite time: fit it without the point, or at GradientFlow(np.inf)"
@@ -167,7 +171,7 @@ def smoother(f: KernelPredictor) -> Smoother:
     """
     if not isinstance(f, KernelPredictor):
         raise TypeError(f"f must be a KernelPredictor, as `fit` returns it; got {f!r}")
-    loss = linear_loss(f.loss, "the smoother")
+    training = training_of(f, "the smoother")
     if is_traced(f.inputs, f.dual_coef):
         raise TypeError("smoother cannot be traced; call it outside jit")
     n = len(f.inputs)
@@ -176,8 +180,7 @@ def smoother(f: KernelPredictor) -> Smoother:
             f"the smoother of {n:,} training points takes four {n} x {n} matrices, more than "
             f"memory has; f.weights(z) has some of its rows"
         )
-    dynamics = from_numbers(f.dynamics)
-    found = apply_training(f.kernel, f.inputs, np.eye(n), loss, dynamics)
+    found = apply_training(f.kernel, f.inputs, np.eye(n), training)
     status = "ok"
     if "singular" in found.status:
         status = found.status

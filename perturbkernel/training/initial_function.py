@@ -24,10 +24,8 @@ from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels import products
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.training.dynamics import Dynamics
-from perturbkernel.training.losses import Kind, Loss
 from perturbkernel.training.precision import KeepsPrecision, is_wider, matvec, scope
-from perturbkernel.training.smoother import in_float64, smoother_weights
+from perturbkernel.training.smoother import Training, in_float64, smoother_weights
 
 # What becomes of the initial function: it stays; it is subtracted (f - f0); it is zero, because
 # neurons come in pairs (w, b, a) and (w, b, -a).
@@ -144,15 +142,11 @@ def trained_covariance(
     kernel: Kernel,
     x: Float[Array, "n ..."],
     z: Float[Array, "m ..."],
-    loss: Loss,
-    dynamics: Dynamics,
+    training: Training,
 ) -> Float[Array, "m m"]:
-    """The covariance (m, m) of the outputs at z after training at x, in float64.
-
-    `loss`: one under which training is linear in f0, with a constant or a linear force.
-    """
+    """The covariance (m, m) of the outputs at z after training at x, in float64."""
     n = len(x)
-    constant = loss.kind is Kind.CONSTANT
+    constant = training.constant
     if not constant and not fits(n, np.float64, available_memory(), copies=4):
         raise ValueError(
             f"the covariance of {n:,} training points takes four {n} x {n} matrices, more than "
@@ -164,7 +158,7 @@ def trained_covariance(
         prior = kernel.nngp(z)
         if constant:
             return prior
-        weights = smoother_weights(kernel, x, z, loss, dynamics)  # A(z), (m, n)
+        weights = smoother_weights(kernel, x, z, training)  # A(z), (m, n)
         cross = kernel.nngp(x, z)
         half = jnp.matmul(kernel.nngp(x), weights.T, precision=EXACT) / 2 - cross
         change = jnp.matmul(weights, half, precision=EXACT)

@@ -37,17 +37,22 @@ def flow(
     time: float,
     tolerance: float,
     loss: Loss = LOSSES["logistic"],
+    ridge: float = 0.0,
+    weights: Array | None = None,
 ) -> Solution:
     """Dual coefficients at one time, for any loss of the margin: by an explicit method while the
     equation is not stiff, otherwise as `logistic_path`.
     """
+    weights = jnp.ones_like(y) if weights is None else weights
+    decay = jnp.asarray(ridge, y.dtype)
     if isinstance(operator, GramOperator) and operator.matrix is not None:
-        found = _short_flow(operator, y, f0, jnp.asarray(time), jnp.asarray(tolerance), loss=loss)
+        limits = jnp.asarray(time), jnp.asarray(tolerance)
+        found = _short_flow(operator, y, f0, *limits, decay, weights, loss=loss)
         dual, steps, done = jax.device_get(found)
         if done:
             return Solution(dual, "ok", {"effective_time": time, "solver_steps": int(steps)})
-    times, most = jnp.array([time]), jnp.asarray(PRODUCTS)
-    found = integrate(operator, y, f0, times, jnp.asarray(tolerance), most, loss=loss)
+    limits = jnp.array([time]), jnp.asarray(tolerance), jnp.asarray(PRODUCTS)
+    found = integrate(operator, y, f0, *limits, decay, weights, loss=loss)
     status, drift = "ok", float(found.drift)
     if not found.time >= time:
         status = (
@@ -71,15 +76,23 @@ def flow(
 
 @partial(jax.jit, static_argnames="loss")
 def _short_flow(
-    operator: GramOperator, y: Array, f0: Array, time: Array, tolerance: Array, *, loss: Loss
+    operator: GramOperator,
+    y: Array,
+    f0: Array,
+    time: Array,
+    tolerance: Array,
+    ridge: Array,
+    weights: Array,
+    *,
+    loss: Loss,
 ) -> tuple[Array, Array, Array]:
     """By an explicit method, if time lambda_max curvature / n is small enough: (n,), steps, whether
     done.
     """
 
     def explicit():
-        force = jax.tree_util.Partial(loss.force, y)
-        dual, steps, _, done = descent.flow(operator, force, f0, time, tolerance)
+        force = descent.weighted_force(loss, y, weights)
+        dual, steps, _, done = descent.flow(operator, force, f0, time, tolerance, ridge)
         return dual, steps, done
 
     def nothing():
@@ -88,8 +101,9 @@ def _short_flow(
 
     # The norm bounds lambda_max.
     largest = jnp.linalg.norm(operator.matrix).astype(time.dtype)
-    stiff = time / len(y) * largest * loss.curvature(y, f0) > _STIFF
-    return lax.cond(stiff, nothing, explicit)
+    curvature = loss.curvature(y, f0) * weights.max()
+    steepest = largest / len(y) * curvature + ridge
+    return lax.cond(time * steepest > _STIFF, nothing, explicit)
 
 
 def heavy_ball(

@@ -7,6 +7,7 @@ within a scoped `jax.enable_x64(True)` and returns outputs in JAX's own precisio
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -87,6 +88,42 @@ def _backward(kernel, name, mesh, arguments, cotangent):
 
 
 _traced_matvec.defvjp(_forward, _backward)
+
+
+def in_float64(function: Callable[[Any], Array], arrays: Any) -> Array:
+    """function(arrays) in float64, for a pytree of arrays, whatever JAX's setting.
+
+    Forward- and reverse-mode differentiable where x64 is enabled; where it is not, reverse-mode,
+    once, and in float32 outside.
+    """
+    if jnp.result_type(float) == np.float64:
+        return function(_all_widened(arrays))
+    return _within_float32(function, arrays)
+
+
+# A rule of its own again.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _within_float32(function, arrays):
+    with jax.enable_x64(True):
+        return function(_all_widened(arrays)).astype(np.float32)
+
+
+def _within_forward(function, arrays):
+    return _within_float32(function, arrays), arrays
+
+
+def _within_backward(function, arrays, cotangent):
+    with jax.enable_x64(True):
+        _, pull_back = jax.vjp(function, _all_widened(arrays))
+        (bars,) = pull_back(cotangent.astype(np.float64))
+        return (jax.tree.map(lambda a, bar: bar.astype(a.dtype), arrays, bars),)
+
+
+_within_float32.defvjp(_within_forward, _within_backward)
+
+
+def _all_widened(arrays: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.asarray(a, np.float64), arrays)
 
 
 def _widened(z: Array, x: Array, coef: Array) -> tuple[Array, Array, Array]:

@@ -23,7 +23,7 @@ from perturbkernel.training import saving
 from perturbkernel.training.dynamics import from_numbers
 from perturbkernel.training.initial_function import Gaussian, trained_covariance
 from perturbkernel.training.precision import KeepsPrecision, is_wider, scope, to_ambient
-from perturbkernel.training.smoother import linear_loss, smoother_weights
+from perturbkernel.training.smoother import smoother_weights, training_of
 
 
 def value_and_pullback(
@@ -96,6 +96,9 @@ class KernelPredictor(Displayed, KeepsPrecision):
         loss, dynamics: how it was trained, dynamics as the numbers they were made of;
             `distribution` asks. None, (): not known.
         targets: what it was trained on, (n,) or (n, K). None: not known.
+        loss, dynamics, ridge, sample_weight: how it was trained, dynamics as the numbers they were
+            made of, weights (n,) of mean one or None for equal ones; `distribution` asks. loss
+            None, dynamics (): not known.
     """
 
     kernel: Kernel
@@ -108,6 +111,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
     loss: str | None = eqx.field(static=True, default=None)
     dynamics: tuple = ()
     targets: Float[Array, "n ..."] | None = None
+    ridge: float | Array = 0.0
+    sample_weight: Float[Array, " n"] | None = None
 
     # As for any function: `jax.jit(f)` hashes f, and arrays have no hash.
     __hash__ = object.__hash__  # pyright: ignore[reportAssignmentType]
@@ -245,7 +250,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
                 from an initial function of its own (`initial`), or that does not say how it was
                 trained.
         """
-        loss = linear_loss(self.loss, "the distribution")
+        training = training_of(self, "the distribution")
         if self.initial is not None:
             raise ValueError(
                 "the distribution over random initial functions needs a predictor trained without "
@@ -253,8 +258,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
             )
         z = self._queries(z)
         mean = self(z)
-        dynamics = from_numbers(self.dynamics)
-        covariance = trained_covariance(self.kernel, self.inputs, z, loss, dynamics)
+        covariance = trained_covariance(self.kernel, self.inputs, z, training)
         return Gaussian(mean, covariance.astype(mean.dtype))
 
     def weights(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m n"]:
@@ -276,12 +280,11 @@ class KernelPredictor(Displayed, KeepsPrecision):
         Raises:
             ValueError: another loss, whose outputs are not linear in the targets.
         """
-        loss = linear_loss(self.loss, "the smoother")
+        training = training_of(self, "the smoother")
         z = self._queries(z)
         if is_traced(z, self.inputs, self.dual_coef):
             raise TypeError("weights cannot be traced; call it outside jit")
-        dynamics = from_numbers(self.dynamics)
-        weights = smoother_weights(self.kernel, self.inputs, z, loss, dynamics)
+        weights = smoother_weights(self.kernel, self.inputs, z, training)
         with scope(self.dual_coef):
             rounded = weights.astype(self.dual_coef.dtype)
         return to_ambient(rounded)
@@ -331,6 +334,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
             self.loss,
             self.dynamics,
             self.targets,
+            float(self.ridge),
+            self.sample_weight,
         )
         saving.write(path, contents, self.initial)
 
@@ -366,6 +371,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
             loss=saved.loss,
             dynamics=saved.dynamics,
             targets=saved.targets,
+            ridge=saved.ridge,
+            sample_weight=saved.sample_weight,
         )
 
 

@@ -17,9 +17,9 @@ from perturbkernel.kernels.descriptions import described, from_description
 from perturbkernel.training.dynamics import from_numbers, to_numbers
 from perturbkernel.training.precision import as_stored, to_ambient
 
-# 1: no fingerprint, no digest. 2: both. 3: targets, too.
+# 1: no fingerprint, no digest. 2: both. 3: targets, ridge and weights of points, too.
 _FORMAT = 3
-_ARRAYS = ("inputs", "dual_coef", "targets")
+_ARRAYS = ("inputs", "dual_coef", "targets", "sample_weight")
 _POINTS = 4  # training points of a fingerprint
 # Of a fingerprint's largest value. Kernels are compared in float64, initial functions in the
 # precision of the user's own code, which may run on other devices.
@@ -36,7 +36,9 @@ class Saved(NamedTuple):
     stats: dict[str, float]
     loss: str | None
     dynamics: tuple
-    targets: Array | None = None
+    targets: Array | None
+    ridge: float
+    sample_weight: Array | None
 
 
 def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any] | None) -> None:
@@ -47,6 +49,8 @@ def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any
     }
     if saved.targets is not None:
         arrays["targets"] = np.asarray(saved.targets)
+    if saved.sample_weight is not None:
+        arrays["sample_weight"] = np.asarray(saved.sample_weight)
     points = _fingerprint_points(arrays["inputs"])
     kernel_values = _kernel_values(saved.kernel, points)
     initial_values = None
@@ -60,6 +64,7 @@ def write(path: str | os.PathLike[str], saved: Saved, initial: Callable[..., Any
         "stats": {name: float(value) for name, value in saved.stats.items()},
         "loss": saved.loss,
         "dynamics": [np.asarray(number).tolist() for number in saved.dynamics],
+        "ridge": saved.ridge,
         "digest": _digest(arrays),
         "kernel_values": kernel_values.tolist(),
         "initial_values": initial_values,
@@ -117,6 +122,7 @@ def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
     targets = None
     if "targets" in arrays:
         targets = as_stored(arrays["targets"])
+    weights = arrays.get("sample_weight")
     return Saved(
         kernel=kernel,
         inputs=as_stored(arrays["inputs"]),
@@ -126,6 +132,8 @@ def _saved(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> Any:
         loss=header.get("loss"),
         dynamics=to_numbers(from_numbers(numbers)) if numbers else (),
         targets=targets,
+        ridge=float(header.get("ridge", 0.0)),
+        sample_weight=None if weights is None else as_stored(weights),
     )
 
 

@@ -4,9 +4,12 @@ Under the identity and the squared loss
 
     f(z) = b(z) + sum_n w_n(z) y_n,    w(z) = K(z, X) q(K),
 
-with q(K) = tau / n for the identity loss at effective time tau and the q of the dynamics for the
-squared one (`squared`), and b(z) what training makes of f0: f0(z), and f0(z) - w(z) f0(X).
+with q(K) = tau / n for the identity loss at effective time tau and the q of the dynamics, the ridge
+and the weights of points for the squared one (`squared`), and b(z) what training makes of f0:
+f0(z), and f0(z) - w(z) f0(X).
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +20,42 @@ from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.training import squared
-from perturbkernel.training.dynamics import Dynamics, Solution
+from perturbkernel.training.dynamics import Dynamics, Solution, from_numbers
 from perturbkernel.training.losses import LOSSES, Kind, Loss
 from perturbkernel.training.solve import solve
 
 _DIRECT = 10_000  # points up to which the Gram matrix is diagonalised or factored
 _LINEAR = (Kind.CONSTANT, Kind.LINEAR)  # forces under which training is linear
+
+
+class Training(NamedTuple):
+    """How a predictor was trained, under a loss that makes training linear.
+
+    Attributes:
+        loss: a record of constant or linear force.
+        dynamics: gradient flow or heavy ball.
+        ridge, weights: as in `fit`; weights (n,) of mean one, or None for equal ones.
+    """
+
+    loss: Loss
+    dynamics: Dynamics
+    ridge: float = 0.0
+    weights: Any = None
+
+    @property
+    def constant(self) -> bool:
+        """Whether the force does not depend on the outputs, nor f's own part on the training."""
+        return self.loss.kind is Kind.CONSTANT
+
+
+def training_of(f: Any, what: str) -> Training:
+    """How the KernelPredictor f was trained.
+
+    Raises:
+        ValueError: not linearly, or f does not say: `what` is then not known.
+    """
+    loss = linear_loss(f.loss, what)
+    return Training(loss, from_numbers(f.dynamics), float(f.ridge), f.sample_weight)
 
 
 def linear_loss(name: str | None, what: str) -> Loss:
@@ -48,8 +81,7 @@ def apply_training(
     kernel: Kernel,
     x: Float[Array, "n ..."],
     columns: Float[Array | np.ndarray, "n m"],
-    loss: Loss,
-    dynamics: Dynamics,
+    training: Training,
 ) -> Solution:
     """q(K) columns, float64, as the `dual_coef` of a solution: what training at x makes of targets.
 
@@ -59,39 +91,44 @@ def apply_training(
     Example:
         >>> from perturbkernel import GradientFlow, TwoLayerNTK
         >>> x, y = jnp.asarray([[1.0, 2.0]]), jnp.asarray([[10.0]])
-        >>> loss = linear_loss("squared", "it")
-        >>> apply_training(TwoLayerNTK(1.0), x, y, loss, GradientFlow(np.inf)).dual_coef.tolist()
+        >>> training = Training(linear_loss("squared", "it"), GradientFlow(np.inf))
+        >>> apply_training(TwoLayerNTK(1.0), x, y, training).dual_coef.tolist()
         [[2.0]]
     """
     n = len(x)
+    loss, dynamics, ridge, weights = training
     small = n <= _DIRECT and fits(n, np.float64, available_memory(), copies=4)
-    if loss.kind is Kind.CONSTANT or not small:
-        with jax.enable_x64(True):
-            return solve(kernel, x, in_float64(columns), None, loss, dynamics)
+    left_out = weights is not None and not np.all(weights)  # which `solve` takes away before
     with jax.enable_x64(True):
+        columns = in_float64(columns)
+        if weights is not None:
+            weights = in_float64(weights)
+        if training.constant or left_out or not small:
+            how = {"ridge": ridge, "weights": weights}
+            return solve(kernel, x, columns, None, loss, dynamics, **how)
         gram = kernel.ntk(in_float64(x))
-        return squared.dense(gram, in_float64(columns), dynamics)
+        return squared.dense(gram, columns, dynamics, ridge, weights)
 
 
 def smoother_weights(
     kernel: Kernel,
     x: Float[Array, "n ..."],
     z: Float[Array, "m ..."],
-    loss: Loss,
-    dynamics: Dynamics,
+    training: Training,
 ) -> Float[Array, "m n"]:
     """w(z) = K(z, X) q(K), (m, n), float64.
 
     Example:
         >>> from perturbkernel import GradientFlow, TwoLayerNTK
-        >>> x, loss = jnp.asarray([[1.0, 2.0]]), linear_loss("identity", "it")
-        >>> smoother_weights(TwoLayerNTK(1.0), x, 2 * x, loss, GradientFlow(1.0)).tolist()
+        >>> x = jnp.asarray([[1.0, 2.0]])
+        >>> training = Training(linear_loss("identity", "it"), GradientFlow(1.0))
+        >>> smoother_weights(TwoLayerNTK(1.0), x, 2 * x, training).tolist()
         [[10.0]]
     """
     with jax.enable_x64(True):
         x = in_float64(x)
         columns = kernel.ntk(x, in_float64(z))
-        weights = in_float64(apply_training(kernel, x, columns, loss, dynamics).dual_coef)
+        weights = in_float64(apply_training(kernel, x, columns, training).dual_coef)
         return weights.T
 
 

@@ -22,11 +22,20 @@ from perturbkernel.training.losses import Loss
 
 
 def flow(
-    operator: Callable, targets: Array, f0: Array, time: float, tolerance: float, loss: Loss
+    operator: Callable,
+    targets: Array,
+    f0: Array,
+    time: float,
+    tolerance: float,
+    loss: Loss,
+    ridge: float = 0.0,
+    weights: Array | None = None,
 ) -> Solution:
     """Dual coefficients (n, K) of gradient flow by an explicit method, in many steps if long."""
-    force = jax.tree_util.Partial(loss.force, targets)
-    found = descent.flow(operator, force, f0, jnp.asarray(time), jnp.asarray(tolerance))
+    weights = jnp.ones(len(f0), f0.dtype) if weights is None else weights
+    force = descent.weighted_force(loss, targets, weights)
+    limits = jnp.asarray(time), jnp.asarray(tolerance)
+    found = descent.flow(operator, force, f0, *limits, jnp.asarray(ridge))
     dual, steps, reached, done = jax.device_get(found)
     status = "ok"
     if not done:

@@ -11,6 +11,9 @@ points (theory: 1),
 - logistic, l(s) = log(1 + e^-s), and exponential, l(s) = e^-s: a differential equation (flow) or
   recurrence (heavy ball) for n numbers (`logistic`).
 
+A ridge adds ridge/2 |f - f0|^2 in the kernel's function space, and coefficients decay at that rate
+(theory: 1.5). Every loss then has a minimum, at infinite time (`minimum`).
+
 With targets (n, K) there are K outputs and n x K coefficients. Identity, L = -(1/n) sum <y, f>, and
 squared treat every column by itself; softmax, the cross-entropy, couples them (`softmax`).
 
@@ -20,7 +23,7 @@ use: docs/solvers.md. Coefficients are always float64, whatever JAX's setting.
 """
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +35,15 @@ from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import common_dtype
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.training import descent, logistic, softmax, squared
-from perturbkernel.training.dynamics import Dynamics, GradientFlow, Solution
-from perturbkernel.training.gram import GramOperator, gram_operator
+from perturbkernel.training import descent, logistic, minimum, softmax, squared
+from perturbkernel.training.dynamics import (
+    Dynamics,
+    GradientFlow,
+    Solution,
+    is_endless,
+    of_decay,
+)
+from perturbkernel.training.gram import GramOperator, Scaled, gram_operator, scale_rows
 from perturbkernel.training.losses import Kind, Loss
 
 _DIRECT = 2000  # points up to which the Gram matrix is diagonalised or factored
@@ -45,7 +54,10 @@ _CHECKED = 128  # training points at which that is measured
 
 
 class _Problem(NamedTuple):
-    """What is trained, in float64, and `kept`: the inputs as the predictor will hold them."""
+    """What is trained, in float64, and `kept`: the inputs as the predictor will hold them.
+
+    `weights`: (n,), positive and of mean one; None for ones.
+    """
 
     kernel: Kernel
     x: Array
@@ -56,12 +68,18 @@ class _Problem(NamedTuple):
     kept: Array
     memory: float
     mesh: Mesh | None
+    ridge: float
+    weights: Array | None
 
     @property
-    def interpolates(self) -> bool:
-        """Whether the answer is K^-1 (y - f0)."""
-        endless = isinstance(self.dynamics, GradientFlow) and np.isinf(self.dynamics.time)
-        return self.loss.kind is Kind.LINEAR and endless
+    def root(self) -> Array:
+        """(n,), D of the module `squared`."""
+        return jnp.ones(len(self.y)) if self.weights is None else jnp.sqrt(self.weights)
+
+    @property
+    def residual(self) -> Array:
+        """D (y - f0)."""
+        return scale_rows(self.root, self.y - self.f0)
 
     def operator(self, single: bool = False, memory: float | None = None) -> GramOperator:
         """Products with the Gram matrix, in float32 if `single`."""
@@ -84,9 +102,14 @@ def solve(
     memory: float | None = None,
     tolerance: float | None = None,
     mesh: Mesh | None = None,
+    ridge: Any = 0.0,
+    weights: Any = None,
 ) -> Solution:
     """Dual coefficients after training on (x, y) from the initial outputs f0, (n,) or (n, K) as y,
     None for zero.
+
+    `weights`: (n,), >= 0 and of mean one; None for ones. Points of weight zero are left out, and
+    their coefficients are zero.
 
     `memory`: bytes that Gram matrices may take, `gram.available_memory()` if None. `tolerance`:
     relative; 1e-9, or 1e-7 for float32 data, if None. Its meaning depends on the method,
@@ -94,9 +117,18 @@ def solve(
     solved directly is solved on the default device.
     """
     if loss.kind is Kind.CONSTANT:
-        time = dynamics.effective_time
-        dual_coef = as_jax(on_host(y) * (time / len(y)))
-        return Solution(dual_coef, "ok", {"effective_time": time})
+        return _constant(y, dynamics, ridge, weights)
+    if weights is not None and not np.all(weights):
+        kept = np.flatnonzero(np.asarray(weights))
+        fewer = np.asarray(weights)[kept]
+        fewer = fewer / fewer.mean()
+        f0 = None if f0 is None else f0[kept]
+        options = memory, tolerance, mesh, ridge, fewer
+        found = solve(kernel, x[kept], y[kept], f0, loss, dynamics, *options)
+        whole = np.zeros(y.shape)
+        whole[kept] = found.dual_coef
+        with jax.enable_x64(True):
+            return found._replace(dual_coef=jnp.asarray(whole))
     single = x.dtype == np.float32
     memory = available_memory(mesh) if memory is None else memory
     tolerance = (1e-7 if single else 1e-9) if tolerance is None else tolerance
@@ -105,12 +137,15 @@ def solve(
         x = _in_float64(x)
         y = _in_float64(y)
         f0 = jnp.zeros_like(y) if f0 is None else _in_float64(f0)
-        problem = _Problem(kernel, x, y, f0, loss, dynamics, kept, memory, mesh)
+        weights = None if weights is None else _in_float64(weights)
+        problem = _Problem(
+            kernel, x, y, f0, loss, dynamics, kept, memory, mesh, float(ridge), weights
+        )
         small = len(y) <= _DIRECT and fits(len(y), y.dtype, memory, copies=4)
         if small:
             solution = _direct(problem._replace(mesh=None), tolerance)
-        elif problem.interpolates:
-            solution = _interpolated(problem, tolerance)
+        elif is_endless(dynamics):
+            solution = _at_minimum(problem, tolerance)
         else:
             solution = _by_products(problem, tolerance, single)
         if solution.unstable:
@@ -121,31 +156,62 @@ def solve(
         return solution._replace(dual_coef=dual_coef, stats=stats)
 
 
+def _constant(y: Array, dynamics: Dynamics, ridge: Any, weights: Any) -> Solution:
+    """Coefficients that grow at the constant rate w_n y_n / n, and decay at that of the ridge."""
+    time = of_decay(ridge, dynamics)
+    targets = on_host(y)
+    if weights is not None:
+        targets = scale_rows(weights, targets)
+    dual_coef = as_jax(targets * (time / len(y)))
+    return Solution(dual_coef, "ok", {"effective_time": dynamics.effective_time})
+
+
 def _direct(problem: _Problem, tolerance: float) -> Solution:
     operator = problem.operator()
     assert operator.matrix is not None
     if problem.loss.kind is Kind.LINEAR:
         residual = problem.y - problem.f0
-        solution = squared.dense(operator.matrix, residual, problem.dynamics)
+        how = problem.dynamics, problem.ridge, problem.weights
+        solution = squared.dense(operator.matrix, residual, *how)
     else:
         solution = _trained(problem, operator, tolerance)
     outputs = _training_outputs(problem, operator, solution.dual_coef)
     return _with_rounding(solution, outputs)
 
 
-def _interpolated(problem: _Problem, tolerance: float) -> Solution:
-    rounded = not problem.holds_float64()
-    operator = problem.operator(single=rounded)
-    exact = problem.operator(memory=0) if rounded else None
-
-    def columns(chosen: Array) -> Array:
-        return problem.kernel.ntk(problem.x, problem.x[chosen])
-
-    residual = problem.y - problem.f0
-    solution = squared.interpolate_by_products(operator, exact, columns, residual, tolerance)
+def _at_minimum(problem: _Problem, tolerance: float) -> Solution:
+    """By products, after infinite time."""
+    if problem.loss.kind is not Kind.LINEAR:
+        operator = problem.operator()  # in float64, in tiles if need be
+        solution = _trained(problem, operator, tolerance)
+    else:
+        rounded = not problem.holds_float64()
+        operator = problem.operator(single=rounded)
+        exact = problem.operator(memory=0) if rounded else None
+        solution = _interpolated(problem, operator, exact, tolerance)
     outputs = _training_outputs(problem, operator, solution.dual_coef)
     solution = _with_rounding(solution, outputs)
     return _with_setting(solution, operator, tolerance)
+
+
+def _interpolated(
+    problem: _Problem, operator: GramOperator, exact: GramOperator | None, tolerance: float
+) -> Solution:
+    root = problem.root
+
+    def columns(chosen: Array) -> Array:
+        found = problem.kernel.ntk(problem.x, problem.x[chosen])
+        return scale_rows(root, found) * root[chosen][None, :]
+
+    solution = squared.interpolate_by_products(
+        Scaled(operator, root),
+        None if exact is None else Scaled(exact, root),
+        columns,
+        problem.residual,
+        tolerance,
+        problem.ridge,
+    )
+    return solution._replace(dual_coef=scale_rows(root, solution.dual_coef))
 
 
 def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
@@ -176,17 +242,26 @@ def _by_products(problem: _Problem, tolerance: float, single: bool) -> Solution:
 
 
 def _trained(problem: _Problem, operator: GramOperator, tolerance: float) -> Solution:
-    """By products with the Gram matrix, any loss at a finite time."""
+    """By products with the Gram matrix, any loss at a finite time, any but the squared one at its
+    minimum.
+    """
     y = problem.y
     f0 = problem.f0
     loss = problem.loss
     dynamics = problem.dynamics
+    penalty = problem.ridge, problem.weights
     if loss.kind is Kind.LINEAR:
-        return squared.by_products(operator, y - f0, dynamics, tolerance)
+        root = problem.root
+        scaled = Scaled(operator, root)
+        how = dynamics, tolerance, problem.ridge
+        solution = squared.by_products(scaled, problem.residual, *how)
+        return solution._replace(dual_coef=scale_rows(root, solution.dual_coef))
     if not isinstance(dynamics, GradientFlow):
-        return descent.heavy_ball(operator, y, f0, dynamics, loss)
+        return descent.heavy_ball(operator, y, f0, dynamics, loss, *penalty)
+    if is_endless(dynamics):
+        return minimum.solve(operator, y, f0, loss, *penalty, tolerance)
     flow = softmax.flow if loss.kind is Kind.SOFTMAX else logistic.flow
-    return flow(operator, y, f0, dynamics.time, tolerance, loss)
+    return flow(operator, y, f0, dynamics.time, tolerance, loss, *penalty)
 
 
 class _Outputs(NamedTuple):

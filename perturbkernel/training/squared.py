@@ -3,13 +3,15 @@
     dual_coef = q(K) (y - f0),    q(lambda) = (1 - r(lambda)) / lambda.
 
 r is what training leaves of an eigenvector: exp(-time lambda / n) for gradient flow, 0 for infinite
-time, a polynomial for heavy ball. A small K is diagonalised or factored; for a large one q(K) is
-applied by products. With targets (n, k) every column is a problem of its own with the same K, and
-shares its factors.
+time, a polynomial for heavy ball. A ridge raises every eigenvalue by n ridge; with weights w and
+D = diag(sqrt(w)), dual_coef = D q(D K D) D (y - f0) (theory: 1.5). A small K is diagonalised or
+factored; for a large one q(K) is applied by products. With targets (n, k) every column is a problem
+of its own with the same K, and shares its factors.
 """
 
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,13 +23,15 @@ from perturbkernel.engine.tiles import EXACT
 from perturbkernel.training.dynamics import (
     Dynamics,
     Filter,
-    GradientFlow,
     HeavyBall,
     Solution,
     diverges,
     heavy_ball_filter,
-    stable_rate,
+    is_endless,
+    stable_formula,
+    unstable_rates,
 )
+from perturbkernel.training.gram import scale_rows
 
 _RANK = 256  # of the preconditioner
 _SOLVES = 12  # refinements
@@ -35,15 +39,32 @@ _PRODUCTS = 2000  # of one solve by conjugate gradients
 _RESIDUAL = 1e-6  # of a direct solve, relative: more than that is reported
 
 
-def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
-    """By the eigenvectors of the Gram matrix; infinite time by its Cholesky factor."""
-    if isinstance(dynamics, GradientFlow) and np.isinf(dynamics.time):
-        return _interpolate(gram, residual)
+def dense(
+    gram: Array,
+    residual: Array,
+    dynamics: Dynamics,
+    ridge: float = 0.0,
+    weights: Array | None = None,
+) -> Solution:
+    """By the eigenvectors of the Gram matrix; infinite time by its Cholesky factor.
+
+    `weights`: (n,), of mean one; None for ones.
+    """
+    if weights is not None:
+        root = jnp.sqrt(weights)
+        scaled = scale_rows(root, gram) * root[None, :]
+        found = dense(scaled, scale_rows(root, residual), dynamics, ridge)
+        return found._replace(dual_coef=scale_rows(root, found.dual_coef))
     n = len(residual)
+    if is_endless(dynamics):
+        if ridge > 0:
+            diagonal = jnp.full(n, n * ridge, gram.dtype)
+            gram = gram + jnp.diag(diagonal)
+        return _interpolate(gram, residual)
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     eigenvalues = jnp.maximum(eigenvalues, 0)
-    found = _filter(eigenvalues, n, dynamics)
-    status, stats = _stability(dynamics, n, eigenvalues, found)
+    found = filtered(eigenvalues, n, dynamics, ridge)
+    status, stats = _stability(dynamics, n, eigenvalues, found, ridge)
     stats["lambda_max"] = float(eigenvalues[-1])
     stats["effective_time"] = dynamics.effective_time
     dual = _apply(vectors, found.q, residual)
@@ -51,24 +72,28 @@ def dense(gram: Array, residual: Array, dynamics: Dynamics) -> Solution:
 
 
 def by_products(
-    operator: Callable, residual: Array, dynamics: Dynamics, tolerance: float
+    operator: Callable,
+    residual: Array,
+    dynamics: Dynamics,
+    tolerance: float,
+    ridge: float = 0.0,
 ) -> Solution:
     """At a finite time: the Lanczos process, for flow and heavy ball alike, up to 512 products and
     vectors a column.
     """
     n = len(residual)
 
-    def filtered(eigenvalues: np.ndarray) -> Array:
-        return _filter(jnp.asarray(eigenvalues), n, dynamics).q
+    def of_ritz_values(eigenvalues: np.ndarray) -> Array:
+        return filtered(jnp.asarray(eigenvalues), n, dynamics, ridge).q
 
     columns = residual.reshape(n, -1)
-    found = [lanczos(operator, column, filtered, tolerance) for column in columns.T]
+    found = [lanczos(operator, column, of_ritz_values, tolerance) for column in columns.T]
     error = max(one.error for one in found)
     products = sum(one.products for one in found)
     eigenvalues = np.concatenate([one.eigenvalues for one in found])
     met = jnp.asarray(eigenvalues)
-    of_met = _filter(met, n, dynamics)
-    status, stats = _stability(dynamics, n, met, of_met)
+    of_met = filtered(met, n, dynamics, ridge)
+    status, stats = _stability(dynamics, n, met, of_met, ridge)
     if not error <= tolerance:
         status = (
             f"the Lanczos process stopped after {products} products at an estimated relative "
@@ -88,15 +113,21 @@ def interpolate_by_products(
     columns: Callable[[Array], Array],
     residual: Array,
     tolerance: float,
+    ridge: float = 0.0,
 ) -> Solution:
-    """K^-1 (y - f0) by conjugate gradients, preconditioned by columns of K at points chosen at
-    random.
+    """(K + n ridge)^-1 (y - f0) by conjugate gradients, preconditioned by columns of K at points
+    chosen at random.
 
     `operator` may be rounded (a float32 matrix): then `exact` is K in float64, and the solution is
     refined until the exact residual is small; each refinement takes one exact product. `columns`
     maps indices (r,) to K[:, indices].
     """
-    preconditioner = _preconditioner(columns, len(residual))
+    n = len(residual)
+    shift = jnp.asarray(n * ridge, residual.dtype)
+    preconditioner = _preconditioner(columns, n)
+    preconditioner = preconditioner._replace(values=preconditioner.values + shift)
+    operator = _Shifted(operator, shift)
+    exact = None if exact is None else _Shifted(exact, shift)
     # A rounded operator is not worth solving with beyond three digits a time.
     finest = 0.0 if exact is None else 1e-3
     true_operator = operator if exact is None else exact
@@ -143,6 +174,16 @@ def interpolate_by_products(
     return Solution(dual, status, stats)
 
 
+class _Shifted(eqx.Module):
+    """v -> K v + shift v."""
+
+    operator: Callable
+    shift: Array
+
+    def __call__(self, v: Array) -> Array:
+        return self.operator(v) + self.shift * v
+
+
 def _preconditioner(columns: Callable[[Array], Array], n: int) -> Preconditioner:
     """From columns of K at points chosen at random, the same ones every time."""
     rng = np.random.default_rng(0)
@@ -156,22 +197,18 @@ def _preconditioner(columns: Callable[[Array], Array], n: int) -> Preconditioner
 
 
 def _stability(
-    dynamics: Dynamics, n: int, eigenvalues: Array, found: Filter
+    dynamics: Dynamics, n: int, eigenvalues: Array, found: Filter, ridge: float
 ) -> tuple[str, dict[str, float]]:
     """Raises if heavy ball diverges; otherwise what rounding its steps may have amplified, as
     status and stats.
     """
     if not isinstance(dynamics, HeavyBall):
         return "ok", {}
-    curvatures = eigenvalues / n
+    curvatures = eigenvalues / n + ridge
     if diverges(dynamics, curvatures):
-        stable = stable_rate(dynamics, float(curvatures.max()))
-        rate = dynamics.rates.max()
-        raise ValueError(
-            f"learning_rate must be below 2 (1 + momentum) n / lambda_max = {stable:.6g}, beyond "
-            f"which the squared loss diverges on this data, or be made up for by smaller rates of "
-            f"other steps; got {rate:g}"
-        )
+        largest = float(curvatures.max())
+        formula = stable_formula(ridge)
+        raise ValueError(unstable_rates(dynamics, largest, formula, "the squared loss"))
     growth = float(found.growth.max())
     error = growth * np.finfo(float).eps
     status = "ok"
@@ -183,23 +220,29 @@ def _stability(
     return status, {"growth": growth}
 
 
-def _filter(eigenvalues: Array, n: int, dynamics: Dynamics) -> Filter:
-    """q at eigenvalues >= 0."""
+def filtered(eigenvalues: Array, n: int, dynamics: Dynamics, ridge: float | Array) -> Filter:
+    """q at eigenvalues >= 0, at a finite time."""
+    curvatures = eigenvalues / n + ridge
     if isinstance(dynamics, HeavyBall):
         rates = jnp.asarray(dynamics.rates)
         momentum = jnp.asarray(dynamics.momentum)
-        found = heavy_ball_filter(eigenvalues / n, rates, momentum)
+        found = heavy_ball_filter(curvatures, rates, momentum)
         return found._replace(q=found.q / n)
-    rate = dynamics.time * eigenvalues / n
-    moves = rate > 0
-    fraction = -jnp.expm1(-rate) / jnp.where(moves, eigenvalues, 1)
-    q = jnp.where(moves, fraction, dynamics.time / n)
+    q = flow_filter(curvatures, dynamics.time) / n
     return Filter(q, growth=jnp.ones_like(eigenvalues))
 
 
+def flow_filter(curvatures: Array, time: float | Array) -> Array:
+    """(1 - exp(-time h)) / h for curvatures h >= 0: what flow makes of the loss h f^2 / 2 - f."""
+    rate = time * curvatures
+    moves = rate > 0
+    fraction = -jnp.expm1(-rate) / jnp.where(moves, curvatures, 1)
+    return jnp.where(moves, fraction, time)
+
+
 def _interpolate(gram: Array, residual: Array) -> Solution:
-    """The limit of infinite time, K^-1 (y - f0); for a singular K it is the pseudo-inverse, and the
-    status says so.
+    """The limit of infinite time, K^-1 (y - f0), K with the ridge; for a singular K it is the
+    pseudo-inverse, and the status says so.
     """
     n = len(residual)
     rounding = n * np.finfo(float).eps

@@ -11,7 +11,7 @@ from common import D, M, N, precision
 
 import perturbkernel as pk
 from perturbkernel.learning.split import expected_own_square
-from perturbkernel.training.smoother import linear_loss
+from perturbkernel.training.smoother import Training, linear_loss
 
 RNG = np.random.default_rng(31)
 KERNEL: Any = pk.TwoLayerNTK(0.2, True)
@@ -92,8 +92,8 @@ def test_expected_square_is_that_of_drawn_networks(case, slope, bias, x64):
     loss, dynamics = CASES[case]
     kernel = pk.TwoLayerNTK(slope, bias)
     z = Z[2:]  # training points are cusps of K, where differences mean nothing
-    record = linear_loss(loss, "it")
-    exact = expected_own_square(kernel, jnp.asarray(X), jnp.asarray(z), record, dynamics)
+    training = Training(linear_loss(loss, "it"), dynamics)
+    exact = expected_own_square(kernel, jnp.asarray(X), jnp.asarray(z), training)
     rng = np.random.default_rng(1)
     count, width = 2000, 30
     w = rng.normal(size=(count, width, D)) / np.sqrt(D)

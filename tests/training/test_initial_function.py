@@ -16,6 +16,7 @@ import perturbkernel as pk
 from perturbkernel.kernels.stax_kernels import load_neural_tangents
 from perturbkernel.training.initial_function import trained_covariance
 from perturbkernel.training.losses import LOSSES
+from perturbkernel.training.smoother import Training
 
 KERNEL: Any = pk.TwoLayerNTK(0.2, True)
 RNG = np.random.default_rng(7)
@@ -269,5 +270,8 @@ def test_bad_requests_say_what_is_wrong(monkeypatch):
         ValueError, match=r"the covariance of 17 training points takes four 17 x 17 matrices"
     ):
         trained_covariance(
-            KERNEL, jnp.asarray(X), jnp.asarray(Z), LOSSES["squared"], pk.GradientFlow(1.0)
+            KERNEL,
+            jnp.asarray(X),
+            jnp.asarray(Z),
+            Training(LOSSES["squared"], pk.GradientFlow(1.0)),
         )

@@ -90,6 +90,28 @@ def test_outputs_are_what_f0_leaves_plus_weighted_targets(case, dtype):
         np.testing.assert_allclose(outputs, total, atol=eps * (1 + np.abs(total).max()), rtol=0)
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_a_ridge_and_weights_of_points_are_in_the_smoother(case, zeros, x64):
+    """Outputs are what f0 leaves plus weighted targets; a label flip is confirmed by retraining."""
+    loss, dynamics = CASES[case]
+    weights = np.linspace(0.2, 2.0, N)
+    if zeros:
+        weights[:3] = 0
+    how = {"loss": loss, "dynamics": dynamics, "ridge": 0.03, "sample_weight": weights}
+    f = fit(KERNEL, X, Y, initial=start, **how)
+    rows = np.asarray(f.weights(Z))
+    record = smoothers.linear_loss(loss, "it")
+    left = np.asarray(smoothers.initial_part(record, rows, start(Z), start(X)))
+    np.testing.assert_allclose(f(Z), rows @ Y + left, rtol=0, atol=1e-9)
+    if zeros:
+        np.testing.assert_array_equal(rows[:, :3], 0)
+    flipped = fit(KERNEL, X, np.where(np.arange(N) == 5, -Y, Y), initial=start, **how)
+    np.testing.assert_allclose(flipped(Z), f(Z) - 2 * rows[:, 5] * Y[5], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="no closed form with a ridge"):
+        pk.smoother(f).influence(Z)
+
+
 def test_beyond_the_direct_size_by_products(x64, monkeypatch):
     for case in ("flow", "infinite", "heavy ball"):
         loss, dynamics = CASES[case]

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from perturbkernel.data.labels import one_hot as one_hot
     from perturbkernel.kernels.architectures import ArchitectureNTK as ArchitectureNTK
     from perturbkernel.kernels.base import Kernel as Kernel
+    from perturbkernel.kernels.empirical import EmpiricalNTK as EmpiricalNTK
     from perturbkernel.kernels.forecast import Plan as Plan
+    from perturbkernel.kernels.linearized import LinearizedNetwork as LinearizedNetwork
+    from perturbkernel.kernels.linearized import linearize as linearize
     from perturbkernel.kernels.two_layer import TwoLayerNTK as TwoLayerNTK
     from perturbkernel.learning.diagnosis import Diagnosis as Diagnosis
     from perturbkernel.learning.experiment import PerturbationLearning as PerturbationLearning
@@ -63,6 +66,9 @@ _HOMES = {
     "one_hot": "data.labels",
     "ArchitectureNTK": "kernels.architectures",
     "Kernel": "kernels.base",
+    "EmpiricalNTK": "kernels.empirical",
+    "LinearizedNetwork": "kernels.linearized",
+    "linearize": "kernels.linearized",
     "Plan": "kernels.forecast",
     "TwoLayerNTK": "kernels.two_layer",
     "Diagnosis": "learning.diagnosis",

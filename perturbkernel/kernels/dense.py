@@ -1,5 +1,6 @@
 """The dense tiles of a kernel, careful and quick, with a check of what they return."""
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ def quick_tile(kernel: Any, name: str) -> Callable[..., Array] | None:
     """The function that is `kernel.quick_tile`; None where the class that defines the kernel's
     `tile` has none.
     """
-    if not _defines(kernel, "quick_tile"):
+    if not defines(kernel, "quick_tile"):
         return None
     return partial(_checked_tile, kernel, "quick_tile", name)
 
@@ -34,14 +35,14 @@ def prepare(kernel: Any, queries: Any, points: Any) -> tuple[Any, Any, Any]:
     What queries and points hold first are z and x.
     """
     of_queries = of_points = shared = None
-    if _defines(kernel, "prepare"):
+    if defines(kernel, "prepare"):
         z = jax.tree.leaves(queries)[0]
         x = jax.tree.leaves(points)[0]
         of_queries, of_points, shared = kernel.prepare(z, x)
     return (queries, of_queries), (points, of_points), shared
 
 
-def _defines(kernel: Any, method: str) -> bool:
+def defines(kernel: Any, method: str) -> bool:
     """Whether the class that defines the kernel's `tile` defines the method, too: one that is
     inherited from further up belongs to another tile.
     """
@@ -58,16 +59,33 @@ def _checked_tile(
     *prepared: Any,
 ) -> Array:
     evaluate = getattr(kernel, method)
+    called = f"{type(kernel).__name__}.{method}({name!r}, z, x)"
+    _check_signature(evaluate, called, (name, z, x, *prepared))
     tile = evaluate(name, z, x, *prepared)
     wanted = f"{(len(z), len(x))}, {z.dtype}"
     got = _described(tile)
     if got != wanted:
-        called = f"{type(kernel).__name__}.{method}({name!r}, z, x)"
         raise TypeError(
             f"{called} must return an array of shape (rows of z, rows of x) and of the dtype of z, "
             f"here {wanted}; got {got}"
         )
     return tile
+
+
+def _check_signature(evaluate: Callable, called: str, arguments: tuple) -> None:
+    """Raises TypeError where the method cannot be called so."""
+    try:
+        signature = inspect.signature(evaluate)
+    except ValueError:  # not written in Python
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{called} is how tiles are evaluated, with the kernel's name, queries z and points x, "
+            f"and what `prepare` returned, if there is one; but the method has the signature "
+            f"{signature}: {error}"
+        ) from None
 
 
 def _described(value: Any) -> str:

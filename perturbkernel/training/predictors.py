@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import as_float, common_dtype
 from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.empirical import EmpiricalNTK
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training import precision as precisions
 from perturbkernel.training import saving
@@ -249,6 +250,21 @@ class KernelPredictor(KeepsPrecision):
         dynamics = from_numbers(self.dynamics)
         covariance = trained_covariance(self.kernel, self.inputs, z, loss, dynamics)
         return Gaussian(mean, covariance.astype(mean.dtype))
+
+    def parameters(self) -> Any:
+        """The parameters of the linearised network that predicts as this does: params + sum_n
+        dual_coef_n J(x_n), for an EmpiricalNTK.
+
+        With `initial` the network itself, ``pk.linearize(apply, params)``, f(z) = apply(params, z)
+        + <J(z), parameters - params>. Without, that less apply(params, z). Raises TypeError for
+        another kernel, and for several outputs.
+        """
+        if not isinstance(self.kernel, EmpiricalNTK):
+            raise TypeError(
+                f"parameters belong to EmpiricalNTK; this predictor's kernel is {self.kernel!r}"
+            )
+        with scope(self.dual_coef):
+            return self.kernel.moved(self.inputs, self.dual_coef)
 
     def _queries(self, z) -> Array:
         if z is self.inputs:

@@ -6,8 +6,10 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array
 
+from perturbkernel.engine.sums import row_sums
 from perturbkernel.engine.tiles import LARGE_TILE
 
 
@@ -102,3 +104,23 @@ def quick_tile_for(
 ) -> Callable[..., Array] | None:
     """The quick tile, where a tile has enough pairs for it to be worth its compilation."""
     return quick_tile(kernel, name) if pairs >= LARGE_TILE else None
+
+
+def tiles_with_nan(
+    matrix: Array,
+    tile: tuple[int, int],
+    counts: tuple[int, int],
+) -> Array:
+    """(down * across,): which tiles have a NaN.
+
+    By sums over the columns of each tile, in every row, and then in the rows of a tile.
+    """
+    n, m = matrix.shape
+    rows, columns = tile
+    down, across = counts
+    padded = jnp.pad(matrix, ((0, 0), (0, across * columns - m)))
+    totals = row_sums(padded.reshape(n * across, columns))
+    missing = jnp.isnan(totals).reshape(n, across)
+    missing = jnp.pad(missing, ((0, down * rows - n), (0, 0)))
+    missing = missing.reshape(down, rows, across).any(axis=1)
+    return missing.ravel()

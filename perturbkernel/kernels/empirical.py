@@ -35,7 +35,8 @@ class EmpiricalNTK(eqx.Module, Kernel):
     weights sum_n coef_n J(x_n) are held, K times as many numbers as there are parameters, no
     Jacobian. Where there are so many columns of coefficients, or so few points, that fewer
     operations are done by tiles, and for `ntk`, the matrix, Jacobians of some rows at once are
-    contracted leaf by leaf (`memory` says how many). Parameters are arguments of compiled
+    contracted leaf by leaf (`memory` says how many; `plan` counts such tiles, and overestimates the
+    time of products that go in passes). Parameters are arguments of compiled
     programs: the kernel at the next checkpoint of the same network compiles nothing.
 
     Inputs decide the dtype: the parameters are converted, to float64 for float64 inputs

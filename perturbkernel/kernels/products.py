@@ -55,7 +55,7 @@ from perturbkernel.engine.tiles import (
     write_part,
 )
 from perturbkernel.kernels import features, host
-from perturbkernel.kernels.dense import careful_tile, prepare, quick_tile_for
+from perturbkernel.kernels.dense import careful_tile, prepare, quick_tile_for, tiles_with_nan
 from perturbkernel.meshes import inside_shard_map, varying_alike
 
 # Queries of a large tile that are evaluated again at once.
@@ -381,30 +381,10 @@ def _matrix(argument, name, differentiable, x, z):
     if quick is None:
         return lax.fori_loop(0, down * across, fill, jnp.zeros((n, m), x.dtype))
     matrix = quick(x, z)
-    missing = _tiles_with_nan(matrix, (rows, columns), (down, across))
+    missing = tiles_with_nan(matrix, (rows, columns), (down, across))
     order = jnp.argsort(~missing)  # those with a NaN first
 
     def mend(k, matrix):
         return fill(order[k], matrix)
 
     return lax.fori_loop(0, jnp.sum(missing), mend, matrix)
-
-
-def _tiles_with_nan(
-    matrix: Array,
-    tile: tuple[int, int],
-    counts: tuple[int, int],
-) -> Array:
-    """(down * across,): which tiles have a NaN.
-
-    By sums over the columns of each tile, in every row, and then in the rows of a tile.
-    """
-    n, m = matrix.shape
-    rows, columns = tile
-    down, across = counts
-    padded = jnp.pad(matrix, ((0, 0), (0, across * columns - m)))
-    totals = row_sums(padded.reshape(n * across, columns))
-    missing = jnp.isnan(totals).reshape(n, across)
-    missing = jnp.pad(missing, ((0, down * rows - n), (0, 0)))
-    missing = missing.reshape(down, rows, across).any(axis=1)
-    return missing.ravel()

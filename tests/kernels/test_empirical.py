@@ -296,7 +296,7 @@ def test_wide_networks_have_the_kernel_of_infinite_width():
 def test_a_second_network_learns_from_perturbations():
     kernel = pk.EmpiricalNTK(scalar, parameters(1))
     learner = pk.KernelLearner(kernel, loss="logistic", dynamics=pk.GradientFlow(10.0))
-    f = learner(X, Y)
+    f = learner(jnp.asarray(X), jnp.asarray(Y))
     closest = pk.minimum_norm(f, X, Y)
     assert np.isfinite(np.asarray(closest.size)).any()
     delta = pk.perturb(f, X, Y, size=0.3, norm="l2").delta
@@ -352,6 +352,8 @@ def test_progress_and_plan():
 
 # --- what is refused ---
 
+wrong: Any = None
+
 
 def mean_of_rows(params, x):
     return mlp(params, x - x.mean(axis=0, keepdims=True))
@@ -376,7 +378,7 @@ def test_networks_that_mix_rows_are_refused(apply):
 @pytest.mark.parametrize(
     ("error", "match", "make"),
     [
-        (TypeError, "apply must be a function", lambda p: pk.EmpiricalNTK(None, p)),
+        (TypeError, "apply must be a function", lambda p: pk.EmpiricalNTK(wrong, p)),
         (TypeError, "leaf str", lambda p: pk.EmpiricalNTK(mlp, {"w": "relu"})),
         (TypeError, "must be real", lambda p: pk.EmpiricalNTK(mlp, jnp.ones(2, complex))),
         (ValueError, "hold floating-point", lambda p: pk.EmpiricalNTK(mlp, [jnp.arange(2)])),

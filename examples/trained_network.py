@@ -101,7 +101,7 @@ def measure(params: Any, train: pk.Dataset, test: pk.Dataset, args: Any) -> dict
 
 
 def draw(epochs: list[int], rows: list[dict[str, float]], path: str) -> None:
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.subplots()
     for name in rows[0]:
         dashed = "--" if name.startswith("alignment") else "-"
@@ -109,7 +109,7 @@ def draw(epochs: list[int], rows: list[dict[str, float]], path: str) -> None:
     axes.set_xticks(range(len(epochs)), [str(e) for e in epochs])
     axes.set_xlabel("epochs that the network was trained")
     axes.set_ylim(0, 1.02)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=150)
 
 

@@ -19,7 +19,7 @@ def _shape(settings: Settings) -> tuple[int, int, int]:
     return (6144, 6144, 100) if settings.quick else (16384, 16384, 100)
 
 
-def _kilobytes(name: str) -> int:
+def kilobytes(name: str) -> int:
     """VmRSS, what is resident now, or VmHWM, the most that ever was."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
@@ -47,11 +47,11 @@ def child(method: str, *shape: int) -> None:
     small = _prepare(method, (64, 64, d))
     jax.block_until_ready(small())  # libraries load what they load once
     call = _prepare(method, (n, m, d))
-    before = _kilobytes("VmRSS")
+    before = kilobytes("VmRSS")
     if (reset := Path("/proc/self/clear_refs")).exists():
         reset.write_text("5")  # forget the peak of what came before
     jax.block_until_ready(call())
-    added = _kilobytes("VmHWM") - before
+    added = kilobytes("VmHWM") - before
     print(max(0, added))
 
 

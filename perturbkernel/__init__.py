@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from perturbkernel.kernels.baselines import RBF as RBF
     from perturbkernel.kernels.baselines import ArcCosine as ArcCosine
     from perturbkernel.kernels.baselines import Laplace as Laplace
+    from perturbkernel.kernels.empirical import EmpiricalNTK as EmpiricalNTK
     from perturbkernel.kernels.forecast import Plan as Plan
+    from perturbkernel.kernels.linearized import LinearizedNetwork as LinearizedNetwork
+    from perturbkernel.kernels.linearized import linearize as linearize
     from perturbkernel.kernels.two_layer import TwoLayerNTK as TwoLayerNTK
     from perturbkernel.learning.diagnosis import Diagnosis as Diagnosis
     from perturbkernel.learning.experiment import PerturbationLearning as PerturbationLearning
@@ -88,6 +91,9 @@ _HOMES = {
     "ArcCosine": "kernels.baselines",
     "Laplace": "kernels.baselines",
     "RBF": "kernels.baselines",
+    "EmpiricalNTK": "kernels.empirical",
+    "LinearizedNetwork": "kernels.linearized",
+    "linearize": "kernels.linearized",
     "Plan": "kernels.forecast",
     "TwoLayerNTK": "kernels.two_layer",
     "Diagnosis": "learning.diagnosis",

@@ -1,6 +1,7 @@
 """The manual: it builds without a warning, names everything public, and its code runs."""
 
 import ast
+import importlib.util
 import itertools
 import os
 import re
@@ -19,7 +20,7 @@ from perturbkernel.cli.main import build_parser
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 FENCE = re.compile(
-    r"(?:^<!-- (not run|quick): (.*?) -->\n+)?^( *)```(\w+)\n(.*?)^\3```$", re.M | re.S
+    r"(?:^<!-- (not run|quick|needs): (.*?) -->\n+)?^( *)```(\w+)\n(.*?)^\3```$", re.M | re.S
 )
 
 
@@ -196,12 +197,20 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     """All of a page in one namespace; what the README has too, in tests/test_package.py.
 
     `<!-- quick: a -> b -->` before a snippet makes it smaller here, `<!-- not run: why -->` leaves
-    it out."""
+    it out. `<!-- needs: package -->`: where that is installed; the output of pytest -rP says what ran.
+    """
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "snippet"}
+    said = []
     for line, comment, argument, code in snippets(page, "python"):
         if comment == "not run" or code in text(PAGES[0]):
             continue
+        if comment == "needs":
+            there = importlib.util.find_spec(argument) is not None
+            said.append(f"{page.name}:{line}: {argument} {'ran' if there else 'is not installed'}")
+            if not there:
+                ast.parse(code)
+                continue
         if comment == "quick":
             for change in argument.split("; "):
                 large, small = change.split(" -> ")
@@ -212,6 +221,7 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr().out
         for expected in re.findall(r"# prints (.+)", code):
             assert expected.strip() in printed, f"{page.name}:{line}"
+    print("\n".join(said))
 
 
 @pytest.mark.parametrize(

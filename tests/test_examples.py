@@ -51,6 +51,10 @@ QUICK = {
     ),
     "sklearn_grid_search": (["--train", "100", "--times", "2"], "cross-validated accuracy 0.4"),
     "ten_digits": (["--train", "100", "--width", "16"], "networks of width 16, 10 steps"),
+    "trained_network": (
+        ["--digits", "100", "--epochs", "0,8"],
+        "epoch 8: alignment of the kernel with the labels 0.",
+    ),
     "uncertainty": (["--times", "inf"], "at the data off by 0.000 at most"),
 }
 

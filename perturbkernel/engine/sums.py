@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from perturbkernel import meshes
 from perturbkernel.checks import is_traced
+from perturbkernel.engine.arguments import argument_value, as_argument, has_arrays
 from perturbkernel.engine.tiles import (
     add_part,
     keep_rows,
@@ -149,11 +150,13 @@ def fold_pairs(
     return lax.fori_loop(begin, end, one_row_of_tiles, total)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5), donate_argnums=(9,))
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5), donate_argnums=(9,))
 def _run(tile, prepare, kernel, name, tall, mesh, queries, points, weights, total, span):
     """The sums of `fold`, of `fold_pairs` where `queries` is None, or on a mesh all devices' shares
     of them.
     """
+    argument = kernel
+    kernel = argument_value(argument)
     limits = _limits(kernel, points, tall)
     if queries is None:
         _, points, shared = prepare(kernel, points, points)
@@ -170,8 +173,8 @@ def _run(tile, prepare, kernel, name, tall, mesh, queries, points, weights, tota
     def hand_on(array):
         return lax.ppermute(array, mesh.axis_names, ring)
 
-    def share(queries, points, weights, shared, total, span):
-        own_tile = partial(tile, kernel, name, shared)
+    def share(argument, queries, points, weights, shared, total, span):
+        own_tile = partial(tile, argument_value(argument), name, shared)
 
         def one_step(_, carry):
             points, weights, total = carry
@@ -189,11 +192,11 @@ def _run(tile, prepare, kernel, name, tall, mesh, queries, points, weights, tota
     shares = jax.shard_map(
         share,
         mesh=mesh,
-        in_specs=(split, split, split, meshes.WHOLE, split, meshes.WHOLE),
+        in_specs=(meshes.WHOLE, split, split, split, meshes.WHOLE, split, meshes.WHOLE),
         out_specs=split,
         check_vma=False,
     )
-    return shares(queries, points, weights, shared, total, span)
+    return shares(argument, queries, points, weights, shared, total, span)
 
 
 def _limits(kernel: Any, points: Any, tall: bool) -> tuple[int, int]:
@@ -215,7 +218,7 @@ def sums(
     progress: Any = None,
 ) -> Any:
     """The sums of `fold` for tile(kernel, name, shared, queries, points, weights, sums), compiled
-    once for each kernel and shapes.
+    once for each kernel and shapes; arrays that a kernel holds are arguments of the program.
 
     `prepare(kernel, queries, points)` returns the queries and points of the tiles, with what is
     computed for all of them at once, and what all tiles share.
@@ -233,6 +236,8 @@ def sums(
         queries = meshes.shard(mesh, "edge", queries)
         points = meshes.shard(mesh, "edge", points)
         weights = meshes.shard(mesh, "constant", weights)
+        kernel = meshes.replicate(mesh, kernel) if has_arrays(kernel) else kernel
+    argument = as_argument(kernel)
     own = -(-m // devices)
     most_rows, _ = _limits(kernel, points, tall)
     size = tile_size(own, most_rows)
@@ -243,7 +248,8 @@ def sums(
     for begin in range(0, tiles, step):
         end = min(begin + step, tiles)
         span = jnp.int32(begin), jnp.int32(end)
-        total = _run(tile, prepare, kernel, name, tall, mesh, queries, points, weights, total, span)
+        arrays = queries, points, weights, total, span
+        total = _run(tile, prepare, argument, name, tall, mesh, *arrays)
         if progress is not None and not is_traced(*jax.tree.leaves(total)):
             jax.block_until_ready(total)
             done_before, done = done, min(end * size * devices, m)

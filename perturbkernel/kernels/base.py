@@ -24,7 +24,9 @@ class Kernel:
     """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else
     follows from it.
 
-    Kernels are immutable, compare by value and are pytrees without leaves: constants under `jit`.
+    Kernels are immutable pytrees. Without leaves, which `jax.tree_util.register_static` says, they
+    compare by value and are constants of compiled programs; leaves, such as the parameters of a
+    network, are arguments of them, so that a kernel of other values compiles nothing.
 
     A class that defines `tile` may define `quick_tile` beside it, with the same arguments: faster,
     but NaN at the few pairs of points that take more care, and with NaN in their gradients
@@ -33,6 +35,12 @@ class Kernel:
     for x, and what all share; ``quick_tile(name, z, x, of_z, of_x, shared)`` gets a tile's rows of
     them, or nothing. A subclass with a `tile` of its
     own uses neither that it inherits, since they belong to another tile.
+
+    A kernel of features, K(z, x) = <phi(z), phi(x)>, may define beside its `tile` the two halves of
+    a product: ``to_weights(name, x, coef)`` returns w = sum_n coef_n phi(x_n), any pytree of
+    arrays, of coef (n,) or (n, k), and ``from_weights(name, z, w)`` returns <phi(z), w>, (m,) or
+    (m, k), both in the dtype of x and z. Sums and their gradients then take n + m evaluations in
+    place of tiles, where `prefers_weights` says so.
 
     Example:
         >>> import jax, jax.numpy as jnp, perturbkernel as pk
@@ -75,6 +83,19 @@ class Kernel:
             f"{type(self).__name__} does not define tiles; a kernel needs a method "
             "tile(self, name, z, x) that returns an array (rows of z, rows of x)"
         )
+
+    def prefers_weights(
+        self,
+        name: str,
+        m: int,
+        n: int,
+        columns: int,
+        row: tuple[int, ...],
+    ) -> bool:
+        """Whether sums of n points at m queries, of so many columns and inputs of shape `row`, go
+        by `to_weights` and `from_weights`, where a kernel has them.
+        """
+        return True
 
     def footprint(self, row: tuple[int, ...]) -> tuple[float, float]:
         """(numbers a pair, numbers a row) that a tile of the widest sum takes, for inputs of shape

@@ -40,6 +40,7 @@ from jaxtyping import Array
 
 from perturbkernel.arrays import as_jax
 from perturbkernel.checks import is_traced
+from perturbkernel.engine.arguments import argument_value, as_argument, undifferentiated
 from perturbkernel.engine.memory import footprint
 from perturbkernel.engine.sums import plus, row_sums, sums
 from perturbkernel.engine.tiles import (
@@ -53,8 +54,8 @@ from perturbkernel.engine.tiles import (
     tile_size,
     write_part,
 )
-from perturbkernel.kernels import host
-from perturbkernel.kernels.dense import careful_tile, prepare, quick_tile_for
+from perturbkernel.kernels import features, host
+from perturbkernel.kernels.dense import careful_tile, prepare, quick_tile_for, tiles_with_nan
 from perturbkernel.meshes import inside_shard_map, varying_alike
 
 # Queries of a large tile that are evaluated again at once.
@@ -224,13 +225,16 @@ def matvec(
     Reverse-mode differentiable, once. Where z is x, the very same array, half of the tiles are
     evaluated.
     """
+    if features.takes(kernel, name, z, x, coef):
+        return features.product(kernel, name, z, x, coef, mesh=mesh, progress=progress)
     same = z is x and mesh is None
+    argument = as_argument(kernel)
     if inside_shard_map():
         # Which evaluates custom derivatives only as parts of a whole program.
-        whole = jax.jit(_matvec, static_argnums=(0, 1, 2, 3))
-        return whole(kernel, name, same, mesh, *varying_alike(z, x, coef))
-    if is_traced(z, x, coef):
-        return _matvec(kernel, name, same, mesh, z, x, coef)
+        whole = jax.jit(_matvec, static_argnums=(0, 1, 2))
+        return whole(name, same, mesh, argument, *varying_alike(z, x, coef))
+    if is_traced(z, x, coef, *jax.tree.leaves(argument)):
+        return _matvec(name, same, mesh, argument, z, x, coef)
     if mesh is None and progress is None and host.takes(kernel, name, z, x, coef):
         return host.matvec(kernel, name, z, x, coef)
     return _evaluate(kernel, name, same, mesh, progress, z, x, coef)
@@ -254,9 +258,9 @@ def _evaluate(kernel, name, same, mesh, progress, z, x, coef):
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _matvec(kernel, name, same, mesh, z, x, coef):
-    return _evaluate(kernel, name, same, mesh, None, z, x, coef)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _matvec(name, same, mesh, argument, z, x, coef):
+    return _evaluate(argument_value(argument), name, same, mesh, None, z, x, coef)
 
 
 def query_gradient(
@@ -273,6 +277,9 @@ def query_gradient(
     """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k)
     for coef (n, k).
     """
+    if features.takes(kernel, name, z, x, coef):
+        arguments = z, x, coef, cotangent
+        return features.product(kernel, name, *arguments, mesh=mesh, progress=progress)
     if inside_shard_map():
         z, x, coef, cotangent = varying_alike(z, x, coef, cotangent)
     arguments = z, x, coef, cotangent
@@ -292,14 +299,16 @@ def query_gradient(
     )
 
 
-def _matvec_forward(kernel, name, same, mesh, z, x, coef):
+def _matvec_forward(name, same, mesh, argument, z, x, coef):
+    argument = undifferentiated(argument)
     values = z.value, x.value, coef.value
     needs_z = _as_structure(z.perturbed)
     needs_points = _as_structure(x.perturbed or coef.perturbed)
-    residuals = values, needs_z, needs_points
-    if is_traced(*values):  # by an outer derivative, perhaps, which needs the rule again
-        return _matvec(kernel, name, same, mesh, *values), residuals
-    return _evaluate(kernel, name, same, mesh, None, *values), residuals
+    residuals = argument, values, needs_z, needs_points
+    # Traced by an outer derivative, perhaps, which needs the rule again.
+    if is_traced(*values, *jax.tree.leaves(argument)):
+        return _matvec(name, same, mesh, argument, *values), residuals
+    return _evaluate(argument_value(argument), name, same, mesh, None, *values), residuals
 
 
 def _as_structure(needed: bool) -> tuple[()] | None:
@@ -309,10 +318,11 @@ def _as_structure(needed: bool) -> tuple[()] | None:
     return () if needed else None
 
 
-def _matvec_backward(kernel, name, same, mesh, residuals, cotangent):
-    (z, x, coef), needs_z, needs_points = residuals
+def _matvec_backward(name, same, mesh, residuals, cotangent):
+    argument, (z, x, coef), needs_z, needs_points = residuals
+    kernel = argument_value(argument)
     if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return None, None, None
+        return None, None, None, None
     z_bar = x_bar = coef_bar = None
     if needs_z is not None:
         z_bar = query_gradient(kernel, name, z, x, coef, cotangent, mesh=mesh)
@@ -328,7 +338,7 @@ def _matvec_backward(kernel, name, same, mesh, residuals, cotangent):
             cotangent,
             mesh=mesh,
         )
-    return z_bar, x_bar, coef_bar
+    return None, z_bar, x_bar, coef_bar
 
 
 _matvec.defvjp(_matvec_forward, _matvec_backward, symbolic_zeros=True)
@@ -341,14 +351,17 @@ def matrix(kernel, name: str, x: Array, z: Array) -> Array:
     """The whole matrix, (n, m); temporaries are those of a tile."""
     if host.takes(kernel, name, x, z):
         return as_jax(host.tile(kernel, name, x, z))
-    return _matrix(kernel, name, is_traced(x, z), x, z)
+    argument = as_argument(kernel)
+    traced = is_traced(x, z, *jax.tree.leaves(argument))
+    return _matrix(argument, name, traced, x, z)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _matrix(kernel, name, differentiable, x, z):
+@partial(jax.jit, static_argnums=(1, 2))
+def _matrix(argument, name, differentiable, x, z):
     """From the quick tile at once, in place of the matrix product, and tiles in which that leaves a
     NaN once more.
     """
+    kernel = argument_value(argument)
     n, m = len(x), len(z)
     careful = careful_tile(kernel, name)
     quick = None if differentiable else quick_tile_for(kernel, name, n * m)
@@ -368,30 +381,10 @@ def _matrix(kernel, name, differentiable, x, z):
     if quick is None:
         return lax.fori_loop(0, down * across, fill, jnp.zeros((n, m), x.dtype))
     matrix = quick(x, z)
-    missing = _tiles_with_nan(matrix, (rows, columns), (down, across))
+    missing = tiles_with_nan(matrix, (rows, columns), (down, across))
     order = jnp.argsort(~missing)  # those with a NaN first
 
     def mend(k, matrix):
         return fill(order[k], matrix)
 
     return lax.fori_loop(0, jnp.sum(missing), mend, matrix)
-
-
-def _tiles_with_nan(
-    matrix: Array,
-    tile: tuple[int, int],
-    counts: tuple[int, int],
-) -> Array:
-    """(down * across,): which tiles have a NaN.
-
-    By sums over the columns of each tile, in every row, and then in the rows of a tile.
-    """
-    n, m = matrix.shape
-    rows, columns = tile
-    down, across = counts
-    padded = jnp.pad(matrix, ((0, 0), (0, across * columns - m)))
-    totals = row_sums(padded.reshape(n * across, columns))
-    missing = jnp.isnan(totals).reshape(n, across)
-    missing = jnp.pad(missing, ((0, down * rows - n), (0, 0)))
-    missing = missing.reshape(down, rows, across).any(axis=1)
-    return missing.ravel()

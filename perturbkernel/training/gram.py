@@ -7,6 +7,7 @@ product. Vectors, and all that a solver does with them, are whole on every devic
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from perturbkernel import meshes
+from perturbkernel.engine.arguments import argument_value, as_argument, has_arrays
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels import products
@@ -109,22 +111,23 @@ def _product(operator: GramOperator, v: Array) -> Array:
     return meshes.replicate(mesh, image)[: len(v)].astype(v.dtype)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _rows(kernel: Kernel, mesh: Mesh, own: Array, x: Array) -> Array:
+@partial(jax.jit, static_argnums=1)
+def _rows(argument: Any, mesh: Mesh, own: Array, x: Array) -> Array:
     """Each device's rows of the Gram matrix, from its own points and all points; zero where its
     points are padding.
     """
 
-    def share(own, x):
+    def share(argument, own, x):
+        kernel = argument_value(argument)
         first = lax.axis_index(mesh.axis_names) * len(own)
         row = first + jnp.arange(len(own))
         there = (row < len(x))[:, None]
         return jnp.where(there, products.matrix(kernel, "ntk", own, x), 0)
 
     split = meshes.rows(mesh)
-    specs = split, meshes.WHOLE
+    specs = meshes.WHOLE, split, meshes.WHOLE
     rows = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
-    return rows(own, x)
+    return rows(argument, own, x)
 
 
 def gram_operator(
@@ -145,5 +148,6 @@ def gram_operator(
     own = meshes.shard(mesh, "edge", x)
     if not fits(len(x), x.dtype, memory, devices=mesh.size):
         return GramOperator(kernel, own, None, mesh)
-    matrix = _rows(kernel, mesh, own, meshes.replicate(mesh, x))
+    held = meshes.replicate(mesh, kernel) if has_arrays(kernel) else kernel
+    matrix = _rows(as_argument(held), mesh, own, meshes.replicate(mesh, x))
     return GramOperator(kernel, None, matrix, mesh)

@@ -17,6 +17,7 @@ from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import as_float, common_dtype, is_traced
 from perturbkernel.display import Displayed
 from perturbkernel.kernels.base import Kernel
+from perturbkernel.kernels.empirical import EmpiricalNTK
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training import precision as precisions
 from perturbkernel.training import saving
@@ -288,6 +289,21 @@ class KernelPredictor(Displayed, KeepsPrecision):
         with scope(self.dual_coef):
             rounded = weights.astype(self.dual_coef.dtype)
         return to_ambient(rounded)
+
+    def parameters(self) -> Any:
+        """The parameters of the linearised network that predicts as this does: params + sum_n
+        dual_coef_n J(x_n), for an EmpiricalNTK.
+
+        With `initial` the network itself, ``pk.linearize(apply, params)``, f(z) = apply(params, z)
+        + <J(z), parameters - params>. Without, that less apply(params, z). Raises TypeError for
+        another kernel, and for several outputs.
+        """
+        if not isinstance(self.kernel, EmpiricalNTK):
+            raise TypeError(
+                f"parameters belong to EmpiricalNTK; this predictor's kernel is {self.kernel!r}"
+            )
+        with scope(self.dual_coef):
+            return self.kernel.moved(self.inputs, self.dual_coef)
 
     def _queries(self, z) -> Array:
         if z is self.inputs:

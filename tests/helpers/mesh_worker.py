@@ -100,6 +100,25 @@ def compare(mesh) -> dict[str, float]:
         return r.g(x), r.perturbation, r.cosine, r.diagnosis
 
     both("learn_from_perturbations", summary)
+    weights = {"w": x.T @ x / 17, "a": z[0]}
+    empirical = pk.EmpiricalNTK(lambda p, x: jnp.tanh(x @ p["w"]) @ p["a"], weights)
+    columns = jnp.stack([c] * 40, axis=1)  # so many that they go in tiles
+
+    def products(mesh):
+        return (
+            empirical.matvec(z, x, c, mesh=mesh),
+            empirical.matvec(z, x, columns, mesh=mesh),
+            empirical.input_gradient(z, x, c, mesh=mesh),
+        )
+
+    both("a network's kernel", products)
+    flow = pk.GradientFlow(3.0)
+    both(
+        "fit of a network's kernel",
+        lambda mesh: pk.fit(
+            empirical, x, y, loss="squared", dynamics=flow, memory=0, mesh=mesh, precision=64
+        )(z),
+    )
     if jax.process_count() == 1:
         other = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, -1), ("a", "b"))
         count = Count()

@@ -122,6 +122,20 @@ def test_a_tile_of_the_wrong_kind_is_told_in_words(tile, got, call):
         getattr(Mine(), call)(*arguments)
 
 
+@pytest.mark.parametrize("call", ["ntk", "matvec", "input_gradient"])
+def test_a_tile_of_the_wrong_signature_is_told_in_words(call):
+    class Mine(Kernel):
+        def tile(self, z, x):  # pyright: ignore[reportIncompatibleMethodOverride]
+            return z @ x.T
+
+    x, coef = np.ones((4, 3), np.float32), np.ones(4, np.float32)
+    with pytest.raises(
+        TypeError,
+        match=r"Mine\.tile\('ntk', z, x\) is how tiles are evaluated.* signature \(z, x\)",
+    ):
+        getattr(Mine(), call)(*((x, x) if call == "ntk" else (x, x, coef)))
+
+
 def test_what_a_kernel_does_not_have_is_told_in_words():
     class Mine(Kernel):
         def tile(self, name, z, x):

@@ -1,0 +1,183 @@
+"""Products with a kernel of features, by its weights: K(z, x) = <phi(z), phi(x)>.
+
+A sum over points is then a linear function of features, whose weights are made once:
+
+    sum_n coef_n K(z, x_n) = <phi(z), w>,    w = sum_n coef_n phi(x_n).
+
+That takes n + m evaluations of features in place of n m of the kernel, and no tile. A kernel offers
+it by two methods beside its `tile`, `to_weights` and `from_weights` (`kernels.base`). Both are
+evaluated for blocks of rows, so that memory does not grow with their number, and JAX differentiates
+them as they stand.
+"""
+
+import functools
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from perturbkernel import meshes
+from perturbkernel.checks import is_traced
+from perturbkernel.engine.arguments import argument_value, as_argument, has_arrays
+from perturbkernel.engine.memory import default_memory, footprint
+from perturbkernel.engine.tiles import by_rows, keep_rows, own_rows, part_of, tile_size
+from perturbkernel.kernels.dense import defines
+
+# Rows of a block, at most: more are no quicker.
+_ROWS = 4096
+
+
+def takes(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> bool:
+    """Whether products of these are taken by weights: where the kernel has them, and says so."""
+    if not (defines(kernel, "to_weights") and defines(kernel, "from_weights")):
+        return False
+    columns = coef.shape[1] if coef.ndim == 2 else 1
+    return kernel.prefers_weights(name, len(z), len(x), columns, x.shape[1:])
+
+
+# --- blocks of rows ---
+
+
+def abstract(kernel: Any) -> tuple[Any, tuple]:
+    """What of a kernel decides how large its arrays are: structure, and shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(kernel)
+    return structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def like(abstract: tuple[Any, tuple]) -> Any:
+    """A kernel of that structure whose arrays are zero, and take no memory."""
+    structure, leaves = abstract
+    zeros = [np.broadcast_to(np.zeros((), dtype), shape) for shape, dtype in leaves]
+    return jax.tree.unflatten(structure, zeros)
+
+
+def once_per_structure(measure: Any) -> Any:
+    """measure(kernel, row), computed once for all kernels whose arrays have the same shapes."""
+
+    @functools.lru_cache(maxsize=64)
+    def measured(abstract, row):
+        return measure(like(abstract), row)
+
+    return functools.wraps(measure)(lambda kernel, row: measured(abstract(kernel), tuple(row)))
+
+
+@once_per_structure
+def row_numbers(kernel: Any, row: tuple[int, ...]) -> float:
+    """Numbers that a row takes in the widest product by weights, an input gradient; read off its
+    trace.
+    """
+
+    def gradient(z, x):
+        weights = kernel.to_weights("ntk", x, jnp.ones(len(x), x.dtype))
+        outputs, pull_back = jax.vjp(lambda z: kernel.from_weights("ntk", z, weights), z)
+        return pull_back(jnp.ones_like(outputs))
+
+    _, each = footprint(gradient, row)
+    return each
+
+
+def rows_at_once(kernel: Any, row: tuple[int, ...], itemsize: int) -> int:
+    """Rows of a block: what fits into the kernel's memory."""
+    budget = (kernel.memory or default_memory()) / itemsize
+    return int(np.clip(budget // row_numbers(kernel, row), 1, _ROWS))
+
+
+def _limit(kernel: Any, points: Array) -> int:
+    return rows_at_once(kernel, points.shape[1:], points.dtype.itemsize)
+
+
+# --- the two halves, in blocks ---
+
+
+def weights(kernel: Any, name: str, x: Array, coef: Array) -> Any:
+    """w = sum_n coef_n phi(x_n), a pytree."""
+    n = len(x)
+    size = tile_size(n, _limit(kernel, x))
+    if size == n:
+        return kernel.to_weights(name, x, coef)
+
+    @jax.checkpoint
+    def add(i, total):
+        points, own = part_of((x, coef), i, size)
+        own = keep_rows(own_rows(i, size, n), own)
+        part = kernel.to_weights(name, points, own)
+        return jax.tree.map(jnp.add, total, part)
+
+    shapes = jax.eval_shape(partial(kernel.to_weights, name), x[:size], coef[:size])
+    zeros = jax.tree.map(lambda a: jnp.zeros_like(coef, shape=a.shape, dtype=a.dtype), shapes)
+    return lax.fori_loop(0, -(-n // size), add, zeros)
+
+
+def outputs(kernel: Any, name: str, z: Array, w: Any) -> Array:
+    """<phi(z), w>, (m,) or (m, k)."""
+    spread = jax.checkpoint(lambda z: kernel.from_weights(name, z, w))
+    return by_rows(spread, z, _limit(kernel, z))
+
+
+def _gradients(kernel: Any, name: str, z: Array, w: Any, cotangent: Array) -> Array:
+    def block(rows):
+        z, cotangent = rows
+        _, pull_back = jax.vjp(lambda z: kernel.from_weights(name, z, w), z)
+        return pull_back(cotangent)[0]
+
+    return by_rows(block, (z, cotangent), _limit(kernel, z))
+
+
+# --- products ---
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _product(name, mesh, argument, z, cotangent, x, coef):
+    """What `matvec` returns, or with a cotangent `query_gradient`."""
+
+    def share(argument, z, cotangent, x, coef):
+        kernel = argument_value(argument)
+        w = weights(kernel, name, x, coef)
+        if mesh is not None:
+            w = lax.psum(w, mesh.axis_names)
+        if cotangent is None:
+            return outputs(kernel, name, z, w)
+        return _gradients(kernel, name, z, w, cotangent)
+
+    if mesh is None:
+        return share(argument, z, cotangent, x, coef)
+    split = meshes.rows(mesh)
+    specs = meshes.WHOLE, split, split, split, split
+    shares = jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return shares(argument, z, cotangent, x, coef)
+
+
+def product(
+    kernel: Any,
+    name: str,
+    z: Array,
+    x: Array,
+    coef: Array,
+    cotangent: Array | None = None,
+    *,
+    mesh: Mesh | None = None,
+    progress: Any = None,
+) -> Array:
+    """sum_n coef_n kernel(x_n, z_j), or its gradient in z along `cotangent`, as of
+    `products.matvec` and `products.query_gradient`. Differentiable, in what the kernel holds too.
+    """
+    m = len(z)
+    if mesh is not None:
+        mesh = meshes.automatic(mesh)
+        kernel = meshes.replicate(mesh, kernel) if has_arrays(kernel) else kernel
+        z, cotangent, x = meshes.shard(mesh, "edge", (z, cotangent, x))
+        coef = meshes.shard(mesh, "constant", coef)
+    elif meshes.inside_shard_map():
+        z, x, coef = meshes.varying_alike(z, x, coef)
+    result = _product(name, mesh, as_argument(kernel), z, cotangent, x, coef)
+    if mesh is not None:
+        result = meshes.collect(result, m)
+    if progress is not None and not is_traced(result):
+        jax.block_until_ready(result)
+        progress.update(m)
+    return result

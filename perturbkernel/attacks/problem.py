@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from perturbkernel.arrays import as_jax, on_host
-from perturbkernel.attacks.boxes import Box
 from perturbkernel.attacks.crossings import or_one
 from perturbkernel.attacks.host import HostPredictor, traceable, traced_shape
 from perturbkernel.attacks.margins import own_and_others
-from perturbkernel.attacks.norms import NORMS, lengths, project
+from perturbkernel.attacks.norms import NORMS, counts
 from perturbkernel.attacks.one_step import check_gradient, checked_bounds, count_outputs
 from perturbkernel.checks import (
     as_inputs,
@@ -136,9 +135,9 @@ def _flat_bounds(
     norm: str,
 ) -> tuple[Array, Array] | None:
     if low is None or high is None:
-        if norm == "l0":
+        if counts(norm):
             raise ValueError(
-                "bounds must be given for l0, where nothing else limits an entry: "
+                f"bounds must be given for {norm}, where nothing else limits an entry: "
                 "bounds=(x - c, x + c) lets each move by c; got None"
             )
         return None
@@ -168,8 +167,8 @@ def _check_within(x: Array, low: Array, high: Array, norm: str) -> None:
             f"inputs must lie within bounds; {rows.sum()} rows do not (row {rows.argmax()})"
         )
     finite = np.isfinite(low).all() and np.isfinite(high).all()
-    if norm == "l0" and not finite:
-        raise ValueError("bounds must be finite for l0, where nothing else limits an entry")
+    if counts(norm) and not finite:
+        raise ValueError(f"bounds must be finite for {norm}, where nothing else limits an entry")
 
 
 def objective(outputs: Array, target: Array, away: bool) -> tuple[Array, Array | None]:
@@ -319,40 +318,6 @@ def rows_within(
         own += 4 * each
     budget = memory or default_memory()
     return max(1, int(budget // own))
-
-
-def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> Array:
-    """A random point of the ball of radius `size` for every row, projected to the box.
-
-    Example:
-        >>> keys = jax.random.split(jax.random.key(0), 3)
-        >>> random_rows(keys, jnp.asarray(0.5), "linf", None, jnp.ones((3, 4))).shape
-        (3, 4)
-    """
-
-    def draw(key: Array) -> Array:
-        return _in_unit_ball(key, norm, like)
-
-    u = jax.vmap(draw)(keys)
-    if norm != "l0":
-        return project(size * u, size, norm, box)
-    assert box is not None
-    low, high = box
-    inside = jnp.where(u > 0, u * high, -u * low)
-    return project(inside, size, norm, box)
-
-
-def _in_unit_ball(key: Array, norm: str, like: Array) -> Array:
-    """A random point of the unit ball, (d,), uniform in its volume; for l0 of that of linf."""
-    direction_key, radius_key = jax.random.split(key)
-    d = like.shape[1]
-    if norm in ("linf", "l0"):
-        return jax.random.uniform(direction_key, (d,), like.dtype, -1, 1)
-    distribution = jax.random.normal if norm == "l2" else jax.random.laplace
-    draws = distribution(direction_key, (d,), like.dtype)
-    volume = jax.random.uniform(radius_key, (), like.dtype)
-    radius = volume ** (1 / d)
-    return draws / lengths(draws[None], norm) * radius
 
 
 def keys_of_start(keys: Array, start: Array) -> Array:

@@ -26,6 +26,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from perturbkernel.attacks.one_step import perturb
+from perturbkernel.attacks.robust_accuracy import RobustAccuracy, robust_accuracy
 from perturbkernel.checks import check_choice
 from perturbkernel.data.labels import one_hot
 from perturbkernel.kernels.base import Kernel
@@ -160,6 +161,27 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         See `pk.perturb`, which takes `predictor_` as well and has more options. Raises ValueError
         for a y that is none of `classes_`.
         """
+        inputs, targets = self._labelled(X, y)
+        with jax.enable_x64(True):
+            return inputs + np.asarray(
+                perturb(self.predictor_, inputs, targets, size=size, norm=norm).delta
+            )
+
+    def robust_accuracy(self, X, y, *, sizes, seed: int = 0, **options: Any) -> RobustAccuracy:
+        """Accuracy on X, y under attack, for every size and norm: a `pk.RobustAccuracy`.
+
+        `options` are those of `pk.robust_accuracy` (norms, attack, bounds, steps, starts); `seed`
+        is of its random starts. Of two classes the labels of the record are -1 and +1, of more
+        their places in `classes_`. Raises ValueError for a y that is none of `classes_`.
+        """
+        inputs, targets = self._labelled(X, y)
+        with jax.enable_x64(True):
+            key = jax.random.key(seed)
+            options = {"sizes": sizes, "key": key, **options}
+            return robust_accuracy(self.predictor_, inputs, targets, **options)
+
+    def _labelled(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Checked inputs and the targets that the predictor knows."""
         check_is_fitted(self)
         inputs: Any = validate_data(self, X, dtype=np.float64, reset=False)
         y = np.asarray(y)
@@ -167,11 +189,7 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         if unknown.size:
             raise ValueError(f"y must be among the classes {self.classes_}; found {unknown[0]}")
         indices = np.searchsorted(self.classes_, y)
-        with jax.enable_x64(True):
-            targets = indices if len(self.classes_) > 2 else 2.0 * indices - 1
-            return inputs + np.asarray(
-                perturb(self.predictor_, inputs, targets, size=size, norm=norm).delta
-            )
+        return inputs, indices if len(self.classes_) > 2 else 2.0 * indices - 1
 
 
 class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.data.labels import class_indices
+from perturbkernel.engine import tiles
 from perturbkernel.engine.memory import default_memory, footprint
 from perturbkernel.training.predictors import KernelPredictor, input_gradient
 
@@ -258,6 +260,28 @@ def outputs_at(predictor: Callable[..., Any], z: Array, shape: tuple[int, ...]) 
     if outputs.size == len(z):
         return outputs.reshape(len(z))
     return outputs
+
+
+@eqx.filter_jit
+def margins_at(problem: Problem, delta: Array, memory: float | None) -> Array:
+    """(n,), of the right decision at x + delta, (n, d), in a problem of getting away from it.
+
+    Example:
+        >>> x = jnp.asarray([[1.0, 2.0]])
+        >>> problem = checked_problem(lambda z: z.sum(1), x, [1], "l2", True, None)
+        >>> margins_at(problem, jnp.ones((1, 2)), None).tolist()
+        [5.0]
+    """
+    predictor, x, shape, _, target, away, _ = problem
+
+    def some(tree: Any) -> Array:
+        x, delta, target = tree
+        outputs = outputs_at(predictor, x + delta, shape)
+        gain, _ = objective(outputs, target, away)
+        return -gain.astype(x.dtype)
+
+    rows = rows_within(memory, predictor, x, shape)
+    return tiles.by_rows(some, (x, delta, target), rows)
 
 
 def gradient_at(

@@ -32,7 +32,7 @@ from perturbkernel.report.statements import sentences as sentences
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURES = ("perturbations", "outputs", "decision_map", "accuracy_against_size")
+_FIGURES = ("perturbations", "outputs", "decision_map", "accuracy_against_size", "robust_accuracy")
 # The file that makes a folder a result, and those that are drawn from the results.
 _MARKER = "report.json"
 _DRAWN = ("report.html", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")))
@@ -264,7 +264,7 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
 
         pk.report.figures(pk.report.load("results"))["outputs"]().savefig("outputs.pdf")
     """
-    from perturbkernel.report import plots
+    from perturbkernel.report import plots, robustness
 
     c = report.configuration
     m = report.metrics
@@ -287,6 +287,9 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
         chance = 1 / len(classes)
         return plots.accuracy_against_size(arrays, c["size"], accuracy[part], chance)
 
+    def robust_accuracy() -> "Figure":
+        return robustness.robust_accuracy(m["robust"]["tables"], m["robust"]["attack"])
+
     drawn = {}
     if "delta" in arrays:
         drawn["perturbations"] = perturbations
@@ -295,6 +298,8 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
         drawn["decision_map"] = decision_map
     if "curve_accuracy" in arrays:
         drawn["accuracy_against_size"] = curve
+    if "robust" in m:
+        drawn["robust_accuracy"] = robust_accuracy
     return drawn
 
 

@@ -21,7 +21,14 @@ from perturbkernel.cli.run.inputs import (
     load,
     load_carrier,
 )
-from perturbkernel.cli.run.results import arrays_of, configuration_of, curve_of, map_of, metrics_of
+from perturbkernel.cli.run.results import (
+    arrays_of,
+    configuration_of,
+    curve_of,
+    map_of,
+    metrics_of,
+    robust_of,
+)
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import split_keys
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -45,6 +52,7 @@ class _Inputs(NamedTuple):
     carrier: str | np.ndarray | None
     key: jax.Array
     fresh_key: jax.Array
+    attack_key: jax.Array
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     learner, learner_g = learner_of(args), learner_of(args, "_g")
     inputs = _read(args)
     stages = _STAGES if args.out is None else _STAGES_WITH_RESULTS
+    stages += args.robust is not None
     with tqdm(total=stages, disable=args.quiet or None, leave=False, unit="stage") as bar:
 
         def on_stage(stage: str) -> None:
@@ -64,6 +73,9 @@ def run(args: argparse.Namespace) -> int:
         fresh = _fresh(args, inputs)
         on_stage("evaluating, with controls")
         metrics = metrics_of(r, inputs.test, fresh, args.control_draws)
+        if args.robust is not None:
+            on_stage("accuracy under attack")
+            metrics["robust"] = robust_of(args, r, inputs.test, inputs.attack_key)
         configuration = configuration_of(args, r, inputs.test, learner)
         if args.out is not None:
             arrays = _arrays(args, r, inputs.test, fresh, metrics["status"], on_stage)
@@ -129,7 +141,8 @@ def _read(args: argparse.Namespace) -> _Inputs:
     train, test = load(args, key_data)
     check_classes(args, train)
     carrier = load_carrier(args, train)
-    return _Inputs(train, test, carrier, key_run, key_fresh)
+    key_attack = jax.random.fold_in(key_run, 0)
+    return _Inputs(train, test, carrier, key_run, key_fresh, key_attack)
 
 
 def _learn(

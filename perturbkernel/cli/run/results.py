@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array
 
+from perturbkernel.attacks.robust_accuracy import robust_accuracy
 from perturbkernel.cli.run.inputs import REACH
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.learning.curves import accuracy_against_size, decision_map
@@ -148,6 +150,29 @@ def _means(r: PerturbationLearning) -> dict[str, np.ndarray]:
 def _mean_where(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     weights = chosen / max(chosen.sum(), 1)
     return np.tensordot(weights.astype(rows.dtype), rows, 1)
+
+
+def robust_of(
+    args: argparse.Namespace, r: PerturbationLearning, test: Dataset, key: Array
+) -> dict[str, Any]:
+    """Accuracy of f and g under attack on the first test points, as tables."""
+    points = slice(args.robust_points)
+    x, y = test.inputs[points], test.targets[points]
+    bounds = None if args.bounds is None else tuple(args.bounds)
+    tables = {}
+    for name, predictor in (("f", r.f), ("g", r.g)):
+        found = robust_accuracy(
+            predictor,
+            x,
+            y,
+            sizes=args.robust,
+            norms=args.robust_norm,
+            attack=args.robust_attack,
+            bounds=bounds,
+            key=key,
+        )
+        tables[name] = found.table()
+    return {"attack": args.robust_attack, "points": len(x), "tables": tables}
 
 
 def curve_of(

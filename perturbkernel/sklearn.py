@@ -7,6 +7,7 @@ pipelines.
 `perturbkernel[sklearn]`.
 """
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -171,14 +172,14 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         """Accuracy on X, y under attack, for every size and norm: a `pk.RobustAccuracy`.
 
         `options` are those of `pk.robust_accuracy` (norms, attack, bounds, steps, starts); `seed`
-        is of its random starts. Of two classes the labels of the record are -1 and +1, of more
-        their places in `classes_`. Raises ValueError for a y that is none of `classes_`.
+        is of its random starts. Raises ValueError for a y that is none of `classes_`.
         """
         inputs, targets = self._labelled(X, y)
         with jax.enable_x64(True):
             key = jax.random.key(seed)
             options = {"sizes": sizes, "key": key, **options}
-            return robust_accuracy(self.predictor_, inputs, targets, **options)
+            found = robust_accuracy(self.predictor_, inputs, targets, **options)
+        return dataclasses.replace(found, targets=np.asarray(y))
 
     def _labelled(self, X: Any, y: Any) -> tuple[Any, Any]:
         """Checked inputs and the targets that the predictor knows."""

@@ -19,7 +19,7 @@ from perturbkernel.attacks.norms import longest_step, normalise, project
 
 # Of Auto-PGD. Checkpoints in % of the steps: .22, then intervals shorter by .03, at least .06.
 _CHECKPOINTS = (22, 41, 57, 70, 80, 87, 93, 99)
-_RISES = 0.75  # of the steps between two checkpoints, at least: else the step is halved
+_RISES = 3, 4  # of the steps between two checkpoints, at least: else the step is halved
 _STEP = 0.75  # weight of a step; the rest is that of the move before
 
 
@@ -240,7 +240,7 @@ def _first_pace(delta: Array, size: Array, norm: str, box: Box) -> _Pace:
         before=delta,
         best=delta,
         gradient=jnp.zeros_like(delta),
-        gain_before=least,
+        gain_before=-least,  # where a start begins is no rise
         largest=least,
         largest_then=least,
         rises=jnp.zeros(len(delta), int),
@@ -265,10 +265,13 @@ def _paced(
     best = where_rows(better, climb.delta, pace.best)
     gradient = where_rows(better, here.gradient, pace.gradient)
     largest = jnp.where(better, here.gain, pace.largest)
-    rises = pace.rises + (here.gain > pace.gain_before)
+    gained = here.gain > pace.gain_before
+    rises = pace.rises + gained.astype(pace.rises.dtype)
     checkpoint, since = _checkpoint(k, settings.steps)
     stalled = ~pace.halved & (largest <= pace.largest_then)
-    halves = checkpoint & (stalled | (rises < _RISES * since))
+    wanted, of = _RISES
+    few = of * rises < wanted * since
+    halves = checkpoint & (stalled | few)
     length = jnp.where(halves[:, None], pace.length / 2, pace.length)
     origin = where_rows(halves, best, climb.delta)
     before = where_rows(halves, best, pace.before)

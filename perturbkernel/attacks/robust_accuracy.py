@@ -72,7 +72,7 @@ class RobustAccuracy:
         columns: dict[str, list[Any]] = {"norm": [], "size": [], "accuracy": []}
         if certified is not None:
             columns["certified"] = []
-        names = [f"accuracy of {label:g}" for label in self.classes]
+        names = [f"accuracy of {label}" for label in self.classes.tolist()]
         columns |= {name: [] for name in names}
         for i, norm in enumerate(self.norms):
             for j, size in enumerate(self.sizes):

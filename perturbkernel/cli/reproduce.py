@@ -32,6 +32,7 @@ examples:
   perturbkernel reproduce theory-vs-width                   # rates of finite networks
   perturbkernel reproduce architectures                     # deep, convolutional, residual networks
   perturbkernel reproduce carriers                          # noise and other images as carriers
+  perturbkernel reproduce frontier                          # clean against robust accuracy
 
 """
 

@@ -46,7 +46,7 @@ def reproduce(
 
     Args:
         names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings
-            ("mnist_a", "map"), or "theory-vs-width", "architectures", "carriers"; all of them for
+            ("mnist_a", "map"), or "theory-vs-width", "architectures", "carriers", "frontier"; all for
             an empty sequence. `names()` lists them.
         folder: where results are kept and looked for.
         mode: "limit", the closed form; "network", finite width; "both"; "law", networks of the

@@ -29,6 +29,7 @@ from perturbkernel.reproduce.panels.specification import (
 from perturbkernel.reproduce.records import Cell
 from perturbkernel.reproduce.studies.architectures import study as architectures
 from perturbkernel.reproduce.studies.carriers import study as carriers
+from perturbkernel.reproduce.studies.frontier import study as frontier
 from perturbkernel.reproduce.studies.width import study as width
 
 # What each mode computes of a panel.
@@ -80,6 +81,11 @@ STUDIES = {
         carriers,
         "perturbations on noise and on other images, beside the same carriers unperturbed",
         {"small": 2, "paper": 1},
+    ),
+    "frontier": Study(
+        frontier,
+        "clean against robust accuracy: early stopping and adversarial training",
+        {"small": 1, "paper": 2},
     ),
 }
 

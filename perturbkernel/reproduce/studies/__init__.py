@@ -1,1 +1,1 @@
-"""Studies beyond the paper's panels, a folder each: width, architectures, carriers."""
+"""Studies beyond the paper's panels, a folder each: width, architectures, carriers, frontier."""

@@ -135,10 +135,7 @@ def _best_of_rivals(
     norm: str,
     box: Box,
 ) -> Array:
-    """The best of the steps that increase f_k - f_target, to first order, (m, d).
-
-    k are the strongest other classes.
-    """
+    """The best step to first order, (m, d), toward one of the strongest other classes."""
     outputs = outputs_at(predictor, x, shape)
     rivals = _strongest_rivals(outputs, target)
 
@@ -192,11 +189,10 @@ def attack(
     strongest other class; the first step is the best of those toward the nine strongest.
 
     method="apgd" is Auto-PGD of Croce and Hein. Steps begin at twice the radius, along g normalised
-    as above; every one is averaged with the move before it, weights 3/4 and 1/4, and projected
-    again. At checkpoints, 22 % to 99 % of the way, a step is halved, and the iteration goes on from
-    the best iterate, where fewer than three quarters of the steps since the last gained, or the
-    best did not change although the step was not halved then. What increases is the same, and so
-    is the first step.
+    as above, and every one is averaged with the move before it, 3 to 1, and projected again. At
+    checkpoints, 22 % to 99 % of the way, a step is halved, and the iteration goes on from the best
+    iterate, where fewer than three quarters of the steps since the last gained, or the best did not
+    change although the step was not halved then. First step and margin are those above.
 
     One step maximises the linearised predictor over the ball and the box: without bounds, for one
     output, it is that of `perturb` (l2: size g / |g|, linf: size sign(g), l1: all in the entry with
@@ -247,8 +243,7 @@ def attack(
     check_choice(method, "method", METHODS)
     if method == "apgd" and (step_size is not None or momentum != 0):
         raise ValueError(
-            'step_size and momentum must be left out with method="apgd", which has its own; '
-            f"got {step_size} and {momentum}"
+            f'step_size and momentum must be left out for "apgd"; got {step_size}, {momentum}'
         )
     check_count(starts, "starts")
     check_starts(starts, 1, key)

@@ -26,8 +26,8 @@ from perturbkernel.attacks.problem import (
 from perturbkernel.checks import check_count, check_key
 from perturbkernel.engine import tiles
 
-# What carries a step over a small dent, as in Auto-PGD.
-_MOMENTUM = 0.75
+# What carries a step over small dents, and averages gradients that a ripple hides.
+_MOMENTUM = 0.9
 
 
 class WorstCase(eqx.Module):

@@ -8,3 +8,4 @@ from perturbkernel.report.results import redraw as redraw
 from perturbkernel.report.results import save as save
 from perturbkernel.report.results import sentences as sentences
 from perturbkernel.report.results import table as table
+from perturbkernel.report.robustness import robust_accuracy as robust_accuracy

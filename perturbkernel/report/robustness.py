@@ -1,19 +1,18 @@
 """The figure of accuracy under attack."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from perturbkernel.report.drawing import F_COLOUR, G_COLOUR, MINUS, PLUS, figure, styled
+# Matplotlib takes long to import: the function that draws does that.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-_COLOURS = (F_COLOUR, G_COLOUR, PLUS, MINUS)
 Table = Mapping[str, Sequence[Any]]
 
 
-@styled
-def robust_accuracy(tables: Table | Mapping[str, Table], attack: str = "attack") -> Figure:
+def robust_accuracy(tables: Table | Mapping[str, Table], attack: str = "attack") -> "Figure":
     """Accuracy under attack against size, a panel for each norm and a curve for each predictor.
 
     Below a curve its certified accuracy, dashed, where the table has such a column: the truth lies
@@ -29,13 +28,22 @@ def robust_accuracy(tables: Table | Mapping[str, Table], attack: str = "attack")
         >>> len(robust_accuracy({"f": table | {"certified": [1.0, 0.1]}}).axes[0].lines)
         2
     """
+    from perturbkernel.report.drawing import styled
+
     named: Any = {"": tables} if "norm" in tables else tables
+    return styled(_drawn)(named, attack)
+
+
+def _drawn(named: Mapping[str, Table], attack: str) -> "Figure":
+    from perturbkernel.report.drawing import F_COLOUR, G_COLOUR, MINUS, PLUS, figure
+
+    colours = (F_COLOUR, G_COLOUR, PLUS, MINUS)
     norms = list(dict.fromkeys(norm for table in named.values() for norm in table["norm"]))
     fig = figure(1.2 + 3.8 * len(norms), 3.6)
     axes = np.ravel(fig.subplots(1, len(norms), sharey=True, squeeze=False))
     for axis, norm in zip(axes, norms, strict=True):
         for i, (name, table) in enumerate(named.items()):
-            colour = _COLOURS[i % len(_COLOURS)]
+            colour = colours[i % len(colours)]
             rows = np.flatnonzero(np.asarray(table["norm"]) == norm)
             sizes = np.asarray(table["size"], float)[rows]
             beginning = f"{name}, " if name else ""

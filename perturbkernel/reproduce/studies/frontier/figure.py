@@ -54,13 +54,14 @@ def draw(results: Results) -> Figure:
             ylabel="robust accuracy (under attack)",
             ylim=(-0.03, 1.0),
         )
-    axes[0].legend(loc="lower left", fontsize=8)
+    lines, labels = axes[0].get_legend_handles_labels()
+    fig.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)
     first, second = setting["digits"]
     fig.suptitle(
-        "Stopping early is as robust as adversarial training; interpolation is not robust, and no "
-        "more accurate.\n"
-        f"Digits {first} and {second}, {setting['n']} to learn, {setting['test']} new ones, means "
-        f"of {setting['seeds']} draws; numbers along the curves are what varies.",
+        "Clean against robust accuracy of wide networks: stopped early, or trained against "
+        "perturbed features or inputs.\n"
+        f"Digits {first} and {second}, {setting['n']} to learn, {setting['test']} new ones, draws: "
+        f"{setting['seeds']}; numbers along a curve are what it varies, as the legend says.",
         fontsize=10,
         x=0.01,
         ha="left",
@@ -73,10 +74,9 @@ def _way(axis: Axes, way: str, found: Json, place: int) -> None:
     mean = np.array(found["scores"]["mean"])
     clean, robust = mean[:, 0], mean[:, place]
     axis.plot(clean, robust, line, color=colour, ms=4, lw=1, label=label)
-    if way != "early stopping":
-        return
     for value, x, y in zip(found["values"], clean, robust, strict=True):
-        axis.annotate(_named(value), (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+        place_of = {"xytext": (4, 3), "textcoords": "offset points"}
+        axis.annotate(_named(value), (x, y), fontsize=7, color=colour, **place_of)
 
 
 def _named(value: Any) -> str:

@@ -237,8 +237,8 @@ def _robust(m: Settings) -> list[str]:
     ):
         if size > 0:
             said.append(
-                f"Under {m['robust']['attack']} of size {size:g} ({norm}) f keeps {of_f:.1%} of "
-                f"the {m['robust']['points']:,} points attacked right, g {of_g:.1%}."
+                f"Under attack of size {size:g} ({norm}, {m['robust']['attack']}) f classifies "
+                f"{of_f:.1%} of {_points(m['robust']['points'])} correctly, g {of_g:.1%}."
             )
     return said
 

@@ -45,8 +45,8 @@ def feature_adversarial(
         >>> from perturbkernel.kernels.two_layer import TwoLayerNTK
         >>> x, y = np.eye(2), np.asarray([1.0, -1.0])
         >>> f = feature_adversarial(TwoLayerNTK(), x, y, radius=0.1)
-        >>> bool(abs(f(jnp.asarray(x, jnp.float32))[0]) < 1)
-        True
+        >>> f(x).round(3).tolist()  # so small a radius leaves the data fitted
+        [1.0, -1.0]
 
     Args:
         kernel, inputs: as in `pk.fit`.

@@ -77,7 +77,7 @@ def test_a_larger_radius_learns_less_and_a_tiny_one_interpolates():
 
 
 def test_perturbed_inputs_are_learned_from_in_turn(x64):
-    learner = pk.KernelLearner(pk.TwoLayerNTK(), "squared", pk.GradientFlow(3.0))
+    learner: Any = pk.KernelLearner(pk.TwoLayerNTK(), "squared", pk.GradientFlow(3.0))
     f = adversarial_training(learner, X, Y, size=0.4, rounds=2, steps=4)
     z: Any = jnp.asarray(X)
     for _ in range(2):

@@ -30,8 +30,9 @@ def summarise(results: Results) -> Json:
     first, _ = results[0]
     found: Json = {}
     for way, values in first["ways"].items():
-        samples = np.array([arrays[way] for _, arrays in results])
-        found[way] = {"values": values, "scores": spread(samples)}
+        samples = [arrays[way] for _, arrays in results]
+        scores = spread(np.array(samples))
+        found[way] = {"values": values, "scores": scores}
     names = ("n", "test", "digits", "sizes", "steps")
     setting = {name: first[name] for name in names}
     return {"ways": found, "setting": setting | {"seeds": len(results)}}
@@ -72,7 +73,8 @@ def draw(results: Results) -> Figure:
 def _way(axis: Axes, way: str, found: Json, place: int) -> None:
     label, colour, line = _STYLES[way]
     mean = np.array(found["scores"]["mean"])
-    clean, robust = mean[:, 0], mean[:, place]
+    clean = mean[:, 0]
+    robust = mean[:, place]
     axis.plot(clean, robust, line, color=colour, ms=4, lw=1, label=label)
     for value, x, y in zip(found["values"], clean, robust, strict=True):
         place_of = {"xytext": (4, 3), "textcoords": "offset points"}
@@ -88,8 +90,13 @@ def text(results: Results) -> str:
     summary = summarise(results)
     lines = []
     for way, found in summary["ways"].items():
-        sizes = ", ".join(f"{size:g}" for size in summary["setting"]["sizes"])
-        lines.append(f"{_STYLES[way][0]}; clean accuracy, and under attack of size {sizes}")
-        for value, row in zip(found["values"], found["scores"]["mean"], strict=True):
-            lines.append(in_percent(_named(value), row, width=10))
+        numbers = [f"{size:g}" for size in summary["setting"]["sizes"]]
+        sizes = ", ".join(numbers)
+        words, *_ = _STYLES[way]
+        lines.append(f"{words}; clean accuracy, and under attack of size {sizes}")
+        rows = found["scores"]["mean"]
+        for value, row in zip(found["values"], rows, strict=True):
+            name = _named(value)
+            line = in_percent(name, row, width=10)
+            lines.append(line)
     return "\n".join(lines)

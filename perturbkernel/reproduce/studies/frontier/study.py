@@ -99,7 +99,8 @@ def _learner(time: float) -> KernelLearner:
 
 def _data(config: Config) -> tuple[Dataset, Dataset]:
     root = jax.random.key(6)
-    split_key, part_key = jax.random.split(jax.random.fold_in(root, config["seed"]))
+    key = jax.random.fold_in(root, config["seed"])
+    split_key, part_key = jax.random.split(key)
     images = datasets.mnist5k(classes=config["digits"])
     rest, test = images.split(test=config["test"], key=split_key)
     return rest.subset(config["n"], key=part_key), test
@@ -125,4 +126,6 @@ def _scores(config: Config, f: Any, train: Dataset, test: Dataset) -> list[float
         bounds=bounds,
         steps=config["steps"],
     )
-    return [float(accuracy(f(x), y)), *r.accuracy[0, 1:].tolist()]
+    clean = accuracy(f(x), y)
+    robust = r.accuracy[0, 1:]
+    return [float(clean), *robust.tolist()]

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.attacks.iterated import attack
@@ -77,7 +76,7 @@ def feature_adversarial(
         rounds += 1
         penalty = radius**2 * np.sum(1 / (1 - weights))
         system = gram + penalty * np.diag(weights)
-        coef = scipy.linalg.solve(system, y, assume_a="pos")
+        coef = np.linalg.solve(system, y)
         fitted = gram @ coef
         length = radius * np.sqrt(max(coef @ fitted, 0.0))
         residual = np.abs(y - fitted)

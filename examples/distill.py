@@ -64,7 +64,9 @@ def main() -> None:
     for row, (name, drawn) in enumerate((("real", start), ("distilled", images))):
         for k, image in enumerate(drawn):
             axis = figure.add_subplot(2, args.images, row * args.images + k + 1, title=name)
-            axis.imshow(image.reshape(28, 28), cmap="gray", vmin=darkest, vmax=brightest)
+            axis.imshow(
+                image.reshape(28, 28), cmap="gray", vmin=float(darkest), vmax=float(brightest)
+            )
             axis.axis("off")
     figure.savefig(args.figure, dpi=130)
     print(f"figure: {args.figure}")

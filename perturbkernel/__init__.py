@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from perturbkernel.attacks.minimum_norm import minimum_norm as minimum_norm
     from perturbkernel.attacks.one_step import Perturbation as Perturbation
     from perturbkernel.attacks.one_step import perturb as perturb
+    from perturbkernel.attacks.robust_accuracy import RobustAccuracy as RobustAccuracy
+    from perturbkernel.attacks.robust_accuracy import robust_accuracy as robust_accuracy
     from perturbkernel.attacks.worst_case import WorstCase as WorstCase
     from perturbkernel.attacks.worst_case import worst_case as worst_case
     from perturbkernel.compilation_cache import use_compilation_cache as use_compilation_cache
@@ -81,6 +83,8 @@ _HOMES = {
     "minimum_norm": "attacks.minimum_norm",
     "Perturbation": "attacks.one_step",
     "perturb": "attacks.one_step",
+    "RobustAccuracy": "attacks.robust_accuracy",
+    "robust_accuracy": "attacks.robust_accuracy",
     "WorstCase": "attacks.worst_case",
     "worst_case": "attacks.worst_case",
     "use_compilation_cache": "compilation_cache",

@@ -28,6 +28,7 @@ except ModuleNotFoundError as error:
 
 from perturbkernel.attacks.certificates import certified_size
 from perturbkernel.attacks.one_step import perturb
+from perturbkernel.attacks.robust_accuracy import RobustAccuracy, robust_accuracy
 from perturbkernel.checks import check_choice
 from perturbkernel.data.labels import one_hot
 from perturbkernel.kernels.base import Kernel
@@ -258,8 +259,21 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
         inputs, targets = self._labelled(X, y)
         return certified_size(self.predictor_, inputs, targets, norm=norm).size
 
-    def _labelled(self, X, y) -> tuple[Any, np.ndarray]:
-        """Checked inputs, and labels as the predictor knows them: signs, or numbers of classes."""
+    def robust_accuracy(self, X, y, *, sizes, seed: int = 0, **options: Any) -> RobustAccuracy:
+        """Accuracy on X, y under attack, for every size and norm: a `pk.RobustAccuracy`.
+
+        `options` are those of `pk.robust_accuracy` (norms, attack, bounds, steps, starts); `seed`
+        is of its random starts. Raises ValueError for a y that is none of `classes_`.
+        """
+        inputs, targets = self._labelled(X, y)
+        with jax.enable_x64(True):
+            key = jax.random.key(seed)
+            options = {"sizes": sizes, "key": key, **options}
+            found = robust_accuracy(self.predictor_, inputs, targets, **options)
+        return dataclasses.replace(found, targets=np.asarray(y))
+
+    def _labelled(self, X: Any, y: Any) -> tuple[Any, Any]:
+        """Checked inputs and the targets that the predictor knows."""
         check_is_fitted(self)
         inputs: Any = validate_data(self, X, dtype=np.float64, reset=False)
         y = np.asarray(y)

@@ -285,3 +285,16 @@ def test_what_training_met_is_a_warning():
 def test_bad_choices_say_what_is_wrong(model, y, message):
     with pytest.raises(ValueError, match=message):
         model.fit(X, y)
+
+
+def test_accuracy_under_attack_is_that_of_the_predictor():
+    model = NTKClassifier().fit(X, TWO)
+    r = model.robust_accuracy(X, TWO, sizes=(0.1, 1.0), norms="l2", attack="apgd", steps=5)
+    with jax.enable_x64(True):
+        options = {"sizes": (0.1, 1.0), "norms": "l2", "attack": "apgd", "steps": 5}
+        own = pk.robust_accuracy(model.predictor_, X, SIGNS, **options)
+    np.testing.assert_array_equal(r.right, own.right)
+    assert r.accuracy[0, 0] == model.score(X, TWO)
+    assert list(r.table())[3:] == ["accuracy of no", "accuracy of yes"]
+    with pytest.raises(ValueError, match="y must be among the classes"):
+        model.robust_accuracy(X, np.full(N, "maybe"), sizes=(0.1,))

@@ -275,12 +275,12 @@ _ELSEWHERE = [
     (
         "attacks/norms.py",
         "linf and l1 their own duals",
-        'dual="l1",',
-        'dual="linf",',
+        "dual_lengths=sparse.lengths_l1,",
+        "dual_lengths=_lengths_linf,",
         _NORMS,
     ),
     (
-        "attacks/norms.py",
+        "attacks/sparse.py",
         "saving of clipped entries",
         "inside * (2 * u - inside)",
         "inside * u",

@@ -1,4 +1,8 @@
-"""Projected steepest ascent in the ball of a norm, cut by a box: the iteration of `attacks`."""
+"""Projected steepest ascent in the ball of a norm, cut by a box: the iteration of `attacks`.
+
+Steps shrink by a fixed rule, or are halved where they do not help, as in Auto-PGD (Croce and Hein,
+ICML 2020).
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +15,12 @@ from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.boxes import Box
 from perturbkernel.attacks.crossings import or_one, where_rows
 from perturbkernel.attacks.host import part
-from perturbkernel.attacks.norms import lengths, normalise, project, steepest
+from perturbkernel.attacks.norms import longest_step, normalise, project
+
+# Of Auto-PGD. Checkpoints in % of the steps: .22, then intervals shorter by .03, at least .06.
+_CHECKPOINTS = (22, 41, 57, 70, 80, 87, 93, 99)
+_RISES = 3, 4  # of the steps between two checkpoints, at least: else the step is halved
+_STEP = 0.75  # weight of a step; the rest is that of the move before
 
 
 class Settings(NamedTuple):
@@ -37,6 +46,29 @@ class Evaluation(NamedTuple):
     finite: Bool[Array, " m"]
 
 
+class _Pace(NamedTuple):
+    """What halves steps: the course of one start.
+
+    Attributes:
+        length: (m, 1), of a step.
+        before, best, gradient: (m, d), the iterate before, the best one, and the gradient there.
+        gain_before, largest: (m,), of `before` and of `best`.
+        largest_then: (m,), `largest` at the last checkpoint.
+        rises: (m,), steps since then that gained.
+        halved: (m,), whether the step was then.
+    """
+
+    length: Array
+    before: Array
+    best: Array
+    gradient: Array
+    gain_before: Array
+    largest: Array
+    largest_then: Array
+    rises: Array
+    halved: Array
+
+
 class _Climb(NamedTuple):
     """One start: where it is, and what was found so far.
 
@@ -44,6 +76,7 @@ class _Climb(NamedTuple):
         delta, velocity: (m, d).
         best, largest: the best iterate of all starts, (m, d), and its gain, (m,).
         zero, finite: (m,), of the gradient at 0.
+        pace: of a start whose steps are halved.
     """
 
     delta: Array
@@ -52,6 +85,7 @@ class _Climb(NamedTuple):
     largest: Array
     zero: Array
     finite: Array
+    pace: _Pace | None = None
 
 
 @part("dtype")
@@ -78,6 +112,7 @@ def ascend(
     once: bool,
     starts: Array,
     settings: Settings,
+    halving: bool = False,
 ) -> tuple[Float[Array, "m d"], Bool[Array, " m"], Bool[Array, " m"]]:
     """The best of the iterates of all starts, and whether the gradient at 0 is zero, and finite.
 
@@ -87,13 +122,17 @@ def ascend(
         draw: number of a start -> where it begins, (m, d); start 0 begins at 0.
         like: an array of the shape and dtype of the perturbations.
         once: a single step, which is returned whatever it gains.
+        halving: steps are halved as in Auto-PGD; without a step size and momentum.
     """
     steps = settings.steps
 
     def one_step(start, k, climb: _Climb) -> _Climb:
         share = share_left(k, steps, like.dtype)
         here = evaluate(climb.delta, share)
-        climb = _moved(climb, here, start, k, share, settings, norm, box)
+        if halving:
+            climb = _paced(climb, here, start, k, settings, norm, box)
+        else:
+            climb = _moved(climb, here, start, k, share, settings, norm, box)
         if settings.step_size is not None:
             return climb
         first = _is_first(start, k)
@@ -102,10 +141,14 @@ def ascend(
 
     def one_start(start, climb: _Climb) -> _Climb:
         climb = _begun(climb, draw(start), start)
+        if halving:
+            climb = climb._replace(pace=_first_pace(climb.delta, settings.size, norm, box))
         # One gradient more than steps, which evaluates the last iterate.
         return lax.fori_loop(0, steps + 1, lambda k, climb: one_step(start, k, climb), climb)
 
     climb = _nowhere(like)
+    if halving:
+        climb = climb._replace(pace=_first_pace(climb.delta, settings.size, norm, box))
     if once:
         start = jnp.asarray(0)
         climb = one_step(start, start, climb)
@@ -165,33 +208,96 @@ def _moved(
 ) -> _Climb:
     """After a step along the gradient, and the best so far."""
     size, _, step_size, momentum = settings
-    first = _is_first(start, k)
-    zero = jnp.where(first, here.zero, climb.zero)
-    better = here.gain > climb.largest
     total = jnp.abs(here.gradient).sum(1, keepdims=True)
     velocity = momentum * climb.velocity + here.gradient / or_one(total)
-    direction = normalise(velocity, "linf" if norm == "linf" else "l2")
+    direction = normalise(velocity, norm)
     length = step_size
     if length is None:
-        length = 2 * share * _longest_step(climb.delta, size, norm, box)
+        length = 2 * share * longest_step(climb.delta, size, norm, box)
     moved = project(climb.delta + length * direction, size, norm, box)
-    return _Climb(
-        delta=_unless_zero(zero, start, moved),
-        velocity=velocity,
+    climb = _recorded(climb, here, start, k)
+    return climb._replace(delta=_unless_zero(climb.zero, start, moved), velocity=velocity)
+
+
+def _recorded(climb: _Climb, here: Evaluation, start: Array, k: Array) -> _Climb:
+    """The best so far, and what the gradient is at 0."""
+    first = _is_first(start, k)
+    better = here.gain > climb.largest
+    return climb._replace(
         best=where_rows(better, climb.delta, climb.best),
         largest=jnp.where(better, here.gain, climb.largest),
-        zero=zero,
+        zero=jnp.where(first, here.zero, climb.zero),
         finite=jnp.where(first, here.finite, climb.finite),
     )
 
 
-def _longest_step(like: Array, size: Array, norm: str, box: Box) -> Array:
-    """(m, 1), the length of the longest step that the ball holds."""
-    if box is None or norm in ("l2", "linf"):
-        ones = jnp.ones((len(like), 1), like.dtype)
-        return ones * size
-    low, high = box
-    furthest = jnp.where(high >= -low, high, low)
-    longest = steepest(furthest, size, norm, box)
-    length = lengths(longest, "l2")
-    return length[:, None]
+@part("norm")
+def _first_pace(delta: Array, size: Array, norm: str, box: Box) -> _Pace:
+    least = jnp.full(len(delta), -jnp.inf, delta.dtype)
+    none = jnp.zeros(len(delta), bool)
+    return _Pace(
+        length=2 * longest_step(delta, size, norm, box),
+        before=delta,
+        best=delta,
+        gradient=jnp.zeros_like(delta),
+        gain_before=-least,  # where a start begins is no rise
+        largest=least,
+        largest_then=least,
+        rises=jnp.zeros(len(delta), int),
+        halved=none,
+    )
+
+
+@part("norm")
+def _paced(
+    climb: _Climb,
+    here: Evaluation,
+    start: Array,
+    k: Array,
+    settings: Settings,
+    norm: str,
+    box: Box,
+) -> _Climb:
+    """After a step whose length is halved at checkpoints, from the best so far where it is."""
+    pace = climb.pace
+    assert pace is not None
+    better = here.gain > pace.largest
+    best = where_rows(better, climb.delta, pace.best)
+    gradient = where_rows(better, here.gradient, pace.gradient)
+    largest = jnp.where(better, here.gain, pace.largest)
+    gained = here.gain > pace.gain_before
+    rises = pace.rises + gained.astype(pace.rises.dtype)
+    checkpoint, since = _checkpoint(k, settings.steps)
+    stalled = ~pace.halved & (largest <= pace.largest_then)
+    wanted, of = _RISES
+    few = of * rises < wanted * since
+    halves = checkpoint & (stalled | few)
+    length = jnp.where(halves[:, None], pace.length / 2, pace.length)
+    origin = where_rows(halves, best, climb.delta)
+    before = where_rows(halves, best, pace.before)
+    direction = normalise(where_rows(halves, gradient, here.gradient), norm)
+    stepped = project(origin + length * direction, settings.size, norm, box)
+    carried = origin + _STEP * (stepped - origin) + (1 - _STEP) * (origin - before)
+    carried = project(carried, settings.size, norm, box)
+    moved = jnp.where(k == 0, stepped, carried)
+    climb = _recorded(climb, here, start, k)
+    pace = _Pace(
+        length=length,
+        before=origin,
+        best=best,
+        gradient=gradient,
+        gain_before=jnp.where(halves, largest, here.gain),
+        largest=largest,
+        largest_then=jnp.where(checkpoint, largest, pace.largest_then),
+        rises=jnp.where(checkpoint, 0, rises),
+        halved=jnp.where(checkpoint, halves, pace.halved),
+    )
+    return climb._replace(delta=_unless_zero(climb.zero, start, moved), pace=pace)
+
+
+def _checkpoint(k: Array, steps: Array) -> tuple[Array, Array]:
+    """Whether step k is a checkpoint, and how many steps there were since the last."""
+    percent = jnp.asarray(_CHECKPOINTS)
+    places = -(-percent * steps // 100)
+    last = jnp.max(jnp.where(places < k, places, 0))
+    return jnp.any(places == k), k - last

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from perturbkernel.attacks.boxes import Box, Rows, clip
-from perturbkernel.attacks.norms import lengths
+from perturbkernel.attacks.norms import counts, lengths
 
 Row = Float[Array, " m"]
 _BISECTIONS = 60  # at most: more than the digits of float64
@@ -52,10 +52,10 @@ def path(p: Rows, order: Array, t: Row, norm: str, box: Box) -> Rows:
         >>> path(p, no_order(p, "l2"), jnp.asarray([0.5]), "l2", None).tolist()
         [[2.0, -1.0]]
     """
-    if norm != "l0":
+    if not counts(norm):
         part = t[:, None]
         return clip(part * p, box)
-    count = jnp.ceil(t * lengths(p, "l0"))
+    count = jnp.ceil(t * lengths(p, norm))
     place = order.astype(t.dtype)
     kept = place < count[:, None]
     return jnp.where(kept, p, 0)
@@ -69,7 +69,7 @@ def no_order(like: Rows, norm: str) -> Array:
         (2, 1)
     """
     shape = like.shape
-    if norm != "l0":
+    if not counts(norm):
         shape = (len(like), 1)
     return jnp.zeros(shape, int)
 
@@ -100,22 +100,22 @@ def bracket(
     def is_beyond(t: Row) -> Array:
         return boundary.value(at(t)) > 0
 
-    if norm == "l0":
+    if counts(norm):
         # A little less than one entry.
-        entries = jnp.maximum(lengths(p, "l0"), 1)
+        entries = jnp.maximum(lengths(p, norm), 1)
         allowed = 0.99 / entries
     else:
         allowed = tolerance / 3 * one
 
     def wide(bounds: _Bracket) -> Array:
         limit = allowed
-        if norm != "l0":
+        if not counts(norm):
             limit = allowed * bounds.high
         width = bounds.high - bounds.low
         return wanted & (width > limit)
 
     bounds = _bisected(is_beyond, wide, _Bracket(0 * one, one))
-    if norm != "l0":
+    if not counts(norm):
         bounds = _widened(is_beyond, bounds)
     outside = at(bounds.high)
     return outside, at(bounds.low)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from perturbkernel.attacks.boxes import Box, clip
 from perturbkernel.attacks.crossings import or_one, where_rows
 from perturbkernel.attacks.interior_point import Programme, products, solve
-from perturbkernel.attacks.norms import DUAL, lengths
+from perturbkernel.attacks.norms import dual_lengths, programme_of
 
 _SHORT = 0.01  # of the nearest half-space: one that is missed by less counts as met
 _FAR = 1e4  # bounds further than that many times the nearest single half-space count as that far
@@ -32,6 +32,9 @@ def nearest_of_all(
         >>> d.round(2).tolist(), met.tolist()
         ([[3.0, 4.0]], [True])
     """
+    minimised = programme_of(norm)
+    if minimised is None:
+        raise ValueError(f"norm must be one with a programme; got {norm!r}")
     if rows.dtype != jnp.float64:
         # Products of slack and multiplier span more than float32 resolves.
         with jax.enable_x64(True):
@@ -47,7 +50,7 @@ def nearest_of_all(
         # What cannot move takes no part.
         rows = jnp.where(movable[:, None, :], rows, 0)
     flat = rows.reshape(m * count, entries)
-    dual = lengths(flat, DUAL[norm])
+    dual = dual_lengths(flat, norm)
     dual = dual.reshape(m, count)
     exists = dual > 0
     scale = or_one(dual)
@@ -58,8 +61,8 @@ def nearest_of_all(
     scaled_least = jnp.where(exists, single / column, -1)
     scaled_box = jax.tree.map(lambda bound: bound / column, box)
     scaled_rows = rows / scale[:, :, None]
-    programme = _programme(scaled_rows, scaled_least, norm, scaled_box)
-    d = solve(programme, norm).d
+    programme = _programme(scaled_rows, scaled_least, minimised, scaled_box)
+    d = solve(programme, minimised).d
     d = clip(d, scaled_box)
     reached = products(programme.rows, d)
     enough = reached >= programme.least - _SHORT
@@ -70,12 +73,12 @@ def nearest_of_all(
     return d, met | nothing
 
 
-def _programme(rows: Array, least: Array, norm: str, box: Box) -> Programme:
+def _programme(rows: Array, least: Array, minimised: str, box: Box) -> Programme:
     shape = rows[:, 0, :].shape
     edges: list[Array] = []
     sign_d: list[int] = []
     sign_s: list[int] = []
-    if norm != "l2":
+    if minimised != "squares":
         zero = jnp.zeros(shape, rows.dtype)
         edges += [zero, zero]
         sign_d += [-1, 1]

@@ -21,8 +21,9 @@ _ACCURACY = 1e-6  # of the cost, and of the constraints, in units of the nearest
 class Programme(NamedTuple):
     """min cost(d, s) such that rows d >= least, and sign_d d + sign_s s >= edges, entry by entry.
 
-    For linf s is one number a row, |d_i| <= s, and the cost; for l1 one an entry, |d_i| <= s_i, and
-    the cost its sum; for l2 it has no part, and the cost is |d|^2 / 2.
+    What is minimised: "largest" (linf): s is one number a row, |d_i| <= s, and the cost; "sum" (l1):
+    s is one an entry, |d_i| <= s_i, and the cost its sum; "squares" (l2): s has no part, and the
+    cost is |d|^2 / 2.
 
     Attributes:
         rows: (m, r, d), scaled to dual norm 1. least: (m, r), scaled such that the largest is 1.
@@ -89,9 +90,9 @@ class _Curvature(NamedTuple):
     both: Array
 
 
-def solve(programme: Programme, norm: str) -> State:
+def solve(programme: Programme, minimised: str) -> State:
     """The last state of every row whose numbers were finite."""
-    state = _first(programme, norm)
+    state = _first(programme, minimised)
 
     def unfinished(carry):
         i, _, done = carry
@@ -99,7 +100,7 @@ def solve(programme: Programme, norm: str) -> State:
 
     def step(carry):
         i, state, done = carry
-        new, remaining = _newton_step(programme, state, norm)
+        new, remaining = _newton_step(programme, state, minimised)
         finite = jnp.isfinite(remaining)
         keep = done | ~finite
         state = jax.tree.map(lambda old, fresh: _select(keep, old, fresh), state, new)
@@ -111,12 +112,12 @@ def solve(programme: Programme, norm: str) -> State:
     return state
 
 
-def _first(programme: Programme, norm: str) -> State:
+def _first(programme: Programme, minimised: str) -> State:
     """Slacks of the size of the solution; all products of slack and multiplier are equal."""
     m, count, entries = programme.rows.shape
     dtype = programme.rows.dtype
     share = 1
-    if norm == "l1":
+    if minimised == "sum":
         share = 1 / entries
     s = jnp.full((m, entries), share, dtype)
     room = programme.sign_s * s[None] - programme.edges
@@ -140,21 +141,21 @@ def _select(keep: Array, old: Array, fresh: Array) -> Array:
     return jnp.where(keep[None, :, None], old, fresh)
 
 
-def _newton_step(programme: Programme, state: State, norm: str) -> tuple[State, Array]:
+def _newton_step(programme: Programme, state: State, minimised: str) -> tuple[State, Array]:
     """One step of Newton's method, and what remains after it, (m,).
 
     It goes toward the point where all products of slack and multiplier are a fifth of what they
     are. What remains are the products, and how far the constraints are from their slacks.
     """
     gaps = _gaps(programme, state)
-    cost = _cost(state, norm)
-    move = _move(programme, state, gaps, cost, norm)
+    cost = _cost(state, minimised)
+    move = _move(programme, state, gaps, cost, minimised)
     length = jnp.minimum(
         _longest(state.slack, move.slack, state.edge_slack, move.edge_slack),
         _longest(state.multiplier, move.multiplier, state.edge_multiplier, move.edge_multiplier),
     )
     new = _moved(state, move, length)
-    missing = _missing(programme, state, gaps, cost, length, norm)
+    missing = _missing(programme, state, gaps, cost, length, minimised)
     return new, _complementarity(new) + missing
 
 
@@ -193,15 +194,15 @@ def _gaps(programme: Programme, state: State) -> _Gaps:
     )
 
 
-def _cost(state: State, norm: str) -> _Cost:
+def _cost(state: State, minimised: str) -> _Cost:
     d = state.d
     ones = jnp.ones_like(d)
-    if norm == "l2":
+    if minimised == "squares":
         return _Cost(d, ones)
     zeros = jnp.zeros_like(d)
-    if norm == "linf":
+    if minimised == "largest":
         return _Cost(zeros, ones / d.shape[1])  # of the one s, which every entry repeats
-    return _Cost(zeros, ones)  # l1
+    return _Cost(zeros, ones)  # the sum
 
 
 def _move(
@@ -209,7 +210,7 @@ def _move(
     state: State,
     gaps: _Gaps,
     cost: _Cost,
-    norm: str,
+    minimised: str,
 ) -> State:
     """The whole Newton step."""
     slack = state.slack
@@ -223,9 +224,9 @@ def _move(
     right_d = jnp.sum(programme.sign_d * edge_pull, axis=0) - cost.d
     right_d = right_d + _combined(programme.rows, pull)
     right_s = jnp.sum(programme.sign_s * edge_pull, axis=0) - cost.s
-    curvature = _curvature(programme, edge_multiplier / edge_slack, norm)
+    curvature = _curvature(programme, edge_multiplier / edge_slack, minimised)
     stiffness = multiplier / slack
-    d, s = _directions(programme.rows, curvature, stiffness, right_d, right_s, norm)
+    d, s = _directions(programme.rows, curvature, stiffness, right_d, right_s, minimised)
     move_slack = products(programme.rows, d) + gaps.gap
     move_edge = programme.edge_values(d, s) + gaps.edge_gap
     wanted = (aim - multiplier * move_slack) / slack
@@ -246,7 +247,7 @@ def _missing(
     gaps: _Gaps,
     cost: _Cost,
     length: Array,
-    norm: str,
+    minimised: str,
 ) -> Array:
     """What a step of that length leaves of the unbalanced cost and of the gaps, (m,)."""
     # How far the multipliers are from balancing the cost.
@@ -254,9 +255,9 @@ def _missing(
     unbalanced = unbalanced - _combined(programme.rows, state.multiplier)
     left = 1 - length
     unmet = left * jnp.abs(unbalanced).sum(1)
-    if norm != "l2":
+    if minimised != "squares":
         unbalanced_s = cost.s - jnp.sum(programme.sign_s * state.edge_multiplier, axis=0)
-        if norm == "linf":
+        if minimised == "largest":
             unbalanced_s = jnp.sum(unbalanced_s, axis=1, keepdims=True)
         unmet = unmet + left * jnp.abs(unbalanced_s).sum(1)
     widest = jnp.abs(gaps.gap).max(1)
@@ -274,14 +275,14 @@ def _longest(value: Array, move: Array, edge_value: Array, edge_move: Array) -> 
     return _BOUNDARY / jnp.maximum(largest, _BOUNDARY)
 
 
-def _curvature(programme: Programme, curvature: Array, norm: str) -> _Curvature:
+def _curvature(programme: Programme, curvature: Array, minimised: str) -> _Curvature:
     """From the curvature of every constraint on an entry, (k, m, d)."""
     sign_s = jnp.abs(programme.sign_s)
     tied = sign_s * curvature
     free = jnp.sum(curvature - tied, axis=0)
     total = jnp.sum(tied, axis=0)
     cross = jnp.sum(programme.sign_d * tied, axis=0)
-    if norm == "l2":
+    if minimised == "squares":
         # The cost's own is 1.
         free = free + 1
         return _Curvature(free, total, cross, 0 * free)
@@ -295,12 +296,12 @@ def _directions(
     stiffness: Array,
     right_d: Array,
     right_s: Array,
-    norm: str,
+    minimised: str,
 ) -> tuple[Array, Array]:
     """How d and s move: the solution of the Newton system, reduced to one unknown a half-space."""
     free, tied, cross, both = curvature
     safe_s = or_one(tied)
-    if norm == "l1":
+    if minimised == "sum":
         diagonal = free + both / safe_s
         right_d = right_d - cross / safe_s * right_s
     else:
@@ -311,7 +312,7 @@ def _directions(
     unit = jnp.eye(rows.shape[1], dtype=rows.dtype)
     system = system + unit[None] / stiffness[:, :, None]
     answer = products(weighted, right_d)
-    if norm == "linf":
+    if minimised == "largest":
         border = products(weighted, cross)
         corner = (both + free * tied) * inverse
         last = cross * inverse * right_d - right_s
@@ -322,11 +323,11 @@ def _directions(
     solution = solution[:, :, 0]
     force = solution[:, : rows.shape[1]]
     move_s = jnp.zeros_like(right_d)
-    if norm == "linf":
+    if minimised == "largest":
         move_s = jnp.broadcast_to(solution[:, -1:], right_d.shape)
         right_d = right_d - cross * move_s
     move_d = inverse * (right_d - _combined(rows, force))
-    if norm == "l1":
+    if minimised == "sum":
         move_s = (right_s - cross * move_d) / safe_s
     return move_d, move_s
 

@@ -17,7 +17,7 @@ from perturbkernel.attacks.ascent import Evaluation, Settings, ascend
 from perturbkernel.attacks.boxes import Box, box_around, within
 from perturbkernel.attacks.crossings import where_rows
 from perturbkernel.attacks.host import HostPredictor, part, small, uncompiled
-from perturbkernel.attacks.norms import steepest
+from perturbkernel.attacks.norms import counts, random_rows, steepest
 from perturbkernel.attacks.one_step import Perturbation, is_zero
 from perturbkernel.attacks.problem import (
     Problem,
@@ -29,18 +29,21 @@ from perturbkernel.attacks.problem import (
     keys_of_start,
     objective,
     outputs_at,
-    random_rows,
     rival_weights,
     rows_within,
     softened_weights,
     strongest_rivals,
 )
-from perturbkernel.checks import check_count, check_number
+from perturbkernel.checks import check_choice, check_count, check_number
 from perturbkernel.engine import sums, tiles
+
+METHODS = ("ascent", "apgd")
 
 
 @eqx.filter_jit
-def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once: bool, memory):
+def _attack(
+    problem: Problem, keys, settings: Settings, starts, norm: str, once: bool, memory, method: str
+):
     predictor, x, shape, classes, target, away, bounds = problem
 
     def some(tree):
@@ -69,7 +72,7 @@ def _attack(problem: Problem, keys, settings: Settings, starts, norm: str, once:
             return _drawn(keys, start, settings.size, norm, box, x)
 
         best, zero, finite = ascend(
-            evaluate, first_step, draw, x, box, norm, once, starts, settings
+            evaluate, first_step, draw, x, box, norm, once, starts, settings, method == "apgd"
         )
         return _within(x, best, bounds), zero, finite
 
@@ -132,10 +135,7 @@ def _best_of_rivals(
     norm: str,
     box: Box,
 ) -> Array:
-    """The best of the steps that increase f_k - f_target, to first order, (m, d).
-
-    k are the strongest other classes.
-    """
+    """The best step to first order, (m, d), toward one of the strongest other classes."""
     outputs = outputs_at(predictor, x, shape)
     rivals = _strongest_rivals(outputs, target)
 
@@ -156,6 +156,7 @@ def attack(
     size: float,
     norm: str = "l2",
     steps: int = 20,
+    method: str = "ascent",
     step_size: float | None = None,
     momentum: float = 0.0,
     away: bool = False,
@@ -187,6 +188,12 @@ def attack(
     standard deviation of the other outputs to 0. Away from a class it is that of f_k - f_t, k the
     strongest other class; the first step is the best of those toward the nine strongest.
 
+    method="apgd" is Auto-PGD of Croce and Hein. Steps begin at twice the radius, along g normalised
+    as above, and every one is averaged with the move before it, 3 to 1, and projected again. At
+    checkpoints, 22 % to 99 % of the way, a step is halved, and the iteration goes on from the best
+    iterate, where fewer than three quarters of the steps since the last gained, or the best did not
+    change although the step was not halved then. First step and margin are those above.
+
     One step maximises the linearised predictor over the ball and the box: without bounds, for one
     output, it is that of `perturb` (l2: size g / |g|, linf: size sign(g), l1: all in the entry with
     the largest |g|); with bounds, the exact maximiser.
@@ -204,6 +211,7 @@ def attack(
         norm: "l2", "linf", "l1" or "l0". l0 needs bounds: the chosen entries may take any value
             within them.
         steps: how many; 1 is the closed form above.
+        method: "ascent", or "apgd", for which there is no step_size and no momentum to choose.
         step_size: length of a step, in linf for linf, otherwise in l2. Left out: the first step
             from the input is the closed form, and later ones shrink as 1 + cos(pi k / steps) from
             twice the radius of the ball.
@@ -227,10 +235,16 @@ def attack(
         ValueError, TypeError: bad arguments, before any computation; a gradient that is not finite
             at an input.
 
-    Sources: Madry et al. (ICLR 2018), PGD; Dong et al. (CVPR 2018), MI-FGSM.
+    Sources: Madry et al. (ICLR 2018), PGD; Dong et al. (CVPR 2018), MI-FGSM; Croce and Hein (ICML
+    2020), Auto-PGD.
     """
     problem = checked_problem(predictor, inputs, targets, norm, away, bounds)
     settings = _checked_settings(problem, size, norm, steps, step_size, momentum, memory)
+    check_choice(method, "method", METHODS)
+    if method == "apgd" and (step_size is not None or momentum != 0):
+        raise ValueError(
+            f'step_size and momentum must be left out for "apgd"; got {step_size}, {momentum}'
+        )
     check_count(starts, "starts")
     check_starts(starts, 1, key)
     if starts > 1 and steps == 1:
@@ -242,14 +256,16 @@ def attack(
     evaluations = starts * (steps + 1)
     problem = problem._replace(predictor=small(problem.predictor, problem.x, evaluations))
     with uncompiled(problem.predictor):
-        delta, zero, finite = _attack(problem, keys, settings, count, norm, steps == 1, memory)
+        delta, zero, finite = _attack(
+            problem, keys, settings, count, norm, steps == 1, memory, method
+        )
     check_result(finite)
     assert problem.target is not None
     return Perturbation(delta.reshape(-1, *problem.shape), problem.target, zero)
 
 
 def _checked_settings(problem: Problem, size, norm, steps, step_size, momentum, memory) -> Settings:
-    if norm == "l0":
+    if counts(norm):
         check_count(size, "size", low=0)
     else:
         check_number(size, "size")

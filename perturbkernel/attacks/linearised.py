@@ -9,7 +9,7 @@ from jaxtyping import Array
 from perturbkernel.attacks.boxes import Box
 from perturbkernel.attacks.crossings import where_rows
 from perturbkernel.attacks.halfspaces import nearest_of_all
-from perturbkernel.attacks.norms import DUAL, lengths, reach
+from perturbkernel.attacks.norms import dual_lengths, lengths, programme_of, reach
 from perturbkernel.attacks.one_step import is_zero
 from perturbkernel.attacks.problem import (
     Problem,
@@ -73,7 +73,7 @@ class Linearised(NamedTuple):
         largest = sizes.max(1)
         visible = _VISIBLE * jnp.finfo(x.dtype).eps * largest
         visible = visible.astype(x.dtype)
-        steepness = lengths(g, DUAL[self.norm])
+        steepness = dual_lengths(g, self.norm)
         change = steepness * self.reachable
         zero = zero | (change <= visible)
         return gap.astype(x.dtype), g, zero
@@ -132,4 +132,4 @@ class Linearised(NamedTuple):
 def several_rivals(problem: Problem, norm: str) -> bool:
     """Whether a step must pass several boundaries at once: toward one of three classes or more."""
     several = problem.classes is not None and problem.classes > 2
-    return several and not problem.away and norm != "l0"
+    return several and not problem.away and programme_of(norm) is not None

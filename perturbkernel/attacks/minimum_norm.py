@@ -15,7 +15,7 @@ from perturbkernel.attacks.boxes import Box, box_around, clip, within
 from perturbkernel.attacks.crossings import or_one, where_rows
 from perturbkernel.attacks.host import uncompiled
 from perturbkernel.attacks.linearised import Linearised, several_rivals
-from perturbkernel.attacks.norms import lengths
+from perturbkernel.attacks.norms import lengths, random_rows
 from perturbkernel.attacks.problem import (
     Problem,
     check_memory,
@@ -25,7 +25,6 @@ from perturbkernel.attacks.problem import (
     keys_of_start,
     objective,
     outputs_at,
-    random_rows,
     rows_within,
 )
 from perturbkernel.attacks.refinement import OVERSHOOT, Nearest, refine

@@ -5,28 +5,26 @@ Rows are flat, (m, d), and treated one by one. A box low <= d <= high holds 0; w
 of space. Every answer is exact to rounding: each is a one-parameter family, and its parameter
 solves an equation that is piecewise linear between sorted break points (`crossings`).
 
-A norm is one record in the table at the end.
+A norm is one record in the table at the end, which says all that the attacks ask of it: no other
+module of theirs knows a norm by its name.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.attacks import draws, sparse
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
 from perturbkernel.attacks.boxes import within as within
 from perturbkernel.attacks.crossings import (
-    before,
     crossing,
-    largest_first,
     or_one,
-    put_back,
-    rank,
-    taken,
-    threshold,
 )
+from perturbkernel.attacks.stretches import shortened, stretch, stretched
 from perturbkernel.metrics import unit_rows
 
 Column = Float[Array, "m 1"]
@@ -34,18 +32,16 @@ Size = Array | float  # one number, or (m, 1)
 
 
 def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ..."]:
-    """The direction of unit norm that increases a function fastest; 0 for g = 0.
+    """The direction of a step along a gradient; 0 for g = 0.
 
-    g / |g| for l2, sign(g) for linf.
+    sign(g) for linf, g / |g|_2 for the others: for l2 and linf what increases a function fastest
+    among the directions of unit norm (`ONE_STEP`).
 
     Example:
         >>> normalise(jnp.asarray([[3.0, 0.0], [0.0, 0.0]]), "l2").tolist()
         [[1.0, 0.0], [0.0, 0.0]]
     """
-    if norm != "linf":
-        return unit_rows(gradient)
-    gradient = on_host(gradient)
-    return as_jax(namespace(gradient).sign(gradient))
+    return _GEOMETRY[norm].direction(gradient)
 
 
 def lengths(delta: Rows, norm: str) -> Float[Array, " m"]:
@@ -56,6 +52,64 @@ def lengths(delta: Rows, norm: str) -> Float[Array, " m"]:
         [7.0]
     """
     return _GEOMETRY[norm].lengths(delta)
+
+
+def dual_lengths(g: Rows, norm: str) -> Float[Array, " m"]:
+    """What a step of norm 1 gains at most along every row, (m,): the dual norm.
+
+    l0 has none; l2 stands in for it.
+
+    Example:
+        >>> dual_lengths(jnp.asarray([[3.0, -4.0]]), "linf").tolist()
+        [7.0]
+    """
+    return _GEOMETRY[norm].dual_lengths(g)
+
+
+def longest_step(like: Rows, size: Size, norm: str, box: Box = None) -> Column:
+    """The length, as `normalise` measures it, of the longest step that the ball holds, (m, 1).
+
+    Example:
+        >>> longest_step(jnp.ones((1, 3)), 0.5, "linf").tolist()
+        [[0.5]]
+    """
+    return _GEOMETRY[norm].longest(like, size, box)
+
+
+def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> Array:
+    """A random point of the ball of radius `size` for every row, projected to the box.
+
+    Uniform in its volume; for l0 in the box.
+
+    Example:
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> random_rows(keys, jnp.asarray(0.5), "linf", None, jnp.ones((3, 4))).shape
+        (3, 4)
+    """
+    drawn = _GEOMETRY[norm].draw(keys, size, box, like)
+    return project(drawn, size, norm, box)
+
+
+def counts(norm: str) -> bool:
+    """Whether the norm counts entries, as l0 does.
+
+    Such sizes are whole numbers, need bounds, and are not changed by a factor.
+
+    Example:
+        >>> counts("l0"), counts("l2")
+        (True, False)
+    """
+    return _GEOMETRY[norm].counts
+
+
+def programme_of(norm: str) -> "Programme | None":
+    """What the nearest point of several half-spaces minimises (`halfspaces`); None: no method has.
+
+    Example:
+        >>> programme_of("linf")
+        'largest'
+    """
+    return _GEOMETRY[norm].programme
 
 
 def steepest(g: Rows, size: Size, norm: str, box: Box = None) -> Rows:
@@ -106,7 +160,7 @@ def reach(g: Rows, gain: Float[Array, " m"], norm: str, box: Box = None) -> Rows
 
 
 def shorten(d: Rows, size: Size, norm: str) -> Rows:
-    """d, scaled down where it is longer than `size`, in l2, linf or l1; it stays in a box.
+    """d, scaled down where it is longer than `size`, in a norm that is one; it stays in a box.
 
     The sums behind an exact answer round. After this its norm is within `size` to the rounding of
     the norm itself.
@@ -115,13 +169,14 @@ def shorten(d: Rows, size: Size, norm: str) -> Rows:
         >>> shorten(jnp.asarray([[3.0, 1.0], [0.5, 0.5]]), 2.0, "l1").tolist()
         [[1.5, 0.5], [0.5, 0.5]]
     """
-    length = lengths(d, norm)
-    length = length[:, None]
-    share = jnp.minimum(1, size / or_one(length))
-    return d * share
+    return shortened(d, size, lengths(d, norm))
 
 
 # --- l2 ---
+
+
+def _direction_l2(gradient: Array) -> Array:
+    return unit_rows(gradient)
 
 
 def _lengths_l2(d: Rows) -> Array:
@@ -136,18 +191,18 @@ def _lengths_l2(d: Rows) -> Array:
 
 def _steepest_l2(g: Rows, size: Size, box: Box) -> Rows:
     if box is None:
-        return size * normalise(g, "l2")
-    t = _stretch(g, size, box)
-    d = _stretched(g, t, size, box)
+        return size * unit_rows(g)
+    t = stretch(g, size, box)
+    d = stretched(g, t, size, box)
     return shorten(d, size, "l2")
 
 
 def _project_l2(u: Rows, size: Size, box: Box) -> Rows:
     if box is None:
         return shorten(u, size, "l2")
-    t = _stretch(u, size, box)
+    t = stretch(u, size, box)
     t = jnp.minimum(1, t)
-    d = _stretched(u, t, size, box)
+    d = stretched(u, t, size, box)
     return shorten(d, size, "l2")
 
 
@@ -158,7 +213,7 @@ def _reach_l2(g: Rows, gain: Column, box: Box) -> Rows:
     room = headroom(g, box)
     breaks = room / or_one(m)
     t = crossing(breaks, m * room, m**2, gain)
-    return _stretched(g, t, jnp.inf, box)
+    return stretched(g, t, jnp.inf, box)
 
 
 def _along(direction: Rows, g: Rows, gain: Column) -> Rows:
@@ -168,37 +223,12 @@ def _along(direction: Rows, g: Rows, gain: Column) -> Rows:
     return direction * length
 
 
-def _stretch(u: Rows, size: Size, box: Box) -> Column:
-    """The largest t with |clip(t u)|_2 <= size; inf if every t has it."""
-    room = headroom(u, box)
-    # In units of the largest entry that can move: squares of the others do not underflow.
-    m = jnp.abs(u)
-    m = jnp.where(room > 0, m, 0)
-    largest = or_one(m.max(1, keepdims=True))
-    m = m / largest
-    positive = jnp.asarray(size) > 0
-    unit = jnp.where(positive, size, 1)
-    room = jnp.minimum(room, size)
-    room = room / unit
-    breaks = room / or_one(m)
-    t_squared = crossing(
-        breaks=breaks**2,
-        constant=room**2,
-        slope=m**2,
-        level=(size / unit) ** 2,
-    )
-    t = jnp.sqrt(t_squared)
-    return t * unit / largest
-
-
-def _stretched(u: Rows, t: Column, size: Size, box: Box) -> Rows:
-    """clip(t u), no entry larger than `size`; t may be infinite."""
-    limited = jnp.clip(t * u, -size, size)
-    limited = clip(limited, box)
-    return jnp.where(u == 0, 0, limited)
-
-
 # --- linf ---
+
+
+def _direction_linf(gradient: Array) -> Array:
+    gradient = on_host(gradient)
+    return as_jax(namespace(gradient).sign(gradient))
 
 
 def _lengths_linf(d: Rows) -> Array:
@@ -228,139 +258,108 @@ def _reach_linf(g: Rows, gain: Column, box: Box) -> Rows:
     return jnp.sign(g) * amounts
 
 
-# --- l1 ---
+# --- what a step may be as long as ---
 
 
-def _lengths_l1(d: Rows) -> Array:
-    return jnp.sum(jnp.abs(d), axis=1, dtype=d.dtype)
+def _radius(like: Rows, size: Size, box: Box) -> Column:
+    return jnp.ones((len(like), 1), like.dtype) * size
 
 
-def _steepest_l1(g: Rows, size: Size, box: Box) -> Rows:
-    m = jnp.abs(g)
-    order = largest_first(m)
-    room = headroom(g, box)
-    room = taken(room, order)
-    room = jnp.minimum(room, size)
-    left = size - before(room)
-    filled = jnp.clip(left, 0, room)
-    d = _moved_by(filled, order, g)
-    return shorten(d, size, "l1")
+def _longest_in(steepest: Callable) -> Callable:
+    """In l2, of a ball that a box may leave little of."""
+
+    def longest(like: Rows, size: Size, box: Box) -> Column:
+        if box is None:
+            return _radius(like, size, box)
+        low, high = box
+        furthest = jnp.where(high >= -low, high, low)
+        return _lengths_l2(steepest(furthest, size, box))[:, None]
+
+    return longest
 
 
-def _project_l1(u: Rows, size: Size, box: Box) -> Rows:
-    room = headroom(u, box)
-    room = jnp.minimum(room, size)
-    m = jnp.abs(u)
-    above = m - threshold(m, room, size)
-    left = jnp.clip(above, 0, room)
-    d = jnp.sign(u) * left
-    return shorten(d, size, "l1")
-
-
-def _reach_l1(g: Rows, gain: Column, box: Box) -> Rows:
-    m = jnp.abs(g)
-    room = headroom(g, box)
-    order = largest_first(m)
-    m = taken(m, order)
-    room = taken(room, order)
-    missing = gain - before(m * room)
-    wanted = missing / or_one(m)
-    moved = jnp.clip(wanted, 0, room)
-    return _moved_by(moved, order, g)
-
-
-def _moved_by(amounts: Rows, order: Array, g: Rows) -> Rows:
-    """Moves along the sign of g by amounts that are given in an order of the entries."""
-    amounts = put_back(amounts, order)
-    return jnp.sign(g) * amounts
-
-
-# --- l0: an entry that moves goes to the edge of the box, at no further cost ---
-
-
-def _lengths_l0(d: Rows) -> Array:
-    return jnp.sum(d != 0, axis=1, dtype=d.dtype)
-
-
-def _steepest_l0(g: Rows, size: Size, box: Box) -> Rows:
-    room = headroom(g, box)
-    gain = jnp.abs(g) * room
-    first = _places(gain) < size
-    chosen = first & (gain > 0)
-    corner = jnp.sign(g) * room
-    return jnp.where(chosen, corner, 0)
-
-
-def _project_l0(u: Rows, size: Size, box: Box) -> Rows:
-    inside = clip(u, box)
-    saved = inside * (2 * u - inside)  # u^2 - (u - inside)^2
-    first = _places(saved) < size
-    return jnp.where(first, inside, 0)
-
-
-def _reach_l0(g: Rows, gain: Column, box: Box) -> Rows:
-    m = jnp.abs(g)
-    room = headroom(g, box)
-    order = largest_first(m * room)
-    m = taken(m, order)
-    room = taken(room, order)
-    missing = gain - before(m * room)
-    wanted = jnp.where(missing > 0, room, 0)
-    moved = jnp.clip(wanted, 0, room)
-    return _moved_by(moved, order, g)
-
-
-def _places(values: Rows) -> Rows:
-    """`rank`, in the dtype of the values."""
-    places = rank(values)
-    return places.astype(values.dtype)
+#: |d|^2, the largest |d_i|, or the sum of the |d_i|.
+Programme = Literal["squares", "largest", "sum"]
 
 
 class _Norm(NamedTuple):
     """What the attacks need of a norm.
 
     Attributes:
-        dual: the norm in which a gradient bounds what a step of norm 1 gains.
         lengths, steepest, project, reach: the public functions of these names; `reach` is given g
             with a largest entry of 1.
+        dual_lengths: the norm in which a gradient bounds what a step of norm 1 gains.
+        direction: of a step along a gradient, (n, ...), an array of JAX or NumPy; 0 for 0.
+        longest: (like, size, box) -> (m, 1), the length of the longest step, as `direction`
+            measures it.
+        draw: (keys, size, box, like) -> (m, d), random points, to be projected.
+        one_step: whether `direction` is of unit norm and the steepest, so that `perturb` takes it.
+        counts: whether sizes are numbers of entries.
+        programme: what the nearest point of several half-spaces minimises; without one, an attack
+            toward one of many classes passes one boundary at a time.
     """
 
-    dual: str
     lengths: Callable
+    dual_lengths: Callable
     steepest: Callable
     project: Callable
     reach: Callable
+    direction: Callable
+    longest: Callable
+    draw: Callable
+    one_step: bool = False
+    counts: bool = False
+    programme: Programme | None = None
 
 
 _GEOMETRY = {
     "l2": _Norm(
-        dual="l2",
         lengths=_lengths_l2,
+        dual_lengths=_lengths_l2,
         steepest=_steepest_l2,
         project=_project_l2,
         reach=_reach_l2,
+        direction=_direction_l2,
+        longest=_radius,
+        draw=draws.in_ball(jax.random.normal, _lengths_l2),
+        one_step=True,
+        programme="squares",
     ),
     "linf": _Norm(
-        dual="l1",
         lengths=_lengths_linf,
+        dual_lengths=sparse.lengths_l1,
         steepest=_steepest_linf,
         project=_project_linf,
         reach=_reach_linf,
+        direction=_direction_linf,
+        longest=_radius,
+        draw=draws.in_cube,
+        one_step=True,
+        programme="largest",
     ),
     "l1": _Norm(
-        dual="linf",
-        lengths=_lengths_l1,
-        steepest=_steepest_l1,
-        project=_project_l1,
-        reach=_reach_l1,
+        lengths=sparse.lengths_l1,
+        dual_lengths=_lengths_linf,
+        steepest=sparse.steepest_l1,
+        project=sparse.project_l1,
+        reach=sparse.reach_l1,
+        direction=_direction_l2,
+        longest=_longest_in(sparse.steepest_l1),
+        draw=draws.in_ball(jax.random.laplace, sparse.lengths_l1),
+        programme="sum",
     ),
     "l0": _Norm(
-        dual="l2",  # l0 has none; l2 stands in for it
-        lengths=_lengths_l0,
-        steepest=_steepest_l0,
-        project=_project_l0,
-        reach=_reach_l0,
+        lengths=sparse.lengths_l0,
+        dual_lengths=_lengths_l2,  # l0 has none; l2 stands in for it
+        steepest=sparse.steepest_l0,
+        project=sparse.project_l0,
+        reach=sparse.reach_l0,
+        direction=_direction_l2,
+        longest=_longest_in(sparse.steepest_l0),
+        draw=draws.in_box,
+        counts=True,
     ),
 }
 NORMS = tuple(_GEOMETRY)
-DUAL = {name: norm.dual for name, norm in _GEOMETRY.items()}
+#: Norms whose steepest step is `normalise`.
+ONE_STEP = tuple(name for name, norm in _GEOMETRY.items() if norm.one_step)

@@ -13,6 +13,7 @@ from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.boxes import within
 from perturbkernel.attacks.host import traced_shape
 from perturbkernel.attacks.margins import margin_weights
+from perturbkernel.attacks.norms import ONE_STEP
 from perturbkernel.attacks.norms import normalise as normalise
 from perturbkernel.checks import (
     as_float,
@@ -25,9 +26,10 @@ from perturbkernel.checks import (
 )
 from perturbkernel.data.labels import class_indices
 from perturbkernel.display import Displayed
-from perturbkernel.training.predictors import KernelPredictor, input_gradient
+from perturbkernel.training.predictors import KernelPredictor
+from perturbkernel.training.pullbacks import input_gradient
 
-NORMS = ("l2", "linf")
+NORMS = ONE_STEP
 DIRECTIONS = ("gradient", "frozen_gates")
 
 

@@ -3,17 +3,17 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
 from perturbkernel.arrays import as_jax, on_host
-from perturbkernel.attacks.boxes import Box
 from perturbkernel.attacks.crossings import or_one
 from perturbkernel.attacks.host import HostPredictor, traceable, traced_shape
 from perturbkernel.attacks.margins import own_and_others
-from perturbkernel.attacks.norms import NORMS, lengths, project
+from perturbkernel.attacks.norms import NORMS, counts
 from perturbkernel.attacks.one_step import check_gradient, checked_bounds, count_outputs
 from perturbkernel.checks import (
     as_inputs,
@@ -24,8 +24,10 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.data.labels import class_indices
+from perturbkernel.engine import tiles
 from perturbkernel.engine.memory import default_memory, footprint
-from perturbkernel.training.predictors import KernelPredictor, input_gradient
+from perturbkernel.training.predictors import KernelPredictor
+from perturbkernel.training.pullbacks import input_gradient
 
 # Arrays of the size of the inputs that an attack holds at once: at most 22 (l0, l1), by XLA's
 # account on a CPU.
@@ -136,9 +138,9 @@ def _flat_bounds(
     norm: str,
 ) -> tuple[Array, Array] | None:
     if low is None or high is None:
-        if norm == "l0":
+        if counts(norm):
             raise ValueError(
-                "bounds must be given for l0, where nothing else limits an entry: "
+                f"bounds must be given for {norm}, where nothing else limits an entry: "
                 "bounds=(x - c, x + c) lets each move by c; got None"
             )
         return None
@@ -168,8 +170,8 @@ def _check_within(x: Array, low: Array, high: Array, norm: str) -> None:
             f"inputs must lie within bounds; {rows.sum()} rows do not (row {rows.argmax()})"
         )
     finite = np.isfinite(low).all() and np.isfinite(high).all()
-    if norm == "l0" and not finite:
-        raise ValueError("bounds must be finite for l0, where nothing else limits an entry")
+    if counts(norm) and not finite:
+        raise ValueError(f"bounds must be finite for {norm}, where nothing else limits an entry")
 
 
 def objective(outputs: Array, target: Array, away: bool) -> tuple[Array, Array | None]:
@@ -261,6 +263,28 @@ def outputs_at(predictor: Callable[..., Any], z: Array, shape: tuple[int, ...]) 
     return outputs
 
 
+@eqx.filter_jit
+def margins_at(problem: Problem, delta: Array, memory: float | None) -> Array:
+    """(n,), of the right decision at x + delta, (n, d), in a problem of getting away from it.
+
+    Example:
+        >>> x = jnp.asarray([[1.0, 2.0]])
+        >>> problem = checked_problem(lambda z: z.sum(1), x, [1], "l2", True, None)
+        >>> margins_at(problem, jnp.ones((1, 2)), None).tolist()
+        [5.0]
+    """
+    predictor, x, shape, _, target, away, _ = problem
+
+    def some(tree: Any) -> Array:
+        x, delta, target = tree
+        outputs = outputs_at(predictor, x + delta, shape)
+        gain, _ = objective(outputs, target, away)
+        return -gain.astype(x.dtype)
+
+    rows = rows_within(memory, predictor, x, shape)
+    return tiles.by_rows(some, (x, delta, target), rows)
+
+
 def gradient_at(
     predictor: Callable[..., Any],
     z: Array,
@@ -319,40 +343,6 @@ def rows_within(
         own += 4 * each
     budget = memory or default_memory()
     return max(1, int(budget // own))
-
-
-def random_rows(keys: Array, size: Array, norm: str, box: Box, like: Array) -> Array:
-    """A random point of the ball of radius `size` for every row, projected to the box.
-
-    Example:
-        >>> keys = jax.random.split(jax.random.key(0), 3)
-        >>> random_rows(keys, jnp.asarray(0.5), "linf", None, jnp.ones((3, 4))).shape
-        (3, 4)
-    """
-
-    def draw(key: Array) -> Array:
-        return _in_unit_ball(key, norm, like)
-
-    u = jax.vmap(draw)(keys)
-    if norm != "l0":
-        return project(size * u, size, norm, box)
-    assert box is not None
-    low, high = box
-    inside = jnp.where(u > 0, u * high, -u * low)
-    return project(inside, size, norm, box)
-
-
-def _in_unit_ball(key: Array, norm: str, like: Array) -> Array:
-    """A random point of the unit ball, (d,), uniform in its volume; for l0 of that of linf."""
-    direction_key, radius_key = jax.random.split(key)
-    d = like.shape[1]
-    if norm in ("linf", "l0"):
-        return jax.random.uniform(direction_key, (d,), like.dtype, -1, 1)
-    distribution = jax.random.normal if norm == "l2" else jax.random.laplace
-    draws = distribution(direction_key, (d,), like.dtype)
-    volume = jax.random.uniform(radius_key, (), like.dtype)
-    radius = volume ** (1 / d)
-    return draws / lengths(draws[None], norm) * radius
 
 
 def keys_of_start(keys: Array, start: Array) -> Array:

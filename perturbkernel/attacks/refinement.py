@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 from perturbkernel.attacks.boundary import Boundary, Row, no_order, path
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
 from perturbkernel.attacks.crossings import or_one, rank, where_rows
-from perturbkernel.attacks.norms import lengths, reach, shorten
+from perturbkernel.attacks.norms import counts, lengths, reach, shorten
 
 _LINE = 5  # values along a line, for every gradient
 _SHRINK = 4.0  # of a step that does not get closer
@@ -138,7 +138,7 @@ def _linearised(boundary: Boundary, search: _Search) -> _Local:
     missing = jnp.maximum(-gap, 0)
     outward = reach(g, missing * overshoot, "l2")
     outward = where_rows(still, 0, outward)
-    if norm != "l0":
+    if not counts(norm):
         furthest = _FAR * boundary.scale * 2.0**search.steps
         furthest = furthest[:, None]
         limited = shorten(nearest, furthest, norm)
@@ -200,7 +200,7 @@ def _along_line(boundary: Boundary, search: _Search, local: _Local, tolerance: A
 
 def _between(line: _Line, norm: str) -> Row:
     """Where the boundary is expected between low and high: by interpolation, for l0 halfway."""
-    if norm == "l0":
+    if counts(norm):
         share = jnp.full_like(line.low, 0.5)
     else:
         rise = line.gap_high - line.gap_low
@@ -221,7 +221,7 @@ def _proposal(
     """The end of line j, and the order of its entries: closer, or further where none is found."""
     found = local.found
     further = _further(boundary.box, search, local, j)
-    if boundary.norm != "l0":
+    if not counts(boundary.norm):
         closer = _closer(boundary, search, local, part, tolerance)
         return where_rows(found, closer, further), search.order
     closer, score = _fewer(boundary.box, search, local, part)
@@ -288,7 +288,7 @@ def _moved(
     closer = path(line.p, line.order, line.high, norm, box)
     outward = clip(search.delta + local.outward, box)
     onward = where_rows(local.own, search.delta, outward)
-    if norm == "l0":
+    if counts(norm):
         stationary = size <= 1
     else:
         gained = size - lengths(local.nearest, norm)

@@ -19,7 +19,7 @@ from perturbkernel.attacks.problem import (
     RIVALS,
     Problem,
     checked_problem,
-    objective,
+    margins_at,
     outputs_at,
     rows_within,
     strongest_rivals,
@@ -28,8 +28,8 @@ from perturbkernel.checks import check_count, check_key
 from perturbkernel.display import Displayed
 from perturbkernel.engine import tiles
 
-# What carries a step over a small dent, as in Auto-PGD.
-_MOMENTUM = 0.75
+# What carries a step over small dents, and averages gradients that a ripple hides.
+_MOMENTUM = 0.9
 
 
 class WorstCase(Displayed, eqx.Module):
@@ -67,21 +67,6 @@ class WorstCase(Displayed, eqx.Module):
     def accuracy(self) -> Float[Array, ""]:
         """The share of inputs whose decision no attack made wrong."""
         return jnp.mean(~self.wrong, dtype=self.margin.dtype)
-
-
-@eqx.filter_jit
-def _margins(problem: Problem, delta: Array, memory) -> Array:
-    """(n,), of the right decision at x + delta, (n, d)."""
-    predictor, x, shape, _, target, away, _ = problem
-
-    def part(tree):
-        x, delta, target = tree
-        outputs = outputs_at(predictor, x + delta, shape)
-        gain, _ = objective(outputs, target, away)
-        return -gain.astype(x.dtype)
-
-    rows = rows_within(memory, predictor, x, shape)
-    return tiles.by_rows(part, (x, delta, target), rows)
 
 
 @eqx.filter_jit
@@ -161,12 +146,12 @@ def worst_case(
     attacks = ["none"]
     with uncompiled(problem.predictor):
         worst = jnp.zeros_like(x)
-        margin = _margins(problem, worst, memory)
+        margin = margins_at(problem, worst, memory)
     which = jnp.zeros(len(x), int)
     options = {"size": size, "norm": norm, "bounds": bounds, "steps": steps, "memory": memory}
     for name, delta in _candidates(problem, predictor, inputs, targets, options, starts, key):
         with uncompiled(problem.predictor):
-            here = _margins(problem, delta, memory)
+            here = margins_at(problem, delta, memory)
         smaller = here < margin
         worst = where_rows(smaller, delta, worst)
         which = jnp.where(smaller, len(attacks), which)

@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
         self._options = options
         self._commands: Any = None
 
-    def add_subparsers(self, **named: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def add_subparsers(self, **named: Any) -> Any:
         self._commands = super().add_subparsers(**named)
         return self._commands
 

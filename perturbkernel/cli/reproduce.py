@@ -34,6 +34,7 @@ examples:
   perturbkernel reproduce architectures                     # deep, convolutional, residual networks
   perturbkernel reproduce carriers                          # noise and other images as carriers
   perturbkernel reproduce bugs-and-features                 # what a network shares, and its own
+  perturbkernel reproduce frontier                          # clean against robust accuracy
 
 """
 

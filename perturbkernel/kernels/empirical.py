@@ -200,7 +200,7 @@ class EmpiricalNTK(eqx.Module, Kernel):
         change = features.weights(self, "ntk", x, coef) if coef.ndim == 1 else None
         if change is None or len(change[0]) > 1:
             raise TypeError(
-                "parameters belong to one output: the kernel of a network of several is a mean over "
+                "parameters belong to one output: the kernel of several outputs is a mean over "
                 "them, which no one change of the parameters gives; choose EmpiricalNTK(apply, "
                 "params, output=k) and targets (n,)"
             )

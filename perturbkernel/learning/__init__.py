@@ -3,6 +3,8 @@
 from typing import Any
 
 from perturbkernel._moved import moved_name
+from perturbkernel.learning.adversarial import adversarial_training as adversarial_training
+from perturbkernel.learning.adversarial import feature_adversarial as feature_adversarial
 from perturbkernel.learning.curves import DecisionMap as DecisionMap
 from perturbkernel.learning.curves import SizeCurve as SizeCurve
 from perturbkernel.learning.curves import accuracy_against_size as accuracy_against_size

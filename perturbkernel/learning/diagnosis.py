@@ -70,7 +70,7 @@ class Diagnosis(Displayed, eqx.Module):
 
     @property
     def says(self) -> str:
-        """In words whether g is, or can only be, linear here, and f is not; "" without `linearity`."""
+        """Whether g is, or can only be, linear here, and f is not; "" without `linearity`."""
         return "" if self.linearity is None else self.linearity.says
 
     @property

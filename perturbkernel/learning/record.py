@@ -1,4 +1,4 @@
-"""What is kept of an experiment: configuration, metrics and arrays, as a `report.Report` has them."""
+"""What is kept of an experiment: configuration, metrics and arrays of a `report.Report`."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from perturbkernel import report
+from perturbkernel.attacks.robust_accuracy import robust_accuracy
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.learning.curves import accuracy_against_size, decision_map
 from perturbkernel.learning.results import PerturbationLearning
@@ -26,6 +27,7 @@ def report_of(
     fresh: Dataset | None = None,
     control_draws: int = 10,
     asked: dict[str, Any] | None = None,
+    robust: dict[str, Any] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> report.Report:
     """The report of an experiment, with all that its figures need.
@@ -36,6 +38,7 @@ def report_of(
         fresh: points on which f and g are compared; those of `test` if left out.
         control_draws: draws of each random control.
         asked: what is to replace, or to be added to, the configuration.
+        robust: arguments of `robust_of`, to measure accuracy under attack, too.
         on_stage: called with the name of each stage as it begins.
 
     For example:
@@ -43,11 +46,11 @@ def report_of(
         pk.report.save(report_of(r, test), "results")
     """
     tell = on_stage or (lambda stage: None)
-    tell("evaluating, with controls")
     shown = r.train if test is None else test
     fresh = shown if fresh is None else fresh
     configuration = {**configuration_of(r, test), **(asked or {})}
-    metrics = metrics_of(r, test, fresh, control_draws)
+    settings = {"control_draws": control_draws, "robust": robust, "on_stage": on_stage}
+    metrics = metrics_of(r, test, fresh=fresh, **settings)
     arrays = arrays_of(r, shown, fresh)
     tell("accuracy against size")
     arrays |= curve_of(r, shown, metrics["status"])
@@ -99,11 +102,22 @@ def described(predictor: Any) -> str:
 
 
 def metrics_of(
-    r: PerturbationLearning, test: Dataset | None, fresh: Dataset | None, draws: int
+    r: PerturbationLearning,
+    test: Dataset | None,
+    *,
+    fresh: Dataset | None,
+    control_draws: int,
+    robust: dict[str, Any] | None = None,
+    on_stage: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """What `evaluate` finds, how f and g were trained, and what guessing would give."""
+    tell = on_stage or (lambda stage: None)
+    tell("evaluating, with controls")
     inputs = None if fresh is None else fresh.inputs
-    metrics = r.evaluate(test, inputs, control_draws=draws)
+    metrics = r.evaluate(test, inputs, control_draws=control_draws)
+    if robust is not None:
+        tell("accuracy under attack")
+        metrics["robust"] = robust_of(r, r.train if test is None else test, **robust)
     metrics["status"] = {"f": _status(r.f), "g": _status(r.g)}
     metrics["rounding"] = _rounding(r)
     sets = {"train": r.train} | ({} if test is None else {"test": test})
@@ -200,6 +214,19 @@ def _means(r: PerturbationLearning) -> dict[str, np.ndarray]:
 def _mean_where(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     weights = chosen / max(chosen.sum(), 1)
     return np.tensordot(weights.astype(rows.dtype), rows, 1)
+
+
+def robust_of(
+    r: PerturbationLearning, data: Dataset, points: int | None, **options: Any
+) -> dict[str, Any]:
+    """Accuracy of f and g under attack on the first points, as tables; `options` are those of
+    `robust_accuracy`.
+    """
+    x, y = data.inputs[:points], data.targets[:points]
+    tables = {}
+    for name, predictor in (("f", r.f), ("g", r.g)):
+        tables[name] = robust_accuracy(predictor, x, y, **options).table()
+    return {"attack": options["attack"], "points": len(x), "tables": tables}
 
 
 def curve_of(

@@ -200,8 +200,8 @@ class PerturbationLearning(eqx.Module):
         *,
         control_draws: int = 10,
     ) -> Path:
-        """Writes page, figures and numbers into a folder, as `perturbkernel run --out` does; returns
-        the page.
+        """The page, written into a folder beside figures and numbers, as by `perturbkernel run
+        --out`.
 
         `test` and `control_draws` as in `evaluate`. Raises ValueError if the folder is a file or
         holds other files of the same names.
@@ -221,7 +221,8 @@ class PerturbationLearning(eqx.Module):
         """Configuration and metrics without controls, for `str` and notebooks."""
         from perturbkernel.learning.record import configuration_of, metrics_of
 
-        return configuration_of(self, self.test), metrics_of(self, self.test, self.test, 0)
+        metrics = metrics_of(self, self.test, fresh=self.test, control_draws=0)
+        return configuration_of(self, self.test), metrics
 
     def __str__(self) -> str:
         """What `perturbkernel run` prints, without controls: those are in `table` and `report`."""

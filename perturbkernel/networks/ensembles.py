@@ -91,7 +91,8 @@ def ensemble(
         loss, steps, batch_size, plateau, trace_every, trace_at, progress: as in `train`.
 
     Returns:
-        The k trained networks, nets(z) of shape (k, m) or (k, m, K), and their Trace with a leading axis k.
+        The k trained networks, nets(z) of shape (k, m) or (k, m, K), and their Trace with a leading
+        axis k.
 
     Raises as `train` does. Memory: two arrays of (k width, batch_size or n), a record of the trace
     (k width, n); with inputs of their own one member's share of that, and x.

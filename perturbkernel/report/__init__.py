@@ -1,7 +1,7 @@
 """Results on disk: `report.json`, `arrays.npz`, figures, and one self-contained `report.html`."""
 
+from perturbkernel.report.machine import environment as environment
 from perturbkernel.report.results import Report as Report
-from perturbkernel.report.results import environment as environment
 from perturbkernel.report.results import figures as figures
 from perturbkernel.report.results import load as load
 from perturbkernel.report.results import redraw as redraw
@@ -9,3 +9,4 @@ from perturbkernel.report.results import save as save
 from perturbkernel.report.results import sentences as sentences
 from perturbkernel.report.results import table as table
 from perturbkernel.report.results import text as text
+from perturbkernel.report.robustness import robust_accuracy as robust_accuracy

@@ -41,7 +41,8 @@ def html_page(title: str, body: str, css: str = "") -> str:
         True
     """
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>{_CSS}{css}</style></head><body>
 {body}
 </body></html>
@@ -66,5 +67,6 @@ def html_figure(name: str, picture: bytes, caption: str = "") -> str:
 
 def _is_wide(picture: bytes) -> bool:
     """Whether a PNG is so wide that it needs the whole page; its header has width and height."""
-    width, height = (int.from_bytes(picture[i : i + 4], "big") for i in (16, 20))
+    width = int.from_bytes(picture[16:20], "big")
+    height = int.from_bytes(picture[20:24], "big")
     return width > _WIDE * height

@@ -9,22 +9,19 @@ import html
 import json
 import math
 import os
-import platform
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from perturbkernel._version import __version__
 from perturbkernel.display import html_table, text_table
 from perturbkernel.files import write_folder as write_whole
+from perturbkernel.report.machine import environment as environment
 from perturbkernel.report.html import html_figure, html_page
 from perturbkernel.report.statements import captions, introduction
 from perturbkernel.report.statements import sentences as sentences
@@ -33,11 +30,10 @@ from perturbkernel.report.statements import sentences as sentences
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURES = ("perturbations", "outputs", "decision_map", "accuracy_against_size")
+_FIGURES = ("perturbations", "outputs", "decision_map", "accuracy_against_size", "robust_accuracy")
 # The file that makes a folder a result, and those that are drawn from the results.
 _MARKER = "report.json"
 _DRAWN = ("report.html", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")))
-_PACKAGES = ("jax", "jaxlib", "numpy", "neural-tangents", "optax", "equinox", "diffrax")
 # The parts of a report that are numbers and words, which `report.json` holds.
 _WORDS = ("configuration", "metrics", "environment")
 _ROW_NAMES = {
@@ -59,54 +55,6 @@ class Report:
     metrics: dict[str, Any]
     environment: dict[str, Any]
     arrays: Mapping[str, np.ndarray]
-
-
-def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Versions, those of further `packages` included, device, processor and Python.
-
-    For example:
-
-        versions = pk.report.environment()["versions"]
-    """
-    names = (*_PACKAGES, *packages)
-    return {
-        "perturbkernel": __version__,
-        "versions": {name: _installed(name) for name in names},
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
-        "processor": _processor(),
-        "cores": _cores(),
-        "x64": bool(jax.config.jax_enable_x64),  # pyright: ignore[reportAttributeAccessIssue]
-    }
-
-
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cores() -> int | None:
-    """The cores that this process may use, where the system says so, else those there are."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count()
-    allowed = os.sched_getaffinity(0)
-    return len(allowed)
-
-
-def _processor() -> str:
-    """The processor's model where the system names one, else its architecture."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name.startswith("model name"):
-            return value.strip()
-    return platform.processor() or platform.machine()
 
 
 def save(report: Report, folder: str | os.PathLike[str]) -> Path:
@@ -265,7 +213,7 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
 
         pk.report.figures(pk.report.load("results"))["outputs"]().savefig("outputs.pdf")
     """
-    from perturbkernel.report import plots
+    from perturbkernel.report import plots, robustness
 
     c = report.configuration
     m = report.metrics
@@ -288,6 +236,9 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
         chance = 1 / len(classes)
         return plots.accuracy_against_size(arrays, c["size"], accuracy[part], chance)
 
+    def robust_accuracy() -> "Figure":
+        return robustness.robust_accuracy(m["robust"]["tables"], m["robust"]["attack"])
+
     drawn = {}
     if "delta" in arrays:
         drawn["perturbations"] = perturbations
@@ -296,6 +247,8 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
         drawn["decision_map"] = decision_map
     if "curve_accuracy" in arrays:
         drawn["accuracy_against_size"] = curve
+    if "robust" in m:
+        drawn["robust_accuracy"] = robust_accuracy
     return drawn
 
 

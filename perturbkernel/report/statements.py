@@ -110,6 +110,7 @@ def sentences(configuration: Settings, metrics: Settings) -> list[str]:
     c = configuration
     m = metrics
     said = [_accuracy(c, m), _direction(m), _outcome(c, m), _unperturbed(c, m), _rounded(m)]
+    said += _robust(m)
     statuses = m.get("status", {})
     failures = [f"{name}: {status}" for name, status in statuses.items() if status != "ok"]
     return [sentence for sentence in said if sentence] + failures
@@ -236,6 +237,23 @@ def _rounded(m: Settings) -> str:
     )
 
 
+def _robust(m: Settings) -> list[str]:
+    """Accuracy under attack, a sentence for each size."""
+    if "robust" not in m:
+        return []
+    f, g = (m["robust"]["tables"][name] for name in "fg")
+    said = []
+    for norm, size, of_f, of_g in zip(
+        f["norm"], f["size"], f["accuracy"], g["accuracy"], strict=True
+    ):
+        if size > 0:
+            said.append(
+                f"Under attack of size {size:g} ({norm}, {m['robust']['attack']}) f classifies "
+                f"{of_f:.1%} of {_points(m['robust']['points'])} correctly, g {of_g:.1%}."
+            )
+    return said
+
+
 def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     """What each figure of a report shows, by the figure's name.
 
@@ -249,6 +267,9 @@ def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict
         "outputs": _outputs(c),
         "decision_map": _decision_map(c, arrays),
         "accuracy_against_size": _curve(c, arrays),
+        "robust_accuracy": "The share of clean test points that each network classifies correctly "
+        "whatever perturbation of at most that size the attack finds; the attack is on the network "
+        "itself, away from the true label.",
     }
 
 

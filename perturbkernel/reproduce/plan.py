@@ -30,6 +30,7 @@ from perturbkernel.reproduce.records import Cell
 from perturbkernel.reproduce.studies.architectures import study as architectures
 from perturbkernel.reproduce.studies.bugs_and_features import study as bugs_and_features
 from perturbkernel.reproduce.studies.carriers import study as carriers
+from perturbkernel.reproduce.studies.frontier import study as frontier
 from perturbkernel.reproduce.studies.width import study as width
 
 # What each mode computes of a panel.
@@ -84,8 +85,13 @@ STUDIES = {
     ),
     "bugs-and-features": Study(
         bugs_and_features,
-        "the part of a perturbation that all networks share, and the part of one: what they do, teach",
+        "what all networks share of a perturbation and what is one's own: what they do, teach",
         {"small": 2, "paper": 5},
+    ),
+    "frontier": Study(
+        frontier,
+        "clean against robust accuracy: early stopping and adversarial training",
+        {"small": 1, "paper": 2},
     ),
 }
 

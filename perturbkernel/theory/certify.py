@@ -41,7 +41,7 @@ from perturbkernel.theory.leading import g_hat_u, g_hat_w, is_rounding, psi
 from perturbkernel.theory.tails import Speeds, Tail, derive_speeds, derive_tail, has_sign
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import fit
-from perturbkernel.training.predictors import input_gradient
+from perturbkernel.training.pullbacks import input_gradient
 
 
 def certified_share(

@@ -33,7 +33,8 @@ from perturbkernel.training.dynamics import (
 )
 from perturbkernel.training.losses import LOSSES, Kind, Loss, loss_names
 from perturbkernel.training.precision import as_stored, scope, to_ambient
-from perturbkernel.training.predictors import KernelPredictor, as_pytree, value_and_pullback
+from perturbkernel.training.predictors import KernelPredictor
+from perturbkernel.training.pullbacks import as_pytree, value_and_pullback
 from perturbkernel.training.solve import solve
 
 
@@ -269,8 +270,8 @@ class KernelLearner(eqx.Module):
 
     def __call__(
         self,
-        inputs: Float[Array, "n ..."],
-        targets: Float[Array, "n ..."],
+        inputs: Float[ArrayLike, "n ..."],
+        targets: Float[ArrayLike, "n ..."],
         key: PRNGKeyArray | None = None,
     ) -> KernelPredictor:
         return fit(

@@ -134,7 +134,7 @@ def smoother_weights(
 
 def initial_part(
     loss: Loss,
-    weights: Float[Array, "m n"],
+    weights: Float[Array | np.ndarray, "m n"],
     at_z: Float[Array | np.ndarray, "m ..."],
     at_x: Float[Array | np.ndarray, "n ..."],
 ) -> Float[Array, "m ..."]:

@@ -3,6 +3,8 @@
 Steps and projections against bisection in double precision.
 """
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from common import DTYPES, precision
 
 import perturbkernel as pk
 from perturbkernel.attacks import norms as projections
+from perturbkernel.attacks.halfspaces import nearest_of_all
 from perturbkernel.attacks.norms import within
 
 attack: Any = pk.attack
@@ -154,3 +157,42 @@ def test_a_bit_is_taken_from_what_rounds_beyond_the_bounds():
     delta = within(x, jnp.clip(0 * x, bounds[0] - x, bounds[1] - x), bounds)
     assert (np.abs(x + delta) <= np.float32(0.1)).all()
     assert projections.within(x, delta, None) is delta
+
+
+def test_no_attack_knows_a_norm_by_its_name():
+    """A norm is its record: nowhere else is anything compared with a name of one, or looked up."""
+    folder = Path(projections.__file__).parent
+    found = []
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Compare | ast.Dict | ast.Subscript):
+                continue
+            for inner in ast.walk(node):
+                if isinstance(inner, ast.Constant) and inner.value in projections.NORMS:
+                    found.append((file.name, inner.value))
+    assert set(found) == {("norms.py", norm) for norm in projections.NORMS}
+
+
+@pytest.mark.parametrize("name", ["linf", "l0"])
+def test_a_norm_under_another_name_is_the_same(name, monkeypatch):
+    """A record is all that adding a norm takes."""
+    record = projections._GEOMETRY[name]
+    other = f"the other {name}"
+    monkeypatch.setitem(projections._GEOMETRY, other, record)
+    monkeypatch.setattr("perturbkernel.attacks.problem.NORMS", (*projections.NORMS, other))
+    rng = np.random.default_rng(2)
+    x = jnp.asarray(rng.uniform(-1, 1, size=(6, 3)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)
+    size = 2 if name == "l0" else 0.3
+    bounds = (-1.0, 1.0)
+    for norm in (name, other):
+        p = attack(lambda z: z @ w, x, [0, 1, 2] * 2, size=size, norm=norm, bounds=bounds, steps=3)
+        if norm == name:
+            delta = p.delta
+            continue
+        np.testing.assert_array_equal(p.delta, delta)
+    without = record._replace(programme=None)
+    monkeypatch.setitem(projections._GEOMETRY, other, without)
+    half = jnp.ones((1, 2, 3)), jnp.ones((1, 2))
+    with pytest.raises(ValueError, match="norm must be one with a programme; got 'the other"):
+        nearest_of_all(*half, other)

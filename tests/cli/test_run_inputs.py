@@ -247,3 +247,20 @@ def test_results_of_others_are_not_overwritten(tmp_path, capsys):
     (tmp_path / "report.json").unlink()
     assert main(["run", "--n", "1", "--out", str(tmp_path / "a" / "b")]) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_accuracy_under_attack_reaches_the_page(tmp_path, capsys):
+    run = "run --quiet --data shifted_gaussian --n 60 --d 5 --control-draws 2 --robust-attack apgd"
+    arguments = [*run.split(), "--robust", "0.5", "0.1", "--robust-points", "7"]
+    assert main([*arguments, "--out", str(tmp_path / "result")]) == 0
+    robust = report.load(tmp_path / "result").metrics["robust"]
+    assert robust["points"] == 7 and robust["attack"] == "apgd"
+    for name in "fg":
+        assert robust["tables"][name]["size"] == [0.0, 0.1, 0.5]
+        assert (
+            sorted(robust["tables"][name]["accuracy"])[::-1] == robust["tables"][name]["accuracy"]
+        )
+    printed = capsys.readouterr().out
+    assert "Under attack of size 0.5 (l2, apgd) f classifies" in printed and "7 points" in printed
+    assert (tmp_path / "result" / "robust_accuracy.svg").exists()
+    assert "perturbation of at most that size" in (tmp_path / "result" / "report.html").read_text()

@@ -245,3 +245,16 @@ def test_what_g_cannot_learn_is_said_where_it_is_so():
     assert f"What g cannot learn: {says}." in said(m=m)
     m["diagnosis"]["linearity"] = {"says": "g can only be linear here, and f nearly is: ..."}
     assert "linear" not in said(m=m)
+
+
+def test_accuracy_under_attack_is_drawn_above_what_is_certified():
+    table = {
+        "norm": ["l2", "l2", "linf", "linf"],
+        "size": [0.0, 1.0, 0.0, 0.1],
+        "accuracy": [0.9, 0.5, 0.9, 0.4],
+        "certified": [0.9, 0.3, NAN, NAN],
+    }
+    axes = report.robust_accuracy({"f": table, "g": table}, "apgd").axes
+    assert [len(axis.lines) for axis in axes] == [4, 2]
+    assert [line.get_label() for line in axes[0].lines[:2]] == ["f, under apgd", "f, certified"]
+    np.testing.assert_array_equal(axes[1].lines[0].get_ydata(), [0.9, 0.4])

@@ -24,7 +24,7 @@ from perturbkernel.attacks.certificates.points import (
     kernel_remainders,
 )
 from perturbkernel.attacks.certificates.quadratic import quadratic_bound
-from perturbkernel.attacks.norms import DUAL, lengths
+from perturbkernel.attacks.norms import dual_lengths
 from perturbkernel.engine import tiles
 from perturbkernel.kernels.angles import products_and_angles
 
@@ -108,7 +108,7 @@ def _tile(network: Network, numbers: Numbers, tree: Any, *, norm: str, memory: i
         initial = _seen_from(z, network.points, numbers.bias, norm)
     length = jnp.linalg.norm(z, axis=1)
     root = jnp.sqrt(z.shape[1] + length**2)
-    query = Query(z, length, root, lengths(z, DUAL[norm]))
+    query = Query(z, length, root, dual_lengths(z, norm))
     rows = Row(query, seen, initial, lipschitz)
 
     def one(arguments):
@@ -122,7 +122,7 @@ def _seen_from(z: Array, x: Array, bias: Array, norm: str) -> Seen:
     """The points as each query sees them, all with a leading axis of queries."""
     product, theta = products_and_angles(z, x)
     root = jnp.sqrt(x.shape[1] + jnp.sum(x**2, axis=1))
-    dual = lengths(x, DUAL[norm])
+    dual = dual_lengths(x, norm)
     of_points = jnp.broadcast_to(root, theta.shape), jnp.broadcast_to(dual, theta.shape)
     return Seen(product + bias, theta, *of_points)
 
@@ -214,7 +214,7 @@ class Losses:
             parts.append((self.points, weights))
         gradient: Any = sum(gradient_of(query, x, weights) for x, weights in parts)
         terms = sum(weights.gradient_terms for _, weights in parts)
-        slope = lengths(gradient[None], DUAL[self.norm])[0] + numbers.rounding * terms
+        slope = dual_lengths(gradient[None], self.norm)[0] + numbers.rounding * terms
 
         def curvature() -> Array:
             rest: Any = sum(hessian_of(query, x, weights, self.rows) for x, weights in parts)

@@ -26,6 +26,7 @@ def add_command(commands, epilog: str) -> None:
         "  perturbkernel run --data shifted_gaussian --n 1000 --d 100 --size 0.01 --train-bias\n"
         "  perturbkernel run --carrier uniform --carrier-points 4000 --at carrier   # noise\n"
         "  perturbkernel run --data mine.npz --classes cat dog --loss logistic --time 3\n"
+        "  perturbkernel run --robust 0.5 1 2 --robust-attack apgd      # accuracy under attack\n"
         "  perturbkernel run --classes 0 1 2 3 4 5 6 7 8 9 --targets next        # ten digits\n"
         "  perturbkernel run --config results/report.json --seed 1    # that run, another seed\n\n"
         + epilog,
@@ -39,6 +40,7 @@ def _add_options(run: argparse.ArgumentParser) -> None:
     _add_perturbation_options(run)
     _add_training_options(run)
     _add_second_training_options(run)
+    _add_robustness_options(run)
     _add_output_options(run)
     run.set_defaults(function=_run)
 
@@ -179,6 +181,40 @@ def _add_second_training_options(run: argparse.ArgumentParser) -> None:
     group.add_argument("--learning-rate-g", type=options.positive)
     group.add_argument("--steps-g", type=options.count)
     group.add_argument("--momentum-g", type=options.momentum)
+
+
+def _add_robustness_options(run: argparse.ArgumentParser) -> None:
+    from perturbkernel.attacks.norms import NORMS
+    from perturbkernel.attacks.robust_accuracy import ATTACKS
+
+    group = run.add_argument_group("accuracy under attack, of f and of g on the test points")
+    group.add_argument(
+        "--robust",
+        nargs="+",
+        type=options.positive,
+        metavar="SIZE",
+        help="attack both networks with perturbations of these sizes",
+    )
+    group.add_argument(
+        "--robust-norm",
+        nargs="+",
+        choices=NORMS,
+        default=["l2"],
+        help="default l2; l0 needs bounds",
+    )
+    group.add_argument(
+        "--robust-attack",
+        choices=ATTACKS,
+        default="worst_case",
+        help="default worst_case, the strongest of all; minimum_norm is fast",
+    )
+    group.add_argument(
+        "--robust-points",
+        type=options.count,
+        metavar="M",
+        default=500,
+        help="test points that are attacked, at most (default 500)",
+    )
 
 
 def _add_output_options(run: argparse.ArgumentParser) -> None:

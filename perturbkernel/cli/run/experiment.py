@@ -45,6 +45,7 @@ class _Inputs(NamedTuple):
     carrier: str | np.ndarray | None
     key: jax.Array
     fresh_key: jax.Array
+    attack_key: jax.Array
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     learner, learner_g = learner_of(args), learner_of(args, "_g")
     inputs = _read(args)
     stages = _STAGES if args.out is None else _STAGES_WITH_RESULTS
+    stages += args.robust is not None
     with progress(stages, "stage", args.quiet) as bar:
 
         def on_stage(stage: str) -> None:
@@ -62,19 +64,17 @@ def run(args: argparse.Namespace) -> int:
 
         r = _learn(args, inputs, learner, learner_g, on_stage)
         fresh = _fresh(args, inputs)
+        settings = {
+            "fresh": fresh,
+            "control_draws": args.control_draws,
+            "robust": _robust(args, inputs.attack_key),
+            "on_stage": on_stage,
+        }
         if args.out is None:
-            on_stage("evaluating, with controls")
-            metrics = metrics_of(r, inputs.test, fresh, args.control_draws)
+            metrics = metrics_of(r, inputs.test, **settings)
             configuration = {**configuration_of(r, inputs.test), **_asked(args, r)}
         else:
-            result = report_of(
-                r,
-                inputs.test,
-                fresh=fresh,
-                control_draws=args.control_draws,
-                asked=_asked(args, r),
-                on_stage=on_stage,
-            )
+            result = report_of(r, inputs.test, asked=_asked(args, r), **settings)
             configuration, metrics = result.configuration, result.metrics
             on_stage("figures and page")
             metrics["seconds"] = round(time.perf_counter() - began, 1)
@@ -83,6 +83,20 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         print(f"\nreport: {Path(args.out) / 'report.html'}")
     return 0
+
+
+def _robust(args: argparse.Namespace, key: jax.Array) -> dict[str, Any] | None:
+    """The arguments of `pk.robust_accuracy` that were asked for, and how many points; or None."""
+    if args.robust is None:
+        return None
+    return {
+        "points": args.robust_points,
+        "sizes": args.robust,
+        "norms": args.robust_norm,
+        "attack": args.robust_attack,
+        "bounds": None if args.bounds is None else tuple(args.bounds),
+        "key": key,
+    }
 
 
 def _asked(args: argparse.Namespace, r: PerturbationLearning) -> dict[str, Any]:
@@ -152,7 +166,9 @@ def _read(args: argparse.Namespace) -> _Inputs:
     carrier = load_carrier(args, train)
     # The keys of the examples: those of `--seed 0` are key(0) for the split, key(1) for the rest.
     experiment_key = jax.random.key((args.seed + 1) % options.SEEDS)
-    return _Inputs(train, test, carrier, experiment_key, jax.random.fold_in(key, 2))
+    fresh_key = jax.random.fold_in(key, 2)
+    attack_key = jax.random.fold_in(key, 3)
+    return _Inputs(train, test, carrier, experiment_key, fresh_key, attack_key)
 
 
 def _learn(

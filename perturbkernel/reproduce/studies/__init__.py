@@ -1,3 +1,3 @@
 """Studies beyond the paper's panels, a folder each: width, architectures, carriers, bugs and
-features.
+features, the frontier of robustness.
 """

@@ -1,0 +1,131 @@
+"""What does robustness cost, and what buys it: stopping early, or adversarial training?
+
+Clean and robust accuracy of wide networks on two digits, along four ways to make them more robust:
+a shorter training, perturbed features in closed form, and training on perturbed inputs in turn, to
+the end and stopped early.
+
+    results = [(config, measure(config)) for config in cells("small", seeds=2)]
+    print(text(results))
+    draw(results).savefig("frontier.png")
+
+Robust accuracy is that under `pk.robust_accuracy`, an upper bound; tests hold it to a projected
+gradient attack that is written in NumPy.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from perturbkernel import data as datasets
+from perturbkernel.attacks.robust_accuracy import robust_accuracy
+from perturbkernel.checks import check_choice, check_count
+from perturbkernel.data.dataset import Dataset
+from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.learning.adversarial import adversarial_training, feature_adversarial
+from perturbkernel.metrics import accuracy
+from perturbkernel.reproduce.records import Arrays, Config, Json
+from perturbkernel.reproduce.studies.frontier.figure import draw as draw
+from perturbkernel.reproduce.studies.frontier.figure import summarise as summarise
+from perturbkernel.reproduce.studies.frontier.figure import text as text
+from perturbkernel.training.dynamics import GradientFlow
+from perturbkernel.training.fit import KernelLearner
+
+#: Training points and new ones.
+SCALES: dict[str, Json] = {"small": {"n": 300, "test": 200}, "paper": {"n": 800, "test": 200}}
+DIGITS = (3, 8)
+#: Of the attack, in l2; an image has about 9.
+SIZES = (1.0, 1.5)
+STEPS = 20
+#: What each way varies: training time, the radius of perturbed features, the size of perturbed
+#: inputs. "inf" is interpolation.
+WAYS: dict[str, list[Any]] = {
+    "early stopping": [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, "inf"],
+    "perturbed features": [0.03, 0.1, 0.2, 0.3, 0.6, 1.0],
+    "perturbed inputs": [0.5, 1.0, 1.5, 2.0],
+    "perturbed inputs, stopped early": [0.5, 1.0, 1.5, 2.0],
+}
+_EARLY = 3.0
+_ROUNDS = 10
+
+
+def cells(scale: str, seeds: int) -> list[Config]:
+    """The work as JSON-able configs, one for each draw of training and new points.
+
+    Raises ValueError or TypeError for another scale or no seeds.
+    """
+    check_choice(scale, "scale", tuple(SCALES))
+    check_count(seeds, "seeds")
+    shared: Json = {"digits": list(DIGITS), "sizes": list(SIZES), "steps": STEPS, "ways": WAYS}
+    return [SCALES[scale] | shared | {"seed": seed} for seed in range(seeds)]
+
+
+def measure(config: Config) -> Arrays:
+    """The numbers of one cell, a pure function of its config (see `cells`).
+
+    Way -> (values, 1 + sizes): clean accuracy on the new points, and under attack of each size.
+
+    Raises ValueError for an unknown way.
+    """
+    train, test = _data(config)
+    found = {}
+    for way, values in config["ways"].items():
+        check_choice(way, "ways", tuple(WAYS))
+        rows = [_scores(config, trained(train, way, value), train, test) for value in values]
+        found[way] = np.array(rows)
+    return found
+
+
+def trained(train: Dataset, way: str, value: Any) -> Any:
+    """The predictor that a way gives with one value of what it varies.
+
+    trained(train, "early stopping", 3.0)
+    """
+    x, y = train.inputs, train.targets
+    kernel = TwoLayerNTK()
+    if way == "perturbed features":
+        return feature_adversarial(kernel, x, y, radius=value)
+    if way == "early stopping":
+        return _learner(math.inf if value == "inf" else value)(x, y, None)
+    learner = _learner(_EARLY if way.endswith("early") else math.inf)
+    box = _box(train)
+    return adversarial_training(learner, x, y, size=value, bounds=box, rounds=_ROUNDS)
+
+
+def _learner(time: float) -> KernelLearner:
+    return KernelLearner(TwoLayerNTK(), "squared", GradientFlow(time))
+
+
+def _data(config: Config) -> tuple[Dataset, Dataset]:
+    root = jax.random.key(6)
+    key = jax.random.fold_in(root, config["seed"])
+    split_key, part_key = jax.random.split(key)
+    images = datasets.mnist5k(classes=config["digits"])
+    rest, test = images.split(test=config["test"], key=split_key)
+    return rest.subset(config["n"], key=part_key), test
+
+
+def _box(data: Dataset) -> tuple[float, float]:
+    """What pixels may be: black to white."""
+    return float(data.inputs.min()), float(data.inputs.max())
+
+
+def _scores(config: Config, f: Any, train: Dataset, test: Dataset) -> list[float]:
+    x, y = test.inputs, test.targets
+    low, high = _box(train)
+    # New images may have a pixel that is whiter than all others.
+    bounds = min(low, float(x.min())), max(high, float(x.max()))
+    r = robust_accuracy(
+        f,
+        x,
+        y,
+        sizes=config["sizes"],
+        norms="l2",
+        attack="ascent",
+        bounds=bounds,
+        steps=config["steps"],
+    )
+    clean = accuracy(f(x), y)
+    robust = r.accuracy[0, 1:]
+    return [float(clean), *robust.tolist()]

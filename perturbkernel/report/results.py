@@ -21,8 +21,8 @@ import numpy as np
 
 from perturbkernel.display import html_table, text_table
 from perturbkernel.files import write_folder as write_whole
-from perturbkernel.report.machine import environment as environment
 from perturbkernel.report.html import html_figure, html_page
+from perturbkernel.report.machine import environment as environment
 from perturbkernel.report.statements import captions, introduction
 from perturbkernel.report.statements import sentences as sentences
 

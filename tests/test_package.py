@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,21 @@ def test_folders_import_one_way():
     for room, others in graph.items():
         upward = {other for other in others if level[other] <= level[room]}
         assert not upward, f"{room} imports {upward}"
+
+
+def test_every_folder_is_installed():
+    """A wheel has what pyproject.toml lists; an editable installation would hide a missing folder."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for path in (ROOT / "perturbkernel").rglob("__init__.py")}
+    found = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(listed) == found | {"perturbkernel.benchmarks"}
+
+
+def test_the_container_installs_as_the_readme_says():
+    """The two lines of pip are those of the manual."""
+    recipe = (ROOT / "Containerfile").read_text().replace(" --no-cache-dir", "")
+    lines = [line[4:] for line in recipe.splitlines() if line.startswith("RUN ")]
+    assert len(lines) == 2 and "\n".join(lines) in (ROOT / "README.md").read_text()
 
 
 def test_no_module_imports_a_private_name():

@@ -37,6 +37,13 @@ def build_parser() -> Parser:
     page.add_argument(
         "folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote"
     )
+    page.add_argument(
+        "--style",
+        choices=("screen", "paper"),
+        default="screen",
+        help="screen: pictures and page (default); paper: every figure as a PDF of the sizes of "
+        "print, in DIR/paper",
+    )
     page.set_defaults(function=_report)
     cite.add_command(commands)
     completion.add_command(commands)
@@ -59,11 +66,28 @@ def _report(args: argparse.Namespace) -> int:
     from perturbkernel import report, reproduce
     from perturbkernel.reproduce.page import RECORD
 
+    if args.style == "paper":
+        files = report.write_for_print(_drawings(args.folder), Path(args.folder) / "paper")
+        print(*files, sep="\n")
+        return 0
     if (Path(args.folder) / RECORD).is_file():
         print(f"page: {reproduce.load(args.folder).save()}")
     else:
         print(f"report: {report.redraw(args.folder) / 'report.html'}")
     return 0
+
+
+def _drawings(folder: str) -> dict[str, Any]:
+    """The figures of a saved result by name, each drawn when called."""
+    from functools import partial
+
+    from perturbkernel import report, reproduce
+    from perturbkernel.reproduce.page import RECORD
+
+    if not (Path(folder) / RECORD).is_file():
+        return report.figures(report.load(folder))
+    saved = reproduce.load(folder)
+    return {name.replace("/", "_"): partial(saved.figure, name) for name in saved.names}
 
 
 def _perform(args: argparse.Namespace, *, command: bool) -> int:

@@ -9,4 +9,5 @@ from perturbkernel.report.results import save as save
 from perturbkernel.report.results import sentences as sentences
 from perturbkernel.report.results import table as table
 from perturbkernel.report.results import text as text
+from perturbkernel.report.results import write_for_print as write_for_print
 from perturbkernel.report.robustness import robust_accuracy as robust_accuracy

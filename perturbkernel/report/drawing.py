@@ -1,8 +1,10 @@
 """What all figures share: their style, their colours, and how they become bytes."""
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import matplotlib
@@ -24,6 +26,18 @@ STYLE: Any = {
     "svg.hashsalt": "perturbkernel",
     "text.usetex": False,  # whatever the user's own settings: names of classes are no TeX
 }
+# For print, letters stay letters in the file.
+PAPER: Any = STYLE | {
+    "pdf.fonttype": 42,
+    "font.family": "sans-serif",
+    "lines.linewidth": 1.5,
+    "lines.markersize": 6.0,
+}
+COLUMN, PAGE = 3.25, 6.75  # inches
+# A figure that is drawn wider than this on a screen goes across the page.
+_WIDE = 5.5
+_SHRINKING = ("font.size", "axes.titlesize", "lines.linewidth", "lines.markersize")
+_in_print = ContextVar("in_print", default=False)
 # Up to so many classes their names are written beside the figure.
 LABELLED = 20
 Arrays = Mapping[str, np.ndarray]
@@ -39,15 +53,32 @@ def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs):
-        with matplotlib.rc_context(STYLE):
+        with matplotlib.rc_context(PAPER if _in_print.get() else STYLE):
             return draw(*args, **kwargs)
 
     return drawn
 
 
+@contextlib.contextmanager
+def for_print() -> Iterator[None]:
+    """Figures that are drawn meanwhile have the sizes of print.
+
+    Example:
+        >>> with for_print():
+        ...     figure(4, 3).get_size_inches().tolist()
+        [3.25, 2.4375]
+    """
+    token = _in_print.set(True)
+    try:
+        with matplotlib.rc_context(PAPER):
+            yield
+    finally:
+        _in_print.reset(token)
+
+
 @styled
 def render(drawn: Figure, kind: str) -> bytes:
-    """The figure as "png" or "svg" bytes, the same for the same figure (no dates, no random
+    """The figure as "png", "svg" or "pdf" bytes, the same for the same figure (no dates, no random
     identifiers).
 
     Example:
@@ -55,7 +86,7 @@ def render(drawn: Figure, kind: str) -> bytes:
         b'PNG'
     """
     buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
+    metadata: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     drawn.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
 
@@ -67,7 +98,23 @@ def figure(width: float, height: float) -> Figure:
         >>> figure(4, 3).get_size_inches().tolist()
         [4.0, 3.0]
     """
+    if _in_print.get():
+        scale = (PAGE if width > _WIDE else COLUMN) / width
+        width, height = scale * width, scale * height
+        # What is drawn next shrinks with the figure, so that nothing collides.
+        for name in _SHRINKING:
+            matplotlib.rcParams[name] = scale * PAPER[name]
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def points(size: float) -> float:
+    """A size of text beside the nine points of the rest, smaller where all is smaller, in print.
+
+    Example:
+        >>> styled(points)(7)
+        7.0
+    """
+    return size * matplotlib.rcParams["font.size"] / STYLE["font.size"]
 
 
 def plain(name: str, longest: int = 24) -> str:

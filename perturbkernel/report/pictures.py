@@ -16,6 +16,7 @@ from perturbkernel.report.drawing import (
     figure,
     largest,
     plain,
+    points,
     scaled,
     styled,
 )
@@ -218,5 +219,5 @@ def _profiles(arrays: Arrays, classes: Sequence[str]) -> Figure:
     if two:
         axis.legend()
     elif len(classes) <= LABELLED:
-        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7)
+        axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=points(7))
     return fig

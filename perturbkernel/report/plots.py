@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from perturbkernel.report.drawing import F_COLOUR as F_COLOUR
 from perturbkernel.report.drawing import G_COLOUR as G_COLOUR
 from perturbkernel.report.drawing import GREY as GREY
-from perturbkernel.report.drawing import LABELLED, cross, scaled
+from perturbkernel.report.drawing import LABELLED, cross, points, scaled
 from perturbkernel.report.drawing import MINUS as MINUS
 from perturbkernel.report.drawing import PLUS as PLUS
 from perturbkernel.report.drawing import STYLE as STYLE
@@ -91,7 +91,7 @@ def _write_numbers(axis: Axes, pairs: np.ndarray) -> None:
     for (i, j), number in np.ndenumerate(pairs):
         if number:
             colour = "w" if number > half else "k"
-            axis.text(j, i, number, ha="center", va="center", color=colour, fontsize=7)
+            axis.text(j, i, number, ha="center", va="center", color=colour, fontsize=points(7))
 
 
 @styled
@@ -235,7 +235,7 @@ def accuracy_against_size(
         xlabel="perturbation size (input units)",
         ylabel="accuracy on clean test data",
     )
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc="lower right", fontsize=points(8))
     return fig
 
 

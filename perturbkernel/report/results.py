@@ -252,6 +252,31 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
     return drawn
 
 
+def write_for_print(
+    drawings: Mapping[str, Callable[[], "Figure"]], folder: str | os.PathLike[str]
+) -> list[Path]:
+    """Writes each figure as a PDF of the sizes of print; returns the files.
+
+    A column is 3.25 inches wide, a page 6.75; text is 5 to 8 points.
+
+    For example:
+
+        drawings = pk.report.figures(pk.report.load("results"))
+        write_for_print(drawings, "results/paper")
+    """
+    from perturbkernel.report import drawing
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    with drawing.for_print():
+        for name, draw in drawings.items():
+            file = folder / f"{name}.pdf"
+            file.write_bytes(drawing.render(draw(), "pdf"))
+            files.append(file)
+    return files
+
+
 def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
     """Writes `name`.svg and `name`.png; returns the PNG, for a page.
 

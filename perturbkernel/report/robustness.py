@@ -35,7 +35,7 @@ def robust_accuracy(tables: Table | Mapping[str, Table], attack: str = "attack")
 
 
 def _drawn(named: Mapping[str, Table], attack: str) -> "Figure":
-    from perturbkernel.report.drawing import F_COLOUR, G_COLOUR, MINUS, PLUS, figure
+    from perturbkernel.report.drawing import F_COLOUR, G_COLOUR, MINUS, PLUS, figure, points
 
     colours = (F_COLOUR, G_COLOUR, PLUS, MINUS)
     norms = list(dict.fromkeys(norm for table in named.values() for norm in table["norm"]))
@@ -55,6 +55,6 @@ def _drawn(named: Mapping[str, Table], attack: str) -> "Figure":
                 label = f"{beginning}certified"
                 axis.plot(sizes, proved[rows], "--", color=colour, label=label)
         axis.set(xlabel=f"size of perturbations ({norm}, input units)", ylim=(-0.02, 1.03))
-        axis.legend(loc="upper right", fontsize=8)
+        axis.legend(loc="upper right", fontsize=points(8))
     axes[0].set_ylabel("accuracy")
     return fig

@@ -8,6 +8,9 @@ That takes n + m evaluations of features in place of n m of the kernel, and no t
 it by two methods beside its `tile`, `to_weights` and `from_weights` (`kernels.base`). Both are
 evaluated for blocks of rows, so that memory does not grow with their number, and JAX differentiates
 them as they stand.
+
+A whole matrix is made of the features themselves, which a kernel offers by `to_features` and
+`from_features`: those of a block of rows are held while the columns pass.
 """
 
 import functools
@@ -25,7 +28,14 @@ from perturbkernel import meshes
 from perturbkernel.checks import is_traced
 from perturbkernel.engine.arguments import argument_value, as_argument, has_arrays
 from perturbkernel.engine.memory import default_memory, footprint
-from perturbkernel.engine.tiles import by_rows, keep_rows, own_rows, part_of, tile_size
+from perturbkernel.engine.tiles import (
+    by_rows,
+    keep_rows,
+    own_rows,
+    part_of,
+    part_start,
+    tile_size,
+)
 from perturbkernel.kernels.dense import defines
 
 # Rows of a block, at most: more are no quicker.
@@ -181,3 +191,97 @@ def product(
         jax.block_until_ready(result)
         progress.update(m)
     return result
+
+
+# --- whole matrices ---
+
+
+def has_features(kernel: Any) -> bool:
+    """Whether the features of rows can be held: `to_features` and `from_features`."""
+    return defines(kernel, "to_features") and defines(kernel, "from_features")
+
+
+@once_per_structure
+def feature_numbers(kernel: Any, row: tuple[int, ...]) -> float:
+    """Numbers that the features of a row take, and what they are made of; read off their trace."""
+    _, each = footprint(lambda z, x: kernel.to_features("ntk", z), row)
+    return each
+
+
+def block_shape(
+    kernel: Any,
+    n: int,
+    m: int,
+    row: tuple[int, ...],
+    itemsize: int,
+    memory: int | None = None,
+) -> tuple[int, int]:
+    """(rows, columns) of a block of the matrix (n, m) whose features fit into the memory.
+
+    Columns are evaluated again for every block of rows, so that rows get what is left: where all of
+    them fit, nothing is evaluated twice. With b = `feature_numbers`, a block takes
+
+        rows columns + b (rows + columns)
+
+    numbers.
+    """
+    numbers = (memory or kernel.memory or default_memory()) / itemsize
+    each = feature_numbers(kernel, row)
+
+    def beside(others: int, count: int) -> int:
+        fit = (numbers - each * others) / (each + others)
+        return int(np.clip(fit, 1, min(count, _ROWS)))
+
+    # Three rows for each column:  3 c^2 + 4 b c = numbers.
+    root = (np.sqrt(16 * each**2 + 12 * numbers) - 4 * each) / 6
+    columns = int(np.clip(root, 1, min(m, _ROWS)))
+    rows = tile_size(n, beside(columns, n))
+    return rows, tile_size(m, beside(rows, m))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _matrix(name, same, differentiable, argument, x, z):
+    kernel = argument_value(argument)
+    n, m = len(x), len(z)
+    rows, columns = block_shape(kernel, n, m, x.shape[1:], x.dtype.itemsize)
+    if same and rows == n:
+        features = kernel.to_features(name, x)
+        return kernel.from_features(name, features, features)
+    down, across = -(-n // rows), -(-m // columns)
+    # A loop from a step on that is not known before has no derivative.
+    mirrored = same and not differentiable
+
+    def of_rows(i, matrix):
+        own = kernel.to_features(name, part_of(x, i, rows))
+        top = part_start(i, rows, n)
+
+        def fill(j, matrix):
+            others = kernel.to_features(name, part_of(z, j, columns))
+            block = kernel.from_features(name, own, others)
+            left = part_start(j, columns, m)
+            matrix = lax.dynamic_update_slice(matrix, block, (top, left))
+            return lax.dynamic_update_slice(matrix, block.T, (left, top)) if mirrored else matrix
+
+        # What is left of the diagonal, earlier blocks of rows have written.
+        first = i * rows // columns if mirrored else 0
+        return _loop(first, across, fill, matrix)
+
+    return _loop(0, down, of_rows, jnp.zeros((n, m), x.dtype))
+
+
+def _loop(first: Any, end: int, body: Any, state: Any) -> Any:
+    """`lax.fori_loop`, but for a single step without a loop, in which XLA's convolutions are slow
+    on a CPU.
+    """
+    return body(0, state) if end == 1 else lax.fori_loop(first, end, body, state)
+
+
+def matrix(kernel: Any, name: str, x: Array, z: Array) -> Array:
+    """The whole matrix, (n, m), from features that are held for a block of rows while those of the
+    columns pass. Where z is x, the very same array, one side of the diagonal is evaluated.
+
+    Differentiable, in what the kernel holds too.
+    """
+    argument = as_argument(kernel)
+    traced = is_traced(x, z, *jax.tree.leaves(argument))
+    return _matrix(name, x is z, traced, argument, x, z)

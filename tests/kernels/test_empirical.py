@@ -145,6 +145,49 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
         assert_allclose(in_blocks, at_once, atol=2e-6 * np.abs(at_once).max())
 
 
+class MatrixInBlocks(pk.EmpiricalNTK):
+    """Other programs than those of its parent."""
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5, 11), (17, 3)])
+def test_blocks_of_the_matrix_change_nothing(shape, monkeypatch):
+    """Whether one side of the diagonal is evaluated or all, and their derivatives."""
+    params = parameters(3)
+    # Structures are compared: another output for another shape of blocks.
+    output = [(4, 3), (5, 11), (17, 3)].index(shape)
+    expected = dense(params, X, X, output)
+    size = np.abs(expected).max()
+    monkeypatch.setattr(features, "block_shape", lambda *_: shape)
+    kernel = MatrixInBlocks(mlp, params, output=output)
+    x = jnp.asarray(X)
+    assert_allclose(kernel.ntk(x), expected, atol=1e-5 * size)
+    assert_allclose(kernel.ntk(x, Z), dense(params, X, Z, output), atol=1e-5 * size)
+
+    def quadratic(x):
+        return COEF[:, 0] @ kernel.ntk(x) @ COEF[:, 0]
+
+    step = 1e-5 * RNG.normal(size=X.shape)
+    ends = [
+        COEF[:, 0] @ dense(params, X + sign * step, X + sign * step, output) @ COEF[:, 0]
+        for sign in (1, -1)
+    ]
+    expected = (ends[0] - ends[1]) / 2
+    found = np.sum(np.asarray(jax.grad(quadratic)(x), float) * step)
+    assert_allclose(found, expected, rtol=2e-3, atol=1e-5 * size * np.abs(step).max())
+
+
+def test_blocks_fit_into_the_memory_and_hold_all_where_they_can():
+    kernel = pk.EmpiricalNTK(mlp, parameters(1))
+    each = features.feature_numbers(kernel, (D,))
+    for memory in (2**20, 2**24, 2**30):
+        for n, m in ((5000, 3000), (3000, 5000), (10, 5000), (1, 1)):
+            rows, columns = features.block_shape(kernel, n, m, (D,), 4, memory)
+            # Sizes are rounded up to whole vectors.
+            slack = (rows + 8) / rows * (columns + 8) / columns
+            assert 4 * (rows * columns + each * (rows + columns)) <= slack * memory
+    assert features.block_shape(kernel, 500, 300, (D,), 4, 2**30) == (500, 300)
+
+
 def test_float64_inputs_convert_the_parameters():
     params = parameters(1)
     with jax.enable_x64(True):

@@ -34,10 +34,10 @@ class EmpiricalNTK(eqx.Module, Kernel):
     queries, O(n + m) evaluations of the network, whatever the number of parameters; the parameters'
     weights sum_n coef_n J(x_n) are held, K times as many numbers as there are parameters, no
     Jacobian. Where there are so many columns of coefficients, or so few points, that fewer
-    operations are done by tiles, and for `ntk`, the matrix, Jacobians of some rows at once are
-    contracted leaf by leaf (`memory` says how many; `plan` counts such tiles, and overestimates the
-    time of products that go in passes). Parameters are arguments of compiled
-    programs: the kernel at the next checkpoint of the same network compiles nothing.
+    operations are done by tiles, Jacobians of some rows at once are contracted leaf by leaf. For
+    `ntk`, the matrix, those of as many rows as fit into `memory` are held while the columns pass.
+    Parameters are arguments of compiled programs: the kernel at the next checkpoint of the same
+    network compiles nothing.
 
     Inputs decide the dtype: the parameters are converted, to float64 for float64 inputs
     (`fit(..., precision=64)`).

@@ -42,9 +42,14 @@ from perturbkernel.kernels.dense import defines
 _ROWS = 4096
 
 
+def has_weights(kernel: Any) -> bool:
+    """Whether a kernel has the two halves of a product: `to_weights` and `from_weights`."""
+    return defines(kernel, "to_weights") and defines(kernel, "from_weights")
+
+
 def takes(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> bool:
     """Whether products of these are taken by weights: where the kernel has them, and says so."""
-    if not (defines(kernel, "to_weights") and defines(kernel, "from_weights")):
+    if not has_weights(kernel):
         return False
     columns = coef.shape[1] if coef.ndim == 2 else 1
     return kernel.prefers_weights(name, len(z), len(x), columns, x.shape[1:])
@@ -91,9 +96,26 @@ def row_numbers(kernel: Any, row: tuple[int, ...]) -> float:
     return each
 
 
-def rows_at_once(kernel: Any, row: tuple[int, ...], itemsize: int) -> int:
-    """Rows of a block: what fits into the kernel's memory."""
-    budget = (kernel.memory or default_memory()) / itemsize
+@once_per_structure
+def row_operations(kernel: Any, row: tuple[int, ...]) -> float:
+    """Floating-point operations of a pass over one row, as XLA counts them."""
+
+    def weights(kernel, x):
+        return kernel.to_weights("ntk", x, jnp.ones(len(x), x.dtype))
+
+    x = jax.ShapeDtypeStruct((1, *row), jnp.float32)
+    cost: Any = jax.jit(weights).lower(kernel, x).cost_analysis()
+    return max(1.0, (cost or {}).get("flops", 0.0))
+
+
+def rows_at_once(
+    kernel: Any,
+    row: tuple[int, ...],
+    itemsize: int,
+    memory: int | None = None,
+) -> int:
+    """Rows of a block: what fits into the memory, left out the kernel's own."""
+    budget = (memory or kernel.memory or default_memory()) / itemsize
     return int(np.clip(budget // row_numbers(kernel, row), 1, _ROWS))
 
 

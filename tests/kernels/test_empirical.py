@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
 
 import perturbkernel as pk
-from perturbkernel.kernels import features
+from perturbkernel.kernels import features, network
 from perturbkernel.networks import TwoLayerNetwork
 
 RNG = np.random.default_rng(3)
@@ -389,8 +389,27 @@ def test_progress_and_plan():
     kernel = pk.EmpiricalNTK(mlp, parameters(1))
     kernel.matvec(Z, X, COEF[:, 0], progress=(seen := Progress()))
     assert seen.done == M
-    plan = kernel.plan(1000, 500, D, what="ntk", rate=1e9)
-    assert plan.memory > 0 and "ntk" in str(plan)
+
+
+def test_plans_count_passes_and_blocks():
+    kernel = pk.EmpiricalNTK(mlp, parameters(1), memory=2**20)
+    forecast = partial(kernel.plan, d=D, rate=1e9)
+    small, large = forecast(10_000, 5_000), forecast(40_000, 20_000)
+    assert large.operations == 4 * small.operations and small.memory <= 2**20
+    rows = features.rows_at_once(kernel, (D,), 4)
+    assert max(large.tile) <= rows + 8 and large.tiles >= 60_000 / (rows + 8)
+    # A pass forward and back, of two operations a parameter or more, less those of no product.
+    count = network.parameter_count(kernel.params)
+    assert 2 * count * 15_000 < small.operations < 20 * count * 15_000
+    gradient = forecast(10_000, 5_000, what="input_gradient")
+    assert small.operations < gradient.operations < 2 * small.operations
+    # Many columns for few points go by tiles, each pair by itself.
+    tiles = [forecast(n, n, columns=400).operations for n in (100, 200)]
+    assert tiles[1] == 4 * tiles[0]
+    matrix = forecast(3000, 2000, what="ntk")
+    assert matrix.tile[::-1] == features.block_shape(kernel, 3000, 2000, (D,), 4)
+    assert matrix.memory <= 1.1 * 2**20 and "ntk" in str(matrix)
+    assert kernel.plan(1000, 500, D).rate > 0
 
 
 # --- what is refused ---

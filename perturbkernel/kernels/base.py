@@ -40,7 +40,10 @@ class Kernel:
     a product: ``to_weights(name, x, coef)`` returns w = sum_n coef_n phi(x_n), any pytree of
     arrays, of coef (n,) or (n, k), and ``from_weights(name, z, w)`` returns <phi(z), w>, (m,) or
     (m, k), both in the dtype of x and z. Sums and their gradients then take n + m evaluations in
-    place of tiles, where `prefers_weights` says so.
+    place of tiles, where `prefers_weights` says so. One whose features can be held for some rows
+    may define ``to_features(name, x)``, any pytree of arrays with a row for each of x, and
+    ``from_features(name, of_z, of_x)``, the tile that they make: whole matrices are made of blocks
+    whose features are evaluated once.
 
     Example:
         >>> import jax, jax.numpy as jnp, perturbkernel as pk

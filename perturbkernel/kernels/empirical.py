@@ -34,10 +34,10 @@ class EmpiricalNTK(eqx.Module, Kernel):
     queries, O(n + m) evaluations of the network, whatever the number of parameters; the parameters'
     weights sum_n coef_n J(x_n) are held, K times as many numbers as there are parameters, no
     Jacobian. Where there are so many columns of coefficients, or so few points, that fewer
-    operations are done by tiles, and for `ntk`, the matrix, Jacobians of some rows at once are
-    contracted leaf by leaf (`memory` says how many; `plan` counts such tiles, and overestimates the
-    time of products that go in passes). Parameters are arguments of compiled
-    programs: the kernel at the next checkpoint of the same network compiles nothing.
+    operations are done by tiles, Jacobians of some rows at once are contracted leaf by leaf. For
+    `ntk`, the matrix, those of as many rows as fit into `memory` are held while the columns pass.
+    Parameters are arguments of compiled programs: the kernel at the next checkpoint of the same
+    network compiles nothing.
 
     Inputs decide the dtype: the parameters are converted, to float64 for float64 inputs
     (`fit(..., precision=64)`).
@@ -150,12 +150,29 @@ class EmpiricalNTK(eqx.Module, Kernel):
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """Dense "ntk", (rows of z, rows of x)."""
+        at_z = self.to_features(name, z)
+        at_x = at_z if z is x else self.to_features(name, x)
+        return self.from_features(name, at_z, at_x)
+
+    def to_features(self, name: str, x: Array) -> list[Array]:
+        """J(x), leaf by leaf, (rows, K, ...)."""
         self._check_has(name, name)
-        at_z = self._jacobian(z)
-        at_x = at_z if z is x else self._jacobian(x)
-        total = jnp.zeros((len(z), len(x)), z.dtype)
+        trained, join = network.split(self.params, x.dtype)
+
+        def of_row(row):
+            outputs = lambda leaves: self._outputs(join(leaves), row[None])[0]  # noqa: E731
+            values, pull_back = jax.vjp(outputs, trained)
+            (rows,) = jax.vmap(pull_back)(jnp.eye(len(values), dtype=x.dtype))
+            return rows
+
+        return jax.vmap(of_row)(x)
+
+    def from_features(self, name: str, at_z: list[Array], at_x: list[Array]) -> Array:
+        """(rows of z, rows of x), from what `to_features` makes of them."""
+        rows, columns = len(at_z[0]), len(at_x[0])
+        total = jnp.zeros((rows, columns), at_z[0].dtype)
         for of_z, of_x in zip(at_z, at_x, strict=True):
-            total += exact_matmul(of_z.reshape(len(z), -1), of_x.reshape(len(x), -1).T)
+            total += exact_matmul(of_z.reshape(rows, -1), of_x.reshape(columns, -1).T)
         outputs = at_z[0].shape[1]
         return total / outputs
 
@@ -221,18 +238,6 @@ class EmpiricalNTK(eqx.Module, Kernel):
     def _outputs_at(self, x: Array) -> Array:
         trained, join = network.split(self.params, x.dtype)
         return self._outputs(join(trained), x)
-
-    def _jacobian(self, x: Array) -> list[Array]:
-        """Leaf by leaf, (rows, K, ...)."""
-        trained, join = network.split(self.params, x.dtype)
-
-        def of_row(row):
-            outputs = lambda leaves: self._outputs(join(leaves), row[None])[0]  # noqa: E731
-            values, pull_back = jax.vjp(outputs, trained)
-            (rows,) = jax.vmap(pull_back)(jnp.eye(len(values), dtype=x.dtype))
-            return rows
-
-        return jax.vmap(of_row)(x)
 
 
 @features.once_per_structure

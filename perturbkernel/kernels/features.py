@@ -8,6 +8,9 @@ That takes n + m evaluations of features in place of n m of the kernel, and no t
 it by two methods beside its `tile`, `to_weights` and `from_weights` (`kernels.base`). Both are
 evaluated for blocks of rows, so that memory does not grow with their number, and JAX differentiates
 them as they stand.
+
+A whole matrix is made of the features themselves, which a kernel offers by `to_features` and
+`from_features`: those of a block of rows are held while the columns pass.
 """
 
 import functools
@@ -25,16 +28,28 @@ from perturbkernel import meshes
 from perturbkernel.checks import is_traced
 from perturbkernel.engine.arguments import argument_value, as_argument, has_arrays
 from perturbkernel.engine.memory import default_memory, footprint
-from perturbkernel.engine.tiles import by_rows, keep_rows, own_rows, part_of, tile_size
+from perturbkernel.engine.tiles import (
+    by_rows,
+    keep_rows,
+    own_rows,
+    part_of,
+    part_start,
+    tile_size,
+)
 from perturbkernel.kernels.dense import defines
 
 # Rows of a block, at most: more are no quicker.
 _ROWS = 4096
 
 
+def has_weights(kernel: Any) -> bool:
+    """Whether a kernel has the two halves of a product: `to_weights` and `from_weights`."""
+    return defines(kernel, "to_weights") and defines(kernel, "from_weights")
+
+
 def takes(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> bool:
     """Whether products of these are taken by weights: where the kernel has them, and says so."""
-    if not (defines(kernel, "to_weights") and defines(kernel, "from_weights")):
+    if not has_weights(kernel):
         return False
     columns = coef.shape[1] if coef.ndim == 2 else 1
     return kernel.prefers_weights(name, len(z), len(x), columns, x.shape[1:])
@@ -81,9 +96,26 @@ def row_numbers(kernel: Any, row: tuple[int, ...]) -> float:
     return each
 
 
-def rows_at_once(kernel: Any, row: tuple[int, ...], itemsize: int) -> int:
-    """Rows of a block: what fits into the kernel's memory."""
-    budget = (kernel.memory or default_memory()) / itemsize
+@once_per_structure
+def row_operations(kernel: Any, row: tuple[int, ...]) -> float:
+    """Floating-point operations of a pass over one row, as XLA counts them."""
+
+    def weights(kernel, x):
+        return kernel.to_weights("ntk", x, jnp.ones(len(x), x.dtype))
+
+    x = jax.ShapeDtypeStruct((1, *row), jnp.float32)
+    cost: Any = jax.jit(weights).lower(kernel, x).cost_analysis()
+    return max(1.0, (cost or {}).get("flops", 0.0))
+
+
+def rows_at_once(
+    kernel: Any,
+    row: tuple[int, ...],
+    itemsize: int,
+    memory: int | None = None,
+) -> int:
+    """Rows of a block: what fits into the memory, left out the kernel's own."""
+    budget = (memory or kernel.memory or default_memory()) / itemsize
     return int(np.clip(budget // row_numbers(kernel, row), 1, _ROWS))
 
 
@@ -181,3 +213,97 @@ def product(
         jax.block_until_ready(result)
         progress.update(m)
     return result
+
+
+# --- whole matrices ---
+
+
+def has_features(kernel: Any) -> bool:
+    """Whether the features of rows can be held: `to_features` and `from_features`."""
+    return defines(kernel, "to_features") and defines(kernel, "from_features")
+
+
+@once_per_structure
+def feature_numbers(kernel: Any, row: tuple[int, ...]) -> float:
+    """Numbers that the features of a row take, and what they are made of; read off their trace."""
+    _, each = footprint(lambda z, x: kernel.to_features("ntk", z), row)
+    return each
+
+
+def block_shape(
+    kernel: Any,
+    n: int,
+    m: int,
+    row: tuple[int, ...],
+    itemsize: int,
+    memory: int | None = None,
+) -> tuple[int, int]:
+    """(rows, columns) of a block of the matrix (n, m) whose features fit into the memory.
+
+    Columns are evaluated again for every block of rows, so that rows get what is left: where all of
+    them fit, nothing is evaluated twice. With b = `feature_numbers`, a block takes
+
+        rows columns + b (rows + columns)
+
+    numbers.
+    """
+    numbers = (memory or kernel.memory or default_memory()) / itemsize
+    each = feature_numbers(kernel, row)
+
+    def beside(others: int, count: int) -> int:
+        fit = (numbers - each * others) / (each + others)
+        return int(np.clip(fit, 1, min(count, _ROWS)))
+
+    # Three rows for each column:  3 c^2 + 4 b c = numbers.
+    root = (np.sqrt(16 * each**2 + 12 * numbers) - 4 * each) / 6
+    columns = int(np.clip(root, 1, min(m, _ROWS)))
+    rows = tile_size(n, beside(columns, n))
+    return rows, tile_size(m, beside(rows, m))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _matrix(name, same, differentiable, argument, x, z):
+    kernel = argument_value(argument)
+    n, m = len(x), len(z)
+    rows, columns = block_shape(kernel, n, m, x.shape[1:], x.dtype.itemsize)
+    if same and rows == n:
+        features = kernel.to_features(name, x)
+        return kernel.from_features(name, features, features)
+    down, across = -(-n // rows), -(-m // columns)
+    # A loop from a step on that is not known before has no derivative.
+    mirrored = same and not differentiable
+
+    def of_rows(i, matrix):
+        own = kernel.to_features(name, part_of(x, i, rows))
+        top = part_start(i, rows, n)
+
+        def fill(j, matrix):
+            others = kernel.to_features(name, part_of(z, j, columns))
+            block = kernel.from_features(name, own, others)
+            left = part_start(j, columns, m)
+            matrix = lax.dynamic_update_slice(matrix, block, (top, left))
+            return lax.dynamic_update_slice(matrix, block.T, (left, top)) if mirrored else matrix
+
+        # What is left of the diagonal, earlier blocks of rows have written.
+        first = i * rows // columns if mirrored else 0
+        return _loop(first, across, fill, matrix)
+
+    return _loop(0, down, of_rows, jnp.zeros((n, m), x.dtype))
+
+
+def _loop(first: Any, end: int, body: Any, state: Any) -> Any:
+    """`lax.fori_loop`, but for a single step without a loop, in which XLA's convolutions are slow
+    on a CPU.
+    """
+    return body(0, state) if end == 1 else lax.fori_loop(first, end, body, state)
+
+
+def matrix(kernel: Any, name: str, x: Array, z: Array) -> Array:
+    """The whole matrix, (n, m), from features that are held for a block of rows while those of the
+    columns pass. Where z is x, the very same array, one side of the diagonal is evaluated.
+
+    Differentiable, in what the kernel holds too.
+    """
+    argument = as_argument(kernel)
+    traced = is_traced(x, z, *jax.tree.leaves(argument))
+    return _matrix(name, x is z, traced, argument, x, z)

@@ -13,6 +13,7 @@ import numpy as np
 from perturbkernel.checks import check_choice, check_count, check_number
 from perturbkernel.display import Described
 from perturbkernel.engine import tiles
+from perturbkernel.kernels import features
 
 MATRICES = ("ntk", "nngp", "phi")
 # Name -> how many matrix products of size n x m x d it takes.
@@ -133,13 +134,15 @@ def make_plan(
     if columns is None:
         columns = numbers if what == "phi_matmul" else 1
     _check_counts(n, m, row, columns, devices, memory)
-    if rate is None:
-        rate = _measured_rate(kernel, row, what, columns)
-    check_number(rate, "rate", open_low=True)
     symmetric = m is None
     queries = n if m is None else m
+    passes = _takes_passes(kernel, what, queries, n, columns, row)
+    if rate is None:
+        rate = _measured_rate(kernel, row, what, columns, passes)
+    check_number(rate, "rate", open_low=True)
     itemsize = jnp.result_type(float).itemsize
-    tiling = _tiling(kernel, n, queries, row, what, columns, devices, memory, symmetric)
+    product = kernel, n, queries, row, what, columns, devices, memory
+    tiling = _of_passes(*product) if passes else _tiling(*product, symmetric)
     # A matrix has no coefficients.
     coefficients = 0 if what in MATRICES else n * columns
     inputs = n if symmetric else n + queries
@@ -152,10 +155,10 @@ def make_plan(
         devices=devices,
         tile=tiling.tile,
         tiles=tiling.tiles,
-        memory=tiles.tile_bytes(kernel, tiling.tile, row, itemsize),
+        memory=tiling.memory,
         data=itemsize * (inputs * numbers + coefficients),
         result=itemsize * _result_numbers(what, n, queries, numbers, columns),
-        operations=_operations(what, n, queries, numbers, columns) * tiling.share,
+        operations=tiling.operations,
         rate=float(rate),
     )
 
@@ -180,11 +183,30 @@ def _check_counts(
 
 
 class _Tiling(NamedTuple):
-    """How a product is cut: the tile, how many, and the share of the pairs that are evaluated."""
+    """How a product is cut: the tile, how many, bytes of temporaries, and floating-point operations
+    of the pairs that are evaluated.
+    """
 
     tile: tuple[int, int]
     tiles: int
-    share: float
+    memory: int
+    operations: float
+
+
+def _takes_passes(
+    kernel: Any,
+    what: str,
+    m: int,
+    n: int,
+    columns: int,
+    row: tuple[int, ...],
+) -> bool:
+    """Whether a product is taken by weights, without tiles, as `features.takes` says."""
+    return (
+        what not in MATRICES
+        and features.has_weights(kernel)
+        and kernel.prefers_weights("ntk", m, n, columns, row)
+    )
 
 
 def _tiling(
@@ -203,19 +225,53 @@ def _tiling(
     each_pair_once = is_sum and symmetric and devices == 1
     tall = is_sum and columns <= tiles.TALL and not each_pair_once
     itemsize = jnp.result_type(float).itemsize
-    limits = tiles.tile_limits(kernel, row, itemsize, memory, tall=tall)
+    operations = _operations(what, n, m, int(np.prod(row)), columns)
     own_n, own_m = -(-n // devices), -(-m // devices)
+    if what in MATRICES and features.has_features(kernel):
+        rows, across = features.block_shape(kernel, n, m, row, itemsize, memory)
+        numbers = rows * across + features.feature_numbers(kernel, row) * (rows + across)
+        count = -(-n // rows) * -(-m // across)
+        return _Tiling((across, rows), count, int(itemsize * numbers), operations)
+    limits = tiles.tile_limits(kernel, row, itemsize, memory, tall=tall)
     if each_pair_once:
         most_rows, _ = limits
         side = tiles.tile_size(own_m, most_rows)
         down = -(-own_m // side)
         # Those on and above the diagonal.
-        return _Tiling((side, side), down * (down + 1) // 2, (down + 1) / (2 * down))
+        count, share = down * (down + 1) // 2, (down + 1) / (2 * down)
+        held = tiles.tile_bytes(kernel, (side, side), row, itemsize)
+        return _Tiling((side, side), count, held, operations * share)
     tile = tiles.tile_shape(own_m, own_n, limits)
     rows_of_tile, columns_of_tile = tile
     down, across = -(-own_m // rows_of_tile), -(-own_n // columns_of_tile)
     # Each device meets the points of every device.
-    return _Tiling(tile, down * across * devices**2, 1.0)
+    count = down * across * devices**2
+    return _Tiling(tile, count, tiles.tile_bytes(kernel, tile, row, itemsize), operations)
+
+
+def _of_passes(
+    kernel: Any,
+    n: int,
+    m: int,
+    row: tuple[int, ...],
+    what: str,
+    columns: int,
+    devices: int,
+    memory: int | None,
+) -> _Tiling:
+    """The blocks of rows of a product by weights, one after the other: first points, then
+    queries.
+    """
+    itemsize = jnp.result_type(float).itemsize
+    most = features.rows_at_once(kernel, row, itemsize, memory)
+    own_n, own_m = -(-n // devices), -(-m // devices)
+    points, queries = tiles.tile_size(own_n, most), tiles.tile_size(own_m, most)
+    count = devices * (-(-own_n // points) + -(-own_m // queries))
+    held = features.row_numbers(kernel, row) * max(points, queries)
+    # The gradient passes back over the queries once more.
+    rows = n + (2 if what == "input_gradient" else 1) * m
+    operations = features.row_operations(kernel, row) * columns * rows
+    return _Tiling((queries, points), count, int(itemsize * held), operations)
 
 
 def _result_numbers(
@@ -250,11 +306,15 @@ def _measured_rate(
     row: tuple[int, ...],
     what: str,
     columns: int,
+    passes: bool,
 ) -> float:
     """Operations a second of the very product on two tiles by one, the best of three runs."""
     itemsize = jnp.result_type(float).itemsize
     rows_of_tile, n = tiles.tile_limits(kernel, row, itemsize, tall=False)
     m = 2 * rows_of_tile
+    if _takes_passes(kernel, what, m, n, columns, row) != passes:
+        # So few points go the other way: one column, or tiles alone, run like the product.
+        what, columns = (what, 1) if passes else ("ntk", 1)
     key_z, key_x, key_coef = jax.random.split(jax.random.key(0), 3)
     z = jax.random.normal(key_z, (m, *row))
     x = jax.random.normal(key_x, (n, *row))

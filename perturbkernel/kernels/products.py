@@ -351,6 +351,8 @@ def matrix(kernel, name: str, x: Array, z: Array) -> Array:
     """The whole matrix, (n, m); temporaries are those of a tile."""
     if host.takes(kernel, name, x, z):
         return as_jax(host.tile(kernel, name, x, z))
+    if features.has_features(kernel):
+        return features.matrix(kernel, name, x, z)
     argument = as_argument(kernel)
     traced = is_traced(x, z, *jax.tree.leaves(argument))
     return _matrix(argument, name, traced, x, z)

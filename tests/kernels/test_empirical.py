@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from numpy.testing import assert_allclose
 
 import perturbkernel as pk
-from perturbkernel.kernels import features
+from perturbkernel.kernels import features, network
 from perturbkernel.networks import TwoLayerNetwork
 
 RNG = np.random.default_rng(3)
@@ -143,6 +143,49 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     parts = results(InBlocks(mlp, parameters(1)))
     for in_blocks, at_once in zip(parts, whole, strict=True):
         assert_allclose(in_blocks, at_once, atol=2e-6 * np.abs(at_once).max())
+
+
+class MatrixInBlocks(pk.EmpiricalNTK):
+    """Other programs than those of its parent."""
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5, 11), (17, 3)])
+def test_blocks_of_the_matrix_change_nothing(shape, monkeypatch):
+    """Whether one side of the diagonal is evaluated or all, and their derivatives."""
+    params = parameters(3)
+    # Structures are compared: another output for another shape of blocks.
+    output = [(4, 3), (5, 11), (17, 3)].index(shape)
+    expected = dense(params, X, X, output)
+    size = np.abs(expected).max()
+    monkeypatch.setattr(features, "block_shape", lambda *_: shape)
+    kernel = MatrixInBlocks(mlp, params, output=output)
+    x = jnp.asarray(X)
+    assert_allclose(kernel.ntk(x), expected, atol=1e-5 * size)
+    assert_allclose(kernel.ntk(x, Z), dense(params, X, Z, output), atol=1e-5 * size)
+
+    def quadratic(x):
+        return COEF[:, 0] @ kernel.ntk(x) @ COEF[:, 0]
+
+    step = 1e-5 * RNG.normal(size=X.shape)
+    ends = [
+        COEF[:, 0] @ dense(params, X + sign * step, X + sign * step, output) @ COEF[:, 0]
+        for sign in (1, -1)
+    ]
+    expected = (ends[0] - ends[1]) / 2
+    found = np.sum(np.asarray(jax.grad(quadratic)(x), float) * step)
+    assert_allclose(found, expected, rtol=2e-3, atol=1e-5 * size * np.abs(step).max())
+
+
+def test_blocks_fit_into_the_memory_and_hold_all_where_they_can():
+    kernel = pk.EmpiricalNTK(mlp, parameters(1))
+    each = features.feature_numbers(kernel, (D,))
+    for memory in (2**20, 2**24, 2**30):
+        for n, m in ((5000, 3000), (3000, 5000), (10, 5000), (1, 1)):
+            rows, columns = features.block_shape(kernel, n, m, (D,), 4, memory)
+            # Sizes are rounded up to whole vectors.
+            slack = (rows + 8) / rows * (columns + 8) / columns
+            assert 4 * (rows * columns + each * (rows + columns)) <= slack * memory
+    assert features.block_shape(kernel, 500, 300, (D,), 4, 2**30) == (500, 300)
 
 
 def test_float64_inputs_convert_the_parameters():
@@ -346,8 +389,27 @@ def test_progress_and_plan():
     kernel = pk.EmpiricalNTK(mlp, parameters(1))
     kernel.matvec(Z, X, COEF[:, 0], progress=(seen := Progress()))
     assert seen.done == M
-    plan = kernel.plan(1000, 500, D, what="ntk", rate=1e9)
-    assert plan.memory > 0 and "ntk" in str(plan)
+
+
+def test_plans_count_passes_and_blocks():
+    kernel = pk.EmpiricalNTK(mlp, parameters(1), memory=2**20)
+    forecast = partial(kernel.plan, d=D, rate=1e9)
+    small, large = forecast(10_000, 5_000), forecast(40_000, 20_000)
+    assert large.operations == 4 * small.operations and small.memory <= 2**20
+    rows = features.rows_at_once(kernel, (D,), 4)
+    assert max(large.tile) <= rows + 8 and large.tiles >= 60_000 / (rows + 8)
+    # A pass forward and back, of two operations a parameter or more, less those of no product.
+    count = network.parameter_count(kernel.params)
+    assert 2 * count * 15_000 < small.operations < 20 * count * 15_000
+    gradient = forecast(10_000, 5_000, what="input_gradient")
+    assert small.operations < gradient.operations < 2 * small.operations
+    # Many columns for few points go by tiles, each pair by itself.
+    tiles = [forecast(n, n, columns=400).operations for n in (100, 200)]
+    assert tiles[1] == 4 * tiles[0]
+    matrix = forecast(3000, 2000, what="ntk")
+    assert matrix.tile[::-1] == features.block_shape(kernel, 3000, 2000, (D,), 4)
+    assert matrix.memory <= 1.1 * 2**20 and "ntk" in str(matrix)
+    assert kernel.plan(1000, 500, D).rate > 0
 
 
 # --- what is refused ---

@@ -12,6 +12,7 @@ from perturbkernel.reproduce.studies.frontier import study as frontier
 
 WAYS = {
     "early stopping": [3.0, "inf"],
+    "ridge": [0.1],
     "perturbed features": [0.3],
     "perturbed inputs, stopped early": [1.0],
 }
@@ -22,6 +23,8 @@ CONFIG: dict[str, Any] = {
     "sizes": [1.0, 2.0],
     "steps": 10,
     "ways": WAYS,
+    "certified": {"early stopping": [3.0], "ridge": [0.1]},
+    "certified_points": 6,
     "seed": 0,
 }
 
@@ -110,3 +113,16 @@ def test_cells_are_draws():
     assert [config["seed"] for config in frontier.cells("small", 3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="scale must be"):
         frontier.cells("large", 1)
+
+
+def test_what_is_certified_is_right_under_attack(arrays):
+    train, test = frontier._data(CONFIG)
+    x, y = np.asarray(test.inputs, float)[:6], np.asarray(test.targets, float)[:6]
+    for way, (value,) in CONFIG["certified"].items():
+        f = frontier.trained(train, way, value)
+        clean, *certified = arrays[f"certified {way}"][0]
+        # A certificate knows no pixel values: nor does the attack here.
+        attacked = [pgd(f, x, y, size, (-9.0, 9.0)) for size in CONFIG["sizes"]]
+        assert clean == np.mean(y * np.asarray(f(x)) > 0)
+        assert clean >= certified[0] >= certified[1]
+        assert certified[0] > 0 and (np.array(certified) <= np.array(attacked) + 1e-9).all()

@@ -223,12 +223,17 @@ def _checked(sizes: Any, norms: Any, attack: Any) -> tuple[np.ndarray, tuple[str
         check_choice(norm, "norms", NORMS)
         for size in sizes.tolist():
             if counts(norm):
-                check_count(size, "sizes", low=0)
+                check_count(_whole(size), "sizes", low=0)
             else:
                 check_number(size, "sizes")
     if not callable(attack):
         check_choice(attack, "attack", ATTACKS)
     return np.unique(np.append(sizes, 0)), norms
+
+
+def _whole(size: float) -> float:
+    """A number of entries as an integer, wherever it came as 3.0."""
+    return int(size) if float(size).is_integer() else size
 
 
 def _curve(asked: _Asked, sizes: np.ndarray, norm: str) -> np.ndarray:
@@ -263,6 +268,8 @@ def _perturbations(asked: _Asked, size: float, norm: str) -> Any:
     """What the attack finds, shaped like the inputs."""
     data = asked.predictor, asked.inputs, asked.targets
     options: Any = {"size": size, "norm": norm, "bounds": asked.bounds}
+    if counts(norm):
+        options["size"] = int(size)
     if callable(asked.attack):
         found = asked.attack(*data, **options)
         return getattr(found, "delta", found)

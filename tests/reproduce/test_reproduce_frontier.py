@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import perturbkernel as pk
 from perturbkernel.reproduce.studies.frontier import study as frontier
 
 WAYS = {
@@ -71,11 +72,15 @@ def pgd(f: Any, x: np.ndarray, y: np.ndarray, size: float, box: tuple[float, flo
     return float(np.mean(right))
 
 
+def _box() -> tuple[float, float]:
+    parts = [np.asarray(part.inputs) for part in frontier._data(CONFIG)]
+    return float(min(part.min() for part in parts)), float(max(part.max() for part in parts))
+
+
 def test_another_attack_finds_no_more(arrays):
     train, test = frontier._data(CONFIG)
     x, y = np.asarray(test.inputs, float), np.asarray(test.targets, float)
-    every = np.concatenate([np.asarray(train.inputs), np.asarray(test.inputs)])
-    box = float(every.min()), float(every.max())
+    box = _box()
     for way, values in WAYS.items():
         for value, row in zip(values, arrays[way], strict=True):
             f = frontier.trained(train, way, value)
@@ -120,9 +125,14 @@ def test_what_is_certified_is_right_under_attack(arrays):
     x, y = np.asarray(test.inputs, float)[:6], np.asarray(test.targets, float)[:6]
     for way, (value,) in CONFIG["certified"].items():
         f = frontier.trained(train, way, value)
-        clean, *certified = arrays[f"certified {way}"][0]
+        certified = pk.certified_size(f, x, y).accuracy(CONFIG["sizes"])
         # A certificate knows no pixel values: nor does the attack here.
         attacked = [pgd(f, x, y, size, (-9.0, 9.0)) for size in CONFIG["sizes"]]
-        assert clean == np.mean(y * np.asarray(f(x)) > 0)
-        assert clean >= certified[0] >= certified[1]
-        assert certified[0] > 0 and (np.array(certified) <= np.array(attacked) + 1e-9).all()
+        assert certified[0] > 0 and (certified <= np.array(attacked) + 1e-9).all()
+        boxed = [pgd(f, x, y, size, _box()) for size in CONFIG["sizes"]]
+        gap = arrays[f"undecided {way}"][0]
+        np.testing.assert_allclose(gap, np.array(boxed) - certified, atol=1 / 6 + 1e-9)
+        row = WAYS[way].index(value)
+        summary = frontier.summarise([(CONFIG, arrays)])["certified"][way]
+        assert summary["values"] == [value]
+        np.testing.assert_allclose(summary["scores"]["mean"], [arrays[way][row, 1:] - gap])

@@ -24,8 +24,8 @@ def summarise(results: Results) -> Json:
     largest.
 
     "ways": way -> "values" and "scores", whose "mean", "low" and "high" are (values, 1 + sizes),
-    clean accuracy first; "certified" the same of the ways and values that have it. "setting". Any
-    subset of cells will do.
+    clean accuracy first; "certified" likewise of the ways and values that have it, (values,
+    sizes). "setting". Any subset of cells will do.
     """
     if not results:
         return {"ways": {}, "certified": {}, "setting": {}}
@@ -33,21 +33,18 @@ def summarise(results: Results) -> Json:
     found: Json = {}
     certified: Json = {}
     for way, values in first["ways"].items():
-        found[way] = {"values": values, "scores": _scores(results, way)}
+        samples = [arrays[way] for _, arrays in results]
+        found[way] = {"values": values, "scores": spread(np.array(samples))}
         chosen = first["certified"].get(way, ())
         proved = [value for value in values if value in chosen]
         if proved:
-            scores = _scores(results, f"certified {way}")
-            certified[way] = {"values": proved, "scores": scores}
+            rows = [values.index(value) for value in proved]
+            samples = [arrays[way][rows, 1:] - arrays[f"undecided {way}"] for _, arrays in results]
+            certified[way] = {"values": proved, "scores": spread(np.array(samples))}
     names = ("n", "test", "digits", "sizes", "steps", "certified_points")
     setting = {name: first[name] for name in names}
     setting["seeds"] = len(results)
     return {"ways": found, "certified": certified, "setting": setting}
-
-
-def _scores(results: Results, name: str) -> Json:
-    samples = [arrays[name] for _, arrays in results]
-    return spread(np.array(samples))
 
 
 @styled
@@ -102,13 +99,14 @@ def _certified(axis: Axes, way: str, summary: Json, place: int) -> None:
     found = summary["certified"][way]
     clean = np.array(of_way["scores"]["mean"])[:, 0]
     rows = [of_way["values"].index(value) for value in found["values"]]
-    proved = np.array(found["scores"]["mean"])[:, place]
+    proved = np.array(found["scores"]["mean"])[:, place - 1]
     _, colour, line = _STYLES[way]
     axis.plot(clean[rows], proved, line[0] + "--", color=colour, ms=4, lw=1, mfc="white")
 
 
 def _certified_label(setting: Json) -> str:
-    return f"solid: under attack; dashed: certified, on {setting['certified_points']} of the points"
+    count = setting["certified_points"]
+    return f"solid: under attack; dashed: certified (the gap from {count} points)"
 
 
 def _named(value: Any) -> str:
@@ -127,7 +125,7 @@ def text(results: Results) -> str:
         lines += _rows(found)
         if way in summary["certified"]:
             count = summary["setting"]["certified_points"]
-            lines.append(f"the first {count} points: accuracy, and certified for {sizes}")
+            lines.append(f"  certified for {sizes}, the gap from {count} points")
             lines += _rows(summary["certified"][way])
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from perturbkernel.arrays import is_at_hand
@@ -50,7 +51,8 @@ def cell_text(column: str, value: Any) -> str:
     """
     if not isinstance(value, float | np.floating):
         return str(value)
-    if column.split("_")[0] in _SHARES:
+    first_word, *_ = column.replace("_", " ").split(" ")
+    if first_word in _SHARES:
         return f"{value:.3f}"
     return f"{value:.4g}"
 
@@ -73,7 +75,7 @@ class Displayed:
         raise NotImplementedError
 
     def _shown(self) -> dict[str, str] | None:
-        fields = list(vars(self).values())
+        fields = jax.tree.leaves(list(vars(self).values()))
         arrays = [field for field in fields if hasattr(field, "aval") or hasattr(field, "shape")]
         if not all(map(is_at_hand, arrays)):
             return None

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from perturbkernel.checks import is_traced
+from perturbkernel.display import Displayed
 from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.smoother import initial_part, smoother_weights, training_of
 
@@ -15,7 +16,7 @@ from perturbkernel.training.smoother import initial_part, smoother_weights, trai
 _ROUNDING = 1e-9
 
 
-class LabelFlips(eqx.Module):
+class LabelFlips(Displayed, eqx.Module):
     """The smallest number of changed training labels that changes each decision, and which.
 
     Attributes:
@@ -38,6 +39,18 @@ class LabelFlips(eqx.Module):
     targets: Float[Array, "n ..."]
     status: str = eqx.field(static=True, default="ok")
 
+    def _numbers(self) -> dict[str, Any]:
+        n = self.order.shape[1]
+        flips = np.asarray(self.flips)
+        reached = flips[flips <= n]
+        return {
+            "decisions": len(flips),
+            "training labels": n,
+            "changed by none": len(flips) - len(reached),
+            "flips": reached,
+            "status": self.status,
+        }
+
     def relabelled(self, j: int, count: int | None = None) -> Float[Array, "n ..."]:
         """The targets of f with the labels changed that change the decision at z_j: with these
         `fit` gives another decision there.
@@ -56,22 +69,6 @@ class LabelFlips(eqx.Module):
         new = np.where(positive, int(self.rival[j]), int(self.decision[j]))
         targets[changed, new] = high
         return jnp.asarray(targets)
-
-    def __str__(self) -> str:
-        n = self.order.shape[1]
-        flips = np.asarray(self.flips)
-        some = flips[flips <= n]
-        said = f"{len(flips)} decisions, {n} training labels: "
-        if not len(some):
-            return f"{said}no change of labels changes any"
-        middle = float(np.median(flips))
-        median = f"{middle:g}" if middle <= n else "out of reach"
-        said += f"changed by {some.min()} labels (the least), {median} (median), "
-        said += f"{some.max()} (the most)"
-        never = len(flips) - len(some)
-        if never:
-            said += f"; {never} by none"
-        return said if self.status == "ok" else f"{said}; {self.status}"
 
 
 class _Harm(NamedTuple):

@@ -16,12 +16,13 @@ from perturbkernel.attacks.norms import NORMS, counts
 from perturbkernel.attacks.problem import Problem, checked_problem, margins_at
 from perturbkernel.attacks.worst_case import worst_case
 from perturbkernel.checks import check_choice, check_count, check_number
+from perturbkernel.display import Displayed, Table
 
 ATTACKS = ("worst_case", *iterated.METHODS, "minimum_norm")
 
 
-@dataclass(frozen=True)
-class RobustAccuracy:
+@dataclass(frozen=True, repr=False)
+class RobustAccuracy(Displayed):
     """Which decisions are right, and stay so under attack.
 
     Attributes:
@@ -55,8 +56,9 @@ class RobustAccuracy:
         shares = [self.right[:, :, self.targets == label].mean(2) for label in self.classes]
         return np.stack(shares, axis=2)
 
-    def table(self, certified: Any = None) -> dict[str, list[Any]]:
-        """Columns of one length, a row for each norm and size: `pandas.DataFrame(r.table())`.
+    def table(self, certified: Any = None) -> Table:
+        """Columns of one length, a row for each norm and size, which print themselves;
+        `pandas.DataFrame(r.table())`.
 
         "norm", "size", "accuracy", and "accuracy of LABEL" for each class.
 
@@ -69,11 +71,11 @@ class RobustAccuracy:
         Raises ValueError where there are other numbers of inputs.
         """
         proved = _proved(certified, self.norms, len(self.targets))
-        columns: dict[str, list[Any]] = {"norm": [], "size": [], "accuracy": []}
+        columns = Table(norm=[], size=[], accuracy=[])
         if certified is not None:
             columns["certified"] = []
         names = [f"accuracy of {label}" for label in self.classes.tolist()]
-        columns |= {name: [] for name in names}
+        columns.update({name: [] for name in names})
         for i, norm in enumerate(self.norms):
             for j, size in enumerate(self.sizes):
                 columns["norm"].append(norm)
@@ -85,16 +87,16 @@ class RobustAccuracy:
                     columns[name].append(float(share))
         return columns
 
+    def _numbers(self) -> dict[str, Any]:
+        shares = {norm: self.accuracy[i] for i, norm in enumerate(self.norms)}
+        return {"attack": self.attack, "points": len(self.targets), "sizes": self.sizes} | shares
+
     def __str__(self) -> str:
-        """A table: a row for each norm and size, accuracies in %."""
-        table = self.table()
-        names = [name.removeprefix("accuracy of ") for name in list(table)[2:]]
-        lines = [f"accuracy in %, of all and by class; attack: {self.attack}"]
-        lines.append(f"{'norm':6}{'size':>9}" + "".join(f"{name:>10}" for name in names))
-        for norm, size, *shares in zip(*table.values(), strict=True):
-            cells = "".join(f"{100 * share:10.1f}" for share in shares)
-            lines.append(f"{norm:6}{size:9.4g}{cells}")
-        return "\n".join(lines)
+        """The table, below the name of the attack."""
+        return f"attack: {self.attack}\n{self.table()}"
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 def _proved(certified: Any, norms: Sequence[str], n: int) -> dict[str, np.ndarray]:
@@ -221,12 +223,17 @@ def _checked(sizes: Any, norms: Any, attack: Any) -> tuple[np.ndarray, tuple[str
         check_choice(norm, "norms", NORMS)
         for size in sizes.tolist():
             if counts(norm):
-                check_count(size, "sizes", low=0)
+                check_count(_whole(size), "sizes", low=0)
             else:
                 check_number(size, "sizes")
     if not callable(attack):
         check_choice(attack, "attack", ATTACKS)
     return np.unique(np.append(sizes, 0)), norms
+
+
+def _whole(size: float) -> float:
+    """A number of entries as an integer, wherever it came as 3.0."""
+    return int(size) if float(size).is_integer() else size
 
 
 def _curve(asked: _Asked, sizes: np.ndarray, norm: str) -> np.ndarray:
@@ -261,6 +268,8 @@ def _perturbations(asked: _Asked, size: float, norm: str) -> Any:
     """What the attack finds, shaped like the inputs."""
     data = asked.predictor, asked.inputs, asked.targets
     options: Any = {"size": size, "norm": norm, "bounds": asked.bounds}
+    if counts(norm):
+        options["size"] = int(size)
     if callable(asked.attack):
         found = asked.attack(*data, **options)
         return getattr(found, "delta", found)

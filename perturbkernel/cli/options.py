@@ -55,6 +55,11 @@ def duration(text: str) -> float:
     return _number(text, float, lambda value: value > 0, "a number above 0, or inf")
 
 
+def penalty(text: str) -> float:
+    """A finite number, 0 or above."""
+    return _number(text, float, lambda value: 0 <= value < math.inf, "a finite number, 0 or above")
+
+
 def slope(text: str) -> float:
     """A number from 0 to 1."""
     return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")

@@ -6,14 +6,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import as_inputs
+from perturbkernel.display import Displayed
 from perturbkernel.kernels import network
 from perturbkernel.kernels.empirical import EmpiricalNTK
 
 
-class LinearizedNetwork(eqx.Module):
+class LinearizedNetwork(Displayed, eqx.Module):
     """f(z) = apply(origin, z) + <J(z), params - origin>: what `linearize` returns.
 
     A function (m, ...) -> (m,), or (m, K), and a pytree: gradients in `params` are those of a
@@ -28,6 +30,16 @@ class LinearizedNetwork(eqx.Module):
     apply: Callable[..., Any] = eqx.field(static=True)
     origin: Any
     params: Any
+
+    def _numbers(self) -> dict[str, Any]:
+        start = jax.tree.leaves(self.origin)
+        end = jax.tree.leaves(self.params)
+        squares = [np.sum(np.square(b - a)) for a, b in zip(start, end, strict=True)]
+        return {
+            "apply": getattr(self.apply, "__name__", type(self.apply).__name__),
+            "parameters": sum(map(np.size, start)),
+            "|params - origin|": np.sqrt(np.sum(squares)),
+        }
 
     def __call__(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
         """Outputs (m,), or (m, K)."""

@@ -11,6 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from perturbkernel.attacks.iterated import attack
 from perturbkernel.checks import as_class_targets, as_targets, is_traced
+from perturbkernel.display import Displayed
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.metrics import accuracy, class_accuracy
@@ -18,7 +19,7 @@ from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.smoother import in_float64
 
 
-class KernelFeatures(eqx.Module):
+class KernelFeatures(Displayed, eqx.Module):
     """Eigenvectors v_i of the Gram matrix at n points, the largest eigenvalue first, as functions.
 
     The feature phi_i(z) = K(z, X) v_i / lambda_i takes the values v_i at the points. Interpolation
@@ -38,6 +39,14 @@ class KernelFeatures(eqx.Module):
     eigenvalues: np.ndarray
     vectors: np.ndarray
     coefficients: np.ndarray
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "kernel": repr(self.kernel),
+            "points": len(self.inputs),
+            "features": len(self),
+            "eigenvalues": self.eigenvalues,
+        }
 
     def __len__(self) -> int:
         return len(self.eigenvalues)

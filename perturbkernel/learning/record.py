@@ -1,11 +1,18 @@
 """What is kept of an experiment: configuration, metrics and arrays of a `report.Report`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+from jaxtyping import PRNGKeyArray
 
 from perturbkernel import report
+from perturbkernel.attacks.certificates.certified_size import (
+    CERTIFIED_NORMS,
+    CertifiedSize,
+    certified_size,
+)
 from perturbkernel.attacks.robust_accuracy import robust_accuracy
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.learning.curves import accuracy_against_size, decision_map
@@ -16,6 +23,10 @@ from perturbkernel.training.predictors import KernelPredictor
 # The sizes of a curve reach from size / REACH to size REACH.
 REACH = 30.0
 _CURVE_POINTS = 13
+# How many points are attacked where that is not said, and how many where they are certified, too.
+_ATTACKED_POINTS = 500
+_CERTIFIED_POINTS = 100
+_ATTACK = 3  # what the experiment's key is folded with for attacks
 # What a report says of how it was made, where no command made it.
 _IN_PYTHON = "pk.learn_from_perturbations(...)"
 
@@ -27,7 +38,7 @@ def report_of(
     fresh: Dataset | None = None,
     control_draws: int = 10,
     asked: dict[str, Any] | None = None,
-    robust: dict[str, Any] | None = None,
+    robust: Sequence[float] | Mapping[str, Any] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> report.Report:
     """The report of an experiment, with all that its figures need.
@@ -38,7 +49,8 @@ def report_of(
         fresh: points on which f and g are compared; those of `test` if left out.
         control_draws: draws of each random control.
         asked: what is to replace, or to be added to, the configuration.
-        robust: arguments of `robust_of`, to measure accuracy under attack, too.
+        robust: sizes of perturbations, or arguments of `robust_of`, to measure accuracy under
+            attack, too.
         on_stage: called with the name of each stage as it begins.
 
     For example:
@@ -95,7 +107,8 @@ def described(predictor: Any) -> str:
     """
     if isinstance(predictor, KernelPredictor) and predictor.dynamics:
         dynamics = from_numbers(predictor.dynamics)
-        return f"{predictor.kernel!r}, {predictor.loss} loss, {dynamics!r}"
+        ridge = f", ridge {predictor.ridge:g}" if predictor.ridge else ""
+        return f"{predictor.kernel!r}, {predictor.loss} loss, {dynamics!r}{ridge}"
     width = getattr(predictor, "width", None)
     named = getattr(predictor, "__name__", type(predictor).__name__)
     return named if width is None else f"{named} of width {width}"
@@ -107,7 +120,7 @@ def metrics_of(
     *,
     fresh: Dataset | None,
     control_draws: int,
-    robust: dict[str, Any] | None = None,
+    robust: Sequence[float] | Mapping[str, Any] | None = None,
     on_stage: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """What `evaluate` finds, how f and g were trained, and what guessing would give."""
@@ -117,7 +130,8 @@ def metrics_of(
     metrics = r.evaluate(test, inputs, control_draws=control_draws)
     if robust is not None:
         tell("accuracy under attack")
-        metrics["robust"] = robust_of(r, r.train if test is None else test, **robust)
+        settings = robust if isinstance(robust, Mapping) else {"sizes": robust}
+        metrics["robust"] = robust_of(r, r.train if test is None else test, **settings)
     metrics["status"] = {"f": _status(r.f), "g": _status(r.g)}
     metrics["rounding"] = _rounding(r)
     sets = {"train": r.train} | ({} if test is None else {"test": test})
@@ -217,16 +231,52 @@ def _mean_where(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def robust_of(
-    r: PerturbationLearning, data: Dataset, points: int | None, **options: Any
+    r: PerturbationLearning,
+    data: Dataset,
+    *,
+    sizes: Sequence[float],
+    norms: str | Sequence[str] = "l2",
+    points: int | None = None,
+    certified: bool = False,
+    attack: str | Callable[..., Any] = "worst_case",
+    key: PRNGKeyArray | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Accuracy of f and g under attack on the first points, as tables; `options` are those of
-    `robust_accuracy`.
+    """Accuracy of f and g under attack on the first points, as tables.
+
+    Args:
+        sizes, norms, attack: as in `pk.robust_accuracy`, and its other `options`.
+        points: how many, at most; 500 if left out, 100 with `certified`.
+        certified: a column of certified accuracy, too, in the norms that have one; for two-layer
+            kernels.
+        key: of the attack; left out, one that the experiment's own gives.
+
+    For example:
+
+        robust_of(r, test, sizes=(0.5, 1.0), certified=True)["tables"]["f"]
     """
-    x, y = data.inputs[:points], data.targets[:points]
+    count = points or (_CERTIFIED_POINTS if certified else _ATTACKED_POINTS)
+    x, y = data.inputs[:count], data.targets[:count]
+    key = jax.random.fold_in(r.key, _ATTACK) if key is None else key
     tables = {}
+    name_of_attack = ""
     for name, predictor in (("f", r.f), ("g", r.g)):
-        tables[name] = robust_accuracy(predictor, x, y, **options).table()
-    return {"attack": options["attack"], "points": len(x), "tables": tables}
+        asked = {"sizes": sizes, "norms": norms, "attack": attack, "key": key}
+        found = robust_accuracy(predictor, x, y, **asked, **options)
+        proved = _certified(predictor, x, y, found.norms) if certified else None
+        tables[name] = found.table(proved)
+        name_of_attack = found.attack
+    return {"attack": name_of_attack, "points": len(x), "tables": tables}
+
+
+def _certified(predictor: Any, x: Any, y: Any, norms: Sequence[str]) -> dict[str, CertifiedSize]:
+    """Norm -> certified sizes, of those norms that have any."""
+    known = [norm for norm in norms if norm in CERTIFIED_NORMS]
+    if not known:
+        raise ValueError(
+            f"certified accuracy is known in {', '.join(CERTIFIED_NORMS)}; got {', '.join(norms)}"
+        )
+    return {norm: certified_size(predictor, x, y, norm=norm) for norm in known}
 
 
 def curve_of(

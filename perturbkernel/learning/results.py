@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,22 +199,30 @@ class PerturbationLearning(eqx.Module):
         test: Dataset | None = None,
         *,
         control_draws: int = 10,
+        robust: Sequence[float] | Mapping[str, Any] | None = None,
     ) -> Path:
         """The page, written into a folder beside figures and numbers, as by `perturbkernel run
         --out`.
 
-        `test` and `control_draws` as in `evaluate`. Raises ValueError if the folder is a file or
-        holds other files of the same names.
+        Args:
+            folder: where the page goes.
+            test, control_draws: as in `evaluate`.
+            robust: sizes of perturbations (l2), for accuracy of f and g under attack; or a
+                dictionary of `sizes` and other arguments of `pk.robust_accuracy`, of `points`, how
+                many are attacked, and of `certified`, True for certified accuracy beside it.
+
+        Raises ValueError if the folder is a file or holds other files of the same names.
 
         For example:
 
-            r.report("results", test)
+            r.report("results", test, robust={"sizes": [0.5, 1.0], "certified": True})
         """
         from perturbkernel import report
         from perturbkernel.learning.record import report_of
 
         test = self.test if test is None else test
-        report.save(report_of(self, test, control_draws=control_draws), folder)
+        page = report_of(self, test, control_draws=control_draws, robust=robust)
+        report.save(page, folder)
         return Path(folder) / "report.html"
 
     def _said(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,8 @@
 its own (theory: 17.3).
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import is_traced
+from perturbkernel.display import Displayed
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.angles import products_and_angles
@@ -21,7 +24,7 @@ from perturbkernel.training.smoother import Training, apply_training, in_float64
 _COINCIDE = 1e-7
 
 
-class Split(eqx.Module):
+class Split(Displayed, eqx.Module):
     """A trained network as the sum of two: f = mean + own.
 
     Attributes:
@@ -39,6 +42,14 @@ class Split(eqx.Module):
     shared_gradient: Float[Array, "m ..."]
     own_gradient: Float[Array, "m ..."]
     expected_own: Float[Array, " m"] | None
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "points": len(self.shared_gradient),
+            "shared |gradient|": np.sqrt(_squares(self.shared_gradient)),
+            "own |gradient|": np.sqrt(_squares(self.own_gradient)),
+            "shared fraction": self.shared_fraction,
+        }
 
     @property
     def shared_fraction(self) -> Float[Array, " m"]:

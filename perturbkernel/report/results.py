@@ -21,6 +21,7 @@ import numpy as np
 
 from perturbkernel.display import html_table, text_table
 from perturbkernel.files import write_folder as write_whole
+from perturbkernel.report import robustness
 from perturbkernel.report.html import html_figure, html_page
 from perturbkernel.report.machine import environment as environment
 from perturbkernel.report.statements import captions, introduction
@@ -213,7 +214,7 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
 
         pk.report.figures(pk.report.load("results"))["outputs"]().savefig("outputs.pdf")
     """
-    from perturbkernel.report import plots, robustness
+    from perturbkernel.report import plots
 
     c = report.configuration
     m = report.metrics
@@ -308,7 +309,10 @@ def text(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         f"{c['data']}: {between.join(c['classes'])}, {points}, d = {c['d']}; {c['carrier']}, "
         f"size {c['size']:g} ({c['norm']}), {c['targets']} targets"
     )
-    return "\n".join([asked, "", text_table(table(metrics)), "", *sentences(c, metrics)])
+    tables = [text_table(table(metrics)), ""]
+    if "robust" in metrics:
+        tables += [text_table(robustness.rows(metrics["robust"])), ""]
+    return "\n".join([asked, "", *tables, *sentences(c, metrics)])
 
 
 def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -349,13 +353,17 @@ def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
         shown.append(html_figure(words, picture, said[name]))
     items = [f"<li>{html.escape(sentence)}</li>" for sentence in sentences(c, metrics)]
     title = f"Learning from adversarial perturbations: {c['data']}, {c['carrier']}"
+    under_attack = ""
+    if "robust" in metrics:
+        attack_head, *attack_rows = robustness.rows(metrics["robust"])
+        under_attack = f"\n{html_table(attack_rows, attack_head)}"
     machine = html_table(report.environment.items())
     return html_page(
         f"perturbkernel: {c['data']}",
         f"""<h1>{html.escape(title)}</h1>
 <p>{html.escape(introduction(c, metrics))}</p>
 <ul>{"".join(items)}</ul>
-{html_table(body, head)}
+{html_table(body, head)}{under_attack}
 <div class="figures">{"".join(shown)}</div>
 <h2>What was asked</h2>
 <p><code>{html.escape(c["command"])}</code></p>

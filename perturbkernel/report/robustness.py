@@ -12,6 +12,29 @@ if TYPE_CHECKING:
 Table = Mapping[str, Sequence[Any]]
 
 
+def rows(robust: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """What a run found under attack as rows of text, the first one the head.
+
+    Example:
+        >>> table = {"norm": ["l2"], "size": [1.0], "accuracy": [0.5], "certified": [0.25]}
+        >>> rows({"tables": {"f": table}})
+        [('norm', 'size', 'f under attack', 'f certified'), ('l2', '1', '0.500', '0.250')]
+    """
+    tables = robust["tables"]
+    first = tables["f"]
+    columns = {"norm": first["norm"], "size": [f"{size:g}" for size in first["size"]]}
+    for name, table in tables.items():
+        columns[f"{name} under attack"] = _shares(table["accuracy"])
+        if "certified" in table:
+            columns[f"{name} certified"] = _shares(table["certified"])
+    return [tuple(columns), *zip(*columns.values(), strict=True)]
+
+
+def _shares(values: Sequence[Any]) -> list[str]:
+    known = np.asarray(values, float)
+    return ["" if np.isnan(value) else f"{value:.3f}" for value in known]
+
+
 def robust_accuracy(tables: Table | Mapping[str, Table], attack: str = "attack") -> "Figure":
     """Accuracy under attack against size, a panel for each norm and a curve for each predictor.
 

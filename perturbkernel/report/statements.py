@@ -241,16 +241,40 @@ def _robust(m: Settings) -> list[str]:
     """Accuracy under attack, a sentence for each size."""
     if "robust" not in m:
         return []
-    f, g = (m["robust"]["tables"][name] for name in "fg")
+    robust = m["robust"]
+    tables = robust["tables"]
+    f, g = tables["f"], tables["g"]
     said = []
-    for norm, size, of_f, of_g in zip(
-        f["norm"], f["size"], f["accuracy"], g["accuracy"], strict=True
-    ):
+    for i, (norm, size) in enumerate(zip(f["norm"], f["size"], strict=True)):
         if size > 0:
             said.append(
-                f"Under attack of size {size:g} ({norm}, {m['robust']['attack']}) f classifies "
-                f"{of_f:.1%} of {_points(m['robust']['points'])} correctly, g {of_g:.1%}."
+                f"Under attack of size {size:g} ({norm}, {robust['attack']}) f classifies "
+                f"{_attacked(f, i)} of {_points(robust['points'])} correctly, g {_attacked(g, i)}."
             )
+    return said
+
+
+def _attacked(table: Settings, row: int) -> str:
+    """Accuracy under attack, with what is certified where that is known."""
+    said = f"{table['accuracy'][row]:.1%}"
+    certified = _value(table.get("certified", [None] * (row + 1))[row])
+    if np.isfinite(certified):
+        said += f" (certified: {certified:.1%})"
+    return said
+
+
+def _robust_accuracy(m: Settings) -> str:
+    said = (
+        "The share of clean test points that each network classifies correctly whatever "
+        "perturbation of at most that size the attack finds; the attack is on the network itself, "
+        "away from the true label."
+    )
+    tables = m.get("robust", {}).get("tables", {})
+    if any("certified" in table for table in tables.values()):
+        said += (
+            " Dashed: the share that is certified, which no attack can go below; the truth lies "
+            "between the two."
+        )
     return said
 
 
@@ -267,9 +291,7 @@ def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict
         "outputs": _outputs(c),
         "decision_map": _decision_map(c, arrays),
         "accuracy_against_size": _curve(c, arrays),
-        "robust_accuracy": "The share of clean test points that each network classifies correctly "
-        "whatever perturbation of at most that size the attack finds; the attack is on the network "
-        "itself, away from the true label.",
+        "robust_accuracy": _robust_accuracy(m),
     }
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import as_class_targets, as_targets, check_choice, check_number
+from perturbkernel.display import Displayed
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels import products
 from perturbkernel.kernels.base import Kernel
@@ -36,7 +37,7 @@ from perturbkernel.training.precision import (
 KERNEL_NAMES = ("nngp", "ntk")
 
 
-class GaussianProcess(KeepsPrecision):
+class GaussianProcess(Displayed, KeepsPrecision):
     """The posterior of a Gaussian process, given noisy values at n points. A function of queries,
     the posterior mean, which can be attacked like a predictor.
 
@@ -59,6 +60,16 @@ class GaussianProcess(KeepsPrecision):
     log_marginal_likelihood: float
     kernel_name: str = eqx.field(static=True)
     status: str = eqx.field(static=True)
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "kernel": f"{self.kernel_name} of {self.kernel!r}",
+            "training points": len(self.inputs),
+            "outputs": self.num_outputs or 1,
+            "noise": self.noise,
+            "log marginal likelihood": self.log_marginal_likelihood,
+            "status": self.status,
+        }
 
     @property
     def num_outputs(self) -> int | None:

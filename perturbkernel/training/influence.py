@@ -10,12 +10,13 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import is_traced
+from perturbkernel.display import Displayed
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.smoother import apply_training, in_float64, training_of
 
 
-class Smoother(eqx.Module):
+class Smoother(Displayed, eqx.Module):
     """Training as a linear map of the targets, at the training points.
 
     Attributes:
@@ -27,6 +28,14 @@ class Smoother(eqx.Module):
     predictor: KernelPredictor
     operator: np.ndarray
     status: str = eqx.field(static=True, default="ok")
+
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "training points": len(self.operator),
+            "degrees of freedom": self.degrees_of_freedom,
+            "leverage": self.leverage,
+            "status": self.status,
+        }
 
     @cached_property
     def weights(self) -> Float[Array, "n n"]:

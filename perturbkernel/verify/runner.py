@@ -27,6 +27,7 @@ from perturbkernel.verify import (
     matching,
     neuron_law,
     randomness,
+    robustness,
     second_network,
 )
 from perturbkernel.verify.judgement import judge
@@ -46,6 +47,7 @@ SECTIONS = {
     "14": "The law of one neuron",
     "15": "What perturbations alone can teach",
     "16": "Scaling laws",
+    "17": "Certificates, bugs and features",
 }
 # Checks of one number follow each other in the order of these modules.
 _MODULES = (
@@ -64,6 +66,7 @@ _MODULES = (
     neuron_law,
     law_certificates,
     limits,
+    robustness,
 )
 # Draws are seeded by the name of the function that makes them. Where it has moved to another module
 # it keeps the seed of its first one, so that the same seed still gives the same draws.

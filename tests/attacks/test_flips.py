@@ -9,6 +9,7 @@ import pytest
 from common import D, M, N
 
 import perturbkernel as pk
+from perturbkernel.display import number
 
 RNG = np.random.default_rng(23)
 KERNEL: Any = pk.TwoLayerNTK(0.2, True)
@@ -135,12 +136,13 @@ def test_what_is_said():
     r = pk.certified_flips(f, Z)
     flips = np.asarray(r.flips)
     reached = flips[flips <= N]
-    assert str(r).startswith(f"{M} decisions, {N} training labels: changed by {reached.min()}")
+    assert str(r).startswith(f"LabelFlips(decisions {M}, training labels {N}, changed by none ")
+    assert f"flips {number(reached)}, status ok" in str(r)
     assert r.status == "ok"
     # Outputs that no label can change.
     far = fit(KERNEL, X, Y, initial=lambda z: 1e3 + z[:, 0])
     r = pk.certified_flips(far, Z)
-    assert (np.asarray(r.flips) == N + 1).all() and "no change of labels" in str(r)
+    assert (np.asarray(r.flips) == N + 1).all() and f"changed by none {M}, flips []" in str(r)
     # A tie from the start.
     still = fit(KERNEL, X, Y, loss="squared", dynamics=pk.GradientFlow(0.0))
     r = pk.certified_flips(still, Z)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pandas
 import pytest
 from common import D, N
 from scipy.optimize import linprog
@@ -179,7 +180,12 @@ def test_what_is_wrong_stays_wrong_and_tables_say_it():
     np.testing.assert_array_equal(table["accuracy of -1.0"], r.of_class[:, :, 0].ravel())
     rows = str(r).splitlines()
     assert len(rows) == 8 and rows[0].endswith("_weak")
-    assert [float(cell) for cell in rows[2].split()[1:]] == [0.0, 100.0, 100.0, 100.0]
+    assert rows[2].split() == ["linf", "0", "1.000", "1.000", "1.000"]
+    assert "<th>accuracy</th>" in r._repr_html_()
+    assert repr(r).startswith(
+        f"RobustAccuracy(attack _weak, points {N}, sizes [0, 0.2, 1], linf [1"
+    )
+    assert pandas.DataFrame(table).shape == (6, 6)
 
 
 BAD = {

@@ -230,7 +230,14 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
         ([*SMALL, "--classes", "1", "2"], "--classes does not apply to shifted_gaussian"),
         (
             [*SMALL, "--time", "inf"],
-            "--time inf needs --loss squared: the identity loss has no minimum",
+            "--time inf needs --loss squared, or a --ridge: the identity loss has no minimum",
+        ),
+        ([*SMALL, "--ridge", "-1"], "argument --ridge: wanted a finite number, 0 or above"),
+        ([*SMALL, "--norm", "l1"], "argument --norm: 'l1' is none of l2, linf"),
+        ([*SMALL, "--certified"], "--certified goes with --robust SIZE"),
+        (
+            [*SMALL, "--robust", "1", "--robust-norm", "l0", "--certified"],
+            "--certified goes with --robust-norm l2, linf, l1",
         ),
         ([*SMALL, "--steps", "3"], "heavy ball needs both --learning-rate and --steps"),
         ([*SMALL, "--steps-g", "3"], "heavy ball needs both --learning-rate-g and --steps-g"),

@@ -251,16 +251,26 @@ def test_results_of_others_are_not_overwritten(tmp_path, capsys):
 
 def test_accuracy_under_attack_reaches_the_page(tmp_path, capsys):
     run = "run --quiet --data shifted_gaussian --n 60 --d 5 --control-draws 2 --robust-attack apgd"
-    arguments = [*run.split(), "--robust", "0.5", "0.1", "--robust-points", "7"]
+    trained = ["--loss", "squared", "--time", "inf", "--ridge", "0.1", "--ridge-g", "0"]
+    attacked = ["--robust", "0.5", "0.1", "--robust-points", "7", "--certified"]
+    arguments = [*run.split(), *trained, *attacked]
     assert main([*arguments, "--out", str(tmp_path / "result")]) == 0
     robust = report.load(tmp_path / "result").metrics["robust"]
     assert robust["points"] == 7 and robust["attack"] == "apgd"
     for name in "fg":
-        assert robust["tables"][name]["size"] == [0.0, 0.1, 0.5]
-        assert (
-            sorted(robust["tables"][name]["accuracy"])[::-1] == robust["tables"][name]["accuracy"]
-        )
+        table = robust["tables"][name]
+        assert table["size"] == [0.0, 0.1, 0.5]
+        for column in ("accuracy", "certified"):
+            assert sorted(table[column])[::-1] == table[column]
+        assert (np.array(table["certified"]) <= np.array(table["accuracy"])).all()
+    assert robust["tables"]["f"]["certified"][1] > 0
+    asked = report.load(tmp_path / "result").configuration
+    assert "ridge 0.1" in asked["f"] and "ridge" not in asked["g"]
     printed = capsys.readouterr().out
-    assert "Under attack of size 0.5 (l2, apgd) f classifies" in printed and "7 points" in printed
+    assert "Under attack of size 0.5 (l2, apgd) f classifies" in printed
+    assert "(certified: " in printed and "of 7 points" in printed
+    assert "f under attack  f certified  g under attack  g certified" in printed
     assert (tmp_path / "result" / "robust_accuracy.svg").exists()
-    assert "perturbation of at most that size" in (tmp_path / "result" / "report.html").read_text()
+    page = (tmp_path / "result" / "report.html").read_text()
+    assert "perturbation of at most that size" in page and "<th>g certified</th>" in page
+    assert "Dashed: the share that is certified" in page

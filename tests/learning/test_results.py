@@ -73,6 +73,25 @@ def test_a_page_is_written_from_python(finite, tmp_path):
     assert ("f_dual_coef" in loaded.arrays) != finite
 
 
+def test_accuracy_under_attack_on_a_page_from_python(r, tmp_path):
+    asked = {"norms": ("l2", "l0"), "attack": "apgd", "bounds": (-9, 9)}
+    asked |= {"steps": 5, "points": 8, "certified": True, "sizes": [1.0]}
+    r.report(tmp_path / "all", control_draws=1, robust=asked)
+    robust = report.load(tmp_path / "all").metrics["robust"]
+    assert robust["points"] == 8 and robust["attack"] == "apgd"
+    for predictor, table in zip((r.f, r.g), robust["tables"].values(), strict=True):
+        x, y = TEST.inputs[:8], TEST.targets[:8]
+        assert table["norm"] == ["l2", "l2", "l0", "l0"]
+        shares = pk.certified_size(predictor, x, y).accuracy([0, 1])
+        assert table["certified"] == [*shares, None, None]
+        assert table["accuracy"][0] == np.mean(np.asarray(predictor(x) * y) > 0)
+        assert (shares <= table["accuracy"][:2]).all()
+    page = r.report(tmp_path / "sizes", control_draws=1, robust=[0.3]).read_text()
+    assert "Under attack of size 0.3 (l2, worst_case)" in page and "Dashed" not in page
+    with pytest.raises(ValueError, match="certified accuracy is known in l2, linf, l1; got l0"):
+        r.report(tmp_path / "l0", robust=asked | {"norms": "l0"})
+
+
 def test_many_classes_have_a_page_too(tmp_path):
     rng = np.random.default_rng(0)
     labels = np.arange(30) % 3

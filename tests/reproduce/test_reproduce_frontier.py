@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+import perturbkernel as pk
 from perturbkernel.reproduce.studies.frontier import study as frontier
 
 WAYS = {
     "early stopping": [3.0, "inf"],
+    "ridge": [0.1],
     "perturbed features": [0.3],
     "perturbed inputs, stopped early": [1.0],
 }
@@ -22,6 +24,8 @@ CONFIG: dict[str, Any] = {
     "sizes": [1.0, 2.0],
     "steps": 10,
     "ways": WAYS,
+    "certified": {"early stopping": [3.0], "ridge": [0.1]},
+    "certified_points": 6,
     "seed": 0,
 }
 
@@ -68,11 +72,15 @@ def pgd(f: Any, x: np.ndarray, y: np.ndarray, size: float, box: tuple[float, flo
     return float(np.mean(right))
 
 
+def _box() -> tuple[float, float]:
+    parts = [np.asarray(part.inputs) for part in frontier._data(CONFIG)]
+    return float(min(part.min() for part in parts)), float(max(part.max() for part in parts))
+
+
 def test_another_attack_finds_no_more(arrays):
     train, test = frontier._data(CONFIG)
     x, y = np.asarray(test.inputs, float), np.asarray(test.targets, float)
-    every = np.concatenate([np.asarray(train.inputs), np.asarray(test.inputs)])
-    box = float(every.min()), float(every.max())
+    box = _box()
     for way, values in WAYS.items():
         for value, row in zip(values, arrays[way], strict=True):
             f = frontier.trained(train, way, value)
@@ -110,3 +118,21 @@ def test_cells_are_draws():
     assert [config["seed"] for config in frontier.cells("small", 3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="scale must be"):
         frontier.cells("large", 1)
+
+
+def test_what_is_certified_is_right_under_attack(arrays):
+    train, test = frontier._data(CONFIG)
+    x, y = np.asarray(test.inputs, float)[:6], np.asarray(test.targets, float)[:6]
+    for way, (value,) in CONFIG["certified"].items():
+        f = frontier.trained(train, way, value)
+        certified = pk.certified_size(f, x, y).accuracy(CONFIG["sizes"])
+        # A certificate knows no pixel values: nor does the attack here.
+        attacked = [pgd(f, x, y, size, (-9.0, 9.0)) for size in CONFIG["sizes"]]
+        assert certified[0] > 0 and (certified <= np.array(attacked) + 1e-9).all()
+        boxed = [pgd(f, x, y, size, _box()) for size in CONFIG["sizes"]]
+        gap = arrays[f"undecided {way}"][0]
+        np.testing.assert_allclose(gap, np.array(boxed) - certified, atol=1 / 6 + 1e-9)
+        row = WAYS[way].index(value)
+        summary = frontier.summarise([(CONFIG, arrays)])["certified"][way]
+        assert summary["values"] == [value]
+        np.testing.assert_allclose(summary["scores"]["mean"], [arrays[way][row, 1:] - gap])

@@ -21,6 +21,7 @@ from perturbkernel.checks import (
     is_traced,
 )
 from perturbkernel.data.labels import class_indices
+from perturbkernel.display import Displayed
 from perturbkernel.engine.memory import default_memory
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training.initial_function import InitialFunction
@@ -30,8 +31,8 @@ from perturbkernel.training.predictors import KernelPredictor
 CERTIFIED_NORMS = ("l2", "linf", "l1")
 
 
-@dataclass(frozen=True)
-class CertifiedSize:
+@dataclass(frozen=True, repr=False)
+class CertifiedSize(Displayed):
     """Sizes within which no perturbation whatever changes a decision. Made by `certified_size`.
 
     Attributes:
@@ -49,6 +50,15 @@ class CertifiedSize:
     status: str
     against_targets: bool
 
+    def _numbers(self) -> dict[str, Any]:
+        return {
+            "norm": self.norm,
+            "points": len(self.size),
+            "above 0": int((self.size > 0).sum()),
+            "size": self.size,
+            "status": self.status,
+        }
+
     def accuracy(self, sizes: Sequence[float] | Float[ArrayLike, " s"]) -> Float[np.ndarray, " s"]:
         """The certified accuracy, (s,): the share of inputs that every perturbation of each of
         these sizes leaves right. Without targets, the share whose decision it leaves unchanged.
@@ -60,13 +70,6 @@ class CertifiedSize:
             raise ValueError(f"sizes must be a list of numbers >= 0; got {sizes!r}")
         stands = (self.size[None] >= wanted[:, None]) & (self.size[None] > 0)
         return stands.mean(1)
-
-    def __repr__(self) -> str:
-        share = float((self.size > 0).mean())
-        return (
-            f"CertifiedSize({self.norm}: median {np.median(self.size):.4g}; "
-            f"{100 * share:.1f}% of {len(self.size)} inputs above 0)"
-        )
 
 
 @partial(jax.jit, static_argnames=("norm", "memory"))

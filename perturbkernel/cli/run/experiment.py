@@ -86,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _robust(args: argparse.Namespace, key: jax.Array) -> dict[str, Any] | None:
-    """The arguments of `pk.robust_accuracy` that were asked for, and how many points; or None."""
+    """The arguments of `robust_of` that were asked for, or None."""
     if args.robust is None:
         return None
     return {
         "points": args.robust_points,
+        "certified": args.certified,
         "sizes": args.robust,
         "norms": args.robust_norm,
         "attack": args.robust_attack,
@@ -116,12 +117,14 @@ def learner_of(args: argparse.Namespace, suffix: str = "") -> KernelLearner:
     """The learner of f; with suffix "_g" that of g, which takes what is not given from f."""
     loss = _option(args, "loss", suffix)
     dynamics = _dynamics(args, suffix)
-    if not LOSSES[loss].has_minimum and math.isinf(dynamics.effective_time):
+    ridge = _option(args, "ridge", suffix)
+    if not (LOSSES[loss].has_minimum or ridge) and math.isinf(dynamics.effective_time):
         raise ValueError(
-            f"--time inf needs --loss squared: the {loss} loss has no minimum to train to"
+            f"--time inf needs --loss squared, or a --ridge: the {loss} loss has no minimum to "
+            "train to"
         )
     kernel = TwoLayerNTK(_option(args, "slope", suffix), _option(args, "train_bias", suffix))
-    return KernelLearner(kernel, loss, dynamics)
+    return KernelLearner(kernel, loss, dynamics, ridge=ridge)
 
 
 def _option(args: argparse.Namespace, name: str, suffix: str) -> Any:

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from perturbkernel import data as datasets
+from perturbkernel.attacks.certificates.certified_size import CERTIFIED_NORMS
 from perturbkernel.cli import options
 from perturbkernel.data.array_files import check_memory, read_labelled, read_npy
 from perturbkernel.data.dataset import Dataset
@@ -57,6 +58,11 @@ def check_options(args: argparse.Namespace) -> None:
     if args.bounds is not None and not args.bounds[0] < args.bounds[1]:
         low, high = args.bounds
         raise ValueError(f"--bounds needs LOW < HIGH; got {low:g} {high:g}")
+    if args.certified and args.robust is None:
+        raise ValueError("--certified goes with --robust SIZE ..., at which it is certified")
+    if args.certified and not set(args.robust_norm) & set(CERTIFIED_NORMS):
+        known = ", ".join(CERTIFIED_NORMS)
+        raise ValueError(f"--certified goes with --robust-norm {known}; l0 has no certificates")
     if args.carrier is None and args.at == "carrier":
         raise ValueError("--at carrier needs --carrier: a file, uniform or gaussian")
     if args.carrier is not None and args.scenario is not None:

@@ -6,12 +6,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from perturbkernel.report.plots import F_COLOUR, G_COLOUR, MINUS, PLUS, figure, styled
+from perturbkernel.report.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, figure, styled
 from perturbkernel.reproduce.records import Json, Results
 from perturbkernel.reproduce.studies.curves import in_percent, spread
 
 _STYLES = {
     "early stopping": ("early stopping: training time", F_COLOUR, "o-"),
+    "ridge": ("ridge: its value", GREY, "v-"),
     "perturbed features": ("adversarial training, features: radius", G_COLOUR, "s-"),
     "perturbed inputs": ("adversarial training, inputs, to the end: size", MINUS, "^-"),
     "perturbed inputs, stopped early": ("the same, stopped early: size", PLUS, "D-"),
@@ -23,19 +24,27 @@ def summarise(results: Results) -> Json:
     largest.
 
     "ways": way -> "values" and "scores", whose "mean", "low" and "high" are (values, 1 + sizes),
-    clean accuracy first. "setting". Any subset of cells will do.
+    clean accuracy first; "certified" likewise of the ways and values that have it, (values,
+    sizes). "setting". Any subset of cells will do.
     """
     if not results:
-        return {"ways": {}, "setting": {}}
+        return {"ways": {}, "certified": {}, "setting": {}}
     first, _ = results[0]
     found: Json = {}
+    certified: Json = {}
     for way, values in first["ways"].items():
         samples = [arrays[way] for _, arrays in results]
-        scores = spread(np.array(samples))
-        found[way] = {"values": values, "scores": scores}
-    names = ("n", "test", "digits", "sizes", "steps")
+        found[way] = {"values": values, "scores": spread(np.array(samples))}
+        chosen = first["certified"].get(way, ())
+        proved = [value for value in values if value in chosen]
+        if proved:
+            rows = [values.index(value) for value in proved]
+            samples = [arrays[way][rows, 1:] - arrays[f"undecided {way}"] for _, arrays in results]
+            certified[way] = {"values": proved, "scores": spread(np.array(samples))}
+    names = ("n", "test", "digits", "sizes", "steps", "certified_points")
     setting = {name: first[name] for name in names}
-    return {"ways": found, "setting": setting | {"seeds": len(results)}}
+    setting["seeds"] = len(results)
+    return {"ways": found, "certified": certified, "setting": setting}
 
 
 @styled
@@ -49,18 +58,21 @@ def draw(results: Results) -> Figure:
     for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
         for way, found in summary["ways"].items():
             _way(axis, way, found, i + 1)
+            if way in summary["certified"]:
+                _certified(axis, way, summary, i + 1)
         axis.set(
             title=f"perturbations of size {size:g} (l2)",
             xlabel="clean accuracy",
-            ylabel="robust accuracy (under attack)",
+            ylabel="robust accuracy",
             ylim=(-0.03, 1.0),
         )
+    axes[0].plot([], [], "--", color=F_COLOUR, lw=1, label=_certified_label(setting))
     lines, labels = axes[0].get_legend_handles_labels()
     fig.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)
     first, second = setting["digits"]
     fig.suptitle(
-        "Clean against robust accuracy of wide networks: stopped early, or trained against "
-        "perturbed features or inputs.\n"
+        "Clean against robust accuracy of wide networks: stopped early, with a ridge, or trained "
+        "against perturbed features or inputs.\n"
         f"Digits {first} and {second}, {setting['n']} to learn, {setting['test']} new ones, draws: "
         f"{setting['seeds']}; numbers along a curve are what it varies, as the legend says.",
         fontsize=10,
@@ -81,6 +93,22 @@ def _way(axis: Axes, way: str, found: Json, place: int) -> None:
         axis.annotate(_named(value), (x, y), fontsize=7, color=colour, **place_of)
 
 
+def _certified(axis: Axes, way: str, summary: Json, place: int) -> None:
+    """What is certified, below the same networks' accuracy under attack."""
+    of_way = summary["ways"][way]
+    found = summary["certified"][way]
+    clean = np.array(of_way["scores"]["mean"])[:, 0]
+    rows = [of_way["values"].index(value) for value in found["values"]]
+    proved = np.array(found["scores"]["mean"])[:, place - 1]
+    _, colour, line = _STYLES[way]
+    axis.plot(clean[rows], proved, line[0] + "--", color=colour, ms=4, lw=1, mfc="white")
+
+
+def _certified_label(setting: Json) -> str:
+    count = setting["certified_points"]
+    return f"solid: under attack; dashed: certified (the gap from {count} points)"
+
+
 def _named(value: Any) -> str:
     return "∞" if value == "inf" else f"{value:g}"
 
@@ -94,9 +122,15 @@ def text(results: Results) -> str:
         sizes = ", ".join(numbers)
         words, *_ = _STYLES[way]
         lines.append(f"{words}; clean accuracy, and under attack of size {sizes}")
-        rows = found["scores"]["mean"]
-        for value, row in zip(found["values"], rows, strict=True):
-            name = _named(value)
-            line = in_percent(name, row, width=10)
-            lines.append(line)
+        lines += _rows(found)
+        if way in summary["certified"]:
+            count = summary["setting"]["certified_points"]
+            lines.append(f"  certified for {sizes}, the gap from {count} points")
+            lines += _rows(summary["certified"][way])
     return "\n".join(lines)
+
+
+def _rows(found: Json) -> list[str]:
+    means = found["scores"]["mean"]
+    named = zip(found["values"], means, strict=True)
+    return [in_percent(_named(value), row, width=10) for value, row in named]

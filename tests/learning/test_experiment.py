@@ -285,7 +285,9 @@ def test_norm_and_bounds_are_those_of_perturb():
         r.perturbation.delta, pk.perturb(r.f, x.inputs, r.perturbation.targets, **options).delta
     )
     assert np.abs(r.perturbed).max() <= 1 + 1e-6
-    assert r.options == options | {"direction": "gradient", "balanced": False, "at": "data"}
+    asked = {"direction": "gradient", "balanced": False, "at": "data"}
+    said = {"carrier": "scenario (b)", "targets": "coin_flip"}
+    assert r.options == options | asked | said
 
 
 def test_results_are_pytrees_that_can_be_pickled():
@@ -416,8 +418,9 @@ def test_evaluate_reports_every_control_and_draw():
             assert e["controls"][name][part] == pytest.approx(
                 [sign_share(o, labels) for o in outputs], abs=1e-6
             )
-    with pytest.raises(ValueError, match="control_draws must be at least 1; got 0"):
-        r.evaluate(control_draws=0)
+    assert r.evaluate(control_draws=0)["controls"] == {}
+    with pytest.raises(ValueError, match="control_draws must be at least 0; got -1"):
+        r.evaluate(control_draws=-1)
 
 
 # --- the diagnosis ---

@@ -9,7 +9,7 @@ product <x, z>. In the code, rho is cos(theta) and e is 1 - rho.
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from perturbkernel.engine.linear import differentiated_as, linear, no_tangent
 from perturbkernel.engine.sums import row_sums
 from perturbkernel.engine.tiles import exact_matmul, visit_flagged
 from perturbkernel.kernels.arccos import arccos_one_minus
+from perturbkernel.kernels.close_pairs import sine_and_direction
 from perturbkernel.kernels.rows import (
     Rows,
     common_direction,
@@ -127,65 +128,6 @@ def _separation(tile: _Tile) -> _Separation:
     )
 
 
-def _split(a: Array) -> tuple[Array, Array]:
-    """(high, low), whose sum is a, each with at most half of the significand.
-
-    Products of two such parts are exact.
-    """
-    if a.dtype == jnp.float32:
-        bits, mask = jnp.uint32, 0xFFFFF000
-    else:
-        bits, mask = jnp.uint64, 0xFFFFFFFFF8000000
-    integer = lax.bitcast_convert_type(a, bits)
-    integer = integer & jnp.array(mask, bits)
-    high = lax.bitcast_convert_type(integer, a.dtype)
-    return high, a - high
-
-
-def _across(x: Array, z: Array) -> Array:
-    """The part of x orthogonal to z, row by row, to an error of about eps^1.5 |x|.
-
-    x - ratio z from exact partial products; the second round removes what the rounding of the ratio
-    left along z.
-    """
-    square = jnp.sum(z**2, axis=1, keepdims=True)
-    square = jnp.where(square > 0, square, 1)
-    z_high, z_low = _split(z)
-    for _ in range(2):
-        ratio = jnp.sum(x * z, axis=1, keepdims=True) / square
-        high, low = _split(ratio)
-        x = x - high * z_high - high * z_low
-        x = x - low * z_high - low * z_low
-    return x
-
-
-def _pair(z: Array, x: Array) -> tuple[Array, Array]:
-    """sin(theta) and w = x / s_x - rho z / s_z, row by row, with no cancellation beyond that of
-    x - z.
-
-    With x - z = along + across, parallel and orthogonal to z,
-
-        w = (across + along / s_z^2) / s_x,
-        d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
-    """
-    eps = float(jnp.finfo(x.dtype).eps)
-    s_z, s_x = lengths(z), lengths(x)
-    norm = jnp.linalg.norm(z, axis=1, keepdims=True)
-    unit = z / jnp.where(norm > 0, norm, 1)
-    difference = x - z
-    along = jnp.sum(difference * unit, axis=1, keepdims=True)
-    # x and x - z have the same part across z. x - z was itself rounded, by eps |x - z|: it is the
-    # better start only where it is so short that this is below the error of projecting x.
-    square = jnp.sum(x**2, axis=1, keepdims=True)
-    square_apart = jnp.sum(difference**2, axis=1, keepdims=True)
-    start = jnp.where(square_apart < eps * square, difference, x)
-    across = _across(start, z)
-    w = (across + along / s_z[:, None] ** 2 * unit) / s_x[:, None]
-    square_of_w = jnp.sum(across**2, axis=1) + (along[:, 0] / s_z) ** 2
-    sine = jnp.sqrt(square_of_w / z.shape[1]) / s_x
-    return sine, w
-
-
 def products_and_angles(
     z: Float[Array, "r d"],
     x: Float[Array, "c d"],
@@ -226,7 +168,7 @@ def _angles(z: Array, x: Array, tile: _Tile) -> Array:
     row = jnp.arange(z.shape[0])
 
     def repair(column, hit, theta):
-        sine, _ = _pair(z, x[column])
+        sine, _ = sine_and_direction(z, x[column])
         exact = jnp.arctan2(sine, 1 - apart.e[row, column])
         repaired = jnp.where(hit, exact, theta[row, column])
         return theta.at[row, column].set(repaired)
@@ -234,7 +176,7 @@ def _angles(z: Array, x: Array, tile: _Tile) -> Array:
     return visit_flagged(apart.unsure, repair, arccos_one_minus(apart.e))
 
 
-def _rule(primals, tangents):
+def _rule(primals: Any, tangents: Any) -> Any:
     *values, tile = _evaluate(*primals)
     moving = tuple(None if is_zero(tangent) else tangent for tangent in tangents)
     asked = tuple(tangent is not None for tangent in moving)
@@ -292,12 +234,12 @@ def _forward(residuals, tangents):
 
     def repair(column, hit, found):
         there = x[column]
-        sine, w = _pair(z, there)
+        sine, w = sine_and_direction(z, there)
         change = jnp.zeros_like(sine)
         if z_moved is not None:
             change = change - jnp.sum(z_moved * w, axis=1) / (d * s_z)
         if x_moved is not None:
-            _, w = _pair(there, z)
+            _, w = sine_and_direction(there, z)
             change = change - jnp.sum(x_moved[column] * w, axis=1) / (d * s_x[column])
         change = jnp.where(sine > 0, change / jnp.where(sine > 0, sine, 1), 0)
         repaired = jnp.where(hit, change, found[row, column])
@@ -358,7 +300,7 @@ def _gradient(
     rows = jnp.arange(z.shape[0])
 
     def add(column, hit, total):
-        sine, w = _pair(z, x[column])
+        sine, w = sine_and_direction(z, x[column])
         differs = hit & (sine > 0)
         divisor = jnp.where(differs, sine, 1)
         factor = jnp.where(differs, weight[rows, column] / divisor, 0)

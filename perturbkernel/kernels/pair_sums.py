@@ -80,7 +80,8 @@ class Tangent:
         def of_those(*moving):
             return self.f(tile, *tree.unflatten(_replaced(values, which, moving)))
 
-        at, along = ([arrays[i] for i in which] for arrays in (values, tangents))
+        at = [values[i] for i in which]
+        along = [tangents[i] for i in which]
         _, change = jax.jvp(of_those, at, along)
         return change
 

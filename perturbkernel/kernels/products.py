@@ -374,6 +374,9 @@ def _matrix(argument, name, differentiable, x, z):
     else:
         rows, columns = min(n, _MENDED), min(m, _MENDED)
     down, across = -(-n // rows), -(-m // columns)
+    # Not a loop, in which JAX drops the rules of derivatives that it differentiates again.
+    if differentiable and down * across == 1:
+        return careful(x, z)
 
     def fill(step, matrix):
         i, j = step // across, step % across

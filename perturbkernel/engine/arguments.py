@@ -46,20 +46,18 @@ def has_arrays(value: Any) -> bool:
     return bool(jax.tree.leaves(as_argument(value)))
 
 
-def undifferentiated(argument: Any) -> Any:
-    """A kernel of the values that a rule for derivatives with symbolic zeros gets.
-
-    Raises TypeError where they are differentiated: sums over tiles have no derivative in what the
-    kernel holds.
+def check_undifferentiated(tangents: Any) -> None:
+    """Raises TypeError unless the tangents of a kernel's arrays are symbolic zeros: sums over tiles
+    have no derivative in what the kernel holds.
     """
-    if any(leaf.perturbed for leaf in jax.tree.leaves(argument, is_leaf=_is_primal)):
+    if not all(map(is_zero, jax.tree.leaves(tangents, is_leaf=is_zero))):
         raise TypeError(
             "sums over tiles are not differentiated in the arrays that a kernel holds, such as the "
             "parameters of a network; differentiate kernel.tile, or keep the kernel fixed by "
             "jax.lax.stop_gradient"
         )
-    return jax.tree.map(lambda leaf: leaf.value, argument, is_leaf=_is_primal)
 
 
-def _is_primal(leaf: Any) -> bool:
-    return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
+def is_zero(tangent: Any) -> bool:
+    """Whether a rule for derivatives with symbolic zeros has it for what does not move."""
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)

@@ -259,8 +259,9 @@ class Kernel:
 
         No n x m matrix is held.
 
-        Reverse-mode differentiable in z, x and coef, by tiled sums again. Where z and x are the
-        very same array, each pair of points is evaluated once, in as little as half the time.
+        Differentiable in z, x and coef, in forward and in reverse mode and any number of times, by
+        tiled sums again. Where z and x are the very same array, each pair of points is evaluated
+        once, in as little as half the time.
 
         Args:
             z, x, coef: (m, ...), (n, ...), (n,) or (n, k).
@@ -289,7 +290,7 @@ class Kernel:
 
         Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n,
         .) has a cone whose symmetric derivative is taken, the limit of finite networks' gradients
-        (theory: 0.4, 5.3). `mesh` and `progress` as in `matvec`.
+        (theory: 0.4, 5.3). Differentiable as `matvec` is; `mesh` and `progress` as there.
         """
         dimensions = (1,) if weights is None else (2,)
         z, x, coef = self._sum_arguments(z, x, coef, "coef", dimensions, mesh, progress)

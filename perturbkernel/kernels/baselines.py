@@ -20,7 +20,7 @@ from perturbkernel.arrays import namespace
 from perturbkernel.checks import as_inputs, check_choice, check_count, check_number
 from perturbkernel.engine.tiles import exact_matmul
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.kernels.distances import cityblock_distances, distances
+from perturbkernel.kernels.distances import cityblock_distances, distances, square_distances
 from perturbkernel.kernels.products import gradient_footprint
 
 AnyArray = Array | np.ndarray
@@ -88,8 +88,7 @@ class RBF(_OfRows):
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """The kernel, (rows of z, rows of x), whatever its name."""
-        scaled = distances(z, x) / self.length_scale
-        return jnp.exp(-(scaled**2) / 2)
+        return jnp.exp(-square_distances(z, x, self.length_scale) / 2)
 
     def gradient_bound(self, z: AnyArray, x: AnyArray, coef: AnyArray) -> AnyArray:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)|: the slope is at most e^(-1/2) / scale."""

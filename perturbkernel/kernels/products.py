@@ -40,9 +40,9 @@ from jaxtyping import Array
 
 from perturbkernel.arrays import as_jax
 from perturbkernel.checks import is_traced
-from perturbkernel.engine.arguments import argument_value, as_argument, undifferentiated
+from perturbkernel.engine.arguments import argument_value, as_argument
 from perturbkernel.engine.memory import footprint
-from perturbkernel.engine.sums import plus, row_sums, sums
+from perturbkernel.engine.sums import plus, sums
 from perturbkernel.engine.tiles import (
     TALL,
     exact_matmul,
@@ -56,6 +56,14 @@ from perturbkernel.engine.tiles import (
 )
 from perturbkernel.kernels import features, host
 from perturbkernel.kernels.dense import careful_tile, prepare, quick_tile_for, tiles_with_nan
+from perturbkernel.kernels.pair_sums import (
+    PointPullback,
+    QueryPullback,
+    Setting,
+    Weighted,
+    careful_sum,
+    pair_sum,
+)
 from perturbkernel.meshes import inside_shard_map, varying_alike
 
 # Queries of a large tile that are evaluated again at once.
@@ -65,10 +73,7 @@ _MENDED = 256
 # --- sums over a tile ---
 
 
-def _weighted(tile: Array, coef: Array) -> Array:
-    if coef.ndim == 1:
-        return row_sums(tile * coef[None, :])
-    return exact_matmul(tile, coef)
+_WEIGHTED = Weighted()
 
 
 def _first(rows: Array) -> Array:
@@ -148,7 +153,7 @@ def _mend(
 
 def _matvec_tile(kernel, name, shared, z, x, coef, before):
     def matvec(tile, z, x):
-        return _weighted(tile(z, x), coef)
+        return _WEIGHTED(tile, z, x, coef)
 
     return evaluate_tile(matvec, kernel, name, shared, z, x, before)
 
@@ -178,7 +183,7 @@ def _matvec_pair(kernel, name, shared, z, x, z_coef, x_coef):
 def _query_gradient_tile(kernel, name, shared, query, x, coef, before):
     def gradient(tile, query, x):
         z, cotangent = query
-        _, pull_back = jax.vjp(lambda z: _weighted(tile(z, x), coef), z)
+        _, pull_back = jax.vjp(lambda z: _WEIGHTED(tile, z, x, coef), z)
         (z_bar,) = pull_back(cotangent)
         return z_bar
 
@@ -189,7 +194,7 @@ def _point_gradient_tile(kernel, name, shared, query, z, cotangent, before):
     """The gradients in x and coef: now the points are the queries of the sum."""
 
     def gradients(tile, query, z):
-        _, pull_back = jax.vjp(lambda x, coef: _weighted(tile(z, x), coef), *query)
+        _, pull_back = jax.vjp(lambda x, coef: _WEIGHTED(tile, z, x, coef), *query)
         return pull_back(cotangent)
 
     return evaluate_tile(gradients, kernel, name, shared, query, z, before, swapped=True)
@@ -222,22 +227,54 @@ def matvec(
 ) -> Array:
     """sum_n coef_n kernel(x_n, z_j), (m,) for coef (n,) and (m, k) for coef (n, k).
 
-    Reverse-mode differentiable, once. Where z is x, the very same array, half of the tiles are
-    evaluated.
+    Differentiable in either mode, any number of times. Where z is x, the very same array, half of
+    the tiles are evaluated.
     """
     if features.takes(kernel, name, z, x, coef):
         return features.product(kernel, name, z, x, coef, mesh=mesh, progress=progress)
     same = z is x and mesh is None
     argument = as_argument(kernel)
+    setting = Setting(name, same, mesh)
     if inside_shard_map():
         # Which evaluates custom derivatives only as parts of a whole program.
-        whole = jax.jit(_matvec, static_argnums=(0, 1, 2))
-        return whole(name, same, mesh, argument, *varying_alike(z, x, coef))
+        whole = jax.jit(_differentiable, static_argnums=(0, 1))
+        return whole(_WEIGHTED, setting, argument, *varying_alike(z, x, coef))
     if is_traced(z, x, coef, *jax.tree.leaves(argument)):
-        return _matvec(name, same, mesh, argument, z, x, coef)
+        return _differentiable(_WEIGHTED, setting, argument, z, x, coef)
     if mesh is None and progress is None and host.takes(kernel, name, z, x, coef):
         return host.matvec(kernel, name, z, x, coef)
     return _evaluate(kernel, name, same, mesh, progress, z, x, coef)
+
+
+def wide_matvec(kernel: Any, name: str, mesh: Mesh | None, *arrays: Array) -> Array:
+    """`matvec` of z, x, coef, for arrays that JAX traces while it is set to float32: computed in
+    float64, as its derivatives are, and returned in float32.
+    """
+    setting = Setting(name, False, mesh, wide=True)
+    return _differentiable(_WEIGHTED, setting, as_argument(kernel), *arrays)
+
+
+def _differentiable(f, setting, argument, queries, points, weights):
+    return pair_sum(_sum, f, setting, argument, queries, points, weights)
+
+
+def _sum(f, setting, argument, queries, points, weights):
+    """The sum of f: matvec, its derivatives in reverse mode, or any other."""
+    kernel = argument_value(argument)
+    name, same, mesh, _ = setting
+    if f == _WEIGHTED:
+        if features.takes(kernel, name, queries, points, weights):
+            return features.product(kernel, name, queries, points, weights, mesh=mesh)
+        return _evaluate(kernel, name, same, mesh, None, queries, points, weights)
+    if f == _QUERY_GRADIENT:
+        z, cotangent = queries
+        arrays = z, points, weights, cotangent
+        return (_query_gradient(kernel, name, *arrays, mesh=mesh),)
+    if isinstance(f, PointPullback) and f.f == _WEIGHTED:
+        arrays = queries, points, weights
+        bars = sums(_point_gradient_tile, prepare, kernel, name, False, *arrays, mesh=mesh)
+        return tuple(bar for bar, asked in zip(bars, f.asked, strict=True) if asked)
+    return careful_sum(f, setting, kernel, queries, points, weights)
 
 
 def _evaluate(kernel, name, same, mesh, progress, z, x, coef):
@@ -258,9 +295,7 @@ def _evaluate(kernel, name, same, mesh, progress, z, x, coef):
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _matvec(name, same, mesh, argument, z, x, coef):
-    return _evaluate(argument_value(argument), name, same, mesh, None, z, x, coef)
+_QUERY_GRADIENT = QueryPullback(_WEIGHTED, (True,))
 
 
 def query_gradient(
@@ -276,7 +311,20 @@ def query_gradient(
 ) -> Array:
     """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z; cotangent (m,), (m, k)
     for coef (n, k).
+
+    Differentiable as `matvec` is.
     """
+    argument = as_argument(kernel)
+    traced = is_traced(z, x, coef, cotangent, *jax.tree.leaves(argument))
+    if not traced or inside_shard_map() or features.takes(kernel, name, z, x, coef):
+        arrays = z, x, coef, cotangent
+        return _query_gradient(kernel, name, *arrays, mesh=mesh, progress=progress)
+    setting = Setting(name, False, mesh)
+    (gradient,) = _differentiable(_QUERY_GRADIENT, setting, argument, (z, cotangent), x, coef)
+    return gradient
+
+
+def _query_gradient(kernel, name, z, x, coef, cotangent, *, mesh=None, progress=None):
     if features.takes(kernel, name, z, x, coef):
         arguments = z, x, coef, cotangent
         return features.product(kernel, name, *arguments, mesh=mesh, progress=progress)
@@ -297,51 +345,6 @@ def query_gradient(
         mesh=mesh,
         progress=progress,
     )
-
-
-def _matvec_forward(name, same, mesh, argument, z, x, coef):
-    argument = undifferentiated(argument)
-    values = z.value, x.value, coef.value
-    needs_z = _as_structure(z.perturbed)
-    needs_points = _as_structure(x.perturbed or coef.perturbed)
-    residuals = argument, values, needs_z, needs_points
-    # Traced by an outer derivative, perhaps, which needs the rule again.
-    if is_traced(*values, *jax.tree.leaves(argument)):
-        return _matvec(name, same, mesh, argument, *values), residuals
-    return _evaluate(argument_value(argument), name, same, mesh, None, *values), residuals
-
-
-def _as_structure(needed: bool) -> tuple[()] | None:
-    """() or None: the structure of a tree, unlike a value, is known while the backward pass is
-    traced.
-    """
-    return () if needed else None
-
-
-def _matvec_backward(name, same, mesh, residuals, cotangent):
-    argument, (z, x, coef), needs_z, needs_points = residuals
-    kernel = argument_value(argument)
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return None, None, None, None
-    z_bar = x_bar = coef_bar = None
-    if needs_z is not None:
-        z_bar = query_gradient(kernel, name, z, x, coef, cotangent, mesh=mesh)
-    if needs_points is not None:
-        x_bar, coef_bar = sums(
-            _point_gradient_tile,
-            prepare,
-            kernel,
-            name,
-            False,
-            (x, coef),
-            z,
-            cotangent,
-            mesh=mesh,
-        )
-    return None, z_bar, x_bar, coef_bar
-
-
-_matvec.defvjp(_matvec_forward, _matvec_backward, symbolic_zeros=True)
 
 
 # --- whole matrices ---
@@ -373,6 +376,9 @@ def _matrix(argument, name, differentiable, x, z):
     else:
         rows, columns = min(n, _MENDED), min(m, _MENDED)
     down, across = -(-n // rows), -(-m // columns)
+    # Not a loop, in which JAX drops the rules of derivatives that it differentiates again.
+    if differentiable and down * across == 1:
+        return careful(x, z)
 
     def fill(step, matrix):
         i, j = step // across, step % across

@@ -136,9 +136,19 @@ def _filtered(dynamics: Dynamics | None, gram, residual, ridge, time) -> Array:
     return _product(vectors, scale_rows(values, _product(vectors.T, residual)))
 
 
+@jax.custom_jvp
 def _eigenbasis(gram: Array) -> tuple[Array, Array]:
     eigenvalues, vectors = jnp.linalg.eigh(gram)
     return jnp.maximum(eigenvalues, 0), vectors
+
+
+@_eigenbasis.defjvp
+def _eigenbasis_jvp(primals, tangents):
+    """Eigenvectors of eigenvalues that coincide have no derivative: duplicates would give NaN."""
+    raise TypeError(
+        "training to a finite time is differentiated once in the inputs, by divided differences "
+        "of eigenvalues; for second derivatives take infinite time with a ridge"
+    )
 
 
 def _filter(dynamics: Dynamics | None, n: int, eigenvalues, ridge, time) -> Array:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from perturbkernel.checks import is_traced
-from perturbkernel.engine.arguments import argument_value, as_argument, undifferentiated
+from perturbkernel.engine.arguments import as_argument
 from perturbkernel.kernels import products
 
 
@@ -57,46 +57,15 @@ def matvec(
     progress: Any = None,
 ) -> Array:
     """`products.matvec` for arrays that are wider than JAX's setting (`is_wider`): computed in
-    float64, returned in float32. Reverse-mode differentiable, once.
+    float64, returned in float32. Differentiable as that is.
     """
     argument = as_argument(kernel)
     if is_traced(z, x, coef, *jax.tree.leaves(argument)):
-        return _traced_matvec(name, mesh, argument, z, x, coef)
+        return products.wide_matvec(kernel, name, mesh, z, x, coef)
     with jax.enable_x64(True):
         arguments = _widened(z, x, coef)
         outputs = products.matvec(kernel, name, *arguments, mesh=mesh, progress=progress)
         return outputs.astype(np.float32)
-
-
-# A rule of its own for the derivative: JAX would trace the transpose outside the scope.
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _traced_matvec(name, mesh, argument, z, x, coef):
-    with jax.enable_x64(True):
-        wide = _widened(z, x, coef)
-        outputs = products.matvec(argument_value(argument), name, *wide, mesh=mesh)
-        return outputs.astype(np.float32)
-
-
-def _forward(name, mesh, argument, z, x, coef):
-    argument = undifferentiated(argument)
-    z, x, coef = z.value, x.value, coef.value
-    outputs = _traced_matvec(name, mesh, argument, z, x, coef)
-    return outputs, (argument, z, x, coef)
-
-
-def _backward(name, mesh, residuals, cotangent):
-    argument, *arrays = residuals
-    if isinstance(cotangent, jax.custom_derivatives.SymbolicZero):
-        return None, None, None, None
-    with jax.enable_x64(True):
-        outputs = partial(products.matvec, argument_value(argument), name, mesh=mesh)
-        _, pull_back = jax.vjp(outputs, *_widened(*arrays))
-        z, x, coef = arrays
-        to_z, to_x, to_coef = pull_back(cotangent.astype(np.float64))
-        return None, to_z.astype(z.dtype), to_x.astype(x.dtype), to_coef.astype(coef.dtype)
-
-
-_traced_matvec.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def in_float64(function: Callable[[Any], Array], arrays: Any) -> Array:
@@ -110,7 +79,7 @@ def in_float64(function: Callable[[Any], Array], arrays: Any) -> Array:
     return _within_float32(function, arrays)
 
 
-# A rule of its own again.
+# A rule of its own for the derivative: JAX would trace the transpose outside the scope.
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _within_float32(function, arrays):
     with jax.enable_x64(True):

@@ -96,8 +96,12 @@ class KernelPredictor(Displayed, KeepsPrecision):
     def __call__(
         self, z: Float[ArrayLike, "m ..."], *, progress: Any = None
     ) -> Float[Array, "m ..."]:
-        """Outputs (m,), or (m, K), at queries z (m, ...). Reverse-mode differentiable, at training
-        points too.
+        """Outputs (m,), or (m, K), at queries z (m, ...).
+
+        Differentiable in forward and in reverse mode, any number of times, and finite at training
+        points, too. There a kernel with a cone, that of a ReLU network, has an infinite second
+        derivative; by convention the point's own term counts with its finite part, for TwoLayerNTK
+        0, as if its gate were frozen. Near a point it grows as 1 / theta, the angle between them.
 
         `progress` as in `Kernel.matvec`.
         """

@@ -300,12 +300,14 @@ def test_an_unused_matvec_costs_no_gradient():
     np.testing.assert_array_equal(jax.grad(other)(jnp.ones((M, D))), 1)
 
 
-def test_second_derivatives_raise_instead_of_being_wrong():
-    def slope(z):
-        return jnp.sum(jax.grad(lambda z: jnp.sum(KERNEL.matvec(z, z, jnp.ones(2))))(z))
+def test_second_derivatives_where_queries_are_points(x64):
+    z = np.random.default_rng(8).normal(size=(2, D))
 
-    with pytest.raises((ValueError, TypeError), match="differentiation"):
-        jax.make_jaxpr(jax.grad(slope))(jnp.ones((2, D)))
+    def total(kernel, z):
+        return jnp.sum(kernel.matvec(z, z, jnp.ones(2)))
+
+    exact = jax.hessian(lambda z: jnp.sum(Quadratic().tile("ntk", z, z)))(jnp.asarray(z))
+    np.testing.assert_allclose(jax.hessian(partial(total, Quadratic()))(z), exact, rtol=1e-12)
 
 
 @pytest.mark.parametrize("flat", [True, False])

@@ -35,6 +35,7 @@ examples:
   perturbkernel reproduce carriers                          # noise and other images as carriers
   perturbkernel reproduce bugs-and-features                 # what a network shares, and its own
   perturbkernel reproduce frontier                          # clean against robust accuracy
+  perturbkernel reproduce trained-kernels                   # kernels of a network in training
 
 """
 

@@ -31,6 +31,7 @@ from perturbkernel.reproduce.studies.architectures import study as architectures
 from perturbkernel.reproduce.studies.bugs_and_features import study as bugs_and_features
 from perturbkernel.reproduce.studies.carriers import study as carriers
 from perturbkernel.reproduce.studies.frontier import study as frontier
+from perturbkernel.reproduce.studies.trained_kernels import study as trained_kernels
 from perturbkernel.reproduce.studies.width import study as width
 
 # What each mode computes of a panel.
@@ -91,6 +92,11 @@ STUDIES = {
     "frontier": Study(
         frontier,
         "clean against robust accuracy: early stopping and adversarial training",
+        {"small": 1, "paper": 2},
+    ),
+    "trained-kernels": Study(
+        trained_kernels,
+        "kernels of a network in training: what second networks learn, transfer, robustness",
         {"small": 1, "paper": 2},
     ),
 }

@@ -12,8 +12,10 @@ import sys
 import textwrap
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from pages import assert_prints, output_after
 
 from perturbkernel.cli.main import build_parser
 
@@ -175,15 +177,23 @@ def test_every_public_name_is_in_the_reference(site):
 # --- the code on the pages ---
 
 
-def snippets(page: Path, language: str) -> list[tuple[int, str, str, str]]:
-    """(line, what the comment before it says, its argument, code) of each fence."""
+class Snippet(NamedTuple):
+    line: int
+    comment: str  # what the comment before it says
+    argument: str
+    code: str
+    output: str | None  # in the ```text fence that follows
+
+
+def snippets(page: Path, language: str) -> list[Snippet]:
     content = text(page)
     return [
-        (
+        Snippet(
             content.count("\n", 0, match.start(5)),
             match[1] or "",
             match[2] or "",
             textwrap.dedent(match[5]),
+            output_after(content, match.end()),
         )
         for match in FENCE.finditer(content)
         if match[4] == language
@@ -197,12 +207,13 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     """All of a page in one namespace; what the README has too, in tests/test_package.py.
 
     `<!-- quick: a -> b -->` before a snippet makes it smaller here, `<!-- not run: why -->` leaves
-    it out. `<!-- needs: package -->`: where that is installed; the output of pytest -rP says what ran.
+    it out. A ```text fence below a snippet is what it prints. `<!-- needs: package -->`: where
+    that is installed; the output of pytest -rP says what ran.
     """
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "snippet"}
     said = []
-    for line, comment, argument, code in snippets(page, "python"):
+    for line, comment, argument, code, shown in snippets(page, "python"):
         if comment == "not run" or code in text(PAGES[0]):
             continue
         if comment == "needs":
@@ -221,6 +232,8 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr().out
         for expected in re.findall(r"# prints (.+)", code):
             assert expected.strip() in printed, f"{page.name}:{line}"
+        if shown is not None:
+            assert_prints(shown, printed)
     print("\n".join(said))
 
 
@@ -228,7 +241,7 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     "page", [p for p in PAGES if snippets(p, "sh")], ids=lambda page: page.stem
 )
 def test_commands_exist(page):
-    for line, _, _, code in snippets(page, "sh"):
+    for line, _, _, code, _ in snippets(page, "sh"):
         for words in (shlex.split(command, comments=True) for command in code.splitlines()):
             if words[:1] == ["perturbkernel"]:
                 try:

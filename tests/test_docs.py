@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shlex
@@ -12,8 +13,10 @@ import sys
 import textwrap
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from pages import assert_prints, output_after
 
 from perturbkernel.cli.main import build_parser
 
@@ -83,6 +86,75 @@ def test_citations_lead_to_the_theory(site):
     assert 'href="theory.html#s3-4">3.4</a>' in text(site / "width.html")
     wanted = set(re.findall(r'theory\.html#([\w-]+)"', reference))
     assert len(wanted) > 30 and wanted <= set(re.findall(r'id="([\w-]+)"', theory))
+
+
+# What a newcomer types for each of the twenty questions -> the page that answers it.
+SEARCHES = {
+    "What is epsilon": ("epsilon", "attacks"),
+    "robust accuracy against epsilon": ("robust accuracy", "robustness"),
+    "AutoAttack": ("autoattack", "attacks"),
+    "certified radius": ("certified radius", "attacks"),
+    "adversarial training": ("adversarial training", "robustness"),
+    "Flax or Equinox model": ("flax", "own-data"),
+    "attack a PyTorch model": ("pytorch", "own-data"),
+    "kernel of a CNN": ("CNN", "architectures"),
+    "random initialisation": ("initialisation", "finite"),
+    "uncertainty": ("uncertainty", "own-data"),
+    "ensemble": ("ensemble", "finite"),
+    "export": ("export pytorch", "finite"),
+    "learning rate": ("learning rate epochs", "solvers"),
+    "CIFAR-10": ("cifar-10", "own-data"),
+    "two classes": ("many classes", "classes"),
+    "sweep": ("sweep", "cluster"),
+    "learn nothing": ("learn nothing", "learn"),
+    "NaN": ("nan", "troubleshooting"),
+    "out of memory": ("out memory", "troubleshooting"),
+    "GPU": ("gpu", "troubleshooting"),
+}
+FIRST_HITS = 8  # pages of hits that a reader looks at
+
+
+def searched_pages(index: dict, query: str) -> list[str]:
+    """Pages in the order of the manual's search: sections with most of the words, those that have
+    them in the title first, then those that have them most often.
+    """
+
+    def words_of(content: str) -> list[str]:
+        return re.split(index["config"]["separator"], re.sub("<[^>]*>", " ", content).lower())
+
+    def rank(section: dict) -> tuple[float, ...]:
+        title, body = words_of(section["title"]), words_of(section["text"])
+        in_title = [sum(found.startswith(word) for found in title) for word in words]
+        in_body = [sum(word in found for found in body) for word in words]
+        found = sum(bool(a + b) for a, b in zip(in_title, in_body, strict=True))
+        return found, sum(map(bool, in_title)), sum(in_body) / (10 + len(body))
+
+    words = words_of(query)
+    hits = sorted(index["docs"], key=rank, reverse=True)
+    pages = [hit["location"].partition("#")[0] for hit in hits if rank(hit)[0] > 0]
+    return list(dict.fromkeys(pages))
+
+
+def test_search_answers_twenty_questions(site):
+    """Each question of faq.md is found by its words, and so is the page that answers it."""
+    questions = re.findall(r"^### (.+)$", text(ROOT / "docs" / "faq.md"), re.M)
+    assert len(questions) == len(SEARCHES) == 20
+    index = json.loads(text(site / "search" / "search_index.json"))
+    for question, (part, (query, page)) in zip(questions, SEARCHES.items(), strict=True):
+        assert part.lower() in question.lower()
+        found = searched_pages(index, query)[:FIRST_HITS]
+        assert "faq.html" in found, (query, found)
+        assert f"{page}.html" in found, (query, found)
+
+
+def test_an_answer_is_two_sentences_and_a_link():
+    answers = re.split(r"^###? .+$", text(ROOT / "docs" / "faq.md"), flags=re.M)
+    said = [re.sub(r"^```.*?^```", "", answer, flags=re.S | re.M) for answer in answers]
+    for answer in (answer for answer in said[1:] if answer.strip()):
+        prose, link = re.split(r"\s\[(?=[^]]+\]\([\w-]+\.md)", answer.strip(), maxsplit=1)
+        sentences = re.findall(r"[.?!](?=\s|$)", re.sub(r"`[^`]*`", "", prose))
+        assert len(sentences) == 2, prose
+        assert link.endswith(")")
 
 
 def test_entries_of_several_names_are_shown_as_such(site):
@@ -175,15 +247,23 @@ def test_every_public_name_is_in_the_reference(site):
 # --- the code on the pages ---
 
 
-def snippets(page: Path, language: str) -> list[tuple[int, str, str, str]]:
-    """(line, what the comment before it says, its argument, code) of each fence."""
+class Snippet(NamedTuple):
+    line: int
+    comment: str  # what the comment before it says
+    argument: str
+    code: str
+    output: str | None  # in the ```text fence that follows
+
+
+def snippets(page: Path, language: str) -> list[Snippet]:
     content = text(page)
     return [
-        (
+        Snippet(
             content.count("\n", 0, match.start(5)),
             match[1] or "",
             match[2] or "",
             textwrap.dedent(match[5]),
+            output_after(content, match.end()),
         )
         for match in FENCE.finditer(content)
         if match[4] == language
@@ -197,12 +277,13 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     """All of a page in one namespace; what the README has too, in tests/test_package.py.
 
     `<!-- quick: a -> b -->` before a snippet makes it smaller here, `<!-- not run: why -->` leaves
-    it out. `<!-- needs: package -->`: where that is installed; the output of pytest -rP says what ran.
+    it out. A ```text fence below a snippet is what it prints. `<!-- needs: package -->`: where
+    that is installed; the output of pytest -rP says what ran.
     """
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "snippet"}
     said = []
-    for line, comment, argument, code in snippets(page, "python"):
+    for line, comment, argument, code, shown in snippets(page, "python"):
         if comment == "not run" or code in text(PAGES[0]):
             continue
         if comment == "needs":
@@ -221,6 +302,8 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr().out
         for expected in re.findall(r"# prints (.+)", code):
             assert expected.strip() in printed, f"{page.name}:{line}"
+        if shown is not None:
+            assert_prints(shown, printed)
     print("\n".join(said))
 
 
@@ -228,7 +311,7 @@ def test_snippets_run(page, tmp_path, monkeypatch, capsys):
     "page", [p for p in PAGES if snippets(p, "sh")], ids=lambda page: page.stem
 )
 def test_commands_exist(page):
-    for line, _, _, code in snippets(page, "sh"):
+    for line, _, _, code, _ in snippets(page, "sh"):
         for words in (shlex.split(command, comments=True) for command in code.splitlines()):
             if words[:1] == ["perturbkernel"]:
                 try:

@@ -15,6 +15,7 @@ import mutants
 import numpy as np
 import optax
 import pytest
+from pages import assert_prints, output_after
 
 import perturbkernel
 import perturbkernel as pk
@@ -139,16 +140,29 @@ def test_importing_leaves_jax_configuration_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_the_readme_example_works_and_prints_what_it_says(capsys):
+def test_the_readme_example_prints_what_the_readme_shows(capsys):
     text = (ROOT / "README.md").read_text()
     code = re.search(r"```python\n(.*?)```", text, re.S)
     assert code is not None
-    lines = [line for line in code.group(1).splitlines() if line.strip()]
-    assert len(lines) <= 12
-    exec(compile(code.group(1), "README", "exec"), {})
-    printed = capsys.readouterr().out
-    for expected in re.findall(r"# prints (.+)", code.group(1)):
-        assert expected.strip() in printed
+    body = [line for line in code[1].splitlines() if line.strip() and "import" not in line]
+    assert len(body) <= 10
+    exec(compile(code[1], "README", "exec"), {})
+    shown = output_after(text, code.end())
+    assert shown is not None
+    assert_prints(shown, capsys.readouterr().out)
+
+
+def test_the_readme_is_short():
+    """At most 600 words beside code and tables."""
+    text = (ROOT / "README.md").read_text()
+    prose = re.sub(r"^```.*?^```|^\|.*?$", "", text, flags=re.S | re.M)
+    assert len(prose.split()) <= 600
+
+
+def test_the_readme_links_to_what_is_there():
+    links = re.findall(r"\]\(([^)#]+)", (ROOT / "README.md").read_text())
+    assert len(links) > 15
+    assert not [link for link in links if not (ROOT / link).exists()]
 
 
 @pytest.mark.slow

@@ -1,0 +1,25 @@
+"""Output that a page shows below its code, against what the code prints."""
+
+import re
+import textwrap
+
+import numpy as np
+
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+SHOWN = re.compile(r"\n\n *```text\n(.*?)^ *```$", re.M | re.S)
+
+
+def output_after(page: str, end: int) -> str | None:
+    """The ```text fence that follows the fence ending at `end` of the page's text, if one does."""
+    shown = SHOWN.match(page, end)
+    return textwrap.dedent(shown[1]) if shown else None
+
+
+def assert_prints(shown: str, printed: str) -> None:
+    """Words are equal, and numbers to within one unit of their last digit: other processors round
+    sums differently.
+    """
+    assert NUMBER.sub("#", printed.strip()) == NUMBER.sub("#", shown.strip())
+    for expected, found in zip(NUMBER.findall(shown), NUMBER.findall(printed), strict=True):
+        digits = len(expected.partition(".")[2])
+        np.testing.assert_allclose(float(found), float(expected), rtol=0, atol=1.01 * 10**-digits)

@@ -48,7 +48,8 @@ def reproduce(
     Args:
         names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings
             ("mnist_a", "map"), or "theory-vs-width", "architectures", "carriers",
-            "bugs-and-features", "frontier", "trained-kernels"; all for an empty sequence. `names()` lists them.
+            "bugs-and-features", "frontier", "trained-kernels"; all for an empty sequence.
+            `names()` lists them.
         folder: where results are kept and looked for.
         mode: "limit", the closed form; "network", finite width; "both"; "law", networks of the
             published width drawn from the law of one neuron, for the panels of the identity loss

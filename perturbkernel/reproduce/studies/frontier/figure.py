@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from perturbkernel.report.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, figure, styled
-from perturbkernel.reproduce.records import Json, Results
+from perturbkernel.reproduce.records import Arrays, Json, Results
 from perturbkernel.reproduce.studies.curves import in_percent, spread
 
 _STYLES = {
@@ -39,12 +39,19 @@ def summarise(results: Results) -> Json:
         proved = [value for value in values if value in chosen]
         if proved:
             rows = [values.index(value) for value in proved]
-            samples = [arrays[way][rows, 1:] - arrays[f"undecided {way}"] for _, arrays in results]
+            samples = [_below(arrays, way, rows) for _, arrays in results]
             certified[way] = {"values": proved, "scores": spread(np.array(samples))}
     names = ("n", "test", "digits", "sizes", "steps", "certified_points")
     setting = {name: first[name] for name in names}
     setting["seeds"] = len(results)
     return {"ways": found, "certified": certified, "setting": setting}
+
+
+def _below(arrays: Arrays, way: str, rows: list[int]) -> np.ndarray:
+    """Certified accuracy: that under attack less the share that neither decides."""
+    attacked = arrays[way][rows, 1:]
+    left = attacked - arrays[f"undecided {way}"]
+    return np.maximum(left, 0)
 
 
 @styled

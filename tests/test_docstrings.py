@@ -3,12 +3,15 @@
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
 import perturbkernel
 
-FOUND = pkgutil.walk_packages(perturbkernel.__path__, "perturbkernel.")
+# The package's own folder: tests of the benchmarks add the top of the checkout to its path.
+FOLDER = str(Path(perturbkernel.__file__).parent)
+FOUND = pkgutil.walk_packages([FOLDER], "perturbkernel.")
 MODULES = sorted(module.name for module in FOUND if not module.name.endswith("__main__"))
 
 

@@ -19,7 +19,8 @@ BEGIN, END = "<!-- drawing: begin -->", "<!-- drawing: end -->"
 LEVELS = (
     ("cli",),
     ("reproduce",),
-    ("verify", "sklearn", "learning"),
+    ("verify", "sklearn"),
+    ("learning",),
     ("theory",),
     ("networks", "attacks"),
     ("training",),

@@ -82,7 +82,7 @@ def parts_across(points: Array, s: Array, beta: Array, v: Array) -> Array:
 
 
 def marks(points: Array) -> Array:
-    """(n,): a number for each point, of which 2^32 are equally likely; identical points have the
+    """(n,): a number for each point, of which 2^30 are equally likely; identical points have the
     same, in whatever tile and place.
     """
     points = jnp.where(points == 0, 0, points)  # -0 is 0
@@ -102,7 +102,10 @@ def marks(points: Array) -> Array:
     # In the loop that makes the terms, as `row_sums`.
     zero = _uint32(0)
     total, _ = lax.reduce((terms, bits), (zero, zero), add, (1,))
-    return total
+    # The bits of a float of ordinary size: under shard_map JAX cannot type the tangents of whole
+    # numbers.
+    ordinary = (total & _uint32(0xBFFFFFFF)) | _uint32(0x20000000)
+    return lax.bitcast_convert_type(ordinary, jnp.float32)
 
 
 def _uint32(number: int) -> Array:

@@ -86,7 +86,7 @@ STUDIES = {
     ),
     "bugs-and-features": Study(
         bugs_and_features,
-        "what all networks share of a perturbation and what is one's own: what they do, teach",
+        "the part of a perturbation that all networks share, and that of one network alone",
         {"small": 2, "paper": 5},
     ),
     "frontier": Study(

@@ -616,4 +616,4 @@ def test_wrong_usage_is_one_line(arguments, message, capsys):
 def test_list_names_everything(capsys):
     assert main(["reproduce", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(pk.reproduce.names()) == 73
+    assert len(lines) == len(pk.reproduce.names()) == 76

@@ -104,10 +104,11 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Pictures that examples write stay beside them; pages name them as ../examples/x.png, which
-    GitHub shows too.
+    """Pictures that examples write stay beside them, and so does the notebook; pages name them as
+    ../examples/x.png, which GitHub shows too.
     """
-    for path in sorted((ROOT / "examples").glob("*.png")):
+    folder = ROOT / "examples"
+    for path in sorted([*folder.glob("*.png"), *folder.glob("*.ipynb")]):
         files.append(File.generated(config, f"examples/{path.name}", abs_src_path=str(path)))
     return files
 

@@ -244,6 +244,22 @@ def test_every_public_name_is_in_the_reference(site):
     assert not missing
 
 
+# --- the gallery ---
+
+
+def test_every_example_is_in_the_gallery_with_its_picture():
+    gallery = text(ROOT / "docs" / "gallery.md")
+    parts = re.split(r"^## ", gallery, flags=re.M)[1:]
+    shown = set(re.findall(r"python examples/(\w+)\.py", gallery))
+    assert shown == {path.stem for path in (ROOT / "examples").glob("*.py")}
+    assert all("](../examples/" in part and "```sh" in part for part in parts)
+    code = [snippet.code for snippet in snippets(ROOT / "docs" / "gallery.md", "python")]
+    assert len(code) == len(parts) + 1 and all(len(part.splitlines()) <= 40 for part in code)
+    pages = gallery + "".join(text(page) for page in (ROOT / "docs").glob("*.md"))
+    for picture in (ROOT / "examples").glob("*.png"):
+        assert f"../examples/{picture.name})" in pages, picture.name
+
+
 # --- the code on the pages ---
 
 

@@ -48,7 +48,9 @@ def summarise(results: Results) -> Json:
 
 
 def _below(arrays: Arrays, way: str, rows: list[int]) -> np.ndarray:
-    """Certified accuracy: that under attack less the share that neither decides."""
+    """An estimate of certified accuracy: that under attack, of all points, less the share that
+    neither decides, of a few.
+    """
     attacked = arrays[way][rows, 1:]
     left = attacked - arrays[f"undecided {way}"]
     return np.maximum(left, 0)
@@ -113,7 +115,7 @@ def _certified(axis: Axes, way: str, summary: Json, place: int) -> None:
 
 def _certified_label(setting: Json) -> str:
     count = setting["certified_points"]
-    return f"solid: under attack; dashed: certified (the gap from {count} points)"
+    return f"solid: under attack; dashed: certified, estimated (gap at {count} points)"
 
 
 def _named(value: Any) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-
-from perturbkernel.arrays import is_at_hand
+from jax.core import Tracer
 
 
 class Table(dict[str, list]):
@@ -72,12 +71,12 @@ class Displayed:
     """
 
     def _numbers(self) -> Mapping[str, Any]:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say what to print")
 
     def _shown(self) -> dict[str, str] | None:
         fields = jax.tree.leaves(list(vars(self).values()))
-        arrays = [field for field in fields if hasattr(field, "aval") or hasattr(field, "shape")]
-        if not all(map(is_at_hand, arrays)):
+        arrays = [field for field in fields if hasattr(field, "shape")]
+        if not all(map(has_values, arrays)):
             return None
         return {name: number(value) for name, value in self._numbers().items()}
 
@@ -91,6 +90,17 @@ class Displayed:
     def _repr_html_(self) -> str | None:
         shown = self._shown()
         return None if shown is None else html_table(shown.items(), (type(self).__name__, ""))
+
+
+def has_values(array: Any) -> bool:
+    """Whether an array has numbers that can be shown: on any device, but not under `jit`.
+
+    Example:
+        >>> has_values(np.ones(2)), has_values(jax.ShapeDtypeStruct((2,), float))
+        (True, False)
+    """
+    is_array = isinstance(array, np.ndarray | np.generic | jax.Array)
+    return is_array and not isinstance(array, Tracer)
 
 
 def number(value: Any) -> str:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.arrays import as_jax, is_at_hand, namespace, on_host
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.attacks.norms import normalise
 from perturbkernel.attacks.one_step import Perturbation
 from perturbkernel.checks import check_choice, check_count
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.draws import draw_classes, draw_targets
 from perturbkernel.data.labels import encoded
-from perturbkernel.display import Table, html_table, number
+from perturbkernel.display import Table, has_values, html_table, number
 from perturbkernel.learning.diagnosis import Diagnosis, diagnose
 from perturbkernel.learning.linearity import Linearity
 from perturbkernel.metrics import class_agreement, class_means, share_right
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     g: Array
 
     def __repr__(self) -> str:
-        if not (is_at_hand(self.f) and is_at_hand(self.g)):
+        if not (has_values(self.f) and has_values(self.g)):
             return object.__repr__(self)
         return f"Pair(f={number(self.f)}, g={number(self.g)})"
 

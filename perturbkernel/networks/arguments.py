@@ -5,7 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array
 
-from perturbkernel.checks import as_class_targets, as_targets, check_count, check_key
+from perturbkernel.checks import (
+    as_class_targets,
+    as_targets,
+    check_count,
+    check_key,
+    check_probabilities,
+)
+from perturbkernel.training.losses import Kind, Loss
 
 
 def check_batches(batch_size: int | None, n: int, key) -> None:
@@ -63,14 +70,16 @@ def checked_records(
     return sorted({0, *map(int, trace_at), steps})
 
 
-def checked_targets(y, n: int, outputs: int | None, *, labels: bool, name: str = "y") -> Array:
+def checked_targets(y, n: int, outputs: int | None, loss: Loss, name: str = "y") -> Array:
     """Targets of n points, (n,) or for K outputs (n, K), checked."""
     if outputs is None:
-        return as_targets(y, name, n, labels=labels)
+        return as_targets(y, name, n, labels=loss.labels)
     targets = as_class_targets(y, name, n)
     if targets.shape[1] != outputs:
         raise ValueError(
             f"{name} must have shape ({n}, {outputs}), a column for each output of the network; "
             f"got {targets.shape}"
         )
+    if loss.kind is Kind.SOFTMAX:
+        check_probabilities(targets, name)
     return targets

@@ -42,7 +42,7 @@ from perturbkernel.networks.two_layer import Mean as Mean
 from perturbkernel.networks.two_layer import TwoLayerNetwork as TwoLayerNetwork
 from perturbkernel.networks.two_layer import check_width
 from perturbkernel.training.initial_function import STARTS
-from perturbkernel.training.losses import LOSSES, loss_names
+from perturbkernel.training.losses import LOSSES, Loss, loss_names
 
 
 def ensemble(
@@ -108,7 +108,7 @@ def ensemble(
     rules = checked_rules(loss, rule, steps, batch_size, plateau, outputs is not None)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
     inputs, scale = _checked_inputs(x, scale, k, d)
-    targets = _checked_targets(y, k, inputs.shape[-2], outputs, labels=rules.loss.labels)
+    targets = _checked_targets(y, k, inputs.shape[-2], outputs, rules.loss)
     data = Data(inputs, targets, scale)
     check_batches(batch_size, data.x.shape[-2], key)
     _check_observed(observe, nets)
@@ -196,14 +196,14 @@ def _checked_inputs(x, scale, k: int, d: int) -> tuple[Array, Array | None]:
     return x, scale
 
 
-def _checked_targets(y, k: int, n: int, outputs: int | None, *, labels: bool) -> Array:
+def _checked_targets(y, k: int, n: int, outputs: int | None, loss: Loss) -> Array:
     """Targets of each of k networks, (k, n) or for K outputs (k, n, K), checked."""
     y = as_float(y, "y")
     shape = (n,) if outputs is None else (n, outputs)
     if y.ndim == len(shape):
-        checked_targets(y, n, outputs, labels=labels)
+        checked_targets(y, n, outputs, loss)
     elif y.shape == (k, *shape):
-        checked_targets(y.reshape(k * n, *shape[1:]), k * n, outputs, labels=labels)
+        checked_targets(y.reshape(k * n, *shape[1:]), k * n, outputs, loss)
     else:
         raise ValueError(
             f"y must have shape {shape} or {(k, *shape)}, for {k} networks; got {y.shape}"
@@ -275,8 +275,8 @@ class NetworkLearner(eqx.Module):
         check_key(key)
         inputs = as_inputs(inputs, "inputs", flat=True)
         outputs = np.shape(targets)[1] if np.ndim(targets) == 2 else None
-        labels = LOSSES[self.loss].labels
-        targets = checked_targets(targets, len(inputs), outputs, labels=labels, name="targets")
+        loss = LOSSES[self.loss]
+        targets = checked_targets(targets, len(inputs), outputs, loss, "targets")
         init_key, batch_key = jax.random.split(key)
         d = inputs.shape[1]
 

@@ -354,7 +354,7 @@ def train(
     rules = checked_rules(loss, optimizer, steps, batch_size, plateau, several)
     records = checked_records(steps, trace_every, trace_at, observe, progress)
     x = as_inputs(x, "x", like=(net.weight.shape[1],), flat=True)
-    y = checked_targets(y, len(x), net.num_outputs, labels=rules.loss.labels)
+    y = checked_targets(y, len(x), net.num_outputs, rules.loss)
     check_batches(batch_size, len(x), key)
     settings = {"rules": rules, "records": records, "progress": progress, "observe": observe}
     return fit_and_record(net, Data(x, y), optimizer.init, key, **settings)

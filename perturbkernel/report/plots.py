@@ -36,7 +36,7 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     Example:
         >>> arrays = {"fresh_f": np.array([1.0, -2.0]), "fresh_g": np.array([0.5, 1.0])}
         >>> outputs(arrays, ("cat", "dog"), 0.5).axes[0].get_title()
-        'Fresh points: same sign at 50.0% (shaded)'
+        'Same sign at 50.0% of the points (shaded)'
     """
     names = [plain(name) for name in classes]
     if len(classes) > 2:
@@ -60,7 +60,7 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     axis.set(xlim=(-1.05, 1.05), ylim=(-1.05, 1.05), xticks=ticks, yticks=ticks)
     axis.set_xlabel("first network, trained on clean data (scaled output)")
     axis.set_ylabel("second network, trained on perturbations (scaled)")
-    axis.set_title(f"Fresh points: same sign at {agreement:.1%} (shaded)")
+    axis.set_title(f"Same sign at {agreement:.1%} of the points (shaded)")
     return fig
 
 
@@ -81,7 +81,7 @@ def _decisions(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figu
         axis.set_yticks(range(count), classes)
     axis.set_xlabel("decision of g")
     axis.set_ylabel("decision of f")
-    axis.set_title(f"Fresh points: same class at {agreement:.1%}")
+    axis.set_title(f"Same class at {agreement:.1%} of the points")
     return fig
 
 
@@ -233,7 +233,7 @@ def accuracy_against_size(
     axis.set(
         ylim=(-0.02, 1.03),
         xlabel="perturbation size (input units)",
-        ylabel="accuracy on clean test data",
+        ylabel="accuracy on clean data",
     )
     axis.legend(loc="lower right", fontsize=points(8))
     return fig

@@ -364,6 +364,8 @@ def _outputs(c: Settings) -> str:
     which = "points that f was not trained on"
     if c["carrier"].startswith("scenario"):
         which = "points that neither network was trained on"
+    if not c["n_test"]:
+        which = "the training points of f"
     if len(c["classes"]) > 2:
         return f"How many {which} f (rows) and g (columns) assign to each class."
     return f"Outputs of both networks on {which}. In the shaded quadrants both give the same class."

@@ -17,6 +17,7 @@ from perturbkernel.checks import (
     check_choice,
     check_mesh,
     check_number,
+    check_probabilities,
     common_dtype,
     is_traced,
 )
@@ -83,25 +84,6 @@ def _record(loss: Any, several: bool) -> Loss:
         raise ValueError(f'loss="{loss}" does not go with these targets: they are {wanted}')
     check_choice(loss, "loss", loss_names(several))
     return LOSSES[loss]
-
-
-def _check_probabilities(targets: Array) -> None:
-    """Raises ValueError unless rows are probabilities, or those minus 1/K."""
-    if is_traced(targets):
-        return
-    y = np.asarray(targets, float)
-    outputs = y.shape[1]
-    sums = y.sum(axis=1)
-    allowed = 8 * float(np.sqrt(outputs)) * float(jnp.finfo(targets.dtype).eps)
-    off = np.minimum(np.abs(sums), np.abs(sums - 1))
-    probabilities = y + (1 - sums[:, None]) / outputs
-    wrong = (off > allowed) | (probabilities.min(axis=1) < -allowed)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(
-            f"targets of the softmax loss must be pk.one_hot(labels, K), or probabilities; row "
-            f"{row} is {y[row]}"
-        )
 
 
 def _check_weights(sample_weight: Any, n: int) -> np.ndarray | None:
@@ -248,7 +230,7 @@ def _training_data(
         if precision == 64:
             x, y = x.astype(np.float64), y.astype(np.float64)
     if loss.kind is Kind.SOFTMAX:
-        _check_probabilities(y)
+        check_probabilities(y, "targets")
     return x, y
 
 

@@ -67,6 +67,7 @@ def test_a_page_is_written_from_python(finite, tmp_path):
     page = r.report(tmp_path / "results", TEST, control_draws=1)
     text = page.read_text()
     assert ("Both are infinitely wide" in text) != finite
+    assert "points that neither network was trained on" in text
     assert page.name == "report.html" and "pk.learn_from_perturbations" in text
     loaded = report.load(tmp_path / "results")
     assert loaded.metrics["accuracy"] == r.evaluate(TEST)["accuracy"]
@@ -100,7 +101,10 @@ def test_many_classes_have_a_page_too(tmp_path):
     )
     r = pk.learn_from_perturbations(LEARNER, data, size=0.5, targets="next", key=KEY)
     assert "next targets" in str(r)
-    assert r.report(tmp_path, control_draws=1).exists()
+    text = r.report(tmp_path, control_draws=1).read_text()
+    # Without test data nothing is said of new points.
+    assert "the training points of f" in text
+    assert "neither network" not in text and "new points" not in text and "Fresh" not in text
 
 
 def test_records_print_numbers_and_show_a_table(r):

@@ -134,6 +134,10 @@ def test_perturbations_of_many_classes_teach_networks():
             lambda: train(network(), X, Y, loss="logistic", optimizer=optax.sgd(0.1), steps=1),
             "loss must be one of",
         ),
+        (
+            lambda: train(network(), X, 3 * Y, loss="softmax", optimizer=optax.sgd(0.1), steps=1),
+            "y of the softmax loss must be pk.one_hot",
+        ),
         (lambda: network().input_gradient(X), "weights must be of shape"),
         (lambda: TwoLayerNetwork.init(D, 4, outputs=1, key=jax.random.key(0)), "outputs must be"),
     ],

@@ -17,7 +17,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Old module -> the modules that hold its names now. (`attacks`, `data`, `kernels`, `learning`,
-# `networks`, `report` and `cli` are folders now and keep their names.)
+# `networks`, `report` and `cli` are folders now and keep their names. The old `gaussian_process` is
+# not here: importing it would bind that module over the function `perturbkernel.gaussian_process`.)
 MOVED: dict[str, tuple[str, ...]] = {
     "activations": ("kernels.angles",),
     "architectures": ("kernels.architectures",),
@@ -26,7 +27,6 @@ MOVED: dict[str, tuple[str, ...]] = {
     "classes": ("data.labels", "data.draws", "attacks.margins", "metrics"),
     "diagnosis": ("learning.diagnosis",),
     "dynamics": ("training.dynamics",),
-    "gaussian_process": ("training.initial_function",),
     "gram": ("training.gram", "engine.memory"),
     "image_files": ("data.image_files",),
     "perturbations": ("attacks.one_step", "attacks.norms", "metrics"),

@@ -85,6 +85,12 @@ def test_public_names_load_from_where_type_checkers_look():
         assert getattr(perturbkernel, name) is not None
 
 
+def test_no_module_takes_the_name_of_a_function():
+    # Importing a submodule binds it on the package, over a function of the same name.
+    modules = {path.stem for path in PACKAGE.iterdir()} | {old.split(".")[0] for old in _moved.MOVED}
+    assert not modules & perturbkernel._HOMES.keys()
+
+
 @pytest.mark.parametrize(("folder", "name"), sorted(_moved.MOVED_NAMES))
 def test_names_that_left_a_folder_say_where_they_went(folder, name):
     module = importlib.import_module(f"perturbkernel.{folder}")

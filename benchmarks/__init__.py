@@ -15,6 +15,7 @@ from pathlib import Path
 
 from perturbkernel import report
 from perturbkernel.checks import check_count
+from perturbkernel.words import did_you_mean
 
 from . import (
     arithmetic,
@@ -79,6 +80,7 @@ def select(only: str | None, settings: Settings) -> list[tuple[Group, Case]]:
     if unknown:
         raise ValueError(
             f"--only must name groups or cases: {', '.join(known)}; got {', '.join(unknown)!r}"
+            f"{did_you_mean(unknown[0], known)}"
         )
     return [
         (g, case) for g, case in everything if g.name in wanted or f"{g.name}.{case.name}" in wanted

@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from perturbkernel import meshes
 from perturbkernel.arrays import as_jax
+from perturbkernel.words import did_you_mean
 
 
 def is_traced(*arrays: Any) -> bool:
@@ -379,7 +380,8 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
     """
     if value not in choices:
         wanted = ", ".join(map(repr, choices))
-        raise ValueError(f"{name} must be one of {wanted}; got {value!r}")
+        hint = did_you_mean(str(value), choices)
+        raise ValueError(f"{name} must be one of {wanted}; got {value!r}{hint}")
 
 
 def check_key(key: Any) -> None:

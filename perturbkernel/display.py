@@ -103,6 +103,18 @@ def has_values(array: Any) -> bool:
     return is_array and not isinstance(array, Tracer)
 
 
+def in_short(value: Any) -> str:
+    """The repr of a kernel, without the remark after it and a limit of memory that is none.
+
+    Example:
+        >>> from perturbkernel import TwoLayerNTK
+        >>> in_short(TwoLayerNTK(0.5))
+        'TwoLayerNTK(slope=0.5, train_bias=False)'
+    """
+    name, *_ = repr(value).split("  #")
+    return name.replace(", memory=None", "")
+
+
 def number(value: Any) -> str:
     """A number, a few numbers, or the range of many, in words.
 

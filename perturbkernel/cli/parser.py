@@ -1,9 +1,10 @@
 """What the subcommands share: the parser's manner and the meaning of exit codes."""
 
 import argparse
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from perturbkernel.words import did_you_mean
 
 EXIT_CODES = """\
 exit status: 0 done; 1 the computation, or a check, failed; 2 wrong usage, input or file;
@@ -28,11 +29,10 @@ _OTHER_NAMES = {
 def _nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean ...?` for a word that is not known, if one is near; otherwise nothing."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=1)
     other = _OTHER_NAMES.get(word)
     if other in known:
-        near = [other]
-    return f"; did you mean {near[0]}?" if near else ""
+        return f"; did you mean {other}?"
+    return did_you_mean(word, known)
 
 
 class Parser(argparse.ArgumentParser):

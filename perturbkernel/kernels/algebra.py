@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from perturbkernel.checks import check_number, is_traced
+from perturbkernel.display import in_short
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.dense import careful_tile
 
@@ -61,8 +62,8 @@ class Combination(Kernel):
                 array = part.check_inputs(array, name, like)
             except (ValueError, TypeError) as error:
                 raise ValueError(
-                    f"kernels are combined that take different inputs: {_named(first)} takes rows "
-                    f"of shape {array.shape[1:]}, and {_named(part)} says {error}"
+                    f"kernels are combined that take different inputs: {in_short(first)} takes rows "
+                    f"of shape {array.shape[1:]}, and {in_short(part)} says {error}"
                 ) from error
         return array
 
@@ -97,7 +98,7 @@ class KernelSum(Combination):
     parts: tuple[Kernel, ...]
 
     def __repr__(self) -> str:
-        return " + ".join(map(_named, self.parts))
+        return " + ".join(map(in_short, self.parts))
 
     def tile(self, name: str, z: Array, x: Array) -> Array:
         """The sum of the parts' tiles called `name`."""
@@ -159,14 +160,8 @@ class ScaledKernel(Combination):
         return self.factor * self.parts[0].gradient_bound(z, x, coef)
 
 
-def _named(kernel: Kernel) -> str:
-    """A kernel in the name of another: without the remark that some have."""
-    name, *_ = repr(kernel).split("  #")
-    return name.replace(", memory=None", "")
-
-
 def _factor_named(kernel: Kernel) -> str:
-    name = _named(kernel)
+    name = in_short(kernel)
     return f"({name})" if isinstance(kernel, KernelSum) else name
 
 

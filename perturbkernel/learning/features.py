@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from perturbkernel.attacks.iterated import attack
 from perturbkernel.checks import as_class_targets, as_targets, is_traced
-from perturbkernel.display import Displayed
+from perturbkernel.display import Displayed, in_short
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.metrics import accuracy, class_accuracy
@@ -42,7 +42,7 @@ class KernelFeatures(Displayed, eqx.Module):
 
     def _numbers(self) -> dict[str, Any]:
         return {
-            "kernel": repr(self.kernel),
+            "kernel": in_short(self.kernel),
             "points": len(self.inputs),
             "features": len(self),
             "eigenvalues": self.eigenvalues,

@@ -125,7 +125,7 @@ class Options:
 
     def _selected(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Identifiers of panels and of maps."""
-        return select(name for name in self.names if name not in STUDIES)
+        return select((name for name in self.names if name not in STUDIES), STUDIES)
 
     @property
     def sources(self) -> dict[str, str | None]:

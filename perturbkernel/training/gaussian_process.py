@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.checks import as_class_targets, as_targets, check_choice, check_number
-from perturbkernel.display import Displayed
+from perturbkernel.display import Displayed, in_short
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels import products
 from perturbkernel.kernels.base import Kernel
@@ -63,7 +63,7 @@ class GaussianProcess(Displayed, KeepsPrecision):
 
     def _numbers(self) -> dict[str, Any]:
         return {
-            "kernel": f"{self.kernel_name} of {self.kernel!r}",
+            "kernel": f"{self.kernel_name} of {in_short(self.kernel)}",
             "training points": len(self.inputs),
             "outputs": self.num_outputs or 1,
             "noise": self.noise,

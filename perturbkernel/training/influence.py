@@ -1,5 +1,6 @@
 """What single training points do: leverage, degrees of freedom, leave-one-out (theory: 17.2)."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,12 @@ from perturbkernel.checks import is_traced
 from perturbkernel.display import Displayed
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.training.predictors import KernelPredictor
-from perturbkernel.training.smoother import apply_training, in_float64, training_of
+from perturbkernel.training.smoother import (
+    Training,
+    apply_training,
+    in_float64,
+    training_of,
+)
 
 
 class Smoother(Displayed, eqx.Module):
@@ -60,43 +66,53 @@ class Smoother(Displayed, eqx.Module):
 
         Raises as `influence` does.
         """
-        outputs = np.asarray(self.predictor(self.predictor.inputs), float)
-        weights = np.diagonal(np.asarray(self.weights, float))
-        return self._rounded(outputs - self._moved(outputs, weights, self.predictor.inputs, True))
+        x = self.predictor.inputs
+        kernel = self._kernel(x)
+        moved = [np.einsum("nj,jn->n", kernel, change) for change in self._changes()]
+        outputs = np.asarray(self.predictor(x), float)
+        return self._rounded(outputs - self._as_outputs(moved))
 
     def influence(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m n ..."]:
         """(m, n) or (m, n, K): f(z_j) minus the output there of f trained without point n, exactly.
 
-        Infinite time: w_n(z) alpha_n / q(K)_nn with alpha = q(K) (y - f0(X)). Identity loss, whose
-        mean is then over n - 1 points: (n w_n(z) y_n - f(z) + f0(z)) / (n - 1).
+        Infinite time, without a ridge: w_n(z) alpha_n / q(K)_nn with alpha = q(K) (y - f0(X)).
+        Identity loss, whose mean is then over n - 1 points: (n w_n(z) y_n - f(z) + f0(z)) / (n -
+        1). With a ridge and weights of points as `fit` takes them for the others.
 
         Raises:
             ValueError: the squared loss at a finite time, where what training makes of the other
-                points is no function of these weights, or a ridge or weights of points: train
-                without the point instead, by `fit`; a singular K; one training point; targets that
-                f does not hold (identity loss).
+                points is no function of these weights: train without the point instead, by `fit`; a
+                singular K; one training point (of positive weight); targets that f does not hold
+                (identity loss).
         """
         f = self.predictor
         z = f.kernel.check_inputs(z, "z", like=f.inputs.shape[1:])
-        weights = self._kernel(z) @ self.operator
-        outputs = np.asarray(f(z), float)
-        return self._rounded(self._moved(outputs, weights, z, False))
+        kernel = self._kernel(z)
+        moved = [kernel @ change for change in self._changes()]
+        return self._rounded(self._as_outputs(moved))
 
-    def _moved(self, outputs: np.ndarray, weights: np.ndarray, z: Array, paired: bool) -> Any:
-        """f(z) minus what it is without a point: row n without point n if `paired`, and then
-        weights are w_n(x_n), (n,); otherwise every row without every point.
-        """
-        f = self.predictor
-        training = training_of(f, "what a point does")
-        if training.ridge or training.weights is not None:
-            raise ValueError(
-                "what f is without a point has no closed form with a ridge or weights of points, "
-                "whose means are over all of them: fit it without the point"
-            )
-        if len(self.operator) < 2:
+    def _as_outputs(self, columns: list[np.ndarray]) -> np.ndarray:
+        """One array an output, as the last axis of one where f has K."""
+        return columns[0] if self.predictor.num_outputs is None else np.stack(columns, axis=-1)
+
+    def _changes(self) -> Iterator[np.ndarray]:
+        """For every output, (n, n): column n has the coefficients of f minus those without point n."""
+        training = training_of(self.predictor, "what a point does")
+        n = len(self.operator)
+        weights = np.ones(n) if training.weights is None else np.asarray(training.weights, float)
+        if np.count_nonzero(weights) < 2:
             raise ValueError("f must have been trained on two or more points to be without one")
-        if training.constant:
-            return self._moved_identity(outputs, weights, z, paired)
+        if not training.constant:
+            yield from self._squared_changes(weights, training)
+            return
+        coefficients = self.operator @ self._targets().reshape(n, -1)
+        for alpha in coefficients.T:
+            change = -np.outer(alpha, weights / (n - weights))
+            np.fill_diagonal(change, alpha)
+            yield change
+
+    def _squared_changes(self, weights: np.ndarray, training: Training) -> Iterator[np.ndarray]:
+        """At infinite time, from the eigenvectors of D K D, D = diag(sqrt(weights))."""
         if not np.isinf(training.dynamics.effective_time):
             raise ValueError(
                 "what f is without a point has no closed form in its weights for the squared loss "
@@ -104,25 +120,23 @@ class Smoother(Displayed, eqx.Module):
             )
         if self.status != "ok":
             raise ValueError(f"what f is without a point is not determined: {self.status}")
-        with jax.enable_x64(True):
-            dual = np.asarray(self.operator @ self._residual())
-        shape = (len(self.operator), *(1,) * (dual.ndim - 1))
-        per_point = dual / np.diagonal(self.operator).reshape(shape)
-        if paired:
-            return weights.reshape(shape) * per_point
-        return weights.reshape(*weights.shape, *shape[1:]) * per_point
-
-    def _moved_identity(
-        self, outputs: np.ndarray, weights: np.ndarray, z: Array, paired: bool
-    ) -> np.ndarray:
-        f = self.predictor
-        y = self._targets()
-        n = len(y)
-        trained = outputs if f.initial is None else outputs - self._initial(z)
-        if not paired:
-            trained = trained[:, None]
-        extra = weights.reshape(*weights.shape, *(1,) * (y.ndim - 1)) * y
-        return (n * extra - trained) / (n - 1)
+        n, trained = len(weights), weights > 0
+        weights = weights[trained]
+        root = np.sqrt(weights)
+        kernel = self._kernel(self.predictor.inputs)[np.ix_(trained, trained)]
+        eigenvalues, vectors = np.linalg.eigh(root[:, None] * kernel * root)
+        # The mean over the others divides by n - w_n, so that their ridge weighs less.
+        shifts = training.ridge * (n - weights)
+        inverse = 1 / (eigenvalues[:, None] + shifts)
+        leverage = np.einsum("nk,nk,kn->n", vectors, vectors, inverse)
+        for residual in self._residual().reshape(n, -1)[trained].T:
+            along = vectors.T @ (root * residual)
+            left = np.einsum("nk,k,kn->n", vectors, along, inverse) / leverage
+            weighed = along / (eigenvalues + n * training.ridge)
+            parts = vectors.T * left - training.ridge * np.outer(weighed, weights)
+            change = np.zeros((n, n))
+            change[np.ix_(trained, trained)] = root[:, None] * (vectors @ (parts * inverse))
+            yield change
 
     def _targets(self) -> np.ndarray:
         targets = self.predictor.targets

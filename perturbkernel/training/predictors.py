@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import as_float, common_dtype, is_traced
-from perturbkernel.display import Displayed
+from perturbkernel.display import Displayed, in_short
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.empirical import EmpiricalNTK
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -81,7 +81,7 @@ class KernelPredictor(Displayed, KeepsPrecision):
         n, *shape = self.inputs.shape
         trained = from_numbers(self.dynamics) if self.dynamics else "unknown"
         return {
-            "kernel": repr(self.kernel).partition("  #")[0],
+            "kernel": in_short(self.kernel),
             "training points": f"{n:,} of shape {tuple(shape)}",
             "outputs": self.num_outputs or 1,
             "training": f"{self.loss} loss, {trained!r}",

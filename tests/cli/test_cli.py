@@ -292,7 +292,7 @@ def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
         ([*SMALL, "--carrier", "uniform", "--carrier-points", "41"], "or a multiple; got 41"),
         ([*SMALL, "--carrier", "uniform", "--scenario", "b"], "exclude each other"),
         (["report", "absent"], "absent holds no finished result"),
-        ([*SMALL, "--config", "absent.json"], "absent.json"),
+        ([*SMALL, "--config", "absent.json"], "--config absent.json: No such file"),
         ([*SMALL, "--config", __file__], "--config must be the report.json of a run"),
     ],
 )

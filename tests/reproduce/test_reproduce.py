@@ -81,8 +81,13 @@ def test_select_takes_whole_names_and_beginnings():
     )
     assert len(spec.select(["map"])[1]) == 8
     assert spec.select([PANEL]) == ((PANEL,), ())
-    with pytest.raises(ValueError, match="did you mean"):
-        spec.select(["mnist_a/sizes"])
+    for name, near in (
+        ("mnist_a/sizes", "mnist_a/size/identity"),
+        ("size", "/size/identity"),
+        ("frontierr", "frontier"),
+    ):
+        with pytest.raises(ValueError, match=f"did you mean .*{near}"):
+            spec.select([name], plan.STUDIES)
 
 
 def test_settings_survive_json():

@@ -108,8 +108,6 @@ def test_a_ridge_and_weights_of_points_are_in_the_smoother(case, zeros, x64):
         np.testing.assert_array_equal(rows[:, :3], 0)
     flipped = fit(KERNEL, X, np.where(np.arange(N) == 5, -Y, Y), initial=start, **how)
     np.testing.assert_allclose(flipped(Z), f(Z) - 2 * rows[:, 5] * Y[5], rtol=0, atol=1e-9)
-    with pytest.raises(ValueError, match="no closed form with a ridge"):
-        pk.smoother(f).influence(Z)
 
 
 def test_beyond_the_direct_size_by_products(x64, monkeypatch):
@@ -175,6 +173,32 @@ def test_outputs_without_a_point_are_those_of_training_without_it(case, several,
         other = without(n, targets, loss, dynamics, initial)
         np.testing.assert_allclose(f(Z) - moved[:, n], other(Z), rtol=0, atol=1e-8)
         np.testing.assert_allclose(left_out[n], other(X[n : n + 1])[0], rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("case", ["identity", "identity, heavy ball", "infinite"])
+@pytest.mark.parametrize(("ridge", "weighted"), [(0.03, False), (0.0, True), (0.03, True)])
+def test_a_ridge_and_weights_of_points_are_those_of_the_others(case, ridge, weighted, x64):
+    loss, dynamics = CASES[case]
+    weights = np.linspace(0.2, 2.0, N) if weighted else np.ones(N)
+    if weighted:
+        weights[:2] = 0
+    targets = np.asarray(pk.one_hot(LABELS, 3))
+    how = {"loss": loss, "dynamics": dynamics, "initial": starts, "ridge": ridge}
+    f = fit(KERNEL, X, targets, sample_weight=weights if weighted else None, **how)
+    s = pk.smoother(f)
+    moved, left_out = np.asarray(s.influence(Z)), np.asarray(s.leave_one_out)
+    for n in (0, 2, N - 1):
+        keep = np.arange(N) != n
+        others = weights[keep] if weighted else None
+        other = fit(KERNEL, X[keep], targets[keep], sample_weight=others, **how)
+        np.testing.assert_allclose(f(Z) - moved[:, n], other(Z), rtol=0, atol=1e-8)
+        np.testing.assert_allclose(left_out[n], other(X[n : n + 1])[0], rtol=0, atol=1e-8)
+
+
+def test_a_single_point_of_positive_weight_is_not_left_out():
+    f = fit(KERNEL, X, Y, sample_weight=np.arange(N) == 4)
+    with pytest.raises(ValueError, match="two or more points"):
+        pk.smoother(f).influence(Z)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -272,12 +272,13 @@ def words_of_run(file: str) -> list[str]:
     """The words after `perturbkernel run` of the command that wrote a report.json.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not the report.json of a run.
+        ValueError: the file cannot be read, or is not the report.json of a run.
     """
     try:
         record = json.loads(Path(file).read_text())
         command = shlex.split(record["configuration"]["command"])
+    except OSError as error:
+        raise ValueError(f"config {file}: {error.strerror}") from error
     except (KeyError, TypeError, ValueError):
         command = []
     if command[:2] != ["perturbkernel", "run"]:

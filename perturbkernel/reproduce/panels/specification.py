@@ -20,6 +20,7 @@ from perturbkernel.reproduce.panels.setting import Setting as Setting
 from perturbkernel.reproduce.panels.setting import as_config as as_config
 from perturbkernel.reproduce.panels.setting import from_config as from_config
 from perturbkernel.reproduce.records import Json
+from perturbkernel.words import did_you_mean
 
 SCALES = ("small", "paper")
 QUANTITIES = ("standard", "perturbation", "agreement")
@@ -326,11 +327,13 @@ def _map_reduction(published: Setting, reduced: Setting) -> str:
     return "; ".join(said)
 
 
-def select(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def select(
+    names: Iterable[str], others: Iterable[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(panel ids, map ids) that the names stand for: whole ids or the beginning of some ("mnist_a",
     "map").
 
-    Raises ValueError for a name that matches nothing.
+    Raises ValueError for a name that matches nothing, and offers what is near, of `others` too.
     """
     chosen = []
     everything = (*panel_ids(), *map_ids())
@@ -340,9 +343,8 @@ def select(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
             study = name.rstrip("/") + "/"
             found = [identifier for identifier in everything if identifier.startswith(study)]
         if not found:
-            beginning, *_ = name.split("/")
-            near = [identifier for identifier in everything if beginning in identifier]
-            hint = f"; did you mean {', '.join(near[:4])}?" if near else ""
+            beginnings = dict.fromkeys(identifier.split("/")[0] for identifier in everything)
+            hint = did_you_mean(name, [*everything, *beginnings, *others], most=3)
             raise ValueError(
                 f"no panel, map or study is called {name!r}{hint} (perturbkernel reproduce list)"
             )

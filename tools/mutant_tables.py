@@ -6,7 +6,10 @@ which texts are lost.
 
 from typing import NamedTuple
 
+from mutants_of_attacks import ATTACKS
+from mutants_of_kernels import KERNELS
 from mutants_of_the_law import LAW
+from mutants_of_training import TRAINING
 from theory_mutants import LABELS, LINEAR, LINEARITY, SCALING
 
 
@@ -403,6 +406,6 @@ MUTANTS += [_of_theory("labels", *one) for one in LABELS]
 MUTANTS += [_of_theory("linear", *one) for one in LINEAR]
 MUTANTS += [_of_theory("scaling", *one) for one in SCALING]
 MUTANTS += [_of_theory(*one) for one in _OTHERS]
-MUTANTS += [Mutant(*one) for one in LAW]
+MUTANTS += [Mutant(*one) for one in (*LAW, *ATTACKS, *TRAINING, *KERNELS)]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in LINEARITY]

@@ -356,8 +356,8 @@ _ELSEWHERE = [
     (
         "metrics.py",
         "size of outputs counts",
-        "(1 + namespace(outputs).sign(outputs) * signs)",
-        "(1 + outputs * signs)",
+        "decided = namespace(outputs).sign(outputs)",
+        "decided = outputs",
         _EXPERIMENT,
     ),
     (

@@ -108,7 +108,7 @@ _TEXTS = {
         (
             "../learning/split",
             "no lengths of queries",
-            " + lengths[:, None] * _product(a.back, matrix)",
+            " + squares * back",
             "",
         ),
         (
@@ -143,8 +143,8 @@ _TEXTS = {
         (
             "dynamics",
             "identity: no decay",
-            "-jnp.expm1(-rate * dynamics.time) / ",
-            "rate * dynamics.time / ",
+            "done = -jnp.expm1(-rate * dynamics.time)",
+            "done = rate * dynamics.time",
         ),
         ("implicit_steps", "flow without its decay", "rate - equation.decay * (", "rate - 0 * ("),
     ],

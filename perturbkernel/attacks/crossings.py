@@ -6,6 +6,8 @@ Rows are flat, (m, d), and treated one by one.
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from perturbkernel.arrays import or_one
+
 
 def largest_first(values: Array) -> Array:
     """The order of every row, (m, d), from its largest entry to its smallest; stable.
@@ -67,16 +69,6 @@ def before(values: Array) -> Array:
 def _beside(left: Array, right: Array) -> Array:
     """The entries of both in one row."""
     return jnp.concatenate([left, right], axis=1)
-
-
-def or_one(values: Array) -> Array:
-    """The values, with 1 in place of those that are not positive: what may be divided by.
-
-    Example:
-        >>> or_one(jnp.asarray([2.0, 0.0])).tolist()
-        [2.0, 1.0]
-    """
-    return jnp.where(values > 0, values, 1)
 
 
 def where_rows(condition: Array, rows: Array | float, others: Array | float) -> Array:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from perturbkernel.attacks.crossings import or_one, where_rows
+from perturbkernel.arrays import or_one
+from perturbkernel.attacks.crossings import where_rows
 
 _STEPS = 80  # of Newton's method; it takes 20 to 40
 _CENTRING = 0.2  # complementarity aimed at, of what there is

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from perturbkernel.arrays import as_jax, on_host
-from perturbkernel.attacks.crossings import or_one
+from perturbkernel.arrays import as_jax, on_host, or_one
 from perturbkernel.attacks.host import HostPredictor, traceable, traced_shape
 from perturbkernel.attacks.margins import own_and_others
 from perturbkernel.attacks.norms import NORMS, counts

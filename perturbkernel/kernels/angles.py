@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.engine.arguments import is_zero
 from perturbkernel.engine.linear import differentiated_as, linear, no_tangent
 from perturbkernel.engine.sums import row_sums
@@ -217,7 +218,7 @@ def _inverse_sine(theta: Array) -> Array:
     """0 at coincident points."""
     sine = jnp.sin(theta)
     apart = theta > 0
-    return jnp.where(apart, 1 / jnp.where(apart, sine, 1), 0)
+    return quotient(1, sine, apart)
 
 
 @differentiated_as(_plain_forward)
@@ -241,7 +242,7 @@ def _forward(residuals, tangents):
         if x_moved is not None:
             _, w = sine_and_direction(there, z)
             change = change - jnp.sum(x_moved[column] * w, axis=1) / (d * s_x[column])
-        change = jnp.where(sine > 0, change / jnp.where(sine > 0, sine, 1), 0)
+        change = quotient(change, sine, sine > 0)
         repaired = jnp.where(hit, change, found[row, column])
         return found.at[row, column].set(repaired)
 

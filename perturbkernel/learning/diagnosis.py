@@ -25,7 +25,7 @@ from jax.scipy.special import ndtr
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
-from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one
 from perturbkernel.checks import as_inputs, as_targets
 from perturbkernel.display import Displayed
 from perturbkernel.engine.sums import sums
@@ -215,5 +215,5 @@ def _success(toward: Any, std: Any) -> Any:
     xp = namespace(toward)
     distribution = _ndtr_on_host if xp is np else ndtr
     certain = xp.where(toward == 0, 0.5, (toward > 0).astype(toward.dtype))
-    random = distribution(toward / xp.where(std > 0, std, 1))
+    random = distribution(toward / or_one(std))
     return xp.where(std > 0, random, certain).astype(toward.dtype)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from perturbkernel._moved import renamed
+from perturbkernel.arrays import quotient
 from perturbkernel.checks import check_choice, check_number
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
@@ -36,7 +37,7 @@ def _quotient(near, far, step: np.ndarray, limit) -> np.ndarray:
     """near / step for steps below 1, far / step for longer ones, and the limit for no step."""
     positive = step > _NO_STEP
     change = np.where(step < 1, near, far)
-    return np.where(positive, change / np.where(positive, step, 1), limit)
+    return quotient(change, step, positive, otherwise=limit)
 
 
 def _softplus_gap(start: np.ndarray, step: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.training.dynamics import Solution
 from perturbkernel.training.gram import GramOperator, scale_rows
@@ -123,7 +124,8 @@ def minimise(
         gradient_image = operator(gradient)
         size = _norm(gradient, gradient_image)
         length = _norm(dual, image)
-        left = jnp.where(length > 0, size / (ridge * jnp.where(length > 0, length, 1)), jnp.inf)
+        distance = size / ridge
+        left = quotient(distance, length, length > 0, jnp.inf)
         left = jnp.where(size > 0, left, 0)
         value = objective(dual, image)
         moving = jnp.array(True)

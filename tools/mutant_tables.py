@@ -198,7 +198,7 @@ _ELSEWHERE = [
     (
         "kernels/angles.py",
         "gradient along z",
-        "row_sums(kappa * (1 - e)) / s_z",
+        "row_sums(kappa * rho) / s_z",
         "row_sums(kappa) / s_z",
         _ANGLES,
     ),

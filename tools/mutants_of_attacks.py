@@ -16,14 +16,14 @@ _TEXTS = {
         ("f0 before and after alike", "float(np.finfo(given.dtype).eps)", "0.0"),
     ],
     "certificates/radius.py": [
-        ("no curvature", "slope * size + bound * size**2 / 2 +", "slope * size +"),
-        ("curvature without its 1/2", "bound * size**2 / 2 +", "bound * size**2 +"),
+        ("no curvature", "expansion = slope * size + q * size**2 / 2", "slope * size +"),
+        ("curvature without its 1/2", "q * size**2 / 2", "q * size**2"),
         ("no remainder", " + remainders.sum() + self.others", " + self.others"),
         ("margin grows for loses", "row, -signs[k], norm", "row, signs[k], norm"),
         (
             "last rival only",
-            "return jnp.minimum(least, losses.radius(margins[k]))",
-            "return losses.radius(margins[k])",
+            "return jnp.minimum(least, size)",
+            "return size",
         ),
         ("rounding not taken off", "jnp.abs(outputs) - rounding", "jnp.abs(outputs)"),
         ("lipschitz ignored", "total = row.lipschitz * size", "total = 0 * size"),

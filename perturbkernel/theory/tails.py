@@ -25,6 +25,7 @@ import jax.scipy.special as special
 import numpy as np
 from jaxtyping import Bool, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.theory.arguments import double, gate_mean_square
 from perturbkernel.theory.concentration import independent_neurons
 from perturbkernel.theory.constants import Constants
@@ -217,13 +218,6 @@ def lazy_moments(
     )
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, 0 where the denominator is 0."""
-    shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
-    zero = np.zeros(shape)
-    return np.divide(numerator, denominator, out=zero, where=denominator > 0)
-
-
 @dataclass(frozen=True)
 class Tail:
     """The bound (tail) for one training set, width and time, at every query point.
@@ -270,7 +264,7 @@ class Tail:
     def log_failure(self) -> Float[np.ndarray, " m"]:
         """log of the bound on the probability that the network's sign is not the predicted one."""
         mean = np.maximum(self.mean, 0)
-        gain = _divide(mean, self.variance)
+        gain = quotient(mean, self.variance, self.variance > 0)
         # Where the bracket is smallest, in closed form (theory: 6.5).
         root = np.sqrt(1 + 2 * self.scale * gain)
         best_rate = 2 * gain / (1 + root)
@@ -297,11 +291,11 @@ class Tail:
         """
         share = level / 2 if self.start == "random" else level
         rate = -np.log(share) / self.neurons
-        square = _divide(np.asarray(2 * rate), self.variance)
+        square = quotient(2 * rate, self.variance, self.variance > 0)
         t = self._grid(np.sqrt(square))
         # The largest x with (tail) at most the share. Without variance (t = 0) nothing fluctuates.
         needed = rate + self._log_moment(t) / self.neurons
-        per_rate = _divide(needed, t)
+        per_rate = quotient(needed, t, t > 0)
         reached = -per_rate.min(0)
         x = np.where(self.variance > 0, reached, self.mean)
         parts = {

@@ -145,7 +145,8 @@ def _flat_bounds(
         return None
     whole = (len(x), *shape)
     try:
-        whole_low, whole_high = (jnp.broadcast_to(bound, whole) for bound in (low, high))
+        whole_low = jnp.broadcast_to(low, whole)
+        whole_high = jnp.broadcast_to(high, whole)
     except ValueError:
         sizes = ", ".join(map(str, whole))
         raise ValueError(

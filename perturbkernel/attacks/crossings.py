@@ -101,8 +101,7 @@ def crossing(breaks: Array, constant: Array, slope: Array, level: Array | float)
     # Of the terms in the order of their breaks: what those before have reached, and the slope of
     # those that still rise.
     saturated = before(constant)
-    last_first = slope[:, ::-1]
-    rising = jnp.cumsum(last_first, axis=1)
+    rising = jnp.cumsum(slope[:, ::-1], axis=1)
     rising = rising[:, ::-1]
     risen = jnp.where(rising > 0, breaks * rising, 0)
     reached = saturated + risen >= level

@@ -245,12 +245,11 @@ def _robust(m: Settings) -> list[str]:
     tables = robust["tables"]
     f, g = tables["f"], tables["g"]
     said = []
-    points = _points(robust["points"])
-    for row, (norm, size) in enumerate(zip(f["norm"], f["size"], strict=True)):
+    for i, (norm, size) in enumerate(zip(f["norm"], f["size"], strict=True)):
         if size > 0:
             said.append(
                 f"Under attack of size {size:g} ({norm}, {robust['attack']}) f classifies "
-                f"{_attacked(f, row)} of {points} correctly, g {_attacked(g, row)}."
+                f"{_attacked(f, i)} of {_points(robust['points'])} correctly, g {_attacked(g, i)}."
             )
     return said
 

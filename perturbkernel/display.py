@@ -180,13 +180,16 @@ def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
         >>> text_row(("a long name", "0.98"), (6, 4))
         ['a long  0.98', 'name']
     """
-    wrapped = []
+    columns = []
     for cell, width in zip(cells, widths, strict=True):
         lines = textwrap.wrap(cell, max(width, 1))
-        wrapped.append(lines)
-    height = max(1, *map(len, wrapped))
-    columns = []
-    for lines, width in zip(wrapped, widths, strict=True):
-        filled = lines + [""] * (height - len(lines))
-        columns.append([line.ljust(width) for line in filled])
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+        columns.append([line.ljust(width) for line in lines])
+    height = max(1, *map(len, columns))
+    for column, width in zip(columns, widths, strict=True):
+        missing = height - len(column)
+        column += [" " * width] * missing
+    rows = []
+    for texts in zip(*columns, strict=True):
+        line = "  ".join(texts)
+        rows.append(line.rstrip())
+    return rows

@@ -23,7 +23,7 @@ _TEXTS = {
             "ones = xp.ones(z.shape[0], coef.dtype) / len(coef)",
         ),
         ("arc-cosine of half the angle", "1 - theta / math.pi", "1 - theta / (2 * math.pi)"),
-        ("order 1 is odd", "/ 2 + norms * even", "/ 2 - norms * even"),
+        ("order 1 is odd", "odd + norms * even", "odd - norms * even"),
         ("order 2 without its 2", "(1 + 2 * cosine**2)", "(1 + cosine**2)"),
         ("order 2 grows once", "norms**2 * angular", "norms * angular"),
         (

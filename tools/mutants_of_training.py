@@ -188,15 +188,20 @@ _TEXTS = {
         (
             "differentiable",
             "duplicates do not move",
-            "jnp.where(close, slope, quotient)",
-            "jnp.where(close, 0, quotient)",
+            "apart, otherwise=slope)",
+            "apart)",
         ),
-        ("differentiable", "no derivative in time", " + scale_rows(d_values, inner) + ", " + "),
+        (
+            "differentiable",
+            "no derivative in time",
+            "by_residual + by_filter + by_matrix",
+            "by_residual + by_matrix",
+        ),
         (
             "differentiable",
             "targets stay",
-            "change = scale_rows(values, _product(vectors.T, d_residual))\n    change = change +",
-            "change =",
+            "change = by_residual + by_filter",
+            "change = by_filter",
         ),
         (
             "differentiable",
@@ -207,16 +212,16 @@ _TEXTS = {
         (
             "differentiable",
             "ridge for n ridge",
-            "gram + n * ridge * jnp.eye(n)",
-            "gram + ridge * jnp.eye(n)",
+            "gram + n * ridge * identity",
+            "gram + ridge * identity",
         ),
         ("differentiable", "weights once", "return scale_rows(root, dual)", "return dual"),
         ("differentiable", "sum for mean", "f0, ridge, weights / n)", "f0, ridge, weights)"),
         (
             "minimum",
             "softmax: diagonal curvature",
-            "s * v - p * jnp.sum(s * v, axis=1, keepdims=True)",
-            "s * v",
+            "scale_rows(outer, scaled - p * total)",
+            "scale_rows(outer, scaled)",
         ),
     ],
     _PROCESS: [

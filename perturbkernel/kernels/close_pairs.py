@@ -26,6 +26,7 @@ def sine_and_direction(z: Array, x: Array) -> tuple[Array, Array]:
     eps = float(jnp.finfo(x.dtype).eps)
     s_z = lengths(z)
     s_x = lengths(x)
+    d = z.shape[1]
     norm = jnp.linalg.norm(z, axis=1, keepdims=True)
     unit = z / or_one(norm)
     difference = x - z
@@ -34,13 +35,14 @@ def sine_and_direction(z: Array, x: Array) -> tuple[Array, Array]:
     # better start only where it is so short that this is below the error of projecting x.
     square = jnp.sum(x**2, axis=1, keepdims=True)
     square_apart = jnp.sum(difference**2, axis=1, keepdims=True)
-    start = jnp.where(square_apart < eps * square, difference, x)
+    is_short = square_apart < eps * square
+    start = jnp.where(is_short, difference, x)
     across = _across(start, z)
     scaled_along = along / s_z[:, None] ** 2
     w = (across + scaled_along * unit) / s_x[:, None]
     square_across = jnp.sum(across**2, axis=1)
     square_of_w = square_across + (along[:, 0] / s_z) ** 2
-    mean_square = square_of_w / z.shape[1]
+    mean_square = square_of_w / d
     sine = jnp.sqrt(mean_square) / s_x
     return sine, w
 
@@ -50,13 +52,16 @@ def _split(a: Array) -> tuple[Array, Array]:
 
     Products of two such parts are exact.
     """
+    # All bits but the last 12 of 24, or the last 27 of 53.
     if a.dtype == jnp.float32:
-        bits, mask = jnp.uint32, 0xFFFFF000
+        bits = jnp.uint32
+        mask = 0xFFFFF000
     else:
-        bits, mask = jnp.uint64, 0xFFFFFFFFF8000000
+        bits = jnp.uint64
+        mask = 0xFFFFFFFFF8000000
     integer = lax.bitcast_convert_type(a, bits)
-    integer = integer & jnp.array(mask, bits)
-    high = lax.bitcast_convert_type(integer, a.dtype)
+    kept = integer & jnp.array(mask, bits)
+    high = lax.bitcast_convert_type(kept, a.dtype)
     return high, a - high
 
 

@@ -49,11 +49,13 @@ def common_direction(x: Array) -> Array:
     One step of the power method from the longest of the points.
     """
     squares = jnp.sum(x**2, axis=1)
-    index = jnp.arange(len(x))
+    largest = squares.max()
     # Not argmax: within `jit` it is lowered by the x64 setting outside of a scoped `enable_x64`.
-    longest = jnp.where(squares == squares.max(), index, len(x) - 1).min()
+    last = len(x) - 1
+    places = jnp.where(squares == largest, jnp.arange(len(x)), last)
+    longest = places.min()
     tiny = jnp.finfo(x.dtype).tiny
-    square = jnp.maximum(squares.max(), tiny)
+    square = jnp.maximum(largest, tiny)
     norm = jnp.sqrt(square)
     start = x[longest] / norm
     along = exact_matmul(x, start)
@@ -76,7 +78,13 @@ def numbers_of_rows(points: Float[Array, "n d"], v: Float[Array, " d"]) -> Rows:
     across = parts_across(points, s, beta, v)
     # Not a plain sum, with which XLA would evaluate the product of a tile once more.
     half_square = 0.5 * row_sums(across * across)
-    return Rows(s, beta, excess, half_square, marks(points))
+    return Rows(
+        s=s,
+        beta=beta,
+        excess=excess,
+        half_square=half_square,
+        mark=marks(points),
+    )
 
 
 def parts_across(points: Array, s: Array, beta: Array, v: Array) -> Array:

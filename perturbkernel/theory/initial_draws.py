@@ -48,12 +48,11 @@ def initial_covariance(
     values = np.einsum("ia,iajb->ijb", of_z, field[:m])
     value_value = np.einsum("ijb,jb->ij", values[:, :m], of_z)
     value_gradient = values[:, m:, :d] / root_d
-    value_gradient = value_gradient.reshape(m, n * d)
     gradient_gradient = field[m:, :d, m:, :d] / d
-    gradient_gradient = gradient_gradient.reshape(n * d, n * d)
-    above = [value_value, value_gradient]
-    below = [value_gradient.T, gradient_gradient]
-    return np.block([above, below])
+    numbers = n * d
+    across = value_gradient.reshape(m, numbers)
+    below = gradient_gradient.reshape(numbers, numbers)
+    return np.block([[value_value, across], [across.T, below]])
 
 
 def _field_covariance(kernel: TwoLayerNTK, points: np.ndarray, augmented: np.ndarray) -> np.ndarray:
@@ -118,9 +117,8 @@ def sample_initial(
     if method == "gaussian":
         return _sample_gaussian(kernel, z, x, draws, key)
     m, d = z.shape
-    n = len(x)
     outputs = np.empty((draws, m))
-    gradients = np.empty((draws, n, d))
+    gradients = np.empty((draws, *x.shape))
 
     def draw(one):
         return jax.random.normal(one, (width, d + 2))

@@ -68,11 +68,14 @@ def curvature_root(loss: Loss, y: Array, outputs: Array, shares: Array) -> Curva
     outer = jnp.sqrt(shares)
 
     def apply(v):
-        return scale_rows(outer, s * v - p * jnp.sum(s * v, axis=1, keepdims=True))
+        scaled = s * v
+        total = jnp.sum(scaled, axis=1, keepdims=True)
+        return scale_rows(outer, scaled - p * total)
 
     def adjoint(v):
         v = scale_rows(outer, v)
-        return s * (v - jnp.sum(p * v, axis=1, keepdims=True))
+        mean = jnp.sum(p * v, axis=1, keepdims=True)
+        return s * (v - mean)
 
     return Curvature(apply, adjoint)
 

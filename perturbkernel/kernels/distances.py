@@ -35,8 +35,8 @@ def distances(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Array:
         >>> distances(x, x).tolist()
         [[0.0, 3.0], [3.0, 0.0]]
     """
-    far, _ = _evaluate(z, x)
-    return far
+    found, _ = _evaluate(z, x)
+    return found
 
 
 def square_distances(z: Float[Array, "r d"], x: Float[Array, "c d"], unit: float = 1.0) -> Array:
@@ -53,8 +53,16 @@ def square_distances(z: Float[Array, "r d"], x: Float[Array, "c d"], unit: float
     return squares
 
 
-def _distances(z: Array, x: Array) -> tuple[Array, Array, Array]:
-    """The distances, which pairs are close without being identical, and which are identical."""
+class _Pairs(NamedTuple):
+    """The distances of a tile, which are close without being 0, and which are."""
+
+    found: Array
+    close: Array
+    identical: Array
+
+
+def _distances(z: Array, x: Array) -> _Pairs:
+    """By one product of matrices, then once more, from differences, where pairs are close."""
     centre = jnp.mean(z, axis=0, keepdims=True)
     z_centred = z - centre
     x_centred = x - centre
@@ -83,7 +91,8 @@ def _distances(z: Array, x: Array) -> tuple[Array, Array, Array]:
         repaired = jnp.where(hit, exact, found[row, column])
         return found.at[row, column].set(repaired)
 
-    return visit_flagged(close, repair, quick), close, identical
+    found = visit_flagged(close, repair, quick)
+    return _Pairs(found, close, identical)
 
 
 def _lengths(differences: Array) -> Array:
@@ -95,23 +104,23 @@ def _lengths(differences: Array) -> Array:
     return unit * jnp.sqrt(squares)
 
 
-class _Pairs(NamedTuple):
-    """The distances of a tile, which are close without being 0, and which are."""
-
-    found: Array
-    close: Array
-    identical: Array
+# --- derivatives ---
+#
+# A derivative is linear in the tangents, and has two rules: forward, and backward, its transpose.
+# Both look at close pairs one by one, which JAX cannot differentiate again: their own derivatives
+# are those of the plain rules (`differentiated_as`), the same functions in ordinary operations.
 
 
 @jax.custom_jvp
 def _evaluate(z: Array, x: Array) -> tuple[Array, _Pairs]:
-    pairs = _Pairs(*_distances(z, x))
+    """The distances, and the pairs, of which nothing is differentiated."""
+    pairs = _distances(z, x)
     return pairs.found, pairs
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evaluate_squares(unit: float, z: Array, x: Array) -> tuple[Array, _Pairs]:
-    pairs = _Pairs(*_distances(z, x))
+    pairs = _distances(z, x)
     return (pairs.found / unit) ** 2, pairs
 
 

@@ -116,7 +116,12 @@ _OTHERS = [
         _SQUARE.replace("start", "'random'"),
     ),
     ("lazy", "spread not doubled", '"identity", start)[2]', '"identity", "random")[2]'),
-    ("lazy", "last term not doubled", '(4 if start == "doubled" else 2)', "2"),
+    (
+        "lazy",
+        "last term not doubled",
+        "exponential = twice * 2 * largest",
+        "exponential = 2 * largest",
+    ),
     (
         "randomness",
         "sign of f without f0",

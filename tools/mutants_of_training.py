@@ -225,12 +225,12 @@ _TEXTS = {
         ),
     ],
     _PROCESS: [
-        ("gaussian_process", "normalised once", "/ 2 - outputs * each", "/ 2 - each"),
+        ("gaussian_process", "normalised once", "- outputs * normaliser", "- normaliser"),
         (
             "gaussian_process",
             "n log 2 pi",
-            "len(y) / 2 * np.log(2 * np.pi)",
-            "len(y) * np.log(2 * np.pi)",
+            "n / 2 * np.log(2 * np.pi)",
+            "n * np.log(2 * np.pi)",
         ),
         (
             "gaussian_process",
@@ -238,7 +238,12 @@ _TEXTS = {
             "jnp.sum(jnp.log(jnp.diagonal(factor)))",
             "jnp.sum(jnp.log(jnp.diagonal(factor))) / 2",
         ),
-        ("gaussian_process", "fit without its 1/2", "-jnp.sum(y * coef) / 2", "-jnp.sum(y * coef)"),
+        (
+            "gaussian_process",
+            "fit without its 1/2",
+            "likelihood = -square / 2",
+            "likelihood = -square",
+        ),
         ("gaussian_process", "the prior grows", "between(z, z) - ", "between(z, z) + "),
         ("gaussian_process", "cone not squared", "(1 - slope) ** 2 * relu", "(1 - slope) * relu"),
         (

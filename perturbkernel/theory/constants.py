@@ -266,7 +266,8 @@ def derive_constants(
 
 def _predictor_square(kernel: TwoLayerNTK, quadratic, z, mean_factor, f_hat) -> np.ndarray:
     """S_f^2, (m,), clipped at 0."""
-    queries = np.hstack([z, np.ones((len(z), 1))])
+    ones = np.ones((len(z), 1))
+    queries = np.hstack([z, ones])
     square = np.sum((queries @ quadratic) * queries, axis=1)
     a = gate_mean_square(kernel)
     p_squared = ((1 + kernel.slope) / 2) ** 2
@@ -280,5 +281,6 @@ def _direction_square(kernel: TwoLayerNTK, quadratic, mean, direction) -> np.nda
     a = gate_mean_square(kernel)
     p_squared = ((1 + kernel.slope) / 2) ** 2
     cross = direction @ mean - p_squared * mean @ mean
-    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * cross
+    of_inputs = quadratic[:-1, :-1]
+    v_square = a * np.trace(of_inputs) + 4 * p_squared * cross
     return np.maximum(v_square, 0)

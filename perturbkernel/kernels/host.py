@@ -129,7 +129,7 @@ def _separations(z: _Points, x: _Points, product: np.ndarray, block: slice) -> _
     return _Pairs(product, e, spread, apart=bool(nearest > limit))
 
 
-def _rounding(e: np.ndarray) -> float:
+def _rounding(e: np.ndarray) -> np.floating:
     return _NOISE * np.finfo(e.dtype).eps
 
 

@@ -306,7 +306,7 @@ class PerturbationLearning(eqx.Module):
         }
 
 
-def _random_directions(delta: Array, key: PRNGKeyArray) -> Array:
+def _random_directions(delta: Array, key: PRNGKeyArray) -> Any:
     """As long as the perturbations, row by row."""
     direction = jax.random.normal(key, delta.shape, delta.dtype)
     unit, delta = on_host(normalise(direction, "l2"), delta)

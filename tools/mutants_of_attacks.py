@@ -1,6 +1,6 @@
 """Mutants of certificates, label flips, Auto-PGD and robust accuracy, for `mutant_tables`."""
 
-_CERTIFIED = ("tests/attacks/test_certified.py",)
+_CERTIFIED = "tests/attacks/test_certified.py"
 _FLIPS = ("tests/attacks/test_flips.py",)
 _APGD = ("tests/attacks/test_apgd.py",)
 _ROBUST = ("tests/attacks/test_robust_accuracy.py",)
@@ -125,11 +125,20 @@ _TEXTS = {
         ),
     ],
 }
-_TESTS = {"flips.py": _FLIPS, "ascent.py": _APGD, "robust_accuracy.py": _ROBUST}
+_TESTS = {
+    "certificates/certified_size.py": (_CERTIFIED,),
+    "certificates/radius.py": (_CERTIFIED,),
+    "certificates/points.py": (_CERTIFIED, "-k", "remainders or third or rest_of"),
+    "certificates/expansion.py": (_CERTIFIED, "-k", "hessian or rest_of"),
+    "certificates/quadratic.py": (_CERTIFIED, "-k", "quadratic or smallest_attack"),
+    "flips.py": _FLIPS,
+    "ascent.py": _APGD,
+    "robust_accuracy.py": _ROBUST,
+}
 
 #: The fields of `Mutant`.
 ATTACKS = [
-    (name, f"attacks/{file}", old, new, _TESTS.get(file, _CERTIFIED))
+    (name, f"attacks/{file}", old, new, _TESTS[file])
     for file, texts in _TEXTS.items()
     for name, old, new in texts
 ]

@@ -128,7 +128,7 @@ _TEXTS = {
 _TESTS = {
     "certificates/certified_size.py": (_CERTIFIED,),
     "certificates/radius.py": (_CERTIFIED,),
-    "certificates/points.py": (_CERTIFIED, "-k", "remainders or third or rest_of"),
+    "certificates/points.py": (_CERTIFIED, "-k", "remainders or turns or third or rest_of"),
     "certificates/expansion.py": (_CERTIFIED, "-k", "hessian or rest_of"),
     "certificates/quadratic.py": (_CERTIFIED, "-k", "quadratic or smallest_attack"),
     "flips.py": _FLIPS,

@@ -45,7 +45,12 @@ _TEXTS = {
             "jnp.diagonal(self.operator)",
         ),
         ("smoother", "f0 counted twice", "return at_z - jnp.matmul(", "return at_z + jnp.matmul("),
-        ("smoother", "f0 fades", "if loss.kind is Kind.CONSTANT:\n            return at_z\n", ""),
+        (
+            "smoother",
+            "f0 fades",
+            "if loss.kind is Kind.CONSTANT:\n            return",
+            "if False:\n            return",
+        ),
         (
             "smoother",
             "ridge ignored, direct",

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.checks import check_count, check_finite, check_number, is_traced
 
 

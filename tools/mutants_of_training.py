@@ -148,8 +148,8 @@ _TEXTS = {
         (
             "dynamics",
             "identity: no decay",
-            "done = -jnp.expm1(-rate * dynamics.time)",
-            "done = rate * dynamics.time",
+            "float(-np.expm1(-rate * dynamics.time) / rate)",
+            "float(dynamics.time)",
         ),
         ("implicit_steps", "flow without its decay", "rate - equation.decay * (", "rate - 0 * ("),
     ],
@@ -190,6 +190,12 @@ _TEXTS = {
         ("fit", "not of mean one", "return weights / weights.mean()", "return weights"),
     ],
     _DIFFERENTIABLE: [
+        (
+            "dynamics",
+            "traced identity: no decay",
+            "done = -jnp.expm1(-rate * dynamics.time)",
+            "done = rate * dynamics.time",
+        ),
         (
             "differentiable",
             "duplicates do not move",

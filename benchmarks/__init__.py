@@ -82,20 +82,27 @@ def select(only: str | None, settings: Settings) -> list[tuple[Group, Case]]:
             f"--only must name groups or cases: {', '.join(known)}; got {', '.join(unknown)!r}"
             f"{did_you_mean(unknown[0], known)}"
         )
-    return [
-        (g, case) for g, case in everything if g.name in wanted or f"{g.name}.{case.name}" in wanted
-    ]
+    chosen = []
+    for group, case in everything:
+        if group.name in wanted or f"{group.name}.{case.name}" in wanted:
+            chosen.append((group, case))
+    return chosen
 
 
 def listing(chosen: Sequence[tuple[Group, Case]]) -> str:
     """Groups and cases with their sizes and what they take, as text."""
-    lines, last = [], None
+    lines = []
+    last = None
     for group, case in chosen:
         if group is not last:
-            lines += ["", f"{group.name}: {group.title}", f"  ({group.measures})"]
+            lines.append("")
+            lines.append(f"{group.name}: {group.title}")
+            lines.append(f"  ({group.measures})")
             last = group
-        line = f"  {f'{group.name}.{case.name}':<32} {case.sizes:<56} {case.about}"
-        lines += [line] if line != lines[-1] else []
+        name = f"{group.name}.{case.name}"
+        line = f"  {name:<32} {case.sizes:<56} {case.about}"
+        if line != lines[-1]:
+            lines.append(line)
     return "\n".join(lines[1:])
 
 

@@ -52,7 +52,11 @@ def _network(name: str) -> tuple[Callable[..., Any], Any]:
         shapes = (3, 3, 1, 16), (3, 3, 16, 32), (16 * 32,)
         return convolutional, [_drawn(rng, shape) for shape in shapes]
     widths = SIDE**2, 200, 70, 1
-    layers = [(_drawn(rng, pair), _drawn(rng, pair[1:])) for pair in itertools.pairwise(widths)]
+    layers = []
+    for inputs, outputs in itertools.pairwise(widths):
+        weights = _drawn(rng, (inputs, outputs))
+        biases = _drawn(rng, (outputs,))
+        layers.append((weights, biases))
     return dense, layers
 
 
@@ -61,20 +65,24 @@ def _jacobian(apply: Callable[..., Any], params: Any, x: jax.Array) -> jax.Array
         return jax.jacrev(lambda params: apply(params, row[None])[0])(params)
 
     # jacrev of all rows at once would pass back through the whole batch for each of them.
-    leaves = jax.tree.leaves(jax.vmap(of_row)(x))
-    return jnp.concatenate([leaf.reshape(len(x), -1) for leaf in leaves], axis=1)
+    gradients = jax.vmap(of_row)(x)
+    rows = [leaf.reshape(len(x), -1) for leaf in jax.tree.leaves(gradients)]
+    return jnp.concatenate(rows, axis=1)
 
 
 @partial(jax.jit, static_argnums=0)
 def explicit_matvec(apply: Callable[..., Any], params: Any, z: Any, x: Any, coef: Any) -> Any:
     """K c from both Jacobians and their product, the matrix."""
-    return (_jacobian(apply, params, z) @ _jacobian(apply, params, x).T) @ coef
+    matrix = explicit_ntk(apply, params, z, x, coef)
+    return matrix @ coef
 
 
 @partial(jax.jit, static_argnums=0)
 def explicit_ntk(apply: Callable[..., Any], params: Any, z: Any, x: Any, _: Any) -> Any:
     """The matrix."""
-    return _jacobian(apply, params, z) @ _jacobian(apply, params, x).T
+    at_z = _jacobian(apply, params, z)
+    at_x = _jacobian(apply, params, x)
+    return at_z @ at_x.T
 
 
 def _calls(network: str, task: str, n: int) -> dict[str, Callable[[], Any]]:
@@ -83,14 +91,20 @@ def _calls(network: str, task: str, n: int) -> dict[str, Callable[[], Any]]:
     z, x = jnp.asarray(rng.normal(size=(2, n, SIDE**2)), jnp.float32)
     coef = jnp.asarray(rng.normal(size=n), jnp.float32)
     kernel = EmpiricalNTK(apply, params)
-    explicit = explicit_matvec if task == "matvec" else explicit_ntk
-    ours = partial(kernel.matvec, z, x, coef) if task == "matvec" else partial(kernel.ntk, z, x)
-    return {"perturbkernel": ours, REFERENCE: partial(explicit, apply, params, z, x, coef)}
+    if task == "matvec":
+        ours = partial(kernel.matvec, z, x, coef)
+        explicit = explicit_matvec
+    else:
+        ours = partial(kernel.ntk, z, x)
+        explicit = explicit_ntk
+    theirs = partial(explicit, apply, params, z, x, coef)
+    return {"perturbkernel": ours, REFERENCE: theirs}
 
 
 def child(method: str, network: str, task: str, n: int) -> None:
     """What a fresh process runs: prints how many kilobytes the first call adds at most."""
-    jax.block_until_ready(_calls(network, task, 8)[method]())
+    small = _calls(network, task, 8)[method]
+    jax.block_until_ready(small())  # compiles what does not depend on n
     call = _calls(network, task, n)[method]
     before = kilobytes("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")
@@ -119,10 +133,16 @@ def _memory(network: str, task: str, n: int) -> Iterator[Row]:
         arguments = f"{method!r}, {network!r}, {task!r}, {n}"
         code = f"from perturbkernel.cli.bench import suite; suite().empirical.child({arguments})"
         peaks[method] = max(1, int(fresh_process(code)))
-    ours, explicit = peaks["perturbkernel"], peaks[REFERENCE]
-    note = f"{ours / 1024:.0f} MiB against {explicit / 1024:.0f} MiB"
-    sizes = f"{network}, n = m = {n}"
-    yield Row(f"{task}, memory", sizes, "perturbkernel", REFERENCE, (ours / explicit,), note=note)
+    ours = peaks["perturbkernel"]
+    explicit = peaks[REFERENCE]
+    yield Row(
+        f"{task}, memory",
+        f"{network}, n = m = {n}",
+        "perturbkernel",
+        REFERENCE,
+        (ours / explicit,),
+        note=f"{ours / 1024:.0f} MiB against {explicit / 1024:.0f} MiB",
+    )
 
 
 def _cases(settings: Settings) -> list[Case]:

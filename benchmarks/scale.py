@@ -36,13 +36,18 @@ def devices_child(
     """
     n, m, d = shape
     x, z, coef = map(jnp.asarray, points((n, m, d), seed))
-    product = partial(getattr(TwoLayerNTK(0.0, train_bias=True), what), z, x, coef)
-    meshes = [jax.make_mesh((k,), ("devices",), devices=jax.devices()[:k]) for k in counts]
-    calls = [product, *(partial(product, mesh=mesh) for mesh in meshes)]
+    kernel = TwoLayerNTK(0.0, train_bias=True)
+    product = partial(getattr(kernel, what), z, x, coef)
+    calls = [product]
+    for count in counts:
+        some = jax.devices()[:count]
+        mesh = jax.make_mesh((count,), ("devices",), devices=some)
+        calls.append(partial(product, mesh=mesh))
     for call in calls:
         jax.block_until_ready(call())
     seconds = times(calls, rounds)
-    print(json.dumps([ratios(seconds, subject=1 + i, reference=0) for i in range(len(counts))]))
+    subjects = range(1, len(calls))
+    print(json.dumps([ratios(seconds, subject=subject, reference=0) for subject in subjects]))
 
 
 def _over_devices(what: str, settings: Settings) -> Iterator[Row]:
@@ -109,9 +114,12 @@ def large_child(n: int) -> None:
 def _large(n: int, settings: Settings) -> Iterator[Row]:
     code = f"from perturbkernel.cli.bench import suite; suite().scale.large_child({n})"
     # Every run compiles: a large part of the time of a few thousand points.
-    runs = [json.loads(fresh_process(code)) for _ in range(settings.rounds(1, 1))]
-    f, g = runs[0]["accuracy"]
-    above, data = in_bytes(runs[0]["above"]), in_bytes(runs[0]["data"])
+    rounds = settings.rounds(1, 1)
+    runs = [json.loads(fresh_process(code)) for _ in range(rounds)]
+    first, *_ = runs
+    f, g = first["accuracy"]
+    above = in_bytes(first["above"])
+    data = in_bytes(first["data"])
     notes = {
         "f at its training points": f"accuracy of f {f:.4f}",
         "perturbations": f"in all {above} above the data's {data}",

@@ -71,18 +71,22 @@ class _Finder(MetaPathFinder, Loader):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        return ModuleSpec(fullname, self) if package == "perturbkernel" and name in MOVED else None
+        if package != "perturbkernel" or name not in MOVED:
+            return None
+        return ModuleSpec(fullname, self)
 
     def exec_module(self, module: ModuleType) -> None:
-        homes = [f"perturbkernel.{home}" for home in MOVED[module.__name__.partition(".")[2]]]
+        _, _, name = module.__name__.partition(".")
+        homes = [f"perturbkernel.{home}" for home in MOVED[name]]
         warnings.warn(
             f"{module.__name__} has moved to {', '.join(homes)}; the old path goes with version 2",
             DeprecationWarning,
             stacklevel=2,
         )
         for home in homes:
-            names = vars(import_module(home))
-            vars(module).update({k: v for k, v in names.items() if not k.startswith("__")})
+            for name, value in vars(import_module(home)).items():
+                if not name.startswith("__"):
+                    setattr(module, name, value)
 
 
 def install() -> None:

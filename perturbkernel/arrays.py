@@ -37,6 +37,29 @@ def namespace(array: Any) -> Any:
     return jnp if isinstance(array, jax.Array) else np
 
 
+def or_one(values: Any) -> Any:
+    """The values, with 1 in place of those that are not positive: what may be divided by.
+
+    Example:
+        >>> or_one(np.array([2.0, 0.0])).tolist()
+        [2.0, 1.0]
+    """
+    return namespace(values).where(values > 0, values, 1)
+
+
+def quotient(a: Any, b: Any, where: Any, otherwise: Any = 0) -> Any:
+    """a / b where that holds, and `otherwise` elsewhere, in its derivatives too.
+
+    Example:
+        >>> quotient(1.0, np.array([2.0, 0.0]), np.array([True, False])).tolist()
+        [0.5, 0.0]
+    """
+    xp = namespace(b)
+    # Of where(.., a / b, ..) alone JAX's derivatives are 0 * inf, NaN, where b is 0.
+    divisor = xp.where(where, b, 1)
+    return xp.where(where, a / divisor, otherwise)
+
+
 def as_jax(array: Any) -> Any:
     """The array as one of JAX, in JAX's precision, without a program; it may share its memory, and
     must not be written to any more.

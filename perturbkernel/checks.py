@@ -301,29 +301,6 @@ def as_class_targets(value: Any, name: str, n: int) -> Array:
     return array
 
 
-def check_probabilities(targets: Array, name: str) -> None:
-    """Raises ValueError unless rows are probabilities, or those minus 1/K, as the softmax loss asks.
-
-    Example:
-        >>> check_probabilities(jnp.asarray([[0.25, 0.75], [0.5, -0.5]]), "targets")
-    """
-    if is_traced(targets):
-        return
-    y = np.asarray(targets, float)
-    outputs = y.shape[1]
-    sums = y.sum(axis=1)
-    allowed = 8 * float(np.sqrt(outputs)) * float(jnp.finfo(targets.dtype).eps)
-    off = np.minimum(np.abs(sums), np.abs(sums - 1))
-    probabilities = y + (1 - sums[:, None]) / outputs
-    wrong = (off > allowed) | (probabilities.min(axis=1) < -allowed)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise ValueError(
-            f"{name} of the softmax loss must be pk.one_hot(labels, K), or probabilities; row "
-            f"{row} is {y[row]}"
-        )
-
-
 def check_number(
     value: Any,
     name: str,

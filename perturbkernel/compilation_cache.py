@@ -70,8 +70,10 @@ def default_folder() -> Path:
     import jaxlib.version
 
     # Programs are made for one processor, and a home may be shared by several machines.
-    host = "".join(c for c in platform.node() if c.isalnum() or c in "-_") or "host"
-    return _user_folder() / "perturbkernel" / f"{host}-jaxlib-{jaxlib.version.__version__}"
+    kept = [c for c in platform.node() if c.isalnum() or c in "-_"]
+    host = "".join(kept) or "host"
+    name = f"{host}-jaxlib-{jaxlib.version.__version__}"
+    return _user_folder() / "perturbkernel" / name
 
 
 def _user_folder() -> Path:

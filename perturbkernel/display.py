@@ -74,10 +74,10 @@ class Displayed:
         raise NotImplementedError(f"{type(self).__name__} does not say what to print")
 
     def _shown(self) -> dict[str, str] | None:
-        fields = jax.tree.leaves(list(vars(self).values()))
-        arrays = [field for field in fields if hasattr(field, "shape")]
-        if not all(map(has_values, arrays)):
-            return None
+        fields = list(vars(self).values())
+        for leaf in jax.tree.leaves(fields):
+            if hasattr(leaf, "shape") and not has_values(leaf):
+                return None
         return {name: number(value) for name, value in self._numbers().items()}
 
     def __repr__(self) -> str:
@@ -89,7 +89,10 @@ class Displayed:
 
     def _repr_html_(self) -> str | None:
         shown = self._shown()
-        return None if shown is None else html_table(shown.items(), (type(self).__name__, ""))
+        if shown is None:
+            return None
+        head = (type(self).__name__, "")
+        return html_table(shown.items(), head)
 
 
 def has_values(array: Any) -> bool:
@@ -129,11 +132,13 @@ def number(value: Any) -> str:
     if np.ndim(value) == 0:
         return f"{values[0]:.4g}"
     if values.size <= 10:
-        return f"[{', '.join(f'{each:.4g}' for each in values)}]"
+        each = ", ".join(f"{one:.4g}" for one in values)
+        return f"[{each}]"
     known = values[~np.isnan(values)]
     if known.size == 0:
         return "nan"
-    least, most = f"{known.min():.4g}", f"{known.max():.4g}"
+    least = f"{known.min():.4g}"
+    most = f"{known.max():.4g}"
     if least == most:
         return least
     return f"{least} to {most} (median {np.median(known):.4g})"
@@ -150,16 +155,19 @@ def html_table(
     """
     rows = list(rows)
     kinds = list(kinds) or [""] * len(rows)
-    body = [_html_row(cells, "td", kind) for cells, kind in zip(rows, kinds, strict=True)]
-    top = _html_row(head, "th") if head else ""
-    return f"<table>{top}{''.join(body)}</table>"
+    inner = _html_row(head, "th") if head else ""
+    for cells, kind in zip(rows, kinds, strict=True):
+        inner += _html_row(cells, "td", kind)
+    return f"<table>{inner}</table>"
 
 
 def _html_row(cells: Iterable[Any], tag: str, kind: str = "") -> str:
-    texts = [html.escape(str(cell)) for cell in cells]
-    inner = [f"<{tag}>{text}</{tag}>" for text in texts]
+    inner = ""
+    for cell in cells:
+        text = html.escape(str(cell))
+        inner += f"<{tag}>{text}</{tag}>"
     attribute = f' class="{kind}"' if kind else ""
-    return f"<tr{attribute}>{''.join(inner)}</tr>"
+    return f"<tr{attribute}>{inner}</tr>"
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -171,7 +179,9 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
         norm  linf
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [line for row in rows for line in text_row(row, widths)]
+    lines: list[str] = []
+    for row in rows:
+        lines += text_row(row, widths)
     return "\n".join(lines)
 
 
@@ -182,13 +192,16 @@ def text_row(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
         >>> text_row(("a long name", "0.98"), (6, 4))
         ['a long  0.98', 'name']
     """
-    wrapped = []
+    columns = []
     for cell, width in zip(cells, widths, strict=True):
         lines = textwrap.wrap(cell, max(width, 1))
-        wrapped.append(lines)
-    height = max(1, *map(len, wrapped))
-    columns = []
-    for lines, width in zip(wrapped, widths, strict=True):
-        filled = lines + [""] * (height - len(lines))
-        columns.append([line.ljust(width) for line in filled])
-    return ["  ".join(line).rstrip() for line in zip(*columns, strict=True)]
+        columns.append([line.ljust(width) for line in lines])
+    height = max(1, *map(len, columns))
+    for column, width in zip(columns, widths, strict=True):
+        missing = height - len(column)
+        column += [" " * width] * missing
+    rows = []
+    for texts in zip(*columns, strict=True):
+        line = "  ".join(texts)
+        rows.append(line.rstrip())
+    return rows

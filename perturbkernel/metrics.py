@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.labels import one_hot
 
@@ -84,9 +84,11 @@ def accuracy(outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"])
     """
     values, given = on_host(jnp.asarray(outputs), jnp.asarray(labels))
     xp = namespace(values)
-    signs = xp.broadcast_to(given.astype(values.dtype), values.shape)
+    signs = given.astype(values.dtype)
+    signs = xp.broadcast_to(signs, values.shape)
     twice_right = 1 + xp.sign(values) * signs
-    return as_jax(twice_right.mean(-1) / 2)
+    share = twice_right.mean(-1) / 2
+    return as_jax(share)
 
 
 def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Shares:
@@ -98,7 +100,8 @@ def agreement(f: Float[ArrayLike, "... m"], g: Float[ArrayLike, " m"]) -> Shares
         0.625
     """
     other = on_host(jnp.asarray(g))
-    return accuracy(f, as_jax(namespace(other).sign(other)))
+    signs = namespace(other).sign(other)
+    return accuracy(f, as_jax(signs))
 
 
 def share_right(outputs: Array, data: Dataset) -> Array:
@@ -114,8 +117,10 @@ def share_right(outputs: Array, data: Dataset) -> Array:
     if len(data.classes) > 2:
         return right(outputs, data.targets)
     outputs, targets = on_host(outputs, data.targets)
+    decided = namespace(outputs).sign(outputs)
     signs = targets.astype(outputs.dtype)
-    return as_jax((1 + namespace(outputs).sign(outputs) * signs) / 2)
+    twice_right = 1 + decided * signs
+    return as_jax(twice_right / 2)
 
 
 def class_means(values: Array, data: Dataset) -> Array:
@@ -147,9 +152,10 @@ def unit_rows(v: Rows) -> Rows:
     axes = tuple(range(1, v.ndim))
     # Divided by its largest entry first, a tiny row does not underflow when squared.
     largest = xp.abs(v).max(axes, keepdims=True)
-    scaled = v / xp.where(largest > 0, largest, 1)
-    length = xp.sqrt(xp.sum(scaled**2, axis=axes, keepdims=True))
-    return as_jax(scaled / xp.where(length > 0, length, 1))
+    scaled = v / or_one(largest)
+    square = xp.sum(scaled**2, axis=axes, keepdims=True)
+    length = xp.sqrt(square)
+    return as_jax(scaled / or_one(length))
 
 
 def cosine(a: Rows, b: Rows) -> Float[Array, " n"]:
@@ -164,7 +170,8 @@ def cosine(a: Rows, b: Rows) -> Float[Array, " n"]:
     """
     a, b = on_host(unit_rows(a), unit_rows(b))
     xp = namespace(a)
-    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    a = a.reshape(len(a), -1)
+    b = b.reshape(len(b), -1)
     exists = a.any(1) & b.any(1)
     products = xp.sum(a * b, axis=1)
     return as_jax(xp.where(exists, products, xp.nan))

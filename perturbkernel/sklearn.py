@@ -63,7 +63,8 @@ def _fields(value: Any) -> dict[str, Any]:
 def _replaced(name: str, value: Any, changes: dict[str, Any]) -> Any:
     """A kernel or dynamics with other arguments."""
     if value is None:
-        raise ValueError(f"{name}__{next(iter(changes))} needs a {name} to change; {name} is None")
+        first, *_ = changes
+        raise ValueError(f"{name}__{first} needs a {name} to change; {name} is None")
     known = _fields(value)
     for field in changes:
         if field not in known:

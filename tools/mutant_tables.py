@@ -6,7 +6,11 @@ which texts are lost.
 
 from typing import NamedTuple
 
+from mutants_elsewhere import ELSEWHERE
+from mutants_of_attacks import ATTACKS
+from mutants_of_kernels import KERNELS
 from mutants_of_the_law import LAW
+from mutants_of_training import TRAINING
 from theory_mutants import LABELS, LINEAR, LINEARITY, SCALING
 
 
@@ -30,17 +34,17 @@ _TAILS = [
     ("no 15 k2/m", "/ root + 15 * k2 / width", "/ root"),
     ("v not divided by T", "np.sqrt(gate_square) / time", "np.sqrt(gate_square)"),
     ("lazy part not divided by T", "+ 3 * j2 / width) / time", "+ 3 * j2 / width)"),
-    ("shift not divided by T", "shift / self.time).min(0)", "shift).min(0)"),
-    ("no shift", "moment + t * self.neurons * shift / self.time", "moment"),
-    ("weight event unpaid", "-w / deviation), failure)", "-w / deviation), -np.inf)"),
-    ("radius without its event", "level - np.exp(failure))", "level)"),
+    ("shift not divided by T", "self.neurons * w / self.time", "self.neurons * w"),
+    ("no shift", "moved = moment + t * self.neurons * w / self.time", "moved = moment"),
+    ("weight event unpaid", "np.logaddexp(tail, failure)", "np.logaddexp(tail, -np.inf)"),
+    ("radius without its event", "special.ndtri, level - failure)", "special.ndtri, level)"),
     ("level not halved for f0", 'level / 2 if self.start == "random" else level', "level"),
     ("f0 not divided by T", "= radius / self.time", "= radius"),
     ("doubled counts its width", "(self.width, self.start)", "(self.width, 'random')"),
     ("no lazy bias", "mean=np.abs(constants.f_hat) - lazy", "mean=np.abs(constants.f_hat)"),
     ("sqrt(3) is 1", "np.sqrt(3 * second_moment)", "np.sqrt(second_moment)"),
     ("t^2/2 is t^2/4", "t**2 / 2 * self.variance", "t**2 / 4 * self.variance"),
-    ("no 1/(1 - c t)", "self.variance / (1 - self.scale * t)", "self.variance"),
+    ("no 1/(1 - c t)", "self.variance / room", "self.variance"),
     ("half for both sides", "halved = mean * (1 + slope) / 2", "halved = mean * (1 + slope) / 4"),
     ("free halving, mean", "q * price * time**3 / 6", "0 * price"),
     ("free halving, square", "(1 - slope**2) * price * time**4 / 12", "0 * price"),
@@ -49,7 +53,7 @@ _TAILS = [
     ("fast in one direction", "(speeds.input_high + speeds.input_low) / 2", "speeds.input_low"),
     ("no Young, k1", "k1=large * (large + trade * small)", "k1=large * large"),
     ("no Young, k2", "k2=small * (small + large / trade)", "k2=small * small"),
-    ("rates of absolute size", "rate = _MULTIPLES * centre", "rate = _MULTIPLES"),
+    ("rates of absolute size", "r = _MULTIPLES * centre", "r = _MULTIPLES"),
     ("every sign predicted", "return np.abs(c.f_hat) > rounding", "return c.f_hat == c.f_hat"),
 ]
 _CERTIFY = [
@@ -112,8 +116,18 @@ _OTHERS = [
         _SQUARE.replace("start", "'random'"),
     ),
     ("lazy", "spread not doubled", '"identity", start)[2]', '"identity", "random")[2]'),
-    ("lazy", "last term not doubled", '(4 if start == "doubled" else 2)', "2"),
-    ("randomness", "sign of f without f0", "np.sign(outputs[i] + time_f * mean)", "np.sign(mean)"),
+    (
+        "lazy",
+        "last term not doubled",
+        "exponential = twice * 2 * largest",
+        "exponential = 2 * largest",
+    ),
+    (
+        "randomness",
+        "sign of f without f0",
+        "np.sign(outputs[i] + time_f * f_hat)",
+        "np.sign(f_hat)",
+    ),
     (
         "logistic_matching",
         "sign condition dropped",
@@ -122,249 +136,6 @@ _OTHERS = [
     ),
     ("logistic_matching", "weights taken for 1/2", "+ e_g / 2 * row", "+ 0 * row"),
     ("logistic_matching", "C_f for half the time", "2 * error_f.total + ", "error_f.total + "),
-]
-
-
-_KERNELS = ("tests/kernels/test_kernels.py",)
-_ANGLES = ("tests/kernels/test_angles.py",)
-_TRAINED = ("tests/training/test_predictors.py",)
-_STABLE = ("tests/training/test_stability.py",)
-_INITIAL = ("tests/training/test_initial_function.py",)
-_NORMS = ("tests/attacks/test_norms.py",)
-_STEP = ("tests/attacks/test_one_step.py",)
-_EXPERIMENT = ("tests/learning/test_experiment.py",)
-_CLASSES = ("tests/learning/test_classes.py",)
-#: file, name, text, replacement, tests.
-_ELSEWHERE = [
-    (
-        "kernels/two_layer.py",
-        "cone not squared",
-        "(1 - self.slope) ** 2 / (2 * np.pi)",
-        "(1 - self.slope) / (2 * np.pi)",
-        _KERNELS,
-    ),
-    ("kernels/two_layer.py", "Phi grows with theta", "- cone * theta", "+ cone * theta", _KERNELS),
-    (
-        "kernels/two_layer.py",
-        "biases not trained",
-        "(product + float(self.train_bias))",
-        "product",
-        _KERNELS,
-    ),
-    (
-        "kernels/two_layer.py",
-        "Sigma not divided by d",
-        "along = phi * (1 + product / d)",
-        "along = phi * (1 + product)",
-        _KERNELS,
-    ),
-    (
-        "kernels/rows.py",
-        "identical points unknown",
-        "jnp.where(points == 0, 0, points)  # -0 is 0",
-        "points + jnp.arange(len(points), dtype=points.dtype)[:, None]",
-        _ANGLES,
-    ),
-    (
-        "kernels/rows.py",
-        "a direction that is none",
-        "(jnp.mean(shares) > _MOST)",
-        "(jnp.mean(shares) >= 0)",
-        _ANGLES,
-    ),
-    (
-        "kernels/rows.py",
-        "1 - 1/s",
-        "return s, square / (1 + s) / s",
-        "return s, square / (1 + s)",
-        _ANGLES,
-    ),
-    ("kernels/arccos.py", "no obtuse angles", "np.pi - angle, angle)", "angle, angle)", _ANGLES),
-    (
-        "kernels/arccos.py",
-        "no root of e",
-        "jnp.sqrt(near) * polynomial",
-        "near * polynomial",
-        _ANGLES,
-    ),
-    (
-        "kernels/angles.py",
-        "gradient along z",
-        "row_sums(kappa * (1 - e)) / s_z",
-        "row_sums(kappa) / s_z",
-        _ANGLES,
-    ),
-    (
-        "kernels/angles.py",
-        "gradient without s_z",
-        "factor = -1 / (d * lengths(z))",
-        "factor = -1 / (d * jnp.ones(len(z)))",
-        _ANGLES,
-    ),
-    (
-        "training/dynamics.py",
-        "momentum for nothing",
-        "-np.expm1(j * np.log(self.momentum))",
-        "1.0",
-        (*_TRAINED, "-k", "effective_time"),
-    ),
-    (
-        "training/dynamics.py",
-        "filter without momentum",
-        "momentum * velocity + 1 - ",
-        "velocity + 1 - ",
-        _TRAINED,
-    ),
-    (
-        "training/dynamics.py",
-        "stable rate without momentum",
-        "2 * (1 + dynamics.momentum) / largest",
-        "2 / largest",
-        _STABLE,
-    ),
-    (
-        "training/descent.py",
-        "sum for mean",
-        "force(f0 + operator(dual)) / len(f0)",
-        "force(f0 + operator(dual))",
-        _TRAINED,
-    ),
-    (
-        "training/descent.py",
-        "flow at another scale",
-        "force(f0 + scale * operator(beta))",
-        "force(f0 + operator(beta))",
-        _TRAINED,
-    ),
-    (
-        "training/squared.py",
-        "flow: sum for mean",
-        "flow_filter(curvatures, dynamics.time) / n",
-        "flow_filter(n * curvatures, dynamics.time)",
-        _TRAINED,
-    ),
-    ("training/squared.py", "heavy ball: sum for mean", "q=found.q / n", "q=found.q", _TRAINED),
-    (
-        "training/implicit_steps.py",
-        "another formula",
-        "_ALPHA = (1 - _KAPPA) * _GAMMA",
-        "_ALPHA = _GAMMA",
-        ("tests/training/test_logistic.py",),
-    ),
-    (
-        "training/initial_function.py",
-        "half of the prior",
-        "precision=EXACT) / 2 - cross",
-        "precision=EXACT) - cross",
-        _INITIAL,
-    ),
-    (
-        "training/initial_function.py",
-        "one side of the change",
-        "prior + change + change.T",
-        "prior + change",
-        _INITIAL,
-    ),
-    (
-        "training/initial_function.py",
-        "no root of eigenvalues",
-        "1 / jnp.sqrt(kept)",
-        "1 / kept",
-        _INITIAL,
-    ),
-    (
-        "attacks/norms.py",
-        "linf and l1 their own duals",
-        "dual_lengths=sparse.lengths_l1,",
-        "dual_lengths=_lengths_linf,",
-        _NORMS,
-    ),
-    (
-        "attacks/sparse.py",
-        "saving of clipped entries",
-        "inside * (2 * u - inside)",
-        "inside * u",
-        _NORMS,
-    ),
-    (
-        "attacks/norms.py",
-        "projects what is inside",
-        "jnp.minimum(1, t)",
-        "t",
-        _NORMS,
-    ),
-    (
-        "attacks/norms.py",
-        "reach without its rate",
-        "direction * length",
-        "direction * gain",
-        _NORMS,
-    ),
-    (
-        "attacks/norms.py",
-        "length in another unit",
-        "largest * jnp.sqrt(squares)",
-        "jnp.sqrt(squares)",
-        _NORMS,
-    ),
-    (
-        "attacks/one_step.py",
-        "targets ignored",
-        "_column(size * signs, x)",
-        "_column(size + 0 * signs, x)",
-        _STEP,
-    ),
-    (
-        "attacks/margins.py",
-        "strongest rival alone",
-        "jax.nn.logsumexp(others, axis=1)",
-        "others.max(1)",
-        _CLASSES,
-    ),
-    (
-        "attacks/margins.py",
-        "rivals ignored",
-        "is_own.astype(outputs.dtype) - shares",
-        "is_own.astype(outputs.dtype)",
-        _CLASSES,
-    ),
-    (
-        "learning/diagnosis.py",
-        "spread about zero",
-        "mean.shift_squared - mean.shift**2",
-        "mean.shift_squared",
-        _EXPERIMENT,
-    ),
-    ("learning/diagnosis.py", "odd is even", "(n + 1) / n * spread", "spread", _EXPERIMENT),
-    (
-        "learning/diagnosis.py",
-        "variance of a sum",
-        "return mean.b_squared / n",
-        "return mean.b_squared",
-        _EXPERIMENT,
-    ),
-    (
-        "learning/results.py",
-        "random control of another size",
-        'on_host(normalise(direction, "l2"), delta)',
-        "on_host(direction, delta)",
-        (*_EXPERIMENT, "-k", "controls"),
-    ),
-    (
-        "metrics.py",
-        "size of outputs counts",
-        "(1 + namespace(outputs).sign(outputs) * signs)",
-        "(1 + outputs * signs)",
-        _EXPERIMENT,
-    ),
-    (
-        "metrics.py",
-        "ties count twice",
-        "winners / count",
-        "winners",
-        _CLASSES,
-    ),
-    ("metrics.py", "cosine with zero", "a.any(1) & b.any(1)", "a.any(1)", _STEP),
 ]
 
 
@@ -403,6 +174,6 @@ MUTANTS += [_of_theory("labels", *one) for one in LABELS]
 MUTANTS += [_of_theory("linear", *one) for one in LINEAR]
 MUTANTS += [_of_theory("scaling", *one) for one in SCALING]
 MUTANTS += [_of_theory(*one) for one in _OTHERS]
-MUTANTS += [Mutant(*one) for one in LAW]
-MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in _ELSEWHERE]
+MUTANTS += [Mutant(*one) for one in (*LAW, *ATTACKS, *TRAINING, *KERNELS)]
+MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in ELSEWHERE]
 MUTANTS += [Mutant(name, file, old, new, tests) for file, name, old, new, tests in LINEARITY]

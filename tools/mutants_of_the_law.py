@@ -28,7 +28,7 @@ _TEXTS = [
         "second.value - share * square",
         "second.value",
     ),
-    ("moments", "a pair is one neuron", '(2 if start == "doubled" else 1) * r', "r"),
+    ("moments", "a pair is one neuron", 'times = 2 if start == "doubled" else 1', "times = 1"),
     ("moments", "pairs over 1", "averaged(total**2 / 2)", "averaged(total**2)"),
     (
         "moments",

@@ -13,7 +13,7 @@ LABELS = [
         "2 * np.log(2 * points / delta) * total",
         "2 * np.log(2 / delta) * total",
     ),
-    ("balanced without its 2", "else 2 * np.maximum(rest_square", "else np.maximum(rest_square"),
+    ("balanced without its 2", "2 * n * np.maximum(rest_square", "n * np.maximum(rest_square"),
 ]
 LINEAR = [
     (

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one
 from perturbkernel.attacks.boxes import Box
-from perturbkernel.attacks.crossings import or_one, where_rows
+from perturbkernel.attacks.crossings import where_rows
 from perturbkernel.attacks.host import part
 from perturbkernel.attacks.norms import longest_step, normalise, project
 

@@ -92,6 +92,7 @@ def bracket(
         True
     """
     norm = boundary.norm
+    is_l0 = counts(norm)
     one = jnp.ones(len(p), p.dtype)
 
     def at(t: Row) -> Rows:
@@ -100,22 +101,19 @@ def bracket(
     def is_beyond(t: Row) -> Array:
         return boundary.value(at(t)) > 0
 
-    if counts(norm):
-        # A little less than one entry.
-        entries = jnp.maximum(lengths(p, norm), 1)
-        allowed = 0.99 / entries
-    else:
-        allowed = tolerance / 3 * one
-
     def wide(bounds: _Bracket) -> Array:
-        limit = allowed
-        if not counts(norm):
-            limit = allowed * bounds.high
         width = bounds.high - bounds.low
-        return wanted & (width > limit)
+        if is_l0:
+            # A little less than one entry.
+            entries = jnp.maximum(lengths(p, norm), 1)
+            allowed = 0.99 / entries
+        else:
+            # A third, to which another is added on both sides.
+            allowed = tolerance / 3 * bounds.high
+        return wanted & (width > allowed)
 
     bounds = _bisected(is_beyond, wide, _Bracket(0 * one, one))
-    if not counts(norm):
+    if not is_l0:
         bounds = _widened(is_beyond, bounds)
     outside = at(bounds.high)
     return outside, at(bounds.low)
@@ -152,11 +150,12 @@ def _widened(is_beyond: Callable, bounds: _Bracket) -> _Bracket:
         above = side == 0
         t = jnp.where(above, bounds.high + width, bounds.low - width)
         beyond = is_beyond(t)
-        lower = (side == 1) & ~beyond & (t > 0)
+        lower = ~above & ~beyond & (t > 0)
         higher = above & beyond
         return _Bracket(
             low=jnp.where(lower, t, bounds.low),
             high=jnp.where(higher, t, bounds.high),
         )
 
+    # A loop: the value, which may be large, is compiled once for both sides.
     return lax.fori_loop(0, 2, widen, bounds)

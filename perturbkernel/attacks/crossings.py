@@ -6,6 +6,8 @@ Rows are flat, (m, d), and treated one by one.
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from perturbkernel.arrays import or_one
+
 
 def largest_first(values: Array) -> Array:
     """The order of every row, (m, d), from its largest entry to its smallest; stable.
@@ -69,16 +71,6 @@ def _beside(left: Array, right: Array) -> Array:
     return jnp.concatenate([left, right], axis=1)
 
 
-def or_one(values: Array) -> Array:
-    """The values, with 1 in place of those that are not positive: what may be divided by.
-
-    Example:
-        >>> or_one(jnp.asarray([2.0, 0.0])).tolist()
-        [2.0, 1.0]
-    """
-    return jnp.where(values > 0, values, 1)
-
-
 def where_rows(condition: Array, rows: Array | float, others: Array | float) -> Array:
     """The `rows` where the condition, (m,), holds, and the `others` elsewhere, (m, d).
 
@@ -109,8 +101,7 @@ def crossing(breaks: Array, constant: Array, slope: Array, level: Array | float)
     # Of the terms in the order of their breaks: what those before have reached, and the slope of
     # those that still rise.
     saturated = before(constant)
-    last_first = slope[:, ::-1]
-    rising = jnp.cumsum(last_first, axis=1)
+    rising = jnp.cumsum(slope[:, ::-1], axis=1)
     rising = rising[:, ::-1]
     risen = jnp.where(rising > 0, breaks * rising, 0)
     reached = saturated + risen >= level

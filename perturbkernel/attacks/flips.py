@@ -57,16 +57,21 @@ class LabelFlips(Displayed, eqx.Module):
 
         `count`: change only the first so many of `order[j]`.
         """
-        count = int(self.flips[j]) if count is None else count
-        changed = np.asarray(self.order)[j, :count]
+        if count is None:
+            count = int(self.flips[j])
+        order = np.asarray(self.order)[j]
+        changed = order[:count]
         targets = np.array(self.targets)
         if targets.ndim == 1:
             targets[changed] *= -1
             return jnp.asarray(targets)
+        # A point that pulls the outputs toward its label gets that of the rival; one that pushes
+        # them away gets that of the decision.
+        weights = np.asarray(self.weights)[j]
+        pulls = weights[changed] > 0
+        new = np.where(pulls, int(self.rival[j]), int(self.decision[j]))
         high = targets.max()
         targets[changed] = targets.min()
-        positive = np.asarray(self.weights)[j, changed] > 0
-        new = np.where(positive, int(self.rival[j]), int(self.decision[j]))
         targets[changed, new] = high
         return jnp.asarray(targets)
 
@@ -82,11 +87,15 @@ class _Harm(NamedTuple):
 
 
 class _Fewest(NamedTuple):
-    """Over a rival: numbers of changes (m,), points in order (m, n), what is doubtful (m,)."""
+    """Over a rival: numbers of changes (m,), points in order (m, n), what is doubtful (m,), and
+    what is changed into what, (m,) each.
+    """
 
     flips: np.ndarray
     order: np.ndarray
     doubtful: np.ndarray
+    decision: np.ndarray
+    rival: np.ndarray
 
 
 def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFlips:
@@ -133,24 +142,26 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
     if is_traced(z, f.inputs, f.dual_coef):
         raise TypeError("certified_flips cannot be traced; call it outside jit")
     weights = smoother_weights(f.kernel, f.inputs, z, training)
+    w = np.asarray(weights)
     start = np.zeros((len(z), *targets.shape[1:]))
     if f.initial is not None:
-        start = np.asarray(initial_part(training.loss, weights, f.initial(z), f.initial(f.inputs)))
-        start = start.reshape(len(z), *targets.shape[1:])
-    w = np.asarray(weights)
+        at_z = f.initial(z)
+        at_x = f.initial(f.inputs)
+        part = initial_part(training.loss, weights, at_z, at_x)
+        start = np.asarray(part).reshape(start.shape)
     count = _of_signs if targets.ndim == 1 else _of_classes
     found = count(w, targets, start)
-    assert f.targets is not None
     status = f.status
-    doubtful = int(found["doubtful"].sum())
+    doubtful = int(found.doubtful.sum())
     if doubtful:
         said = f"at {doubtful} points a tie within rounding decides on the number"
         status = said if status == "ok" else f"{status}; {said}"
+    assert f.targets is not None
     return LabelFlips(
-        flips=jnp.asarray(found["flips"]),
-        order=jnp.asarray(found["order"]),
-        decision=jnp.asarray(found["decision"]),
-        rival=jnp.asarray(found["rival"]),
+        flips=jnp.asarray(found.flips),
+        order=jnp.asarray(found.order),
+        decision=jnp.asarray(found.decision),
+        rival=jnp.asarray(found.rival),
         weights=jnp.asarray(w),
         targets=f.targets,
         status=status,
@@ -168,67 +179,81 @@ def _labels(f: KernelPredictor) -> np.ndarray:
         if not (np.abs(targets) == 1).all():
             raise ValueError("f must have been trained on labels -1 and +1 to have labels flipped")
         return targets
-    high = targets.max(axis=1, keepdims=True)
-    low = targets.min(axis=1, keepdims=True)
-    ones = (targets == high).sum(axis=1)
-    zeros = (targets == low).sum(axis=1)
-    alike = np.ptp(high) == 0 and np.ptp(low) == 0
-    if not (alike and (ones == 1).all() and (zeros == targets.shape[1] - 1).all()):
+    if not _are_one_hot(targets):
         raise ValueError("f must have been trained on pk.one_hot(labels, K) to have labels changed")
     return targets
 
 
-def _of_signs(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+def _are_one_hot(targets: np.ndarray) -> bool:
+    """Whether each row has one high entry and K - 1 low ones, the same numbers in all rows."""
+    high = targets.max()
+    low = targets.min()
+    ones = np.sum(targets == high, axis=1)
+    zeros = np.sum(targets == low, axis=1)
+    classes = targets.shape[1]
+    return bool(np.all(ones == 1) and np.all(zeros == classes - 1))
+
+
+def _of_signs(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> _Fewest:
     outputs = start + w @ y
     decision = np.where(outputs < 0, -1, 1)
-    gains = 2 * decision[:, None] * w * y
+    margin = decision * outputs
+    # A flip of y_n moves f by -2 w_n y_n; only those count that lower the margin.
+    contributions = decision[:, None] * w * y
+    gains = 2 * np.maximum(contributions, 0)
     scale = np.abs(start) + np.abs(w).sum(axis=1)
-    fewest = _fewest(_Harm(decision * outputs, np.maximum(gains, 0), scale))
-    return fewest._asdict() | {"decision": decision, "rival": -decision}
+    return _fewest(_Harm(margin, gains, scale), decision, -decision)
 
 
-def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> _Fewest:
     """The best rival of each query."""
-    outputs = start + w @ y
+    m, n = w.shape
     classes = y.shape[1]
+    outputs = start + w @ y
     labels = y.argmax(axis=1)
-    height = y[0].max() - y[0].min()
+    height = y.max() - y.min()
     decision = outputs.argmax(axis=1)
-    rows = np.arange(len(w))
-    scale = np.abs(start).max(axis=1) + height * np.abs(w).sum(axis=1)
-    found: dict[str, Any] = {}
+    highest = outputs.max(axis=1)
+    absolute = np.abs(w)
+    scale = np.abs(start).max(axis=1) + height * absolute.sum(axis=1)
+    is_decision = (labels == decision[:, None]).astype(float)
+    found = None
     for rival in range(classes):
-        # That of the decision itself is never chosen.
-        margin = outputs[rows, decision] - outputs[:, rival]
-        own = (labels == decision[:, None]).astype(float)
-        sign = own - (labels == rival)
-        gains = height * (w * sign + np.abs(w))
-        fewest = _fewest(_Harm(margin, gains, scale))._asdict()
-        fewest |= {"decision": decision, "rival": np.full(len(w), rival)}
-        is_rival = decision != rival
-        fewest["flips"] = np.where(is_rival, fewest["flips"], w.shape[1] + 2)
-        found = _fewer(found, fewest) if found else fewest
+        # The margin has height w_n times +1 of a label of the decision, -1 of one of the rival.
+        # The best label for the rival makes that -|w_n|.
+        sign = is_decision - (labels == rival)
+        gains = height * (w * sign + absolute)
+        harm = _Harm(highest - outputs[:, rival], gains, scale)
+        fewest = _fewest(harm, decision, np.full(m, rival))
+        # The decision is no rival of its own: it needs more flips than any other.
+        flips = np.where(decision == rival, n + 2, fewest.flips)
+        fewest = fewest._replace(flips=flips)
+        found = fewest if found is None else _fewer(found, fewest)
+    assert found is not None
     return found
 
 
-def _fewer(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+def _fewer(a: _Fewest, b: _Fewest) -> _Fewest:
     """Row by row the one with fewer flips; one that is doubtful with as many remains so."""
-    better = b["flips"] < a["flips"]
-    kept = {}
-    for name, of_a in a.items():
-        choose = better.reshape(-1, *(1,) * (of_a.ndim - 1))
-        kept[name] = np.where(choose, b[name], of_a)
-    return kept
+    better = b.flips < a.flips
+    column = better[:, None]
+    return _Fewest(
+        flips=np.where(better, b.flips, a.flips),
+        order=np.where(column, b.order, a.order),
+        doubtful=np.where(better, b.doubtful, a.doubtful),
+        decision=a.decision,
+        rival=np.where(better, b.rival, a.rival),
+    )
 
 
-def _fewest(harm: _Harm) -> _Fewest:
+def _fewest(harm: _Harm, decision: np.ndarray, rival: np.ndarray) -> _Fewest:
     """The smallest numbers of changes after which the margin is at most 0."""
     order = np.argsort(-harm.gains, axis=1, kind="stable")
-    sorted_gains = np.take_along_axis(harm.gains, order, axis=1)
+    largest_first = np.take_along_axis(harm.gains, order, axis=1)
     begun = harm.margin[:, None]
-    after = begun - np.cumsum(sorted_gains, axis=1)
+    after = begun - np.cumsum(largest_first, axis=1)
     margins = np.concatenate([begun, after], axis=1)  # after 0, 1, ..., n changes; falls
     flips = np.sum(margins > 0, axis=1)
-    near = np.abs(margins) <= _ROUNDING * harm.scale[:, None]
-    doubtful = np.asarray(near.any(axis=1))
-    return _Fewest(flips, order, doubtful)
+    rounding = _ROUNDING * harm.scale[:, None]
+    doubtful = np.any(np.abs(margins) <= rounding, axis=1)
+    return _Fewest(flips, order, doubtful, decision, rival)

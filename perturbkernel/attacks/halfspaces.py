@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from perturbkernel.arrays import or_one
 from perturbkernel.attacks.boxes import Box, clip
-from perturbkernel.attacks.crossings import or_one, where_rows
+from perturbkernel.attacks.crossings import where_rows
 from perturbkernel.attacks.interior_point import Programme, products, solve
 from perturbkernel.attacks.norms import dual_lengths, programme_of
 

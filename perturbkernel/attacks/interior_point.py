@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from perturbkernel.attacks.crossings import or_one, where_rows
+from perturbkernel.arrays import or_one
+from perturbkernel.attacks.crossings import where_rows
 
 _STEPS = 80  # of Newton's method; it takes 20 to 40
 _CENTRING = 0.2  # complementarity aimed at, of what there is
@@ -21,9 +22,9 @@ _ACCURACY = 1e-6  # of the cost, and of the constraints, in units of the nearest
 class Programme(NamedTuple):
     """min cost(d, s) such that rows d >= least, and sign_d d + sign_s s >= edges, entry by entry.
 
-    What is minimised: "largest" (linf): s is one number a row, |d_i| <= s, and the cost; "sum" (l1):
-    s is one an entry, |d_i| <= s_i, and the cost its sum; "squares" (l2): s has no part, and the
-    cost is |d|^2 / 2.
+    What is minimised: "largest" (linf): s is one number a row, |d_i| <= s, and the cost; "sum"
+    (l1): s is one an entry, |d_i| <= s_i, and the cost its sum; "squares" (l2): s has no part, and
+    the cost is |d|^2 / 2.
 
     Attributes:
         rows: (m, r, d), scaled to dual norm 1. least: (m, r), scaled such that the largest is 1.

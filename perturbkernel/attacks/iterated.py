@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray
 
-from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one
 from perturbkernel.attacks.ascent import Evaluation, Settings, ascend
 from perturbkernel.attacks.boxes import Box, box_around, within
 from perturbkernel.attacks.crossings import where_rows
@@ -328,7 +328,7 @@ def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memo
 
     # The loss is one of gains in units of their own size at the inputs.
     unit = jnp.abs(all_gains(jnp.zeros_like(x[:1]))).mean()
-    unit = jnp.where(unit > 0, unit, 1)
+    unit = or_one(unit)
 
     def evaluate(delta, _):
         gain = all_gains(delta) / unit

@@ -10,9 +10,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from perturbkernel.arrays import or_one
 from perturbkernel.attacks.boundary import Boundary, bracket, no_order
 from perturbkernel.attacks.boxes import Box, box_around, clip, within
-from perturbkernel.attacks.crossings import or_one, where_rows
+from perturbkernel.attacks.crossings import where_rows
 from perturbkernel.attacks.host import uncompiled
 from perturbkernel.attacks.linearised import Linearised, several_rivals
 from perturbkernel.attacks.norms import lengths, random_rows

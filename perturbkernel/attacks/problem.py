@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from perturbkernel.arrays import as_jax, on_host
-from perturbkernel.attacks.crossings import or_one
+from perturbkernel.arrays import as_jax, on_host, or_one
 from perturbkernel.attacks.host import HostPredictor, traceable, traced_shape
 from perturbkernel.attacks.margins import own_and_others
 from perturbkernel.attacks.norms import NORMS, counts
@@ -146,7 +145,8 @@ def _flat_bounds(
         return None
     whole = (len(x), *shape)
     try:
-        whole_low, whole_high = (jnp.broadcast_to(bound, whole) for bound in (low, high))
+        whole_low = jnp.broadcast_to(low, whole)
+        whole_high = jnp.broadcast_to(high, whole)
     except ValueError:
         sizes = ", ".join(map(str, whole))
         raise ValueError(

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
+from perturbkernel.arrays import or_one
 from perturbkernel.attacks.boundary import Boundary, Row, no_order, path
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
-from perturbkernel.attacks.crossings import or_one, rank, where_rows
+from perturbkernel.attacks.crossings import rank, where_rows
 from perturbkernel.attacks.norms import counts, lengths, reach, shorten
 
 _LINE = 5  # values along a line, for every gradient

@@ -6,8 +6,9 @@ Rows are flat, (m, d), and treated one by one.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import or_one
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
-from perturbkernel.attacks.crossings import crossing, or_one
+from perturbkernel.attacks.crossings import crossing
 
 
 def stretch(u: Rows, size: Array | float, box: Box) -> Float[Array, "m 1"]:

@@ -1,5 +1,6 @@
 """Colour images as arrays of bytes: the two formats of CIFAR-10, and folders of image files."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +13,26 @@ from perturbkernel.data.image_files import CIFAR10
 from perturbkernel.data.pickles import read_pickle
 
 # A record of the binary format: the label, then 32 x 32 reds, greens and blues.
-_SIDE, _PIXELS = 32, 3 * 32 * 32
+_SIDE = 32
+_PIXELS = 3 * _SIDE * _SIDE
 _RECORD = 1 + _PIXELS
-_BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
+_BATCHES = {
+    "train": [f"data_batch_{i}" for i in range(1, 6)],
+    "test": ["test_batch"],
+}
 _ADVICE = f"get CIFAR-10 from {CIFAR10.home} (nothing is downloaded)"
 
 # What PIL may take a file for, by its suffix. Not PostScript, which is a program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-_SUFFIXES = {
-    ".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".tif", ".tiff", ".webp"
-}  # fmt: skip
-_GREY, _COLOUR, _OPAQUE = ("1", "L"), ("RGB", "P", "CMYK", "YCbCr", "LAB", "HSV"), ("RGBA", "LA")
+_SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in ["png", "jpg", "jpeg", "bmp", "gif", "ppm", "pgm", "pbm", "tif", "tiff", "webp"]
+)
+
+# PIL's names of modes of 8 bits a channel. Those that have an alpha channel may be opaque or not.
+_GREY = ("1", "L")
+_COLOUR = ("RGB", "P", "CMYK", "YCbCr", "LAB", "HSV")
+_WITH_ALPHA = ("RGBA", "LA")
 
 
 def read_cifar10(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -33,19 +43,22 @@ def read_cifar10(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         pixels, labels = read_cifar10(Path("cifar-10-batches-bin"), "test")
     """
     names = _BATCHES[split]
-    suffix = ".bin" if any((folder / f"{name}.bin").is_file() for name in names) else ""
-    files = [folder / f"{name}{suffix}" for name in names]
+    binary = [folder / f"{name}.bin" for name in names]
+    is_binary = any(file.is_file() for file in binary)
+    files = binary if is_binary else [folder / name for name in names]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        either = f"{names[0]}.bin, nor {names[0]}"
-        told = ", ".join(missing) if len(missing) < len(files) else f"neither {either}"
+        told = ", ".join(missing)
+        if len(missing) == len(files):
+            told = f"neither {names[0]}.bin, nor {names[0]}"
         raise FileNotFoundError(f"{folder}: found no {told}; {_ADVICE}")
-    read = _binary_batch if suffix else _pickled_batch
+    read = _binary_batch if is_binary else _pickled_batch
     batches = [read(file) for file in files]
-    planes = np.concatenate([pixels for pixels, _ in batches])
+    records = np.concatenate([pixels for pixels, _ in batches])
     labels = np.concatenate([labels for _, labels in batches])
     # Channels last: the files have all reds, then all greens, then all blues.
-    return planes.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1), labels
+    planes = records.reshape(-1, 3, _SIDE, _SIDE)
+    return planes.transpose(0, 2, 3, 1), labels
 
 
 def _binary_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -65,16 +78,19 @@ def _pickled_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
     pixels: Any = batch.get("data")
     labels: Any = batch.get("labels")
     is_bytes = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
-    if not is_bytes or pixels.ndim != 2 or pixels.shape[1] != _PIXELS or len(pixels) == 0:
+    if not is_bytes or pixels.shape != (len(pixels), _PIXELS) or len(pixels) == 0:
         raise ValueError(f"{file}: found no array 'data' of (n, {_PIXELS}) bytes; {_ADVICE}")
-    whole = isinstance(labels, list) and all(type(label) is int for label in labels)
-    if not whole or len(labels) != len(pixels):
+    is_list = isinstance(labels, list) and len(labels) == len(pixels)
+    # A bool is an int to isinstance.
+    if not is_list or not all(type(label) is int for label in labels):
         raise ValueError(f"{file}: found no list 'labels' of {len(pixels)} integers; {_ADVICE}")
+    # As objects: integers may be larger than any that NumPy has.
     return pixels, _checked_labels(file, np.array(labels, object))
 
 
 def _checked_labels(file: Path, labels: np.ndarray) -> np.ndarray:
-    lowest, largest = min(labels), max(labels)
+    lowest = min(labels)
+    largest = max(labels)
     if lowest < 0 or largest > 9:
         raise ValueError(
             f"{file}: found labels from {lowest} to {largest}, wanted 0 to 9; {_ADVICE}"
@@ -96,43 +112,47 @@ def read_image_folder(
         raise FileNotFoundError(
             f"{folder}: no such folder; wanted one with a folder for each class"
         )
-    found = sorted(place.name for place in folder.iterdir() if _is_shown(place) and place.is_dir())
+    names = _class_folders(folder, classes)
+    files: list[Path] = []
+    labels: list[str] = []
+    for name in names:
+        images = _images_of(folder / name)
+        files += images
+        labels += [name] * len(images)
+    (width, height), is_grey = _common_header(files)
+    mode = "L" if is_grey else "RGB"
+    channels = () if is_grey else (3,)
+    shape = (height, width, *channels)
+    count = len(files) * math.prod(shape)
+    check_memory(9 * count, f"{folder}: {len(files)} images")
+    pixels = np.empty((len(files), *shape), np.uint8)
+    for place, file in enumerate(files):
+        pixels[place] = _pixels(file, mode, shape)
+    return pixels, labels, names
+
+
+def _class_folders(folder: Path, classes: Sequence[str] | None) -> list[str]:
+    """The names of the folders to read, after a check that they exist."""
+    found = [place.name for place in _shown(folder) if place.is_dir()]
     names = found if classes is None else list(classes)
     unknown = [name for name in names if name not in found]
-    if unknown or len(found) < 2:
-        shown = ", ".join(found[:10]) or "none"
-        wanted = f"one called {unknown[0]}" if unknown else "two or more, one for each class"
-        raise ValueError(f"{folder}: found the folders {shown}; wanted {wanted}")
-    files = [(name, file) for name in names for file in _images_of(folder / name)]
-    first = files[0][1]
-    shapes = [_header(file) for _, file in files]
-    sizes = [size for size, _ in shapes]
-    for (_, file), size in zip(files, sizes, strict=True):
-        if size != sizes[0]:
-            raise ValueError(
-                f"{file}: it is {_by(size)} pixels, and {first} is {_by(sizes[0])}; wanted all of "
-                "one size: crop or resize them first"
-            )
-    is_grey = all(mode in _GREY for _, mode in shapes)
-    (width, height), channels = sizes[0], () if is_grey else (3,)
-    shape = (len(files), height, width, *channels)
-    check_memory(9 * int(np.prod(shape, dtype=object)), f"{folder}: {len(files)} images")
-    pixels = np.empty(shape, np.uint8)
-    for place, (_, file) in enumerate(files):
-        pixels[place] = _pixels(file, "L" if is_grey else "RGB", shape[1:])
-    return pixels, [name for name, _ in files], names
+    if not unknown and len(found) >= 2:
+        return names
+    wanted = "two or more, one for each class"
+    if unknown:
+        wanted = f"one called {unknown[0]}"
+    shown = ", ".join(found[:10]) or "none"
+    raise ValueError(f"{folder}: found the folders {shown}; wanted {wanted}")
 
 
-def _is_shown(place: Path) -> bool:
-    return not place.name.startswith(".")
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+def _shown(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, in the order of the names."""
+    places = [place for place in folder.iterdir() if not place.name.startswith(".")]
+    return sorted(places)
 
 
 def _images_of(folder: Path) -> list[Path]:
-    files = [file for file in sorted(folder.iterdir()) if _is_shown(file) and file.is_file()]
+    files = [file for file in _shown(folder) if file.is_file()]
     images = [file for file in files if file.suffix.lower() in _SUFFIXES]
     if not images:
         kinds = ", ".join(sorted(_SUFFIXES))
@@ -140,10 +160,31 @@ def _images_of(folder: Path) -> list[Path]:
     return images
 
 
+def _common_header(files: Sequence[Path]) -> tuple[tuple[int, int], bool]:
+    """(width, height) of all images, and whether all of them are grey."""
+    first, *_ = files
+    size, _ = _header(first)
+    is_grey = True
+    for file in files:
+        own_size, mode = _header(file)
+        is_grey = is_grey and mode in _GREY
+        if own_size != size:
+            raise ValueError(
+                f"{file}: it is {_by(own_size)} pixels, and {first} is {_by(size)}; wanted all of "
+                "one size: crop or resize them first"
+            )
+    return size, is_grey
+
+
+def _by(size: tuple[int, int]) -> str:
+    width, height = size
+    return f"{width} x {height}"
+
+
 def _header(file: Path) -> tuple[tuple[int, int], str]:
     """(width, height) and mode of an image, whose pixels are not read."""
     size, mode, _ = _opened(file, None)
-    if mode not in (*_GREY, *_COLOUR, *_OPAQUE):
+    if mode not in (*_GREY, *_COLOUR, *_WITH_ALPHA):
         raise ValueError(f"{file}: its pixels are of mode {mode}; wanted 8 bits a channel")
     return size, mode
 
@@ -181,8 +222,9 @@ class _Transparent(ValueError):
 
 
 def _check_opaque(image: Any) -> None:
-    if image.mode not in _OPAQUE and "transparency" not in image.info:
+    if image.mode not in _WITH_ALPHA and "transparency" not in image.info:
         return
-    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    red_green_blue_alpha = np.asarray(image.convert("RGBA"))
+    alpha = red_green_blue_alpha[..., 3]
     if alpha.min() < 255:
         raise _Transparent("parts of it are transparent; lay it on a background first")

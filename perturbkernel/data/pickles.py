@@ -115,7 +115,11 @@ class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIss
 
 def _text(name: Any) -> str:
     text = name.decode("ascii", "backslashreplace") if isinstance(name, bytes) else str(name)
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    shown = ""
+    for character in text:
+        escaped = ascii(character)[1:-1]
+        shown += character if character.isprintable() else escaped
+    return shown
 
 
 # A program may set attributes of what it is given: each of these is made for one file.

@@ -37,7 +37,8 @@ def read_table(path: str | Path, label: str | int, delimiter: str = ",") -> Tabl
         # A number takes two characters at least, and eight bytes here.
         check_memory(4 * file.stat().st_size, "its numbers")
         with file.open(encoding="utf-8-sig", newline="") as lines:
-            return _table(csv.reader(lines, delimiter=delimiter, strict=True), label)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            return _table(reader, label)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: is not text in UTF-8 ({error})") from None
     except (ValueError, csv.Error) as error:
@@ -79,7 +80,9 @@ def _place(label: str | int, first: list[str]) -> int:
         names = [field.strip() for field in first]
         count = names.count(label)
         if count != 1:
-            shown = ", ".join(names[:10]) + (", ..." if width > 10 else "")
+            shown = ", ".join(names[:10])
+            if width > 10:
+                shown += ", ..."
             raise ValueError(f"{count} columns are called {label!r}; the first line is {shown}")
         return names.index(label)
     if not -width <= label < width:
@@ -88,8 +91,11 @@ def _place(label: str | int, first: list[str]) -> int:
 
 
 def _is_header(first: list[str], place: int) -> bool:
-    others = [field for column, field in enumerate(first) if column != place]
-    return any(_number(field) is None and not _is_missing(field) for field in others)
+    for column, field in enumerate(first):
+        is_word = _number(field) is None and not _is_missing(field)
+        if column != place and is_word:
+            return True
+    return False
 
 
 def _is_missing(field: str) -> bool:
@@ -125,9 +131,13 @@ def _add(
 
 def _as_labels(labels: list[str]) -> np.ndarray:
     """Whole numbers where all labels are, numbers where all are, words otherwise."""
-    values = [_number(label) for label in labels]
-    if any(value is None or not math.isfinite(value) for value in values):
-        return np.array(labels, str)
-    found = np.array(values, float)
-    is_whole = bool((found == np.round(found)).all() and np.abs(found).max() < 2**53)
+    values = []
+    for label in labels:
+        value = _number(label)
+        if value is None or not math.isfinite(value):
+            return np.array(labels, str)
+        values.append(value)
+    found = np.array(values)
+    # Beyond 2^53 float64 does not hold every whole number.
+    is_whole = np.all(found == np.round(found)) and np.abs(found).max() < 2**53
     return found.astype(int) if is_whole else found

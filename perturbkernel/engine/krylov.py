@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import or_one
 from perturbkernel.engine.tiles import EXACT, exact_matmul
 
 _CHUNK = 16  # Lanczos steps between two looks at the error
@@ -199,7 +200,7 @@ def _extend(
         rounding = 8 * jnp.finfo(w.dtype).eps
         is_new = norm > rounding * size
         norm = jnp.where(is_new, norm, 0)
-        divisor = jnp.where(norm > 0, norm, 1)
+        divisor = or_one(norm)
         direction = w / divisor
         new = jnp.where(norm > 0, direction, 0)
         return _Basis(
@@ -336,7 +337,7 @@ def conjugate_gradients(
         residual = now.residual - length[None] * image
         conditioned = preconditioner.apply(residual)
         product = dot(residual, conditioned)
-        divisor = jnp.where(now.product > 0, now.product, 1)
+        divisor = or_one(now.product)
         ratio = product / divisor
         direction = conditioned + ratio[None] * now.direction
         # No descent left: stop.
@@ -374,5 +375,5 @@ def conjugate_gradients(
         best_size=norm,
     )
     end = lax.while_loop(unfinished, step, start)
-    relative = end.best_size / jnp.where(norm > 0, norm, 1)
+    relative = end.best_size / or_one(norm)
     return end.best, relative, end.count

@@ -99,8 +99,9 @@ def no_tangent(array: Array) -> Any:
         >>> no_tangent(jnp.ones(2)).tolist(), no_tangent(jnp.arange(2)).shape
         ([0.0, 0.0], (2,))
     """
-    is_float = jnp.issubdtype(array.dtype, jnp.floating)
-    return jnp.zeros_like(array) if is_float else np.zeros(array.shape, jax.dtypes.float0)
+    if jnp.issubdtype(array.dtype, jnp.floating):
+        return jnp.zeros_like(array)
+    return np.zeros(array.shape, jax.dtypes.float0)
 
 
 class _Map(NamedTuple):
@@ -112,8 +113,9 @@ class _Map(NamedTuple):
     shapes: tuple[Any, ...]
 
     def batched(self, axes: Any, size: int) -> "_Map":
+        function = jax.vmap(self.function, axes, axis_size=size)
         shapes = tuple(shape.update(shape=(size, *shape.shape)) for shape in self.shapes)
-        return _Map(jax.vmap(self.function, axes, axis_size=size), shapes)
+        return _Map(function, shapes)
 
 
 class _Pair(NamedTuple):
@@ -165,7 +167,9 @@ def _jvp(primals, tangents, *, pair):
     at = [fixed[i] for i in which]
     along = [of_fixed[i] for i in which]
     _, others = jax.jvp(of_those, at, along)
-    return result, others if changes is None else list(map(jnp.add, changes, others))
+    if changes is None:
+        return result, others
+    return result, list(map(jnp.add, changes, others))
 
 
 ad.primitive_jvps[_linear] = _jvp
@@ -187,14 +191,11 @@ ad.primitive_transposes[_linear] = _transpose
 def _batch(arrays, axes, *, pair):
     fixed, moving = pair.split(arrays)
     of_fixed, of_moving = pair.split(axes)
-    size = next(
-        array.shape[axis] for array, axis in zip(arrays, axes, strict=True) if axis is not None
-    )
+    pairs = zip(arrays, axes, strict=True)
+    size = next(array.shape[axis] for array, axis in pairs if axis is not None)
     # Each of the batch has arguments of its own, so that their cotangents are not to be added up.
-    moving = [
-        batching.bdim_at_front(array, axis, size)
-        for array, axis in zip(moving, of_moving, strict=True)
-    ]
+    of_one = zip(moving, of_moving, strict=True)
+    moving = [batching.bdim_at_front(array, axis, size) for array, axis in of_one]
     of_each = of_fixed, 0
     forward = pair.forward.batched(of_each, size)
     backward = pair.backward.batched(of_each, size)

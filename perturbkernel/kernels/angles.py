@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.engine.arguments import is_zero
 from perturbkernel.engine.linear import differentiated_as, linear, no_tangent
 from perturbkernel.engine.sums import row_sums
@@ -77,7 +78,9 @@ class _Separation(NamedTuple):
 
 def _tile(z: Array, x: Array) -> _Tile:
     v = common_direction(z)
-    return _tile_of_rows(z, x, numbers_of_rows(z, v), numbers_of_rows(x, v), v)
+    of_z = numbers_of_rows(z, v)
+    of_x = numbers_of_rows(x, v)
+    return _tile_of_rows(z, x, of_z, of_x, v)
 
 
 def _tile_of_rows(z: Array, x: Array, of_z: Rows, of_x: Rows, v: Array) -> _Tile:
@@ -90,7 +93,8 @@ def _product(tile: _Tile, d: int) -> Array:
     """<z, x>."""
     z, x, across = tile
     scale = z.s[:, None] * (d * x.s)[None, :]
-    return scale * (z.beta[:, None] * x.beta[None, :] + across)
+    along = z.beta[:, None] * x.beta[None, :]
+    return scale * (along + across)
 
 
 def _separation(tile: _Tile) -> _Separation:
@@ -115,23 +119,23 @@ def _separation(tile: _Tile) -> _Separation:
     # The parts of points that nearly coincide are nearly the same: a bound for each row of z does.
     spread = 3 * z.half_square  # at least S where 1 - rho < S / 100
     rounding = _NOISE * float(jnp.finfo(e.dtype).eps)
-    least = jnp.maximum(_CLOSE * spread, rounding) * spread + 2 * (rounding * z.beta) ** 2
+    of_sum = jnp.maximum(_CLOSE * spread, rounding) * spread
+    of_parts = 2 * (rounding * z.beta) ** 2
+    least = of_sum + of_parts
     least_of_derivative = _CLOSE * spread + 2 * (_CLOSE * z.beta) ** 2
     near = e <= least[:, None]
+    near_for_derivative = e <= least_of_derivative[:, None]
     identical = near & (z.mark[:, None] == x.mark[None, :])
     opposite = e >= 2 - _CLOSE
     return _Separation(
-        jnp.where(identical, 0, e),
-        (near | opposite) & ~identical,
-        ((e <= least_of_derivative[:, None]) | opposite) & ~identical,
-        identical,
+        e=jnp.where(identical, 0, e),
+        unsure=(near | opposite) & ~identical,
+        unsure_derivative=(near_for_derivative | opposite) & ~identical,
+        identical=identical,
     )
 
 
-def products_and_angles(
-    z: Float[Array, "r d"],
-    x: Float[Array, "c d"],
-) -> tuple[Array, Array]:
+def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple[Array, Array]:
     """<z, x> and theta(z, x), both (rows of z, rows of x).
 
     theta is 0 exactly for identical points. Its derivative is, with w = x / s_x - rho z / s_z,
@@ -160,7 +164,9 @@ def products_and_angles(
 def _evaluate(z: Array, x: Array) -> tuple[Array, Array, _Tile]:
     """With the tile, of which nothing is differentiated."""
     tile = _tile(z, x)
-    return _product(tile, z.shape[1]), _angles(z, x, tile), tile
+    product = _product(tile, z.shape[1])
+    theta = _angles(z, x, tile)
+    return product, theta, tile
 
 
 def _angles(z: Array, x: Array, tile: _Tile) -> Array:
@@ -169,11 +175,13 @@ def _angles(z: Array, x: Array, tile: _Tile) -> Array:
 
     def repair(column, hit, theta):
         sine, _ = sine_and_direction(z, x[column])
-        exact = jnp.arctan2(sine, 1 - apart.e[row, column])
+        cosine = 1 - apart.e[row, column]
+        exact = jnp.arctan2(sine, cosine)
         repaired = jnp.where(hit, exact, theta[row, column])
         return theta.at[row, column].set(repaired)
 
-    return visit_flagged(apart.unsure, repair, arccos_one_minus(apart.e))
+    quick = arccos_one_minus(apart.e)
+    return visit_flagged(apart.unsure, repair, quick)
 
 
 def _rule(primals: Any, tangents: Any) -> Any:
@@ -181,8 +189,10 @@ def _rule(primals: Any, tangents: Any) -> Any:
     moving = tuple(None if is_zero(tangent) else tangent for tangent in tangents)
     asked = tuple(tangent is not None for tangent in moving)
     residuals = *primals, tile
-    changes = linear(_forward, partial(_backward, asked), residuals, moving, like=values)
-    return (*values, tile), (*changes, jax.tree.map(no_tangent, tile))
+    backward = partial(_backward, asked)
+    changes = linear(_forward, backward, residuals, moving, like=values)
+    of_tile = jax.tree.map(no_tangent, tile)
+    return (*values, tile), (*changes, of_tile)
 
 
 _evaluate.defjvp(_rule, symbolic_zeros=True)
@@ -201,23 +211,39 @@ def _moved_product(
 ) -> tuple[Array, Array]:
     """The tangents of <z, x> and rho."""
     d = z.shape[1]
-    s_z, s_x = lengths(z), lengths(x)
-    moved = turned = jnp.zeros_like(rho)
+    s_z = lengths(z)
+    s_x = lengths(x)
+    moved = jnp.zeros_like(rho)
+    stretched = jnp.zeros_like(rho)  # the relative change of s_z s_x
     if z_moved is not None:
         moved = moved + exact_matmul(z_moved, x.T)
-        turned = turned + (jnp.sum(z * z_moved, axis=1) / (d * s_z**2))[:, None]
+        of_z = jnp.sum(z * z_moved, axis=1) / (d * s_z**2)
+        stretched = stretched + of_z[:, None]
     if x_moved is not None:
         moved = moved + exact_matmul(z, x_moved.T)
-        turned = turned + (jnp.sum(x * x_moved, axis=1) / (d * s_x**2))[None, :]
+        of_x = jnp.sum(x * x_moved, axis=1) / (d * s_x**2)
+        stretched = stretched + of_x[None, :]
     scale = d * s_z[:, None] * s_x[None, :]
-    return moved, moved / scale - rho * turned
+    moved_rho = moved / scale - rho * stretched
+    return moved, moved_rho
 
 
 def _inverse_sine(theta: Array) -> Array:
     """0 at coincident points."""
     sine = jnp.sin(theta)
-    apart = theta > 0
-    return jnp.where(apart, 1 / jnp.where(apart, sine, 1), 0)
+    return quotient(1, sine, theta > 0)
+
+
+def _over_sine(values: Array, e: Array, left_out: Array) -> Array:
+    """values / sin(theta) from e = 1 - cos(theta); 0 for pairs that are left out."""
+    square_of_sine = jnp.where(left_out, 1, e * (2 - e))
+    return jnp.where(left_out, 0, values * lax.rsqrt(square_of_sine))
+
+
+def _both_gradients(gradient, z, x, pairs) -> tuple[Array, Array]:
+    """gradient(z, x, *pairs), and the same of x with the roles exchanged."""
+    exchanged = [array.T for array in pairs]
+    return gradient(z, x, *pairs), gradient(x, z, *exchanged)
 
 
 @differentiated_as(_plain_forward)
@@ -226,22 +252,25 @@ def _forward(residuals, tangents):
     z_moved, x_moved = tangents
     apart = _separation(tile)
     left_out = apart.unsure_derivative | apart.identical
-    square_of_sine = jnp.where(left_out, 1, apart.e * (2 - apart.e))
     moved, moved_rho = _moved_product(z, x, 1 - apart.e, *tangents)
-    smooth = jnp.where(left_out, 0, -moved_rho * lax.rsqrt(square_of_sine))
-    row = jnp.arange(z.shape[0])
-    d, s_z, s_x = z.shape[1], lengths(z), lengths(x)
+    smooth = _over_sine(-moved_rho, apart.e, left_out)
+    m, d = z.shape
+    row = jnp.arange(m)
+    s_z = lengths(z)
+    s_x = lengths(x)
 
     def repair(column, hit, found):
         there = x[column]
         sine, w = sine_and_direction(z, there)
         change = jnp.zeros_like(sine)
         if z_moved is not None:
-            change = change - jnp.sum(z_moved * w, axis=1) / (d * s_z)
+            along = jnp.sum(z_moved * w, axis=1)
+            change = change - along / (d * s_z)
         if x_moved is not None:
             _, w = sine_and_direction(there, z)
-            change = change - jnp.sum(x_moved[column] * w, axis=1) / (d * s_x[column])
-        change = jnp.where(sine > 0, change / jnp.where(sine > 0, sine, 1), 0)
+            along = jnp.sum(x_moved[column] * w, axis=1)
+            change = change - along / (d * s_x[column])
+        change = quotient(change, sine, sine > 0)
         repaired = jnp.where(hit, change, found[row, column])
         return found.at[row, column].set(repaired)
 
@@ -252,27 +281,30 @@ def _plain_backward(asked, residuals, cotangents):
     z, x, _ = residuals
     product_bar, theta_bar = cotangents
     _, theta = products_and_angles(z, x)
-    e, inverse_sine = 1 - jnp.cos(theta), _inverse_sine(theta)
-
-    def gradient(z, x, e, inverse_sine, product_bar, theta_bar):
-        kappa = _gradient_weight(z, theta_bar) * inverse_sine
-        return _smooth_gradient(z, x, e, kappa, product_bar)
-
-    z_bar = gradient(z, x, e, inverse_sine, product_bar, theta_bar)
-    x_bar = gradient(x, z, e.T, inverse_sine.T, product_bar.T, theta_bar.T)
+    e = 1 - jnp.cos(theta)
+    pairs = e, _inverse_sine(theta), product_bar, theta_bar
+    z_bar, x_bar = _both_gradients(_far_gradient, z, x, pairs)
     return z_bar if asked[0] else None, x_bar if asked[1] else None
+
+
+def _far_gradient(z, x, e, inverse_sine, product_bar, theta_bar):
+    kappa = _gradient_weight(z, theta_bar) * inverse_sine
+    return _smooth_gradient(z, x, e, kappa, product_bar)
 
 
 def _backward(asked, residuals, cotangents):
     plain = partial(_plain_backward, asked)
-    return differentiated_as(plain)(partial(_careful_backward, asked))(residuals, cotangents)
+    careful = partial(_careful_backward, asked)
+    backward = differentiated_as(plain)(careful)
+    return backward(residuals, cotangents)
 
 
 def _careful_backward(asked, residuals, cotangents):
     z, x, tile = residuals
     product_bar, theta_bar = cotangents
     apart = _separation(tile)
-    e, close = apart.e, apart.unsure_derivative
+    e = apart.e
+    close = apart.unsure_derivative
     left_out = close | apart.identical
     z_bar = x_bar = None
     if asked[0]:
@@ -282,28 +314,18 @@ def _careful_backward(asked, residuals, cotangents):
     return z_bar, x_bar
 
 
-def _gradient(
-    z: Array,
-    x: Array,
-    e: Array,
-    close: Array,
-    left_out: Array,
-    product_bar: Array,
-    theta_bar: Array,
-) -> Array:
+def _gradient(z: Array, x: Array, e, close, left_out, product_bar, theta_bar) -> Array:
     """The cotangent of z; all pairs that are not left out through one product with x, and those
     that are close one by one.
     """
     weight = _gradient_weight(z, theta_bar)
-    square_of_sine = jnp.where(left_out, 1, e * (2 - e))
-    kappa = jnp.where(left_out, 0, weight * lax.rsqrt(square_of_sine))
-    rows = jnp.arange(z.shape[0])
+    kappa = _over_sine(weight, e, left_out)
+    row = jnp.arange(z.shape[0])
 
     def add(column, hit, total):
         sine, w = sine_and_direction(z, x[column])
         differs = hit & (sine > 0)
-        divisor = jnp.where(differs, sine, 1)
-        factor = jnp.where(differs, weight[rows, column] / divisor, 0)
+        factor = quotient(weight[row, column], sine, differs)
         return total + factor[:, None] * w
 
     smooth = _smooth_gradient(z, x, e, kappa, product_bar)
@@ -317,16 +339,12 @@ def _gradient_weight(z: Array, theta_bar: Array) -> Array:
     return theta_bar * factor[:, None]
 
 
-def _smooth_gradient(
-    z: Array,
-    x: Array,
-    e: Array,
-    kappa: Array,
-    product_bar: Array,
-) -> Array:
+def _smooth_gradient(z: Array, x: Array, e: Array, kappa: Array, product_bar: Array) -> Array:
     """sum_j product_bar_j x_j + kappa_j w_j for every row of z, w_j = x_j / s_j - rho_j z / s_z."""
-    s_z, s_x = lengths(z), lengths(x)
-    along_z = row_sums(kappa * (1 - e)) / s_z
+    s_z = lengths(z)
+    s_x = lengths(x)
+    rho = 1 - e
+    along_z = row_sums(kappa * rho) / s_z
     along_x = product_bar + kappa * (1 / s_x)[None, :]
     return exact_matmul(along_x, x) - along_z[:, None] * z
 
@@ -344,8 +362,8 @@ def quick_products_and_angles(
     Gradients that contain a pair which needs repair are NaN, too. Whether there are any is then
     seen in the sums, and not in a pass of its own over all pairs (`kernels.products`).
     """
-    tile = _tile_of_rows(z, x, of_z, of_x, v)
-    return _product(tile, z.shape[1]), _quick_angles(tile)
+    values, _ = _quick_forward(z, x, of_z, of_x, v)
+    return values
 
 
 def _quick_angles(tile: _Tile) -> Array:
@@ -356,7 +374,9 @@ def _quick_angles(tile: _Tile) -> Array:
 
 def _quick_forward(z, x, of_z, of_x, v):
     tile = _tile_of_rows(z, x, of_z, of_x, v)
-    return (_product(tile, z.shape[1]), _quick_angles(tile)), (z, x, tile)
+    values = _product(tile, z.shape[1]), _quick_angles(tile)
+    residuals = z, x, tile
+    return values, residuals
 
 
 def _quick_backward(residuals, cotangents):
@@ -364,15 +384,11 @@ def _quick_backward(residuals, cotangents):
     product_bar, theta_bar = cotangents
     apart = _separation(tile)
     e = apart.e
-    inverse_sine = jnp.where(apart.identical, 0, lax.rsqrt(e * (2 - e)))
+    inverse_sine = lax.rsqrt(e * (2 - e))
+    inverse_sine = jnp.where(apart.identical, 0, inverse_sine)
     inverse_sine = jnp.where(apart.unsure_derivative, jnp.nan, inverse_sine)
-
-    def gradient(z, x, e, inverse_sine, product_bar, theta_bar):
-        kappa = _gradient_weight(z, theta_bar) * inverse_sine
-        return _smooth_gradient(z, x, e, kappa, product_bar)
-
-    z_bar = gradient(z, x, e, inverse_sine, product_bar, theta_bar)
-    x_bar = gradient(x, z, e.T, inverse_sine.T, product_bar.T, theta_bar.T)
+    pairs = e, inverse_sine, product_bar, theta_bar
+    z_bar, x_bar = _both_gradients(_far_gradient, z, x, pairs)
     return z_bar, x_bar, None, None, None
 
 

@@ -366,7 +366,9 @@ def _coincident(z: Array, x: Array) -> Array:
     """(rows of z, rows of x): which rows are equal in every entry."""
     z = lax.stop_gradient(z.reshape(len(z), -1))
     x = lax.stop_gradient(x.reshape(len(x), -1))
-    squares = jnp.sum(z**2, axis=1)[:, None] + jnp.sum(x**2, axis=1)[None, :]
+    of_z = jnp.sum(z**2, axis=1)
+    of_x = jnp.sum(x**2, axis=1)
+    squares = of_z[:, None] + of_x[None, :]
     distances = squares - 2 * exact_matmul(z, x.T)
     candidates = distances <= 1e-3 * squares  # far above what rounding makes of 0
     row = jnp.arange(len(z))

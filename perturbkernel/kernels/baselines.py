@@ -202,14 +202,16 @@ class ArcCosine(_OfRows):
         z_norm, z_unit = _polar(z)
         x_norm, x_unit = _polar(x)
         theta = _angles(z_unit, x_unit)
-        norms = z_norm[:, None] * x_norm[None, :]
-        sine, cosine = jnp.sin(theta), jnp.cos(theta)
         if self.order == 0:
             return 1 - theta / math.pi
+        norms = z_norm[:, None] * x_norm[None, :]
+        sine = jnp.sin(theta)
+        cosine = jnp.cos(theta)
         if self.order == 1:
             # The part that is odd in z is linear, so that the symmetric derivative at z = 0 is its.
+            odd = exact_matmul(z, x.T) / 2
             even = sine + (math.pi / 2 - theta) * cosine
-            return exact_matmul(z, x.T) / 2 + norms * even / math.pi
+            return odd + norms * even / math.pi
         angular = 3 * sine * cosine + (math.pi - theta) * (1 + 2 * cosine**2)
         return norms**2 * angular / math.pi
 
@@ -220,7 +222,8 @@ def _polar(x: Array) -> tuple[Array, Array]:
     is_zero = largest == 0
     scaled = x / jnp.where(is_zero, 1, largest)
     square = jnp.sum(scaled**2, axis=1, keepdims=True)
-    root = jnp.sqrt(jnp.where(is_zero, 1, square))
+    square = jnp.where(is_zero, 1, square)  # whose root has a derivative
+    root = jnp.sqrt(square)
     unit = jnp.where(is_zero, 0, scaled / root)
     norm = jnp.where(is_zero, 0, root * largest)
     return norm[:, 0], unit
@@ -230,7 +233,11 @@ def _angles(z: Array, x: Array) -> Array:
     """The angles between rows of length 1, by Kahan's formula 2 atan(|z - x| / |z + x|); pi / 2 to
     a row at 0.
     """
-    apart, together = jnp.split(distances(z, jnp.concatenate([x, -x])), 2, axis=1)
+    both_signs = jnp.concatenate([x, -x])
+    apart, together = jnp.split(distances(z, both_signs), 2, axis=1)
     both_zero = (apart == 0) & (together == 0)
-    theta = 2 * jnp.arctan2(jnp.where(both_zero, 1, apart), jnp.where(both_zero, 1, together))
+    # At (0, 0) arctan2 has no derivative: there another point stands in.
+    apart = jnp.where(both_zero, 1, apart)
+    together = jnp.where(both_zero, 1, together)
+    theta = 2 * jnp.arctan2(apart, together)
     return jnp.where(both_zero, math.pi / 2, theta)

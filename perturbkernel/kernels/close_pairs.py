@@ -4,6 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from perturbkernel.arrays import or_one
 from perturbkernel.kernels.rows import lengths
 
 
@@ -23,20 +24,26 @@ def sine_and_direction(z: Array, x: Array) -> tuple[Array, Array]:
         ([0.0], [[0.0, 0.0, 0.0]])
     """
     eps = float(jnp.finfo(x.dtype).eps)
-    s_z, s_x = lengths(z), lengths(x)
+    s_z = lengths(z)
+    s_x = lengths(x)
+    d = z.shape[1]
     norm = jnp.linalg.norm(z, axis=1, keepdims=True)
-    unit = z / jnp.where(norm > 0, norm, 1)
+    unit = z / or_one(norm)
     difference = x - z
     along = jnp.sum(difference * unit, axis=1, keepdims=True)
     # x and x - z have the same part across z. x - z was itself rounded, by eps |x - z|: it is the
     # better start only where it is so short that this is below the error of projecting x.
     square = jnp.sum(x**2, axis=1, keepdims=True)
     square_apart = jnp.sum(difference**2, axis=1, keepdims=True)
-    start = jnp.where(square_apart < eps * square, difference, x)
+    is_short = square_apart < eps * square
+    start = jnp.where(is_short, difference, x)
     across = _across(start, z)
-    w = (across + along / s_z[:, None] ** 2 * unit) / s_x[:, None]
-    square_of_w = jnp.sum(across**2, axis=1) + (along[:, 0] / s_z) ** 2
-    sine = jnp.sqrt(square_of_w / z.shape[1]) / s_x
+    scaled_along = along / s_z[:, None] ** 2
+    w = (across + scaled_along * unit) / s_x[:, None]
+    square_across = jnp.sum(across**2, axis=1)
+    square_of_w = square_across + (along[:, 0] / s_z) ** 2
+    mean_square = square_of_w / d
+    sine = jnp.sqrt(mean_square) / s_x
     return sine, w
 
 
@@ -45,13 +52,16 @@ def _split(a: Array) -> tuple[Array, Array]:
 
     Products of two such parts are exact.
     """
+    # All bits but the last 12 of 24, or the last 27 of 53.
     if a.dtype == jnp.float32:
-        bits, mask = jnp.uint32, 0xFFFFF000
+        bits = jnp.uint32
+        mask = 0xFFFFF000
     else:
-        bits, mask = jnp.uint64, 0xFFFFFFFFF8000000
+        bits = jnp.uint64
+        mask = 0xFFFFFFFFF8000000
     integer = lax.bitcast_convert_type(a, bits)
-    integer = integer & jnp.array(mask, bits)
-    high = lax.bitcast_convert_type(integer, a.dtype)
+    kept = integer & jnp.array(mask, bits)
+    high = lax.bitcast_convert_type(kept, a.dtype)
     return high, a - high
 
 
@@ -62,11 +72,11 @@ def _across(x: Array, z: Array) -> Array:
     left along z.
     """
     square = jnp.sum(z**2, axis=1, keepdims=True)
-    square = jnp.where(square > 0, square, 1)
+    square = or_one(square)
     z_high, z_low = _split(z)
     for _ in range(2):
-        ratio = jnp.sum(x * z, axis=1, keepdims=True) / square
-        high, low = _split(ratio)
-        x = x - high * z_high - high * z_low
-        x = x - low * z_high - low * z_low
+        product = jnp.sum(x * z, axis=1, keepdims=True)
+        high, low = _split(product / square)
+        for part in (high, low):
+            x = x - part * z_high - part * z_low
     return x

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import or_one, quotient
 from perturbkernel.engine.linear import differentiated_as, linear, no_tangent
 from perturbkernel.engine.sums import row_sums
 from perturbkernel.engine.tiles import exact_matmul, visit_flagged
@@ -34,8 +35,8 @@ def distances(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Array:
         >>> distances(x, x).tolist()
         [[0.0, 3.0], [3.0, 0.0]]
     """
-    far, _ = _evaluate(z, x)
-    return far
+    found, _ = _evaluate(z, x)
+    return found
 
 
 def square_distances(z: Float[Array, "r d"], x: Float[Array, "c d"], unit: float = 1.0) -> Array:
@@ -52,39 +53,6 @@ def square_distances(z: Float[Array, "r d"], x: Float[Array, "c d"], unit: float
     return squares
 
 
-def _distances(z: Array, x: Array) -> tuple[Array, Array, Array]:
-    """The distances, which pairs are close without being identical, and which are identical."""
-    centre = jnp.mean(z, axis=0, keepdims=True)
-    z_centred, x_centred = z - centre, x - centre
-    # Squares of tiny points vanish.
-    largest = jnp.maximum(jnp.abs(z_centred).max(), jnp.abs(x_centred).max())
-    unit = jnp.where(largest > 0, largest, 1)
-    z_unit, x_unit = z_centred / unit, x_centred / unit
-    of_z, of_x = row_sums(z_unit**2), row_sums(x_unit**2)
-    squares = of_z[:, None] + of_x[None, :]
-    apart = squares - 2 * exact_matmul(z_unit, x_unit.T)
-    near = apart <= _CLOSE * squares
-    identical = near & (marks(z)[:, None] == marks(x)[None, :])
-    close = near & ~identical
-    quick = jnp.sqrt(jnp.where(near, 0, apart)) * unit
-    row = jnp.arange(len(z))
-
-    def repair(column, hit, found):
-        exact = _lengths(z - x[column])
-        repaired = jnp.where(hit, exact, found[row, column])
-        return found.at[row, column].set(repaired)
-
-    return visit_flagged(close, repair, quick), close, identical
-
-
-def _lengths(differences: Array) -> Array:
-    """The lengths of rows, however tiny."""
-    largest = jnp.abs(differences).max(axis=1)
-    unit = jnp.where(largest > 0, largest, 1)
-    scaled = differences / unit[:, None]
-    return unit * jnp.sqrt(jnp.sum(scaled**2, axis=1))
-
-
 class _Pairs(NamedTuple):
     """The distances of a tile, which are close without being 0, and which are."""
 
@@ -93,15 +61,66 @@ class _Pairs(NamedTuple):
     identical: Array
 
 
+def _distances(z: Array, x: Array) -> _Pairs:
+    """By one product of matrices, then once more, from differences, where pairs are close."""
+    centre = jnp.mean(z, axis=0, keepdims=True)
+    z_centred = z - centre
+    x_centred = x - centre
+    # Squares of tiny points vanish.
+    largest_z = jnp.abs(z_centred).max()
+    largest_x = jnp.abs(x_centred).max()
+    largest = jnp.maximum(largest_z, largest_x)
+    unit = or_one(largest)
+    z_unit = z_centred / unit
+    x_unit = x_centred / unit
+    of_z = row_sums(z_unit**2)
+    of_x = row_sums(x_unit**2)
+    squares = of_z[:, None] + of_x[None, :]
+    apart = squares - 2 * exact_matmul(z_unit, x_unit.T)
+    near = apart <= _CLOSE * squares
+    mark_z = marks(z)[:, None]
+    mark_x = marks(x)[None, :]
+    identical = near & (mark_z == mark_x)
+    close = near & ~identical
+    far_apart = jnp.where(near, 0, apart)
+    quick = jnp.sqrt(far_apart) * unit
+    row = jnp.arange(len(z))
+
+    def repair(column, hit, found):
+        exact = _lengths(z - x[column])
+        repaired = jnp.where(hit, exact, found[row, column])
+        return found.at[row, column].set(repaired)
+
+    found = visit_flagged(close, repair, quick)
+    return _Pairs(found, close, identical)
+
+
+def _lengths(differences: Array) -> Array:
+    """The lengths of rows, however tiny."""
+    largest = jnp.abs(differences).max(axis=1)
+    unit = or_one(largest)
+    scaled = differences / unit[:, None]
+    squares = jnp.sum(scaled**2, axis=1)
+    return unit * jnp.sqrt(squares)
+
+
+# --- derivatives ---
+#
+# A derivative is linear in the tangents, and has two rules: forward, and backward, its transpose.
+# Both look at close pairs one by one, which JAX cannot differentiate again: their own derivatives
+# are those of the plain rules (`differentiated_as`), the same functions in ordinary operations.
+
+
 @jax.custom_jvp
 def _evaluate(z: Array, x: Array) -> tuple[Array, _Pairs]:
-    pairs = _Pairs(*_distances(z, x))
+    """The distances, and the pairs, of which nothing is differentiated."""
+    pairs = _distances(z, x)
     return pairs.found, pairs
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _evaluate_squares(unit: float, z: Array, x: Array) -> tuple[Array, _Pairs]:
-    pairs = _Pairs(*_distances(z, x))
+    pairs = _distances(z, x)
     return (pairs.found / unit) ** 2, pairs
 
 
@@ -115,9 +134,8 @@ def _rule(evaluate, forward, backward, primals, tangents):
 def _plain_forward(residuals, tangents):
     z, x, _ = residuals
     found = distances(z, x)
-    apart = found > 0
     half = _half_squares_forward(residuals, tangents)
-    return jnp.where(apart, half / jnp.where(apart, found, 1), 0)
+    return quotient(half, found, found > 0)
 
 
 def _half_squares_forward(residuals, tangents):
@@ -125,9 +143,12 @@ def _half_squares_forward(residuals, tangents):
     z, x, _ = residuals
     z_moved, x_moved = tangents
     centre = lax.stop_gradient(jnp.mean(z, axis=0, keepdims=True))
-    z, x = z - centre, x - centre
-    at_z = jnp.sum(z * z_moved, axis=1)[:, None] - exact_matmul(z_moved, x.T)
-    at_x = jnp.sum(x * x_moved, axis=1)[None, :] - exact_matmul(z, x_moved.T)
+    z = z - centre
+    x = x - centre
+    own_z = jnp.sum(z * z_moved, axis=1)
+    own_x = jnp.sum(x * x_moved, axis=1)
+    at_z = own_z[:, None] - exact_matmul(z_moved, x.T)
+    at_x = own_x[None, :] - exact_matmul(z, x_moved.T)
     return at_z + at_x
 
 
@@ -135,16 +156,19 @@ def _half_squares_forward(residuals, tangents):
 def _forward(residuals, tangents):
     z, x, pairs = residuals
     z_moved, x_moved = tangents
-    left_out = pairs.close | pairs.identical
+    far = ~(pairs.close | pairs.identical)
     half = _half_squares_forward(residuals, tangents)
-    smooth = jnp.where(left_out, 0, half / jnp.where(left_out, 1, pairs.found))
+    smooth = quotient(half, pairs.found, far)
     row = jnp.arange(len(z))
 
     def repair(column, hit, change):
-        apart = jnp.where(hit & (pairs.found[row, column] > 0), pairs.found[row, column], 1)
-        direction = (z - x[column]) / apart[:, None]
-        exact = jnp.sum(direction * (z_moved - x_moved[column]), axis=1)
-        return change.at[row, column].set(jnp.where(hit, exact, change[row, column]))
+        length = pairs.found[row, column]
+        divisor = jnp.where(hit & (length > 0), length, 1)
+        direction = (z - x[column]) / divisor[:, None]
+        moved = z_moved - x_moved[column]
+        exact = jnp.sum(direction * moved, axis=1)
+        repaired = jnp.where(hit, exact, change[row, column])
+        return change.at[row, column].set(repaired)
 
     return visit_flagged(pairs.close, repair, smooth)
 
@@ -152,14 +176,15 @@ def _forward(residuals, tangents):
 def _plain_backward(residuals, cotangent):
     z, x, _ = residuals
     found = distances(z, x)
-    apart = found > 0
-    weight = jnp.where(apart, cotangent / jnp.where(apart, found, 1), 0)
+    weight = quotient(cotangent, found, found > 0)
     return _half_squares_backward(residuals, weight)
 
 
 def _half_squares_backward(residuals, weight):
     z, x, _ = residuals
-    return _weighted_differences(z, x, weight), _weighted_differences(x, z, weight.T)
+    z_bar = _weighted_differences(z, x, weight)
+    x_bar = _weighted_differences(x, z, weight.T)
+    return z_bar, x_bar
 
 
 @differentiated_as(_plain_backward)
@@ -180,36 +205,40 @@ def _squares_rule(unit, primals, tangents):
     @differentiated_as(plain_forward)
     def forward(residuals, tangents):
         _, _, pairs = residuals
-        return 2 * (pairs.found / unit) * (_forward(residuals, tangents) / unit)
+        change = _forward(residuals, tangents)
+        return 2 * (pairs.found / unit) * (change / unit)
 
     @differentiated_as(plain_backward)
     def backward(residuals, cotangent):
         _, _, pairs = residuals
-        return _backward(residuals, 2 * (pairs.found / unit) * (cotangent / unit))
+        weight = 2 * (pairs.found / unit) * (cotangent / unit)
+        return _backward(residuals, weight)
 
-    return _rule(partial(_evaluate_squares, unit), forward, backward, primals, tangents)
+    evaluate = partial(_evaluate_squares, unit)
+    return _rule(evaluate, forward, backward, primals, tangents)
 
 
 def _weighted_differences(z: Array, x: Array, weight: Array) -> Array:
     """sum_j weight_j (z - x_j) for every row of z."""
     centre = lax.stop_gradient(jnp.mean(z, axis=0, keepdims=True))
-    return row_sums(weight)[:, None] * (z - centre) - exact_matmul(weight, x - centre)
+    total = row_sums(weight)[:, None]
+    return total * (z - centre) - exact_matmul(weight, x - centre)
 
 
 def _gradient(
     z: Array, x: Array, found: Array, close: Array, identical: Array, cotangent: Array
 ) -> Array:
     """sum_j cotangent_j (z - x_j) / |z - x_j| for every row of z; close pairs one by one."""
-    left_out = close | identical
-    weight = jnp.where(left_out, 0, cotangent / jnp.where(left_out, 1, found))
+    far = ~(close | identical)
+    weight = quotient(cotangent, found, far)
     smooth = _weighted_differences(z, x, weight)
     row = jnp.arange(len(z))
 
     def add(column, hit, total):
-        difference = z - x[column]
         length = found[row, column]
         differs = hit & (length > 0)
-        direction = difference / jnp.where(differs, length, 1)[:, None]
+        divisor = jnp.where(differs, length, 1)
+        direction = (z - x[column]) / divisor[:, None]
         factor = jnp.where(differs, cotangent[row, column], 0)
         return total + factor[:, None] * direction
 
@@ -238,7 +267,9 @@ def cityblock_distances(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Array
         return total + jnp.abs(of_z[:, None] - of_x[None, :]), None
 
     # Zeros of the tile, which vary over devices as its points do.
-    start = jnp.abs(z[:, :1] - z[:, :1]) + jnp.abs(x[:, :1] - x[:, :1]).T
+    zero_z = jnp.abs(z[:, :1] - z[:, :1])
+    zero_x = jnp.abs(x[:, :1] - x[:, :1])
+    start = zero_z + zero_x.T
     total, _ = lax.scan(add, start, (z.T, x.T), unroll=_UNROLLED)
     return total
 
@@ -253,11 +284,15 @@ def _cityblock_forward(residuals, tangents):
     def add(total, coordinate):
         of_z, of_x, z_moved, x_moved = coordinate
         signs = jnp.sign(of_z[:, None] - of_x[None, :])
-        return total + signs * (z_moved[:, None] - x_moved[None, :]), None
+        moved = z_moved[:, None] - x_moved[None, :]
+        return total + signs * moved, None
 
-    (z, x), (z_moved, x_moved) = residuals, tangents
+    z, x = residuals
+    z_moved, x_moved = tangents
     rows = z.T, x.T, z_moved.T, x_moved.T
-    start = z_moved[:, :1] * 0 + (x_moved[:, :1] * 0).T
+    zero_z = z_moved[:, :1] * 0
+    zero_x = x_moved[:, :1] * 0
+    start = zero_z + zero_x.T
     total, _ = lax.scan(add, start, rows, unroll=_UNROLLED)
     return total
 
@@ -267,8 +302,11 @@ def _cityblock_backward(residuals, cotangent):
 
     def gradients(_, coordinate):
         of_z, of_x = coordinate
-        signed = cotangent * jnp.sign(of_z[:, None] - of_x[None, :])
-        return None, (jnp.sum(signed, axis=1), -jnp.sum(signed, axis=0))
+        signs = jnp.sign(of_z[:, None] - of_x[None, :])
+        signed = cotangent * signs
+        at_z = jnp.sum(signed, axis=1)
+        at_x = -jnp.sum(signed, axis=0)
+        return None, (at_z, at_x)
 
     _, (z_bar, x_bar) = lax.scan(gradients, None, (z.T, x.T), unroll=_UNROLLED)
     return z_bar.T, x_bar.T

@@ -78,7 +78,11 @@ def once_per_structure(measure: Any) -> Any:
     def measured(abstract, row):
         return measure(like(abstract), row)
 
-    return functools.wraps(measure)(lambda kernel, row: measured(abstract(kernel), tuple(row)))
+    @functools.wraps(measure)
+    def of_structure(kernel, row):
+        return measured(abstract(kernel), tuple(row))
+
+    return of_structure
 
 
 @once_per_structure
@@ -104,8 +108,8 @@ def row_operations(kernel: Any, row: tuple[int, ...]) -> float:
         return kernel.to_weights("ntk", x, jnp.ones(len(x), x.dtype))
 
     x = jax.ShapeDtypeStruct((1, *row), jnp.float32)
-    cost: Any = jax.jit(weights).lower(kernel, x).cost_analysis()
-    return max(1.0, (cost or {}).get("flops", 0.0))
+    cost: Any = jax.jit(weights).lower(kernel, x).cost_analysis() or {}
+    return max(1.0, cost.get("flops", 0.0))
 
 
 def rows_at_once(
@@ -115,8 +119,9 @@ def rows_at_once(
     memory: int | None = None,
 ) -> int:
     """Rows of a block: what fits into the memory, left out the kernel's own."""
-    budget = (memory or kernel.memory or default_memory()) / itemsize
-    return int(np.clip(budget // row_numbers(kernel, row), 1, _ROWS))
+    numbers = (memory or kernel.memory or default_memory()) / itemsize
+    rows = numbers // row_numbers(kernel, row)
+    return int(np.clip(rows, 1, _ROWS))
 
 
 def _limit(kernel: Any, points: Array) -> int:
@@ -140,9 +145,14 @@ def weights(kernel: Any, name: str, x: Array, coef: Array) -> Any:
         part = kernel.to_weights(name, points, own)
         return jax.tree.map(jnp.add, total, part)
 
-    shapes = jax.eval_shape(partial(kernel.to_weights, name), x[:size], coef[:size])
-    zeros = jax.tree.map(lambda a: jnp.zeros_like(coef, shape=a.shape, dtype=a.dtype), shapes)
-    return lax.fori_loop(0, -(-n // size), add, zeros)
+    def zeros_of(shape):
+        return jnp.zeros_like(coef, shape=shape.shape, dtype=shape.dtype)
+
+    to_weights = partial(kernel.to_weights, name)
+    shapes = jax.eval_shape(to_weights, x[:size], coef[:size])
+    zeros = jax.tree.map(zeros_of, shapes)
+    parts = -(-n // size)
+    return lax.fori_loop(0, parts, add, zeros)
 
 
 def outputs(kernel: Any, name: str, z: Array, w: Any) -> Array:
@@ -155,7 +165,8 @@ def _gradients(kernel: Any, name: str, z: Array, w: Any, cotangent: Array) -> Ar
     def block(rows):
         z, cotangent = rows
         _, pull_back = jax.vjp(lambda z: kernel.from_weights(name, z, w), z)
-        return pull_back(cotangent)[0]
+        (at_z,) = pull_back(cotangent)
+        return at_z
 
     return by_rows(block, (z, cotangent), _limit(kernel, z))
 
@@ -250,52 +261,67 @@ def block_shape(
     numbers = (memory or kernel.memory or default_memory()) / itemsize
     each = feature_numbers(kernel, row)
 
-    def beside(others: int, count: int) -> int:
+    def limited(count: float, most: int) -> int:
+        return int(np.clip(count, 1, min(most, _ROWS)))
+
+    def beside(others: int, most: int) -> int:
+        """How many rows fit beside so many columns, or the other way round."""
         fit = (numbers - each * others) / (each + others)
-        return int(np.clip(fit, 1, min(count, _ROWS)))
+        return limited(fit, most)
 
     # Three rows for each column:  3 c^2 + 4 b c = numbers.
-    root = (np.sqrt(16 * each**2 + 12 * numbers) - 4 * each) / 6
-    columns = int(np.clip(root, 1, min(m, _ROWS)))
+    discriminant = 16 * each**2 + 12 * numbers
+    root = (np.sqrt(discriminant) - 4 * each) / 6
+    columns = limited(root, m)
     rows = tile_size(n, beside(columns, n))
-    return rows, tile_size(m, beside(rows, m))
+    columns = tile_size(m, beside(rows, m))
+    return rows, columns
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _matrix(name, same, differentiable, argument, x, z):
     kernel = argument_value(argument)
-    n, m = len(x), len(z)
+    n = len(x)
+    m = len(z)
     rows, columns = block_shape(kernel, n, m, x.shape[1:], x.dtype.itemsize)
     if same and rows == n:
         features = kernel.to_features(name, x)
         return kernel.from_features(name, features, features)
-    down, across = -(-n // rows), -(-m // columns)
+    down = -(-n // rows)
+    across = -(-m // columns)
     # A loop from a step on that is not known before has no derivative.
     mirrored = same and not differentiable
 
     def of_rows(i, matrix):
-        own = kernel.to_features(name, part_of(x, i, rows))
+        points = part_of(x, i, rows)
+        own = kernel.to_features(name, points)
         top = part_start(i, rows, n)
 
         def fill(j, matrix):
-            others = kernel.to_features(name, part_of(z, j, columns))
+            points = part_of(z, j, columns)
+            others = kernel.to_features(name, points)
             block = kernel.from_features(name, own, others)
             left = part_start(j, columns, m)
             matrix = lax.dynamic_update_slice(matrix, block, (top, left))
-            return lax.dynamic_update_slice(matrix, block.T, (left, top)) if mirrored else matrix
+            if mirrored:
+                matrix = lax.dynamic_update_slice(matrix, block.T, (left, top))
+            return matrix
 
         # What is left of the diagonal, earlier blocks of rows have written.
         first = i * rows // columns if mirrored else 0
         return _loop(first, across, fill, matrix)
 
-    return _loop(0, down, of_rows, jnp.zeros((n, m), x.dtype))
+    empty = jnp.zeros((n, m), x.dtype)
+    return _loop(0, down, of_rows, empty)
 
 
 def _loop(first: Any, end: int, body: Any, state: Any) -> Any:
     """`lax.fori_loop`, but for a single step without a loop, in which XLA's convolutions are slow
     on a CPU.
     """
-    return body(0, state) if end == 1 else lax.fori_loop(first, end, body, state)
+    if end == 1:
+        return body(0, state)
+    return lax.fori_loop(first, end, body, state)
 
 
 def matrix(kernel: Any, name: str, x: Array, z: Array) -> Array:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from perturbkernel.arrays import as_jax, is_at_hand
+from perturbkernel.arrays import as_jax, is_at_hand, or_one, quotient
 from perturbkernel.engine.tiles import EXACT
 
 # Pairs up to which NumPy takes at most about as long as a compiled program.
@@ -30,10 +30,12 @@ _BLOCK = 2**16
 # Numbers in the differences of points that are held at once.
 _DIFFERENCES = 2**20
 # As in `kernels.angles`: which angles, and which derivatives, are taken from differences.
-_CLOSE, _NOISE = 1e-3, 16
+_CLOSE = 1e-3
+_NOISE = 16
 # Close pairs of a row from which on all angles are taken in float64, where eps spread / e, the
 # relative error of e, is that of float32 for e beyond _CLOSE_IN_FLOAT64 * spread.
-_CROWD, _CLOSE_IN_FLOAT64 = 8, 1e-8
+_CROWD = 8
+_CLOSE_IN_FLOAT64 = 1e-8
 
 
 def takes(kernel: Any, name: str, *arrays: Any) -> bool:
@@ -42,12 +44,19 @@ def takes(kernel: Any, name: str, *arrays: Any) -> bool:
     Not those of a kernel whose tiles were given a size.
     """
     z, x, *_ = arrays
-    if not all(map(is_at_hand, arrays)) or z.shape[0] * x.shape[0] > PAIRS:
+    if not all(map(is_at_hand, arrays)):
         return False
-    if name not in ("ntk", "phi") or kernel.block is not None or kernel.memory is not None:
+    if z.shape[0] * x.shape[0] > PAIRS:
         return False
-    owner = next(cls for cls in type(kernel).__mro__ if "tile" in vars(cls))
-    return "of_angles" in vars(owner)
+    if name not in ("ntk", "phi"):
+        return False
+    if kernel.block is not None or kernel.memory is not None:
+        return False
+    # `of_angles` must belong to the very class whose tile it stands for.
+    for cls in type(kernel).__mro__:
+        if "tile" in vars(cls):
+            return "of_angles" in vars(cls)
+    return False
 
 
 def takes_gradient(kernel: Any, name: str, *arrays: Any) -> bool:
@@ -81,9 +90,11 @@ class _Points(NamedTuple):
 
 
 def _points(rows: np.ndarray) -> _Points:
-    square = np.einsum("ij,ij->i", rows, rows) / rows.dtype.type(rows.shape[1])
+    d = rows.dtype.type(rows.shape[1])
+    square = np.einsum("ij,ij->i", rows, rows) / d
     s = np.sqrt(1 + square)
-    return _Points(rows, s, square / (1 + s) / s)
+    excess = square / (1 + s) / s
+    return _Points(rows, s, excess)
 
 
 class _Pairs(NamedTuple):
@@ -101,36 +112,52 @@ class _Pairs(NamedTuple):
 
 def _separations(z: _Points, x: _Points, product: np.ndarray, block: slice) -> _Pairs:
     """`kernels.angles._separation`, whose docstring has the formula, for a block of queries."""
-    root_d = z.rows.dtype.type(z.rows.shape[1] ** 0.5)
-    a, inverse = z.excess[block, None], -1 / (z.s[block, None] * root_d)
-    spread = (1 - a) * x.excess
-    spread += a
-    e = product[block] * inverse
+    d = z.rows.shape[1]
+    root_d = z.rows.dtype.type(d**0.5)
+    excess_z = z.excess[block, None]
+    s_z = z.s[block, None]
+    spread = (1 - excess_z) * x.excess
+    spread += excess_z
+    # e = spread - <z, x> / (d s_z s_x), in place: the arrays are as large as the block.
+    product = product[block]
+    e = product * (-1 / (s_z * root_d))
     e *= 1 / (x.s * root_d)
     e += spread
-    rounding = _NOISE * np.finfo(e.dtype).eps
-    limit = max(_CLOSE, rounding) * max(spread.max(), 1)
+    share = max(_CLOSE, _rounding(e))
+    limit = share * max(spread.max(), 1)
     nearest = min(e.min(), 2 - e.max())
-    return _Pairs(product[block], e, spread, bool(nearest > limit))
+    return _Pairs(product, e, spread, apart=bool(nearest > limit))
+
+
+def _rounding(e: np.ndarray) -> np.floating:
+    return _NOISE * np.finfo(e.dtype).eps
+
+
+def _from_poles(e: np.ndarray) -> np.ndarray:
+    """How far e is from 0, where two points coincide, and from 2, where they are opposite."""
+    return np.minimum(e, 2 - e)
 
 
 def _unresolved(pairs: _Pairs) -> np.ndarray:
-    rounding = _NOISE * np.finfo(pairs.e.dtype).eps
-    allowed = np.maximum(_CLOSE * pairs.spread, rounding)
+    allowed = np.maximum(_CLOSE * pairs.spread, _rounding(pairs.e))
     allowed *= pairs.spread
-    return np.minimum(pairs.e, 2 - pairs.e) <= allowed
+    return _from_poles(pairs.e) <= allowed
 
 
 def _angles(z: _Points, x: _Points, pairs: _Pairs, block: slice) -> np.ndarray:
-    half = np.clip(pairs.e, 0, 2)
-    half *= half.dtype.type(0.5)
-    theta = np.arcsin(np.sqrt(half, out=half), out=half)
+    # theta = 2 arcsin(sqrt(e / 2)), in one array.
+    theta = np.clip(pairs.e, 0, 2)
+    theta *= theta.dtype.type(0.5)
+    np.sqrt(theta, out=theta)
+    np.arcsin(theta, out=theta)
     theta *= 2
     if pairs.apart:
         return theta
+    queries = z.rows[block]
     for i, j in _differing(z, x, _unresolved(pairs), block, theta):
-        sine, _ = _apart(z.rows[block][i], x.rows[j])
-        theta[i, j] = np.arctan2(sine, 1 - pairs.e[i, j])
+        sine, _ = _apart(queries[i], x.rows[j])
+        cosine = 1 - pairs.e[i, j]
+        theta[i, j] = np.arctan2(sine, cosine)
     return theta
 
 
@@ -139,15 +166,18 @@ def _differing(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The chosen pairs, a few at a time, whose points differ; 0 is written at the others."""
     # Of one dimension: of two it takes ten times as long.
-    i, j = np.divmod(np.flatnonzero(chosen), chosen.shape[1])
-    step = max(1, _DIFFERENCES // z.rows.shape[1])
+    places = np.flatnonzero(chosen)
+    n, d = x.rows.shape
+    step = max(1, _DIFFERENCES // d)
     queries = z.rows[block]
-    for begin in range(0, len(i), step):
-        rows, columns = i[begin : begin + step], j[begin : begin + step]
-        differ = np.any(queries[rows] != x.rows[columns], axis=1)
-        at_identical[rows[~differ], columns[~differ]] = 0
+    for begin in range(0, len(places), step):
+        some = places[begin : begin + step]
+        i, j = np.divmod(some, n)
+        differ = np.any(queries[i] != x.rows[j], axis=1)
+        same = ~differ
+        at_identical[i[same], j[same]] = 0
         if differ.any():
-            yield rows[differ], columns[differ]
+            yield i[differ], j[differ]
 
 
 def _apart(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,18 +188,26 @@ def _apart(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         w = (across + along / s_z^2) / s_x,
         d s_x^2 sin^2(theta) = |across|^2 + |along|^2 / s_z^2.
     """
-    z, x = z.astype(float), x.astype(float)
-    s_z, s_x = _points(z).s[:, None], _points(x).s
-    norm = np.sqrt(np.sum(z**2, axis=1, keepdims=True))
-    unit = z / np.where(norm > 0, norm, 1)
+    z = z.astype(float)
+    x = x.astype(float)
+    s_z = _points(z).s[:, None]
+    s_x = _points(x).s[:, None]
+    norm = np.linalg.norm(z, axis=1, keepdims=True)
+    unit = z / or_one(norm)
+
+    def along_z(rows: np.ndarray) -> np.ndarray:
+        return np.sum(rows * unit, axis=1, keepdims=True)
+
     across = x - z
-    along = np.sum(across * unit, axis=1, keepdims=True)
+    along = along_z(across)
     across -= along * unit
     # What the rounding of the first projection left along z.
-    across -= np.sum(across * unit, axis=1, keepdims=True) * unit
-    w = (across + along / s_z**2 * unit) / s_x[:, None]
-    square = np.sum(across**2, axis=1) + (along / s_z)[:, 0] ** 2
-    return np.sqrt(square / z.shape[1]) / s_x, w
+    across -= along_z(across) * unit
+    w = (across + along / s_z**2 * unit) / s_x
+    square_across = np.sum(across**2, axis=1, keepdims=True)
+    square = square_across + (along / s_z) ** 2
+    sine = np.sqrt(square / z.shape[1]) / s_x
+    return sine[:, 0], w
 
 
 # --- sums ---
@@ -177,7 +215,9 @@ def _apart(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _blocks(m: int, n: int) -> Iterator[slice]:
     rows = max(1, _BLOCK // n)
-    return (slice(begin, min(begin + rows, m)) for begin in range(0, m, rows))
+    for begin in range(0, m, rows):
+        end = min(begin + rows, m)
+        yield slice(begin, end)
 
 
 def tile(kernel: Any, name: str, z: Any, x: Any) -> np.ndarray:
@@ -193,18 +233,22 @@ def _tiles(
     kernel: Any, name: str, z: Any, x: Any, product: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Blocks of queries, and the kernel in their rows; `product` is z x^T."""
-    of_z, of_x = _points(np.asarray(z)), _points(np.asarray(x))
-    for block in _blocks(*product.shape):
+    of_z = _points(np.asarray(z))
+    of_x = _points(np.asarray(x))
+    m, n = product.shape
+    for block in _blocks(m, n):
         pairs = _separations(of_z, of_x, product, block)
         theta = _angles(of_z, of_x, pairs, block)
-        values = kernel.of_angles(name, of_z.rows[block], of_x.rows, pairs.product, theta)
+        queries = of_z.rows[block]
+        values = kernel.of_angles(name, queries, of_x.rows, pairs.product, theta)
         yield block, values
 
 
 def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
     """sum_n coef_n kernel(x_n, z_j), (m,) or (m, k)."""
     if coef.ndim == 2:
-        return as_jax(_product(tile(kernel, name, z, x), coef))
+        whole = tile(kernel, name, z, x)
+        return as_jax(_product(whole, coef))
     product = _product(z, x, 1)
     coef = np.asarray(coef)
     found = np.empty(len(product), np.result_type(product, coef))
@@ -216,10 +260,13 @@ def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
 def query_gradient(kernel: Any, name: str, z: Any, x: Any, coef: Any, cotangent: Any) -> Array:
     """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, float32, shaped like z."""
     weights = _outer(np.asarray(cotangent), np.asarray(coef))
-    z, x = np.asarray(z), np.asarray(x)
+    z = np.asarray(z)
+    x = np.asarray(x)
     found = _gradient_parts(kernel, name, z, x, weights)
     if found is None:
-        found = _gradient_parts(kernel, name, z.astype(float), x.astype(float), weights)
+        z_wide = z.astype(float)
+        x_wide = x.astype(float)
+        found = _gradient_parts(kernel, name, z_wide, x_wide, weights)
     assert found is not None
     along_x, left = found
     return as_jax(left + _product(along_x, x))
@@ -230,17 +277,20 @@ def _gradient_parts(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(a, b) float32, where the gradient is a x + b; None where float32 points are crowded."""
     product = _product(z, x, 1)
-    of_z, of_x = _points(z), _points(x)
+    of_z = _points(z)
+    of_x = _points(x)
     along_x = np.empty(product.shape, np.float32)
     left = np.empty(z.shape, np.float32)
-    for block in _blocks(*product.shape):
+    m, n = product.shape
+    for block in _blocks(m, n):
         pairs = _separations(of_z, of_x, product, block)
         if z.dtype == np.float32 and _is_crowded(pairs):
             return None
-        theta = _angles(of_z, of_x, pairs, block).astype(np.float32, copy=False)
+        theta = _angles(of_z, of_x, pairs, block)
+        theta = theta.astype(np.float32, copy=False)
         product_here = pairs.product.astype(np.float32, copy=False)
-        bars = kernel.angle_cotangents(name, product_here, theta, weights(block))
-        along_x[block], left[block] = _angle_gradient(of_z, of_x, pairs, block, *bars)
+        cotangents = kernel.angle_cotangents(name, product_here, theta, weights(block))
+        along_x[block], left[block] = _angle_gradient(of_z, of_x, pairs, block, *cotangents)
     return along_x, left
 
 
@@ -256,8 +306,9 @@ def _is_crowded(pairs: _Pairs) -> bool:
     """Whether some row has many pairs whose derivative float32 does not resolve."""
     if pairs.apart:
         return False
-    close = np.minimum(pairs.e, 2 - pairs.e) <= _CLOSE * pairs.spread
-    return bool(np.count_nonzero(close, axis=1).max() > _CROWD)
+    close = _from_poles(pairs.e) <= _CLOSE * pairs.spread
+    count = np.count_nonzero(close, axis=1)
+    return bool(count.max() > _CROWD)
 
 
 def _angle_gradient(
@@ -272,25 +323,29 @@ def _angle_gradient(
 
     As `kernels.angles._gradient`, pair by pair where e is not resolved.
     """
-    e, rows = pairs.e, z.rows[block]
-    d, s_z = rows.shape[1], z.s[block]
+    e = pairs.e
+    rows = z.rows[block]
+    d = rows.shape[1]
+    s_z = z.s[block]
     weight = theta_bar * (-1 / (d * s_z[:, None]))
+    # kappa = weight / sin(theta), where sin(theta)^2 = e (2 - e).
     kappa = 2 - e
     kappa *= e
     close = None
     if not pairs.apart:
         limit = _CLOSE if e.dtype == np.float32 else _CLOSE_IN_FLOAT64
-        close = np.minimum(e, 2 - e) <= limit * pairs.spread
+        close = _from_poles(e) <= limit * pairs.spread
         kappa[close] = np.inf  # left out here
     np.sqrt(kappa, out=kappa)
     np.divide(weight, kappa, out=kappa)
-    left = -(np.einsum("ij,ij->i", kappa, 1 - e) / s_z)[:, None] * rows
+    along_z = np.einsum("ij,ij->i", kappa, 1 - e) / s_z
+    left = -along_z[:, None] * rows
     kappa /= x.s
     kappa += product_bar
     if close is None:
         return kappa, left
     for i, j in _differing(z, x, close, block, weight):
         sine, w = _apart(rows[i], x.rows[j])
-        factor = np.divide(weight[i, j], sine, out=np.zeros_like(sine), where=sine > 0)
+        factor = quotient(weight[i, j], sine, sine > 0)
         np.add.at(left, i, factor[:, None] * w)
     return kappa, left

@@ -34,11 +34,15 @@ class LinearizedNetwork(Displayed, eqx.Module):
     def _numbers(self) -> dict[str, Any]:
         start = jax.tree.leaves(self.origin)
         end = jax.tree.leaves(self.params)
-        squares = [np.sum(np.square(b - a)) for a, b in zip(start, end, strict=True)]
+        count = 0
+        square = 0.0
+        for a, b in zip(start, end, strict=True):
+            count += np.size(a)
+            square += np.sum(np.square(b - a))
         return {
             "apply": getattr(self.apply, "__name__", type(self.apply).__name__),
-            "parameters": sum(map(np.size, start)),
-            "|params - origin|": np.sqrt(np.sum(squares)),
+            "parameters": count,
+            "|params - origin|": np.sqrt(square),
         }
 
     def __call__(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
@@ -58,8 +62,8 @@ class LinearizedNetwork(Displayed, eqx.Module):
     def at(self, params: Any) -> "LinearizedNetwork":
         """The same tangent at other parameters, those of `predictor.parameters()` say."""
         params = network.checked_parameters(params)
-        shapes = jax.tree.map(jnp.shape, (self.origin, params))
-        if shapes[0] != shapes[1]:
+        wanted = jax.tree.map(jnp.shape, self.origin)
+        if jax.tree.map(jnp.shape, params) != wanted:
             raise ValueError("params must have the structure and shapes of the network's own")
         return LinearizedNetwork(self.apply, self.origin, params)
 

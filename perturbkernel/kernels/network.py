@@ -47,7 +47,9 @@ def _as_leaf(leaf: Any) -> Array:
     if isinstance(leaf, jax.Array):
         array = leaf
     elif isinstance(leaf, np.ndarray | np.generic | float | int) and _is_numeric(leaf):
-        with jax.enable_x64(jnp.result_type(leaf) == np.float64 and isinstance(leaf, np.ndarray)):
+        # Python's numbers take JAX's default, float64 arrays stay what they are.
+        stays = isinstance(leaf, np.ndarray) and leaf.dtype == np.float64
+        with jax.enable_x64(stays):
             array = jnp.asarray(leaf)
     else:
         raise TypeError(
@@ -69,7 +71,8 @@ def _is_parameter(leaf: Any) -> bool:
 
 def parameter_count(params: Any) -> int:
     """How many numbers are differentiated."""
-    return sum(int(leaf.size) for leaf in jax.tree.leaves(params) if _is_parameter(leaf))
+    trained = filter(_is_parameter, jax.tree.leaves(params))
+    return sum(int(leaf.size) for leaf in trained)
 
 
 class Split(NamedTuple):
@@ -129,9 +132,9 @@ def check_rows_are_apart(apply: Callable[..., Any], params: Any, x: Array, name:
         values, gradient = evaluate(leaves, rows)
         first, of_first = evaluate(leaves, rows[:1])
         second, of_second = evaluate(leaves, rows[1:])
-        apart = jax.tree.map(jnp.add, of_first, of_second)
-        pairs = [(values, jnp.concatenate([first, second])), *zip(gradient, apart, strict=True)]
-        mixed = any(_differ(together, alone) for together, alone in pairs)
+        together = [values, *gradient]
+        alone = [jnp.concatenate([first, second]), *map(jnp.add, of_first, of_second)]
+        mixed = any(map(_differ, together, alone))
     if mixed:
         raise ValueError(
             f"apply(params, x) at two rows of {name} differs from apply at each of them: it mixes "
@@ -150,9 +153,15 @@ def _two_rows(x: Array) -> Array:
 
 
 def _differ(a: Any, b: Any) -> bool:
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    largest = max(np.abs(b).max(initial=0), np.abs(a).max(initial=0))
-    return not np.abs(a - b).max(initial=0) <= _ROUNDING * largest
+    a = np.asarray(a, float)
+    b = np.asarray(b, float)
+    largest = max(_largest(a), _largest(b))
+    # NaN differs, too.
+    return not _largest(a - b) <= _ROUNDING * largest
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values).max(initial=0))
 
 
 def moved(params: Any, change: list[Array]) -> Any:

@@ -49,16 +49,21 @@ def common_direction(x: Array) -> Array:
     One step of the power method from the longest of the points.
     """
     squares = jnp.sum(x**2, axis=1)
-    index = jnp.arange(len(x))
+    largest = squares.max()
     # Not argmax: within `jit` it is lowered by the x64 setting outside of a scoped `enable_x64`.
-    longest = jnp.where(squares == squares.max(), index, len(x) - 1).min()
+    last = len(x) - 1
+    places = jnp.where(squares == largest, jnp.arange(len(x)), last)
+    longest = places.min()
     tiny = jnp.finfo(x.dtype).tiny
-    norm = jnp.sqrt(jnp.maximum(squares.max(), tiny))
-    along = exact_matmul(x, x[longest] / norm)
+    square = jnp.maximum(largest, tiny)
+    norm = jnp.sqrt(square)
+    start = x[longest] / norm
+    along = exact_matmul(x, start)
     v = exact_matmul(along / norm, x)
     length = jnp.linalg.norm(v)
     v = v / jnp.maximum(length, tiny)
-    shares = exact_matmul(x, v) ** 2 / jnp.maximum(squares, tiny)
+    squares_along = exact_matmul(x, v) ** 2
+    shares = squares_along / jnp.maximum(squares, tiny)
     # Squares of the tiniest points vanish: nothing is subtracted from those.
     found = (length > tiny**0.5) & (jnp.mean(shares) > _MOST)
     return jnp.where(found, v, 0)
@@ -68,17 +73,27 @@ def numbers_of_rows(points: Float[Array, "n d"], v: Float[Array, " d"]) -> Rows:
     """The numbers of points, with v of `common_direction`."""
     root_d = points.shape[1] ** 0.5
     s, excess = lengths_and_excesses(points)
-    beta = exact_matmul(points, v) / (s * root_d)
+    along = exact_matmul(points, v)
+    beta = along / (s * root_d)
     across = parts_across(points, s, beta, v)
     # Not a plain sum, with which XLA would evaluate the product of a tile once more.
     half_square = 0.5 * row_sums(across * across)
-    return Rows(s, beta, excess, half_square, marks(points))
+    return Rows(
+        s=s,
+        beta=beta,
+        excess=excess,
+        half_square=half_square,
+        mark=marks(points),
+    )
 
 
 def parts_across(points: Array, s: Array, beta: Array, v: Array) -> Array:
     """`across`, (n, d)."""
-    scale = 1 / (s * points.shape[1] ** 0.5)
-    return points * scale[:, None] - beta[:, None] * v[None, :]
+    root_d = points.shape[1] ** 0.5
+    scale = 1 / (s * root_d)
+    directions = points * scale[:, None]
+    along = beta[:, None] * v[None, :]
+    return directions - along
 
 
 def marks(points: Array) -> Array:
@@ -88,23 +103,32 @@ def marks(points: Array) -> Array:
     points = jnp.where(points == 0, 0, points)  # -0 is 0
     bits = lax.bitcast_convert_type(points, jnp.uint32)
     if bits.ndim == 3:
-        bits = bits[..., 0] + bits[..., 1] * _uint32(0xC2B2AE35)
-    mixed = (bits ^ (bits >> 16)) * _uint32(0x85EBCA6B)
+        # Float64 has two words a number.
+        low = bits[..., 0]
+        high = bits[..., 1]
+        bits = low + high * _uint32(0xC2B2AE35)
+    # A sum of the coordinates' bits, stirred, with odd weights that differ from place to place.
+    mixed = bits ^ (bits >> 16)
+    mixed = mixed * _uint32(0x85EBCA6B)
     mixed = mixed ^ (mixed >> 15)
     index = lax.iota(jnp.uint32, bits.shape[1])
     weights = (2 * index + 1) * _uint32(0x9E3779B1)
-    weights = (weights ^ (weights >> 16)) | _uint32(1)
+    weights = weights ^ (weights >> 16)
+    weights = weights | _uint32(1)
     terms = mixed * weights[None, :]
 
     def add(a, b):
-        return tuple(x + y for x, y in zip(a, b, strict=True))
+        total_a, bits_a = a
+        total_b, bits_b = b
+        return total_a + total_b, bits_a + bits_b
 
     # In the loop that makes the terms, as `row_sums`.
     zero = _uint32(0)
     total, _ = lax.reduce((terms, bits), (zero, zero), add, (1,))
     # The bits of a float of ordinary size: under shard_map JAX cannot type the tangents of whole
     # numbers.
-    ordinary = (total & _uint32(0xBFFFFFFF)) | _uint32(0x20000000)
+    ordinary = total & _uint32(0xBFFFFFFF)
+    ordinary = ordinary | _uint32(0x20000000)
     return lax.bitcast_convert_type(ordinary, jnp.float32)
 
 

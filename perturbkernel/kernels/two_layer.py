@@ -16,7 +16,7 @@ from perturbkernel.checks import (
 )
 from perturbkernel.kernels.angles import products_and_angles, quick_products_and_angles
 from perturbkernel.kernels.base import Kernel
-from perturbkernel.kernels.rows import Rows, common_direction, numbers_of_rows
+from perturbkernel.kernels.rows import Rows, common_direction, lengths, numbers_of_rows
 
 AnyArray = Array | np.ndarray
 
@@ -123,10 +123,10 @@ class TwoLayerNTK(Kernel):
         if name == "ntk":
             return phi * (product + float(self.train_bias))
         d = x.shape[1]
-        s_z = jnp.sqrt(1 + jnp.sum(z**2, axis=1) / d)
-        s_x = jnp.sqrt(1 + jnp.sum(x**2, axis=1) / d)
+        s_z = lengths(z)[:, None]
+        s_x = lengths(x)[None, :]
         along = phi * (1 + product / d)
-        across = cone * (s_z[:, None] * s_x[None, :]) * jnp.sin(theta)
+        across = cone * (s_z * s_x) * jnp.sin(theta)
         return along + across
 
     def angle_cotangents(

@@ -119,7 +119,8 @@ def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
 
 def _outputs(predictor: Callable, rows: np.ndarray) -> Array:
     """Row by row, which are small sums."""
-    return as_jax(np.stack([np.asarray(predictor(as_jax(row))) for row in rows]))
+    outputs = [np.asarray(predictor(as_jax(row))) for row in rows]
+    return as_jax(np.stack(outputs))
 
 
 def _plane(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,11 +129,17 @@ def _plane(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     minus = x[y < 0].mean(0)
     difference = plus - minus
     length = np.linalg.norm(difference)
-    first = difference / length if length > 0 else np.eye(x.shape[1])[0]
+    if length > 0:
+        first = difference / length
+    else:
+        # Any direction will do.
+        first = np.zeros(x.shape[1])
+        first[0] = 1
     centred = x - x.mean(0)
-    across = centred - np.outer(centred @ first, first)
-    second = _leading_direction(across, np.abs(x).max())
-    return (plus + minus) / 2, np.stack([first, second])
+    along = np.outer(centred @ first, first)
+    second = _leading_direction(centred - along, np.abs(x).max())
+    middle = (plus + minus) / 2
+    return middle, np.stack([first, second])
 
 
 def _leading_direction(x: np.ndarray, scale: float) -> np.ndarray:
@@ -143,7 +150,8 @@ def _leading_direction(x: np.ndarray, scale: float) -> np.ndarray:
     rounding = np.finfo(np.float32).eps * len(x) * scale
     if np.abs(x).max() <= rounding:
         return np.zeros(x.shape[1])
-    v = np.asarray(jax.random.normal(jax.random.key(0), (x.shape[1],)), float)
+    start = jax.random.normal(jax.random.key(0), (x.shape[1],))
+    v = np.asarray(start, float)
     for _ in range(200):
         v = x.T @ (x @ v)
         v /= np.linalg.norm(v)

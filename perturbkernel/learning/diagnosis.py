@@ -25,7 +25,7 @@ from jax.scipy.special import ndtr
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
-from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one
 from perturbkernel.checks import as_inputs, as_targets
 from perturbkernel.display import Displayed
 from perturbkernel.engine.sums import sums
@@ -135,10 +135,11 @@ def _sums_on_host(
 ) -> _Sums:
     tile = partial(host.tile, kernel, "ntk")
     plus, minus = on_host(plus, minus)
-    above, below = tile(z, plus[:1]), tile(z, minus[:1])
-    query = z, ((above + below) / 2)[:, 0]
-    points = plus, minus, (np.ones_like(targets), targets)
-    return _sums_of_tile(tile, query, points)
+    above = tile(z, plus[:1])
+    below = tile(z, minus[:1])
+    reference = (above + below) / 2
+    weights = np.ones_like(targets), targets
+    return _sums_of_tile(tile, (z, reference[:, 0]), (plus, minus, weights))
 
 
 def diagnose(
@@ -172,12 +173,17 @@ def diagnose(
     labels = as_targets(labels, "labels", len(z))
     n = len(carrier)
     bare, steps, signs = on_host(carrier, delta, targets)
-    toward = steps * signs.reshape(-1, *(1,) * (steps.ndim - 1))
-    plus, minus = as_jax(bare + toward), as_jax(bare - toward)
+    sign_of_row = signs.reshape(-1, *(1,) * (steps.ndim - 1))
+    toward = steps * sign_of_row
+    plus = as_jax(bare + toward)
+    minus = as_jax(bare - toward)
     sums_over_n = _sums(kernel, z, plus, minus, targets, mesh)
     mean = _Sums(*[total / n for total in on_host(*sums_over_n)])
     xp = namespace(mean.signal)
-    std = xp.sqrt(xp.maximum(_offset_variance(mean, n, balanced), 0))
+    variance = _offset_variance(mean, n, balanced)
+    std = xp.sqrt(xp.maximum(variance, 0))
+    # By Hoeffding's inequality, with probability 0.9.
+    radius = xp.sqrt(2 * float(np.log(2 / 0.1)) * mean.b_squared / n)
     right = on_host(labels) if xp is np else labels
     rule = "balanced" if balanced else "coin-flip"
     linearity = None
@@ -188,7 +194,7 @@ def diagnose(
         offset=as_jax(mean.offset),
         offset_std=as_jax(std),
         probability=as_jax(_success(right * mean.signal, std)),
-        offset_radius=as_jax(xp.sqrt(2 * float(np.log(2 / 0.1)) * mean.b_squared / n)),
+        offset_radius=as_jax(radius),
         assumes=f"identity loss, zero initial function, {rule} targets",
         linearity=linearity,
     )
@@ -203,11 +209,14 @@ def _offset_variance(mean: _Sums, n: int, balanced: bool) -> Any:
     spread = mean.shift_squared - mean.shift**2
     if n % 2 == 0:
         return spread / (n - 1)
-    return ((n + 1) / n * spread + mean.b**2 / n) / n
+    of_rest = (n + 1) / n * spread
+    of_sum = mean.b**2 / n
+    return (of_rest + of_sum) / n
 
 
 def _ndtr_on_host(values: np.ndarray) -> np.ndarray:
-    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in values.tolist()])
+    scaled = -values / math.sqrt(2)
+    return np.array([0.5 * math.erfc(value) for value in scaled.tolist()])
 
 
 def _success(toward: Any, std: Any) -> Any:
@@ -215,5 +224,5 @@ def _success(toward: Any, std: Any) -> Any:
     xp = namespace(toward)
     distribution = _ndtr_on_host if xp is np else ndtr
     certain = xp.where(toward == 0, 0.5, (toward > 0).astype(toward.dtype))
-    random = distribution(toward / xp.where(std > 0, std, 1))
+    random = distribution(toward / or_one(std))
     return xp.where(std > 0, random, certain).astype(toward.dtype)

@@ -111,9 +111,11 @@ class KernelFeatures(Displayed, eqx.Module):
 
         `g`: any function (n, ...) -> (n,) or (n, K), trained on perturbations say.
         """
-        outputs = np.asarray(g(self.inputs), float).reshape(len(self.inputs), -1)
-        squares = np.square(self.vectors.T @ outputs).sum(axis=1)
-        return self._shares(squares, np.square(outputs).sum())
+        outputs = np.asarray(g(self.inputs), float)
+        outputs = outputs.reshape(len(self.inputs), -1)
+        along = self.vectors.T @ outputs
+        squares = np.sum(along**2, axis=1)
+        return self._shares(squares, np.sum(outputs**2))
 
     def of_change(
         self,
@@ -129,9 +131,12 @@ class KernelFeatures(Displayed, eqx.Module):
         """
         z = self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
         dual = np.asarray(f.dual_coef, float).reshape(len(self.inputs), -1)
-        scale = np.abs(self.vectors.T @ dual).sum(axis=1) * self.eigenvalues
-        moved = self._values(np.asarray(z, float) + np.asarray(delta, float))
-        change = np.abs(moved - self._values(z)).sum(axis=0) * scale
+        a = self.vectors.T @ dual
+        scale = np.abs(a).sum(axis=1) * self.eigenvalues
+        before = np.asarray(z, float)
+        after = before + np.asarray(delta, float)
+        moved = self._values(after) - self._values(before)
+        change = np.abs(moved).sum(axis=0) * scale
         return self._shares(change, change.sum())
 
     def _shares(self, parts: np.ndarray, whole: float) -> Array:
@@ -141,8 +146,9 @@ class KernelFeatures(Displayed, eqx.Module):
     def _values(self, z: Any) -> np.ndarray:
         with jax.enable_x64(True):
             z = self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
-            cross = self.kernel.ntk(in_float64(z), in_float64(self.inputs))
-            return np.asarray(cross) @ self.vectors / self.eigenvalues
+            kernel = self.kernel.ntk(in_float64(z), in_float64(self.inputs))
+            along = np.asarray(kernel) @ self.vectors
+            return along / self.eigenvalues
 
 
 def kernel_features(
@@ -186,10 +192,14 @@ def kernel_features(
         )
     with jax.enable_x64(True):
         values, vectors = jnp.linalg.eigh(kernel.ntk(in_float64(x)))
+    # Largest first, without those that are rounding.
     rounding = n * np.finfo(float).eps
-    values = np.asarray(values)
-    keep = np.flatnonzero(values > rounding * values[-1])[::-1]
-    vectors = np.asarray(vectors)[:, keep]
-    vectors = vectors * np.where(vectors.sum(axis=0) < 0, -1, 1)
+    values = np.asarray(values)[::-1]
+    vectors = np.asarray(vectors)[:, ::-1]
+    keep = values > rounding * values[0]
+    values = values[keep]
+    vectors = vectors[:, keep]
+    signs = np.where(vectors.sum(axis=0) < 0, -1, 1)
+    vectors = vectors * signs
     coefficients = vectors.T @ np.asarray(y, float)
-    return KernelFeatures(kernel, x, y, values[keep], vectors, coefficients)
+    return KernelFeatures(kernel, x, y, values, vectors, coefficients)

@@ -24,10 +24,12 @@ _POINTS = 2000
 _RIDGES = np.geomspace(1e-4, 1e2, 7)
 #: "Linear here": g has the classifier's signs at nearly all points, and provably at most of them.
 #: "Can only be linear here": provably at nearly all, which takes no look at g.
-_EVERYWHERE, _MOST = 0.95, 0.5
+_EVERYWHERE = 0.95
+_MOST = 0.5
 #: "f is not": by how much less of f's signs than of a linear classifier's the probe must find, at
 #: least, and in standard errors of such a share.
-_GAP, _ERRORS = 0.1, 4
+_GAP = 0.1
+_ERRORS = 4
 
 
 class Linearity(eqx.Module):
@@ -90,9 +92,13 @@ class Linearity(eqx.Module):
 def _explained(kernel: Kernel, perturbed: Array, targets: Array, g: Any) -> KernelPredictor | None:
     """g if it is a trained predictor, else that of the identity loss; None where 15.1 is silent."""
     if not isinstance(g, KernelPredictor):
-        g = KernelPredictor(kernel, perturbed, targets / len(targets))
-    silent = not isinstance(g.kernel, TwoLayerNTK) or g.initial is not None
-    if silent or g.num_outputs is not None or is_traced(g.inputs, g.dual_coef):
+        coef = targets / len(targets)
+        g = KernelPredictor(kernel, perturbed, coef)
+    if not isinstance(g.kernel, TwoLayerNTK):
+        return None
+    if g.initial is not None or g.num_outputs is not None:
+        return None
+    if is_traced(g.inputs, g.dual_coef):
         return None
     return g
 
@@ -125,27 +131,35 @@ def assess(
     second = _explained(kernel, perturbed, targets, g)
     if second is None or is_traced(z, labels):
         return None
-    chosen = np.unique(np.linspace(0, len(z) - 1, min(len(z), _POINTS)).astype(int))
+    count = min(len(z), _POINTS)
+    places = np.linspace(0, len(z) - 1, count).astype(int)
+    chosen = np.unique(places)
     z = z[chosen]
     outputs = f(z)
     if is_traced(outputs):
         return None
     true = np.asarray(labels, float)[chosen]
     kernel = cast(TwoLayerNTK, second.kernel)
+    rows = _rows(z)
     coef = np.asarray(second.dual_coef, float)
-    found = linear_sums(kernel, _rows(second.inputs), coef, _rows(z))
-    linear = np.sign(found.output)
-    signs = _signs(outputs)
+    found = linear_sums(kernel, _rows(second.inputs), coef, rows)
+    signs_linear = np.sign(found.output)
+    signs_f = _signs(outputs)
+    signs_g = _signs(second(z))
     bias = bool(kernel.train_bias)
-    shares = [
-        np.mean(_signs(second(z)) == linear),
-        np.mean(found.certified),
-        np.mean(linear == true),
-        np.mean(signs == true),
-        _probe(_rows(z), signs, bias),
-        _probe(_rows(z), linear, bias),
-    ]
-    return Linearity(*[jnp.asarray(share) for share in shares], points=len(z))
+
+    def share(agrees: Any) -> Array:
+        return jnp.asarray(np.mean(agrees))
+
+    return Linearity(
+        linear_g=share(signs_g == signs_linear),
+        certified=share(found.certified),
+        linear_right=share(signs_linear == true),
+        f_right=share(signs_f == true),
+        linear_f=jnp.asarray(_probe(rows, signs_f, bias)),
+        linear_linear=jnp.asarray(_probe(rows, signs_linear, bias)),
+        points=len(z),
+    )
 
 
 def _probe(z: np.ndarray, signs: np.ndarray, bias: bool) -> float:
@@ -154,21 +168,25 @@ def _probe(z: np.ndarray, signs: np.ndarray, bias: bool) -> float:
     Through the origin unless `bias`. Mean over both halves, the best of several ridges, so that
     what is not found is hardly there.
     """
-    if len(z) < 2:
+    m = len(z)
+    if m < 2:
         return 1.0
-    features = np.hstack([z, np.full((len(z), 1), float(bias))])
-    # Interleaved or sorted classes are in both halves.
-    order = np.random.default_rng(0).permutation(len(z))
+    column = np.full((m, 1), float(bias))
+    features = np.hstack([z, column])
     gram = features @ features.T
-    halves = order[::2], order[1::2]
+    # Interleaved or sorted classes are in both halves.
+    order = np.random.default_rng(0).permutation(m)
+    one = order[::2]
+    two = order[1::2]
     shares = np.zeros(len(_RIDGES))
-    for fitted, other in (halves, halves[::-1]):
+    for fitted, other in ((one, two), (two, one)):
         values, vectors = np.linalg.eigh(gram[np.ix_(fitted, fitted)])
         values = np.maximum(values, 0)
-        along = vectors.T @ signs[fitted]
-        across = gram[np.ix_(other, fitted)] @ vectors
         scale = values.mean() or 1.0
+        targets = vectors.T @ signs[fitted]
+        across = gram[np.ix_(other, fitted)] @ vectors
         for k, ridge in enumerate(_RIDGES):
-            outputs = across @ (along / (values + ridge * scale))
-            shares[k] += np.mean(np.sign(outputs) == signs[other]) / 2
+            coef = targets / (values + ridge * scale)
+            found = np.sign(across @ coef)
+            shares[k] += np.mean(found == signs[other]) / 2
     return float(shares.max())

@@ -73,7 +73,10 @@ def report_of(
 
 def configuration_of(r: PerturbationLearning, test: Dataset | None) -> dict[str, Any]:
     """What was asked, as a report keeps it."""
-    train, options = r.train, r.options
+    train = r.train
+    options = r.options
+    predictors = {"f": r.f, "g": r.g}
+    wide = [name for name, one in predictors.items() if isinstance(one, KernelPredictor)]
     return {
         "command": _IN_PYTHON,
         "data": train.name,
@@ -90,9 +93,7 @@ def configuration_of(r: PerturbationLearning, test: Dataset | None) -> dict[str,
         "direction": options["direction"],
         "bounds": options["bounds"],
         "targets": options["targets"],
-        "infinitely_wide": [
-            name for name, f in (("f", r.f), ("g", r.g)) if isinstance(f, KernelPredictor)
-        ],
+        "infinitely_wide": wide,
         "f": described(r.f),
         "g": described(r.g),
     }
@@ -109,9 +110,11 @@ def described(predictor: Any) -> str:
         dynamics = from_numbers(predictor.dynamics)
         ridge = f", ridge {predictor.ridge:g}" if predictor.ridge else ""
         return f"{predictor.kernel!r}, {predictor.loss} loss, {dynamics!r}{ridge}"
-    width = getattr(predictor, "width", None)
     named = getattr(predictor, "__name__", type(predictor).__name__)
-    return named if width is None else f"{named} of width {width}"
+    width = getattr(predictor, "width", None)
+    if width is None:
+        return named
+    return f"{named} of width {width}"
 
 
 def metrics_of(
@@ -131,11 +134,13 @@ def metrics_of(
     if robust is not None:
         tell("accuracy under attack")
         settings = robust if isinstance(robust, Mapping) else {"sizes": robust}
-        metrics["robust"] = robust_of(r, r.train if test is None else test, **settings)
+        attacked = r.train if test is None else test
+        metrics["robust"] = robust_of(r, attacked, **settings)
     metrics["status"] = {"f": _status(r.f), "g": _status(r.g)}
     metrics["rounding"] = _rounding(r)
-    sets = {"train": r.train} | ({} if test is None else {"test": test})
-    metrics["most_frequent"] = {name: _most_frequent(data) for name, data in sets.items()}
+    metrics["most_frequent"] = {"train": _most_frequent(r.train)}
+    if test is not None:
+        metrics["most_frequent"]["test"] = _most_frequent(test)
     return metrics
 
 
@@ -145,18 +150,20 @@ def _status(predictor: Any) -> str:
 
 def _most_frequent(data: Dataset) -> float:
     """The share of the most frequent class."""
-    counts = np.bincount(np.asarray(data.labels))
+    labels = np.asarray(data.labels)
+    counts = np.bincount(labels)
     return float(counts.max() / data.n)
 
 
 def _rounding(r: PerturbationLearning) -> float:
     """How much adding perturbations to their carrier changed them, relative to their length."""
-    delta = np.asarray(r.perturbation.delta, float).reshape(len(r.carrier), -1)
+    delta = np.asarray(r.perturbation.delta, float).ravel()
     length = np.linalg.norm(delta)
     if length == 0:
         return 0.0
-    added = np.asarray(r.perturbed, float) - np.asarray(r.carrier, float)
-    change = added.reshape(delta.shape) - delta
+    carrier = np.asarray(r.carrier, float).ravel()
+    perturbed = np.asarray(r.perturbed, float).ravel()
+    change = perturbed - carrier - delta
     return float(np.linalg.norm(change) / length)
 
 
@@ -167,8 +174,10 @@ def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[st
 
 
 def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[str, Any]:
-    p, train = r.perturbation, r.train
-    delta, targets = np.asarray(p.delta), np.asarray(p.targets)
+    p = r.perturbation
+    train = r.train
+    delta = np.asarray(p.delta)
+    targets = np.asarray(p.targets)
     # Of a carrier that was perturbed itself no true label is known.
     known = r.options["at"] == "data"
     true = np.resize(np.asarray(train.targets), len(delta))
@@ -196,8 +205,8 @@ def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[s
     if r.cosine is not None:
         arrays["cosine"] = r.cosine
     if r.diagnosis is not None:
-        names = ("signal", "offset", "offset_std", "probability")
-        arrays |= {f"diagnosis_{name}": getattr(r.diagnosis, name) for name in names}
+        for name in ("signal", "offset", "offset_std", "probability"):
+            arrays[f"diagnosis_{name}"] = getattr(r.diagnosis, name)
     return arrays
 
 
@@ -209,20 +218,33 @@ def _targets_of_classes(count: int) -> Sequence[int]:
 def _sample(targets: np.ndarray, count: int) -> np.ndarray:
     """Rows to draw: eight of two classes, one of each of more, ten at most."""
     each = 4 if count == 2 else 1
-    rows = [np.flatnonzero(targets == target)[:each] for target in _targets_of_classes(count)]
-    return np.concatenate(rows[:10])
+    rows = []
+    for target in _targets_of_classes(count)[:10]:
+        of_class = np.flatnonzero(targets == target)
+        rows.append(of_class[:each])
+    return np.concatenate(rows)
 
 
 def _means(r: PerturbationLearning) -> dict[str, np.ndarray]:
     """The mean perturbation toward each class, and the class means it is compared with."""
-    x, y = np.asarray(r.train.inputs), np.asarray(r.train.targets)
-    delta, targets = np.asarray(r.perturbation.delta), np.asarray(r.perturbation.targets)
-    values = _targets_of_classes(len(r.train.classes))
-    toward = np.stack([_mean_where(delta, targets == value) for value in values])
-    means = np.stack([_mean_where(x, y == value) for value in values])
-    if len(r.train.classes) == 2:
-        return {"mean_toward": toward, "mean_difference": means[0] - means[1]}
-    return {"mean_toward": toward, "mean_of_class": means - x.mean(axis=0)[None]}
+    x = np.asarray(r.train.inputs)
+    y = np.asarray(r.train.targets)
+    delta = np.asarray(r.perturbation.delta)
+    targets = np.asarray(r.perturbation.targets)
+    classes = len(r.train.classes)
+    toward = []
+    means = []
+    for value in _targets_of_classes(classes):
+        toward.append(_mean_where(delta, targets == value))
+        means.append(_mean_where(x, y == value))
+    found = {"mean_toward": np.stack(toward)}
+    if classes == 2:
+        positive, negative = means
+        found["mean_difference"] = positive - negative
+    else:
+        centre = x.mean(axis=0)
+        found["mean_of_class"] = np.stack(means) - centre[None]
+    return found
 
 
 def _mean_where(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -255,13 +277,16 @@ def robust_of(
 
         robust_of(r, test, sizes=(0.5, 1.0), certified=True)["tables"]["f"]
     """
-    count = points or (_CERTIFIED_POINTS if certified else _ATTACKED_POINTS)
-    x, y = data.inputs[:count], data.targets[:count]
-    key = jax.random.fold_in(r.key, _ATTACK) if key is None else key
+    if points is None:
+        points = _CERTIFIED_POINTS if certified else _ATTACKED_POINTS
+    x = data.inputs[:points]
+    y = data.targets[:points]
+    if key is None:
+        key = jax.random.fold_in(r.key, _ATTACK)
+    asked = {"sizes": sizes, "norms": norms, "attack": attack, "key": key}
     tables = {}
     name_of_attack = ""
     for name, predictor in (("f", r.f), ("g", r.g)):
-        asked = {"sizes": sizes, "norms": norms, "attack": attack, "key": key}
         found = robust_accuracy(predictor, x, y, **asked, **options)
         proved = _certified(predictor, x, y, found.norms) if certified else None
         tables[name] = found.table(proved)
@@ -273,9 +298,8 @@ def _certified(predictor: Any, x: Any, y: Any, norms: Sequence[str]) -> dict[str
     """Norm -> certified sizes, of those norms that have any."""
     known = [norm for norm in norms if norm in CERTIFIED_NORMS]
     if not known:
-        raise ValueError(
-            f"certified accuracy is known in {', '.join(CERTIFIED_NORMS)}; got {', '.join(norms)}"
-        )
+        wanted = ", ".join(CERTIFIED_NORMS)
+        raise ValueError(f"certified accuracy is known in {wanted}; got {', '.join(norms)}")
     return {norm: certified_size(predictor, x, y, norm=norm) for norm in known}
 
 
@@ -284,10 +308,11 @@ def curve_of(
 ) -> dict[str, np.ndarray]:
     """Accuracy against size; where g cannot be trained the size is left out, as status says."""
     size = r.options["size"]
+    sizes = np.geomspace(size / REACH, size * REACH, _CURVE_POINTS)
     parts = []
-    for each in np.geomspace(size / REACH, size * REACH, _CURVE_POINTS):
+    for each in sizes.tolist():
         try:
-            parts.append(accuracy_against_size(r, test, [float(each)]))
+            parts.append(accuracy_against_size(r, test, [each]))
         except Exception as error:  # results are worth more than their curve
             status["accuracy against size"] = f"left out at size {each:.3g} and others: {error}"
     if not parts:

@@ -21,7 +21,7 @@ from perturbkernel.data.draws import draw_classes, draw_targets
 from perturbkernel.data.labels import encoded
 from perturbkernel.display import Table, has_values, html_table, number
 from perturbkernel.learning.diagnosis import Diagnosis, diagnose
-from perturbkernel.learning.linearity import Linearity
+from perturbkernel.learning.summaries import cosine_numbers, diagnosis_numbers
 from perturbkernel.metrics import class_agreement, class_means, share_right
 
 CONTROLS = ("unperturbed", "random", "shuffled")
@@ -157,24 +157,13 @@ class PerturbationLearning(eqx.Module):
         noise_key, shuffle_key, learner_key = _control_keys(self.key, np.uint32(draw))
         delta, targets = self.perturbation.delta, self.perturbation.targets
         inputs = self.carrier
+        classes = len(self.train.classes)
         if name == "random":
-            # The norm that normalise() set to one: l2 lengths; a linf step has entries of one size.
-            direction = jax.random.normal(noise_key, delta.shape, delta.dtype)
-            unit, delta = on_host(normalise(direction, "l2"), delta)
-            length = namespace(delta).linalg.norm(delta.reshape(len(delta), -1), axis=1)
-            each = length.reshape(-1, *(1,) * (delta.ndim - 1))
-            inputs = added(inputs, unit * each)
+            inputs = added(inputs, _random_directions(delta, noise_key))
         elif name == "shuffled":
             inputs = added(inputs, delta)
-            classes = len(self.train.classes)
-            if classes == 2:
-                turn = draw_targets("balanced", len(targets), key=shuffle_key)
-                targets, turn = on_host(targets, turn)
-                targets = as_jax(targets * turn.astype(targets.dtype))
-            else:
-                shift = draw_classes("balanced", targets, classes, key=shuffle_key)
-                targets = (targets + shift.astype(targets.dtype)) % classes
-        return self.learner_g(inputs, encoded(targets, len(self.train.classes)), learner_key)
+            targets = _shuffled(targets, classes, shuffle_key)
+        return self.learner_g(inputs, encoded(targets, classes), learner_key)
 
     def table(self, test: Dataset | None = None, *, control_draws: int = 0) -> Table:
         """Accuracies on clean data as columns, which `print` and `pandas.DataFrame` take.
@@ -187,10 +176,12 @@ class PerturbationLearning(eqx.Module):
         parts = list(metrics["accuracy"]["f"])
         columns = Table(network=list(scores))
         for part in parts:
-            columns[part] = [float(np.mean(score[part])) for score in scores.values()]
+            draws = [score[part] for score in scores.values()]
+            columns[part] = [float(np.mean(shares)) for shares in draws]
         if control_draws:
             for part in parts:
-                columns[f"{part}_std"] = [float(np.std(score[part])) for score in scores.values()]
+                draws = [score[part] for score in scores.values()]
+                columns[f"{part}_std"] = [float(np.std(shares)) for shares in draws]
         return columns
 
     def report(
@@ -279,33 +270,61 @@ class PerturbationLearning(eqx.Module):
         test = self.test if test is None else test
         if test is not None:
             check_classes(test, self.train)
-        sets = {"train": self.train} | ({} if test is None else {"test": test})
-        if fresh is None and test is not None:
-            fresh = test.inputs
+        sets = {"train": self.train}
+        if test is not None:
+            sets["test"] = test
+            fresh = test.inputs if fresh is None else fresh
+        # Each network is evaluated once, on all points together.
         clean = _concatenated([data.inputs for data in sets.values()])
-        ends = np.cumsum([len(data) for data in sets.values()])[:-1]
+        *ends, _ = np.cumsum([len(data) for data in sets.values()])
 
         def accuracies(predictor) -> dict[str, float]:
             outputs = on_host(predictor(clean))
             parts = namespace(outputs).split(outputs, ends)
-            return {
-                name: float(mean(share_right(as_jax(out), sets[name])))
-                for name, out in zip(sets, parts, strict=True)
-            }
+            found = {}
+            for (name, data), of_part in zip(sets.items(), parts, strict=True):
+                right = share_right(as_jax(of_part), data)
+                found[name] = float(mean(right))
+            return found
 
         def control(name) -> dict[str, list[float]]:
             count = 1 if name == "unperturbed" else control_draws
             draws = [accuracies(self.control(name, draw)) for draw in range(count)]
             return {part: [draw[part] for draw in draws] for part in sets}
 
+        controls = {}
+        if control_draws:
+            controls = {name: control(name) for name in CONTROLS}
+        zero_gradients = np.asarray(self.perturbation.zero_gradient)
         return {
             "accuracy": {"f": accuracies(self.f), "g": accuracies(self.g)},
-            "controls": {name: control(name) for name in CONTROLS} if control_draws else {},
+            "controls": controls,
             "agreement": None if fresh is None else float(self.agreement(fresh)),
-            "cosine": _cosine_numbers(self.cosine),
-            "zero_gradients": int(np.asarray(self.perturbation.zero_gradient).sum()),
-            "diagnosis": _diagnosis_numbers(self.diagnosis),
+            "cosine": cosine_numbers(self.cosine),
+            "zero_gradients": int(zero_gradients.sum()),
+            "diagnosis": diagnosis_numbers(self.diagnosis),
         }
+
+
+def _random_directions(delta: Array, key: PRNGKeyArray) -> Any:
+    """As long as the perturbations, row by row."""
+    direction = jax.random.normal(key, delta.shape, delta.dtype)
+    unit, delta = on_host(normalise(direction, "l2"), delta)
+    # The norm that normalise() set to one: l2 lengths; a linf step has entries of one size.
+    rows = delta.reshape(len(delta), -1)
+    length = namespace(delta).linalg.norm(rows, axis=1)
+    each = length.reshape(-1, *(1,) * (delta.ndim - 1))
+    return unit * each
+
+
+def _shuffled(targets: Array, classes: int, key: PRNGKeyArray) -> Array:
+    """The targets, turned around or moved on by draws that are uncorrelated with them."""
+    if classes == 2:
+        turn = draw_targets("balanced", len(targets), key=key)
+        targets, turn = on_host(targets, turn)
+        return as_jax(targets * turn.astype(targets.dtype))
+    shift = draw_classes("balanced", targets, classes, key=key)
+    return (targets + shift.astype(targets.dtype)) % classes
 
 
 def check_classes(data: Dataset, train: Dataset) -> None:
@@ -320,53 +339,23 @@ def _same_sign(f: Array, g: Array) -> Array:
     """1 where two outputs have the same sign, 0 where they have not, 1/2 where one is 0."""
     f, g = on_host(f, g)
     xp = namespace(f)
-    return as_jax((1 + xp.sign(f) * xp.sign(g).astype(f.dtype)) / 2)
+    sign_f = xp.sign(f)
+    sign_g = xp.sign(g).astype(f.dtype)
+    return as_jax((1 + sign_f * sign_g) / 2)
 
 
 @jax.jit
 def _control_keys(key: PRNGKeyArray, draw: Array) -> tuple[PRNGKeyArray, ...]:
-    return tuple(jax.random.split(jax.random.fold_in(key, draw), 3))
+    key = jax.random.fold_in(key, draw)
+    return tuple(jax.random.split(key, 3))
 
 
 def _concatenated(arrays: list[Array]) -> Array:
     arrays = [on_host(array) for array in arrays]
-    alike = len(set(map(namespace, arrays))) == 1
-    return as_jax((namespace(arrays[0]) if alike else jnp).concatenate(arrays))
-
-
-def _cosine_numbers(cosine: Array | None) -> dict[str, float] | None:
-    if cosine is None:
-        return None
-    known = np.asarray(cosine)
-    known = known[~np.isnan(known)]
-    if known.size == 0:
-        return {"mean": np.nan, "min": np.nan}
-    return {"mean": float(known.mean()), "min": float(known.min())}
-
-
-def _diagnosis_numbers(diagnosis: Diagnosis | None) -> dict[str, Any] | None:
-    if diagnosis is None:
-        return None
-    return {
-        "expected_accuracy": float(diagnosis.expected_accuracy),
-        "signal_rms": _rms(diagnosis.signal),
-        "offset_rms": _rms(diagnosis.offset),
-        "offset_std_rms": _rms(diagnosis.offset_std),
-        "assumes": diagnosis.assumes,
-        "linearity": _linearity_numbers(diagnosis.linearity),
-    }
-
-
-def _linearity_numbers(linearity: Linearity | None) -> dict[str, Any] | None:
-    if linearity is None:
-        return None
-    names = ("linear_g", "certified", "linear_right", "f_right", "linear_f", "linear_linear")
-    numbers = {name: float(getattr(linearity, name)) for name in names}
-    return {**numbers, "says": linearity.says}
-
-
-def _rms(values: Array) -> float:
-    return float(np.sqrt(np.mean(np.asarray(values) ** 2)))
+    # By NumPy where all are at hand.
+    first, *others = map(namespace, arrays)
+    xp = first if all(other is first for other in others) else jnp
+    return as_jax(xp.concatenate(arrays))
 
 
 def mean(values: Array) -> Array:
@@ -385,4 +374,7 @@ def attacked_points(x: Array, carrier: Array, at: str) -> Array:
     if at == "carrier":
         return carrier
     turns = len(carrier) // len(x)
-    return x if turns == 1 else jnp.tile(x, (turns, *(1,) * (x.ndim - 1)))
+    if turns == 1:
+        return x
+    once = (1,) * (x.ndim - 1)
+    return jnp.tile(x, (turns, *once))

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.checks import is_traced
 from perturbkernel.display import Displayed
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.angles import products_and_angles
+from perturbkernel.kernels.rows import lengths
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training.precision import scope
 from perturbkernel.training.predictors import KernelPredictor
@@ -63,7 +65,7 @@ class Split(Displayed, eqx.Module):
         if own is None:
             own = _squares(self.own_gradient)
         total = shared + own
-        return jnp.where(total > 0, shared, 0) / jnp.where(total > 0, total, 1)
+        return quotient(shared, total, total > 0)
 
 
 def split(
@@ -211,14 +213,14 @@ def _gradients(kernel: TwoLayerNTK, z: Array, x: Array) -> tuple[_Gradients, _Gr
     """Of the tangent kernel and of the covariance of f0."""
     product, theta = products_and_angles(z, x)
     d = x.shape[1]
-    s_z = jnp.sqrt(1 + jnp.sum(z**2, axis=1) / d)[:, None]
-    s_x = jnp.sqrt(1 + jnp.sum(x**2, axis=1) / d)[None, :]
+    s_z = lengths(z)[:, None]
+    s_x = lengths(x)[None, :]
     cone = (1 - kernel.slope) ** 2 / (2 * np.pi)
     gates = kernel.of_angles("phi", z, x, product, theta)
     sine = jnp.sin(theta)
     apart = sine > _COINCIDE
     factor = cone * (product + float(kernel.train_bias))
-    turning = jnp.where(apart, factor / jnp.where(apart, sine, 1), 0)
+    turning = quotient(factor, sine, apart)
     cosine = jnp.cos(theta)
     ntk = _Gradients(
         along=gates + turning / (d * s_z * s_x),
@@ -231,10 +233,12 @@ def _gradients(kernel: TwoLayerNTK, z: Array, x: Array) -> tuple[_Gradients, _Gr
 def _form(matrix: Array, a: _Gradients, b: _Gradients, z: Array, x: Array) -> Array:
     """sum_{nl} matrix_nl <a_n(z), b_l(z)>, (m,)."""
     products = _product(z, x.T)
-    lengths = jnp.sum(z**2, axis=1)
+    squares = _squares(z)[:, None]
     inner = _product(x, x.T)
+    back = _product(a.back, matrix)
+    # <x_n, x_l>, then what has z on the side of b: <x_n, z> and <z, z>; then <z, x_l>.
     total = _product(a.along, matrix * inner) * b.along
-    weighted = _product(a.along * products, matrix) + lengths[:, None] * _product(a.back, matrix)
-    total += weighted * b.back
-    total += _product(a.back, matrix) * (b.along * products)
+    onto_z = _product(a.along * products, matrix) + squares * back
+    total += onto_z * b.back
+    total += back * (b.along * products)
     return jnp.sum(total, axis=1)

@@ -10,9 +10,8 @@ from perturbkernel.checks import (
     as_targets,
     check_count,
     check_key,
-    check_probabilities,
 )
-from perturbkernel.training.losses import Kind, Loss
+from perturbkernel.training.losses import Kind, Loss, check_probabilities
 
 
 def check_batches(batch_size: int | None, n: int, key) -> None:

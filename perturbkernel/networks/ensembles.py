@@ -163,9 +163,10 @@ def _checked_rates(learning_rate, k: int) -> Array:
         raise ValueError(
             f"learning_rate must be one number or ({k},), one a network; got shape {rates.shape}"
         )
-    valid = is_traced(rates) or (np.isfinite(rates).all() and (np.asarray(rates) >= 0).all())
-    if not valid:
-        raise ValueError(f"learning_rate must be >= 0 and finite; got {learning_rate!r}")
+    if not is_traced(rates):
+        values = np.asarray(rates)
+        if not np.isfinite(values).all() or values.min() < 0:
+            raise ValueError(f"learning_rate must be >= 0 and finite; got {learning_rate!r}")
     return jnp.broadcast_to(rates, k)
 
 

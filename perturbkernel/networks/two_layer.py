@@ -54,14 +54,16 @@ class TwoLayerNetwork(eqx.Module):
         TwoLayerNTK(self.slope, self.train_bias)  # checks both
         if np.ndim(self.weight) < 2:
             raise ValueError(f"weight must have shape (width, d); got {np.shape(self.weight)}")
-        wanted = np.shape(self.weight)[:-1]
-        neurons_of_readout = np.shape(self.readout)
+        *wanted, _ = np.shape(self.weight)
+        of_bias = list(np.shape(self.bias))
+        of_readout = list(np.shape(self.readout))
         if np.ndim(self.readout) == np.ndim(self.weight):
-            neurons_of_readout = neurons_of_readout[:-1]
-        for name, found in (("bias", np.shape(self.bias)), ("readout", neurons_of_readout)):
-            if found != wanted:
+            *of_readout, _ = of_readout  # the axis of outputs
+        for name, neurons in (("bias", of_bias), ("readout", of_readout)):
+            if neurons != wanted:
                 raise ValueError(
-                    f"{name} must have shape {wanted}, one number a neuron; got {found}"
+                    f"{name} must have shape {tuple(wanted)}, one number a neuron; "
+                    f"got {tuple(neurons)}"
                 )
 
     @classmethod
@@ -94,9 +96,10 @@ class TwoLayerNetwork(eqx.Module):
             check_count(outputs, "outputs", low=2)
         kernel = TwoLayerNTK(slope, train_bias)
         check_key(key)
-        # A row a neuron: one compilation.
+        # A row for each neuron, of all its numbers: one compilation.
         neurons = width // 2 if doubled else width
-        drawn = jax.random.normal(key, (neurons, d + 1 + (outputs or 1)))
+        numbers = d + 1 + (outputs or 1)
+        drawn = jax.random.normal(key, (neurons, numbers))
         weight = drawn[:, :d] / d**0.5
         bias = drawn[:, d]
         readout = drawn[:, d + 1 :] / width**0.5
@@ -128,14 +131,17 @@ class TwoLayerNetwork(eqx.Module):
         In this layout the forward and the backward product of training need no transposed copy.
         """
         dtype = common_dtype(self.weight, z)
-        u = jnp.matmul(self.weight.astype(dtype), z.T.astype(dtype), precision=EXACT)
+        weight = self.weight.astype(dtype)
+        bias = self.bias.astype(dtype)
+        u = jnp.matmul(weight, z.T.astype(dtype), precision=EXACT)
         if scale is not None:
             u = scale.astype(dtype)[..., None, :] * u
-        return u + self.bias.astype(dtype)[..., None]
+        return u + bias[..., None]
 
     @jax.jit
     def _outputs(self, z: Array, scale: Array | None = None) -> Array:
-        return self._readout(self._preactivations(z, scale))
+        u = self._preactivations(z, scale)
+        return self._readout(u)
 
     def _readout(self, u: Array) -> Array:
         activated = jnp.where(u > 0, u, self.slope * u)
@@ -150,7 +156,8 @@ class TwoLayerNetwork(eqx.Module):
             readout = self.readout.astype(common_dtype(self.readout, weights))
             weights = weights.astype(readout.dtype)
             a = jnp.einsum("...ik,mk->...im", readout, weights, precision=EXACT)
-        gated = jnp.where(self._preactivations(z) > 0, a, self.slope * a)
+        u = self._preactivations(z)
+        gated = jnp.where(u > 0, a, self.slope * a)
         return jnp.einsum("...im,...id->...md", gated, self.weight, precision=EXACT)
 
     @jax.jit
@@ -164,7 +171,8 @@ class TwoLayerNetwork(eqx.Module):
         return jnp.einsum("...in,...im->...nm", weighted, gates_z, precision=EXACT)
 
     def _gates(self, z: Array) -> Array:
-        return jnp.where(self._preactivations(z) > 0, 1.0, self.slope)
+        u = self._preactivations(z)
+        return jnp.where(u > 0, 1.0, self.slope)
 
     def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "..."]:
         """Outputs (m,), or (m, K), at queries z (m, d). Holds (width, m) numbers."""

@@ -148,7 +148,9 @@ def _images(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) 
         above = fig.add_subplot(grid[0, i])
         below = fig.add_subplot(grid[1, i])
         _show_sample(above, below, shown, i)
-    first, second, third = [fig.add_subplot(grid[:, count + i]) for i in (1, 2, 3)]
+    first = fig.add_subplot(grid[:, count + 1])
+    second = fig.add_subplot(grid[:, count + 2])
+    third = fig.add_subplot(grid[:, count + 3])
     means = _as_pictures(arrays["mean_toward"], image_shape)
     limits = _limits(means, largest(np.asarray(means)))
     for axis, name, mean, limit in zip((first, second), classes, means, limits, strict=True):

@@ -164,8 +164,11 @@ class Options:
     def left_out(self) -> tuple[str, ...]:
         """Names that the mode has no numbers for."""
         panels, maps = self._selected()
-        asked = (*panels, *maps, *(name for name in STUDIES if name in self.names))
-        there = {p.id for p in self.panels} | {m.id for m in self.maps} | set(self.studies)
+        studies = [name for name in STUDIES if name in self.names]
+        asked = (*panels, *maps, *studies)
+        there = {panel.id for panel in self.panels}
+        there |= {one.id for one in self.maps}
+        there |= set(self.studies)
         return tuple(name for name in asked if name not in there)
 
 

@@ -22,6 +22,7 @@ cite.
 | `logistic`          | 1.3, 7         | the logistic loss                                         |
 | `logistic_matching` | 7.3            | the theorem for it                                        |
 | `facts`             | 8              | exact facts and limits                                    |
+| `initial_draws`     | 12.1           | joint draws of f0 and its gradients, their covariance     |
 | `randomness`        | 12.1, 12.2     | sign probabilities, agreement, cosine over time           |
 | `targets`           | 12.3           | moments over the targets                                  |
 | `linear`            | 15             | the linear classifier that scenario (a) teaches           |
@@ -69,6 +70,8 @@ from perturbkernel.theory.initial import (
     initial_gradient_second_moment as initial_gradient_second_moment,
 )
 from perturbkernel.theory.initial import initial_output_variance as initial_output_variance
+from perturbkernel.theory.initial_draws import initial_covariance as initial_covariance
+from perturbkernel.theory.initial_draws import sample_initial as sample_initial
 from perturbkernel.theory.labels import LabelTerm as LabelTerm
 from perturbkernel.theory.lazy import CertifiedGates as CertifiedGates
 from perturbkernel.theory.lazy import certified_gates as certified_gates
@@ -101,9 +104,7 @@ from perturbkernel.theory.randomness import Agreement as Agreement
 from perturbkernel.theory.randomness import expected_accuracy as expected_accuracy
 from perturbkernel.theory.randomness import expected_agreement as expected_agreement
 from perturbkernel.theory.randomness import expected_cosine as expected_cosine
-from perturbkernel.theory.randomness import initial_covariance as initial_covariance
 from perturbkernel.theory.randomness import reproducibility as reproducibility
-from perturbkernel.theory.randomness import sample_initial as sample_initial
 from perturbkernel.theory.randomness import sign_probability as sign_probability
 from perturbkernel.theory.targets import TargetMoments as TargetMoments
 from perturbkernel.theory.targets import target_moments as target_moments

@@ -353,15 +353,21 @@ def _certificate(
 
 def _median_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
     """Of the medians of the absolute values; 1 if the second is 0."""
+    above = float(np.median(np.abs(numerator)))
     below = float(np.median(np.abs(denominator)))
-    return float(np.median(np.abs(numerator))) / below if below > 0 else 1.0
+    return above / below if below > 0 else 1.0
 
 
 def _smallest_width(enough: Callable[[int], bool]) -> int | None:
     """By bisection in the logarithm, to two digits; the share certified grows with the width."""
-    widths = np.unique(np.round(10 ** (np.arange(10, 121) / 10), -1).astype(int))
-    low, high = 0, len(widths)
+    powers = 10 ** (np.arange(10, 121) / 10)
+    widths = np.unique(np.round(powers, -1).astype(int)).tolist()
+    low = 0
+    high = len(widths)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(int(widths[middle])) else (middle + 1, high)
-    return int(widths[low]) if low < len(widths) else None
+        if enough(widths[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return widths[low] if low < len(widths) else None

@@ -109,7 +109,9 @@ def gate_moment_bound_split(
     check_kernel(kernel)
     check_statement(delta, width, points=pairs)
     rate = np.log(4 * pairs / delta) / independent_neurons(width, start)
-    return float(2 * np.sqrt(rate) + 2 * rate + (1 - kernel.slope**2) * np.sqrt(rate / 2))
+    of_readouts = 2 * np.sqrt(rate) + 2 * rate
+    of_gates = (1 - kernel.slope**2) * np.sqrt(rate / 2)
+    return float(of_readouts + of_gates)
 
 
 @renamed(doubled="start")

@@ -105,7 +105,8 @@ class Constants:
 def _largest_singular_value(x: np.ndarray) -> float:
     # LAPACK on the smaller Gram matrix: the top eigenvalue, unlike the small ones, loses nothing by
     # squaring.
-    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    n, d = x.shape
+    gram = x @ x.T if n < d else x.T @ x
     largest = np.linalg.eigvalsh(gram)[-1]
     return float(np.sqrt(max(largest, 0)))
 
@@ -117,10 +118,12 @@ def _lowest_weights(kernel: TwoLayerNTK) -> dict[str, float]:
 
 def _speeds(kernel: TwoLayerNTK, positive, negative) -> dict[str, np.ndarray]:
     """R_z by loss, from the means of the positive and negative parts of y_n k_n(z)."""
-    return {
-        loss: np.maximum(positive - low * negative, negative - low * positive)
-        for loss, low in _lowest_weights(kernel).items()
-    }
+    speeds = {}
+    for loss, low in _lowest_weights(kernel).items():
+        upward = positive - low * negative
+        downward = negative - low * positive
+        speeds[loss] = np.maximum(upward, downward)
+    return speeds
 
 
 class _AtInputs(NamedTuple):
@@ -263,7 +266,8 @@ def derive_constants(
 
 def _predictor_square(kernel: TwoLayerNTK, quadratic, z, mean_factor, f_hat) -> np.ndarray:
     """S_f^2, (m,), clipped at 0."""
-    queries = np.hstack([z, np.ones((len(z), 1))])
+    ones = np.ones((len(z), 1))
+    queries = np.hstack([z, ones])
     square = np.sum((queries @ quadratic) * queries, axis=1)
     a = gate_mean_square(kernel)
     p_squared = ((1 + kernel.slope) / 2) ** 2
@@ -277,5 +281,6 @@ def _direction_square(kernel: TwoLayerNTK, quadratic, mean, direction) -> np.nda
     a = gate_mean_square(kernel)
     p_squared = ((1 + kernel.slope) / 2) ** 2
     cross = direction @ mean - p_squared * mean @ mean
-    v_square = a * np.trace(quadratic[:-1, :-1]) + 4 * p_squared * cross
+    of_inputs = quadratic[:-1, :-1]
+    v_square = a * np.trace(of_inputs) + 4 * p_squared * cross
     return np.maximum(v_square, 0)

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from perturbkernel._moved import renamed
+from perturbkernel.arrays import quotient
 from perturbkernel.checks import check_choice
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
@@ -73,34 +74,39 @@ def decompose_gradient(
     check_kernel(kernel)
     check_time(time, positive=True)
     x = as_points(x, "x")
-    y, z = as_labels(y, "y", len(x)), as_points(z, "z", like=x)
+    y = as_labels(y, "y", len(x))
+    z = as_points(z, "z", like=x)
     start, start_biases, readout = as_network(weights, biases, readout, x.shape[1])
     end = as_points(trained_weights, "trained_weights", like=x, rows=len(start))
     end, end_biases, _ = as_network(end, trained_biases, readout, x.shape[1])
     v = direction(kernel, x, y, z)
-    parts = np.zeros((5, *z.shape))
+    initial = np.zeros(z.shape)
+    flips = np.zeros(z.shape)
+    concentration = np.zeros(z.shape)
+    lazy = np.zeros(z.shape)
+    total = np.zeros(z.shape)
     weighted = y[:, None] * x / len(x)
     for part in neuron_blocks(len(start), len(x) + 2 * len(z)):
         a = readout[part, None]
         w = start[part]
+        b = start_biases[part, None]
         trained = end[part]
-        before = gates(kernel, w @ z.T + start_biases[part, None])
+        before = gates(kernel, w @ z.T + b)
         after = gates(kernel, trained @ z.T + end_biases[part, None])
-        pull = gates(kernel, w @ x.T + start_biases[part, None]) @ weighted
-        parts[0] += before.T @ (a * w)
-        parts[1] += (after - before).T @ (a * w)
-        parts[2] += time * (before.T @ (a**2 * pull))
+        pull = gates(kernel, w @ x.T + b) @ weighted  # G_i
+        first_order = before.T @ (a**2 * time * pull)
         moved = after.T @ (a * (trained - w))
-        parts[3] += moved - before.T @ (a**2 * time * pull)
-        parts[4] += after.T @ (a * trained)
-    parts /= time
-    parts[[2, 4]] -= v
+        initial += before.T @ (a * w)
+        flips += (after - before).T @ (a * w)
+        concentration += first_order
+        lazy += moved - first_order
+        total += after.T @ (a * trained)
     return GradientDecomposition(
-        initial=parts[0],
-        flips=parts[1],
-        concentration=parts[2],
-        lazy=parts[3],
-        total=parts[4],
+        initial=initial / time,
+        flips=flips / time,
+        concentration=concentration / time - v,
+        lazy=lazy / time,
+        total=total / time - v,
     )
 
 
@@ -175,8 +181,10 @@ def gradient_bounds(
     d = constants.dimension
     n = constants.count
     h = 1 - constants.kernel.slope
-    log = np.log(16 * (points + n) / delta)
+    log = np.log(16 * (points + n) / delta)  # l
     root = np.sqrt(width)
+    root_d = np.sqrt(d)
+    s = constants.length
 
     def flipped_square(move, length):
         """A_F^2."""
@@ -184,32 +192,35 @@ def gradient_bounds(
         fluctuation = np.sqrt(32 * rate * log / width**1.5)
         return 4 * rate / root + fluctuation + 2 * log / width
 
-    move = time * speed
-    length = constants.length
-    square = flipped_square(move, length)
-    input_square = flipped_square(time * constants.input_speeds[loss], constants.input_length)
-    rate = move / (np.pi * length)
-    expected = 2 * root * rate
-    count = expected + np.sqrt(2 * expected * log) + log / 3
-    absolute = np.sqrt(2 / np.pi) * move / length + np.sqrt(8 * rate * log / root) + log / root
-    size = np.sqrt(square)
-    spectral = size * (np.sqrt(count) + np.sqrt(d) + np.sqrt(2 * log)) / np.sqrt(d)
-    contraction = np.sqrt(2 / (np.pi * d)) * absolute + size * (2 + np.sqrt(2 * log / d))
-    along = move * constants.norm * square / (d * length**2)
-
+    move = time * speed  # D
+    a_f_square = flipped_square(move, s)
+    input_move = time * constants.input_speeds[loss]
+    input_square = flipped_square(input_move, constants.input_length)
+    rate = move / (np.pi * s)
+    lam = 2 * root * rate
+    n_f = lam + np.sqrt(2 * lam * log) + log / 3
+    l_f = np.sqrt(2 / np.pi) * move / s + np.sqrt(8 * rate * log / root) + log / root
+    a_f = np.sqrt(a_f_square)
+    # B_2: by the spectral norm of the weights that flip, or by contraction.
+    spectral = a_f * (np.sqrt(n_f) + root_d + np.sqrt(2 * log)) / root_d
+    contraction = np.sqrt(2 / np.pi) * l_f / root_d + a_f * (2 + np.sqrt(2 * log / d))
+    along = move * constants.norm * a_f_square / (d * s**2)
+    across = np.minimum(spectral, contraction)
     event: dict[str, Any] = {"width": width, "delta": delta / 4, "points": points}
     initial = 0.0
     if start == "random":
         initial = initial_gradient_bound(constants.kernel, d, **event) / time
     method = "minimum" if loss == "identity" else "operator"
-    plain = float(np.mean(constants.input_norm * input_square))
+    # B_4: by the lengths of the points, or by their operator norm.
+    by_length = float(np.mean(constants.input_norm * input_square))
     root_mean_square = float(np.sqrt(np.mean(input_square**2)))
-    at_inputs = min(plain, constants.operator_norm / np.sqrt(n) * root_mean_square)
+    by_operator = constants.operator_norm / np.sqrt(n) * root_mean_square
+    at_inputs = min(by_length, by_operator)
     parts = (
         np.full(constants.points, initial),
-        h / time * (np.minimum(spectral, contraction) + along),
+        h / time * (across + along),
         direction_bound(constants, method=method, **event),
-        h * (constants.radius * square + at_inputs),
+        h * (constants.radius * a_f_square + at_inputs),
     )
     return GradientBounds(*parts, total=np.sum(parts, axis=0))
 
@@ -223,12 +234,13 @@ def cosine_bound(
     With the exact |xi| of a trained network it is deterministic and nearly tight. Theory: 5.2,
     5.4(ii), 13.9.
     """
-    xi_norm, v_norm = np.broadcast_arrays(
-        np.asarray(xi_norm, np.float64), np.asarray(v_norm, np.float64)
-    )
-    claimed = (xi_norm < v_norm) & (xi_norm >= 0)
-    ratio = np.where(claimed, xi_norm, 0) / np.where(claimed, v_norm, 1)
-    return np.where(claimed, np.sqrt((1 - ratio) * (1 + ratio)), np.nan)
+    xi = np.asarray(xi_norm, np.float64)
+    v = np.asarray(v_norm, np.float64)
+    xi, v = np.broadcast_arrays(xi, v)
+    claimed = (xi < v) & (xi >= 0)
+    r = quotient(xi, v, claimed)
+    cosine = np.sqrt((1 - r) * (1 + r))
+    return np.where(claimed, cosine, np.nan)
 
 
 def measured_cosine_bound(
@@ -241,8 +253,11 @@ def measured_cosine_bound(
     """
     check_time(time, positive=True)
     gradients = as_points(gradients, "gradients", like=constants.x, rows=constants.points)
-    xi = gradients / time - constants.direction
-    return cosine_bound(np.linalg.norm(xi, axis=1), np.linalg.norm(constants.direction, axis=1))
+    v = constants.direction
+    xi = gradients / time - v
+    xi_norm = np.linalg.norm(xi, axis=1)
+    v_norm = np.linalg.norm(v, axis=1)
+    return cosine_bound(xi_norm, v_norm)
 
 
 def flips_bound_measured(
@@ -271,9 +286,12 @@ def flips_bound_measured(
     bound = np.zeros(sets.shape[1])
     for j, flipped in enumerate(sets.T):
         rows = weights[flipped]
-        if len(rows):
-            gram = rows @ rows.T if len(rows) < rows.shape[1] else rows.T @ rows
-            bound[j] = np.sqrt(np.linalg.eigvalsh(gram)[-1]) * np.linalg.norm(readout[flipped])
+        if len(rows) == 0:
+            continue
+        count, d = rows.shape
+        gram = rows @ rows.T if count < d else rows.T @ rows
+        operator_norm = np.sqrt(np.linalg.eigvalsh(gram)[-1])
+        bound[j] = operator_norm * np.linalg.norm(readout[flipped])
     return (1 - kernel.slope) / time * bound
 
 

@@ -89,7 +89,10 @@ def label_term(
         terms = (gap, b**2, rest, rest**2, np.abs(kappa))
         sums[:, rows] += [term.sum(1) for term in terms]
     systematic, square, rest, rest_square, kappa = sums / n
-    total = n * (square if rule == "coin_flip" else 2 * np.maximum(rest_square - rest**2, 0))
+    # The sum of squares in the bound: of b, or of twice its deviations from the mean.
+    total = n * square
+    if rule == "balanced":
+        total = 2 * n * np.maximum(rest_square - rest**2, 0)
     radius = np.sqrt(2 * np.log(2 * points / delta) * total) / n
     lipschitz_times_size = size * cone_slope(kernel) / np.sqrt(carrier.shape[1])
     return LabelTerm(

@@ -69,7 +69,9 @@ def flip_probability(
     """
     readout = as_vector(readout, "readout", np.size(readout))
     rate = displacement(constants, time=time, loss=loss) / constants.length
-    return np.minimum(np.sqrt(2 / np.pi) * np.abs(readout)[:, None] * rate, 1)
+    size = np.abs(readout)[:, None]
+    probability = np.sqrt(2 / np.pi) * size * rate
+    return np.minimum(probability, 1)
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def certified_gates(
         certified = room <= size * moves
         # a^2 (D - |u|/|a|)_+ as |a| (|a| D - |u|)_+: readouts may be zero.
         own = size * np.maximum(size * moves[:, n:] - room[:, n:], 0)
-        bound += own.sum(0) + (size[:, 0] ** 2 @ at_x) @ reach[:, n:]
+        squares = size[:, 0] ** 2 @ at_x
+        bound += own.sum(0) + squares @ reach[:, n:]
         flips += certified.sum(0)
         if sets is not None:
             sets[part] = certified
@@ -190,17 +193,15 @@ def _moments(constants: Constants, width: int, time: float, loss: str, start: st
     independent_neurons(width, start)
     check_time(time)
     d = time * constants.speed(loss)
-    j = (
-        d**2 / (np.sqrt(2 * np.pi) * constants.length)
-        + np.sqrt(2 / np.pi) * time**2 * constants.couplings[loss]
-    )
+    own = d**2 / (np.sqrt(2 * np.pi) * constants.length)
+    at_inputs = np.sqrt(2 / np.pi) * time**2 * constants.couplings[loss]
+    j = own + at_inputs
     h = 1 - constants.kernel.slope
     largest = h * (d + time * constants.absolute)
-    return (
-        j,
-        largest,
-        (2 if start == "doubled" else 1) * 2**3.5 / np.sqrt(np.pi) * h * largest * j / width**1.5,
-    )
+    twice = 2 if start == "doubled" else 1
+    factor = twice * 2**3.5 / np.sqrt(np.pi)
+    variance = factor * h * largest * j / width**1.5
+    return j, largest, variance
 
 
 @renamed(doubled="start")
@@ -233,12 +234,12 @@ def lazy_bound(
     check_statement(delta, width, points=points)
     j, largest, variance = _moments(constants, width, time, loss, start)
     log = np.log(points / delta)
-    mean = 2 * np.sqrt(2 / np.pi) * (1 - constants.kernel.slope) * j / np.sqrt(width)
-    return (
-        mean
-        + np.sqrt(2 * variance * log)
-        + (4 if start == "doubled" else 2) * largest * log / width
-    )
+    h = 1 - constants.kernel.slope
+    mean = 2 * np.sqrt(2 / np.pi) * h * j / np.sqrt(width)
+    gaussian = np.sqrt(2 * variance * log)
+    twice = 2 if start == "doubled" else 1
+    exponential = twice * 2 * largest * log / width
+    return mean + gaussian + exponential
 
 
 @renamed(doubled="start")
@@ -322,4 +323,5 @@ def logistic_stability(
     at = as_vector(epsilon_at, "epsilon_at", len(diagonal), low=0)
     if momentum > 0 or step_ratio >= 1:
         return np.full(len(diagonal), np.nan)
-    return at + np.sqrt(diagonal) * epsilon * np.sqrt(time / (8 * (1 - step_ratio)))
+    growth = np.sqrt(time / (8 * (1 - step_ratio)))
+    return at + np.sqrt(diagonal) * epsilon * growth

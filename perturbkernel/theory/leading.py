@@ -109,17 +109,20 @@ def gated_projection(
     """
     check_kernel(kernel)
     r = as_points(r, "r")
-    vectors, z = as_points(vectors, "vectors", like=r, rows=len(r)), as_points(z, "z", like=r)
+    vectors = as_points(vectors, "vectors", like=r, rows=len(r))
+    z = as_points(z, "z", like=r)
     weights = as_vector(weights, "weights", len(r)) / len(r)
-    if absolute:
-        return row_sums(
-            z,
-            r,
-            lambda rows, columns, _, theta: (
-                (phi(kernel, theta) * np.abs(z[rows] @ vectors[columns].T)) @ weights[columns],
-            ),
-        )[0]
-    return np.sum(z * gate_matmul(kernel, z, r, weights[:, None] * vectors), axis=1)
+    if not absolute:
+        direction = gate_matmul(kernel, z, r, weights[:, None] * vectors)
+        return np.sum(z * direction, axis=1)
+
+    def sizes(rows, columns, _, theta):
+        products = z[rows] @ vectors[columns].T
+        terms = phi(kernel, theta) * np.abs(products)
+        return (terms @ weights[columns],)
+
+    (total,) = row_sums(z, r, sizes)
+    return total
 
 
 def input_direction(kernel, x, y) -> np.ndarray:
@@ -245,7 +248,11 @@ def spread_condition(
     v = input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)
     sizes = gated_projection(kernel, r, v, z, absolute=True)
-    with np.errstate(invalid="ignore"):
-        spread = float((nu.max() - nu.min()) / (nu.max() + nu.min())) if np.all(nu > 0) else np.nan
+    least = float(nu.min())
+    most = float(nu.max())
+    spread = np.nan
+    if least > 0:
+        spread = (most - least) / (most + least)
     threshold = spread * sizes
-    return Spread(spread, threshold, np.abs(gated_projection(kernel, r, v, z)) > threshold)
+    g_hat = gated_projection(kernel, r, v, z)
+    return Spread(spread, threshold, np.abs(g_hat) > threshold)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
+from perturbkernel.arrays import or_one
 from perturbkernel.checks import as_inputs
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
@@ -78,7 +79,7 @@ class LinearSums(NamedTuple):
 def _lengths(points: np.ndarray) -> np.ndarray:
     """|r_n|, (n,), of points however short."""
     largest = np.abs(points).max(axis=1)
-    unit = points / np.where(largest > 0, largest, 1)[:, None]
+    unit = points / or_one(largest)[:, None]
     return largest * np.linalg.norm(unit, axis=1)
 
 

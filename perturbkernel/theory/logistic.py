@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 
 from perturbkernel._moved import renamed
+from perturbkernel.arrays import quotient
 from perturbkernel.checks import check_choice, check_number
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
@@ -36,16 +37,21 @@ def _quotient(near, far, step: np.ndarray, limit) -> np.ndarray:
     """near / step for steps below 1, far / step for longer ones, and the limit for no step."""
     positive = step > _NO_STEP
     change = np.where(step < 1, near, far)
-    return np.where(positive, change / np.where(positive, step, 1), limit)
+    return quotient(change, step, positive, otherwise=limit)
 
 
 def _softplus_gap(start: np.ndarray, step: np.ndarray) -> np.ndarray:
     """(softplus(start + step) - softplus(start)) / step, step >= 0; sigmoid(start) for step 0."""
     small = np.minimum(step, 1.0)
-    sigmoid = np.exp(-np.logaddexp(0, -start))
+    sigmoid = np.exp(-_softplus(-start))
     near = np.log1p(sigmoid * np.expm1(small))
-    far = np.logaddexp(0, start + step) - np.logaddexp(0, start)
+    far = _softplus(start + step) - _softplus(start)
     return _quotient(near, far, step, sigmoid)
+
+
+def _softplus(u: np.ndarray) -> np.ndarray:
+    """log(1 + e^u)."""
+    return np.logaddexp(0, u)
 
 
 def _log_cosh_gap(half: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -55,8 +61,11 @@ def _log_cosh_gap(half: np.ndarray, step: np.ndarray) -> np.ndarray:
     """
     small = np.minimum(step, 1.0)
     slope = np.tanh(half)
-    near = np.log1p(2 * np.sinh(small / 2) ** 2 + slope * np.sinh(small))
-    far = step + np.log1p(np.exp(-2 * (half + step))) - np.log1p(np.exp(-2 * half))
+    # cosh(half + step) / cosh(half) - 1 = cosh(step) - 1 + tanh(half) sinh(step).
+    growth = 2 * np.sinh(small / 2) ** 2 + slope * np.sinh(small)
+    near = np.log1p(growth)
+    # log cosh(u) = u + log(1 + e^(-2 u)) - log 2.
+    far = step + _softplus(-2 * (half + step)) - _softplus(-2 * half)
     return _quotient(near, far, step, slope)
 
 
@@ -111,13 +120,15 @@ def coefficient_bounds(
         against = np.maximum(-terms, 0)
         return toward.sum(1), against.sum(1)
 
-    up, down = row_sums(x, x, couplings)
-    reach = time * (up + down)
+    h_plus, h_minus = row_sums(x, x, couplings)
+    up = time * h_plus
+    down = time * h_minus
+    reach = up + down
     half = np.abs(start) / 2
     error = _log_cosh_gap(half, reach / 2)
     return CoefficientBounds(
-        low=time / n * _softplus_gap(-start - time * up, time * up),
-        high=time / n * _softplus_gap(-start, time * down),
+        low=time / n * _softplus_gap(-start - up, up),
+        high=time / n * _softplus_gap(-start, down),
         error=np.minimum(error, 1),
         margin=2 * half + reach,
     )
@@ -155,14 +166,17 @@ def realised_weights(
     alpha = np.zeros(n)
     velocity = np.zeros(n)
     # The same recurrence for a pull of 1: the effective time.
-    tau, unit = 0.0, 0.0
+    tau = 0.0
+    unit = 0.0
     for at_step, rate in zip(outputs, rates, strict=True):
-        pull = np.exp(-np.logaddexp(0, y * at_step))
+        pull = np.exp(-_softplus(y * at_step))
         velocity = momentum * velocity + pull
         unit = momentum * unit + 1
         alpha = alpha + rate * velocity
         tau = tau + rate * unit
-    return alpha / tau if tau > 0 else np.full(n, np.nan)
+    if tau == 0:
+        return np.full(n, np.nan)
+    return alpha / tau
 
 
 def _weighted_sums(kernel, z, x, weights):
@@ -170,13 +184,10 @@ def _weighted_sums(kernel, z, x, weights):
 
     def terms(rows, columns, product, theta):
         factor = np.abs(product + kernel.train_bias)
+        kernel_sizes = phi(kernel, theta) * factor
+        roots = np.sqrt(gate_fourth(kernel.slope, theta)) * factor
         w = weights[columns]
-        root = np.sqrt(gate_fourth(kernel.slope, theta))
-        return (
-            (phi(kernel, theta) * factor) @ w,
-            factor @ w,
-            (root * factor) @ w,
-        )
+        return kernel_sizes @ w, factor @ w, roots @ w
 
     return row_sums(z, x, terms)
 
@@ -259,7 +270,8 @@ def logistic_predictor_error(
     points = f.points if points is None else points
     check_statement(delta, width, points=points)
     beta = as_vector(beta, "beta", f.count, low=0, high=1)
-    level = delta / (2 if start == "centred" else 3) if event_delta is None else event_delta
+    events = 2 if start == "centred" else 3
+    level = delta / events if event_delta is None else event_delta
     rate = np.log(2 * f.count * points / level) / width
     _, plain, root = _weighted_sums(f.kernel, f.z, f.x, beta / f.count)
     options: dict[str, Any] = {"width": width, "delta": level, "points": points}

@@ -133,7 +133,8 @@ def logistic_match(
     second = derive_constants(kernel, r, given.targets, z)
     error_g = logistic_predictor_error(second, beta_g, width=width_g, time=time_g, **shared)
     nu = given.norms / time_f
-    v_beta = gate_matmul(kernel, x, x, (beta_f * f.y)[:, None] * x / f.count)
+    weighted = (beta_f * f.y)[:, None] * x / f.count
+    v_beta = gate_matmul(kernel, x, x, weighted)
     xi = given.gradients / time_f - v_beta
     cost = gated_projection(kernel, r, xi, z, weights=beta_g / nu)
     label = np.zeros(len(z))
@@ -175,7 +176,10 @@ def _label_part(
     f: Constants, given: Perturbations, beta_g: np.ndarray, options: dict[str, Any]
 ) -> Float[np.ndarray, " m"]:
     """B_psi_beta for targets drawn by a rule; |psi_beta| itself for fixed ones."""
-    kernel, z, r, carrier = f.kernel, f.z, given.points, given.carrier
+    kernel = f.kernel
+    z = f.z
+    r = given.points
+    carrier = given.carrier
     if options["rule"] == "fixed":
         return np.abs(psi(kernel, r, carrier, given.targets, z, weights=beta_g))
     term = label_term(kernel, carrier, given.u, z, **options)
@@ -184,8 +188,10 @@ def _label_part(
         kappa = z[rows] @ carrier[columns].T + kernel.train_bias
         return (np.sum(phi(kernel, theta) * np.abs(kappa), axis=1),)
 
+    # Weights are one half, and what they differ from that.
     e_g = _largest_error(beta_g)
-    return term.bound / 2 + e_g / 2 * row_sums(z, r, terms)[0] / f.count
+    (row,) = row_sums(z, r, terms)
+    return term.bound / 2 + e_g / 2 * row / f.count
 
 
 def _undefined(f: Constants, error: LogisticError, events: int, status: str) -> LogisticMatching:

@@ -13,7 +13,8 @@ import numpy as np
 from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
-from perturbkernel.checks import check_choice, check_count, check_key, check_number
+from perturbkernel.arrays import quotient
+from perturbkernel.checks import check_choice, check_key, check_number
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.theory.arguments import (
     as_labels,
@@ -21,20 +22,14 @@ from perturbkernel.theory.arguments import (
     as_vector,
     check_kernel,
     check_time,
-    cone_slope,
     double,
     gate_mean_square,
     lengths,
 )
-from perturbkernel.theory.finite import gradient, output
+from perturbkernel.theory.initial_draws import sample_initial
 from perturbkernel.theory.leading import gate_motion, input_direction, is_rounding
-from perturbkernel.theory.pairs import gate_matmul, kernel_sum, phi, tiles
+from perturbkernel.theory.pairs import gate_matmul, kernel_sum
 from perturbkernel.theory.targets import TARGET_RULES
-
-#: Numbers of a joint Gaussian draw, above which its covariance is not diagonalised.
-_GAUSSIAN = 6000
-#: Normal numbers of the networks that are drawn at once.
-_AT_ONCE = 2**20
 
 
 def sign_probability(
@@ -55,11 +50,16 @@ def sign_probability(
     x = as_points(x, "x")
     y = as_labels(y, "y", len(x))
     z = as_points(z, "z", like=x)
-    mean = kernel_sum(kernel, z, x, y / len(x))
+    f_hat = kernel_sum(kernel, z, x, y / len(x))
     grid = as_vector(times, "times", np.size(times), low=0)
-    deviation = np.sqrt(gate_mean_square(kernel)) * lengths(z)
-    probability = double(ndtr, grid[:, None] * (mean / deviation))
+    standard = grid[:, None] * (f_hat / _initial_deviation(kernel, z))
+    probability = double(ndtr, standard)
     return probability if np.ndim(times) else probability[0]
+
+
+def _initial_deviation(kernel: TwoLayerNTK, z: np.ndarray) -> np.ndarray:
+    """sqrt(Sigma(z, z)), (m,)."""
+    return np.sqrt(gate_mean_square(kernel)) * lengths(z)
 
 
 def expected_accuracy(
@@ -75,9 +75,11 @@ def expected_accuracy(
 
     Theory: 12.1.
     """
-    probability = np.atleast_2d(sign_probability(kernel, x, y, z, times=times))
-    labels = as_labels(labels, "labels", probability.shape[1])
-    curve = np.mean(np.where(labels > 0, probability, 1 - probability), axis=1)
+    positive = sign_probability(kernel, x, y, z, times=times)
+    positive = np.atleast_2d(positive)
+    labels = as_labels(labels, "labels", positive.shape[1])
+    right = np.where(labels > 0, positive, 1 - positive)
+    curve = right.mean(axis=1)
     return curve if np.ndim(times) else curve.reshape(())
 
 
@@ -93,133 +95,23 @@ def reproducibility(probability: Float[ArrayLike, "*m"]) -> Float[np.ndarray, "*
     return np.asarray(p**2 + (1 - p) ** 2)
 
 
-def initial_covariance(
-    kernel: TwoLayerNTK, z: Float[ArrayLike, "m d"], x: Float[ArrayLike, "n d"]
-) -> Float[np.ndarray, "m+n*d m+n*d"]:
-    """The exact covariance of f0 at z and of its gradients at x, (m + n d, m + n d).
-
-    Its rows are those of (f0(z_1), .., f0(z_m), grad f0(x_1), .., grad f0(x_n)), flattened.
-    With xb = (x/sqrt(d), 1), f0(x) = <G(x), xb> and grad f0(x) = G(x)[:d]/sqrt(d), where the field
-    G has E G(x) G(z)^T = Phi(x, z) I + (1 - slope)^2/(2 pi) sin(theta) (b b^T - c c^T), b and c the
-    unit vectors along the sum and the difference of the unit augmented points. The covariance of
-    f0(z) and grad f0(x) is grad_x Sigma(x, z). Theory: 0.1, 12.1.
-    """
-    check_kernel(kernel)
-    z = as_points(z, "z")
-    x = as_points(x, "x", like=z)
-    m, n, d = len(z), len(x), z.shape[1]
-    points = np.concatenate([z, x])
-    augmented = np.hstack([points / np.sqrt(d), np.ones((m + n, 1))])
-    unit = augmented / lengths(points)[:, None]
-    theta = np.empty((m + n, m + n))
-    for rows, columns, _, part in tiles(points, points):
-        theta[rows, columns] = part
-    field = np.zeros((m + n, d + 1, m + n, d + 1))
-    for i in range(m + n):
-        isotropic = phi(kernel, theta[i])[:, None, None] * np.eye(d + 1)
-        block = isotropic + cone_slope(kernel) * _plane(unit[i], unit, theta[i])
-        field[i] = np.moveaxis(block, 0, 1)
-    # Rows of the linear map from the field to what is wanted: values at z, gradients at x.
-    values = np.einsum("ia,iajb->ijb", augmented[:m], field[:m])
-    value_value = np.einsum("ijb,jb->ij", values[:, :m], augmented[:m])
-    value_gradient = values[:, m:, :d].reshape(m, n * d) / np.sqrt(d)
-    gradient_gradient = field[m:, :d, m:, :d].reshape(n * d, n * d) / d
-    return np.block([[value_value, value_gradient], [value_gradient.T, gradient_gradient]])
-
-
-def _plane(one: np.ndarray, unit: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """sin(theta) (b b^T - c c^T) of one unit point with each of `unit` (n, k), (n, k, k).
-
-    sin(theta) b b^T is tan(theta/2)/2 times the outer product of the sum, whose length is
-    2 cos(theta/2); likewise for c, with the difference and the cotangent.
-    """
-    together = one + unit
-    apart = one - unit
-    tangent = np.tan(theta / 2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        cotangent = np.where(theta > 0, 1 / tangent, 0)
-    plane = tangent[:, None, None] / 2 * together[:, :, None] * together[:, None, :]
-    plane -= cotangent[:, None, None] / 2 * apart[:, :, None] * apart[:, None, :]
-    return plane
-
-
-def sample_initial(
-    kernel: TwoLayerNTK,
-    z: Float[ArrayLike, "m d"],
-    x: Float[ArrayLike, "n d"],
-    *,
-    draws: int = 1,
-    method: str = "network",
-    width: int = 4096,
-    key: PRNGKeyArray,
-) -> tuple[Float[np.ndarray, "draws m"], Float[np.ndarray, "draws n d"]]:
-    """Joint draws of (f0(z), grad f0(x)): (draws, m) and (draws, n, d).
-
-    "network": a fresh untrained network of `width` for every draw; its covariance is exact at any
-    width and it is Gaussian to order 1/width. "gaussian": the limit itself, from
-    `initial_covariance`; needs m + n d of a few thousand at most. Theory: 12.1.
-    """
-    check_kernel(kernel)
-    check_choice(method, "method", ("network", "gaussian"))
-    check_count(draws, "draws")
-    check_count(width, "width")
-    check_key(key)
-    z = as_points(z, "z")
-    x = as_points(x, "x", like=z)
-    if method == "gaussian":
-        return _sample_gaussian(kernel, z, x, draws, key)
-    m, d = z.shape
-    n = len(x)
-    outputs = np.empty((draws, m))
-    gradients = np.empty((draws, n, d))
-
-    def draw(one):
-        return jax.random.normal(one, (width, d + 2))
-
-    keys = jax.random.split(key, draws)
-    at_once = max(1, _AT_ONCE // (width * (d + 2)))
-    for start in range(0, draws, at_once):
-        part = keys[start : start + at_once]
-        for i, normal in enumerate(double(jax.vmap(draw), part), start):
-            weights = normal[:, :d] / np.sqrt(d)
-            biases = normal[:, d]
-            readout = normal[:, d + 1] / np.sqrt(width)
-            outputs[i] = output(kernel, weights, biases, readout, z)
-            gradients[i] = gradient(kernel, weights, biases, readout, x)
-    return outputs, gradients
-
-
-def _sample_gaussian(
-    kernel: TwoLayerNTK, z: np.ndarray, x: np.ndarray, draws: int, key: PRNGKeyArray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of the limit, by the eigenvectors of its covariance."""
-    m = len(z)
-    n, d = x.shape
-    count = m + n * d
-    if count > _GAUSSIAN:
-        raise ValueError(
-            f'method="gaussian" needs m + n d <= {_GAUSSIAN} numbers; got {count}. '
-            'Use method="network"'
-        )
-    values, vectors = np.linalg.eigh(initial_covariance(kernel, z, x))
-    normal = double(lambda: jax.random.normal(key, (draws, count)))
-    scaled = normal * np.sqrt(np.maximum(values, 0))
-    sample = scaled @ vectors.T
-    return sample[:, :m], sample[:, m:].reshape(draws, n, d)
-
-
 def _draw_targets(rule: str, n: int, key) -> np.ndarray:
     """Labels drawn by the rule, (n,); balanced ones of odd n have a sum of +-1."""
     if rule == "coin_flip":
         return double(lambda: jax.random.rademacher(key, (n,), float))
-    order, sign = jax.random.split(key)
-    odd = double(lambda: jax.random.rademacher(sign, (), float)) if n % 2 else 1.0
+    order, sign_key = jax.random.split(key)
 
     def shuffled():
-        alternating = jnp.where(jnp.arange(n) % 2 == 0, 1.0, -1.0)
+        is_even = jnp.arange(n) % 2 == 0
+        alternating = jnp.where(is_even, 1.0, -1.0)
         return jax.random.permutation(order, alternating)
 
-    return odd * double(shuffled)
+    labels = double(shuffled)
+    if n % 2 == 0:
+        return labels
+    # Of odd n there is one +1 more: which sign has more is a coin flip, too.
+    sign = double(lambda: jax.random.rademacher(sign_key, (), float))
+    return sign * labels
 
 
 @dataclass(frozen=True)
@@ -288,9 +180,9 @@ def expected_agreement(
     else:
         targets = as_labels(targets, "targets", n)
     check_key(key)
-    mean = kernel_sum(kernel, z, x, y / n)
+    f_hat = kernel_sum(kernel, z, x, y / n)
     slopes = input_direction(kernel, x, y) + gate_motion(kernel, x, y, x)
-    deviation = np.sqrt(gate_mean_square(kernel)) * lengths(z)
+    deviation = _initial_deviation(kernel, z)
     initial_key, target_key = jax.random.split(key)
     outputs, gradients = sample_initial(
         kernel, z, x, draws=draws, method=method, width=width, key=initial_key
@@ -301,11 +193,15 @@ def expected_agreement(
         norm = np.linalg.norm(total, axis=1, keepdims=True)
         if not np.all(norm > 0):
             continue
-        labels = _draw_targets(targets, n, one) if isinstance(targets, str) else targets
-        r = carrier + size * labels[:, None] * total / norm
+        u = total / norm
+        labels = targets
+        if isinstance(labels, str):
+            labels = _draw_targets(labels, n, one)
+        r = carrier + size * labels[:, None] * u
         g_hat = kernel_sum(kernel, z, r, labels / n)
-        sign = np.sign(outputs[i] + time_f * mean)
-        agree[i] = double(ndtr, sign * time_g * g_hat / deviation)
+        sign = np.sign(outputs[i] + time_f * f_hat)
+        standard = sign * time_g * g_hat / deviation
+        agree[i] = double(ndtr, standard)
     return _average(agree)
 
 
@@ -319,10 +215,12 @@ def _average(agree: np.ndarray) -> Agreement:
     if not count:
         return Agreement(nothing, nothing, np.nan, np.nan, undefined)
     means = kept.mean(axis=1)
-    error, mean_error = nothing, np.nan
+    error = nothing
+    mean_error = np.nan
     if count > 1:
-        error = np.std(kept, axis=0, ddof=1) / np.sqrt(count)
-        mean_error = float(np.std(means, ddof=1) / np.sqrt(count))
+        root = np.sqrt(count)
+        error = np.std(kept, axis=0, ddof=1) / root
+        mean_error = float(np.std(means, ddof=1) / root)
     return Agreement(
         probability=kept.mean(axis=0),
         standard_error=error,
@@ -354,8 +252,9 @@ def expected_cosine(
     z = as_points(z, "z")
     v = gate_matmul(kernel, z, x, y[:, None] * x / len(x))
     limit = v + zeta
-    square = time**2 * np.sum(limit**2, axis=1) + gate_mean_square(kernel)
+    trained = time**2 * np.sum(limit**2, axis=1)
+    square = trained + gate_mean_square(kernel)
     size = np.linalg.norm(v, axis=1) * np.sqrt(square)
     along = time * np.sum(v * limit, axis=1)
     defined = ~is_rounding(kernel, x, v)
-    return np.where(defined, along / np.where(defined, size, 1), np.nan)
+    return quotient(along, size, defined, otherwise=np.nan)

@@ -25,6 +25,7 @@ import jax.scipy.special as special
 import numpy as np
 from jaxtyping import Bool, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.theory.arguments import double, gate_mean_square
 from perturbkernel.theory.concentration import independent_neurons
 from perturbkernel.theory.constants import Constants
@@ -72,7 +73,8 @@ def derive_speeds(constants: Constants) -> Speeds:
         return positive.sum(1), negative.sum(1)
 
     def speed(along, against):
-        return np.maximum(along - slope * against, 0) / c.count
+        total = np.maximum(along - slope * against, 0)
+        return total / c.count
 
     positive, negative = row_sums(c.x, c.x, parts)
     return Speeds(
@@ -89,9 +91,10 @@ def has_sign(constants: Constants) -> Bool[np.ndarray, " m"]:
     It is zero where opposite labels cancel.
     """
     c = constants
-    size = c.input_norm.mean() * c.norm + c.kernel.train_bias
+    lengths = c.input_norm.mean() * c.norm
+    size = gate_mean_square(c.kernel) * (lengths + c.kernel.train_bias)
     # A sum of n products of length d: a few ulp of its absolute terms each, added in pairs.
-    rounding = 32 * np.finfo(float).eps * gate_mean_square(c.kernel) * size
+    rounding = 32 * np.finfo(float).eps * size
     return np.abs(c.f_hat) > rounding
 
 
@@ -112,13 +115,15 @@ def _price(c: Constants, speeds: Speeds, columns, factor, theta) -> np.ndarray:
 
     `factor` is s A_n. kappa_n = [sgn(s A_n) cos(theta)]_+ / (sqrt(2 pi) s_n sin(theta)).
     """
-    length = c.input_length[columns]
-    high, low = speeds.input_high[columns], speeds.input_low[columns]
-    second = (high**2 + low**2) / 2
-    density = 1 / (_ROOT_TWO_PI * length)
+    s_n = c.input_length[columns]
+    high = speeds.input_high[columns]
+    low = speeds.input_low[columns]
+    m2 = (high**2 + low**2) / 2
+    p = 1 / (_ROOT_TWO_PI * s_n)
     favour = np.maximum(np.sign(factor) * np.cos(theta), 0)
-    tangent = np.where(favour > 0, favour / np.sin(theta), 0)
-    return density * second * tangent / (length * _ROOT_TWO_PI)
+    favour_over_sine = np.where(favour > 0, favour / np.sin(theta), 0)
+    kappa = favour_over_sine / (_ROOT_TWO_PI * s_n)
+    return p * kappa * m2
 
 
 class _Choice(NamedTuple):
@@ -177,8 +182,8 @@ def lazy_moments(
     readout = np.sqrt(8 / np.pi / width)
 
     def terms(rows, columns, product, theta):
-        labelled = (product + c.kernel.train_bias) * c.y[columns] / c.count
-        factor = labelled * sign[rows, None]
+        labelled = (product + c.kernel.train_bias) * c.y[columns]
+        factor = labelled / c.count * sign[rows, None]
         size = np.abs(factor)
         flips = input_flips[columns]
         # Where sin(theta) is 0 the price is infinite, and the plain bound is taken.
@@ -197,9 +202,8 @@ def lazy_moments(
     mean_1, mean_2, root_1, root_2 = row_sums(c.z, c.x, terms)
     # What the gate at z itself adds.
     density = 1 / (_ROOT_TWO_PI * c.length)
-    high, low = speeds.high, speeds.low
-    squares = high**2 + low**2
-    cubes = high**3 + low**3
+    squares = speeds.high**2 + speeds.low**2
+    cubes = speeds.high**3 + speeds.low**3
     own_mean = density * time**2 * squares / 4
     own_square = density * time**3 * cubes / 6
     large = q * (root_1 + np.sqrt(own_square))
@@ -212,13 +216,6 @@ def lazy_moments(
         k1=large * (large + trade * small),
         k2=small * (small + large / trade),
     )
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, 0 where the denominator is 0."""
-    shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
-    zero = np.zeros(shape)
-    return np.divide(numerator, denominator, out=zero, where=denominator > 0)
 
 
 @dataclass(frozen=True)
@@ -252,30 +249,38 @@ class Tail:
 
     def _grid(self, centre: np.ndarray) -> np.ndarray:
         """Values of t, (k, m), around r = centre (m,) in t = r / (1 + c r), which is below 1/c."""
-        rate = _MULTIPLES * centre
-        return rate / (1 + self.scale * rate)
+        r = _MULTIPLES * centre
+        return r / (1 + self.scale * r)
 
     def _log_moment(self, t: np.ndarray) -> np.ndarray:
         """log of the bound on E exp(-lambda s Y) of a neuron, or a pair, times their number."""
-        spread = t**2 / 2 * self.variance / (1 - self.scale * t)
-        moved = -t * self.mean + spread
-        return self.neurons * np.log1p(np.maximum(moved, -1 + 1e-15))
+        room = 1 - self.scale * t
+        spread = t**2 / 2 * self.variance / room
+        moved = spread - t * self.mean
+        # Rounding must not leave the logarithm of a negative number.
+        moved = np.maximum(moved, -1 + 1e-15)
+        return self.neurons * np.log1p(moved)
 
     def log_failure(self) -> Float[np.ndarray, " m"]:
         """log of the bound on the probability that the network's sign is not the predicted one."""
-        gain = _divide(np.maximum(self.mean, 0), self.variance)
+        mean = np.maximum(self.mean, 0)
+        gain = quotient(mean, self.variance, self.variance > 0)
         # Where the bracket is smallest, in closed form (theory: 6.5).
-        best_rate = 2 * gain / (1 + np.sqrt(1 + 2 * self.scale * gain))
+        root = np.sqrt(1 + 2 * self.scale * gain)
+        best_rate = 2 * gain / (1 + root)
         t = self._grid(best_rate)
         moment = self._log_moment(t)
         if self.start != "random":
             return np.minimum(moment.min(0), 0)
-        shifts = _SHARES * np.maximum(self.mean, 0) * self.time
+        # Of each shift w what f0 and the rest may fail to keep: the best w is taken.
+        shifts = _SHARES * mean * self.time
         initial = log_initial_tail(self.constants, shifts, width=self.width)
         best = np.zeros(len(self.mean))
-        for start, shift in zip(initial, shifts, strict=True):
-            rest = (moment + t * self.neurons * shift / self.time).min(0)
-            best = np.minimum(best, np.logaddexp(start, np.minimum(rest, 0)))
+        for log_initial, w in zip(initial, shifts, strict=True):
+            moved = moment + t * self.neurons * w / self.time
+            log_rest = np.minimum(moved.min(0), 0)
+            either = np.logaddexp(log_initial, log_rest)
+            best = np.minimum(best, either)
         return best
 
     def constant(self, level: float) -> dict[str, Float[np.ndarray, " m"]]:
@@ -286,11 +291,12 @@ class Tail:
         """
         share = level / 2 if self.start == "random" else level
         rate = -np.log(share) / self.neurons
-        centre = np.sqrt(_divide(np.asarray(2 * rate), self.variance))
-        t = self._grid(centre)
+        square = quotient(2 * rate, self.variance, self.variance > 0)
+        t = self._grid(np.sqrt(square))
         # The largest x with (tail) at most the share. Without variance (t = 0) nothing fluctuates.
         needed = rate + self._log_moment(t) / self.neurons
-        reached = -_divide(needed, t).min(0)
+        per_rate = quotient(needed, t, t > 0)
+        reached = -per_rate.min(0)
         x = np.where(self.variance > 0, reached, self.mean)
         parts = {
             "initial": np.zeros_like(x),
@@ -321,7 +327,8 @@ def derive_tail(
     deviation = np.sqrt(3 * second_moment)
     gate_square = 8 * _ROOT_TWO_OVER_PI * k1 / root + 15 * k2 / width
     gates = np.sqrt(gate_square) / time
-    scale = 7 / 3 * np.where(constants.f_hat < 0, speeds.high, speeds.low)
+    against = np.where(constants.f_hat < 0, speeds.high, speeds.low)
+    scale = 7 / 3 * against
     return Tail(
         constants=constants,
         mean=np.abs(constants.f_hat) - lazy,
@@ -367,10 +374,12 @@ def log_initial_tail(constants: Constants, w: np.ndarray, *, width: int) -> np.n
     The smaller of Chernoff's with the exact moments and Gaussian ones given the weights.
     """
     moment = _log_initial_moment(constants, width)
-    rate = _RATES * np.sqrt(width)
-    bound = np.stack([(moment - rate * row / constants.length).min(0) for row in w])
+    rate = _RATES * np.sqrt(width) / constants.length
+    chernoff = [np.min(moment - rate * row, axis=0) for row in w]
+    bound = np.stack(chernoff)
     for deviation, failure in _initial_deviations(constants, width):
-        gaussian = np.logaddexp(double(special.log_ndtr, -w / deviation), failure)
+        tail = double(special.log_ndtr, -w / deviation)
+        gaussian = np.logaddexp(tail, failure)
         bound = np.minimum(bound, gaussian)
     return np.minimum(bound, 0)
 
@@ -380,10 +389,12 @@ def initial_tail_radius(
 ) -> Float[np.ndarray, " m"]:
     """The w with P(s f0(z) <= -w) <= level at each point, (m,)."""
     moment = _log_initial_moment(constants, width)
-    scaled = (moment - np.log(level)) / (_RATES * np.sqrt(width))
+    rate = _RATES * np.sqrt(width)
+    scaled = (moment - np.log(level)) / rate
     radius = scaled.min(0) * constants.length
-    for deviation, failure in _initial_deviations(constants, width):
-        if np.exp(failure) < level:
-            quantile = double(special.ndtri, level - np.exp(failure))
+    for deviation, log_failure in _initial_deviations(constants, width):
+        failure = np.exp(log_failure)
+        if failure < level:
+            quantile = double(special.ndtri, level - failure)
             radius = np.minimum(radius, -deviation * quantile)
     return radius

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from perturbkernel.arrays import quotient
 from perturbkernel.checks import common_dtype
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.base import Kernel
@@ -115,7 +116,8 @@ def _trained(recipe: Recipe, inputs: Inputs) -> Array:
         gram = scale_rows(root, gram) * root[None, :]
         residual = scale_rows(root, y - f0)
         if dynamics is not None and is_endless(dynamics):
-            shifted = gram + n * ridge * jnp.eye(n)
+            identity = jnp.eye(n)
+            shifted = gram + n * ridge * identity
             dual = jax.scipy.linalg.solve(shifted, residual, assume_a="pos")
         else:
             dual = _filtered(dynamics, gram, residual, ridge, time)
@@ -123,7 +125,8 @@ def _trained(recipe: Recipe, inputs: Inputs) -> Array:
     if isinstance(dynamics, HeavyBall):
         force = descent.weighted_force(loss, y, weights)
         operator = GramOperator(kernel, None, gram)
-        rates, momentum = jnp.asarray(dynamics.rates), jnp.asarray(dynamics.momentum)
+        rates = jnp.asarray(dynamics.rates)
+        momentum = jnp.asarray(dynamics.momentum)
         return descent.iterate(operator, force, f0, rates, momentum, ridge)
     return _at_minimum(kernel, loss, gram, y, f0, ridge, weights / n)
 
@@ -169,28 +172,35 @@ def _filtered_jvp(dynamics, primals, tangents):
     eigenvalues, vectors = _eigenbasis(gram)
     at = partial(_filter, dynamics, len(gram))
     values, d_values = jax.jvp(partial(at, eigenvalues), (ridge, time), (d_ridge, d_time))
-    inner = _product(vectors.T, residual)
-    rotated = _product(_product(vectors.T, (d_gram + d_gram.T) / 2), vectors)
     differences = _divided_differences(lambda v: at(v, ridge, time), eigenvalues)
-    change = scale_rows(values, _product(vectors.T, d_residual))
-    change = change + scale_rows(d_values, inner) + _product(differences * rotated, inner)
+    # In the basis of the eigenvectors: what the residual, q itself and the matrix change.
+    inner = _product(vectors.T, residual)
+    d_inner = _product(vectors.T, d_residual)
+    symmetric = (d_gram + d_gram.T) / 2
+    rotated = _product(_product(vectors.T, symmetric), vectors)
+    by_residual = scale_rows(values, d_inner)
+    by_filter = scale_rows(d_values, inner)
+    by_matrix = _product(differences * rotated, inner)
     dual = _product(vectors, scale_rows(values, inner))
+    change = by_residual + by_filter + by_matrix
     return dual, _product(vectors, change)
 
 
 def _divided_differences(function: Any, eigenvalues: Array) -> Array:
     """(n, n): (q_i - q_j) / (lambda_i - lambda_j), or q' where that is 0 / 0."""
     values = function(eigenvalues)
-    mean = (eigenvalues[:, None] + eigenvalues[None, :]) / 2
+    change = values[:, None] - values[None, :]
     gap = eigenvalues[:, None] - eigenvalues[None, :]
+    mean = (eigenvalues[:, None] + eigenvalues[None, :]) / 2
     flat = mean.ravel()
     at_mean, slope = jax.jvp(function, (flat,), (jnp.ones_like(flat),))
     slope = slope.reshape(mean.shape)
     # q changes by its own size over lambda + 1 / q(0) or so.
-    scale = mean + 1 / jnp.maximum(jnp.abs(at_mean).max(), jnp.finfo(mean.dtype).tiny)
-    close = jnp.abs(gap) <= _CLOSE * scale
-    quotient = (values[:, None] - values[None, :]) / jnp.where(close, 1, gap)
-    return jnp.where(close, slope, quotient)
+    largest = jnp.abs(at_mean).max()
+    largest = jnp.maximum(largest, jnp.finfo(mean.dtype).tiny)
+    scale = mean + 1 / largest
+    apart = jnp.abs(gap) > _CLOSE * scale
+    return quotient(change, gap, apart, otherwise=slope)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.checks import check_count, check_finite, check_number, is_traced
 
 
@@ -203,9 +204,8 @@ def _of_traced_decay(rate: Array, dynamics: Dynamics) -> Array:
         return heavy_ball_filter(rate, rates, momentum).q
     if is_endless(dynamics):
         return 1 / rate
-    decays = rate > 0
-    fraction = -jnp.expm1(-rate * dynamics.time) / jnp.where(decays, rate, 1)
-    return jnp.where(decays, fraction, dynamics.time)
+    done = -jnp.expm1(-rate * dynamics.time)
+    return quotient(done, rate, rate > 0, otherwise=dynamics.time)
 
 
 def unstable_rates(dynamics: HeavyBall, largest: float, formula: str, what: str) -> str:

@@ -17,7 +17,6 @@ from perturbkernel.checks import (
     check_choice,
     check_mesh,
     check_number,
-    check_probabilities,
     common_dtype,
     is_traced,
 )
@@ -32,7 +31,7 @@ from perturbkernel.training.dynamics import (
     is_endless,
     to_numbers,
 )
-from perturbkernel.training.losses import LOSSES, Kind, Loss, loss_names
+from perturbkernel.training.losses import LOSSES, Kind, Loss, check_probabilities, loss_names
 from perturbkernel.training.precision import as_stored, scope, to_ambient
 from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.pullbacks import as_pytree, value_and_pullback

@@ -224,9 +224,13 @@ def _solved(covariance: Array, y: Array) -> _Solved:
     factor, _ = jax.scipy.linalg.cho_factor(covariance, lower=True)
     factor = jnp.tril(factor)
     coef = jax.scipy.linalg.cho_solve((factor, True), y)
-    each = jnp.sum(jnp.log(jnp.diagonal(factor))) + len(y) / 2 * np.log(2 * np.pi)
-    outputs = y.size // len(y)
-    return _Solved(factor, coef, -jnp.sum(y * coef) / 2 - outputs * each)
+    n = len(y)
+    outputs = y.size // n
+    half_log_det = jnp.sum(jnp.log(jnp.diagonal(factor)))
+    normaliser = half_log_det + n / 2 * np.log(2 * np.pi)
+    square = jnp.sum(y * coef)
+    likelihood = -square / 2 - outputs * normaliser
+    return _Solved(factor, coef, likelihood)
 
 
 def _covariance(kernel: Kernel, kernel_name: str, x: Array, z: Array) -> Array:

@@ -89,13 +89,16 @@ def scale_rows(scale: Float[Array, " n"], v: Float[Array, "n ..."]) -> Float[Arr
 @jax.jit
 def _product(operator: GramOperator, v: Array) -> Array:
     """K v on a mesh."""
-    x, matrix, mesh = operator.x, operator.matrix, operator.mesh
+    x = operator.x
+    matrix = operator.matrix
+    mesh = operator.mesh
     assert mesh is not None
     # Or the compiler would deal out the solver's vectors as well, where n can be divided.
     v = meshes.replicate(mesh, v)
     if x is not None:
-        padding = [(0, len(x) - len(v))] + [(0, 0)] * (v.ndim - 1)
-        coef = jnp.pad(v.astype(x.dtype), padding)
+        rows = (0, len(x) - len(v))
+        columns = [(0, 0)] * (v.ndim - 1)
+        coef = jnp.pad(v.astype(x.dtype), [rows, *columns])
         image = products.matvec(operator.kernel, "ntk", x, x, coef, mesh=mesh)
     else:
         assert matrix is not None
@@ -108,7 +111,8 @@ def _product(operator: GramOperator, v: Array) -> Array:
             check_vma=False,
         )
         image = product(matrix, v.astype(matrix.dtype))
-    return meshes.replicate(mesh, image)[: len(v)].astype(v.dtype)
+    whole = meshes.replicate(mesh, image)
+    return whole[: len(v)].astype(v.dtype)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -121,8 +125,9 @@ def _rows(argument: Any, mesh: Mesh, own: Array, x: Array) -> Array:
         kernel = argument_value(argument)
         first = lax.axis_index(mesh.axis_names) * len(own)
         row = first + jnp.arange(len(own))
-        there = (row < len(x))[:, None]
-        return jnp.where(there, products.matrix(kernel, "ntk", own, x), 0)
+        there = row < len(x)
+        matrix = products.matrix(kernel, "ntk", own, x)
+        return jnp.where(there[:, None], matrix, 0)
 
     split = meshes.rows(mesh)
     specs = meshes.WHOLE, split, meshes.WHOLE
@@ -149,5 +154,6 @@ def gram_operator(
     if not fits(len(x), x.dtype, memory, devices=mesh.size):
         return GramOperator(kernel, own, None, mesh)
     held = meshes.replicate(mesh, kernel) if has_arrays(kernel) else kernel
-    matrix = _rows(as_argument(held), mesh, own, meshes.replicate(mesh, x))
+    everywhere = meshes.replicate(mesh, x)
+    matrix = _rows(as_argument(held), mesh, own, everywhere)
     return GramOperator(kernel, None, matrix, mesh)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import or_one
 from perturbkernel.training.implicit_steps import (
     Clock,
     Equation,
@@ -122,7 +123,7 @@ def _drift(equation: Equation, alpha: Array, image: Array) -> Array:
     """How far the image that was carried along is from that of alpha, relative to its largest."""
     largest = jnp.abs(image).max()
     off = equation.image(alpha) - image
-    return jnp.abs(off).max() / jnp.where(largest > 0, largest, 1)
+    return jnp.abs(off).max() / or_one(largest)
 
 
 def _equation(

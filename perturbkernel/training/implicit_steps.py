@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from perturbkernel.arrays import or_one
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.training.shifted_solve import conjugate_gradients
 
@@ -91,8 +92,7 @@ class Trial(NamedTuple):
         of_alpha = jnp.linalg.norm(error[0])
         of_image = jnp.abs(error[1]).max()
         sizes = jnp.array([of_alpha, of_image])
-        unit = jnp.where(self.allowed > 0, self.allowed, 1)
-        relative = sizes / unit
+        relative = sizes / or_one(self.allowed)
         finite = jnp.isfinite(relative).all()
         return jnp.where(finite, relative.max(), jnp.inf)
 

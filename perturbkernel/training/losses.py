@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
+
+from perturbkernel.checks import is_traced
 
 Function = Callable[[Array], Array]
 # Of two arrays; which one comes first, the attributes of `Loss` say.
@@ -213,3 +216,28 @@ LOSSES: dict[str, Loss] = {loss.name: loss for loss in _RECORDS}
 def loss_names(several: bool = False) -> tuple[str, ...]:
     """The names of the losses for one output, or for `several`."""
     return tuple(name for name, loss in LOSSES.items() if loss.accepts(several))
+
+
+def check_probabilities(targets: Array, name: str) -> None:
+    """Raises ValueError unless rows are probabilities, or those minus 1/K, as softmax asks.
+
+    Example:
+        >>> check_probabilities(jnp.asarray([[0.25, 0.75], [0.5, -0.5]]), "targets")
+    """
+    if is_traced(targets):
+        return
+    y = np.asarray(targets, float)
+    outputs = y.shape[1]
+    sums = y.sum(axis=1)
+    eps = float(jnp.finfo(targets.dtype).eps)
+    allowed = 8 * float(np.sqrt(outputs)) * eps
+    off = np.minimum(np.abs(sums), np.abs(sums - 1))
+    missing = (1 - sums) / outputs
+    probabilities = y + missing[:, None]
+    wrong = (off > allowed) | (probabilities.min(axis=1) < -allowed)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{name} of the softmax loss must be pk.one_hot(labels, K), or probabilities; row "
+            f"{row} is {y[row]}"
+        )

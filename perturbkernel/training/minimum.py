@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import quotient
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.training.dynamics import Solution
 from perturbkernel.training.gram import GramOperator, scale_rows
@@ -67,11 +68,14 @@ def curvature_root(loss: Loss, y: Array, outputs: Array, shares: Array) -> Curva
     outer = jnp.sqrt(shares)
 
     def apply(v):
-        return scale_rows(outer, s * v - p * jnp.sum(s * v, axis=1, keepdims=True))
+        scaled = s * v
+        total = jnp.sum(scaled, axis=1, keepdims=True)
+        return scale_rows(outer, scaled - p * total)
 
     def adjoint(v):
         v = scale_rows(outer, v)
-        return s * (v - jnp.sum(p * v, axis=1, keepdims=True))
+        mean = jnp.sum(p * v, axis=1, keepdims=True)
+        return s * (v - mean)
 
     return Curvature(apply, adjoint)
 
@@ -123,7 +127,8 @@ def minimise(
         gradient_image = operator(gradient)
         size = _norm(gradient, gradient_image)
         length = _norm(dual, image)
-        left = jnp.where(length > 0, size / (ridge * jnp.where(length > 0, length, 1)), jnp.inf)
+        distance = size / ridge
+        left = quotient(distance, length, length > 0, jnp.inf)
         left = jnp.where(size > 0, left, 0)
         value = objective(dual, image)
         moving = jnp.array(True)

@@ -15,19 +15,24 @@ def value_and_pullback(
     the shape of z.
     """
     outputs, pullback = jax.vjp(function, z)
+    found = outputs.shape
+    m = len(z)
     if columns is not None:
-        if outputs.shape != (len(z), columns):
+        wanted = (m, columns)
+        if found != wanted:
+            raise ValueError(f"{name} must map inputs {z.shape} to {wanted}; it gave {found}")
+    else:
+        wanted = (m,)
+        if found not in (wanted, (m, 1)):
             raise ValueError(
-                f"{name} must map inputs {z.shape} to ({len(z)}, {columns}); it gave "
-                f"{outputs.shape}"
+                f"{name} must map inputs {z.shape} to one output a row, {wanted}; it gave {found}"
             )
-        return outputs, lambda cotangent: pullback(cotangent)[0]
-    if outputs.shape not in ((len(z),), (len(z), 1)):
-        raise ValueError(
-            f"{name} must map inputs {z.shape} to one output a row, ({len(z)},); it gave "
-            f"{outputs.shape}"
-        )
-    return outputs.reshape(len(z)), lambda cotangent: pullback(cotangent.reshape(outputs.shape))[0]
+
+    def pull_back(cotangent: Array) -> Array:
+        (at_z,) = pullback(cotangent.reshape(found))
+        return at_z
+
+    return outputs.reshape(wanted), pull_back
 
 
 def input_gradient(
@@ -43,17 +48,22 @@ def input_gradient(
     `weights` (m, K) returns (m, K).
     """
     if hasattr(predictor, "input_gradient"):
-        return (
-            predictor.input_gradient(z) if weights is None else predictor.input_gradient(z, weights)
-        )
-    columns = None if weights is None else weights.shape[1]
-    outputs, pullback = value_and_pullback(predictor, z, "predictor", columns)
-    return pullback(jnp.ones_like(outputs) if weights is None else weights.astype(outputs.dtype))
+        of_weights = () if weights is None else (weights,)
+        return predictor.input_gradient(z, *of_weights)
+    if weights is None:
+        outputs, pullback = value_and_pullback(predictor, z, "predictor")
+        return pullback(jnp.ones_like(outputs))
+    outputs, pullback = value_and_pullback(predictor, z, "predictor", weights.shape[1])
+    return pullback(weights.astype(outputs.dtype))
 
 
 def as_pytree(function: Callable[..., Any] | None) -> Callable | None:
     """A plain function is wrapped so that a predictor that holds it passes through `jit` as an
     argument.
     """
-    is_leaf = function is not None and jax.tree.structure(function) == jax.tree.structure(0)
-    return jax.tree_util.Partial(function) if is_leaf else function
+    if function is None:
+        return None
+    a_leaf = jax.tree.structure(0)
+    if jax.tree.structure(function) != a_leaf:
+        return function
+    return jax.tree_util.Partial(function)

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from perturbkernel.arrays import or_one, quotient
 from perturbkernel.engine.krylov import Preconditioner, conjugate_gradients, lanczos, nystrom
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.training.dynamics import (
@@ -132,7 +133,7 @@ def interpolate_by_products(
     finest = 0.0 if exact is None else 1e-3
     true_operator = operator if exact is None else exact
     norm = np.linalg.norm(residual, axis=0)
-    norm = np.where(norm > 0, norm, 1)
+    norm = or_one(norm)
     dual = jnp.zeros_like(residual)
     left = residual
     size = 1.0
@@ -235,9 +236,8 @@ def filtered(eigenvalues: Array, n: int, dynamics: Dynamics, ridge: float | Arra
 def flow_filter(curvatures: Array, time: float | Array) -> Array:
     """(1 - exp(-time h)) / h for curvatures h >= 0: what flow makes of the loss h f^2 / 2 - f."""
     rate = time * curvatures
-    moves = rate > 0
-    fraction = -jnp.expm1(-rate) / jnp.where(moves, curvatures, 1)
-    return jnp.where(moves, fraction, time)
+    done = -jnp.expm1(-rate)
+    return quotient(done, curvatures, rate > 0, otherwise=time)
 
 
 def _interpolate(gram: Array, residual: Array) -> Solution:
@@ -312,7 +312,7 @@ def _power_iteration(operator) -> Array:
     def step(v, _):
         w = apply(v)
         norm = jnp.linalg.norm(w)
-        return w / jnp.where(norm > 0, norm, 1), norm
+        return w / or_one(norm), norm
 
     _, norms = lax.scan(step, start / jnp.linalg.norm(start), length=100)
     return norms[-1]

@@ -7,7 +7,7 @@ are those of (n, n) and (n, m) matrices.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -95,13 +95,7 @@ class Data:
 
     @cached_property
     def at_inputs(self) -> "Data":
-        return Data(
-            slope=self.slope,
-            bias=self.bias,
-            x=self.x,
-            y=self.y,
-            z=self.x,
-        )
+        return replace(self, z=self.x)
 
     def high(self, low: float) -> np.ndarray:
         """The most that sum_n p_n A_n(z) can be over p in [low, 1]^n, or 0 if that is negative."""

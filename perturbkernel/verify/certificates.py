@@ -77,7 +77,8 @@ def perturbed(rng, s: Setting, p: Problem) -> Drawn:
     made = by_hand.Given(r.carrier, r.u, r.targets, s.size)
     data = second_copy(p)
     second = replace(data, x=made.points, y=r.targets)
-    return Drawn(made, r.nu, data, second, s.time * r.nu[:, None] * r.u)
+    gradients = s.time * r.nu[:, None] * r.u
+    return Drawn(made, r.nu, data, second, gradients)
 
 
 def _tail_by_hand(rng, s: Setting, p: Problem) -> Sample:

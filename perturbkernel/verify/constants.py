@@ -191,8 +191,10 @@ def _logistic_label(drawn: Drawn, s: Setting, run: by_hand.Run, beta: np.ndarray
     if s.targets == "fixed":
         return np.abs((beta * drawn.given.targets) @ terms) / s.n
     # Weights are one half, and what they differ from that.
-    rest = np.max(np.abs(2 * beta - 1)) / 2 * np.mean(np.abs(terms), axis=0)
-    return by_hand.label_bound(drawn.data, drawn.given, s.targets, run) / 2 + rest
+    largest = np.max(np.abs(2 * beta - 1))
+    rest = largest * np.mean(np.abs(terms), axis=0)
+    half = by_hand.label_bound(drawn.data, drawn.given, s.targets, run)
+    return (half + rest) / 2
 
 
 def _logistic_by_hand(rng, s: Setting, p: Problem) -> Sample:

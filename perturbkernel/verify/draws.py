@@ -82,7 +82,8 @@ def preactivations(net: Network, z: np.ndarray) -> np.ndarray:
 
 def readout_sum(readout: np.ndarray, u: np.ndarray, slope: float) -> np.ndarray:
     """The sum over neurons of a phi(u), (m,), for readouts (width, 1) and u (width, m)."""
-    return np.sum(readout * np.where(u > 0, u, slope * u), axis=0)
+    activated = np.where(u > 0, u, slope * u)
+    return np.sum(readout * activated, axis=0)
 
 
 def blocks(neurons: int, columns: int) -> Iterator[slice]:
@@ -114,9 +115,12 @@ def gradients(net: Network, z: np.ndarray, slope: float) -> np.ndarray:
     total = np.zeros(z.shape)
     for part in blocks(len(net.weights), z.size):
         some = _neurons(net, part)
-        active = (preactivations(some, z) > 0).astype(float)
+        u = preactivations(some, z)
+        active = (u > 0).astype(float)
         scaled = some.readout[:, None] * some.weights
-        total += (1 - slope) * (active.T @ scaled) + slope * scaled.sum(0)
+        # A gate is slope, and 1 - slope more where the neuron is active.
+        total += slope * scaled.sum(0)
+        total += (1 - slope) * (active.T @ scaled)
     return total
 
 
@@ -162,10 +166,13 @@ def train(
     rate = time / HeavyBall(1.0, s.steps, s.momentum).effective_time
     # The bias is the weight of one more input, constantly 1, whose gradient is 0 if not trained.
     features = _with_column(x, 1.0)
-    pulls = _with_column(x, float(kernel.train_bias)) * (y / n)[:, None]
+    labels = (y / n)[:, None]
+    pulls = labels * _with_column(x, float(kernel.train_bias))
     weights = np.hstack([net.weights, net.biases[:, None]])
     readout = net.readout[:, None]
-    watched = _with_column(np.empty((0, x.shape[1])) if watch is None else watch, 1.0)
+    if watch is None:
+        watch = np.empty((0, x.shape[1]))
+    watched = _with_column(watch, 1.0)
     parts = list(blocks(len(weights), features.size))
 
     start = np.vstack([weights[part] @ watched.T for part in parts])
@@ -178,11 +185,12 @@ def train(
         at_x = [weights[part] @ features.T for part in parts]
         weighted = pulls
         if s.loss == "logistic":
-            sums = [
-                readout_sum(readout[part], u, slope) for u, part in zip(at_x, parts, strict=True)
-            ]
-            history.append(np.sum(sums, axis=0))
-            weighted = pulls / (1 + np.exp(y * history[-1]))[:, None]
+            outputs_at_x = np.zeros(n)
+            for u, part in zip(at_x, parts, strict=True):
+                outputs_at_x += readout_sum(readout[part], u, slope)
+            history.append(outputs_at_x)
+            shares = 1 / (1 + np.exp(y * outputs_at_x))
+            weighted = pulls * shares[:, None]
         everywhere = slope * weighted.sum(0)
         now = []
         for u, part in zip(at_x, parts, strict=True):
@@ -209,7 +217,8 @@ def train(
 
 def _with_column(points: np.ndarray, value: float) -> np.ndarray:
     """The points with one more coordinate, the same for all, (n, d + 1)."""
-    return np.hstack([points, np.full((len(points), 1), value)])
+    column = np.full((len(points), 1), value)
+    return np.hstack([points, column])
 
 
 @dataclass
@@ -253,7 +262,8 @@ def fresh_and_trained(
     kernel = p.kernel
     slope = kernel.slope
     m, d = p.z.shape
-    at = np.empty((0, d)) if at is None else at
+    if at is None:
+        at = np.empty((0, d))
     total = Sums(
         before=np.zeros(m),
         after=np.zeros(m),
@@ -262,8 +272,10 @@ def fresh_and_trained(
         gradient_after=np.zeros(at.shape),
         flipped=np.zeros(m),
     )
-    for part in blocks(width, max(p.x.size, p.z.size, at.size)):
-        net = network(rng, part.stop - part.start, d, width)
+    columns = max(p.x.size, p.z.size, at.size)
+    for part in blocks(width, columns):
+        neurons = part.stop - part.start
+        net = network(rng, neurons, d, width)
         done = train(net, p.x, p.y, kernel, s, time=time).net
         readout = net.readout[:, None]
         u = preactivations(net, p.z)
@@ -287,7 +299,8 @@ def row_norms(array: np.ndarray) -> np.ndarray:
 
 def row_cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The cosine of each row of a with that of b, (n,)."""
-    return np.sum(a * b, axis=1) / (row_norms(a) * row_norms(b))
+    products = np.sum(a * b, axis=1)
+    return products / (row_norms(a) * row_norms(b))
 
 
 def units(rng: np.random.Generator, n: int, d: int) -> np.ndarray:

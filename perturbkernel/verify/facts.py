@@ -10,6 +10,7 @@ from perturbkernel import theory
 from perturbkernel.attacks import one_step
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.networks.two_layer import TwoLayerNetwork
+from perturbkernel.verify.by_hand import gate_moment
 from perturbkernel.verify.draws import (
     Problem,
     fresh_and_trained,
@@ -74,11 +75,12 @@ def _linearity(rng, s: Setting, p: Problem) -> Sample:
     first = theory.f_hat(p.kernel, p.x[:half], p.y[:half], p.z)
     second = theory.f_hat(p.kernel, p.x[half:], p.y[half:], p.z)
     f_hat = theory.f_hat(*p.data)
-    added = half * first + (s.n - half) * second - s.n * f_hat
-    odd = theory.f_hat(p.kernel, p.x, -p.y, p.z) + f_hat
-    vector = theory.direction(p.kernel, p.x, -p.y, p.z) + theory.direction(*p.data)
-    residuals = [np.abs(added) / s.n, np.abs(odd), np.abs(vector).ravel()]
-    return Sample(np.concatenate(residuals), 1e-12)
+    added = half * first + (s.n - half) * second
+    turned = p.kernel, p.x, -p.y, p.z
+    odd = theory.f_hat(*turned) + f_hat
+    vector = theory.direction(*turned) + theory.direction(*p.data)
+    residuals = [added / s.n - f_hat, odd, vector.ravel()]
+    return Sample(np.abs(np.concatenate(residuals)), 1e-12)
 
 
 def _homogeneity(rng, s: Setting, p: Problem) -> Sample:
@@ -89,12 +91,16 @@ def _homogeneity(rng, s: Setting, p: Problem) -> Sample:
     plain = theory.output(p.kernel, *net, p.z)
     scaled = theory.output(p.kernel, factor * net.weights, biases, net.readout, p.z)
     joint = theory.output(p.kernel, net.weights, biases, net.readout, factor * p.z)
-    return Sample(np.abs([scaled - factor * plain, joint - factor * plain]), 1e-12 * factor)
+    expected = factor * plain
+    residuals = [scaled - expected, joint - expected]
+    return Sample(np.abs(residuals), 1e-12 * factor)
 
 
 def _symmetrised(p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """The data with (-x, -y) for every (x, y), (2n, d) and (2n,)."""
-    return np.vstack([p.x, -p.x]), np.concatenate([p.y, -p.y])
+    x = np.vstack([p.x, -p.x])
+    y = np.concatenate([p.y, -p.y])
+    return x, y
 
 
 def _oddness(rng, s: Setting, p: Problem) -> Sample:
@@ -102,10 +108,12 @@ def _oddness(rng, s: Setting, p: Problem) -> Sample:
 
     On a set invariant under that it is odd.
     """
-    turned = theory.f_hat(p.kernel, -p.x, -p.y, -p.z) + theory.f_hat(*p.data)
+    turned = theory.f_hat(p.kernel, -p.x, -p.y, -p.z)
     x, y = _symmetrised(p)
-    symmetric = theory.f_hat(p.kernel, x, y, -p.z) + theory.f_hat(p.kernel, x, y, p.z)
-    return Sample(np.abs([turned, symmetric]), 1e-12)
+    at_z = theory.f_hat(p.kernel, x, y, p.z)
+    opposite = theory.f_hat(p.kernel, x, y, -p.z)
+    sums = [turned + theory.f_hat(*p.data), opposite + at_z]
+    return Sample(np.abs(sums), 1e-12)
 
 
 def _without_bias_input(rng, s: Setting, p: Problem) -> Sample:
@@ -114,17 +122,21 @@ def _without_bias_input(rng, s: Setting, p: Problem) -> Sample:
     Its f_hat from the angle of the bare points.
     """
     x, y = _symmetrised(p)
-    lengths = row_norms(x)[:, None] * row_norms(p.z)
-    angle = np.arccos(np.clip(x @ p.z.T / lengths, -1, 1))
-    phi = (1 + s.slope**2) / 2 - (1 - s.slope) ** 2 / (2 * np.pi) * angle
-    exact = np.mean(y[:, None] * phi * (x @ p.z.T), axis=0)
+    products = x @ p.z.T
+    lengths = np.outer(row_norms(x), row_norms(p.z))
+    cosine = np.clip(products / lengths, -1, 1)
+    phi = gate_moment(s.slope, np.arccos(cosine))
+    terms = y[:, None] * phi * products
+    exact = terms.mean(axis=0)
     linear = theory.symmetric_predictor_without_bias_input(x, y, p.z, slope=s.slope)
     return Sample(np.abs(exact - linear), 1e-10)
 
 
 def _nearly_linear(rng, s: Setting, p: Problem) -> Sample:
-    gap = np.abs(p.constants.f_hat - theory.linear_predictor(*p.data))
-    return Sample(gap, theory.bounds.linear_gap_bound(p.constants), np.abs(p.constants.f_hat))
+    f_hat = p.constants.f_hat
+    gap = np.abs(f_hat - theory.linear_predictor(*p.data))
+    bound = theory.bounds.linear_gap_bound(p.constants)
+    return Sample(gap, bound, scale=np.abs(f_hat))
 
 
 def _linear_exactly(rng, s: Setting, p: Problem) -> Sample:

@@ -29,9 +29,12 @@ def _decomposed(rng, s: Setting, p: Problem):
 def _decomposition(drawn, s: Setting, p: Problem) -> Sample:
     """The parts add up to the trained network's gradient over T minus v."""
     _, done, parts = drawn
-    xi = draws.gradients(done, p.z, s.slope) / s.time - theory.direction(*p.data)
+    v = theory.direction(*p.data)
+    xi = draws.gradients(done, p.z, s.slope) / s.time - v
     added = parts.initial + parts.flips + parts.concentration + parts.lazy
-    return Sample(np.abs([added - xi, parts.total - xi]), 1e-10 * max(1.0, np.abs(xi).max()))
+    residuals = [added - xi, parts.total - xi]
+    size = max(1.0, np.abs(xi).max())
+    return Sample(np.abs(residuals), 1e-10 * size)
 
 
 def _part(name: str):

@@ -34,10 +34,14 @@ def binomial_tail(trials: int, probability: float, count: int) -> float:
     terms = []
     for k in range(count, trials + 1):
         others = trials - k
-        ways = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(others + 1)
-        chance = ways + k * log + others * log_other
-        terms.append(math.exp(chance))
+        log_ways = _log_factorial(trials) - _log_factorial(k) - _log_factorial(others)
+        log_chance = log_ways + k * log + others * log_other
+        terms.append(math.exp(log_chance))
     return min(1.0, math.fsum(terms))
+
+
+def _log_factorial(n: int) -> float:
+    return math.lgamma(n + 1)
 
 
 def allowed_errors(statistics: int, draws: int) -> float:

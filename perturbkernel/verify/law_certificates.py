@@ -37,7 +37,10 @@ def _trained_outputs(rng, s: Setting, p: Problem) -> np.ndarray:
     each = s.width // 2 if doubled else s.width
     net = network(rng, s.samples * each, s.d, s.width)
     total = np.zeros((s.samples, s.points))
-    for readout in (net.readout, -net.readout) if doubled else (net.readout,):
+    readouts = [net.readout]
+    if doubled:
+        readouts.append(-net.readout)
+    for readout in readouts:
         before = Network(net.weights.copy(), net.biases.copy(), readout)
         after = train(before, p.x, p.y, p.kernel, s, time=s.time).net
         known = [(after, 1.0)]
@@ -45,8 +48,10 @@ def _trained_outputs(rng, s: Setting, p: Problem) -> np.ndarray:
             known.append((Network(net.weights, net.biases, readout), -1.0))
         for one, sign in known:
             u = preactivations(one, p.z)
-            terms = sign * readout[:, None] * np.where(u > 0, u, s.slope * u)
-            total += terms.reshape(s.samples, each, -1).sum(1)
+            activated = np.where(u > 0, u, s.slope * u)
+            terms = sign * readout[:, None] * activated
+            by_network = terms.reshape(s.samples, each, -1)
+            total += by_network.sum(1)
     return total
 
 

@@ -30,7 +30,8 @@ class _Run(NamedTuple):
 
 def _trained(rng, s: Setting, p: Problem, watch: np.ndarray | None = None) -> _Run:
     net = network(rng, s.width, s.d)
-    return _Run(net, train(net, p.x, p.y, p.kernel, s, time=s.time, watch=watch))
+    done = train(net, p.x, p.y, p.kernel, s, time=s.time, watch=watch)
+    return _Run(net, done)
 
 
 def _movement(rng, s: Setting, p: Problem) -> Sample:
@@ -40,7 +41,10 @@ def _movement(rng, s: Setting, p: Problem) -> Sample:
     reach = size[:, None] * theory.bounds.displacement(p.constants, time=s.time, loss=s.loss)
     moved = row_norms(done.net.weights - net.weights)
     most = size * s.time * p.constants.radius
-    return Sample(np.hstack([done.moved, moved[:, None]]), np.hstack([reach, most[:, None]]))
+    return Sample(
+        observed=np.column_stack([done.moved, moved]),
+        bound=np.column_stack([reach, most]),
+    )
 
 
 def _reachable(rng, s: Setting, p: Problem) -> Sample:
@@ -145,29 +149,35 @@ def _stability(rng, s: Setting, p: Problem) -> Sample:
     By plain descent; how far they are apart at the queries, against what their measured
     linearisation errors allow.
     """
-    net, done = _trained(rng, s, p, np.vstack([p.x, p.z]))
-    own = own_kernel(net, p, np.vstack([p.x, p.z]))
-    start = done.path[0]
-    realised = np.zeros(s.n)
-    kernel = np.zeros(s.n)
+    n = s.n
+    points = np.vstack([p.x, p.z])
+    net, done = _trained(rng, s, p, points)
+    own = own_kernel(net, p, points)
+    start, *after = done.path
+    realised = np.zeros(n)
+    kernel = np.zeros(n)
     error = np.zeros(len(start))
-    for i, rate in enumerate(done.rates):
+    before = start
+    for rate, now in zip(done.rates, after, strict=True):
         kernel_outputs = start + (kernel * p.y) @ own
-        kernel = kernel + rate / s.n * _pull(p.y, kernel_outputs[: s.n])
-        realised = realised + rate / s.n * _pull(p.y, done.path[i, : s.n])
+        kernel = kernel + rate / n * _pull(p.y, kernel_outputs[:n])
+        realised = realised + rate / n * _pull(p.y, before[:n])
         linear = start + (realised * p.y) @ own
-        error = np.maximum(error, np.abs(done.path[i + 1] - linear))
-    change = done.path[-1] - start
+        error = np.maximum(error, np.abs(now - linear))
+        before = now
+    change = before - start
     apart = np.abs(change - (kernel * p.y) @ own)
     phi = np.diagonal(theory.gate_moment(p.kernel, *net, p.z, p.z))
+    squares = np.sum(p.z**2, axis=1)
+    curvature = np.linalg.norm(own[:, :n], 2) / (8 * n)
     bound = theory.bounds.logistic_stability(
-        phi * (np.sum(p.z**2, 1) + p.kernel.train_bias),
-        epsilon=error[: s.n].max(),
+        phi * (squares + p.kernel.train_bias),
+        epsilon=error[:n].max(),
         time=s.time,
-        epsilon_at=error[s.n :],
-        step_ratio=done.rates.max() * np.linalg.norm(own[:, : s.n], 2) / (8 * s.n),
+        epsilon_at=error[n:],
+        step_ratio=done.rates.max() * curvature,
     )
-    return Sample(apart[s.n :], bound, np.abs(change)[s.n :])
+    return Sample(apart[n:], bound, scale=np.abs(change)[n:])
 
 
 def _stability_a_priori(rng, s: Setting, p: Problem) -> Sample:

@@ -45,7 +45,9 @@ def _scenario_a(rng, s: Setting, p: Problem) -> _Taught:
 
 def _any_inputs(rng, s: Setting, p: Problem) -> _Taught:
     """Short inputs in random directions, so that many outputs nearly cancel."""
-    return _taught(p, s.size * units(rng, s.n, s.d), rng.normal(size=s.n), p.z)
+    inputs = s.size * units(rng, s.n, s.d)
+    coef = rng.normal(size=s.n)
+    return _taught(p, inputs, coef, p.z)
 
 
 def _error(g: _Taught, s: Setting, p: Problem) -> Sample:

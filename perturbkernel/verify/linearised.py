@@ -20,19 +20,22 @@ def _linearised(rng, s: Setting, p: Problem) -> Sample:
     kernel = p.kernel
     net = network(rng, s.width, s.d)
     points = np.vstack([p.x, p.z])
-    active = points @ net.weights.T + net.biases > 0
-    gates = np.where(active, 1.0, s.slope) * net.readout
-    by_weights = (gates[:, :, None] * points[:, None]).reshape(len(points), -1)
+    u = points @ net.weights.T + net.biases
+    gates = np.where(u > 0, 1.0, s.slope) * net.readout
+    by_weights = gates[:, :, None] * points[:, None]
+    by_weights = by_weights.reshape(len(points), -1)
     by_biases = float(kernel.train_bias) * gates
     features = np.hstack([by_weights, by_biases])
+    at_x = features[: s.n]
+    at_z = features[s.n :]
     dynamics = HeavyBall(rng.uniform(0, 0.1, size=s.steps), momentum=s.momentum)
-    gradient = features[: s.n].T @ p.y / s.n
-    moved = np.zeros(features.shape[1])
-    velocity = np.zeros(features.shape[1])
+    gradient = at_x.T @ p.y / s.n
+    moved = np.zeros_like(gradient)
+    velocity = np.zeros_like(gradient)
     for rate in dynamics.rates:
         velocity = s.momentum * velocity + gradient
         moved += rate * velocity
-    trained = features[s.n :] @ moved
+    trained = at_z @ moved
     f_hat, _ = theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)
     closed = dynamics.effective_time * f_hat
     return Sample(np.abs(trained - closed), 1e-12 * np.abs(closed).max())
@@ -41,9 +44,11 @@ def _linearised(rng, s: Setting, p: Problem) -> Sample:
 def _factor(p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Features of x and of z whose inner products are the kernel."""
     points = np.vstack([p.x, p.z])
-    values, vectors = np.linalg.eigh(kernel_matrix(p.kernel, "ntk", points, points))
+    matrix = kernel_matrix(p.kernel, "ntk", points, points)
+    values, vectors = np.linalg.eigh(matrix)
     root = vectors * np.sqrt(np.maximum(values, 0))
-    return root[: len(p.x)], root[len(p.x) :]
+    n = len(p.x)
+    return root[:n], root[n:]
 
 
 def _squared(rng, s: Setting, p: Problem) -> Sample:
@@ -62,25 +67,28 @@ def _squared(rng, s: Setting, p: Problem) -> Sample:
             y = jnp.asarray(target)
             predictor = fit.fit(p.kernel, x, y, loss="squared", dynamics=dynamics)
             closed = np.asarray(predictor(jnp.asarray(p.z)))
-        residuals.append(np.abs(at_z @ parameters - closed) / np.abs(closed).max())
+        error = np.abs(at_z @ parameters - closed)
+        residuals.append(error / np.abs(closed).max())
 
+    def flow(parameters):
+        """Minus the gradient of the loss."""
+        left = target - at_x @ parameters
+        return at_x.T @ left / s.n
+
+    start = np.zeros(at_x.shape[1])
     for momentum in (0.0, s.momentum):
         rates = rng.uniform(0.3, 1, size=s.steps) / largest
-        parameters = np.zeros(at_x.shape[1])
-        velocity = np.zeros(at_x.shape[1])
+        parameters = start
+        velocity = start
         for rate in rates:
-            gradient = at_x.T @ (at_x @ parameters - target) / s.n
-            velocity = momentum * velocity + gradient
-            parameters = parameters - rate * velocity
+            velocity = momentum * velocity + flow(parameters)
+            parameters = parameters + rate * velocity
         compare(parameters, HeavyBall(rates, momentum=momentum))
+
     # Gradient flow by the classical Runge-Kutta rule.
     time = float(20 / largest)
     count = 2500
-
-    def flow(parameters):
-        return at_x.T @ (target - at_x @ parameters) / s.n
-
-    parameters = np.zeros(at_x.shape[1])
+    parameters = start
     for _ in range(count):
         parameters = _runge_kutta(flow, parameters, time / count)
     compare(parameters, GradientFlow(time))
@@ -119,7 +127,8 @@ def _logistic_path(rng, s: Setting, p: Problem, zero: bool = False) -> _Path:
         return f0 + gram @ (p.y * alpha)
 
     def flow(alpha):
-        return 1 / (1 + np.exp(p.y * outputs(alpha))) / s.n
+        margins = p.y * outputs(alpha)
+        return 1 / (1 + np.exp(margins)) / s.n
 
     alpha = np.zeros(s.n)
     margin = np.abs(f0).max()
@@ -157,11 +166,12 @@ def _margins(rng, s: Setting, p: Problem) -> Sample:
 
 def _half_time(rng, s: Setting, p: Problem) -> Sample:
     time, alpha = _logistic_path(rng, s, p).coefficients[-1]
-    cross = kernel_matrix(p.kernel, "ntk", p.x, p.z)
+    trained = (p.y * alpha) @ kernel_matrix(p.kernel, "ntk", p.x, p.z)
     f_hat = theory.f_hat(*p.data)
-    gap = np.abs(2 * (p.y * alpha) @ cross / time - f_hat)
+    gap = np.abs(2 * trained / time - f_hat)
     error = np.abs(_weight_error(time, alpha))
-    return Sample(gap, theory.bounds.half_time_gap(p.kernel, p.x, p.z, error), np.abs(f_hat))
+    bound = theory.bounds.half_time_gap(p.kernel, p.x, p.z, error)
+    return Sample(gap, bound, scale=np.abs(f_hat))
 
 
 def _same_sign(rng, s: Setting, p: Problem) -> Sample:

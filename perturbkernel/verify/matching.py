@@ -38,25 +38,29 @@ class Perturbed(NamedTuple):
 def given(rng, s: Setting, p: Problem) -> Perturbed:
     """Perturbations along v + noise, as a trained network's would be, and fresh targets."""
     v = p.constants.input_direction
-    xi = 0.2 * row_norms(v)[:, None] * units(rng, s.n, s.d)
+    length = row_norms(v)[:, None]
+    xi = 0.2 * length * units(rng, s.n, s.d)
     gradient = v + xi
     nu = row_norms(gradient)
+    u = gradient / nu[:, None]
     carrier = p.x if s.scenario == "b" else np.zeros_like(p.x)
     targets = signs(rng, s.n, s.targets)
+    steps = s.size * targets[:, None]
     return Perturbed(
-        u=gradient / nu[:, None],
+        u=u,
         nu=nu,
         carrier=carrier,
         targets=targets,
-        points=carrier + s.size * (targets / nu)[:, None] * gradient,
+        points=carrier + steps * u,
     )
 
 
 def _kernel_form(rng, s: Setting, p: Problem) -> Sample:
     r = given(rng, s, p)
-    whole = (r.targets / s.n) @ kernel_matrix(p.kernel, "ntk", r.points, p.z) / s.size
-    split = theory.g_hat_u(p.kernel, r.points, r.u, p.z)
-    split = split + theory.psi(p.kernel, r.points, r.carrier, r.targets, p.z) / s.size
+    matrix = kernel_matrix(p.kernel, "ntk", r.points, p.z)
+    whole = r.targets @ matrix / (s.n * s.size)
+    psi = theory.psi(p.kernel, r.points, r.carrier, r.targets, p.z)
+    split = theory.g_hat_u(p.kernel, r.points, r.u, p.z) + psi / s.size
     return Sample(np.abs(whole - split), 1e-12 * np.abs(whole).max())
 
 
@@ -68,7 +72,8 @@ def _versions(rng, s: Setting, p: Problem) -> Sample:
     gap = measured - limit
     xi = r.nu[:, None] * r.u - p.constants.input_direction
     phi = kernel_matrix(p.kernel, "phi", r.points, p.z)
-    projection = np.mean(phi * (xi @ p.z.T) / r.nu[:, None], axis=0)
+    terms = phi * (xi @ p.z.T) / r.nu[:, None]
+    projection = terms.mean(axis=0)
     return Sample(np.abs(gap - projection), 1e-12)
 
 
@@ -76,7 +81,8 @@ def _spread(rng, s: Setting, p: Problem) -> Sample:
     r = given(rng, s, p)
     sure = theory.spread_condition(p.kernel, p.x, p.y, r.points, r.nu, p.z).holds
     unweighted = theory.g_hat(p.kernel, p.x, p.y, r.points, p.z)
-    product = unweighted * theory.g_hat_w(p.kernel, p.x, p.y, r.points, r.nu, p.z)
+    weighted = theory.g_hat_w(p.kernel, p.x, p.y, r.points, r.nu, p.z)
+    product = unweighted * weighted
     return Sample((product <= 0).astype(float), np.where(sure, 0.5, np.nan))
 
 
@@ -87,20 +93,25 @@ def _labels(rng, s: Setting, p: Problem) -> Sample:
     term = theory.bounds.label_term(
         p.kernel, r.carrier, r.u, p.z, size=s.size, delta=s.delta, rule=s.targets
     )
-    signal = s.size * np.abs(theory.g_hat_u(p.kernel, r.points, r.u, p.z))
+    signal = _signal(s, p, r)
     return Sample(
-        [np.abs(psi - term.systematic), np.abs(psi)], [term.radius, term.bound], [signal, signal]
+        observed=[np.abs(psi - term.systematic), np.abs(psi)],
+        bound=[term.radius, term.bound],
+        scale=[signal, signal],
     )
+
+
+def _signal(s: Setting, p: Problem, r: Perturbed) -> np.ndarray:
+    """|g_hat_u| size, (m,): what psi adds to."""
+    g_hat = theory.g_hat_u(p.kernel, r.points, r.u, p.z)
+    return s.size * np.abs(g_hat)
 
 
 def _systematic(rng, s: Setting, p: Problem) -> Sample:
     r = given(rng, s, p)
     term = theory.bounds.label_term(p.kernel, r.carrier, r.u, p.z, size=s.size, delta=s.delta)
-    return Sample(
-        np.abs(term.systematic),
-        term.systematic_bound,
-        s.size * np.abs(theory.g_hat_u(p.kernel, r.points, r.u, p.z)),
-    )
+    systematic = np.abs(term.systematic)
+    return Sample(systematic, term.systematic_bound, scale=_signal(s, p, r))
 
 
 class _Labels(NamedTuple):
@@ -116,10 +127,11 @@ class _Labels(NamedTuple):
 def _fixed_directions(rng, s: Setting) -> _Labels:
     p = problem(rng, s)
     u = given(rng, s, p).u
-    plus = kernel_matrix(p.kernel, "phi", p.x + s.size * u, p.z) * p.factor
-    minus = kernel_matrix(p.kernel, "phi", p.x - s.size * u, p.z) * p.factor
+    step = s.size * u
+    plus = kernel_matrix(p.kernel, "phi", p.x + step, p.z)
+    minus = kernel_matrix(p.kernel, "phi", p.x - step, p.z)
     term = theory.bounds.label_term(p.kernel, p.x, u, p.z, size=s.size, delta=s.delta)
-    return _Labels(plus, minus, term.systematic)
+    return _Labels(plus * p.factor, minus * p.factor, term.systematic)
 
 
 def _label_mean(rng, s: Setting, fixed: _Labels) -> Sample:

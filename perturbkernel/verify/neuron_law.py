@@ -76,7 +76,9 @@ def _paths(rng, s: Setting, prepared) -> Sample:
     largest = 0.0
     for readout, found in zip(neurons.readout, neurons.trained, strict=True):
         net = Network(
-            neurons.start[:, :-1].copy(), neurons.start[:, -1].copy(), readout / s.width**0.5
+            weights=neurons.start[:, :-1].copy(),
+            biases=neurons.start[:, -1].copy(),
+            readout=readout / s.width**0.5,
         )
         done = train(net, p.x, p.y, p.kernel, s, time=s.time).net
         expected = np.column_stack([done.weights, done.biases])
@@ -128,21 +130,25 @@ def _collapse(rng, s: Setting, fixed: _Law) -> Sample:
     p = fixed.problem
     mean = fixed.mean
     std = fixed.std.value / s.time
+    unit = s.time * std
     rows = []
     for width in s.widths:
         time = s.time * (width / s.width) ** 0.5
-        rows.append(fresh_and_trained(rng, p, s, width=width, time=time).after / time / std)
-    wanted = np.broadcast_to(mean.value / s.time / std, (len(rows), len(std)))
-    slack = np.broadcast_to(_ERRORS * mean.standard_error / s.time / std, wanted.shape)
-    return Sample(np.stack(rows), wanted, slack=slack)
+        trained = fresh_and_trained(rng, p, s, width=width, time=time)
+        rows.append(trained.after / time / std)
+    found = np.stack(rows)
+    wanted = np.broadcast_to(mean.value / unit, found.shape)
+    slack = np.broadcast_to(_ERRORS * mean.standard_error / unit, found.shape)
+    return Sample(found, wanted, slack=slack)
 
 
 def _second(rng, s: Setting) -> _Law:
     """The law of g given one trained f, initial function and all."""
     p = problem(rng, s)
-    f = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.x).gradient_after
+    f = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.x)
+    u = f.gradient_after / row_norms(f.gradient_after)[:, None]
     targets = signs(rng, s.n, s.targets)
-    r = s.size * targets[:, None] * f / row_norms(f)[:, None]
+    r = s.size * targets[:, None] * u
     second = Problem(p.kernel, r, targets, p.z)
     return _Law.of(second, _simulated(rng, s, second, s.time_g), s.width)
 

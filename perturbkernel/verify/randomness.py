@@ -29,9 +29,11 @@ def _sign_probability(rng, s: Setting, p: Problem) -> Sample:
     labels = np.where(theory.f_hat(*p.data) > 0, 1.0, -1.0)
     accuracy = theory.expected_accuracy(*p.data, labels, times=s.time)
     certainty = theory.sign_probability(*p.data, times=s.time) - 0.5
-    weighted = np.sum(certainty * ((f > 0) - 0.5)) / np.sum(certainty**2)
+    surprise = (f > 0) - 0.5
+    weighted = np.sum(certainty * surprise) / np.sum(certainty**2)
+    right = np.mean(f * labels > 0)
     return Sample(
-        np.array([np.mean(f * labels > 0), weighted]),
+        np.array([right, weighted]),
         np.array([accuracy, 1.0]),
         slack=np.array([0.01, 0.02]),
     )
@@ -63,7 +65,8 @@ def _agreement(rng, s: Setting, fixed) -> Sample:
     f = fresh_and_trained(rng, p, s, width=s.width, time=s.time, at=p.x)
     u = f.gradient_after / row_norms(f.gradient_after)[:, None]
     targets = signs(rng, s.n)
-    second = Problem(p.kernel, s.size * targets[:, None] * u, targets, p.z)
+    r = s.size * targets[:, None] * u
+    second = Problem(p.kernel, r, targets, p.z)
     g = fresh_and_trained(rng, second, s, width=s.width, time=s.time_g)
     slack = 3 * expected.mean_standard_error + 0.01
     return Sample(np.mean(f.after * g.after > 0), expected.mean, slack=slack)

@@ -11,6 +11,7 @@ from perturbkernel.attacks import certificates, flips
 from perturbkernel.learning import split as splits
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import fit
+from perturbkernel.verify.by_hand import angles, gate_moment, lengths
 from perturbkernel.verify.draws import Problem, gradients, network, outputs, problem, row_norms
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
@@ -28,21 +29,24 @@ class _Rows(NamedTuple):
 
 def _rows(p: Problem, z: np.ndarray) -> _Rows:
     """Of the queries z, none of which is a training point."""
-    x, slope = p.x, p.kernel.slope
+    x = p.x
+    slope = p.kernel.slope
     d = x.shape[1]
-    s_x = np.sqrt(1 + np.sum(x**2, axis=1) / d)[None]
-    s_z = np.sqrt(1 + np.sum(z**2, axis=1) / d)[:, None]
+    s_x = lengths(x)[None]
+    s_z = lengths(z)[:, None]
     products = z @ x.T
-    cosine = np.clip((1 + products / d) / (s_z * s_x), -1, 1)
+    rho = (1 + products / d) / (s_z * s_x)
+    cosine = np.clip(rho, -1, 1)
     theta = np.arccos(cosine)
     cone = (1 - slope) ** 2 / (2 * np.pi)
-    gates = (1 + slope**2) / 2 - cone * theta
+    gates = gate_moment(slope, theta)
     factor = products + float(p.kernel.train_bias)
     turning = cone * factor / (d * np.sin(theta))
     along = gates + turning / (s_x * s_z)
     back = turning * cosine / s_z**2
-    slopes = along[:, :, None] * x - back[:, :, None] * z[:, None]
-    return _Rows(gates * factor, slopes)
+    along_x = along[:, :, None] * x
+    along_z = back[:, :, None] * z[:, None]
+    return _Rows(gates * factor, along_x - along_z)
 
 
 def _new_points(s: Setting, p: Problem) -> np.ndarray:
@@ -56,15 +60,12 @@ def _trained(s: Setting, p: Problem) -> Any:
 
 def _operator(s: Setting, p: Problem) -> np.ndarray:
     """q(K), (n, n): gradient flow on the squared loss to the time of the setting."""
-    products = p.x @ p.x.T
-    lengths = np.sqrt(1 + np.sum(p.x**2, axis=1) / s.d)
-    cosine = np.clip((1 + products / s.d) / np.outer(lengths, lengths), -1, 1)
-    np.fill_diagonal(cosine, 1.0)
-    cone = (1 - s.slope) ** 2 / (2 * np.pi)
-    gates = (1 + s.slope**2) / 2 - cone * np.arccos(cosine)
-    eigenvalues, vectors = np.linalg.eigh(gates * (products + float(s.bias)))
-    decayed = -np.expm1(-s.time * eigenvalues / s.n) / eigenvalues
-    return (vectors * decayed) @ vectors.T
+    factor = p.x @ p.x.T + float(s.bias)
+    gates = gate_moment(s.slope, angles(p.x, p.x))
+    eigenvalues, vectors = np.linalg.eigh(gates * factor)
+    learned = -np.expm1(-s.time * eigenvalues / s.n)
+    q = learned / eigenvalues
+    return (vectors * q) @ vectors.T
 
 
 def _certified(rng, s: Setting, p: Problem) -> Sample:
@@ -72,11 +73,12 @@ def _certified(rng, s: Setting, p: Problem) -> Sample:
     f = _trained(s, p)
     z = _new_points(s, p)
     dual = np.asarray(f.dual_coef, float)
-    certified, found = [], []
+    certified = []
+    found = []
     for norm in _NORMS:
         certificate = certificates.certified_size(f, z, norm=norm)
-        certified.append(certificate.size)
         reached = _boundary(p, dual, z, norm)
+        certified.append(certificate.size)
         found.append(reached)
     return Sample(np.array(certified), np.array(found))
 
@@ -85,26 +87,30 @@ def _boundary(p: Problem, dual: np.ndarray, z: np.ndarray, norm: str) -> np.ndar
     """The size of perturbations that change the sign, (m,): Newton's method toward the nearest
     point of the boundary, then bisection on the way there; infinite where it does not arrive.
     """
-    start, _ = _of_predictor(p, dual, z)
     delta = np.zeros_like(z)
     for _ in range(_ROUNDS):
         value, slopes = _of_predictor(p, dual, z + delta)
         wanted = np.sum(slopes * delta, axis=1) - value
-        if norm == "l2":
-            step, gain = slopes, np.sum(slopes**2, axis=1)
-        else:
-            step, gain = np.sign(slopes), np.sum(np.abs(slopes), axis=1)
+        step = slopes if norm == "l2" else np.sign(slopes)
+        gain = np.sum(slopes * step, axis=1)
         delta = (wanted / gain)[:, None] * step
-    low, high = np.zeros(len(z)), np.full(len(z), 1.5)
-    beyond, _ = _of_predictor(p, dual, z + high[:, None] * delta)
+    start, _ = _of_predictor(p, dual, z)
+
+    def changes(share: np.ndarray) -> np.ndarray:
+        """Whether the sign is another one after these shares of the way, (m,)."""
+        value, _ = _of_predictor(p, dual, z + share[:, None] * delta)
+        return value * start <= 0
+
+    low = np.zeros(len(z))
+    high = np.full(len(z), 1.5)
+    arrives = changes(high)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        value, _ = _of_predictor(p, dual, z + middle[:, None] * delta)
-        changed = value * start <= 0
+        changed = changes(middle)
         low = np.where(changed, low, middle)
         high = np.where(changed, middle, high)
-    lengths = row_norms(delta) if norm == "l2" else np.abs(delta).max(axis=1)
-    return np.where(beyond * start <= 0, high * lengths, np.inf)
+    size = row_norms(delta) if norm == "l2" else np.abs(delta).max(axis=1)
+    return np.where(arrives, high * size, np.inf)
 
 
 def _of_predictor(p: Problem, dual: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,12 +125,18 @@ def _fewest(rng, s: Setting, p: Problem) -> Sample:
     z = _new_points(s, p)
     found = flips.certified_flips(_trained(s, p), z)
     weights = _rows(p, z).values @ _operator(s, p)
-    subsets = (np.arange(2**s.n)[:, None] >> np.arange(s.n)) % 2
+    # A row for each subset of the points: bit n of its number says whether y_n is flipped.
+    numbers = np.arange(2**s.n)[:, None]
+    subsets = (numbers >> np.arange(s.n)) % 2
     labels = p.y * (1 - 2 * subsets)
-    changed = (labels @ weights.T) * (weights @ p.y) <= 0
+    after = labels @ weights.T
+    before = weights @ p.y
+    changed = after * before <= 0
     count = subsets.sum(axis=1)[:, None]
-    fewest = np.where(changed, count, s.n + 1).min(axis=0)
-    return Sample(np.abs(np.asarray(found.flips) - fewest), 0.5)
+    enough = np.where(changed, count, s.n + 1)
+    fewest = enough.min(axis=0)
+    off = np.abs(np.asarray(found.flips) - fewest)
+    return Sample(off, 0.5)
 
 
 class _Own(NamedTuple):
@@ -154,8 +166,9 @@ def _own_square(rng, s: Setting, own: _Own) -> Sample:
     """|grad own|^2 of a network that starts at random, in units of its expectation."""
     p = own.problem
     start = network(rng, s.width, s.d)
-    initial = gradients(start, _new_points(s, p), s.slope)
-    left = initial - own.pull @ outputs(start, p.x, s.slope)
+    at_z = gradients(start, _new_points(s, p), s.slope)
+    at_x = outputs(start, p.x, s.slope)
+    left = at_z - own.pull @ at_x
     square = np.sum(left**2, axis=1)
     return Sample(square / own.expected, 1.0)
 

@@ -241,14 +241,21 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     """How many results hold, are vacuous and fail, and how long they took, in a sentence."""
     count = Counter(verdict.verdict for verdict in verdicts)
     seconds = sum(verdict.seconds for verdict in verdicts)
-    parts = [f"{count['holds']} hold", f"{count['vacuous']} vacuous", f"{count['fails']} fail"]
-    return f"{len(verdicts)} checks in {seconds:.0f} s: " + ", ".join(parts)
+    return (
+        f"{len(verdicts)} checks in {seconds:.0f} s: {count['holds']} hold, "
+        f"{count['vacuous']} vacuous, {count['fails']} fail"
+    )
 
 
 def row(v: Verdict) -> tuple[str, ...]:
     """The verdict as text, a cell for each word of `HEAD`."""
-    tried = {"expectation": max(len(v.observed), 1), "rate": 1}.get(v.kind, v.draws)
-    return v.name, v.statement, v.setting, v.measured, f"{v.violations}/{tried}", v.verdict
+    tried = v.draws
+    if v.kind == "expectation":
+        tried = max(len(v.observed), 1)
+    elif v.kind == "rate":
+        tried = 1
+    violations = f"{v.violations}/{tried}"
+    return v.name, v.statement, v.setting, v.measured, violations, v.verdict
 
 
 def table(verdicts: Sequence[Verdict], width: int = 150) -> str:

@@ -41,8 +41,9 @@ def _experiment(rng, s: Setting, p: Problem) -> Experiment:
     targets = signs(rng, s.n, s.targets)
     first = _learnt(rng, s, p, s.time, p.x)
     u = first.gradients / row_norms(first.gradients)[:, None]
+    delta = s.size * targets[:, None] * u
     carrier = p.x if s.scenario == "b" else None
-    r = (0 if carrier is None else carrier) + s.size * targets[:, None] * u
+    r = delta if carrier is None else carrier + delta
     perturbed = Problem(p.kernel, r, targets, p.z)
     second = _learnt(rng, s, perturbed, s.time_g, np.empty((0, s.d)))
     f = first.outputs / s.time
@@ -59,7 +60,9 @@ def _experiment(rng, s: Setting, p: Problem) -> Experiment:
     }
     if s.loss == "identity":
         m = theory.match(p.constants, first.gradients, targets, start=s.start, **options)
-        return Experiment(m, f, g, np.abs(f - m.f_hat), np.abs(g - m.g_hat))
+        f_error = np.abs(f - m.f_hat)
+        g_error = np.abs(g - m.g_hat)
+        return Experiment(m, f, g, f_error, g_error)
     m = theory.logistic_match(
         p.constants,
         first.gradients,
@@ -69,7 +72,9 @@ def _experiment(rng, s: Setting, p: Problem) -> Experiment:
         start=s.start,
         **options,
     )
-    return Experiment(m, f, g, np.abs(f - m.f_hat_beta), np.abs(g - m.g_hat_beta))
+    f_error = np.abs(f - m.f_hat_beta)
+    g_error = np.abs(g - m.g_hat_beta)
+    return Experiment(m, f, g, f_error, g_error)
 
 
 class _Learnt(NamedTuple):
@@ -97,11 +102,13 @@ def _learnt(rng, s: Setting, p: Problem, time: float, points: np.ndarray) -> _Le
             weights=np.ones(s.n),
         )
     net, done, beta = _logistic_network(rng, s, p, time)
-    before = draws.gradients(net, points, s.slope)
-    after = draws.gradients(done.net, points, s.slope)
+    outputs_before = outputs(net, p.z, s.slope)
+    outputs_after = outputs(done.net, p.z, s.slope)
+    gradients_before = draws.gradients(net, points, s.slope)
+    gradients_after = draws.gradients(done.net, points, s.slope)
     return _Learnt(
-        outputs=outputs(done.net, p.z, s.slope) - centred * outputs(net, p.z, s.slope),
-        gradients=after - centred * before,
+        outputs=outputs_after - centred * outputs_before,
+        gradients=gradients_after - centred * gradients_before,
         weights=beta,
     )
 
@@ -135,7 +142,9 @@ def _constants(e: Experiment, s: Setting, p: Problem) -> Sample:
 
 def _theorem(e: Experiment, s: Setting, p: Problem) -> Sample:
     """Signs of f and g where the conditions are met."""
-    return Sample((e.f * e.g <= 0).astype(float), np.where(e.match.holds, 0.5, np.nan))
+    apart = e.f * e.g <= 0
+    allowed = np.where(e.match.holds, 0.5, np.nan)
+    return Sample(apart.astype(float), allowed)
 
 
 def _logistic_predictor(rng, s: Setting, p: Problem) -> Sample:
@@ -144,7 +153,8 @@ def _logistic_predictor(rng, s: Setting, p: Problem) -> Sample:
     error = theory.bounds.logistic_predictor_error(
         p.constants, beta, width=s.width, time=s.time, delta=s.delta, start="centred"
     )
-    return Sample(np.abs(change / s.time - error.f_hat), error.total, np.abs(error.f_hat))
+    gap = np.abs(change / s.time - error.f_hat)
+    return Sample(gap, error.total, scale=np.abs(error.f_hat))
 
 
 def _logistic_direction(rng, s: Setting, p: Problem) -> Sample:

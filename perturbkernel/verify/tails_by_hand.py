@@ -73,7 +73,7 @@ def _moments(data: Data, j: int, width: int, time: float) -> _Moments:
     readout = math.sqrt(8 / (np.pi * width))
     flip, price = _flips(data, j)
     first = flip * time**2 / 2
-    one, two = _smaller(
+    of_size, of_square = _smaller(
         plain=first,
         halved=first * (1 + g) / 2,
         price=q * price * time**3 / 6,
@@ -82,7 +82,7 @@ def _moments(data: Data, j: int, width: int, time: float) -> _Moments:
     second = flip * time**3 / 3
     halved = second * (1 + g**2) / 2
     second_price = (1 - g**2) * price * time**4 / 12
-    three, four = _smaller(
+    root_of_size, root_of_square = _smaller(
         plain=np.sqrt(second),
         halved=np.sqrt(halved),
         price=np.sqrt(second_price),
@@ -90,12 +90,14 @@ def _moments(data: Data, j: int, width: int, time: float) -> _Moments:
     )
     own_first, own_second = _own_flips(data, j, time)
     size = np.abs(data.parts[:, j])
-    large = q * (size @ three + own_second)
-    small = q * (size @ four)
+    large = q * (size @ root_of_size + own_second)
+    small = q * (size @ root_of_square)
+    mean_large = q * (size @ of_size + own_first)
+    mean_small = q * (size @ of_square)
     product = large * small
     return _Moments(
-        j1=float(q * (size @ one + own_first)),
-        j2=float(q * (size @ two)),
+        j1=float(mean_large),
+        j2=float(mean_small),
         k1=large**2 + product * width**-0.25,
         k2=small**2 + product * width**0.25,
     )
@@ -133,9 +135,11 @@ def _tail_at(data: Data, j: int, width: int, time: float) -> tuple[float, float,
     predictor = math.sqrt(3 * data.second_moment[j])
     deviation = predictor * time + math.sqrt(gates)
     mean = abs(f_hat) * time - lazy
-    against = data.low(data.slope) if f_hat >= 0 else data.high(data.slope)
+    fastest = data.low if f_hat >= 0 else data.high
+    against = fastest(data.slope)
     scale = 7 / 3 * against[j]
-    return mean / time, lazy / time, (deviation / time) ** 2, scale
+    variance = (deviation / time) ** 2
+    return mean / time, lazy / time, variance, scale
 
 
 def log_moments(one: Tail, t: np.ndarray) -> np.ndarray:
@@ -146,7 +150,8 @@ def log_moments(one: Tail, t: np.ndarray) -> np.ndarray:
     square = t**2 * one.variance / (2 * safe)
     bracket = 1 - t * one.mean + square
     bracket = np.maximum(bracket, _TINY)
-    return np.where(before, np.log(bracket), np.inf)
+    log = np.log(bracket)
+    return np.where(before, log, np.inf)
 
 
 def rates(one: Tail) -> np.ndarray:
@@ -166,8 +171,8 @@ def log_initial_tail(data: Data, w: np.ndarray, width: int) -> np.ndarray:
     best = _log_chernoff(data.slope, w, s, width)
     for log in _VARIANCE_LOGS:
         square = square_bound(data.slope, log, width)
-        standard = w / (s * math.sqrt(square))
-        chance = _normal_tail(standard) + math.exp(-log)
+        deviation = s * math.sqrt(square)
+        chance = _normal_tail(w / deviation) + math.exp(-log)
         best = np.minimum(best, np.log(chance))
     return np.minimum(best, 0)
 
@@ -176,9 +181,10 @@ def _log_chernoff(slope: float, w: np.ndarray, s: np.ndarray, width: int) -> np.
     """log of Chernoff's bound on the chance of an output beyond w, (m,)."""
     rate = np.geomspace(1e-4, 0.98, 3000)
     rate = rate[:, None]
-    active = 0.5 / np.sqrt(1 - rate**2)
-    inactive = 0.5 / np.sqrt(1 - (slope * rate) ** 2)
-    log_moment = width * np.log(active + inactive)
+    above = 1 - rate**2
+    below = 1 - (slope * rate) ** 2
+    moment = (above**-0.5 + below**-0.5) / 2
+    log_moment = width * np.log(moment)
     exponent = rate * math.sqrt(width) * w / s
     return np.min(log_moment - exponent, axis=0)
 
@@ -196,10 +202,11 @@ def log_failure(data: Data, one: Tail, width: int, time: float, start: str) -> n
     moments = neurons * log_moments(one, t)
     if start != "random":
         return np.minimum(moments.min(0), 0)
-    positive_mean = np.maximum(one.mean, 0)
+    largest = np.maximum(one.mean, 0) * time
+    shares = (0.0, *np.geomspace(1e-3, 1, 60))
     best = np.zeros(data.points)
-    for share in (0.0, *np.geomspace(1e-3, 1, 60)):
-        w = share * positive_mean * time
+    for share in shares:
+        w = share * largest
         shifted = moments + t * width * w / time
         moved = np.minimum(shifted.min(0), 0)
         initial = log_initial_tail(data, w, width)

@@ -272,6 +272,32 @@ def test_the_third_derivative_of_an_angle_is_bounded_and_nearly_attained():
     assert 0.6 < max(ratios) < 1.001
 
 
+def test_a_query_turns_as_far_and_as_fast_as_the_bounds_say():
+    def angle(a, b):
+        a, b = np.append(a, D**0.5), np.append(b, D**0.5)
+        a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+        return 2 * np.arctan2(np.linalg.norm(a - b), np.linalg.norm(a + b))
+
+    with jax.enable_x64(True):
+        for _ in range(10):
+            z = RNG.normal(size=D) * 10.0 ** RNG.uniform(-1, 1)
+            length = np.linalg.norm(z)
+            root = np.sqrt(D + length**2)
+            query = points.Query(jnp.asarray(z), length, root, length)
+            share = RNG.uniform(0.1, 0.9)
+            across = np.linalg.qr(np.stack([z, RNG.normal(size=D)], axis=1))[0][:, 1]
+            # The step that turns furthest is orthogonal to where it leads.
+            step = share * (np.sqrt(1 - share**2) * length * across - share * z)
+            turned = angle(z, z + step)
+            reach = float(points.angle_reach(query, share * length))
+            assert turned < reach < turned * (1 + 3e-6)
+            # The query turns fastest where it is nearest to the origin.
+            near = (1 - share) * z
+            h = 1e-4 * root
+            speed = float(points.turning_speed(query, share * length))
+            assert 0.999 < angle(near, near + h * across) / h / speed < 1
+
+
 def test_the_rest_of_an_initial_function_is_bounded():
     kernel = pk.TwoLayerNTK()
     ratios = []

@@ -47,6 +47,14 @@ def test_a_combination_is_that_of_matrices_and_gradients():
         np.testing.assert_allclose((A + 3.0 * TWO_LAYERS).nngp(z, x), mixed, atol=1e-13)
 
 
+def test_the_bound_of_a_gradient_adds_up_and_is_multiplied():
+    x, z = awkward_points()
+    coef = np.abs(RNG.normal(size=N))
+    a, c = (np.asarray(kernel.gradient_bound(z, x, coef)) for kernel in (A, C))
+    found = (A + 3.0 * C).gradient_bound(z, x, coef)
+    np.testing.assert_allclose(found, a + 3 * c, rtol=1e-6)
+
+
 def test_combinations_are_values():
     again = 0.5 * pk.RBF(1.5) + pk.RBF(0.7) * (pk.Laplace(2.0) + pk.RBF(1.5) * 2.0)
     assert again == MIXED and hash(again) == hash(MIXED) and {again: 1}[MIXED] == 1

@@ -197,6 +197,14 @@ def test_float64_inputs_convert_the_parameters():
     assert_allclose(found, expected, rtol=1e-12, atol=1e-13 * np.abs(expected).max())
 
 
+def test_float64_parameters_keep_their_digits_whatever_jaxs_setting():
+    given = {"w": RNG.normal(size=(2, 3)), "steps": np.arange(2)}
+    with jax.enable_x64(False):
+        held = pk.EmpiricalNTK(mlp, given).params
+    assert held["w"].dtype == np.float64
+    np.testing.assert_array_equal(held["w"], given["w"])
+
+
 def test_a_convolution_is_its_jacobian():
     def convolution(params, x):
         h = jnp.tanh(jax.lax.conv_general_dilated(x, params[0], (1, 1), "SAME", **layout))

@@ -53,8 +53,11 @@ def _directions(query: Query, seen: Seen, wanted: Array) -> _Directions:
 
 def _hessian_terms(query, seen, squares, mixed, own, sine) -> Array:
     """Sums of absolute terms; those of near points lose 1/sine of their digits."""
-    pairs = jnp.abs(squares) * seen.root**2 + 2 * jnp.abs(mixed) * seen.root * query.root
-    return jnp.sum(pairs / sine) + jnp.abs(own) * query.root**2
+    of_squares = jnp.abs(squares) * seen.root**2
+    of_mixed = 2 * jnp.abs(mixed) * seen.root * query.root
+    of_own = jnp.abs(own) * query.root**2
+    pairs = of_squares + of_mixed
+    return jnp.sum(pairs / sine) + of_own
 
 
 def kernel_weights(
@@ -70,37 +73,47 @@ def kernel_weights(
     """
     turn = 1 / query.root
     e = _directions(query, seen, order >= 1)
+    slope = numbers.cone * coef
+    # The gradient: of the factor, with the gates held, and of the gates.
     frozen = coef * (numbers.gate - numbers.cone * seen.theta)
-    moving = jnp.where(order >= 1, numbers.cone * coef * seen.factor * turn, 0)
-    curved = jnp.where(order == 2, numbers.cone * coef, 0)
+    moving = jnp.where(order >= 1, slope * seen.factor * turn, 0)
+    # The Hessian: of the factor and the gates once each, and of the gates twice, where the cone
+    # bends around x_n and the length of the query changes.
+    curved = jnp.where(order == 2, slope, 0)
     both = curved * seen.factor
     round_cone = both * e.cosine / e.sine * turn**2
-    of_product = 2 * turn * curved * e.along_x
-    of_cone = round_cone * e.along_x**2
-    of_mixed = turn * curved * e.along_z
-    of_length = turn**3 * both * e.along_x
-    own = round_cone * (e.along_z**2 + turn**2) + 2 * turn**3 * both * e.along_z
-    mixed = of_mixed + round_cone * e.along_x * e.along_z + of_length
+    squares_of_product = 2 * turn * curved * e.along_x
+    squares_of_cone = round_cone * e.along_x**2
+    mixed_of_product = turn * curved * e.along_z
+    mixed_of_cone = round_cone * e.along_x * e.along_z
+    mixed_of_length = turn**3 * both * e.along_x
+    own_of_cone = round_cone * (e.along_z**2 + turn**2)
+    own_of_length = 2 * turn**3 * both * e.along_z
+    own = own_of_cone + own_of_length
+    # What rounding is relative to.
     absolute = _hessian_terms(
         query,
         seen,
-        jnp.abs(of_product) + jnp.abs(of_cone),
-        jnp.abs(of_mixed) + jnp.abs(round_cone * e.along_x * e.along_z) + jnp.abs(of_length),
-        jnp.sum(jnp.abs(own) / e.sine),
-        e.sine,
+        squares=jnp.abs(squares_of_product) + jnp.abs(squares_of_cone),
+        mixed=jnp.abs(mixed_of_product) + jnp.abs(mixed_of_cone) + jnp.abs(mixed_of_length),
+        own=jnp.sum(jnp.abs(own) / e.sine),
+        sine=e.sine,
     )
+    round_terms = jnp.abs(round_cone) / e.sine
     towards = jnp.abs(moving) / e.sine
-    of_points = jnp.sum((jnp.abs(frozen) + towards * e.along_x) * seen.dual)
-    of_query = jnp.sum(towards * jnp.abs(e.along_z)) * query.dual
+    on_points = jnp.abs(frozen) + towards * e.along_x
+    on_query = towards * jnp.abs(e.along_z)
+    of_points = jnp.sum(on_points * seen.dual)
+    of_query = jnp.sum(on_query) * query.dual
     return Weights(
         on_x=frozen + moving * e.along_x,
         on_z=-jnp.sum(moving * e.along_z),
-        squares=of_product + of_cone,
-        mixed=-mixed,
+        squares=squares_of_product + squares_of_cone,
+        mixed=-(mixed_of_product + mixed_of_cone + mixed_of_length),
         own=jnp.sum(own),
         identity=-jnp.sum(round_cone),
         gradient_terms=of_points + of_query,
-        hessian_terms=absolute + jnp.sum(jnp.abs(round_cone) / e.sine),
+        hessian_terms=absolute + jnp.sum(round_terms),
     )
 
 
@@ -123,10 +136,12 @@ def initial_weights(query: Query, seen: Seen, coef: Float[Array, " n"], numbers:
     of_own = jnp.sum(jnp.abs(own) / e.sine)
     absolute = _hessian_terms(query, seen, squares, mixed, of_own, e.sine)
     # Left out of e e^T: the points that nearly coincide, of which it has next to nothing.
-    of_near = jnp.where(is_apart, 0, numbers.cone * jnp.abs(coef) * seen.root * NEAREST)
+    largest = numbers.cone * jnp.abs(coef) * seen.root * NEAREST
+    of_near = jnp.where(is_apart, 0, largest)
     left_out = jnp.sum(of_near) / (d * query.root)
     of_points = jnp.sum(jnp.abs(frozen) * seen.dual)
-    of_query = jnp.sum(jnp.abs(lifted)) * query.dual
+    total_lifted = jnp.sum(jnp.abs(lifted))
+    of_query = total_lifted * query.dual
     return Weights(
         on_x=frozen,
         on_z=jnp.sum(lifted),
@@ -135,7 +150,7 @@ def initial_weights(query: Query, seen: Seen, coef: Float[Array, " n"], numbers:
         own=jnp.sum(own),
         identity=jnp.sum(lifted),
         gradient_terms=of_points + of_query,
-        hessian_terms=absolute + jnp.sum(jnp.abs(lifted)) + left_out / numbers.rounding,
+        hessian_terms=absolute + total_lifted + left_out / numbers.rounding,
     )
 
 

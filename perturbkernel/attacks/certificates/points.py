@@ -58,7 +58,8 @@ def angle_reach(query: Query, distance: Array) -> Array:
         [0.524, 3.142]
     """
     ratio = distance / query.root
-    angle = jnp.arcsin(jnp.minimum(ratio, 1)) * _ROUNDED_UP
+    sine = jnp.minimum(ratio, 1)
+    angle = jnp.arcsin(sine) * _ROUNDED_UP
     return jnp.where(ratio < 1, angle, jnp.pi)
 
 
@@ -79,10 +80,13 @@ def cotangent_bound(theta: Array, angle: Array) -> Array:
     """
     low = theta - angle
     high = theta + angle
-    inside = (low > _LEFT * theta) & (jnp.pi - high > _LEFT * (jnp.pi - theta))
-    low = jnp.where(inside, low, 1)
-    high = jnp.where(inside, high, 1)
-    largest = jnp.maximum(jnp.abs(1 / jnp.tan(low)), jnp.abs(1 / jnp.tan(high)))
+    above_zero = low > _LEFT * theta
+    below_pi = jnp.pi - high > _LEFT * (jnp.pi - theta)
+    inside = above_zero & below_pi
+    # |cot| falls to pi / 2 and rises from there: it is largest at an end.
+    at_low = 1 / jnp.tan(jnp.where(inside, low, 1))
+    at_high = 1 / jnp.tan(jnp.where(inside, high, 1))
+    largest = jnp.maximum(jnp.abs(at_low), jnp.abs(at_high))
     return jnp.where(inside, largest, jnp.inf)
 
 
@@ -105,26 +109,35 @@ def kernel_remainders(
     """
     distance = size * reach
     angle = angle_reach(query, distance)
+    # Bounds of the derivatives of theta along a line, of order 1, 2 and 3.
     speed = turning_speed(query, distance) * reach
     cotangent = cotangent_bound(seen.theta, angle)
     second = jnp.maximum(cotangent, 1) * speed**2
-    third = (_CUBIC * (1 + 6 * cotangent + 3 * cotangent**2) + 2) * speed**3
+    cubic = _CUBIC * (1 + 6 * cotangent + 3 * cotangent**2)
+    third = (cubic + 2) * speed**3
+    # The factor <x_n, z> + c, and how fast it changes.
     factor = jnp.abs(seen.factor)
     slope = seen.dual
     # Toward x_n the angle shrinks by at most theta; which way counts is known where the factor
     # keeps its sign.
     is_growing = (coef * seen.factor > 0) & (factor > size * slope)
-    turned = jnp.where(is_growing, jnp.minimum(angle, seen.theta), angle)
-    zero = turned * (factor + size * slope)
-    first = second * (factor * size**2 / 2 + slope * size**3 / 6) + speed * slope * size**2
-    third_order = third * (factor * size**3 / 6 + slope * size**4 / 24)
-    second = third_order + 3 * second * slope * size**3 / 6
+    shrinking = jnp.minimum(angle, seen.theta)
+    turned = jnp.where(is_growing, shrinking, angle)
+    of_order_0 = turned * (factor + size * slope)
+    of_order_1 = second * (factor * size**2 / 2 + slope * size**3 / 6)
+    of_order_1 += speed * slope * size**2
+    of_order_2 = third * (factor * size**3 / 6 + slope * size**4 / 24)
+    of_order_2 += 3 * second * slope * size**3 / 6
+    # Next to x_n and -x_n theta has no derivatives.
     from_poles = jnp.minimum(seen.theta, jnp.pi - seen.theta)
-    first = jnp.where(from_poles < NEAREST, jnp.inf, first)
-    second = jnp.where(from_poles < NEAREST, jnp.inf, second)
+    is_near = from_poles < NEAREST
+    of_order_1 = jnp.where(is_near, jnp.inf, of_order_1)
+    of_order_2 = jnp.where(is_near, jnp.inf, of_order_2)
     scale = cone * jnp.abs(coef)[None]
-    bounds = scale * jnp.stack([zero, first, second])
-    return jnp.where(scale > 0, bounds, 0) * _ROUNDED_UP
+    bounds = scale * jnp.stack([of_order_0, of_order_1, of_order_2])
+    # Not 0 * inf.
+    bounds = jnp.where(scale > 0, bounds, 0)
+    return bounds * _ROUNDED_UP
 
 
 def initial_remainder(
@@ -134,6 +147,8 @@ def initial_remainder(
     bounded third derivative, 2.6 at most in its own units.
     """
     d = len(query.point)
-    speed = turning_speed(query, size * reach)
+    distance = size * reach
+    speed = turning_speed(query, distance)
     lengths = jnp.sum(jnp.abs(coef) * seen.root)
-    return 2.6 / 6 * cone * lengths * speed**2 * (size * reach) ** 3 / d * _ROUNDED_UP
+    third = 2.6 * cone * lengths * speed**2 / d
+    return third / 6 * distance**3 * _ROUNDED_UP

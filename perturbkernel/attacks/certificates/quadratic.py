@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import or_one
+
 _ROUNDED_UP = 1 + 1e-9
 
 
@@ -15,12 +17,14 @@ def spectral_bound(matrix: Float[Array, "d d"]) -> Array:
         3.0
     """
     largest = jnp.abs(matrix).max()
-    unit = jnp.where(largest > 0, largest, 1)
+    unit = or_one(largest)
     scaled = matrix / unit
     squared = scaled @ scaled
     fourth = squared @ squared
+    # The sum of the 8th powers of the eigenvalues.
     total = jnp.sum(fourth**2)
-    return unit * total ** (1 / 8) * _ROUNDED_UP
+    root = total ** (1 / 8)
+    return unit * root * _ROUNDED_UP
 
 
 def quadratic_bound(rest: Float[Array, "d d"], identity: Array, norm: str) -> Array:
@@ -36,18 +40,28 @@ def quadratic_bound(rest: Float[Array, "d d"], identity: Array, norm: str) -> Ar
     """
     d = len(rest)
     if norm == "l2":
-        return jnp.maximum(identity + spectral_bound(rest), 0)
-    whole = rest + identity * jnp.eye(d, dtype=rest.dtype)
+        spectral = identity + spectral_bound(rest)
+        return jnp.maximum(spectral, 0)
+    unit = jnp.eye(d, dtype=rest.dtype)
+    whole = rest + identity * unit
     if norm == "l1":
         spectral = identity + spectral_bound(rest)
         entry = jnp.abs(whole).max()
-        return jnp.maximum(jnp.minimum(entry, spectral), 0) * _ROUNDED_UP
+        least = jnp.minimum(entry, spectral)
+        return jnp.maximum(least, 0) * _ROUNDED_UP
     entries = jnp.abs(whole)
-    bounds = [jnp.sum(entries)]
-    for weights in (jnp.sqrt(jnp.sum(whole**2, axis=1)), jnp.ones(d, rest.dtype)):
-        floor = 1e-6 * jnp.mean(weights)
-        weights = jnp.where(floor > 0, weights + floor, 1)
-        roots = jnp.sqrt(weights)
-        scaled = whole / jnp.outer(roots, roots)
-        bounds.append(spectral_bound(scaled) * jnp.sum(weights))
-    return jnp.min(jnp.stack(bounds)) * _ROUNDED_UP
+    row_lengths = jnp.linalg.norm(whole, axis=1)
+    ones = jnp.ones(d, rest.dtype)
+    bounds = [jnp.sum(entries), _rescaled_bound(whole, row_lengths), _rescaled_bound(whole, ones)]
+    least = jnp.min(jnp.stack(bounds))
+    return least * _ROUNDED_UP
+
+
+def _rescaled_bound(matrix: Array, weights: Array) -> Array:
+    """The spectral norm of D^(-1/2) H D^(-1/2) times the trace of D = diag(weights)."""
+    floor = 1e-6 * jnp.mean(weights)
+    weights = jnp.where(floor > 0, weights + floor, 1)
+    roots = jnp.sqrt(weights)
+    scaled = matrix / jnp.outer(roots, roots)
+    trace = jnp.sum(weights)
+    return spectral_bound(scaled) * trace

@@ -93,9 +93,12 @@ def sizes_of(
         extra: values of the part of f0 that is no kernel sum, known up to `extra_rounding`, which
             changes by at most lipschitz |delta|.
     """
-    n = len(network.x)
-    initial = 0 if network.points is None else len(network.points)
-    rows = max(1, int(memory // (8 * 24 * (n + initial))))
+    points = len(network.x)
+    if network.points is not None:
+        points += len(network.points)
+    # A query takes some 24 float64 numbers a point.
+    of_query = 8 * 24 * points
+    rows = max(1, int(memory // of_query))
     own = partial(_tile, network, numbers, norm=norm, memory=memory)
     return tiles.by_rows(own, (z, extra, extra_rounding, lipschitz), rows)
 
@@ -121,10 +124,16 @@ def _tile(network: Network, numbers: Numbers, tree: Any, *, norm: str, memory: i
 def _seen_from(z: Array, x: Array, bias: Array, norm: str) -> Seen:
     """The points as each query sees them, all with a leading axis of queries."""
     product, theta = products_and_angles(z, x)
-    root = jnp.sqrt(x.shape[1] + jnp.sum(x**2, axis=1))
+    d = x.shape[1]
+    squares = jnp.sum(x**2, axis=1)
+    root = jnp.sqrt(d + squares)
     dual = dual_lengths(x, norm)
-    of_points = jnp.broadcast_to(root, theta.shape), jnp.broadcast_to(dual, theta.shape)
-    return Seen(product + bias, theta, *of_points)
+    return Seen(
+        factor=product + bias,
+        theta=theta,
+        root=jnp.broadcast_to(root, theta.shape),
+        dual=jnp.broadcast_to(dual, theta.shape),
+    )
 
 
 def _one(network, numbers, row: Row, extra, extra_rounding, norm: str, memory: int):
@@ -132,56 +141,87 @@ def _one(network, numbers, row: Row, extra, extra_rounding, norm: str, memory: i
     outputs, rounding = _outputs(network, numbers, row, extra)
     rounding = rounding + extra_rounding
     single = network.coef.shape[1] == 1
-    if single:
-        decision = jnp.where(outputs[0] > 0, 1, -1)
-        signs = decision[None, None].astype(outputs.dtype)
-        margins = jnp.abs(outputs) - rounding
-    else:
-        decision = outputs.argmax()
-        one_hot = jax.nn.one_hot(decision, len(outputs), dtype=outputs.dtype)
-        signs = one_hot[None] - jnp.eye(len(outputs), dtype=outputs.dtype)
-        is_own = one_hot > 0
-        gaps = outputs[decision] - outputs - rounding[decision] - rounding
-        margins = jnp.where(is_own, jnp.inf, gaps)
+    compare = _against_the_other_sign if single else _against_each_class
+    decision, signs, margins = compare(outputs, rounding)
 
     def certify(k: Array, least: Array) -> Array:
         """The least size so far, and that of rival k."""
 
         def against(least):
             losses = Losses(network, numbers, row, -signs[k], norm, memory)
-            return jnp.minimum(least, losses.radius(margins[k]))
+            size = losses.radius(margins[k])
+            return jnp.minimum(least, size)
 
-        return lax.cond(jnp.isfinite(margins[k]), against, lambda least: least, least)
+        is_rival = jnp.isfinite(margins[k])
+        return lax.cond(is_rival, against, lambda least: least, least)
 
-    size = lax.fori_loop(0, len(signs), certify, jnp.asarray(jnp.inf, outputs.dtype))
+    unlimited = jnp.asarray(jnp.inf, outputs.dtype)
+    size = lax.fori_loop(0, len(signs), certify, unlimited)
     decided = margins.min() > 0
     return jnp.where(decided, size, 0), decision, decided
 
 
+class _Comparison(NamedTuple):
+    """A decision and what it is compared with.
+
+    Attributes:
+        decision: the sign or the class.
+        signs: (rivals, K), each row sums outputs up to the margin over a rival.
+        margins: (rivals,), less what rounding may take off; inf for the decision itself.
+    """
+
+    decision: Array
+    signs: Array
+    margins: Array
+
+
+def _against_the_other_sign(outputs: Array, rounding: Array) -> _Comparison:
+    decision = jnp.where(outputs[0] > 0, 1, -1)
+    sign = decision.astype(outputs.dtype)
+    margins = jnp.abs(outputs) - rounding
+    return _Comparison(decision, sign[None, None], margins)
+
+
+def _against_each_class(outputs: Array, rounding: Array) -> _Comparison:
+    classes = len(outputs)
+    each = jnp.eye(classes, dtype=outputs.dtype)
+    decision = outputs.argmax()
+    own = jax.nn.one_hot(decision, classes, dtype=outputs.dtype)
+    gaps = outputs[decision] - outputs
+    margins = gaps - rounding[decision] - rounding
+    margins = jnp.where(own > 0, jnp.inf, margins)
+    return _Comparison(decision, own[None] - each, margins)
+
+
 def _outputs(network: Network, numbers: Numbers, row: Row, extra: Array) -> tuple[Array, Array]:
     """Outputs (K,), and how far rounding may have moved each."""
-    seen, query = row.seen, row.query
+    seen = row.seen
+    query = row.query
     gates = numbers.gate - numbers.cone * seen.theta
-    outputs = extra + (gates * seen.factor) @ network.coef
-    terms = numbers.gate * (seen.root * query.root)
-    absolute = terms @ jnp.abs(network.coef)
+    kernel = gates * seen.factor
+    largest = numbers.gate * seen.root * query.root
+    outputs = extra + kernel @ network.coef
+    absolute = jnp.abs(extra) + largest @ jnp.abs(network.coef)
     if row.initial is not None:
         theta = row.initial.theta
         gates = numbers.gate - numbers.cone * theta
+        per_length = jnp.cos(theta) * gates + numbers.cone * jnp.sin(theta)
         d = len(query.point)
         lengths = row.initial.root * query.root / d
-        value = jnp.cos(theta) * gates + numbers.cone * jnp.sin(theta)
-        outputs = outputs + (lengths * value) @ network.initial_coef
+        covariance = lengths * per_length
+        outputs = outputs + covariance @ network.initial_coef
         absolute = absolute + lengths @ jnp.abs(network.initial_coef)
-    return outputs, numbers.rounding * (absolute + jnp.abs(extra))
+    return outputs, numbers.rounding * absolute
 
 
 class Losses:
     """What a margin can lose within a ball: sums of the outputs with the given signs, (K,)."""
 
     def __init__(self, network, numbers, row: Row, signs: Array, norm: str, memory: int):
-        self.x, self.points = network.x, network.points
-        self.numbers, self.row = numbers, row
+        self.x = network.x
+        self.points = network.points
+        self.numbers = numbers
+        self.row = row
         self.coef = network.coef @ signs
         if self.points is not None:
             self.initial_coef = network.initial_coef @ signs
@@ -190,16 +230,23 @@ class Losses:
 
     def remainders(self, size: Array) -> Float[Array, "3 n"]:
         """Of every training point, to order 0, 1, 2."""
-        row, numbers = self.row, self.numbers
+        row = self.row
+        numbers = self.numbers
         return kernel_remainders(row.query, row.seen, self.coef, numbers.cone, size, numbers.reach)
 
     def others(self, size: Array) -> Array:
         """Of the function before training, at most."""
-        row, numbers = self.row, self.numbers
+        row = self.row
+        numbers = self.numbers
         total = row.lipschitz * size
         if row.initial is not None:
             total += initial_remainder(
-                row.query, row.initial, self.initial_coef, numbers.cone, size, numbers.reach
+                row.query,
+                row.initial,
+                self.initial_coef,
+                numbers.cone,
+                size,
+                numbers.reach,
             )
         return total
 
@@ -207,43 +254,58 @@ class Losses:
         """The dual norm of the gradient, and a function that bounds the Hessian: <delta, H delta>
         <= q |delta|^2.
         """
-        query, numbers = self.row.query, self.numbers
-        parts = [(self.x, kernel_weights(query, self.row.seen, self.coef, numbers, order))]
+        query = self.row.query
+        numbers = self.numbers
+        weights = kernel_weights(query, self.row.seen, self.coef, numbers, order)
+        parts = [(self.x, weights)]
         if self.row.initial is not None:
             weights = initial_weights(query, self.row.initial, self.initial_coef, numbers)
             parts.append((self.points, weights))
-        gradient: Any = sum(gradient_of(query, x, weights) for x, weights in parts)
-        terms = sum(weights.gradient_terms for _, weights in parts)
-        slope = dual_lengths(gradient[None], self.norm)[0] + numbers.rounding * terms
+        gradient: Any = 0
+        terms: Any = 0
+        for x, weights in parts:
+            gradient = gradient + gradient_of(query, x, weights)
+            terms = terms + weights.gradient_terms
+        length = dual_lengths(gradient[None], self.norm)[0]
+        slope = length + numbers.rounding * terms
 
         def curvature() -> Array:
-            rest: Any = sum(hessian_of(query, x, weights, self.rows) for x, weights in parts)
-            identity: Any = sum(weights.identity for _, weights in parts)
-            terms = sum(weights.hessian_terms for _, weights in parts)
+            rest: Any = 0
+            identity: Any = 0
+            terms: Any = 0
+            for x, weights in parts:
+                rest = rest + hessian_of(query, x, weights, self.rows)
+                identity = identity + weights.identity
+                terms = terms + weights.hessian_terms
             bound = quadratic_bound(rest, identity, self.norm)
-            return bound + numbers.rounding * terms * numbers.reach**2
+            rounding = numbers.rounding * terms
+            return bound + rounding * numbers.reach**2
 
         return slope, curvature
 
     def radius(self, margin: Array) -> Array:
         """The largest size found at which no perturbation takes the margin away."""
-        row = self.row
-        poles = jnp.minimum(row.seen.theta, jnp.pi - row.seen.theta)
-        slope, _ = self.expanded(jnp.where(poles < NEAREST, 0, 1))
-        furthest = _FURTHEST * row.query.root / self.numbers.reach
+        theta = self.row.seen.theta
+        from_poles = jnp.minimum(theta, jnp.pi - theta)
+        first_order = jnp.where(from_poles < NEAREST, 0, 1)
+        slope, _ = self.expanded(first_order)
+        furthest = _FURTHEST * self.row.query.root / self.numbers.reach
 
         # First without the curvature, to know at what size each point is to be expanded, and how.
         def optimistic(size: Array) -> Array:
-            return slope * size + self.remainders(size).min(0).sum() + self.others(size)
+            least = self.remainders(size).min(0)
+            return slope * size + least.sum() + self.others(size)
 
         expected = largest_below(optimistic, margin, slope, furthest)
         order = self.remainders(expected).argmin(0)
         slope, curvature = self.expanded(order)
-        bound = curvature()
+        q = curvature()
 
         def loss(size: Array) -> Array:
-            remainders = jnp.take_along_axis(self.remainders(size), order[None], axis=0)
-            return slope * size + bound * size**2 / 2 + remainders.sum() + self.others(size)
+            each = self.remainders(size)
+            remainders = jnp.take_along_axis(each, order[None], axis=0)
+            expansion = slope * size + q * size**2 / 2
+            return expansion + remainders.sum() + self.others(size)
 
         return largest_below(loss, margin, slope, furthest)
 
@@ -266,7 +328,9 @@ def largest_below(
         low, high = interval
         middle = (low + high) / 2
         below = bound(middle) < margin
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+        low = jnp.where(below, middle, low)
+        high = jnp.where(below, high, middle)
+        return low, high
 
     begin = jnp.zeros_like(high), high
     low, _ = lax.fori_loop(0, _HALVINGS, halve, begin)

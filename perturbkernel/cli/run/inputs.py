@@ -28,41 +28,22 @@ from perturbkernel.training.losses import loss_names
 
 SYNTHETIC = ("gaussian", "shifted_gaussian")
 SYNTHETIC_POINTS = 1000
-_DIMENSION, _TEST = 100, 0.2
+_DIMENSION = 100
+_TEST = 0.2
 _DIGITS = ("mnist5k", "digits")  # without a test set of their own
 _WITH_LABELS = {".csv": ",", ".tsv": "\t"}
+_SHOWN = 10  # labels that a message lists
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Raises ValueError for options that contradict each other, or are out of reach."""
-    if args.path is not None and args.data not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"--path goes with --data {known}; got --data {args.data}")
-    if args.path is None and args.data in FAMILIES and standard_folder(FAMILIES[args.data]) is None:
-        raise ValueError(f"--data {args.data} needs --path DIR, the folder with its files")
-    is_table = Path(args.data).suffix in _WITH_LABELS
-    if args.label is not None and not is_table:
-        raise ValueError(f"--label goes with a .csv or .tsv file; got --data {args.data}")
-    if args.label is None and is_table:
-        raise ValueError(f"--data {args.data} needs --label COLUMN, the name of its labels' column")
-    if args.classes is not None and args.data in SYNTHETIC:
-        raise ValueError(f"--classes does not apply to {args.data}")
-    if args.d is not None and args.data not in SYNTHETIC:
-        raise ValueError(f"--d is of synthetic data; --data {args.data} has a dimension of its own")
-    if args.shift is not None and args.data != "shifted_gaussian":
-        raise ValueError(f"--shift goes with --data shifted_gaussian; got --data {args.data}")
-    if args.test is not None and args.data in FAMILIES:
-        raise ValueError(f"--test does not apply to {args.data}, which has a test set of its own")
-    if args.classes is not None and len(args.classes) < 2:
-        raise ValueError(f"--classes needs two labels or more; got {args.classes[0]}")
-    if args.bounds is not None and not args.bounds[0] < args.bounds[1]:
+    _check_data(args)
+    if args.bounds is not None:
         low, high = args.bounds
-        raise ValueError(f"--bounds needs LOW < HIGH; got {low:g} {high:g}")
-    if args.certified and args.robust is None:
-        raise ValueError("--certified goes with --robust SIZE ..., at which it is certified")
-    if args.certified and not set(args.robust_norm) & set(CERTIFIED_NORMS):
-        known = ", ".join(CERTIFIED_NORMS)
-        raise ValueError(f"--certified goes with --robust-norm {known}; l0 has no certificates")
+        if not low < high:
+            raise ValueError(f"--bounds needs LOW < HIGH; got {low:g} {high:g}")
+    if args.certified:
+        _check_certified(args)
     if args.carrier is None and args.at == "carrier":
         raise ValueError("--at carrier needs --carrier: a file, uniform or gaussian")
     if args.carrier is not None and args.scenario is not None:
@@ -73,6 +54,42 @@ def check_options(args: argparse.Namespace) -> None:
     options.check_out(args.out)
     if args.out is not None:
         _check_results_go_to(args.out)
+
+
+def _check_data(args: argparse.Namespace) -> None:
+    """Raises ValueError for options that do not go with --data."""
+    data = args.data
+    is_family = data in FAMILIES
+    is_synthetic = data in SYNTHETIC
+    is_table = Path(data).suffix in _WITH_LABELS
+    if args.path is not None and not is_family:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"--path goes with --data {known}; got --data {data}")
+    if args.path is None and is_family and standard_folder(FAMILIES[data]) is None:
+        raise ValueError(f"--data {data} needs --path DIR, the folder with its files")
+    if args.label is not None and not is_table:
+        raise ValueError(f"--label goes with a .csv or .tsv file; got --data {data}")
+    if args.label is None and is_table:
+        raise ValueError(f"--data {data} needs --label COLUMN, the name of its labels' column")
+    if args.classes is not None and is_synthetic:
+        raise ValueError(f"--classes does not apply to {data}")
+    if args.d is not None and not is_synthetic:
+        raise ValueError(f"--d is of synthetic data; --data {data} has a dimension of its own")
+    if args.shift is not None and data != "shifted_gaussian":
+        raise ValueError(f"--shift goes with --data shifted_gaussian; got --data {data}")
+    if args.test is not None and is_family:
+        raise ValueError(f"--test does not apply to {data}, which has a test set of its own")
+    if args.classes is not None and len(args.classes) < 2:
+        raise ValueError(f"--classes needs two labels or more; got {args.classes[0]}")
+
+
+def _check_certified(args: argparse.Namespace) -> None:
+    """Raises ValueError where nothing can be certified."""
+    if args.robust is None:
+        raise ValueError("--certified goes with --robust SIZE ..., at which it is certified")
+    if set(args.robust_norm).isdisjoint(CERTIFIED_NORMS):
+        known = ", ".join(CERTIFIED_NORMS)
+        raise ValueError(f"--certified goes with --robust-norm {known}; l0 has no certificates")
 
 
 def _check_size(size: float, precision: int) -> None:
@@ -97,32 +114,45 @@ def _check_results_go_to(folder: str) -> None:
 
 def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
     """Training and test data, every class among the training points."""
-    split_key, data_key = key, jax.random.fold_in(key, 1)
     if args.data in FAMILIES:
-        chosen = _chosen_digits(args.classes, args.data)
-        read = getattr(datasets, args.data)
-        train = read(args.path, split="train", **chosen)
-        test = read(args.path, split="test", **chosen)
-        if args.n is not None:
-            train = _subset(train, args.n, split_key)
+        train, test = _load_family(args, key)
     else:
-        data = _load_whole(args, data_key)
-        if args.n is not None and args.data not in SYNTHETIC:
-            data = _subset(data, args.n, data_key)
-        share = _TEST if args.test is None else args.test
-        if not 0 < round(share * data.n) < data.n:
-            raise ValueError(
-                f"--test {share:g} of {data.n} points leaves none to train or none to test on"
-            )
-        train, test = data.split(test=share, key=split_key)
+        train, test = _load_split(args, key)
     _check_every_class_is_there(train)
     return train, test
 
 
+def _load_family(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
+    """Images that come with a test set."""
+    chosen = _chosen_digits(args.classes, args.data)
+    read = getattr(datasets, args.data)
+    train = read(args.path, split="train", **chosen)
+    test = read(args.path, split="test", **chosen)
+    if args.n is not None:
+        train = _subset(train, args.n, key)
+    return train, test
+
+
+def _load_split(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:
+    """Everything else, of which a share is put aside."""
+    data_key = jax.random.fold_in(key, 1)
+    data = _load_whole(args, data_key)
+    if args.n is not None and args.data not in SYNTHETIC:
+        data = _subset(data, args.n, data_key)
+    share = _TEST if args.test is None else args.test
+    if not 0 < round(share * data.n) < data.n:
+        raise ValueError(
+            f"--test {share:g} of {data.n} points leaves none to train or none to test on"
+        )
+    return data.split(test=share, key=key)
+
+
 def _check_every_class_is_there(train: Dataset) -> None:
-    counts = np.bincount(np.asarray(train.labels), minlength=len(train.classes))
+    labels = np.asarray(train.labels)
+    counts = np.bincount(labels, minlength=len(train.classes))
     if counts.min() == 0:
-        missing = train.classes[int(counts.argmin())]
+        rarest = int(counts.argmin())
+        missing = train.classes[rarest]
         raise ValueError(
             f"none of the {train.n} training points has the label {missing}; more of them, "
             "with --n, or another --seed may have"
@@ -135,11 +165,12 @@ def _load_whole(args: argparse.Namespace, key) -> Dataset:
     if args.data in _DIGITS:
         read = getattr(datasets, args.data)
         return read(**_chosen_digits(args.classes, args.data))
-    if Path(args.data).suffix == ".npz":
+    path = Path(args.data)
+    if path.suffix == ".npz":
         return _load_file(args.data, args.classes)
-    if Path(args.data).suffix in _WITH_LABELS:
+    if path.suffix in _WITH_LABELS:
         return _load_table(args.data, args.label, args.classes)
-    if Path(args.data).is_dir():
+    if path.is_dir():
         return datasets.folder(args.data, args.classes)
     known = ", ".join((*_DIGITS, *SYNTHETIC, *FAMILIES))
     raise ValueError(
@@ -151,9 +182,11 @@ def _load_whole(args: argparse.Namespace, key) -> Dataset:
 def draw(args: argparse.Namespace, n: int, key) -> Dataset:
     """`n` points of the synthetic data."""
     d = _DIMENSION if args.d is None else args.d
-    check_memory(n * d * args.precision // 8, f"--n {n} --d {d}: the data alone")
+    size = n * d * args.precision // 8
+    check_memory(size, f"--n {n} --d {d}: the data alone")
     shift = {} if args.shift is None else {"shift": args.shift}
-    return getattr(datasets, args.data)(n, d, **shift, key=key)
+    drawn = getattr(datasets, args.data)
+    return drawn(n, d, **shift, key=key)
 
 
 def _subset(data: Dataset, n: int, key) -> Dataset:
@@ -166,21 +199,31 @@ def _load_file(path: str, words: Sequence[str] | None) -> Dataset:
     """The data set of an .npz file, of the labels that the words name."""
     inputs, targets = read_labelled(path)
     file = Path(path).expanduser()
-    labels = list(dict.fromkeys(targets.ravel().tolist()))
-    numbers = targets.dtype.kind in "iuf"
-    if words is None and not (numbers and set(labels) <= {-1, 1}):
-        some = [class_name(label) for label in labels[:10]]
-        more = f", and {len(labels) - 10:,} others" if len(labels) > 10 else ""
-        advice = shlex.join(["--classes", *some[:2]])
-        raise ValueError(
-            f"{file}: the labels are {', '.join(some)}{more}; say which to keep, such as {advice} "
-            "(the first becomes +1, the second -1), or more than two"
-        )
-    classes = None if words is None else _named(words, labels, str(file))
+    all_labels = targets.ravel().tolist()
+    labels = list(dict.fromkeys(all_labels))  # each once, in the order of the file
+    are_signs = targets.dtype.kind in "iuf" and set(labels) <= {-1, 1}
+    classes = None
+    if words is not None:
+        classes = _named(words, labels, str(file))
+    elif not are_signs:
+        raise ValueError(_ask_for_classes(file, labels))
     try:
         return datasets.from_arrays(inputs, targets, classes=classes, name=file.stem)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def _ask_for_classes(file: Path, labels: list[Any]) -> str:
+    some = [class_name(label) for label in labels[:_SHOWN]]
+    listed = ", ".join(some)
+    others = len(labels) - len(some)
+    if others:
+        listed += f", and {others:,} others"
+    advice = shlex.join(["--classes", *some[:2]])
+    return (
+        f"{file}: the labels are {listed}; say which to keep, such as {advice} "
+        "(the first becomes +1, the second -1), or more than two"
+    )
 
 
 def _load_table(path: str, label: str, words: Sequence[str] | None) -> Dataset:
@@ -189,10 +232,10 @@ def _load_table(path: str, label: str, words: Sequence[str] | None) -> Dataset:
     if words is None:
         return datasets.csv(path, label, delimiter=delimiter)
     table = read_table(path, label, delimiter)
-    classes = _named(words, np.unique(table.labels).tolist(), path)
-    return datasets.from_arrays(
-        table.inputs, table.labels, classes=classes, name=Path(path).expanduser().stem
-    )
+    labels = np.unique(table.labels).tolist()
+    classes = _named(words, labels, path)
+    name = Path(path).expanduser().stem
+    return datasets.from_arrays(table.inputs, table.labels, classes=classes, name=name)
 
 
 def _chosen_digits(words: Sequence[str] | None, data: str) -> dict[str, list[int]]:
@@ -201,8 +244,9 @@ def _chosen_digits(words: Sequence[str] | None, data: str) -> dict[str, list[int
         return {}
     family = FAMILIES.get(data, MNIST)
     names = {name: number for number, name in enumerate(family.class_names)}
-    renamed = [str(names.get(word, word)) for word in words]
-    return {"classes": _named(renamed, list(range(10)), family.name)}
+    numbers = [str(names.get(word, word)) for word in words]
+    chosen = _named(numbers, list(range(10)), family.name)
+    return {"classes": chosen}
 
 
 def _named(words: Sequence[str], labels: Sequence[Any], where: str) -> list[Any]:
@@ -211,20 +255,22 @@ def _named(words: Sequence[str], labels: Sequence[Any], where: str) -> list[Any]
     for word in words:
         found = [label for label in labels if _is_named(label, word)]
         if not found:
-            some = ", ".join(class_name(label) for label in labels[:10])
-            more = ", ..." if len(labels) > 10 else ""
+            some = ", ".join(class_name(label) for label in labels[:_SHOWN])
+            more = ", ..." if len(labels) > _SHOWN else ""
             raise ValueError(f"--classes: {where} has no label {word}; it has {some}{more}")
-        chosen.append(found[0])
-    if any(label in chosen[:i] for i, label in enumerate(chosen)):
-        raise ValueError(f"--classes must name different labels; got {' '.join(words)}")
+        label, *_ = found
+        if label in chosen:
+            raise ValueError(f"--classes must name different labels; got {' '.join(words)}")
+        chosen.append(label)
     return chosen
 
 
 def _is_named(label: Any, word: str) -> bool:
     if class_name(label) == word:
         return True
-    if isinstance(label, bool) and word.lower() in ("true", "false"):
-        return label == (word.lower() == "true")
+    lower = word.lower()
+    if isinstance(label, bool) and lower in ("true", "false"):
+        return label == (lower == "true")
     if not isinstance(label, int | float):
         return False
     for kind in (int, float):  # as whole numbers first: floats round large ones
@@ -239,7 +285,8 @@ def check_classes(args: argparse.Namespace, train: Dataset) -> None:
     """Raises ValueError for losses and targets that do not go with the number of classes."""
     count = len(train.classes)
     losses = loss_names(several=count > 2)
-    for name, loss in (("--loss", args.loss), ("--loss-g", args.loss_g)):
+    given = {"--loss": args.loss, "--loss-g": args.loss_g}
+    for name, loss in given.items():
         if loss is not None and loss not in losses:
             wanted = ", ".join(losses)
             raise ValueError(f"{name} {loss} is not for {count} classes; give one of {wanted}")
@@ -254,22 +301,28 @@ def check_classes(args: argparse.Namespace, train: Dataset) -> None:
 
 def load_carrier(args: argparse.Namespace, train: Dataset) -> str | np.ndarray | None:
     """What --carrier asks for, with a number of points that fits."""
-    carrier, m = args.carrier, args.carrier_points
-    if carrier in NOISES:
-        m = train.n if m is None else m
-        check_memory(m * train.d * args.precision // 8, f"--carrier-points {m}: the carrier alone")
-    elif carrier is not None:
-        file = carrier
-        carrier = read_npy(file)
-        m = len(carrier) if carrier.ndim > 1 else 0
-        if m == 0 or carrier.size != m * train.d:
-            raise ValueError(
-                f"--carrier {file}: its shape is {carrier.shape}; wanted rows of {train.d} numbers"
-            )
-        carrier = carrier.reshape(m, train.d)
-    if carrier is not None and args.at == "data" and m % train.n:
+    if args.carrier is None:
+        return None
+    if args.carrier in NOISES:
+        carrier = args.carrier
+        m = train.n if args.carrier_points is None else args.carrier_points
+        size = m * train.d * args.precision // 8
+        check_memory(size, f"--carrier-points {m}: the carrier alone")
+    else:
+        carrier = _read_carrier(args.carrier, train.d)
+        m = len(carrier)
+    if args.at == "data" and m % train.n:
         raise ValueError(
             f"--carrier must have as many points as there are training points, {train.n}, or a "
             f"multiple; got {m}. With --at carrier it may have any number"
         )
     return carrier
+
+
+def _read_carrier(file: str, d: int) -> np.ndarray:
+    """Rows of d numbers, (m, d)."""
+    rows = read_npy(file)
+    m = len(rows) if rows.ndim > 1 else 0
+    if m == 0 or rows.size != m * d:
+        raise ValueError(f"--carrier {file}: its shape is {rows.shape}; wanted rows of {d} numbers")
+    return rows.reshape(m, d)

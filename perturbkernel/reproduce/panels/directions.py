@@ -20,15 +20,11 @@ def direction(slope: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     sum_n y_n Phi(x_n, x) x_n
     """
     d = x.shape[1]
-    squares = np.sum(x**2, axis=1)
-    s = np.sqrt(1 + squares / d)
-    covariance = 1 + x @ x.T / d
-    rho = covariance / (s[:, None] * s)
-    cosine = np.clip(rho, -1, 1)
-    theta = np.arccos(cosine)
-    largest = (1 + slope**2) / 2
-    bend = 1 - slope
-    cone = bend**2 / (2 * np.pi)
-    phi = largest - cone * theta
+    products = 1 + x @ x.T / d
+    s = np.sqrt(np.diagonal(products))
+    rho = products / np.outer(s, s)
+    theta = np.arccos(np.clip(rho, -1, 1))
+    cone = (1 - slope) ** 2 / (2 * np.pi)
+    phi = (1 + slope**2) / 2 - cone * theta
     signed = y[:, None] * x
     return normalised(phi @ signed)

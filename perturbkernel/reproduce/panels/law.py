@@ -57,10 +57,11 @@ class Networks(NamedTuple):
         own = slice(first, first + self.width)
         network = self._replace(readout=self.readout[own], trained=self.trained[own])
         u = network._before(x)
-        gates = np.where(u > 0, 1, self.slope)
+        gates = np.where(u > 0, 1, self.slope).astype(x.dtype)
         readouts = network._readouts()
-        weighted = readouts[:, None] * network.trained[:, :-1]
-        return gates.astype(x.dtype).T @ weighted
+        weights = network.trained[:, :-1]
+        weighted = readouts[:, None] * weights
+        return gates.T @ weighted
 
     def _before(self, z: np.ndarray) -> np.ndarray:
         """Pre-activations (k, m)."""
@@ -96,11 +97,11 @@ class Untrained(NamedTuple):
         first, second = config["neurons"]
         asked = second if which == SECOND else first
         networks = max(1, asked // width)
+        neurons = networks * width
         # In NumPy: for every shape JAX would compile anew.
         seed = [config["data"]["seed"], which]
         rng = np.random.default_rng(seed)
-        shape = networks * width, d + 2
-        drawn = rng.standard_normal(shape, np.float32)
+        drawn = rng.standard_normal((neurons, d + 2), np.float32)
         readout = drawn[:, -1]
         start = drawn[:, :-1]
         start[:, :d] /= np.float32(d**0.5)
@@ -117,25 +118,18 @@ class Untrained(NamedTuple):
         times: Sequence[float],
     ) -> list[Networks]:
         """The networks after each training time, as `times` has them."""
-        n, d = x.shape
-        rows = n + -n % _ROUND
-        points = np.zeros((rows, d), x.dtype)
-        points[:n] = x
-        # Forces are labels over the number of points, here with the padding.
-        labels = np.zeros(rows, x.dtype)
-        labels[:n] = y * (rows / n)
-        grid = time_grid(times, self.steps)
+        points, labels = _padded(x, y)
         distinct = sorted(set(times))
+        grid = time_grid(times, self.steps)
+        rates = np.diff(grid, prepend=0.0) / self.width**0.5
         places = np.searchsorted(grid, distinct) + 1
-        steps = np.diff(grid, prepend=0.0)
-        schedule = Schedule(steps / self.width**0.5, momentum=0.0, midpoint=True)
         paths = simulate(
             TwoLayerNTK(self.slope, train_bias=True),
             jnp.asarray(points),
             jnp.asarray(labels),
             self.start,
             self.readout,
-            schedule,
+            Schedule(rates, momentum=0.0, midpoint=True),
             places.tolist(),
         )
         found = {}
@@ -145,10 +139,24 @@ class Untrained(NamedTuple):
 
     def _at(self, moved: np.ndarray, points: np.ndarray) -> Networks:
         """The networks whose neurons moved so far, in weights or in coefficients of (x_n, 1)."""
-        if len(points) <= points.shape[1]:
+        rows, d = points.shape
+        if rows <= d:
+            weights = moved @ points
             bias = moved.sum(axis=1, keepdims=True)
-            moved = np.hstack([moved @ points, bias])
+            moved = np.hstack([weights, bias])
         return Networks(self.width, self.slope, self.readout, self.start + moved)
+
+
+def _padded(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points and labels with rows of zeros, up to a multiple of `_ROUND`."""
+    n, d = x.shape
+    rows = n + -n % _ROUND
+    points = np.zeros((rows, d), x.dtype)
+    points[:n] = x
+    # Forces are labels over the number of points, here with the padding.
+    labels = np.zeros(rows, x.dtype)
+    labels[:n] = y * (rows / n)
+    return points, labels
 
 
 def time_grid(times: Sequence[float], steps: int) -> Float[np.ndarray, " steps"]:
@@ -201,12 +209,14 @@ def law_cell(config: Config) -> Arrays:
         if config["sizes"]:
             row |= _of_second(experiment, f, second)
         rows.append(row)
-    grid = len(config["learning_rates_f"]), len(config["steps_f"])
+    rates = len(config["learning_rates_f"])
+    steps = len(config["steps_f"])
     found = {}
     for name in rows[0]:
         columns = [row[name] for row in rows]
         stacked = np.stack(columns, axis=1)
-        found[name] = stacked.reshape(len(stacked), *grid, *stacked.shape[2:])
+        networks, _, *others = stacked.shape
+        found[name] = stacked.reshape(networks, rates, steps, *others)
     return found
 
 
@@ -252,14 +262,15 @@ class _Experiment(NamedTuple):
 
 def _of_first(experiment: _Experiment, f: Networks) -> Arrays:
     """What is seen of the first networks at one time, (networks,)."""
-    x, y = experiment.x, experiment.y
+    x = experiment.x
     outputs = f.outputs(x)
     cosines = []
     for index in range(len(outputs)):
         unit = normalised(f.gradient(x, index))
         products = np.sum(unit * experiment.direction, axis=1)
         cosines.append(np.abs(products).mean())
-    return {"standard": accuracy(outputs, y), "cosine": np.array(cosines)}
+    standard = accuracy(outputs, experiment.y)
+    return {"standard": standard, "cosine": np.array(cosines)}
 
 
 def _of_second(experiment: _Experiment, f: Networks, pool: Untrained) -> Arrays:
@@ -267,29 +278,36 @@ def _of_second(experiment: _Experiment, f: Networks, pool: Untrained) -> Arrays:
     rates_g, steps_g).
     """
     config = experiment.config
-    x, z = experiment.x, experiment.z
+    x = experiment.x
+    z = experiment.z
     n = len(x)
-    carrier = np.float32(config["scenario"] == "b")
+    scenario_b = np.float32(config["scenario"] == "b")
+    carrier = scenario_b * x
     times = _times(config["learning_rates_g"], config["steps_g"])
     signs = np.sign(f.outputs(z[n:]))
     perturbation = []
     agreement = []
     for index, sign in enumerate(signs[: config["first"]]):
         target = experiment.labels[:, index]
-        signed = target[:, None] * normalised(f.gradient(x, index))
+        unit = normalised(f.gradient(x, index))
+        signed = target[:, None] * unit
         right = []
         agreed = []
         for size in config["sizes"]:
-            perturbed = carrier * x + np.float32(size) * signed
-            second = [g.outputs(z) for g in pool.trained(perturbed, target, times)]
-            by_time = np.stack(second, axis=1)  # (networks, times, m)
+            perturbed = carrier + np.float32(size) * signed
+            second = pool.trained(perturbed, target, times)
+            outputs = [g.outputs(z) for g in second]
+            by_time = np.stack(outputs, axis=1)  # (networks, times, m)
             right.append(accuracy(by_time[..., :n], experiment.y))
             agreed.append(accuracy(by_time[..., n:], sign))
         perturbation.append(np.stack(right, axis=1))
         agreement.append(np.stack(agreed, axis=1))
-    grid = len(config["learning_rates_g"]), len(config["steps_g"])
+    rates = len(config["learning_rates_g"])
+    steps = len(config["steps_g"])
+    measured = {"perturbation": perturbation, "agreement": agreement}
     found = {}
-    for name, values in (("perturbation", perturbation), ("agreement", agreement)):
-        pairs = np.concatenate(values)  # (pairs, sizes, times)
-        found[name] = pairs.reshape(*pairs.shape[:2], *grid)
+    for name, values in measured.items():
+        by_time = np.concatenate(values)
+        pairs, sizes, _ = by_time.shape
+        found[name] = by_time.reshape(pairs, sizes, rates, steps)
     return found

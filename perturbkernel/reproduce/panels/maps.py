@@ -26,8 +26,10 @@ _SLICE = 4096  # points of the plane at a time: the plane itself need not fit be
 def _plane(x: Array, y: Array, limits, grid: int) -> tuple[Array, Array]:
     """The unit vectors (2, d) and the coordinates (grid^2, 2), s varying fastest."""
     means = jnp.stack([x[y == label].mean(0) for label in (1, -1)])
-    ticks = jnp.linspace(limits[0], limits[1], grid)
-    return normalise(means, "l2"), jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    low, high = limits
+    ticks = jnp.linspace(low, high, grid)
+    coordinates = jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1)
+    return normalise(means, "l2"), coordinates.reshape(-1, 2)
 
 
 def _evaluate(functions: Json, axes: Array, coordinates: Array, grid: int) -> Arrays:

@@ -37,5 +37,7 @@ def as_config(setting: Setting) -> Config:
 
 
 def from_config(config: Config) -> Setting:
-    frozen: Json = {name: tuple(v) if isinstance(v, list) else v for name, v in config.items()}
+    frozen: Json = {}
+    for name, value in config.items():
+        frozen[name] = tuple(value) if isinstance(value, list) else value
     return Setting(**frozen)

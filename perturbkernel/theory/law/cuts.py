@@ -20,20 +20,25 @@ def ensemble(
 
     def grouped(values: np.ndarray) -> Array:
         """(signs, k, ...) as (count, width, ...)."""
-        trailing = values.shape[2:]
-        rows = values.reshape(len(values), count, -1, *trailing)
+        signs, _, *trailing = values.shape
+        rows = values.reshape(signs, count, -1, *trailing)
         of_network = rows.swapaxes(0, 1)
-        return jnp.asarray(of_network.reshape(count, width, *trailing), dtype)
+        flat = of_network.reshape(count, width, *trailing)
+        return jnp.asarray(flat, dtype)
+
+    readout = grouped(neurons.readout / width**0.5)
 
     def network(parameters):
-        both = grouped(np.broadcast_to(parameters, neurons.moved.shape))
-        readout = grouped(neurons.readout / width**0.5)
-        weight = both[..., :-1]
-        bias = both[..., -1]
+        of_signs = np.broadcast_to(parameters, neurons.moved.shape)
+        weights_and_bias = grouped(of_signs)
+        weight = weights_and_bias[..., :-1]
+        bias = weights_and_bias[..., -1]
         return TwoLayerNetwork(weight, bias, readout, kernel.slope, kernel.train_bias)
 
     trained = network(neurons.trained)
-    return Centred(trained, network(neurons.start)) if start == "centred" else trained
+    if start != "centred":
+        return trained
+    return Centred(trained, network(neurons.start))
 
 
 def as_mean(
@@ -44,9 +49,17 @@ def as_mean(
     dtype: Any,
 ) -> TwoLayerNetwork:
     """sqrt(width) times the average over neurons of alpha phi(<w, z> + b), as one network."""
-    flat = jnp.asarray(parameters.reshape(-1, parameters.shape[-1]), dtype)
-    alpha = jnp.asarray(readout.reshape(-1) * (width**0.5 / readout.size), dtype)
-    return TwoLayerNetwork(flat[:, :-1], flat[:, -1], alpha, kernel.slope, kernel.train_bias)
+    rows = parameters.reshape(-1, parameters.shape[-1])
+    flat = jnp.asarray(rows, dtype)
+    share = width**0.5 / readout.size
+    shares = readout.reshape(-1) * share
+    return TwoLayerNetwork(
+        weight=flat[:, :-1],
+        bias=flat[:, -1],
+        readout=jnp.asarray(shares, dtype),
+        slope=kernel.slope,
+        train_bias=kernel.train_bias,
+    )
 
 
 def independent_neurons(width: int, start: str) -> int:
@@ -107,10 +120,14 @@ def gradient(network: Neurons, z: Float[np.ndarray, "m d"], start: str) -> np.nd
     if start != "centred":
         return total
     readout = network.readout.sum(axis=0)
-    before = readout[:, None] * outputs.gates(outputs.u)
-    return total - before.T @ network.start[:, :-1]
+    gates = outputs.gates(outputs.u)
+    before = readout[:, None] * gates
+    weights = network.start[:, :-1]
+    return total - before.T @ weights
 
 
 def output(network: Neurons, z: Float[np.ndarray, "m d"], start: str) -> np.ndarray:
     """The outputs of the network of all these neurons, (m,), times sqrt(width)."""
-    return network.terms(z, centred=start == "centred").sum(axis=(0, 1))
+    centred = start == "centred"
+    terms = network.terms(z, centred=centred)
+    return terms.sum(axis=(0, 1))

@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from perturbkernel.arrays import or_one
 from perturbkernel.engine.memory import default_memory
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -105,7 +106,7 @@ class Second(NamedTuple):
         nothing.
         """
         length = jnp.linalg.norm(gradient, axis=1, keepdims=True)
-        direction = gradient / jnp.where(length > 0, length, 1)
+        direction = gradient / or_one(length)
         step = self.size * self.targets[:, None]
         return Training(self.carrier + step * direction, self.targets, self.rates, self.momentum)
 

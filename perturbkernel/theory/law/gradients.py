@@ -123,11 +123,17 @@ def mean_gradient(neurons: Neurons, z: np.ndarray, v: np.ndarray) -> MeanGradien
     of_control = spread(control, control, mean_control, mean_control)
     product = spread(remainder, control, mean, mean_control)
     share = best_share(product, of_control)
-    left = spread(remainder, remainder, mean, mean) + share * product
-    error = np.maximum(left, 0) / max(len(neurons.start) - 1, 1)
     away = mean_control - v
-    value = v + mean + share[:, None] * away
-    return MeanGradient(value, error, v, remainder, control, share)
+    left = spread(remainder, remainder, mean, mean) + share * product
+    others = max(len(neurons.start) - 1, 1)
+    return MeanGradient(
+        value=v + mean + share[:, None] * away,
+        square_error=np.maximum(left, 0) / others,
+        v=v,
+        remainder=remainder,
+        control=control,
+        share=share,
+    )
 
 
 def square(neurons: Neurons, z: np.ndarray, lazy: float, mean: MeanGradient, width: int) -> Average:
@@ -142,14 +148,18 @@ def square(neurons: Neurons, z: np.ndarray, lazy: float, mean: MeanGradient, wid
     trained = neurons.trained[:, :, :-1]
     start = neurons.start[:, :-1]
     lengths = np.sum(trained**2, axis=-1)
-    initial = np.sum(start**2, axis=-1)
-    squares = (after**2 * lengths[:, :, None]).mean(axis=0)
-    control = (before**2 * initial[:, None]).mean(axis=0)
+    initial_lengths = np.sum(start**2, axis=-1)
+    # The neuron's own part, with its value before training for a control.
+    squares = after**2 * lengths[:, :, None]
+    squares = squares.mean(axis=0)
+    control = before**2 * initial_lengths[:, None]
+    control = control.mean(axis=0)
     expected = np.full(len(z), lazy)
     own = controlled(squares - control, control, expected)
+    # That of all others.
     scale = (width - 1) * neurons.scaled_time**2
-    length = np.sum(mean.value**2, axis=1) - mean.square_error
-    value = own.value + scale * np.maximum(length, 0)
+    square_of_mean = np.sum(mean.value**2, axis=1) - mean.square_error
+    value = own.value + scale * np.maximum(square_of_mean, 0)
     along = mean.along(mean.value)
     influence = own.influence + 2 * scale * along.influence
     return Average(value, influence)

@@ -161,10 +161,12 @@ class NeuronLaw(Pool):
         z = as_points(z, "z", like=self.x)
         labels = as_labels(labels, "labels", len(z))
         if method == "networks":
-            neurons = self.at(scaled)
-            return over_networks(
-                neurons, width, start, lambda one: np.sign(output(one, z, start)) == labels
-            )
+
+            def is_right(network: Neurons) -> np.ndarray:
+                signs = np.sign(output(network, z, start))
+                return signs == labels
+
+            return over_networks(self.at(scaled), width, start, is_right)
         total = scaled * width**0.5
 
         def one(neurons, queries, block):
@@ -172,8 +174,9 @@ class NeuronLaw(Pool):
             signed = total * labels[block]
             margin = Average(signed * mean.value, signed * mean.influence)
             score = ratio(margin, root(spread))
+            probability = double(ndtr, score.value)
             density = np.exp(-(score.value**2) / 2) / np.sqrt(2 * np.pi)
-            return Average(double(ndtr, score.value), density * score.influence)
+            return Average(probability, density * score.influence)
 
         return self._over_blocks(z, scaled, one)
 
@@ -226,7 +229,8 @@ class NeuronLaw(Pool):
         z = as_points(z, "z", like=self.x)
         v = direction(self.kernel, self.x, self.y, z)
         length = np.linalg.norm(v, axis=1)
-        unit = v / np.where(is_rounding(self.kernel, self.x, v), np.nan, length)[:, None]
+        length = np.where(is_rounding(self.kernel, self.x, v), np.nan, length)
+        unit = v / length[:, None]
 
         def cosine(network: Neurons) -> np.ndarray:
             own = gradient(network, z, start)

@@ -56,7 +56,8 @@ def variance(neurons: Neurons, queries: Queries, start: str) -> tuple[Average, A
     second = second_moment(neurons, queries, outputs, start)
     r = neurons.scaled_time
     # A pair has twice the mean of a neuron, and there are half as many of them.
-    share = (2 if start == "doubled" else 1) * r**2
+    times = 2 if start == "doubled" else 1
+    share = times * r**2
     square = mean.value**2 - mean.standard_error**2
     pull = 2 * mean.value * mean.influence
     value = second.value - share * square
@@ -104,26 +105,29 @@ def covariance(
     All moments of products over neurons are products of matrices, so that nothing of size (k, m, m)
     is held.
     """
-    outputs = neurons.outputs(z)
-    before = neurons.readout[0][:, None] * outputs.before
     terms = neurons.terms(z, centred=start != "random")
     if start == "doubled":
-        terms = terms.sum(axis=0, keepdims=True) / np.sqrt(2)
-        mean = np.sqrt(2) * mean
-    k = terms.shape[1]
-    pairs = np.concatenate([a * b for a in terms for b in terms])
-    second = _gram(terms.reshape(-1, terms.shape[-1]))
-    spread = _gram(pairs) - second**2
+        root_two = np.sqrt(2)
+        terms = terms.sum(axis=0, keepdims=True) / root_two
+        mean = mean * root_two
+    _, k, m = terms.shape
+    second = _gram(terms.reshape(-1, m))
+    # The squares of products, over all pairs of signs.
+    of_signs = [a * b for a in terms for b in terms]
+    spread = _gram(np.concatenate(of_signs)) - second**2
     if start == "random":
+        # The control has the covariance before training, which is known.
+        outputs = neurons.outputs(z)
+        before = neurons.readout[0][:, None] * outputs.before
         control = _gram(before)
         square = _gram(before**2) - control**2
-        mixed = (terms * before).reshape(-1, before.shape[-1])
-        product = _gram(mixed) - second * control
+        mixed = terms * before
+        product = _gram(mixed.reshape(-1, m)) - second * control
         share = best_share(product, square)
         second = second + share * (control - lazy)
         spread = spread + share * product
-    error = np.sqrt(np.maximum(spread, 0) / max(k - 1, 1))
-    return second - np.outer(mean, mean), error
+    variance = np.maximum(spread, 0) / max(k - 1, 1)
+    return second - np.outer(mean, mean), np.sqrt(variance)
 
 
 def _gram(rows: np.ndarray) -> np.ndarray:

@@ -41,7 +41,10 @@ def summarise(results: Results) -> Json:
 
 
 def _seeds(cells: Results) -> int:
-    counted = {seed for c, _ in cells for seed in range(c["first"], c["first"] + c["seeds"])}
+    counted: set[int] = set()
+    for config, _ in cells:
+        first = config["first"]
+        counted |= set(range(first, first + config["seeds"]))
     return len(counted)
 
 
@@ -55,14 +58,24 @@ def _of_part(part: str, cells: Results) -> Json:
             here = {name: array[:, i] for name, array in arrays.items()}
             places.setdefault(place, []).append(here)
     ordered = sorted(places)
-    samples: Json = {}
-    for name in places[ordered[0]][0]:
-        samples[name] = [np.concatenate([c[name] for c in places[place]]) for place in ordered]
+
+    def samples(name: str) -> list[np.ndarray]:
+        """Of all seeds, an array for each place."""
+        found = []
+        for place in ordered:
+            cells_there = [cell[name] for cell in places[place]]
+            found.append(np.concatenate(cells_there))
+        return found
+
     found: Json = {"x": ordered}
     for name in ("accuracy_f", "share"):
-        found[name] = curve(samples[name])
+        found[name] = curve(samples(name))
     for name in _MEASURES:
-        found[name] = [curve([one[:, i] for one in samples[name]]) for i in range(len(_PARTS))]
+        of_parts = samples(name)
+        found[name] = []
+        for i in range(len(_PARTS)):
+            of_part = [sample[:, i] for sample in of_parts]
+            found[name].append(curve(of_part))
     return found
 
 
@@ -72,8 +85,9 @@ def draw(results: Results) -> Figure:
     """
     summary = summarise(results)
     parts = [part for part in _AXES if part in summary]
-    fig = figure(12.5, 1.6 + 2.5 * max(len(parts), 1))
-    grid = fig.subplots(max(len(parts), 1), 4, sharey=True, squeeze=False)
+    rows = max(len(parts), 1)
+    fig = figure(12.5, 1.6 + 2.5 * rows)
+    grid = fig.subplots(rows, 4, sharey=True, squeeze=False)
     for row, part in zip(grid, parts, strict=False):
         found = summary[part]
         for axis, name in zip(row, _MEASURES, strict=False):
@@ -83,9 +97,11 @@ def draw(results: Results) -> Figure:
             _finish(axis, part, found["x"])
         row[0].set_ylabel("accuracy on new digits")
     if parts:
-        for axis, title in zip(grid[0], (*_MEASURES.values(), "share of |gradient|²"), strict=True):
+        top = grid[0]
+        titles = (*_MEASURES.values(), "share of |gradient|²")
+        for axis, title in zip(top, titles, strict=True):
             axis.set_title(title)
-        _legend(fig, grid[0])
+        _legend(fig, top)
         fig.suptitle(_title(summary["setting"]), fontsize=10, x=0.01, ha="left")
     return fig
 
@@ -102,17 +118,20 @@ def _accuracies(axis: Axes, found: Json, name: str) -> None:
 
 def _share(axis: Axes, found: Json) -> None:
     x = found["x"]
-    share = found["share"]
-    colour, line = _STYLES[1]
-    axis.plot(x, share["mean"], line, ms=4, color=colour)
-    draw_band(axis, x, share, colour)
-    colour, line = _STYLES[0]
-    own = [1 - value for value in share["mean"]]
+    of_own, of_shared, _ = _STYLES
+    shared = found["share"]
+    colour, line = of_shared
+    axis.plot(x, shared["mean"], line, ms=4, color=colour)
+    draw_band(axis, x, shared, colour)
+    own = [1 - value for value in shared["mean"]]
+    colour, line = of_own
     axis.plot(x, own, line, ms=4, color=colour)
 
 
 def _finish(axis: Axes, part: str, ticks: list[float]) -> None:
-    axis.set(xscale="log", xlabel=_AXES[part], ylim=(-0.04, 1.04))
+    axis.set_xscale("log")
+    axis.set_xlabel(_AXES[part])
+    axis.set_ylim(-0.04, 1.04)
     axis.set_xticks(ticks)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     axis.xaxis.set_major_formatter(plain)
@@ -147,9 +166,11 @@ def text(results: Results) -> str:
         found = summary[part]
         places = ", ".join(f"{place:g}" for place in found["x"])
         lines.append(f"{axis} = {places}")
-        lines.append(in_percent("f, digits that are not moved", found["accuracy_f"]["mean"], 58))
+        rows = {"f, digits that are not moved": found["accuracy_f"]}
         for name, words in _MEASURES.items():
             for said, values in zip(_PARTS, found[name], strict=True):
-                lines.append(in_percent(f"{words}; {said}", values["mean"], 58))
-        lines.append(in_percent("features' share of |gradient|^2", found["share"]["mean"], 58))
+                rows[f"{words}; {said}"] = values
+        rows["features' share of |gradient|^2"] = found["share"]
+        for label, values in rows.items():
+            lines.append(in_percent(label, values["mean"], width=58))
     return "\n".join(lines)

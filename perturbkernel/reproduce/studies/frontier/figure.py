@@ -30,17 +30,20 @@ def summarise(results: Results) -> Json:
     if not results:
         return {"ways": {}, "certified": {}, "setting": {}}
     first, _ = results[0]
+    all_arrays = [arrays for _, arrays in results]
     found: Json = {}
     certified: Json = {}
     for way, values in first["ways"].items():
-        samples = [arrays[way] for _, arrays in results]
-        found[way] = {"values": values, "scores": spread(np.array(samples))}
+        samples = [arrays[way] for arrays in all_arrays]
+        scores = spread(np.array(samples))
+        found[way] = {"values": values, "scores": scores}
         chosen = first["certified"].get(way, ())
         proved = [value for value in values if value in chosen]
         if proved:
             rows = [values.index(value) for value in proved]
-            samples = [_below(arrays, way, rows) for _, arrays in results]
-            certified[way] = {"values": proved, "scores": spread(np.array(samples))}
+            samples = [_below(arrays, way, rows) for arrays in all_arrays]
+            scores = spread(np.array(samples))
+            certified[way] = {"values": proved, "scores": scores}
     names = ("n", "test", "digits", "sizes", "steps", "certified_points")
     setting = {name: first[name] for name in names}
     setting["seeds"] = len(results)
@@ -62,33 +65,35 @@ def draw(results: Results) -> Figure:
     summary = summarise(results)
     setting = summary["setting"]
     sizes = setting["sizes"]
-    fig = figure(1.5 + 4.2 * len(sizes), 4.6)
-    axes = np.ravel(fig.subplots(1, len(sizes), squeeze=False))
-    for i, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+    panels = len(sizes)
+    fig = figure(1.5 + 4.2 * panels, 4.6)
+    axes = fig.subplots(1, panels, squeeze=False)[0]
+    for place, size in enumerate(sizes, 1):  # place 0 of the scores is clean accuracy
+        axis = axes[place - 1]
         for way, found in summary["ways"].items():
-            _way(axis, way, found, i + 1)
+            _way(axis, way, found, place)
             if way in summary["certified"]:
-                _certified(axis, way, summary, i + 1)
-        axis.set(
-            title=f"perturbations of size {size:g} (l2)",
-            xlabel="clean accuracy",
-            ylabel="robust accuracy",
-            ylim=(-0.03, 1.0),
-        )
-    axes[0].plot([], [], "--", color=F_COLOUR, lw=1, label=_certified_label(setting))
-    lines, labels = axes[0].get_legend_handles_labels()
+                _certified(axis, way, summary, place)
+        axis.set_title(f"perturbations of size {size:g} (l2)")
+        axis.set_xlabel("clean accuracy")
+        axis.set_ylabel("robust accuracy")
+        axis.set_ylim(-0.03, 1.0)
+    axis = axes[0]
+    axis.plot([], [], "--", color=F_COLOUR, lw=1, label=_certified_label(setting))
+    lines, labels = axis.get_legend_handles_labels()
     fig.legend(lines, labels, loc="outside lower center", ncols=2, fontsize=8)
+    fig.suptitle(_title(setting), fontsize=10, x=0.01, ha="left")
+    return fig
+
+
+def _title(setting: Json) -> str:
     first, second = setting["digits"]
-    fig.suptitle(
+    return (
         "Clean against robust accuracy of wide networks: stopped early, with a ridge, or trained "
         "against perturbed features or inputs.\n"
         f"Digits {first} and {second}, {setting['n']} to learn, {setting['test']} new ones, draws: "
-        f"{setting['seeds']}; numbers along a curve are what it varies, as the legend says.",
-        fontsize=10,
-        x=0.01,
-        ha="left",
+        f"{setting['seeds']}; numbers along a curve are what it varies, as the legend says."
     )
-    return fig
 
 
 def _way(axis: Axes, way: str, found: Json, place: int) -> None:
@@ -98,19 +103,27 @@ def _way(axis: Axes, way: str, found: Json, place: int) -> None:
     robust = mean[:, place]
     axis.plot(clean, robust, line, color=colour, ms=4, lw=1, label=label)
     for value, x, y in zip(found["values"], clean, robust, strict=True):
-        place_of = {"xytext": (4, 3), "textcoords": "offset points"}
-        axis.annotate(_named(value), (x, y), fontsize=7, color=colour, **place_of)
+        axis.annotate(
+            _named(value),
+            (x, y),
+            xytext=(4, 3),
+            textcoords="offset points",
+            fontsize=7,
+            color=colour,
+        )
 
 
 def _certified(axis: Axes, way: str, summary: Json, place: int) -> None:
     """What is certified, below the same networks' accuracy under attack."""
     of_way = summary["ways"][way]
     found = summary["certified"][way]
-    clean = np.array(of_way["scores"]["mean"])[:, 0]
+    scores = np.array(of_way["scores"]["mean"])
+    proved = np.array(found["scores"]["mean"])
     rows = [of_way["values"].index(value) for value in found["values"]]
-    proved = np.array(found["scores"]["mean"])[:, place - 1]
-    _, colour, line = _STYLES[way]
-    axis.plot(clean[rows], proved, line[0] + "--", color=colour, ms=4, lw=1, mfc="white")
+    clean = scores[rows, 0]
+    certified = proved[:, place - 1]
+    _, colour, (marker, *_) = _STYLES[way]
+    axis.plot(clean, certified, f"{marker}--", color=colour, ms=4, lw=1, mfc="white")
 
 
 def _certified_label(setting: Json) -> str:
@@ -126,16 +139,17 @@ def text(results: Results) -> str:
     """Every mean of the summary in %, as lines."""
     summary = summarise(results)
     lines = []
+    setting = summary["setting"]
+    certified = summary["certified"]
     for way, found in summary["ways"].items():
-        numbers = [f"{size:g}" for size in summary["setting"]["sizes"]]
-        sizes = ", ".join(numbers)
+        sizes = ", ".join(f"{size:g}" for size in setting["sizes"])
         words, *_ = _STYLES[way]
         lines.append(f"{words}; clean accuracy, and under attack of size {sizes}")
         lines += _rows(found)
-        if way in summary["certified"]:
-            count = summary["setting"]["certified_points"]
+        if way in certified:
+            count = setting["certified_points"]
             lines.append(f"  certified for {sizes}, the gap from {count} points")
-            lines += _rows(summary["certified"][way])
+            lines += _rows(certified[way])
     return "\n".join(lines)
 
 

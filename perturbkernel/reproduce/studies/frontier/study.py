@@ -35,7 +35,10 @@ from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import KernelLearner
 
 #: Training points and new ones.
-SCALES: dict[str, Json] = {"small": {"n": 300, "test": 200}, "paper": {"n": 800, "test": 200}}
+SCALES: dict[str, Json] = {
+    "small": {"n": 300, "test": 200},
+    "paper": {"n": 800, "test": 200},
+}
 DIGITS = (3, 8)
 #: Of the attack, in l2; an image has about 9.
 SIZES = (1.0, 1.5)

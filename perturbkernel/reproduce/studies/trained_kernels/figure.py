@@ -3,7 +3,7 @@ summary.
 """
 
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,8 +43,7 @@ def summarise(results: Results) -> Json:
         stacked[name] = np.stack(arrays)
     curves = {}
     for label, (name, *place) in _places().items():
-        at = (..., *place)
-        samples = stacked[name][at]
+        samples = stacked[name][..., *place]
         curves[label] = curve(samples.T)
     return {"epochs": config["epochs"], "curves": curves, "setting": setting}
 
@@ -90,19 +89,17 @@ def draw(results: Results) -> Figure:
     fig = figure(15, 8.6)
     if not results:
         return fig
-    axes = fig.subplots(2, 4, sharey=True)
-    for k, scenario in enumerate(_SCENARIOS):
-        for j, source in enumerate(_SOURCES):
-            axis = axes[0, 2 * k + j]
-            _learned(axis, summary, f"{scenario} {source}")
-    _agreement(axes[1, 0], summary)
-    _transfer(axes[1, 1], summary)
-    _robust(axes[1, 2], summary)
-    _first(axes[1, 3], summary)
-    for axis in axes.flat:
+    above, below = fig.subplots(2, 4, sharey=True)
+    kinds = itertools.product(_SCENARIOS, _SOURCES)
+    for axis, (scenario, source) in zip(above, kinds, strict=True):
+        _learned(_Panel(axis, summary), f"{scenario} {source}")
+    drawings = (_agreement, _transfer, _robust, _first)
+    for axis, draw_panel in zip(below, drawings, strict=True):
+        draw_panel(_Panel(axis, summary))
+    for axis in (*above, *below):
         _finish(axis, summary["epochs"])
-    axes[0, 0].set_ylabel("accuracy on new digits")
-    axes[1, 0].set_ylabel("share of new digits")
+    above[0].set_ylabel("accuracy on new digits")
+    below[0].set_ylabel("share of new digits")
     fig.suptitle(_title(summary["setting"]), fontsize=10, x=0.01, ha="left")
     return fig
 
@@ -118,63 +115,74 @@ def _title(setting: Json) -> str:
     )
 
 
-def _plot(axis: Axes, summary: Json, name: str, line: str, colour: str, label: str) -> None:
-    values = summary["curves"][name]
-    x = np.arange(len(summary["epochs"]))
-    axis.plot(x, values["mean"], line, ms=4, color=colour, label=label)
-    draw_band(axis, x, values, colour)
+class _Panel(NamedTuple):
+    """A panel, and the summary whose curves are drawn in it."""
+
+    axis: Axes
+    summary: Json
+
+    def plot(self, curve: str, line: str, colour: str, label: str) -> None:
+        """Draws one curve with its band."""
+        values = self.summary["curves"][curve]
+        x = np.arange(len(self.summary["epochs"]))
+        self.axis.plot(x, values["mean"], line, ms=4, color=colour, label=label)
+        draw_band(self.axis, x, values, colour)
 
 
-def _learned(axis: Axes, summary: Json, what: str) -> None:
+def _learned(panel: _Panel, what: str) -> None:
     for start, colour in zip(_STARTS, _COLOURS, strict=True):
         end = f"{what}; {start}"
-        _plot(axis, summary, f"second network, {end}", "o-", colour, f"network, {start}")
-        _plot(axis, summary, f"its kernel's g, {end}", "s--", colour, f"g, {start}")
-    axis.set_title(what)
+        panel.plot(f"second network, {end}", "o-", colour, label=f"network, {start}")
+        panel.plot(f"its kernel's g, {end}", "s--", colour, label=f"g, {start}")
+    panel.axis.set_title(what)
 
 
-def _agreement(axis: Axes, summary: Json) -> None:
+def _agreement(panel: _Panel) -> None:
     """Perturbations of f alone: what the closed form is about."""
     what = f"{_SCENARIOS[0]} {_SOURCES[1]}"
+    curves = panel.summary["curves"]
     pairs = itertools.product(_STARTS, _STARTS)
     colours = (PLUS, F_COLOUR, G_COLOUR, MINUS)
     for (start, at), colour in zip(pairs, colours, strict=True):
         label = f"network {start}, kernel {at}"
-        _plot(axis, summary, f"same sign, {what}; {label}", "o-", colour, label)
-        chance = summary["curves"][f"by chance, {what}; {label}"]
-        axis.plot(chance["mean"], ":", color=colour, lw=1)
-    axis.set_title(f"network and g: same sign\n({what}; dotted: by chance)")
+        panel.plot(f"same sign, {what}; {label}", "o-", colour, label)
+        chance = curves[f"by chance, {what}; {label}"]
+        panel.axis.plot(chance["mean"], ":", color=colour, lw=1)
+    panel.axis.set_title(f"network and g: same sign\n({what}; dotted: by chance)")
 
 
-def _transfer(axis: Axes, summary: Json) -> None:
+def _transfer(panel: _Panel) -> None:
+    colours = (PLUS, MINUS, GREY)
     for victim, line in zip(_VICTIMS, _LINES, strict=True):
-        for attack, colour in zip(_ATTACKS, (PLUS, MINUS, GREY), strict=True):
+        for attack, colour in zip(_ATTACKS, colours, strict=True):
             label = f"{victim}, {attack}"
-            _plot(axis, summary, label, line, colour, label)
-    size = summary["setting"]["size"]
-    axis.set_title(f"moved by {size:g}")
+            panel.plot(label, line, colour, label)
+    size = panel.summary["setting"]["size"]
+    panel.axis.set_title(f"moved by {size:g}")
 
 
-def _robust(axis: Axes, summary: Json) -> None:
+def _robust(panel: _Panel) -> None:
     for victim, line in zip(_VICTIMS, _LINES, strict=True):
         for training, colour in zip(_TRAININGS, _COLOURS, strict=True):
             label = f"{victim}, {training}"
-            _plot(axis, summary, f"{label}: attacked", line, colour, label)
-    radius = summary["setting"]["radius"]
-    axis.set_title(f"each under its own attack of {radius:g}")
+            panel.plot(f"{label}: attacked", line, colour, label)
+    radius = panel.summary["setting"]["radius"]
+    panel.axis.set_title(f"each under its own attack of {radius:g}")
 
 
-def _first(axis: Axes, summary: Json) -> None:
+def _first(panel: _Panel) -> None:
     for victim, colour in zip(_VICTIMS, _COLOURS, strict=True):
-        _plot(axis, summary, f"{victim}, new digits", "o-", colour, f"{victim}: accuracy")
-    _plot(axis, summary, _ALIGNMENT, "^-", G_COLOUR, "alignment of kernel and labels")
-    axis.set_title("first network, f, and the kernel")
+        panel.plot(f"{victim}, new digits", "o-", colour, label=f"{victim}: accuracy")
+    panel.plot(_ALIGNMENT, "^-", G_COLOUR, label="alignment of kernel and labels")
+    panel.axis.set_title("first network, f, and the kernel")
 
 
 def _finish(axis: Axes, epochs: list[int]) -> None:
     axis.axhline(0.5, color=GREY, lw=0.6, ls=(0, (1, 2)))
-    axis.set(xlabel="epochs of the first network", ylim=(-0.04, 1.04))
-    axis.set_xticks(range(len(epochs)), list(map(str, epochs)))
+    axis.set_xlabel("epochs of the first network")
+    axis.set_ylim(-0.04, 1.04)
+    ticks = [str(epoch) for epoch in epochs]
+    axis.set_xticks(range(len(epochs)), ticks)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=7, ncols=1)
 
 

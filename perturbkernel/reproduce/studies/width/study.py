@@ -49,8 +49,8 @@ from perturbkernel.training.fit import fit
 #: About how many neurons a cell draws: seconds of work.
 CELL = 2**17
 WIDTHS = {
-    "small": (2**8, 2**9, 2**10, 2**11, 2**12, 2**13),
-    "paper": (2**8, 2**9, 2**10, 2**11, 2**12, 2**13, 2**14, 2**15, 2**16),
+    "small": tuple(2**k for k in range(8, 14)),
+    "paper": tuple(2**k for k in range(8, 17)),
 }
 #: Steps at which training is looked at for the effective time, and the width.
 STEPS = (1, 2, 5, 10, 20, 50, 100)

@@ -60,8 +60,10 @@ def _g(name: str) -> Json:
 
 
 def _signs(name: str) -> Json:
+    own = f"g_{name}"
+    limit = f"limit_g_{name[-1]}"
     return {
-        "of": lambda a: (a[f"g_{name}"] > 0) != (a[f"limit_g_{name[-1]}"] > 0),
+        "of": lambda a: (a[own] > 0) != (a[limit] > 0),
         "statistic": "mean",
     }
 
@@ -242,9 +244,9 @@ def text(results: Results) -> str:
     rows = [("power of width", "found", "95 % interval", "theory")]
     for q in summarise(results)["quantities"].values():
         low, high = map(_shown, q["interval"])
-        theory = [f"{power:g}" for power in sorted(set(q["theory"]))]
-        row = (q["statement"], _shown(q["rate"]), f"{low} to {high}", " to ".join(theory))
-        rows.append(row)
+        interval = f"{low} to {high}"
+        theory = " to ".join(f"{power:g}" for power in sorted(set(q["theory"])))
+        rows.append((q["statement"], _shown(q["rate"]), interval, theory))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -50,6 +50,13 @@ def sign_probability(
         P(f(z; T) > 0) = N_c(T f_hat(z) / sqrt(Sigma(z, z))),  Sigma(z, z) = (1 + slope^2)/2 s_z^2
 
     Identity loss, infinite width. Theory: 12.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> pk.theory.sign_probability(pk.TwoLayerNTK(), x, y, z, times=[0.0, 5.0]).round(3)
+        array([[0.5  ],
+               [0.815]])
     """
     check_kernel(kernel)
     x = as_points(x, "x")
@@ -74,6 +81,12 @@ def expected_accuracy(
     """The mean over labelled points of P(sgn f(z; T) = label), (k,), at all times from one pass.
 
     Theory: 12.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0], [1.0, 2.0]]
+        >>> pk.theory.expected_accuracy(pk.TwoLayerNTK(), x, y, z, [1, -1], times=[0.0, 5.0]).round(3)
+        array([0.5  , 0.815])
     """
     probability = np.atleast_2d(sign_probability(kernel, x, y, z, times=times))
     labels = as_labels(labels, "labels", probability.shape[1])
@@ -86,6 +99,11 @@ def reproducibility(probability: Float[ArrayLike, "*m"]) -> Float[np.ndarray, "*
 
     It is p^2 + (1 - p)^2, and no ceiling for the agreement of f with g, whose training data depends
     on f0. Theory: 12.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.theory.reproducibility([0.5, 0.9, 1.0]).round(3)
+        array([0.5 , 0.82, 1.  ])
     """
     p = np.asarray(probability, np.float64)
     if not np.all((p >= 0) & (p <= 1)):
@@ -103,6 +121,13 @@ def initial_covariance(
     G has E G(x) G(z)^T = Phi(x, z) I + (1 - slope)^2/(2 pi) sin(theta) (b b^T - c c^T), b and c the
     unit vectors along the sum and the difference of the unit augmented points. The covariance of
     f0(z) and grad f0(x) is grad_x Sigma(x, z). Theory: 0.1, 12.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.theory.initial_covariance(pk.TwoLayerNTK(), [[1.0, 1.0]], [[1.0, 1.0]]).round(3)
+        array([[1.  , 0.25, 0.25],
+               [0.25, 0.25, 0.  ],
+               [0.25, 0.  , 0.25]])
     """
     check_kernel(kernel)
     z = as_points(z, "z")
@@ -158,6 +183,14 @@ def sample_initial(
     "network": a fresh untrained network of `width` for every draw; its covariance is exact at any
     width and it is Gaussian to order 1/width. "gaussian": the limit itself, from
     `initial_covariance`; needs m + n d of a few thousand at most. Theory: 12.1.
+
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> f0, gradients = pk.theory.sample_initial(
+        ...     pk.TwoLayerNTK(), [[2.0, 1.0]], [[1.0, 0.0]], draws=3, method="gaussian", key=jax.random.key(0)
+        ... )
+        >>> f0.shape, gradients.shape
+        ((3, 1), (3, 1, 2))
     """
     check_kernel(kernel)
     check_choice(method, "method", ("network", "gaussian"))
@@ -266,6 +299,15 @@ def expected_agreement(
     = (1/n) sum target_n K(r_n, z), and a fresh g0; averaged over joint draws of f0 and targets.
     Multiplying the two sign probabilities would be wrong.
 
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> times = {"time_f": 100.0, "time_g": 100.0}
+        >>> draws = {"draws": 20, "method": "gaussian", "key": jax.random.key(0)}
+        >>> a = pk.theory.expected_agreement(pk.TwoLayerNTK(), x, y, z, size=1.0, **times, **draws)
+        >>> round(a.mean, 2), bool(a.mean_standard_error < 0.1)
+        (1.0, True)
+
     Args:
         carrier: (n, d); None is scenario (a), zero; x is scenario (b).
         targets: "coin_flip", "balanced", or an array of labels.
@@ -346,6 +388,12 @@ def expected_cosine(
 
     Not a bound: off by up to .12 at d = 1, .02 at d = 50. NaN where v is zero.
     Theory: 12.2, 13.12.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> pk.theory.expected_cosine(pk.TwoLayerNTK(), x, y, z, time=10.0).round(3)
+        array([0.971])
     """
     check_time(time)
     zeta = gate_motion(kernel, x, y, z)

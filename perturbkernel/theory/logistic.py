@@ -96,6 +96,13 @@ def coefficient_bounds(
 
     where the last is tanh(|A_n|/2) in the limit of h_n T = 0.
     Useful while T h_n is about 1. Theory: 1.3 (i) to (iii), 13.11.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y = [[1.0, 0.0], [0.0, 1.0]], [1, -1]
+        >>> b = pk.theory.bounds.coefficient_bounds(pk.TwoLayerNTK(), x, y, time=1.0)
+        >>> b.low.round(3), b.high.round(3), b.error.round(3)
+        (array([0.234, 0.234]), array([0.25, 0.25]), array([0.062, 0.062]))
     """
     check_kernel(kernel)
     check_time(time)

@@ -120,8 +120,8 @@ def logistic_match(
         >>> m = pk.theory.logistic_match(
         ...     constants, gradients, y, beta, beta, **networks, **options
         ... )
-        >>> m.g_hat_beta.round(3), m.g_error.round(3), m.holds
-        OUT
+        >>> m.g_hat_beta.round(3), m.g_error.round(5), m.holds
+        (array([0.12]), array([0.00014]), array([ True]))
     """
     check_choice(start, "start", LOGISTIC_STARTS)
     check_request(rule, size, (time_f, time_g), (width_f, width_g), delta, points)

@@ -54,6 +54,16 @@ def simulate_neurons(
     one pool answers for every width and time with time / sqrt(width) up to that of `dynamics` at
     `width` (`NeuronLaw` says how exactly).
 
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> law = pk.theory.simulate_neurons(
+        ...     pk.TwoLayerNTK(), x, y, dynamics=pk.HeavyBall(0.1, 3), width=100, neurons=400,
+        ...     key=jax.random.key(0),
+        ... )
+        >>> law.mean(z, width=100).value.round(1), law.std(z, width=100).value.round(1)
+        OUT
+
     Args:
         kernel: the slope, whether biases are trained, and memory for temporaries.
         x, y: the training set, (n, d) and (n,) of -1 and +1.
@@ -76,10 +86,6 @@ def simulate_neurons(
 
     Computes in the dtype of x, averages in float64. A step takes two matrix products neurons x n x
     (d + 1), or one neurons x n x n where n <= d; `plan_neurons` forecasts.
-
-    Example:
-        law = simulate_neurons(kernel, x, y, dynamics=HeavyBall(0.01, 100), width=100, key=key)
-        law.mean(z, width=100), law.std(z, width=100)
 
     Theory: 14.1.
     """

@@ -56,6 +56,12 @@ class LabelFlips(Displayed, eqx.Module):
         `fit` gives another decision there.
 
         `count`: change only the first so many of `order[j]`.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0], [2.0], [4.0], [-3.0]], [1, 1, 1, -1])
+            >>> pk.certified_flips(f, [[1.0]]).relabelled(0).tolist()
+            [1.0, 1.0, -1.0, 1.0]
         """
         count = int(self.flips[j]) if count is None else count
         changed = np.asarray(self.order)[j, :count]

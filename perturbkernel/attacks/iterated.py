@@ -198,6 +198,11 @@ def attack(
     output, it is that of `perturb` (l2: size g / |g|, linf: size sign(g), l1: all in the entry with
     the largest |g|); with bounds, the exact maximiser.
 
+    Example:
+        >>> f = lambda z: z @ jnp.asarray([3.0, 4.0])
+        >>> attack(f, jnp.zeros((1, 2)), [1], size=0.5, norm="linf", bounds=(0, 1)).delta.tolist()
+        [[0.5, 0.5]]
+
     Args:
         predictor: a KernelPredictor, a network, or any differentiable function of JAX arrays (n,
             ...) -> (n,), (n, 1) or (n, K) that treats rows independently. It is compiled, once for

@@ -62,6 +62,14 @@ class RobustAccuracy(Displayed):
 
         "norm", "size", "accuracy", and "accuracy of LABEL" for each class.
 
+        Example:
+            >>> import perturbkernel as pk
+            >>> x = np.asarray([[1.0, 0.0], [0.0, 0.1]])
+            >>> attacked = {"sizes": (0.2,), "norms": ("l2",), "attack": "apgd"}
+            >>> r = pk.robust_accuracy(lambda z: z @ np.asarray([3.0, 4.0]), x, [1, 1], **attacked)
+            >>> r.table(certified=[0.6, 0.08])["certified"]
+            [1.0, 0.5]
+
         Args:
             certified: sizes up to which decisions are proved to be right, (n,), 0 where they are
                 wrong, or a record with such a `size`; of several norms a mapping from their names.

@@ -156,9 +156,17 @@ def folder(path: str | Path, classes: Sequence[str] | None = None) -> Dataset:
     PNG, JPEG, BMP, GIF (the first picture), PPM, TIFF and WebP, told by their suffixes; other files
     and hidden ones are left alone. Rows are (h, w) flattened where all images are grey, (h, w, 3)
     otherwise, in the order of classes and file names. All have one size: nothing is resized or
-    cropped. For example, with the folders `pets/cat` and `pets/dog`:
+    cropped.
 
-        pk.data.folder("pets", classes=("dog", "cat"))  # dog is +1
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> pets = Path(tempfile.mkdtemp(), "pets")
+        >>> for animal in ("cat", "dog"):
+        ...     (pets / animal).mkdir(parents=True)
+        ...     Image.new("L", (6, 4)).save(pets / animal / "1.png")
+        >>> folder(pets, classes=("dog", "cat"))  # dog is +1
+        Dataset(pets: n=2, d=24, 1 x dog, 1 x cat)
 
     Args:
         path: the folder that holds one for each class.

@@ -111,6 +111,14 @@ def adversarial_training(
 
         f = adversarial_training(learner, x, y, size=1.0)
 
+    Example:
+        >>> import perturbkernel as pk
+        >>> learner = pk.KernelLearner(pk.TwoLayerNTK())
+        >>> x, y = np.eye(2), np.asarray([1.0, -1.0])
+        >>> f = adversarial_training(learner, x, y, size=0.1, rounds=2, steps=2)
+        >>> np.sign(f(x)).tolist()
+        [1.0, -1.0]
+
     Args:
         learner: (inputs, targets, key) -> predictor, such as `pk.KernelLearner`; its key is None.
         inputs, targets: (n, ...), and (n,) in {-1, +1}.

@@ -28,7 +28,12 @@ CONTROLS = ("unperturbed", "random", "shuffled")
 
 
 class Pair(NamedTuple):
-    """A number (or one for each class, (K,)) for the first and for the second network."""
+    """A number (or one for each class, (K,)) for the first and for the second network.
+
+    Example:
+        >>> Pair(0.97, 0.95).g
+        0.95
+    """
 
     f: Array
     g: Array

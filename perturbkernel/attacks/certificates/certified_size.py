@@ -64,6 +64,13 @@ class CertifiedSize(Displayed):
         these sizes leaves right. Without targets, the share whose decision it leaves unchanged.
 
         Never above the accuracy under an attack of that size.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> x, y = jnp.asarray([[3.0, 1.0], [-2.0, 1.0]]), jnp.asarray([1.0, -1.0])
+            >>> certified = pk.certified_size(pk.fit(pk.TwoLayerNTK(), x, y), x, y)
+            >>> certified.accuracy([0.0, 100.0]).tolist()
+            [1.0, 0.0]
         """
         wanted = np.asarray(as_float(sizes, "sizes"), float)
         if wanted.ndim != 1 or wanted.size == 0 or wanted.min() < 0:

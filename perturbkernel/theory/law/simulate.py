@@ -62,7 +62,7 @@ def simulate_neurons(
         ...     key=jax.random.key(0),
         ... )
         >>> law.mean(z, width=100).value.round(1), law.std(z, width=100).value.round(1)
-        OUT
+        (array([0.1]), array([1.3]))
 
     Args:
         kernel: the slope, whether biases are trained, and memory for temporaries.

@@ -23,7 +23,6 @@ from perturbkernel.reproduce.page import load as load
 from perturbkernel.reproduce.page import publish
 from perturbkernel.reproduce.panels.specification import Panel as Panel
 from perturbkernel.reproduce.panels.specification import panel as panel
-from perturbkernel.reproduce.panels.specification import recipe as recipe
 from perturbkernel.reproduce.plan import Options, cells, everything
 
 
@@ -126,5 +125,11 @@ def _folder(family: ImageFamily, path: str | os.PathLike[str] | None) -> str | N
 
 
 def names() -> tuple[str, ...]:
-    """Identifiers of all panels, maps and studies."""
+    """Identifiers of all panels, maps and studies.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.reproduce.names()[:2]
+        ('shifted_gaussian_a/d/identity', 'shifted_gaussian_a/d/logistic')
+    """
     return everything()

@@ -39,6 +39,15 @@ class KernelPredictor(Displayed, KeepsPrecision):
     enabled) are evaluated in float64 wherever the predictor goes: to a file, into a pickle, under
     `jit`, whether or not x64 is enabled there. Outputs are float32 where it is not.
 
+    Example:
+        >>> import perturbkernel as pk
+        >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0, 0.0], [0.0, 2.0]], [1, -1])
+        >>> z = [[1.0, 1.0]]
+        >>> f(z).tolist(), f.input_gradient(z).tolist(), f.frozen_gate_gradient(z).tolist()
+        ([-0.5], [[0.5, -1.0]], [[0.5, -1.0]])
+        >>> round(float(f.distribution(z).std[0]), 3), bool(f.gradient_rounding(z)[0] < 1e-4)
+        (1.414, True)
+
     Attributes:
         kernel: the tangent kernel K.
         inputs: the training inputs x, (n, ...).
@@ -259,6 +268,12 @@ class KernelPredictor(Displayed, KeepsPrecision):
         With `initial` the network itself, ``pk.linearize(apply, params)``, f(z) = apply(params, z)
         + <J(z), parameters - params>. Without, that less apply(params, z). Raises TypeError for
         another kernel, and for several outputs.
+
+        Example:
+            >>> import jax.numpy as jnp, perturbkernel as pk
+            >>> kernel = pk.EmpiricalNTK(lambda p, x: x @ p, jnp.array([1.0, 2.0]))
+            >>> pk.fit(kernel, [[1.0, 0.0], [0.0, 2.0]], [1, -1]).parameters().tolist()
+            [1.5, 1.0]
         """
         if not isinstance(self.kernel, EmpiricalNTK):
             raise TypeError(
@@ -302,6 +317,14 @@ class KernelPredictor(Displayed, KeepsPrecision):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one .npz file, whole or not at all. An initial function is not saved, nor a kernel
         that is a network: give them to `load` again.
+
+        Example:
+            >>> import tempfile, perturbkernel as pk
+            >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0, 0.0], [0.0, 2.0]], [1, -1])
+            >>> path = tempfile.mkdtemp() + "/f.npz"
+            >>> f.save(path)
+            >>> pk.KernelPredictor.load(path)([[1.0, 1.0]]).tolist()
+            [-0.5]
         """
         contents = saving.Saved(
             self.kernel,

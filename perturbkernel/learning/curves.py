@@ -99,7 +99,7 @@ def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
 
     On a square grid that covers the projected training data.
 
-    
+
     Example:
         >>> import jax, perturbkernel as pk
         >>> train = pk.data.Dataset([[2.0, 0.0], [0.0, 1.0]], [1, -1])

@@ -218,9 +218,7 @@ class PerturbationLearning(eqx.Module):
 
         Raises ValueError if the folder is a file or holds other files of the same names.
 
-        For example:
-
-            r.report("results", test, robust={"sizes": [0.5, 1.0], "certified": True})
+        Example: `r.report("results", test, robust={"sizes": [0.5, 1.0], "certified": True})`
         """
         from perturbkernel import report
         from perturbkernel.learning.record import report_of

@@ -102,10 +102,7 @@ def _widths(c: Settings) -> str:
 def sentences(configuration: Settings, metrics: Settings) -> list[str]:
     """What the numbers say, in words.
 
-    For example:
-
-        r = pk.report.load("results")
-        print(*sentences(r.configuration, r.metrics))
+    Example: see `report.load`.
     """
     c = configuration
     m = metrics

@@ -18,6 +18,7 @@ import pytest
 from pages import assert_prints, output_after
 from public import public_names
 
+from perturbkernel import __version__
 from perturbkernel.cli.main import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +63,11 @@ def test_pages_need_no_network(site):
         assert not re.search(
             r'<(script|link|img|iframe)\b[^>]*(src|href)="(https?:)?//', text(page)
         ), page
+
+
+def test_every_page_names_the_version(site):
+    for page in ("index.html", "api/theory.html"):
+        assert f"perturbkernel {__version__}" in text(site / page)
 
 
 def test_formulas_are_drawn_by_the_browser(site):

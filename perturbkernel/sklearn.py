@@ -242,8 +242,8 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
 
     @available_if(lambda self: self.loss in _losses() and LOSSES[self.loss].of_classes == "softmax")
     def predict_proba(self, X) -> np.ndarray:
-        """Probabilities (m, K), the logistic function or the softmax of the outputs. Of the
-        logistic loss alone.
+        """Probabilities (m, K): the logistic function or the softmax of the outputs. Only for
+        loss="logistic".
         """
         outputs = self.decision_function(X)
         if outputs.ndim == 1:

@@ -52,8 +52,8 @@ class LabelFlips(Displayed, eqx.Module):
         }
 
     def relabelled(self, j: int, count: int | None = None) -> Float[Array, "n ..."]:
-        """The targets of f with the labels changed that change the decision at z_j: with these
-        `fit` gives another decision there.
+        """The targets of f, with just those labels changed that change the decision at z_j.
+        Training on them gives another decision there.
 
         `count`: change only the first so many of `order[j]`.
 

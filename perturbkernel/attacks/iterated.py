@@ -165,7 +165,7 @@ def attack(
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Perturbation:
-    """Perturbations of norm at most `size` that carry every input toward its target.
+    """Finds perturbations of norm at most `size` that move every input toward its target.
 
     They are found by projected steepest ascent:
 
@@ -373,7 +373,7 @@ def universal(
     bounds: tuple[ArrayLike, ArrayLike] | None = None,
     memory: float | None = None,
 ) -> Float[Array, "..."]:
-    """One perturbation for all inputs, shaped like one of them, of norm at most `size`.
+    """Finds one perturbation for all inputs, shaped like one of them, of norm at most `size`.
 
     It decreases the mean over the inputs of log(1 + exp(-m_n / s)), m_n the margin that `attack`
     increases and s the mean of |m_n| at the inputs, by the same steps. The gradient weighs each

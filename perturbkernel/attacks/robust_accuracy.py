@@ -151,7 +151,8 @@ def robust_accuracy(
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> RobustAccuracy:
-    """The share of right decisions that stay right under attack, for every norm and size.
+    """Measures the share of inputs whose decision is right and stays right under attack, for every
+    norm and size.
 
         r = pk.robust_accuracy(f, x, labels, sizes=(0.05, 0.1), bounds=(0, 1), key=key)
         print(r); pandas.DataFrame(r.table())

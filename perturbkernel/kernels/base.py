@@ -21,8 +21,7 @@ from perturbkernel.kernels.forecast import Plan, make_plan
 
 
 class Kernel:
-    """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else
-    follows from it.
+    """The base class of all kernels. A subclass defines `tile`; everything else follows from it.
 
     Kernels are immutable pytrees. Without leaves, which `jax.tree_util.register_static` says, they
     compare by value and are constants of compiled programs; leaves, such as the parameters of a
@@ -135,8 +134,8 @@ class Kernel:
         memory: int | None = None,
         rate: float | None = None,
     ) -> Plan:
-        """What a product with n training points and m queries in dimension d will take: a `Plan`,
-        to be printed before the run.
+        """Forecasts the memory and time of a product with n training points and m queries in
+        dimension d: a `Plan`, to print before the run.
 
         Example:
             >>> import perturbkernel as pk

@@ -20,7 +20,7 @@ _SEEN: set[Any] = set()
 
 
 class EmpiricalNTK(eqx.Module, Kernel):
-    """The tangent kernel of a network of your own, at its parameters, trained or not.
+    """The tangent kernel of your own network at its parameters, trained or not.
 
     With J_k(z) the gradient of output k at z in all parameters,
 

@@ -25,7 +25,7 @@ def feature_adversarial(
     *,
     radius: float,
 ) -> KernelPredictor:
-    """The predictor that is trained against the worst perturbations of the features of the kernel.
+    """Trains against the worst perturbation of the kernel's features, in closed form.
 
     It minimises
 
@@ -103,11 +103,11 @@ def adversarial_training(
     rounds: int = 10,
     steps: int = 10,
 ) -> Any:
-    """The predictor after rounds of training on inputs that the one before is attacked at.
+    """Alternates attack and training, and returns the last predictor.
 
-    Every round perturbs the clean inputs against the present predictor, away from their labels, by
-    `attack`, and trains a new one on what comes out, from nothing. There is no guarantee that this
-    settles.
+    Every round attacks the present predictor at the clean inputs, away from their labels, and
+    trains a new predictor on the perturbed inputs from the start. There is no guarantee that this
+    converges.
 
         f = adversarial_training(learner, x, y, size=1.0)
 

@@ -36,7 +36,8 @@ from perturbkernel.learning.linearity import Linearity, assess
 
 
 class Diagnosis(Displayed, eqx.Module):
-    """Signal against offset of the second network's output (per unit of time) at labelled points.
+    """The two parts of the second network's output (per unit of time) at labelled points: the
+    signal, which does not depend on the targets drawn, and the random offset, which does.
 
     Attributes:
         signal: (m,), the mean over target draws.

@@ -178,7 +178,8 @@ class KernelFeatures(Displayed, eqx.Module):
 def kernel_features(
     kernel: Kernel, inputs: Float[ArrayLike, "n ..."], targets: Float[ArrayLike, "n ..."]
 ) -> KernelFeatures:
-    """The eigenvectors of the Gram matrix of a kernel as features, with what they say of targets.
+    """Computes the eigenvectors of a kernel's Gram matrix as features, and their share in the
+    targets.
 
     Example:
         >>> import perturbkernel as pk

@@ -45,7 +45,7 @@ class Pair(NamedTuple):
 
 
 class PerturbationLearning(eqx.Module):
-    """What `learn_from_perturbations` did; a pytree.
+    """The result of `learn_from_perturbations`, a pytree.
 
     For K > 2 classes f and g have K outputs and decide by the largest; perturbation.targets are
     class indices; `cosine` and `diagnosis` are None, as the theory behind them is that of two
@@ -151,7 +151,7 @@ class PerturbationLearning(eqx.Module):
         )
 
     def control(self, name: str, draw: int = 0) -> Callable:
-        """The second learner trained on what should teach it nothing, a predictor.
+        """A second predictor, trained on data that should teach it nothing.
 
         `draw` numbers independent ones. "unperturbed": the bare carrier with the same targets;
         "random": carrier plus random directions of the same sizes; "shuffled": the perturbed
@@ -206,8 +206,8 @@ class PerturbationLearning(eqx.Module):
         control_draws: int = 10,
         robust: Sequence[float] | Mapping[str, Any] | None = None,
     ) -> Path:
-        """The page, written into a folder beside figures and numbers, as by `perturbkernel run
-        --out`.
+        """Writes the page, its figures and its numbers to a folder, as `perturbkernel run --out`
+        does.
 
         Args:
             folder: where the page goes.

@@ -300,7 +300,8 @@ def train(
     progress: Any = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[TwoLayerNetwork, Trace]:
-    """Trains the weights (and the bias if `net.train_bias`) of a network; the readout stays.
+    """Trains the weights of a network, and its biases if `net.train_bias`. The readout is never
+    trained.
 
     Example:
         >>> import perturbkernel as pk

@@ -48,7 +48,7 @@ _ROW_NAMES = {
 
 @dataclass(frozen=True)
 class Report:
-    """One experiment: what was asked (`configuration`), what came out (`metrics`), on what, and the
+    """One experiment: its `configuration`, its results (`metrics`), its `environment`, and its
     arrays.
     """
 
@@ -269,7 +269,7 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
 def write_for_print(
     drawings: Mapping[str, Callable[[], "Figure"]], folder: str | os.PathLike[str]
 ) -> list[Path]:
-    """Writes each figure as a PDF of the sizes of print; returns the files.
+    """Writes each figure as a PDF in print size; returns the files.
 
     A column is 3.25 inches wide, a page 6.75; text is 5 to 8 points.
 

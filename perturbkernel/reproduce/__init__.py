@@ -42,7 +42,8 @@ def reproduce(
     workers: int | None = None,
     on_cell: Callable[[int, int], None] | None = None,
 ) -> Reproduction:
-    """Computes what is missing of the named panels, draws their figures and writes a page.
+    """Computes the cells of the named panels that the folder does not have, draws the figures and
+    writes a page.
 
     Example:
         >>> import tempfile, perturbkernel as pk

@@ -92,7 +92,7 @@ def best_time(
 ) -> float:
     """The time with median T |f_hat| >= min_output that certifies most signs of one network.
 
-    It depends on the data alone, so nothing is paid for the choice.
+    It depends on the data alone, so this choice costs nothing in delta.
 
     Example:
         >>> import perturbkernel as pk
@@ -236,7 +236,8 @@ def certify(
     carrier: Float[ArrayLike, "n d"] | None = None,
     min_output: float = 1.0,
 ) -> Certificate:
-    """At which points f, trained on (x, y), and g, trained on f's perturbations, provably agree.
+    """Finds the points at which f, trained on (x, y), and g, trained on f's perturbations, provably
+    agree.
 
     Example:
         >>> import perturbkernel as pk

@@ -168,8 +168,8 @@ class Smoother(Displayed, eqx.Module):
 
 
 def smoother(f: KernelPredictor) -> Smoother:
-    """How f depends on its training targets and points: weights, leverage, degrees of freedom, and
-    the exact outputs of f trained without a point.
+    """Computes how f depends on its training targets and points: weights, leverage, degrees of
+    freedom, and the exact outputs of f trained without a point.
 
     For every dynamics of the identity and the squared loss; what f is without a point for the
     identity loss, and for the squared loss at infinite time. The weights anywhere are

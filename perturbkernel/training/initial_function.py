@@ -107,7 +107,8 @@ def sample_initial(
     *,
     key: PRNGKeyArray,
 ) -> InitialFunction:
-    """Draws the initial function jointly at `points`: data and queries in one array, say.
+    """Draws the initial function jointly at `points`, such as training and query points in one
+    array.
 
     Example:
         >>> import perturbkernel as pk

@@ -183,8 +183,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
     def gradient_rounding(
         self, z: Float[ArrayLike, "m ..."], weights: Float[ArrayLike, "m k"] | None = None
     ) -> Float[Array, " m"]:
-        """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting
-        duplicates, say).
+        """(m,): a gradient shorter than this is rounding error, because its terms cancel (at
+        conflicting duplicates, for instance).
         """
         z = self._queries(z)
         weights = self._weights(z, weights)
@@ -262,8 +262,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
         return to_ambient(rounded)
 
     def parameters(self) -> Any:
-        """The parameters of the linearised network that predicts as this does: params + sum_n
-        dual_coef_n J(x_n), for an EmpiricalNTK.
+        """The parameters with which the linearised network equals this predictor: params + sum_n
+        dual_coef_n J(x_n). For an EmpiricalNTK.
 
         With `initial` the network itself, ``pk.linearize(apply, params)``, f(z) = apply(params, z)
         + <J(z), parameters - params>. Without, that less apply(params, z). Raises TypeError for
@@ -315,8 +315,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
         return _sum(gradient, input_gradient(self.initial, to_ambient(z), weights))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one .npz file, whole or not at all. An initial function is not saved, nor a kernel
-        that is a network: give them to `load` again.
+        """Writes one .npz file, whole or not at all. It does not hold an initial function, nor a
+        kernel that is a network; pass these to `load` again.
 
         Example:
             >>> import tempfile, perturbkernel as pk

@@ -178,7 +178,7 @@ def verify(
     seed: int = 0,
     on_stage: Callable[[str], None] | None = None,
 ) -> list[Verdict]:
-    """Tries results of the theory on independent draws and says of each whether it holds.
+    """Tries results of the theory on independent draws, and says whether each of them holds.
 
     Args:
         only: numbers of results or sections, "3.2,5.1" or ["3"]; all if left out.
@@ -209,7 +209,7 @@ def verify(
 
 
 def trials(only: str | Iterable[str] | None = None, *, full: bool = False) -> int:
-    """How often `verify` calls its `on_stage`.
+    """How many times `verify` calls `on_stage` for these results.
 
     Example:
         >>> trials("8.3")
@@ -219,7 +219,7 @@ def trials(only: str | Iterable[str] | None = None, *, full: bool = False) -> in
 
 
 def failed(verdicts: Sequence[Verdict]) -> bool:
-    """Whether any result fails. Vacuous ones do not, though they are no passes either.
+    """Whether any result fails. A vacuous result neither passes nor fails.
 
     Example:
         >>> failed(verify("8.3"))

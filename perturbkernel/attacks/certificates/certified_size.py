@@ -33,7 +33,7 @@ CERTIFIED_NORMS = ("l2", "linf", "l1")
 
 @dataclass(frozen=True, repr=False)
 class CertifiedSize(Displayed):
-    """Sizes within which no perturbation whatever changes a decision. Made by `certified_size`.
+    """Sizes up to which no perturbation changes a decision. `certified_size` returns it.
 
     Attributes:
         size: (n,), at inputs + delta the decision is the same for every |delta| <= size; 0 where
@@ -60,8 +60,9 @@ class CertifiedSize(Displayed):
         }
 
     def accuracy(self, sizes: Sequence[float] | Float[ArrayLike, " s"]) -> Float[np.ndarray, " s"]:
-        """The certified accuracy, (s,): the share of inputs that every perturbation of each of
-        these sizes leaves right. Without targets, the share whose decision it leaves unchanged.
+        """The certified accuracy, (s,): the share of inputs that stay right under every
+        perturbation of each of these sizes. Without targets, the share whose decision stays the
+        same.
 
         Never above the accuracy under an attack of that size.
 

@@ -48,7 +48,8 @@ def simulate_neurons(
     progress: Any = None,
     key: PRNGKeyArray,
 ) -> NeuronLaw:
-    """The law of networks trained on (x, y) with the identity loss, from a pool of neurons.
+    """Simulates a pool of neurons, and returns the law of networks trained on (x, y) with the
+    identity loss.
 
     Neurons do not interact, so that a pool of them is as many networks as it has neurons for, and
     one pool answers for every width and time with time / sqrt(width) up to that of `dynamics` at
@@ -168,7 +169,7 @@ def _checked_records(records, steps: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class NeuronPlan(Described):
-    """What a simulation of neurons will take; `print` it.
+    """A forecast of the memory and time of a simulation of neurons; `print` it.
 
     Attributes:
         neurons, steps, n, d: as in `simulate_neurons`.

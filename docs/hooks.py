@@ -1,5 +1,5 @@
-"""What the manual needs beside MkDocs: formulas, as MathML and in plain text, the pictures of
-examples/, and links from every citation of the theory to its place in theory.md.
+"""What the manual needs beside MkDocs: its version, formulas, as MathML and in plain text, the
+pictures of examples/, and links from every citation of the theory to its place in theory.md.
 """
 
 import html
@@ -96,8 +96,16 @@ def _mathml(formula: str, display: str) -> str:
     return re.sub(r"<mo([^>]*)>(&#x0007C;|\|)", r'<mo\1 lspace="0" rspace="0">\2', drawn)
 
 
+def version() -> str:
+    """Of the package beside this folder."""
+    source = (ROOT / "perturbkernel" / "_version.py").read_text(encoding="utf-8")
+    return source.split('"')[1]
+
+
 @event_priority(100)  # before mkdocstrings takes the list
 def on_config(config):
+    """The header of every page, and its title, name the version that the manual is for."""
+    config.site_name = f"{config.site_name} {version()}"
     config.markdown_extensions.append(PlainFormulas())
     config.mdx_configs["toc"]["slugify"] = _heading_anchor
     return config

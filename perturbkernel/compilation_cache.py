@@ -31,7 +31,7 @@ _SECONDS = 0.0
 
 
 def use_compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path | None:
-    """The folder in which JAX keeps compiled programs from now on, in this process and the next.
+    """Lets JAX keep compiled programs in a folder for later processes, and returns the folder.
 
         pk.use_compilation_cache()
 

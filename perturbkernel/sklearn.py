@@ -149,6 +149,21 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
     Two classes are trained on -1 and +1 with one output, K > 2 classes on e_y - 1/K with K outputs
     (`pk.one_hot`); the decision is the sign, the largest output. Everything is computed in float64.
 
+    Example:
+        >>> import numpy as np
+        >>> X, y = np.asarray([[1.0, 0.0], [0.0, 2.0]]), np.asarray(["cat", "dog"])
+        >>> classifier = NTKClassifier(loss="logistic").fit(X, y)
+        >>> classifier.predict(X).tolist(), classifier.decision_function(X).shape
+        (['cat', 'dog'], (2,))
+        >>> classifier.predict_proba(X).argmax(1).tolist()
+        [0, 1]
+        >>> perturbed = classifier.perturb(X, ["dog", "cat"], size=0.1)
+        >>> perturbed.shape, classifier.certified_size(X, y).shape
+        ((2, 2), (2,))
+        >>> options = {"sizes": (0.1,), "norms": ("l2",), "attack": "apgd"}
+        >>> classifier.robust_accuracy(X, y, **options).accuracy.tolist()
+        [[1.0, 1.0]]
+
     Args:
         slope, train_bias: of the two-layer network, see `pk.TwoLayerNTK`. Biases are trained here
             by default.
@@ -228,8 +243,8 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
 
     @available_if(lambda self: self.loss in _losses() and LOSSES[self.loss].of_classes == "softmax")
     def predict_proba(self, X) -> np.ndarray:
-        """Probabilities (m, K), the logistic function or the softmax of the outputs. Of the
-        logistic loss alone.
+        """Probabilities (m, K): the logistic function or the softmax of the outputs. Only for
+        loss="logistic".
         """
         outputs = self.decision_function(X)
         if outputs.ndim == 1:
@@ -291,6 +306,12 @@ class NTKRegressor(RegressorMixin, MultiOutputMixin, _NTKEstimator):
 
     Outputs are not centred: with `train_bias=False` they vanish at x = 0. Everything is computed in
     float64.
+
+    Example:
+        >>> import numpy as np
+        >>> X, y = np.asarray([[1.0, 0.0], [0.0, 2.0]]), np.asarray([0.5, 3.0])
+        >>> NTKRegressor(time=np.inf).fit(X, y).predict(X).round(3).tolist()
+        [0.5, 3.0]
 
     Args:
         slope, train_bias, kernel, time, dynamics, tolerance, ridge: as of `NTKClassifier`.

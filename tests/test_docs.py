@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import itertools
 import json
 import os
 import re
@@ -17,7 +16,9 @@ from typing import NamedTuple
 
 import pytest
 from pages import assert_prints, output_after
+from public import public_names
 
+from perturbkernel import __version__
 from perturbkernel.cli.main import build_parser
 
 ROOT = Path(__file__).parent.parent
@@ -62,6 +63,11 @@ def test_pages_need_no_network(site):
         assert not re.search(
             r'<(script|link|img|iframe)\b[^>]*(src|href)="(https?:)?//', text(page)
         ), page
+
+
+def test_every_page_names_the_version(site):
+    for page in ("index.html", "api/theory.html"):
+        assert f"perturbkernel {__version__}" in text(site / page)
 
 
 def test_formulas_are_drawn_by_the_browser(site):
@@ -194,39 +200,6 @@ def test_the_build_refuses_what_is_broken(tmp_path):
 
 
 # --- the API reference ---
-
-
-def module_file(module: str) -> Path | None:
-    path = ROOT.joinpath(*module.split("."))
-    found = (path.with_suffix(".py"), path / "__init__.py")
-    return next((file for file in found if file.exists()), None)
-
-
-def public_names(module: str) -> dict[str, str]:
-    """Name -> where it is defined, of a module and of the public modules in it: `X as X` imports
-    and definitions.
-    """
-    file, names = module_file(module), {}
-    assert file is not None, module
-    body = ast.parse(text(file)).body
-    # What loads when it is first used is imported for type checkers alone.
-    branches = [node.body for node in body if isinstance(node, ast.If)]
-    for node in [*body, *itertools.chain(*branches)]:
-        if (
-            isinstance(node, ast.ImportFrom)
-            and node.module
-            and node.module.startswith("perturbkernel")
-        ):
-            for alias in node.names:
-                if alias.asname == alias.name and not alias.name.startswith("_"):
-                    target = f"{node.module}.{alias.name}"
-                    is_module = module_file(target) is not None and node.module == module
-                    names |= (
-                        public_names(target) if is_module else {f"{module}.{alias.name}": target}
-                    )
-        elif isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            names[f"{module}.{node.name}"] = f"{module}.{node.name}"
-    return names
 
 
 def test_every_public_name_is_in_the_reference(site):

@@ -52,10 +52,16 @@ class LabelFlips(Displayed, eqx.Module):
         }
 
     def relabelled(self, j: int, count: int | None = None) -> Float[Array, "n ..."]:
-        """The targets of f with the labels changed that change the decision at z_j: with these
-        `fit` gives another decision there.
+        """The targets of f, with just those labels changed that change the decision at z_j.
+        Training on them gives another decision there.
 
         `count`: change only the first so many of `order[j]`.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0], [2.0], [4.0], [-3.0]], [1, 1, 1, -1])
+            >>> pk.certified_flips(f, [[1.0]]).relabelled(0).tolist()
+            [1.0, 1.0, -1.0, 1.0]
         """
         if count is None:
             count = int(self.flips[j])

@@ -165,23 +165,19 @@ def attack(
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Perturbation:
-    """Perturbations of norm at most `size` that carry every input toward its target.
+    """Finds perturbations of norm at most `size` that move every input toward its target.
 
-    They are found by projected steepest ascent:
-
-        pk.attack(f, x, labels, size=0.1, norm="linf", away=True, bounds=(0, 1)).delta
-
-    What increases is target_n f for one output, and for K outputs the margin that the decision
-    depends on, f_t - max_{k != t} f_k. Neither depends on the units of the outputs: a positive
-    multiple of them, and for K outputs a common shift, leave the perturbations unchanged. Steps are
+    Projected steepest ascent increases target_n f for one output, and for K outputs the margin of
+    the decision, f_t - max_{k != t} f_k. Multiplying the outputs by a positive number, or shifting
+    all K of them together, changes no perturbation. Steps are
 
         velocity <- momentum velocity + g / |g|_1,
         delta <- P(delta + step_size velocity / |velocity|),
 
     g the gradient at inputs + delta, P the Euclidean projection on the ball of the norm and the box
     of the bounds at once, exact for every norm. The velocity is normalised in l2, or for linf by
-    its sign. With momentum 1 and linf that is MI-FGSM, with momentum 0 PGD. The iterate with the
-    largest margin is kept, the unperturbed input among them.
+    its sign. Momentum 1 in linf is MI-FGSM, momentum 0 PGD. The best iterate is kept, the
+    unperturbed input among them.
 
     Toward a class the gradient is that of f_t - sum_{k != t} q_k f_k, q = softmax(f / tau) over the
     other classes, so that rivals that tie count together; tau falls with the steps from the
@@ -194,9 +190,13 @@ def attack(
     iterate, where fewer than three quarters of the steps since the last gained, or the best did not
     change although the step was not halved then. First step and margin are those above.
 
-    One step maximises the linearised predictor over the ball and the box: without bounds, for one
-    output, it is that of `perturb` (l2: size g / |g|, linf: size sign(g), l1: all in the entry with
-    the largest |g|); with bounds, the exact maximiser.
+    One step maximises the linearised predictor over the ball and the box exactly. Without bounds,
+    for one output, it is that of `perturb`; in l1 it moves the entry with the largest |g|.
+
+    Example:
+        >>> f = lambda z: z @ jnp.asarray([3.0, 4.0])
+        >>> attack(f, jnp.zeros((1, 2)), [1], size=0.5, norm="linf", bounds=(0, 1)).delta.tolist()
+        [[0.5, 0.5]]
 
     Args:
         predictor: a KernelPredictor, a network, or any differentiable function of JAX arrays (n,
@@ -368,7 +368,7 @@ def universal(
     bounds: tuple[ArrayLike, ArrayLike] | None = None,
     memory: float | None = None,
 ) -> Float[Array, "..."]:
-    """One perturbation for all inputs, shaped like one of them, of norm at most `size`.
+    """Finds one perturbation for all inputs, shaped like one of them, of norm at most `size`.
 
     It decreases the mean over the inputs of log(1 + exp(-m_n / s)), m_n the margin that `attack`
     increases and s the mean of |m_n| at the inputs, by the same steps. The gradient weighs each

@@ -40,7 +40,8 @@ _RIVAL_COPIES = 160
 
 
 class MinimumNorm(Displayed, eqx.Module):
-    """The smallest perturbations found that change the decision, and what proves that they do.
+    """The smallest perturbations found that change the decision, and points just inside the
+    boundary.
 
     Attributes:
         delta: (n, ...), shaped like the inputs: at inputs + delta the decision has changed. 0 where
@@ -235,7 +236,8 @@ def minimum_norm(
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> MinimumNorm:
-    """The smallest perturbation of every input that changes the decision (sign, or argmax).
+    """Finds, for every input, the smallest perturbation that changes the decision (sign, or
+    argmax).
 
     Each step goes to the nearest point, in the norm and the box, of the boundary of the linearised
     predictor,

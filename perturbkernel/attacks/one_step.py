@@ -73,7 +73,7 @@ def perturb(
     bounds: tuple[float, float] | None = None,
     progress: Any = None,
 ) -> Perturbation:
-    """One step of length `size` from every input toward its target.
+    """Moves every input by one step of length `size` toward its target.
 
         delta_n = size target_n g_n / |g_n|
 

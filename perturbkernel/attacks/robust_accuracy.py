@@ -62,6 +62,14 @@ class RobustAccuracy(Displayed):
 
         "norm", "size", "accuracy", and "accuracy of LABEL" for each class.
 
+        Example:
+            >>> import perturbkernel as pk
+            >>> x = np.asarray([[1.0, 0.0], [0.0, 0.1]])
+            >>> attacked = {"sizes": (0.2,), "norms": ("l2",), "attack": "apgd"}
+            >>> r = pk.robust_accuracy(lambda z: z @ np.asarray([3.0, 4.0]), x, [1, 1], **attacked)
+            >>> r.table(certified=[0.6, 0.08])["certified"]
+            [1.0, 0.5]
+
         Args:
             certified: sizes up to which decisions are proved to be right, (n,), 0 where they are
                 wrong, or a record with such a `size`; of several norms a mapping from their names.
@@ -143,7 +151,8 @@ def robust_accuracy(
     memory: float | None = None,
     key: PRNGKeyArray | None = None,
 ) -> RobustAccuracy:
-    """The share of right decisions that stay right under attack, for every norm and size.
+    """Measures the share of inputs whose decision is right and stays right under attack, for every
+    norm and size.
 
         r = pk.robust_accuracy(f, x, labels, sizes=(0.05, 0.1), bounds=(0, 1), key=key)
         print(r); pandas.DataFrame(r.table())

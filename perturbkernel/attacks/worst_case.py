@@ -106,7 +106,8 @@ def worst_case(
     memory: float | None = None,
     key: PRNGKeyArray,
 ) -> WorstCase:
-    """The strongest perturbation of norm at most `size` that the attacks here find, input by input.
+    """Runs every attack, and keeps the strongest perturbation of norm at most `size` for each
+    input.
 
     They are `attack` away from the true label from the input and from random points; the same with
     momentum; for K > 2 outputs `attack` toward each of the nine strongest other classes; and

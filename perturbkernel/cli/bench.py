@@ -12,17 +12,17 @@ from perturbkernel.cli import options
 
 _NAME = "perturbkernel.benchmarks"
 _DESCRIPTION = (
-    "Measures ratios in interleaved runs: time to the first result; kernel products against a "
-    "matrix product, NumPy, scikit-learn and neural-tangents; training and attacks; solvers; "
-    "growth; memory; devices; compile time; precision; a device's arithmetic. See "
-    "docs/benchmarks.md. Exit status 1 if one fails; what is not installed is skipped."
+    "Measure how fast, how large and how precise perturbkernel is, next to a plain matrix "
+    "product, NumPy, scikit-learn, neural-tangents and PyTorch. Competing methods take turns, and "
+    "the results are ratios of neighbouring runs. Packages that are not installed are skipped. "
+    "The exit status is 1 if a benchmark fails. docs/benchmarks.md explains every group."
 )
 _EXAMPLES = (
     "examples:\n"
-    "  perturbkernel bench --quick                       # everything small, a few minutes\n"
-    "  perturbkernel bench --only products --out DIR       # a group; page and figures in DIR\n"
-    "  perturbkernel bench --history DIR       # keep the run; what changed since the last\n"
-    "  perturbkernel bench --only products.matvec --repeats 21  # one case, more rounds\n\n"
+    "  perturbkernel bench --quick                    # all groups, a few minutes\n"
+    "  perturbkernel bench --only products --out DIR  # one group, with a page\n"
+    "  perturbkernel bench --history DIR              # compare with the last run\n"
+    "  perturbkernel bench --only products.matvec --repeats 21\n\n"
 )
 
 
@@ -52,22 +52,22 @@ def add_command(commands, epilog: str) -> None:
     """Adds `bench` to the subparsers; the suite is imported only when it runs."""
     bench = commands.add_parser(
         "bench",
-        help="measure speed, memory, compile time and precision against what one would use instead",
+        help="measure speed, memory and precision against the alternatives",
         description=_DESCRIPTION,
         epilog=_EXAMPLES + epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    bench.add_argument("--quick", action="store_true", help="small sizes")
-    bench.add_argument("--only", metavar="NAMES", help="groups, or group.case, separated by commas")
-    bench.add_argument("--list", action="store_true", help="list groups and cases and stop")
-    repeats = "rounds of every case, instead of its own number"
+    bench.add_argument("--quick", action="store_true", help="use small sizes")
+    only = "run only these groups or cases (group.case), separated by commas"
+    bench.add_argument("--only", metavar="NAMES", help=only)
+    bench.add_argument("--list", action="store_true", help="list groups and cases and exit")
+    repeats = "run every case K times (default: each case has its own number)"
     bench.add_argument("--repeats", type=options.count, metavar="K", help=repeats)
-    bench.add_argument("--seed", type=options.seed, default=0, help="of all data (default 0)")
-    out = "write bench.html, bench.json and the figures there"
+    bench.add_argument("--seed", type=options.seed, default=0, help="seed of all data (default: 0)")
+    out = "write bench.html, bench.json and the figures to DIR"
     bench.add_argument("--out", metavar="DIR", help=out)
-    history = "keep this run there, and show what changed since the last one on this machine"
+    history = "keep this run in DIR, and show what changed since the last run on this machine"
     bench.add_argument("--history", metavar="DIR", help=history)
-    bench.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    bench.add_argument("--quiet", action="store_true", help="show no progress")
     bench.set_defaults(function=_bench)
 
 

@@ -24,7 +24,11 @@ SOFTWARE = f"""\
 
 def add_command(commands) -> None:
     """Adds the command to the subparsers of `perturbkernel`."""
-    commands.add_parser("cite", help="print the paper and this software as BibTeX")
+    commands.add_parser(
+        "cite",
+        help="print BibTeX entries for the paper and this software",
+        description="Print BibTeX entries for the paper and this software.",
+    )
 
 
 def show() -> int:

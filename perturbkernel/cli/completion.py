@@ -1,7 +1,5 @@
 """The command `perturbkernel completion`: what a shell completes after `perturbkernel`."""
 
-import argparse
-
 from perturbkernel.cli.parser import Parser
 
 _SHELLS = ("bash", "zsh", "tcsh")
@@ -11,14 +9,13 @@ def add_command(commands) -> None:
     """Adds the command to the subparsers of `perturbkernel`."""
     parser = commands.add_parser(
         "completion",
-        help="print a script that lets the shell complete commands and options",
-        description="Prints a script that lets the shell complete commands and options.",
+        help="print a script with which the shell completes commands and options",
+        description="Print a script with which the shell completes commands and options.",
         epilog="examples:\n"
         '  eval "$(perturbkernel completion bash)"        # in ~/.bashrc\n'
         "  perturbkernel completion zsh > ~/.zfunc/_perturbkernel\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("shell", choices=_SHELLS, help="the shell")
+    parser.add_argument("shell", choices=_SHELLS, help="your shell")
 
 
 def show(parser: Parser, shell: str) -> int:

@@ -23,9 +23,9 @@ def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(
         prog="perturbkernel",
-        description="Learning from adversarial perturbations, in closed form.",
+        description="Train, attack and certify infinitely wide networks in closed form, and test "
+        "what a second network learns from adversarial perturbations alone.",
         epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"perturbkernel {__version__}")
     commands = parser.add_subparsers(dest="command", parser_class=Parser, metavar="COMMAND")
@@ -33,16 +33,21 @@ def build_parser() -> Parser:
     verify.add_command(commands, EXIT_CODES)
     reproduce.add_command(commands, EXIT_CODES)
     bench.add_command(commands, EXIT_CODES)
-    page = commands.add_parser("report", help="draw the figures and page of a saved result again")
+    page = commands.add_parser(
+        "report",
+        help="draw the figures and the page of a saved result again",
+        description="Draw the figures and the page of a saved result again. Nothing is computed "
+        "anew.",
+    )
     page.add_argument(
-        "folder", metavar="DIR", help="what `run --out DIR` or `reproduce --out DIR` wrote"
+        "folder", metavar="DIR", help="the folder that `run --out` or `reproduce --out` wrote"
     )
     page.add_argument(
         "--style",
         choices=("screen", "paper"),
         default="screen",
-        help="screen: pictures and page (default); paper: every figure as a PDF of the sizes of "
-        "print, in DIR/paper",
+        help="screen draws pictures and the page; paper writes every figure as a PDF in print "
+        "size to DIR/paper (default: screen)",
     )
     page.set_defaults(function=_report)
     cite.add_command(commands)

@@ -81,8 +81,9 @@ def add_compilation_cache(parser: argparse._ActionsContainer) -> None:
         "--no-compilation-cache",
         dest="compilation_cache",
         action="store_false",
-        help="do not keep compiled programs in the user's cache folder (off also by "
-        "PERTURBKERNEL_COMPILATION_CACHE=off; JAX_COMPILATION_CACHE_DIR is another folder)",
+        help="do not keep compiled programs in your cache folder (default: keep them). "
+        "PERTURBKERNEL_COMPILATION_CACHE=off does the same; JAX_COMPILATION_CACHE_DIR names "
+        "another folder",
     )
 
 

@@ -1,14 +1,15 @@
 """What the subcommands share: the parser's manner and the meaning of exit codes."""
 
 import argparse
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from perturbkernel.words import did_you_mean
 
 EXIT_CODES = """\
-exit status: 0 done; 1 the computation, or a check, failed; 2 wrong usage, input or file;
-130 interrupted
+exit status: 0 done; 1 the computation or a check failed; 2 wrong usage, input
+or file; 130 interrupted
 """
 
 # What the field, or other programs, call some options.
@@ -35,8 +36,19 @@ def _nearest(word: str, known: Iterable[str]) -> str:
     return did_you_mean(word, known)
 
 
+class Help(argparse.HelpFormatter):
+    """Wraps text paragraph by paragraph, and leaves examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = [
+            part if part.startswith("examples:") else textwrap.fill(" ".join(part.split()), width)
+            for part in text.strip().split("\n\n")
+        ]
+        return textwrap.indent("\n\n".join(paragraphs), indent)
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, and whose options may wait until they are needed.
+    """A parser whose errors are one line, and which adds options when they are needed.
 
     Args:
         options: adds options to the parser when it first reads arguments. The choices of some
@@ -51,19 +63,23 @@ class Parser(argparse.ArgumentParser):
         options: Callable[[argparse.ArgumentParser], None] | None = None,
         **named: Any,
     ):
-        super().__init__(*others, **named)
+        super().__init__(*others, formatter_class=Help, **named)
         self._options = options
-        self._commands: Any = None
+        self._subparsers_action: Any = None
 
     def add_subparsers(self, **named: Any) -> Any:
-        self._commands = super().add_subparsers(**named)
-        return self._commands
+        self._subparsers_action = super().add_subparsers(**named)
+        return self._subparsers_action
+
+    @property
+    def commands(self) -> dict[str, "Parser"]:
+        """The parser of each command, by name."""
+        return {} if self._subparsers_action is None else self._subparsers_action.choices
 
     def add_all_options(self) -> None:
         """Adds the options that wait, those of every command too."""
         self.add_waiting_options()
-        commands = {} if self._commands is None else self._commands.choices
-        for command in commands.values():
+        for command in self.commands.values():
             command.add_all_options()
 
     def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -17,25 +17,25 @@ _DEFAULT_OUT = "results/reproduce"
 # The column of distances wraps at this width; the others take what they need.
 _WIDTH = 90
 _DESCRIPTION = (
-    "Computes panels and decision maps of Kumano, Kera, Yamasaki (NeurIPS 2024): in the kernel "
-    "limit, in closed form, and by networks of finite width trained by the published recipe, "
-    "beside the published values. Finished pieces are kept in the folder; a run that was stopped "
-    "goes on where it was."
+    "Compute the figures of Kumano, Kera and Yamasaki (NeurIPS 2024) and further studies, and "
+    "draw them beside the published values. A figure has panels; each is computed in closed form "
+    "for infinite width, and by training networks of finite width as published. Finished cells "
+    "are kept: a run that was stopped continues where it stopped."
 )
 _EXAMPLES = """\
 examples:
-  perturbkernel reproduce list                              # what there is
-  perturbkernel reproduce shifted_gaussian_a/d/identity     # one panel, reduced sizes, both modes
-  perturbkernel reproduce mnist_a map --mode limit          # panels and all maps, closed form
-  perturbkernel reproduce --all                             # everything at reduced sizes
-  perturbkernel reproduce --all --mode limit --scale paper  # the closed form at the published sizes
-  perturbkernel reproduce cosine --mode law                 # the published width, by its exact law
-  perturbkernel reproduce theory-vs-width                   # rates of finite networks
-  perturbkernel reproduce architectures                     # deep, convolutional, residual networks
-  perturbkernel reproduce carriers                          # noise and other images as carriers
-  perturbkernel reproduce bugs-and-features                 # what a network shares, and its own
-  perturbkernel reproduce frontier                          # clean against robust accuracy
-  perturbkernel reproduce trained-kernels                   # kernels of a network in training
+  perturbkernel reproduce list                     # names of panels and studies
+  perturbkernel reproduce mnist_a/size/identity    # one panel at reduced sizes
+  perturbkernel reproduce mnist_a --mode limit     # all panels that begin so
+  perturbkernel reproduce --all                    # everything at reduced sizes
+  perturbkernel reproduce --all --mode limit --scale paper  # published sizes
+  perturbkernel reproduce cosine --mode law        # networks of published width
+  perturbkernel reproduce theory-vs-width          # rates of finite networks
+  perturbkernel reproduce architectures            # deep and convolutional
+  perturbkernel reproduce carriers                 # perturbations on noise
+  perturbkernel reproduce bugs-and-features        # what networks share
+  perturbkernel reproduce frontier                 # robust accuracy
+  perturbkernel reproduce trained-kernels          # kernels during training
 
 """
 
@@ -44,10 +44,9 @@ def add_command(commands, epilog: str) -> None:
     """Adds the command to the subparsers of `perturbkernel`."""
     commands.add_parser(
         "reproduce",
-        help="the paper's panels and decision maps, in closed form and by networks of finite width",
+        help="compute the paper's figures and further studies",
         description=_DESCRIPTION,
         epilog=_EXAMPLES + epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         options=_add_options,
     )
 
@@ -67,40 +66,42 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help="`list`, or panels, studies, maps: whole or beginnings",
+        help="panels, maps and studies, by name or the beginning of one; `list` prints all names",
     )
-    parser.add_argument("--all", action="store_true", help="every panel, map and study")
+    parser.add_argument("--all", action="store_true", help="compute every panel, map and study")
     parser.add_argument(
         "--mode",
         choices=plan.MODES,
         default="both",
-        help="limit: closed form; network: finite width; both (default); law: networks of the "
-        "published width drawn from the law of one neuron, identity loss only; all",
+        help="limit computes the closed form of infinite width; network trains networks of finite "
+        "width; both does both; law draws networks of the published width neuron by neuron "
+        "(identity loss only); all does everything (default: both)",
     )
     parser.add_argument(
         "--scale",
         choices=specification.SCALES,
         default="small",
-        help="small: reduced sizes (default); paper: published",
+        help="small takes reduced sizes, paper the published ones (default: small)",
     )
     parser.add_argument(
         "--seeds",
         type=int,
         default=2,
-        help="draws of data, initialisations and targets (default 2)",
+        help="number of draws of data, initialisations and targets (default: 2)",
     )
     parser.add_argument(
         "--targets",
         choices=("coin_flip", "balanced"),
         default="coin_flip",
-        help="of the finite networks (default coin_flip, as published); the closed form shows both",
+        help="how target labels of finite networks are drawn; the closed form shows both "
+        "(default: coin_flip, as published)",
     )
     parser.add_argument(
         "--dynamics",
         choices=("flow", "heavy_ball"),
         default="flow",
-        help="of the logistic loss in the limit: gradient flow at the effective time (default), or "
-        "exact steps",
+        help="how the logistic loss is trained at infinite width: by gradient flow for the "
+        "effective time, or by the exact steps (default: flow)",
     )
 
 
@@ -109,27 +110,29 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mnist",
         metavar="DIR",
-        help="folder with the IDX files; left out, it is looked for in the folder that "
-        "PERTURBKERNEL_DATA names, or in /usr/share/datasets; where there is none, mnist5k is used",
+        help="folder with the IDX files of MNIST (default: mnist in the folder that "
+        "PERTURBKERNEL_DATA names, or in /usr/share/datasets; without files, mnist5k is used)",
     )
-    parser.add_argument("--fashion-mnist", metavar="DIR", help="likewise")
+    parser.add_argument(
+        "--fashion-mnist", metavar="DIR", help="the same for Fashion-MNIST, in fashion-mnist"
+    )
     parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="local processes (one a core); 0: this process alone",
+        help="number of local processes; 0 computes in this one (default: one per core)",
     )
     parser.add_argument(
-        "--dask", metavar="ADDRESS", help="compute on the Dask cluster whose scheduler is there"
+        "--dask", metavar="ADDRESS", help="compute on the Dask cluster with this scheduler"
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         default=_DEFAULT_OUT,
-        help=f"results and page (default {_DEFAULT_OUT})",
+        help=f"write results and page to DIR (default: {_DEFAULT_OUT})",
     )
     options.add_compilation_cache(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _reproduce(args: argparse.Namespace) -> int:

@@ -12,29 +12,31 @@ from perturbkernel.cli.progress import progress
 def add_command(commands, epilog: str) -> None:
     check = commands.add_parser(
         "verify",
-        help="check the theory's results, constants and all, on independent draws",
-        description="Checks every numbered result of the theory on independent draws: bounds with "
-        "their constants, identities, rates. Exit status 1 if one fails; a vacuous bound, true but "
-        "saying nothing, is no pass.",
+        help="check every result of the theory on independent draws",
+        description="Check every numbered result of the theory on independent draws of data and "
+        "networks: bounds with their constants, identities and rates. A result holds, fails, or "
+        "is vacuous: true, but larger than what it bounds. The exit status is 1 if one fails.",
         epilog="examples:\n"
-        "  perturbkernel verify                         # everything, a few minutes\n"
-        "  perturbkernel verify --only 3.2,5 --out DIR  # a result and a section; page in DIR\n\n"
-        + epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "  perturbkernel verify                         # all results, a few minutes\n"
+        "  perturbkernel verify --only 3.2,5 --out DIR  # result 3.2 and section 5\n\n" + epilog,
     )
-    check.add_argument("--only", metavar="IDS", help="results or sections, separated by commas")
-    check.add_argument("--list", action="store_true", help="list the results and stop")
+    check.add_argument(
+        "--only", metavar="IDS", help="check only these results or sections, such as 3.2,5"
+    )
+    check.add_argument("--list", action="store_true", help="list the results and exit")
     check.add_argument(
         "--full",
         action="store_true",
-        help="the sizes at which the theory quotes its numbers (long)",
+        help="use the sizes for which the theory quotes its numbers; takes about an hour",
     )
-    check.add_argument("--seed", type=options.seed, default=0)
     check.add_argument(
-        "--out", metavar="DIR", help="write verify.html, verify.json and the figures there"
+        "--seed", type=options.seed, default=0, help="seed of all draws (default: 0)"
+    )
+    check.add_argument(
+        "--out", metavar="DIR", help="write verify.html, verify.json and the figures to DIR"
     )
     options.add_compilation_cache(check)
-    check.add_argument("--quiet", action="store_true", help="no progress on standard error")
+    check.add_argument("--quiet", action="store_true", help="show no progress")
     check.set_defaults(function=_verify)
 
 

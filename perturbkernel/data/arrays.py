@@ -23,7 +23,7 @@ def from_arrays(
     classes: Sequence[Any] | None = None,
     name: str = "arrays",
 ) -> Dataset:
-    """A data set from NumPy or JAX arrays. Values stay as they are: pixels are not rescaled.
+    """Makes a data set from NumPy or JAX arrays. Values are not rescaled, pixels included.
 
     Args:
         inputs: (n, d), or images (n, h, w) or (n, h, w, c), channels last, which are flattened.
@@ -66,9 +66,14 @@ def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Datas
     """`from_arrays` of the arrays `inputs` and `targets` (or `x` and `y`) in an .npz file.
 
     Pickled objects are never loaded. Raises FileNotFoundError, or a ValueError or TypeError that
-    names the file. For example:
+    names the file.
 
-        pk.data.from_npz("digits.npz", classes=(3, 8))
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/digits.npz"
+        >>> np.savez(path, inputs=np.zeros((3, 8, 8)), targets=[3, 8, 7])
+        >>> from_npz(path, classes=(3, 8))
+        Dataset(digits: n=2, d=64, 1 x 3, 1 x 8)
     """
     inputs, targets = read_labelled(path)
     file = Path(path).expanduser()
@@ -87,12 +92,16 @@ def csv(
     classes: Sequence[Any] | None = None,
     delimiter: str = ",",
 ) -> Dataset:
-    """A data set from a CSV file: a column of labels, and the others numbers, which stay as they
-    are.
+    """Reads a data set from a CSV file with one column of labels; all other columns are numbers,
+    which are not rescaled.
 
-    For example, the species of flowers from their measures:
-
-        pk.data.csv("iris.csv", label="species", classes=("setosa", "virginica"))
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp(), "iris.csv")
+        >>> rows = ["length,width,species", "5.1,3.5,setosa", "6.3,3.3,virginica"]
+        >>> np.savetxt(path, rows, fmt="%s")
+        >>> csv(path, label="species", classes=("setosa", "virginica"))
+        Dataset(iris: n=2, d=2, 1 x setosa, 1 x virginica)
 
     Args:
         path: text in UTF-8. Empty lines are skipped.

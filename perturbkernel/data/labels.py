@@ -73,7 +73,7 @@ def one_hot(
     *,
     centred: bool = True,
 ) -> Float[Array, "n k"]:
-    """What K-class predictors are trained on: e_y - 1/K, (n, K).
+    """Targets for training on K classes: e_y - 1/K, (n, K).
 
     That is 1 - 1/K for the class and -1/K for the others.
 

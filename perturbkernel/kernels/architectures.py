@@ -152,6 +152,12 @@ class ArchitectureNTK(Kernel):
         """The kernel of `depth` times (3 x 3 convolution, activation), then the mean over places or
         flattening, then Dense.
 
+        Example:
+            >>> import numpy as np, perturbkernel as pk
+            >>> kernel = pk.ArchitectureNTK.convolutional((4, 4, 1), depth=1, pooling=False)
+            >>> kernel.ntk(np.ones((4, 16))).shape
+            (4, 4)
+
         Args:
             input_shape: (h, w, c) of an image; inputs may be flat rows (n, h w c), as in a Dataset,
                 or (n, h, w, c).
@@ -185,6 +191,11 @@ class ArchitectureNTK(Kernel):
         """The kernel of Dense, `blocks` times u -> u + Dense(activation(u)), activation, Dense.
 
         Arguments as of `fully_connected`.
+
+        Example:
+            >>> import numpy as np, perturbkernel as pk
+            >>> pk.ArchitectureNTK.residual(blocks=1).ntk(np.ones((4, 3))).shape
+            (4, 4)
         """
         _check_options(blocks, "blocks", activation, b_std)
         network = _residual(int(blocks), activation, float(b_std))

@@ -21,8 +21,7 @@ from perturbkernel.kernels.forecast import Plan, make_plan
 
 
 class Kernel:
-    """What the rest of the package asks of a kernel. A subclass supplies `tile`; everything else
-    follows from it.
+    """The base class of all kernels. A subclass defines `tile`; everything else follows from it.
 
     Kernels are immutable pytrees. Without leaves, which `jax.tree_util.register_static` says, they
     compare by value and are constants of compiled programs; leaves, such as the parameters of a
@@ -135,8 +134,13 @@ class Kernel:
         memory: int | None = None,
         rate: float | None = None,
     ) -> Plan:
-        """What a product with n training points and m queries in dimension d will take: a `Plan`,
-        to be printed before the run.
+        """Forecasts the memory and time of a product with n training points and m queries in
+        dimension d: a `Plan`, to print before the run.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> pk.TwoLayerNTK().plan(60_000, 10_000, 784, rate=1e11).seconds < 600
+            True
 
         Args:
             n, m: how many; m None: the queries are the training points, the very same array.
@@ -201,6 +205,11 @@ class Kernel:
         Differentiable in both arguments; at coincident points the derivative is the symmetric
         (central) one. Raises ValueError for inputs that are empty, not finite, or of different
         dimensions.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> pk.TwoLayerNTK(slope=1.0).ntk([[1.0, 2.0]], [[3.0, 1.0], [0.0, 1.0]]).tolist()
+            [[5.0, 2.0]]
         """
         return self._matrix("ntk", x, z)
 
@@ -211,6 +220,11 @@ class Kernel:
     ) -> Float[Array, "n m"]:
         """The covariance E[f0(x_n) f0(z_m)] of the initial outputs, (n, m); `z` omitted: K(x, x),
         exact diagonal.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> pk.TwoLayerNTK(slope=1.0).nngp([[1.0, 2.0]]).tolist()  # 1 + |x|^2 / d
+            [[3.5]]
         """
         return self._matrix("nngp", x, z)
 
@@ -224,6 +238,11 @@ class Kernel:
 
         `z` omitted: between the rows of x; the diagonal is exactly (1 + slope^2)/2. Raises
         TypeError for kernels other than TwoLayerNTK, which have no one gate. Theory: 0.1.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> pk.TwoLayerNTK().phi([[1.0, 2.0]]).tolist()
+            [[0.5]]
         """
         self._check_has("phi", "phi")
         return self._matrix("phi", x, z)
@@ -241,6 +260,11 @@ class Kernel:
         paper's direction v.
 
         `mesh` and `progress` as in `matvec`; raises TypeError where `phi` does.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> pk.TwoLayerNTK().phi_matmul([[1.0, 2.0]], [[1.0, 2.0]], [[3.0, 4.0]]).tolist()
+            [[1.5, 2.0]]
         """
         self._check_has("phi", "phi_matmul")
         arguments = self._sum_arguments(z, x, b, "b", (1, 2), mesh, progress)
@@ -262,6 +286,12 @@ class Kernel:
         Differentiable in z, x and coef, in forward and in reverse mode and any number of times, by
         tiled sums again. Where z and x are the very same array, each pair of points is evaluated
         once, in as little as half the time.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> z, x, coef = [[1.0, 2.0]], [[3.0, 1.0], [0.0, 1.0]], [1.0, 10.0]
+            >>> pk.TwoLayerNTK(slope=1.0).matvec(z, x, coef).tolist()
+            [25.0]
 
         Args:
             z, x, coef: (m, ...), (n, ...), (n,) or (n, k).
@@ -291,6 +321,12 @@ class Kernel:
         Finite and right at training points, duplicates and zero: where z coincides with x_n, K(x_n,
         .) has a cone whose symmetric derivative is taken, the limit of finite networks' gradients
         (theory: 0.4, 5.3). Differentiable as `matvec` is; `mesh` and `progress` as there.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> z, x, coef = [[1.0, 2.0]], [[3.0, 1.0], [0.0, 1.0]], [1.0, 10.0]
+            >>> pk.TwoLayerNTK(slope=1.0).input_gradient(z, x, coef).tolist()
+            [[3.0, 11.0]]
         """
         dimensions = (1,) if weights is None else (2,)
         z, x, coef = self._sum_arguments(z, x, coef, "coef", dimensions, mesh, progress)
@@ -311,6 +347,12 @@ class Kernel:
     ) -> Array | np.ndarray:
         """(m,), at least sum_n coef_n |grad_z K(x_n, z)| for coef >= 0, where one is known;
         otherwise 0.
+
+        Example:
+            >>> import numpy as np, perturbkernel as pk
+            >>> x, z = np.asarray([[3.0, 4.0]]), np.asarray([[1.0, 0.0]])
+            >>> pk.TwoLayerNTK(slope=1.0).gradient_bound(z, x, np.ones(1)).tolist()
+            [5.0]
         """
         return as_jax(np.zeros(z.shape[0], common_dtype(z, x, coef)))
 

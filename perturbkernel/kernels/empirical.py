@@ -20,7 +20,7 @@ _SEEN: set[Any] = set()
 
 
 class EmpiricalNTK(eqx.Module, Kernel):
-    """The tangent kernel of a network of your own, at its parameters, trained or not.
+    """The tangent kernel of your own network at its parameters, trained or not.
 
     With J_k(z) the gradient of output k at z in all parameters,
 
@@ -213,6 +213,12 @@ class EmpiricalNTK(eqx.Module, Kernel):
         that predicts its outputs before plus sum_n coef_n K(x_n, z).
 
         Raises TypeError for several outputs or columns, which no one change of parameters predicts.
+
+        Example:
+            >>> import jax.numpy as jnp, perturbkernel as pk
+            >>> kernel = pk.EmpiricalNTK(lambda p, x: x @ p, jnp.array([1.0, 2.0]))
+            >>> kernel.moved(jnp.array([[0.0, 3.0]]), jnp.array([0.5])).tolist()
+            [1.0, 3.5]
         """
         change = features.weights(self, "ntk", x, coef) if coef.ndim == 1 else None
         if change is None or len(change[0]) > 1:

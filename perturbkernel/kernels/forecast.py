@@ -31,7 +31,7 @@ _UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3}
 
 @dataclasses.dataclass(frozen=True)
 class Plan(Described):
-    """What one kernel product will take; `print` it.
+    """A forecast of the memory and time of one kernel product; `print` it.
 
     Attributes:
         what: the product.

@@ -68,7 +68,14 @@ class LinearizedNetwork(Displayed, eqx.Module):
         return LinearizedNetwork(self.apply, self.origin, params)
 
     def kernel(self, *, output: int | None = None, memory: int | None = None) -> EmpiricalNTK:
-        """The kernel <J(z), J(x)>, an `EmpiricalNTK`."""
+        """The kernel <J(z), J(x)>, an `EmpiricalNTK`.
+
+        Example:
+            >>> import jax.numpy as jnp, perturbkernel as pk
+            >>> network = pk.linearize(lambda p, x: (x @ p) ** 2, jnp.array([1.0, 2.0]))
+            >>> network.kernel().ntk(jnp.ones((1, 2))).tolist()
+            [[72.0]]
+        """
         return EmpiricalNTK(self.apply, self.origin, output=output, memory=memory)
 
 

@@ -25,7 +25,7 @@ def feature_adversarial(
     *,
     radius: float,
 ) -> KernelPredictor:
-    """The predictor that is trained against the worst perturbations of the features of the kernel.
+    """Trains against the worst perturbation of the kernel's features, in closed form.
 
     It minimises
 
@@ -103,13 +103,21 @@ def adversarial_training(
     rounds: int = 10,
     steps: int = 10,
 ) -> Any:
-    """The predictor after rounds of training on inputs that the one before is attacked at.
+    """Alternates attack and training, and returns the last predictor.
 
-    Every round perturbs the clean inputs against the present predictor, away from their labels, by
-    `attack`, and trains a new one on what comes out, from nothing. There is no guarantee that this
-    settles.
+    Every round attacks the present predictor at the clean inputs, away from their labels, and
+    trains a new predictor on the perturbed inputs from the start. There is no guarantee that this
+    converges.
 
         f = adversarial_training(learner, x, y, size=1.0)
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> learner = pk.KernelLearner(pk.TwoLayerNTK())
+        >>> x, y = np.eye(2), np.asarray([1.0, -1.0])
+        >>> f = adversarial_training(learner, x, y, size=0.1, rounds=2, steps=2)
+        >>> np.sign(f(x)).tolist()
+        [1.0, -1.0]
 
     Args:
         learner: (inputs, targets, key) -> predictor, such as `pk.KernelLearner`; its key is None.

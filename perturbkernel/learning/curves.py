@@ -36,6 +36,16 @@ def accuracy_against_size(
     """Trains g again at each size, with the same f, targets and directions; accuracy on `data`.
 
     `expected` is None if g's learner has no infinite-width kernel, or for K > 2 classes.
+
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> train = pk.data.Dataset([[2.0, 0.0], [0.0, 1.0]], [1, -1])
+        >>> learner = pk.KernelLearner(pk.TwoLayerNTK())
+        >>> r = pk.learn_from_perturbations(
+        ...     learner, train, size=1.0, targets=[1, -1], key=jax.random.key(0)
+        ... )
+        >>> pk.learning.accuracy_against_size(r, train, [0.1, 1.0]).accuracy
+        Array([1., 1.], dtype=float32)
     """
     for size in sizes:
         check_number(size, "sizes")
@@ -89,7 +99,16 @@ def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
 
     On a square grid that covers the projected training data.
 
-        map = decision_map(learn_from_perturbations(learner, train, size=1.0, key=key))
+
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> train = pk.data.Dataset([[2.0, 0.0], [0.0, 1.0]], [1, -1])
+        >>> learner = pk.KernelLearner(pk.TwoLayerNTK())
+        >>> r = pk.learn_from_perturbations(
+        ...     learner, train, size=1.0, targets=[1, -1], key=jax.random.key(0)
+        ... )
+        >>> pk.learning.decision_map(r, resolution=11).f.shape
+        (11, 11)
     """
     check_count(resolution, "resolution", low=2)
     if len(r.train.classes) > 2:

@@ -36,7 +36,8 @@ from perturbkernel.learning.linearity import Linearity, assess
 
 
 class Diagnosis(Displayed, eqx.Module):
-    """Signal against offset of the second network's output (per unit of time) at labelled points.
+    """The two parts of the second network's output (per unit of time) at labelled points: the
+    signal, which does not depend on the targets drawn, and the random offset, which does.
 
     Attributes:
         signal: (m,), the mean over target draws.
@@ -161,6 +162,14 @@ def diagnose(
     with sum zero (odd n: sum +-1) instead of by independent coin flips. `mesh`: devices that share
     the work, as in `Kernel.matvec`. `f`, `g`: the trained networks; with f the diagnosis says
     whether g can only be linear here, and f is not.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> carrier, delta = np.zeros((2, 2)), np.asarray([[0.1, 0.0], [0.0, -0.1]])
+        >>> z, labels = [[2.0, 1.0], [1.0, 2.0]], [1, -1]
+        >>> d = pk.learning.diagnose(pk.TwoLayerNTK(), carrier, delta, [1, -1], z, labels)
+        >>> d.signal.round(3), float(d.expected_accuracy)
+        (Array([0.051, 0.051], dtype=float32), 0.5)
     """
     carrier = kernel.check_inputs(carrier, "carrier")
     z = kernel.check_inputs(z, "z", like=carrier.shape[1:])

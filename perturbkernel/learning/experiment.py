@@ -60,6 +60,25 @@ def learn_from_perturbations(
     (`at="carrier"`), any m. With K > 2 classes the step is toward class target_i as in `perturb`,
     and learners are given `one_hot` targets, (m, K).
 
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> train = pk.data.Dataset([[2.0, 0.0], [0.0, 1.0]], [1, -1])
+        >>> learner = pk.KernelLearner(pk.TwoLayerNTK())
+        >>> r = pk.learn_from_perturbations(
+        ...     learner, train, size=1.0, targets=[1, -1], key=jax.random.key(0)
+        ... )
+        >>> r.accuracy(train).g.tolist(), r.agreement(train).tolist()
+        (1.0, 1.0)
+        >>> print(r.table())
+        network  train
+        f        1.000
+        g        1.000
+        >>> unperturbed = r.control("unperturbed")  # trained on zeros alone
+        >>> unperturbed(train.inputs).tolist(), r.evaluate()["cosine"]["mean"]
+        ([0.0, 0.0], 1.0)
+        >>> float(r.diagnose(train).expected_accuracy)
+        1.0
+
     Args:
         learner: (inputs, targets, key) -> predictor, `KernelLearner` for instance; trains f, and g
             unless `learner_g`.
@@ -88,10 +107,6 @@ def learn_from_perturbations(
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
-
-    Example:
-        r = learn_from_perturbations(KernelLearner(kernel), train, size=1.0, test=test, key=key)
-        print(r)
 
     In scenario (a) a trained bias adds an offset proportional to the sum of the targets that can
     drown the signal: see `diagnosis`, `targets="balanced"`, and `train_bias=False`. Source: Kumano,

@@ -72,6 +72,13 @@ class KernelFeatures(Displayed, eqx.Module):
         """(r,): how useful each feature is: the accuracy at z of <v_i, y> phi_i alone.
 
         labels: in {-1, +1}, or class indices for K outputs.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> x, kernel = [[2.0, 0.0], [0.0, 1.0]], pk.TwoLayerNTK(slope=1.0)
+            >>> features = pk.kernel_features(kernel, x, [1, -1])
+            >>> features.accuracy(x, [1, -1]).tolist()  # ties count one half
+            [0.75, 0.75]
         """
         values = self._values(z)
         if self.coefficients.ndim == 1:
@@ -94,6 +101,15 @@ class KernelFeatures(Displayed, eqx.Module):
         away from the labels.
 
         `options`: norm, steps, bounds, ... of `pk.attack`.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> x, kernel = [[2.0, 0.0], [0.0, 1.0]], pk.TwoLayerNTK(slope=1.0)
+            >>> features = pk.kernel_features(kernel, x, [1, -1])
+            >>> attacked = {"features": [0], "size": 2.0, "steps": 1}
+            >>> z = [[1.0, 0.0], [3.0, 0.0]]
+            >>> features.accuracy_under_attack(z, [1, 1], **attacked).tolist()
+            [0.5]
         """
         z = self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
         found = []
@@ -110,6 +126,13 @@ class KernelFeatures(Displayed, eqx.Module):
         added over outputs. They add up to 1, or less where some eigenvectors are left out.
 
         `g`: any function (n, ...) -> (n,) or (n, K), trained on perturbations say.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> x, kernel = [[2.0, 0.0], [0.0, 1.0]], pk.TwoLayerNTK(slope=1.0)
+            >>> features = pk.kernel_features(kernel, x, [1, -1])
+            >>> features.of_outputs(lambda z: z @ jnp.asarray([1.0, 2.0])).tolist()
+            [0.5, 0.5]
         """
         outputs = np.asarray(g(self.inputs), float)
         outputs = outputs.reshape(len(self.inputs), -1)
@@ -128,6 +151,13 @@ class KernelFeatures(Displayed, eqx.Module):
         f, trained at these points with this kernel, is sum_i a_i lambda_i phi_i + f0, a_i = <v_i,
         dual_coef>; the share is the sum over rows and outputs of |change of the term i|, over the
         sum of these over all features.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> x, kernel = [[2.0, 0.0], [0.0, 1.0]], pk.TwoLayerNTK(slope=1.0)
+            >>> f, features = pk.fit(kernel, x, [1, -1]), pk.kernel_features(kernel, x, [1, -1])
+            >>> features.of_change(f, [[1.0, 1.0]], [[0.1, 0.2]]).round(2).tolist()
+            [0.5, 0.5]
         """
         z = self.kernel.check_inputs(z, "z", like=self.inputs.shape[1:])
         dual = np.asarray(f.dual_coef, float).reshape(len(self.inputs), -1)
@@ -154,7 +184,8 @@ class KernelFeatures(Displayed, eqx.Module):
 def kernel_features(
     kernel: Kernel, inputs: Float[ArrayLike, "n ..."], targets: Float[ArrayLike, "n ..."]
 ) -> KernelFeatures:
-    """The eigenvectors of the Gram matrix of a kernel as features, with what they say of targets.
+    """Computes the eigenvectors of a kernel's Gram matrix as features, and their share in the
+    targets.
 
     Example:
         >>> import perturbkernel as pk

@@ -35,6 +35,13 @@ _ERRORS = 4
 class Linearity(eqx.Module):
     """How linear the second network must be at the points of a diagnosis, and how linear f is.
 
+    Example:
+        >>> Linearity(
+        ...     linear_g=1.0, certified=1.0, linear_right=0.5, f_right=1.0, linear_f=0.5,
+        ...     linear_linear=0.99, points=200
+        ... ).can_only_be_linear
+        True
+
     Attributes:
         linear_g: the share of the points at which g has the signs of one linear classifier.
         certified: the share at which it provably has, by 15.1: with fixed biases and the identity

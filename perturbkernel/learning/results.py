@@ -28,7 +28,12 @@ CONTROLS = ("unperturbed", "random", "shuffled")
 
 
 class Pair(NamedTuple):
-    """A number (or one for each class, (K,)) for the first and for the second network."""
+    """A number (or one for each class, (K,)) for the first and for the second network.
+
+    Example:
+        >>> Pair(0.97, 0.95).g
+        0.95
+    """
 
     f: Array
     g: Array
@@ -40,7 +45,7 @@ class Pair(NamedTuple):
 
 
 class PerturbationLearning(eqx.Module):
-    """What `learn_from_perturbations` did; a pytree.
+    """The result of `learn_from_perturbations`, a pytree.
 
     For K > 2 classes f and g have K outputs and decide by the largest; perturbation.targets are
     class indices; `cosine` and `diagnosis` are None, as the theory behind them is that of two
@@ -146,7 +151,7 @@ class PerturbationLearning(eqx.Module):
         )
 
     def control(self, name: str, draw: int = 0) -> Callable:
-        """The second learner trained on what should teach it nothing, a predictor.
+        """A second predictor, trained on data that should teach it nothing.
 
         `draw` numbers independent ones. "unperturbed": the bare carrier with the same targets;
         "random": carrier plus random directions of the same sizes; "shuffled": the perturbed
@@ -192,8 +197,8 @@ class PerturbationLearning(eqx.Module):
         control_draws: int = 10,
         robust: Sequence[float] | Mapping[str, Any] | None = None,
     ) -> Path:
-        """The page, written into a folder beside figures and numbers, as by `perturbkernel run
-        --out`.
+        """Writes the page, its figures and its numbers to a folder, as `perturbkernel run --out`
+        does.
 
         Args:
             folder: where the page goes.
@@ -204,9 +209,7 @@ class PerturbationLearning(eqx.Module):
 
         Raises ValueError if the folder is a file or holds other files of the same names.
 
-        For example:
-
-            r.report("results", test, robust={"sizes": [0.5, 1.0], "certified": True})
+        Example: `r.report("results", test, robust={"sizes": [0.5, 1.0], "certified": True})`
         """
         from perturbkernel import report
         from perturbkernel.learning.record import report_of

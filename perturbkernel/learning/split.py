@@ -73,7 +73,8 @@ def split(
     z: Float[ArrayLike, "m ..."],
     weights: Float[ArrayLike, "m k"] | None = None,
 ) -> Split:
-    """f, and its gradient at z, as a part that all trained networks share and one of its own.
+    """Writes f and its gradient at z as a sum of two parts: what all trained networks share, and
+    what this network's own start adds.
 
     Networks differ by f0, a Gaussian process. Training is linear in f0 and the targets under the
     identity and the squared loss,

@@ -71,6 +71,15 @@ def ensemble(
     the same inputs share every product with them, k width neurons at once; members with inputs of
     their own take turns at every step.
 
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y = jnp.eye(2), jnp.asarray([1.0, -1.0])
+        >>> keys = jax.random.split(jax.random.key(0), 3)
+        >>> nets = jax.vmap(lambda key: pk.networks.TwoLayerNetwork.init(2, 8, key=key))(keys)
+        >>> trained, trace = pk.networks.ensemble(nets, x, y, learning_rate=0.1, steps=4)
+        >>> trained(x).shape, trace.loss.shape[0]
+        ((3, 2), 3)
+
     Args:
         nets: k networks as one pytree: `jax.vmap(lambda key: TwoLayerNetwork.init(d, width,
             key=key))(keys)`.
@@ -223,6 +232,14 @@ class NetworkLearner(eqx.Module):
     With `members` an ensemble of that many networks, drawn and trained independently on the same
     data, and the predictor is the `Mean` of their functions: its variance over draws is that of one
     network divided by `members`.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> learner = pk.networks.NetworkLearner(
+        ...     8, optimizer=pk.networks.paper_optimizer(0.1), steps=4, start="centred"
+        ... )
+        >>> learner(jnp.eye(2), jnp.asarray([1.0, -1.0]), jax.random.key(0))(jnp.eye(2)).shape
+        (2,)
 
     Args:
         width, slope, train_bias: of `TwoLayerNetwork.init`.

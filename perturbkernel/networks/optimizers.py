@@ -31,6 +31,11 @@ class Plateau:
     only faster rises do.
 
     PyTorch leaves rates alone that would change by less than 1e-8; here they go on falling.
+
+    Example:
+        >>> rule = Plateau(factor=0.1, patience=10).transformation()
+        >>> sorted(rule._fields)
+        ['init', 'update']
     """
 
     factor: float = 0.1
@@ -70,6 +75,14 @@ def paper_optimizer(learning_rate: float, momentum: float = 0.9) -> optax.Gradie
     Its updates are those of `optax.sgd(learning_rate, momentum=momentum)`. The numbers live in the
     optimizer's state, not in its code: `train` compiles once for all rates, and a rate may be
     traced or differ between members of an ensemble. The paper adds `Plateau()`.
+
+    Example:
+        >>> optimizer = paper_optimizer(0.1)
+        >>> state = optimizer.init({"w": jnp.zeros(2)})
+        >>> updates, state = optimizer.update({"w": jnp.ones(2)}, state)
+        >>> updates, state = optimizer.update({"w": jnp.ones(2)}, state)
+        >>> updates["w"].round(2)  # rate times 1 + 0.9
+        Array([-0.19, -0.19], dtype=float32)
     """
     check_number(learning_rate, "learning_rate")
     check_number(momentum, "momentum", high=1)

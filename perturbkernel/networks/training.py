@@ -300,7 +300,17 @@ def train(
     progress: Any = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[TwoLayerNetwork, Trace]:
-    """Trains the weights (and the bias if `net.train_bias`) of a network; the readout stays.
+    """Trains the weights of a network, and its biases if `net.train_bias`. The readout is never
+    trained.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y = jnp.eye(2), jnp.asarray([1.0, -1.0])
+        >>> net = pk.networks.TwoLayerNetwork.init(d=2, width=8, key=jax.random.key(0))
+        >>> sgd = pk.networks.paper_optimizer(0.1)
+        >>> trained, trace = pk.networks.train(net, x, y, optimizer=sgd, steps=4)
+        >>> trace.status, bool(trace.loss[-1] < trace.loss[0])
+        ('ok', True)
 
     Args:
         net: the network to begin from; it is not changed.
@@ -336,10 +346,6 @@ def train(
 
     Raises:
         ValueError, TypeError: bad arguments, before any computation.
-
-    Example:
-        net = TwoLayerNetwork.init(d, 1000, key=jax.random.key(0))
-        net, trace = train(net, x, y, optimizer=paper_optimizer(0.01), steps=1000)
 
     Memory: two arrays of (width, batch_size or n). May be traced and vmapped.
     """

@@ -35,6 +35,17 @@ class TwoLayerNetwork(eqx.Module):
     An `ensemble` is one such pytree whose arrays have a leading axis more, and so have its outputs
     and gradients.
 
+    Example:
+        >>> net = TwoLayerNetwork(jnp.eye(2), jnp.zeros(2), jnp.asarray([3.0, 4.0]), slope=0.0)
+        >>> z = jnp.asarray([[1.0, -1.0]])
+        >>> net(z).tolist(), net.active(z).tolist(), net.input_gradient(z).tolist()
+        ([3.0], [[True, False]], [[3.0, 0.0]])
+        >>> net.empirical_phi(z).tolist(), net.empirical_ntk(z).tolist()
+        ([[9.0]], [[18.0]])
+        >>> random = TwoLayerNetwork.init(d=2, width=8, key=jax.random.key(0))
+        >>> random.weight.shape, random.kernel == TwoLayerNTK(slope=0.0)
+        ((8, 2), True)
+
     Attributes:
         weight: (width, d).
         bias: (width,).
@@ -244,6 +255,14 @@ class Centred(eqx.Module):
 
     Its gradient, hence its perturbations, are grad f - grad f0. Centring both, outputs and
     gradients, is the setting of the theorems without initial function (theory: 4.4, 13.8).
+
+    Example:
+        >>> bias, readout = jnp.zeros(2), jnp.asarray([3.0, 4.0])
+        >>> start = TwoLayerNetwork(jnp.eye(2), bias, readout, slope=0.0)
+        >>> trained = TwoLayerNetwork(2 * jnp.eye(2), bias, readout, slope=0.0)
+        >>> change, z = trained.centred(start), jnp.asarray([[1.0, -1.0]])
+        >>> change(z).tolist(), change.input_gradient(z).tolist()
+        ([3.0], [[3.0, 0.0]])
     """
 
     network: TwoLayerNetwork
@@ -266,6 +285,14 @@ class Centred(eqx.Module):
 
 class Mean(eqx.Module):
     """The mean of the functions of an ensemble, and of their gradients.
+
+    Example:
+        >>> nets = jax.vmap(lambda key: TwoLayerNetwork.init(2, 8, key=key))(
+        ...     jax.random.split(jax.random.key(0), 3)
+        ... )
+        >>> mean, z = Mean(nets), jnp.asarray([[1.0, -1.0]])
+        >>> bool(jnp.allclose(mean(z), nets(z).mean(0))), mean.input_gradient(z).shape
+        (True, (1, 2))
 
     Attributes:
         networks: k networks as one pytree, or `Centred` ones; networks(z) is (k, m).

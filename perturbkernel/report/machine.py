@@ -17,9 +17,10 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "neural-tangents", "optax", "equinox", "d
 def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
     """Versions, those of further `packages` included, device, processor and Python.
 
-    For example:
-
-        versions = pk.report.environment()["versions"]
+    Example:
+        >>> import perturbkernel as pk
+        >>> sorted(pk.report.environment())
+        ['backend', 'cores', 'device', 'perturbkernel', 'processor', 'python', 'versions', 'x64']
     """
     names = (*_PACKAGES, *packages)
     return {

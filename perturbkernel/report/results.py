@@ -48,7 +48,7 @@ _ROW_NAMES = {
 
 @dataclass(frozen=True)
 class Report:
-    """One experiment: what was asked (`configuration`), what came out (`metrics`), on what, and the
+    """One experiment: its `configuration`, its results (`metrics`), its `environment`, and its
     arrays.
     """
 
@@ -65,7 +65,7 @@ def save(report: Report, folder: str | os.PathLike[str]) -> Path:
     cannot be drawn is left out: a warning, `metrics["status"]` in the file and the page say so.
     Raises ValueError if `folder` is a file or holds other files of the same names.
 
-        pk.report.save(pk.report.load("results"), "copy")
+    Example: see `load`.
     """
     folder = Path(folder)
     check_folder(folder)
@@ -174,7 +174,24 @@ def load(folder: str | os.PathLike[str]) -> Report:
 
     Raises FileNotFoundError if it holds no finished result, and ValueError if that is damaged.
 
-        pk.report.load("results").metrics["agreement"]
+    Example:
+        >>> import jax, tempfile, perturbkernel as pk
+        >>> train, key = pk.data.Dataset([[2.0, 0.0], [0.0, 1.0]], [1, -1]), jax.random.key(0)
+        >>> learner = pk.KernelLearner(pk.TwoLayerNTK())
+        >>> r = pk.learn_from_perturbations(learner, train, size=1.0, targets=[1, -1], key=key)
+        >>> page = r.report(tempfile.mkdtemp(), control_draws=0)
+        >>> saved = pk.report.load(page.parent)
+        >>> saved.metrics["accuracy"]["g"]["train"], list(pk.report.figures(saved))
+        (1.0, ['perturbations', 'outputs', 'decision_map', 'accuracy_against_size'])
+        >>> outputs = {"outputs": pk.report.figures(saved)["outputs"]}
+        >>> pk.report.write_for_print(outputs, page.parent / "print")[0].name
+        'outputs.pdf'
+        >>> said = pk.report.text(saved.configuration, saved.metrics)
+        >>> pk.report.sentences(saved.configuration, saved.metrics)[0] in said
+        True
+        >>> copy = pk.report.save(saved, page.parent / "copy")
+        >>> pk.report.redraw(copy) == copy
+        True
     """
     folder = Path(folder)
     try:
@@ -191,11 +208,9 @@ def load(folder: str | os.PathLike[str]) -> Report:
 
 
 def redraw(folder: str | os.PathLike[str]) -> Path:
-    """Draws figures and page of a saved result again, from its arrays alone; returns the page.
+    """Draws figures and page of a saved result again, from its arrays alone; returns the folder.
 
-    For example:
-
-        page = pk.report.redraw("results")
+    Example: see `load`.
     """
     report = load(folder)
     statuses = report.metrics.get("status", {})
@@ -210,9 +225,7 @@ def redraw(folder: str | os.PathLike[str]) -> Path:
 def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
     """The figures that the report's arrays allow, by name, each drawn when called.
 
-    For example:
-
-        pk.report.figures(pk.report.load("results"))["outputs"]().savefig("outputs.pdf")
+    Example: see `load`.
     """
     from perturbkernel.report import plots
 
@@ -256,14 +269,11 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
 def write_for_print(
     drawings: Mapping[str, Callable[[], "Figure"]], folder: str | os.PathLike[str]
 ) -> list[Path]:
-    """Writes each figure as a PDF of the sizes of print; returns the files.
+    """Writes each figure as a PDF in print size; returns the files.
 
     A column is 3.25 inches wide, a page 6.75; text is 5 to 8 points.
 
-    For example:
-
-        drawings = pk.report.figures(pk.report.load("results"))
-        write_for_print(drawings, "results/paper")
+    Example: see `load`.
     """
     from perturbkernel.report import drawing
 
@@ -297,10 +307,7 @@ def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
 def text(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     """What `perturbkernel run` prints: what was asked, the table of accuracies, and sentences.
 
-    For example:
-
-        r = pk.report.load("results")
-        print(text(r.configuration, r.metrics))
+    Example: see `load`.
     """
     c = configuration
     between = " against " if len(c["classes"]) == 2 else ", "

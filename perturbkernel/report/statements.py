@@ -54,22 +54,21 @@ def _labels(c: Settings) -> str:
     return {
         "next": "each labelled as the next class",
         "random_other": "each labelled as another class, drawn at random",
+        "given": "with given labels",
     }.get(c["targets"], "with labels drawn at random")
 
 
 def _aims(c: Settings) -> str:
-    rules = {"next": "the next class", "random_other": "another class, drawn at random"}
+    rules = {
+        "next": "the next class",
+        "random_other": "another class, drawn at random",
+        "given": "given labels",
+    }
     return rules.get(c["targets"], "labels drawn at random")
 
 
 def introduction(c: Settings, m: Settings) -> str:
-    """What was done, in four sentences; c is the configuration of a report, m its metrics.
-
-    For example:
-
-        r = pk.report.load("results")
-        introduction(r.configuration, r.metrics)
-    """
+    """What was done, in four sentences; c is the configuration of a report, m its metrics."""
     attacked = c.get("n_perturbed", c["n_train"])
     left = m["zero_gradients"]
     which = "training points"
@@ -102,10 +101,7 @@ def _widths(c: Settings) -> str:
 def sentences(configuration: Settings, metrics: Settings) -> list[str]:
     """What the numbers say, in words.
 
-    For example:
-
-        r = pk.report.load("results")
-        print(*sentences(r.configuration, r.metrics))
+    Example: see `report.load`.
     """
     c = configuration
     m = metrics
@@ -145,7 +141,7 @@ def _against_guessing(c: Settings, m: Settings, part: str, accuracy: float) -> s
     elif accuracy < guess - _DEVIATIONS * spread:
         verdict = "g does worse than that"
     else:
-        verdict = "g cannot be told from that"
+        verdict = "g is within chance of that"
     return f"{what} would give {guess:.1%}, and {verdict}"
 
 
@@ -179,10 +175,10 @@ def _outcome(c: Settings, m: Settings) -> str:
     offset = _value(d["offset_std_rms"])
     expected = _value(d["expected_accuracy"])
     if math.isnan(signal + offset + expected) or math.isinf(signal + offset):
-        return "Signal and random offset of g are not finite: they say nothing about the outcome."
+        return "Signal and random offset of g are not finite, so they predict nothing."
     if signal == 0 and offset == 0:
         return (
-            "Signal and random offset of g are both zero: its outputs say nothing about the data."
+            "Signal and random offset of g are both zero, so its outputs do not depend on the data."
         )
     numbers = (
         f"Signal {signal:.3g} against a random offset of {offset:.3g} (rms over training points"
@@ -195,7 +191,7 @@ def _outcome(c: Settings, m: Settings) -> str:
         f"({d['assumes']})."
     )
     if "identity loss" not in c["g"]:
-        said += " g was trained on another loss, for which this holds at small times."
+        said += " g was trained under another loss; there this holds at small times only."
     linearity = d.get("linearity")
     if linearity and " linear here, and f is not" in linearity["says"]:
         said += f" What g cannot learn: {linearity['says']}."
@@ -222,7 +218,7 @@ def _unperturbed(c: Settings, m: Settings) -> str:
     if left == 0:
         return ""
     if left == attacked:
-        return "The gradient was zero at every point: nothing was perturbed."
+        return "The gradient was zero at every point, so nothing was perturbed."
     were = "was" if left == 1 else "were"
     return f"{_points(left)} had a zero gradient and {were} not perturbed."
 
@@ -232,8 +228,8 @@ def _rounded(m: Settings) -> str:
     if rounding < _NOTICEABLE:
         return ""
     return (
-        f"Adding the perturbations to their carrier rounds them by {rounding:.0%}: this precision "
-        "cannot hold them."
+        f"Adding the perturbations to their carrier changes them by {rounding:.0%} through rounding: "
+        "take a higher precision."
     )
 
 

@@ -23,7 +23,6 @@ from perturbkernel.reproduce.page import load as load
 from perturbkernel.reproduce.page import publish
 from perturbkernel.reproduce.panels.specification import Panel as Panel
 from perturbkernel.reproduce.panels.specification import panel as panel
-from perturbkernel.reproduce.panels.specification import recipe as recipe
 from perturbkernel.reproduce.plan import Options, cells, everything
 
 
@@ -43,7 +42,21 @@ def reproduce(
     workers: int | None = None,
     on_cell: Callable[[int, int], None] | None = None,
 ) -> Reproduction:
-    """Computes what is missing of the named panels, draws their figures and writes a page.
+    """Computes the cells of the named panels that the folder does not have, draws the figures and
+    writes a page.
+
+    Example:
+        >>> import tempfile, perturbkernel as pk
+        >>> asked = {"mode": "limit", "seeds": 1, "workers": 0}  # 0: in this process
+        >>> r = pk.reproduce.reproduce(["gaussian_a/size/identity"], tempfile.mkdtemp(), **asked)
+        >>> panel = r.panel(r.names[0])
+        >>> panel.varies, list(r.curves(panel.id)["agreement"])
+        ('size', ['limit_zero', 'limit_balanced', 'limit'])
+        >>> r.table()[0][1:], r.seconds() > 0, list(r.summary())
+        (('standard', 'no published values here'), True, ['panels', 'studies'])
+        >>> axes = r.figure(panel.id).axes  # of Matplotlib
+        >>> r.save().name, pk.reproduce.load(r.folder).names
+        ('index.html', ('gaussian_a/size/identity',))
 
     Args:
         names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings
@@ -126,5 +139,11 @@ def _folder(family: ImageFamily, path: str | os.PathLike[str] | None) -> str | N
 
 
 def names() -> tuple[str, ...]:
-    """Identifiers of all panels, maps and studies."""
+    """Identifiers of all panels, maps and studies.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.reproduce.names()[:2]
+        ('shifted_gaussian_a/d/identity', 'shifted_gaussian_a/d/logistic')
+    """
     return everything()

@@ -46,7 +46,8 @@ _CSS = "figure { overflow-x: auto; } .wide > a > img { min-width: 44rem; }"
 
 
 class Reproduction:
-    """Finished results in a folder: numbers, figures and page, with nothing computed again.
+    """A finished reproduction in a folder: its numbers, figures and page. Nothing is computed
+    again.
 
     Attributes:
         folder: where the cells are.

@@ -50,7 +50,7 @@ class SideCertificate:
 
 @dataclass(frozen=True)
 class Certificate(Described):
-    """What `certify` found.
+    """The result of `certify`.
 
     Attributes:
         f, g: each network's half.

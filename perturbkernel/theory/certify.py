@@ -61,6 +61,14 @@ def certified_share(
 
     The share tends to 1 as T tends to 0, which proves nothing (start "random": to 0); read it
     beside the second.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0], [1.0, 0.9]]
+        >>> kernel, claim = pk.TwoLayerNTK(), {"width": 10**6, "delta": 0.1}
+        >>> share, median = pk.theory.certified_share(kernel, x, y, z, [0.1, 1.0, 1000.0], **claim)
+        >>> share, median.round(2)
+        (array([1. , 1. , 0.5]), array([1.000e-02, 1.300e-01, 1.313e+02]))
     """
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
     times = np.atleast_1d(np.asarray(times, float))
@@ -84,7 +92,13 @@ def best_time(
 ) -> float:
     """The time with median T |f_hat| >= min_output that certifies most signs of one network.
 
-    It depends on the data alone, so nothing is paid for the choice.
+    It depends on the data alone, so this choice costs nothing in delta.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> round(pk.theory.best_time(pk.TwoLayerNTK(), x, y, z, width=10**6, delta=0.1), 2)
+        4.22
     """
     check_number(min_output, "min_output", open_low=True)
     constants, speeds = _prepare(kernel, x, y, z, width, delta, start)
@@ -222,7 +236,16 @@ def certify(
     carrier: Float[ArrayLike, "n d"] | None = None,
     min_output: float = 1.0,
 ) -> Certificate:
-    """At which points f, trained on (x, y), and g, trained on f's perturbations, provably agree.
+    """Finds the points at which f, trained on (x, y), and g, trained on f's perturbations, provably
+    agree.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0], [1.0, 1.0]]
+        >>> claim = {"width": 10**12, "size": 0.1, "targets": [1, -1], "times": (100.0, 100.0)}
+        >>> c = pk.theory.certify(pk.TwoLayerNTK(), x, y, z, **claim)
+        >>> c.certified.tolist(), c.share
+        ([True, False], 0.5)
 
     Args:
         kernel: of both networks: slope, and whether biases are trained.

@@ -49,7 +49,14 @@ def _bernstein(fourth, log_term: float, neurons: int):
 def gate_moment_variance(
     kernel: TwoLayerNTK, x: Float[ArrayLike, "n d"], z: Float[ArrayLike, "m d"], *, width: int
 ) -> Float[np.ndarray, "n m"]:
-    """Var Phi_width(x_n, z_j) = (3 Q - Phi^2) / width exactly, (n, m). Theory: 2."""
+    """Var Phi_width(x_n, z_j) = (3 Q - Phi^2) / width exactly, (n, m). Theory: 2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, z = [[1.0, 0.0]], [[2.0, 1.0]]
+        >>> pk.theory.gate_moment_variance(pk.TwoLayerNTK(), x, z, width=100).round(4)
+        array([[0.0108]])
+    """
     check_statement(1.0, width)
     mean, fourth, _ = _moments(kernel, x, z)
     return (3 * fourth - mean**2) / width
@@ -71,6 +78,12 @@ def gate_moment_bound(
 
     B_Phi = sqrt(6 Q l / width) + 2 l / width, l = log(2 pairs / delta); `pairs` is n m if left out
     (for a symmetric matrix n (n + 1) / 2 suffice). Theory: 2.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> kernel, x, z = pk.TwoLayerNTK(), [[1.0, 0.0]], [[2.0, 1.0]]
+        >>> pk.theory.bounds.gate_moment_bound(kernel, x, z, width=10**4, delta=0.1).round(3)
+        array([[0.028]])
     """
     _, fourth, _ = _moments(kernel, x, z)
     pairs = fourth.size if pairs is None else pairs
@@ -91,6 +104,12 @@ def kernel_bound(
 ) -> Float[np.ndarray, "n m"]:
     """B_K = |<x_n, z_j> + c| B_Phi, (n, m): |K_width - K| <= B_K at all pairs at once, as
     `gate_moment_bound`. Theory: 2.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, z = [[1.0, 0.0]], [[2.0, 1.0]]
+        >>> pk.theory.bounds.kernel_bound(pk.TwoLayerNTK(), x, z, width=10**4, delta=0.1).round(3)
+        array([[0.056]])
     """
     bound = gate_moment_bound(kernel, x, z, width=width, delta=delta, pairs=pairs, start=start)
     return np.abs(_moments(kernel, x, z)[2]) * bound
@@ -105,6 +124,12 @@ def gate_moment_bound_split(
 
     2 sqrt(l / width) + 2 l / width + (1 - slope^2) sqrt(l / (2 width)), l = log(4 pairs / delta).
     Theory: 2.1'.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> kernel, claim = pk.TwoLayerNTK(), {"width": 10**4, "delta": 0.1}
+        >>> round(pk.theory.bounds.gate_moment_bound_split(kernel, pairs=1, **claim), 3)
+        0.053
     """
     check_kernel(kernel)
     check_statement(delta, width, points=pairs)
@@ -129,6 +154,13 @@ def predictor_bound(
     B_pred = sqrt(6 S_f^2 l / width) + 2 R_z l / width, l = log(2 points / delta), for fixed weights
     y_n / n (identity loss); 2 to 2.5 times smaller than the sum of entrywise errors. `points`:
     len(z) if left out. Theory: 2.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.predictor_bound(constants, width=10**4, delta=0.1).round(3)
+        array([0.019])
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
@@ -140,7 +172,15 @@ def predictor_bound(
 def predictor_variance(
     constants: Constants, *, width: int, start: str = "random"
 ) -> Float[np.ndarray, " m"]:
-    """Var f_hat_width(z) = (3 S_f^2 - f_hat^2) / width exactly, (m,); clipped at 0. Theory: 2.2."""
+    """Var f_hat_width(z) = (3 S_f^2 - f_hat^2) / width exactly, (m,); clipped at 0. Theory: 2.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.predictor_variance(constants, width=100).round(4)
+        array([0.005])
+    """
     neurons = independent_neurons(width, start)
     return np.maximum(3 * constants.f_second_moment - constants.f_hat**2, 0) / neurons
 
@@ -164,6 +204,13 @@ def direction_bound(
     |X|_op / sqrt(n) times the root mean square over n of B_Phi(x_n, z), l = log(2 n points /
     delta), valid for all weights in [0, 1]^n at once too; "minimum": the smaller, each at delta /
     2. Theory: 2.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.direction_bound(constants, width=10**4, delta=0.1).round(3)
+        array([0.023])
     """
     check_choice(method, "method", METHODS)
     points = constants.points if points is None else points
@@ -197,6 +244,13 @@ def direction_variance(
     """E|v_width(z) - v(z)|^2 = (3 S_v^2 - |v|^2) / width exactly, (m,), clipped at 0.
 
     Theory: 2.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.direction_variance(constants, width=100).round(4)
+        array([0.0051])
     """
     neurons = independent_neurons(width, start)
     square = np.sum(constants.direction**2, axis=1)

@@ -213,6 +213,13 @@ def derive_constants(
     so that slope 1 is no special case. Cost O(n^2 d + n m d) time, O(n d + m d) memory: the double
     sum over n, k is the quadratic form of one (d + 1, d + 1) matrix, because k_n(z) is linear in
     (z, c).
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> constants.f_hat.round(3), constants.speed("logistic").round(3)
+        (array([0.237]), array([1.]))
     """
     check_kernel(kernel)
     x = as_points(x, "x")

@@ -117,9 +117,14 @@ def _labelled_mean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def linear_gap_bound(constants: Constants) -> Float[np.ndarray, " m"]:
     """A bound on |f_hat - linear_predictor|, (m,): (1 - slope) (1/n) sum |k_n(z)|.
 
-    It holds since 0 <= 1 - Phi <= 1 - slope. Theory: 8.7. For example:
+    It holds since 0 <= 1 - Phi <= 1 - slope. Theory: 8.7.
 
-        linear_gap_bound(pk.theory.derive_constants(kernel, x, y, z))
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.linear_gap_bound(constants).tolist()
+        [1.5]
     """
     return (1 - constants.kernel.slope) * constants.absolute
 
@@ -156,10 +161,14 @@ def output_change_variance(
 ) -> Float[np.ndarray, " m"]:
     """Var[f(z; T) - f0(z)] over draws, (m,): T^2 (3 S_f^2 - f_hat^2) / width, to leading order.
 
-    Theory: 8.9. For example:
+    Theory: 8.9.
 
-        constants = pk.theory.derive_constants(kernel, x, y, z)
-        output_change_variance(constants, width=1000, time=10.0)
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.output_change_variance(constants, width=100, time=2.0).round(4)
+        array([0.02])
     """
     check_statement(1.0, width)
     check_time(time)

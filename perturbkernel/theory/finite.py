@@ -119,6 +119,13 @@ def gate_moment(
         Phi_width(x, z) = sum_i readout_i^2 phi'(u_i(x)) phi'(u_i(z))
 
     The tangent kernel of this network is Phi_width (<x, z> + c). Theory: 0.1, 2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> network = [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0], [1.0, 2.0]  # weights, biases, readout
+        >>> x, z = [[1.0, 1.0]], [[2.0, 1.0], [2.0, -1.0]]
+        >>> pk.theory.gate_moment(pk.TwoLayerNTK(), *network, x, z)
+        array([[5., 1.]])
     """
     net, z = _checked(kernel, weights, biases, readout, z)
     x = as_points(x, "x", like=z)
@@ -146,6 +153,13 @@ def tangent_predictor(
         v_width(z) = (1/n) sum_n y_n Phi_width(x_n, z) x_n
 
     Cost O(width (n + m) d). Theory: 2.2, 2.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> network = [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0], [1.0, 2.0]  # weights, biases, readout
+        >>> x, y, z = [[1.0, 1.0]], [1.0], [[2.0, 1.0]]
+        >>> pk.theory.tangent_predictor(pk.TwoLayerNTK(), *network, x, y, z)
+        (array([15.]), array([[5., 5.]]))
     """
     net, z = _checked(kernel, weights, biases, readout, z)
     x = as_points(x, "x", like=z)

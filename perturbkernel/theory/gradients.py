@@ -70,6 +70,17 @@ def decompose_gradient(
     time T > 0.
 
     G_i = (1/n) sum_n y_n phi'(u_i(x_n; 0)) x_n; the readout is not trained. Theory: 5.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 1.0]], [1.0], [[2.0, 1.0]]
+        >>> weights, biases, readout = [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0], [1.0, 1.0]
+        >>> trained = [[1.1, 0.1], [0.1, 1.1]]  # each moved by time * readout * x
+        >>> parts = pk.theory.decompose_gradient(
+        ...     pk.TwoLayerNTK(), x, y, z, weights, biases, readout, trained, biases, time=0.1
+        ... )
+        >>> parts.initial.round(3), parts.flips.round(3), abs(parts.lazy).round(3)
+        (array([[10., 10.]]), array([[0., 0.]]), array([[0., 0.]]))
     """
     check_kernel(kernel)
     check_time(time, positive=True)
@@ -162,6 +173,16 @@ def gradient_bounds(
     For the logistic loss xi is around v_beta, the direction with realised weights. The points may
     contain training inputs. Not stated for doubled networks: NaN and a status. As width grows, at
     fixed T, B_xi tends to B_1 plus the size of a bound on zeta, not to 0. Theory: 5.2, 7.2, 13.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> b = pk.theory.bounds.gradient_bounds(
+        ...     constants, width=10**6, time=1.0, delta=0.1, start="centred"
+        ... )
+        >>> b.total.round(2), b.flips.round(2), b.status
+        (array([0.43]), array([0.43]), 'ok')
     """
     check_choice(start, "start", STARTS)
     points = constants.points if points is None else points
@@ -233,6 +254,11 @@ def cosine_bound(
 
     With the exact |xi| of a trained network it is deterministic and nearly tight. Theory: 5.2,
     5.4(ii), 13.9.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.theory.bounds.cosine_bound([0.6, 2.0], [1.0, 1.0])
+        array([0.8, nan])
     """
     xi = np.asarray(xi_norm, np.float64)
     v = np.asarray(v_norm, np.float64)
@@ -250,6 +276,13 @@ def measured_cosine_bound(
     deterministic. Theory: 5.4(ii).
 
     For the centred form give grad f - grad f0. NaN where |xi| >= |v|, a zero gradient included.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.measured_cosine_bound(constants, [[2.2, -1.8]], time=10.0).round(3)
+        array([0.999])
     """
     check_time(time, positive=True)
     gradients = as_points(gradients, "gradients", like=constants.x, rows=constants.points)
@@ -272,6 +305,13 @@ def flips_bound_measured(
 
     W_F, a_F are the initial weights and readouts of the neurons in F_z; `sets` (width, m) is F_z,
     from `certified_gates(..., keep_sets=True)`. Theory: 5.4(i).
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> weights, readout, sets = [[3.0, 4.0], [1.0, 0.0]], [0.5, 2.0], [[True], [False]]
+        >>> bound = pk.theory.bounds.flips_bound_measured
+        >>> bound(pk.TwoLayerNTK(), weights, readout, sets, time=1.0)
+        array([2.5])
     """
     check_kernel(kernel)
     check_time(time, positive=True)
@@ -298,6 +338,13 @@ def flips_bound_measured(
 def gate_motion_bound(constants: Constants) -> Float[np.ndarray, " m"]:
     """(m,): |zeta(z)| <= (1 - slope)^2 / (2 pi sqrt(d) s_z) (1/n) sum_{x_n != z} |k_n(z)|.
     Deterministic. Theory: 5.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.gate_motion_bound(constants).round(3)  # |gate_motion| there is 0.055
+        array([0.09])
     """
     lipschitz = cone_slope(constants.kernel) / (np.sqrt(constants.dimension) * constants.length)
     return lipschitz * constants.absolute_apart

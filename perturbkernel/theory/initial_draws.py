@@ -31,6 +31,10 @@ def initial_covariance(
     G has E G(x) G(z)^T = Phi(x, z) I + (1 - slope)^2/(2 pi) sin(theta) (b b^T - c c^T), b and c the
     unit vectors along the sum and the difference of the unit augmented points. The covariance of
     f0(z) and grad f0(x) is grad_x Sigma(x, z). Theory: 0.1, 12.1.
+
+    Example:
+        >>> initial_covariance(TwoLayerNTK(), [[1.0, 1.0]], [[1.0, 1.0]]).diagonal().round(3)
+        array([1.  , 0.25, 0.25])
     """
     check_kernel(kernel)
     z = as_points(z, "z")
@@ -106,6 +110,13 @@ def sample_initial(
     "network": a fresh untrained network of `width` for every draw; its covariance is exact at any
     width and it is Gaussian to order 1/width. "gaussian": the limit itself, from
     `initial_covariance`; needs m + n d of a few thousand at most. Theory: 12.1.
+
+    Example:
+        >>> draws = {"draws": 3, "method": "gaussian", "key": jax.random.key(0)}
+        >>> z, x = [[2.0, 1.0]], [[1.0, 0.0]]
+        >>> f0, gradients = sample_initial(TwoLayerNTK(), z, x, **draws)
+        >>> f0.shape, gradients.shape
+        ((3, 1), (3, 1, 2))
     """
     check_kernel(kernel)
     check_choice(method, "method", ("network", "gaussian"))

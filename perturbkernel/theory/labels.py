@@ -58,6 +58,13 @@ def label_term(
 
     Any other targets: |psi| itself (`leading.psi`). Zero in scenario (a) with c = 0. psi_sys scales
     with size, as the signal does, and does not shrink with n. Theory: 6.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> carrier, u, z = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]], [[2.0, 1.0]]
+        >>> term = pk.theory.bounds.label_term(pk.TwoLayerNTK(), carrier, u, z, size=0.1, delta=0.1)
+        >>> term.systematic.round(3), term.radius.round(3), term.bound.round(3)
+        (array([0.005]), array([1.117]), array([1.122]))
     """
     check_kernel(kernel)
     check_choice(rule, "rule", LABEL_RULES[:2])

@@ -39,6 +39,13 @@ def displacement(
     Theory: 3.1.
 
     The weights themselves move by at most |w_i(t) - w_i(0)| <= |a_i| time `constants.radius`.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.displacement(constants, time=3.0)
+        array([3.])
     """
     check_time(time)
     return time * constants.speed(loss)
@@ -51,6 +58,13 @@ def lazy_number(
     ever flip.
 
     Far above 1 training is not lazy and the bounds here say nothing. Theory: 3.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.lazy_number(constants, width=10_000, time=3.0).round(4)
+        array([0.0102])
     """
     check_statement(1.0, width)
     move = displacement(constants, time=time, loss=loss)
@@ -66,6 +80,14 @@ def flip_probability(
 ) -> Float[np.ndarray, "width m"]:
     """sqrt(2/pi) |a_i| D_z / s_z, clipped at 1, (width, m): at least P(i in F_z | a_i) over w_i and
     b_i. Theory: 3.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.flip_probability(constants, [0.01, -0.1], time=3.0).round(3)
+        array([[0.013],
+               [0.128]])
     """
     readout = as_vector(readout, "readout", np.size(readout))
     rate = displacement(constants, time=time, loss=loss) / constants.length
@@ -124,6 +146,16 @@ def certified_gates(
 
     Cost O(width n (n + m) refinements) time; memory O(n (n + m)) plus blocks of neurons: neurons
     are independent. Theory: 3.2, 13.2, 13.3, 13.5.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 1.0]], [1.0], [[2.0, 1.0]]
+        >>> weights, biases, readout = [[1.0, 0.0], [0.0, 1.0]], [0.0, 0.0], [0.1, 1.0]
+        >>> gates = pk.theory.certified_gates(
+        ...     pk.TwoLayerNTK(), x, y, z, weights, biases, readout, time=0.5
+        ... )
+        >>> gates.flips, gates.input_flips, gates.bound
+        (array([1.]), array([1.]), array([2.]))
     """
     check_kernel(kernel)
     check_time(time)
@@ -229,6 +261,13 @@ def lazy_bound(
     T^2 / sqrt(width), 30 to 80 times above the actual error; increasing in T. An antisymmetrically
     doubled network (start "doubled", width counting every neuron) has w and the last term twice as
     large. Theory: 3.3, 4.4.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.lazy_bound(constants, width=10**6, time=1.0, delta=0.1).round(4)
+        array([0.0014])
     """
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
@@ -251,6 +290,13 @@ def lazy_standard_deviation(
 
     sqrt(w) of `lazy_bound`. The mean is of order width^(-1/2) with a small coefficient; raw errors
     at moderate width show a rate between the two. Theory: 3.4.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.lazy_standard_deviation(constants, width=10**4, time=1.0).round(4)
+        array([0.0033])
     """
     return np.sqrt(_moments(constants, width, time, "identity", start)[2])
 
@@ -274,6 +320,15 @@ def linearisation_error(
     kernel. `initial_gap` is the largest |f0 - f_kernel(0)|. `pairs` is n (n + 1) / 2 + n n_z and
     `points` n + n_z for statements about n_z further points. `at_inputs` holds the constants at the
     points wanted, the training inputs for epsilon_lin. Theory: 3.5.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y = [[1.0, 0.0], [0.0, 1.0]], [1, -1]
+        >>> at_inputs = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, x)
+        >>> pk.theory.bounds.linearisation_error(
+        ...     at_inputs, width=10**6, time=1.0, delta=0.1, pairs=3, points=2
+        ... ).round(4)
+        array([0.0024, 0.0024])
     """
     check_choice(against, "against", ("own", "limit"))
     check_statement(delta, width, points=points)
@@ -304,6 +359,11 @@ def logistic_stability(
     exponential in time.
 
     epsilon_z + sqrt(K(z, z)) epsilon sqrt(T / (8 (1 - h))).
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.theory.bounds.logistic_stability([4.0], epsilon=0.1, time=2.0)
+        array([0.1])
 
     Args:
         kernel_diagonal: (m,), K(z, z) of the kernel compared with.

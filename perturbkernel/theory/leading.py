@@ -38,6 +38,12 @@ def f_hat(
     """The kernel predictor per unit of time, (1/n) sum_n y_n K(x_n, z), (m,).
 
     Identity loss, infinite width: f(z; T) = f0(z) + T f_hat(z) at every T, exactly. Theory: 1.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> pk.theory.f_hat(pk.TwoLayerNTK(), x, y, z).round(3)
+        array([0.237])
     """
     x, y, z = _training_set(kernel, x, y, z)
     return double(kernel.matvec, z, x, y / len(x))
@@ -53,6 +59,12 @@ def direction(
 
     The gradient of f_hat with the gates held fixed; `limit_gradient` has the exact one. Theory:
     2.3, 5.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> pk.theory.direction(pk.TwoLayerNTK(), x, y, z).round(3)
+        array([[ 0.209, -0.182]])
     """
     x, y, z = _training_set(kernel, x, y, z)
     return double(kernel.phi_matmul, z, x, y[:, None] * x / len(x))
@@ -69,6 +81,12 @@ def gate_motion(
 
     (m, d), with k_n(z) = <x_n, z> + c. It survives infinite width; zero for slope 1. Bounded by
     `bounds.gate_motion_bound`. Theory: 5.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> pk.theory.gate_motion(pk.TwoLayerNTK(), x, y, z).round(3)
+        array([[ 0.01 , -0.054]])
     """
     x, y, z = _training_set(kernel, x, y, z)
     scale = -cone_slope(kernel) * y / len(x)
@@ -88,6 +106,12 @@ def limit_gradient(
 
     As calculus exact; that finite networks converge to it is measured, at rate width^(-1/4).
     Theory: 5.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> pk.theory.limit_gradient(pk.TwoLayerNTK(), x, y, z).round(3)  # v + zeta
+        array([[ 0.219, -0.236]])
     """
     x, y, z = _training_set(kernel, x, y, z)
     return double(kernel.input_gradient, z, x, y / len(x))
@@ -106,6 +130,12 @@ def gated_projection(
 
     `absolute` takes |<vectors_n, z>|, which the criteria of 6.2, 6.4 and 7.3 need. Theory: 6.1,
     6.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> r, vectors, z = [[0.1, 0.0]], [[1.0, 0.0]], [[2.0, 1.0], [-2.0, 1.0]]
+        >>> pk.theory.gated_projection(pk.TwoLayerNTK(), r, vectors, z).round(3)
+        array([ 0.699, -0.659])
     """
     check_kernel(kernel)
     r = as_points(r, "r")
@@ -149,6 +179,13 @@ def g_hat(
 
     It leaves out the normalisation of the perturbations; its sign is that of `g_hat_w` under
     `spread_condition`. Theory: 6.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> r = [[0.1, 0.0], [0.0, -0.1]]
+        >>> pk.theory.g_hat(pk.TwoLayerNTK(), x, y, r, z).round(3)
+        array([0.075])
     """
     return gated_projection(kernel, r, input_direction(kernel, x, y), z)
 
@@ -162,6 +199,12 @@ def g_hat_u(
     """The exact leading term, (1/n) sum_n Phi(r_n, z) <u_n, z>, (m,), u_n the unit directions used.
 
     (1/size) (1/n) sum_n target_n K(r_n, z) = g_hat_u(z) + psi(z) / size exactly. Theory: 6.1.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> r, u, z = [[0.1, 0.0], [0.0, -0.1]], [[1.0, 0.0], [0.0, -1.0]], [[2.0, 1.0]]
+        >>> pk.theory.g_hat_u(pk.TwoLayerNTK(), r, u, z).round(3)
+        array([0.182])
     """
     return gated_projection(kernel, r, u, z)
 
@@ -179,6 +222,13 @@ def g_hat_w(
     nu_n = |grad f(x_n; T)| / T > 0. g_hat_u - g_hat_w = (1/n) sum_n Phi(r_n, z) <xi(x_n), z> / nu_n
     exactly, with xi = grad f / T - v. NaN everywhere if some nu_n is 0: the perturbation is
     undefined there. Theory: 6.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> r, nu = [[0.1, 0.0], [0.0, -0.1]], [0.3, 0.3]
+        >>> pk.theory.g_hat_w(pk.TwoLayerNTK(), x, y, r, nu, z).round(3)
+        array([0.249])
     """
     v = input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)
@@ -200,6 +250,14 @@ def psi(
 
     `weights` (n,) multiply the targets (realised weights of the logistic loss, section 7).
     `carrier` is zero in scenario (a) and x in (b). Zero only in (a) with c = 0. Theory: 6.1, 6.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> r, zero, z = [[0.1, 0.0], [0.0, -0.1]], [[0.0, 0.0], [0.0, 0.0]], [[2.0, 1.0]]
+        >>> pk.theory.psi(pk.TwoLayerNTK(train_bias=True), r, zero, [1, 1], z).round(3)
+        array([0.342])
+        >>> pk.theory.psi(pk.TwoLayerNTK(train_bias=True), r, zero, [1, -1], z).round(3)
+        array([0.008])
     """
     check_kernel(kernel)
     r = as_points(r, "r")
@@ -244,6 +302,14 @@ def spread_condition(
 
     `nu` (n,): |grad f(x_n; T)| / T, or |v(x_n)|; weights are 1 / nu. Undefined (NaN, holds nowhere)
     if a nu_n is 0. Sufficient, not necessary; deterministic. Theory: 6.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> r, nu = [[0.1, 0.0], [0.0, -0.1]], [0.3, 0.4]
+        >>> s = pk.theory.spread_condition(pk.TwoLayerNTK(), x, y, r, nu, z)
+        >>> round(s.spread, 3), s.threshold.round(3), s.holds
+        (0.143, array([0.011]), array([ True]))
     """
     v = input_direction(kernel, x, y)
     nu = as_vector(nu, "nu", len(v), low=0)

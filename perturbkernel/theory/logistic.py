@@ -105,6 +105,13 @@ def coefficient_bounds(
 
     where the last is tanh(|A_n|/2) in the limit of h_n T = 0.
     Useful while T h_n is about 1. Theory: 1.3 (i) to (iii), 13.11.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y = [[1.0, 0.0], [0.0, 1.0]], [1, -1]
+        >>> b = pk.theory.bounds.coefficient_bounds(pk.TwoLayerNTK(), x, y, time=1.0)
+        >>> b.low.round(3), b.high.round(3), b.error.round(3)
+        (array([0.234, 0.234]), array([0.25, 0.25]), array([0.062, 0.062]))
     """
     check_kernel(kernel)
     check_time(time)
@@ -137,6 +144,11 @@ def coefficient_bounds(
 def weight_error_bound(margin: Float[ArrayLike, "*n"] | float) -> Float[np.ndarray, "*n"]:
     """tanh(M / 2): at least |e_n| = |2 beta_n - 1| if |f(x_n)| <= M at every visited time. Theory:
     1.3 (ii), 7.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> pk.theory.bounds.weight_error_bound([0.0, 2.0]).round(3)
+        array([0.   , 0.762])
     """
     margin = np.asarray(margin, np.float64)
     if not np.all(margin >= 0):
@@ -157,6 +169,12 @@ def realised_weights(
     `outputs` (steps, n) are f(x_n) before each step; omega_s = sum_{j>s} rate_j mu^(j-1-s), a
     momentum buffer per sample, not the plain sum of rates. NaN if the effective time is 0. Theory:
     13.4.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> outputs, y = [[0.0, 0.0], [1.0, -3.0]], [1, -1]  # before each of two steps
+        >>> pk.theory.realised_weights(outputs, y, [0.1, 0.1], 0.0).round(3)
+        array([0.384, 0.274])
     """
     outputs = as_points(outputs, "outputs")
     steps, n = outputs.shape
@@ -202,6 +220,12 @@ def half_time_gap(
     the kernel model.
 
     `error` (n,) or one number, at least |e_n|. Theory: 1.3 (iv).
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, z = [[1.0, 0.0], [0.0, 1.0]], [[2.0, 1.0]]
+        >>> pk.theory.bounds.half_time_gap(pk.TwoLayerNTK(), x, z, 0.1).round(3)
+        array([0.06])
     """
     check_kernel(kernel)
     x = as_points(x, "x")
@@ -217,6 +241,13 @@ def same_sign_as_identity(
     model (f0 = 0) the same sign.
 
     Sufficient, not sharp; about the kernel model, not a finite network. Theory: 1.3 (1.4), 13.11.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> [pk.theory.same_sign_as_identity(constants, error) for error in (0.1, 0.5)]
+        [array([ True]), array([False])]
     """
     largest = as_vector(error, "error", f.count, low=0).max()
     gap = half_time_gap(f.kernel, f.x, f.z, np.full(f.count, largest))
@@ -264,6 +295,16 @@ def logistic_predictor_error(
     beta depends on the initialisation, so B_Phi holds for all n m pairs at once. delta is split
     over three events (two if `start` is "centred": f - f0); `event_delta` gives the level of each
     instead. Theory: 7.1, 13.4, 13.5.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> error = pk.theory.bounds.logistic_predictor_error(
+        ...     constants, [0.5, 0.4], width=10**6, time=10.0, delta=0.1, start="centred"
+        ... )
+        >>> error.f_hat.round(3), error.total.round(3)
+        (array([0.137]), array([0.014]))
     """
     check_choice(start, "start", LOGISTIC_STARTS)
     check_time(time, positive=True)
@@ -290,6 +331,13 @@ def weighted_direction(f: Constants, beta: Float[ArrayLike, " n"]) -> Float[np.n
     """The direction with realised weights, (m, d): (1/n) sum_n beta_n y_n Phi(x_n, z) x_n.
 
     Theory: 7.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.weighted_direction(constants, [0.5, 0.4]).round(3)
+        array([[ 0.105, -0.073]])
     """
     beta = as_vector(beta, "beta", f.count, low=0, high=1)
     weighted = (beta * f.y)[:, None] * f.x / f.count
@@ -302,6 +350,13 @@ def weighted_direction_gap(f: Constants, error: float) -> Float[np.ndarray, " m"
         error |X|_op / sqrt(n) (mean over n of Phi(x_n, z)^2)^(1/2)
 
     Added to 2 B_xi it gives the cosine with the unweighted v. Theory: 7.2.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> pk.theory.bounds.weighted_direction_gap(constants, 0.1).round(3)
+        array([0.028])
     """
     check_number(error, "error")
 

@@ -109,6 +109,19 @@ def logistic_match(
     for; rule "fixed" evaluates |psi_beta| with the realised weights instead (valid for every way of
     drawing targets). delta is split evenly over three events for each network (two if `start` is
     "centred") and one for drawn labels. Theory: 7.3, 13.10.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> beta, gradients = [0.5, 0.5], 5.0 * constants.input_direction
+        >>> networks = {"width_f": 10**8, "width_g": 10**8, "time_f": 10.0, "time_g": 10.0}
+        >>> options = {"size": 0.1, "delta": 0.1, "start": "centred", "rule": "fixed"}
+        >>> m = pk.theory.logistic_match(
+        ...     constants, gradients, y, beta, beta, **networks, **options
+        ... )
+        >>> m.g_hat_beta.round(3), m.g_error.round(5), m.holds
+        (array([0.12]), array([0.00014]), array([ True]))
     """
     check_choice(start, "start", LOGISTIC_STARTS)
     check_request(rule, size, (time_f, time_g), (width_f, width_g), delta, points)

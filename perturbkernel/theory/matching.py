@@ -15,12 +15,7 @@ from jaxtyping import ArrayLike, Bool, Float
 
 from perturbkernel.checks import check_choice, check_number
 from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.theory.arguments import (
-    as_labels,
-    as_points,
-    check_statement,
-    check_time,
-)
+from perturbkernel.theory.arguments import as_labels, as_points, check_statement, check_time
 from perturbkernel.theory.concentration import predictor_bound
 from perturbkernel.theory.constants import Constants, derive_constants
 from perturbkernel.theory.gradients import gradient_bounds
@@ -68,6 +63,14 @@ def predictor_error(
     `start`: "random", f0 kept; "centred", the statement is about f - f0; "doubled", f0 = 0 by
     antisymmetric doubling. The last two have no B_0 and one event less. delta is split evenly over
     the events; `event_delta` gives the level of each instead. Theory: 6.4.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> error = pk.theory.bounds.predictor_error(constants, width=10**6, time=10.0, delta=0.1)
+        >>> error.total.round(3), error.initial.round(3)
+        (array([0.425]), array([0.411]))
     """
     check_choice(start, "start", STARTS)
     check_time(time, positive=True)
@@ -79,11 +82,8 @@ def predictor_error(
     options: dict[str, Any] = {"width": width, "delta": event_delta, "points": points}
     initial = initial_output_bound(c.kernel, c.z, **options) / time if start == "random" else zero
     lazy = lazy_bound(c, time=time, start=start, **options) / time
-    return PredictorError(
-        initial=initial,
-        lazy=lazy,
-        concentration=predictor_bound(c, start=start, **options),
-    )
+    concentration = predictor_bound(c, start=start, **options)
+    return PredictorError(initial, lazy, concentration)
 
 
 @dataclass(frozen=True)
@@ -276,6 +276,17 @@ def match(
         C_f = B_0/T_f + B_lazy/T_f + B_pred
         C_g = C_xi + (1/size) [B_psi + B_0^g/T_g + B_lazy^g/T_g + B_pred^g]
 
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> constants = pk.theory.derive_constants(pk.TwoLayerNTK(), x, y, z)
+        >>> gradients = 10.0 * constants.input_direction
+        >>> networks = {"width_f": 10**8, "width_g": 10**8, "time_f": 10.0, "time_g": 10.0}
+        >>> options = {"size": 0.1, "delta": 0.1, "start": "centred", "rule": "fixed"}
+        >>> m = pk.theory.match(constants, gradients, y, **networks, **options)
+        >>> m.g_hat.round(3), m.g_error.round(5), m.holds
+        (array([0.24]), array([0.00024]), array([ True]))
+
     Args:
         f: `derive_constants(kernel, x, y, z)`, of the first network's training set at the points z.
         gradients: (n, d), grad f(x_n; T_f) of the trained first network (start "centred": of f -
@@ -324,12 +335,7 @@ def match(
         return _undefined(f, f_error, given, events)
 
     if version == "a_priori":
-        options: dict[str, Any] = {
-            "width": width_f,
-            "time": time_f,
-            "delta": level,
-            "start": start,
-        }
+        options: dict[str, Any] = {"width": width_f, "time": time_f, "delta": level, "start": start}
         xi = _a_priori_xi(f, r, options)
     else:
         xi = _measured_xi(f, r, given.gradients, time_f, version == "absolute")
@@ -386,13 +392,6 @@ def _label_part(
     if rule == "fixed":
         return np.abs(psi(kernel, given.points, given.carrier, given.targets, z))
     term = label_term(
-        kernel,
-        given.carrier,
-        given.u,
-        z,
-        size=size,
-        delta=delta,
-        rule=rule,
-        points=points,
+        kernel, given.carrier, given.u, z, size=size, delta=delta, rule=rule, points=points
     )
     return term.bound

@@ -45,6 +45,11 @@ def sign_probability(
         P(f(z; T) > 0) = N_c(T f_hat(z) / sqrt(Sigma(z, z))),  Sigma(z, z) = (1 + slope^2)/2 s_z^2
 
     Identity loss, infinite width. Theory: 12.1.
+
+    Example:
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> sign_probability(TwoLayerNTK(), x, y, z, times=5.0).round(3)
+        array([0.815])
     """
     check_kernel(kernel)
     x = as_points(x, "x")
@@ -74,6 +79,11 @@ def expected_accuracy(
     """The mean over labelled points of P(sgn f(z; T) = label), (k,), at all times from one pass.
 
     Theory: 12.1.
+
+    Example:
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> expected_accuracy(TwoLayerNTK(), x, y, z, [1], times=[0.0, 5.0]).round(3)
+        array([0.5  , 0.815])
     """
     positive = sign_probability(kernel, x, y, z, times=times)
     positive = np.atleast_2d(positive)
@@ -88,6 +98,10 @@ def reproducibility(probability: Float[ArrayLike, "*m"]) -> Float[np.ndarray, "*
 
     It is p^2 + (1 - p)^2, and no ceiling for the agreement of f with g, whose training data depends
     on f0. Theory: 12.1.
+
+    Example:
+        >>> reproducibility([0.5, 0.9, 1.0]).round(3)
+        array([0.5 , 0.82, 1.  ])
     """
     p = np.asarray(probability, np.float64)
     if not np.all((p >= 0) & (p <= 1)):
@@ -157,6 +171,14 @@ def expected_agreement(
     with f = f0 + T_f f_hat, u_n along grad f0(x_n) + T_f grad f_hat(x_n) from the same f0, g_hat_K
     = (1/n) sum target_n K(r_n, z), and a fresh g0; averaged over joint draws of f0 and targets.
     Multiplying the two sign probabilities would be wrong.
+
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> options = {"time_f": 100.0, "time_g": 100.0, "draws": 20, "key": jax.random.key(0)}
+        >>> a = pk.theory.expected_agreement(pk.TwoLayerNTK(), x, y, z, size=1.0, **options)
+        >>> round(a.mean, 2), bool(a.mean_standard_error < 0.1)
+        (1.0, True)
 
     Args:
         carrier: (n, d); None is scenario (a), zero; x is scenario (b).
@@ -244,6 +266,11 @@ def expected_cosine(
 
     Not a bound: off by up to .12 at d = 1, .02 at d = 50. NaN where v is zero.
     Theory: 12.2, 13.12.
+
+    Example:
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> expected_cosine(TwoLayerNTK(), x, y, z, time=10.0).round(3)
+        array([0.971])
     """
     check_time(time)
     zeta = gate_motion(kernel, x, y, z)

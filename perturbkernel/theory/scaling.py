@@ -77,6 +77,12 @@ def critical_size(
     | (b), balanced targets | as above | as with fixed biases |
 
     Arguments broadcast. Theory: 16.2, 16.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> setting = {"n": 400, "d": 100, "distance": 2.0}
+        >>> float(pk.theory.scaling.critical_size(scenario="b", **setting).round(3))
+        0.557
     """
     check_choice(scenario, "scenario", SCENARIOS)
     check_choice(targets, "targets", TARGET_RULES)

@@ -56,6 +56,13 @@ def target_moments(
 
     Identity loss, zero initial function. The normal approximation of the sign: off by up to .035.
     Theory: 12.3, 6.3.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> carrier, u, z = [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, -1.0]], [[2.0, 1.0]]
+        >>> moments = pk.theory.target_moments(pk.TwoLayerNTK(), carrier, u, z, size=0.1)
+        >>> moments.mean.round(3), moments.variance.round(3), moments.positive.round(3)
+        (array([0.028]), array([0.209]), array([0.525]))
     """
     check_kernel(kernel)
     check_choice(rule, "rule", TARGET_RULES)

@@ -24,6 +24,10 @@ class GradientFlow:
     `time` may be infinite for the squared loss, and with a ridge for every loss; without one the
     others have no minimum, and f grows without end. It may be traced by JAX, and then serves `fit`
     only (docs/solvers.md): as an argument of a compiled function, dynamics are a constant.
+
+    Example:
+        >>> GradientFlow(30.0).effective_time
+        30.0
     """
 
     time: float
@@ -45,6 +49,12 @@ class HeavyBall:
     no dampening).
 
     v <- momentum v + grad L,  theta <- theta - learning_rate_j v,  v_0 = 0, for j = 1 .. steps.
+
+    Example:
+        >>> HeavyBall(0.1, 2, momentum=0.0).effective_time
+        0.2
+        >>> round(HeavyBall(0.1, 2).effective_time, 3)  # the second step repeats 0.9 of the first
+        0.29
 
     Args:
         learning_rate: one rate >= 0, or one per step.

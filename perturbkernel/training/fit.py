@@ -122,6 +122,14 @@ def fit(
 ) -> KernelPredictor:
     """Trains an infinitely wide network in closed form.
 
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, y = [[1.0, 0.0], [0.0, 2.0]], [1.0, -1.0]
+        >>> forever = pk.GradientFlow(float("inf"))
+        >>> f = pk.fit(pk.TwoLayerNTK(), x, y, loss="squared", dynamics=forever)
+        >>> f(x).round(4).tolist(), f.status
+        ([1.0, -1.0], 'ok')
+
     Args:
         kernel: the tangent kernel of the network.
         inputs: (n, d) training points ((n, h, w, c) for convolutional kernels).
@@ -168,10 +176,6 @@ def fit(
     Cost: identity O(n). The others, up to 2,000 points: the n x n Gram matrix in float64, O(n^3)
     for squared; beyond, tens to hundreds of products with it, in the dtype of the inputs. Theory:
     section 1.
-
-    Example:
-        dynamics = pk.GradientFlow(100.0)
-        f = pk.fit(pk.TwoLayerNTK(), inputs, targets, loss="squared", dynamics=dynamics)
     """
     several = np.ndim(targets) == 2 and np.shape(targets)[1] > 1
     record = _check_training(kernel, loss, several, dynamics, memory, tolerance, precision, ridge)
@@ -238,6 +242,12 @@ class KernelLearner(eqx.Module):
     `fit`, configured with everything but data and their weights.
 
     Every learner has this signature; training in the limit is deterministic and ignores the key.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> learner = pk.KernelLearner(pk.TwoLayerNTK(slope=1.0), dynamics=pk.GradientFlow(2.0))
+        >>> learner([[1.0, 2.0]], [1.0])([[3.0, 1.0]]).tolist()
+        [10.0]
     """
 
     kernel: Kernel

@@ -45,7 +45,14 @@ class Smoother(Displayed, eqx.Module):
 
     @cached_property
     def weights(self) -> Float[Array, "n n"]:
-        """H = K q(K), (n, n): row j has the weights of the targets in f(x_j)."""
+        """H = K q(K), (n, n): row j has the weights of the targets in f(x_j).
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0, 0.0], [0.0, 2.0]], [1, -1])
+            >>> pk.smoother(f).weights.tolist()
+            [[0.5, 0.0], [0.0, 2.0]]
+        """
         return self._rounded(self._kernel(self.predictor.inputs) @ self.operator)
 
     @property
@@ -78,6 +85,12 @@ class Smoother(Displayed, eqx.Module):
         Infinite time, without a ridge: w_n(z) alpha_n / q(K)_nn with alpha = q(K) (y - f0(X)).
         Identity loss, whose mean is then over n - 1 points: (n w_n(z) y_n - f(z) + f0(z)) / (n -
         1). With a ridge and weights of points as `fit` takes them for the others.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0, 0.0], [0.0, 2.0]], [1, -1])
+            >>> pk.smoother(f).influence([[1.0, 0.0]]).tolist()
+            [[0.5, -0.5]]
 
         Raises:
             ValueError: the squared loss at a finite time, where what training makes of the other
@@ -169,8 +182,8 @@ class Smoother(Displayed, eqx.Module):
 
 
 def smoother(f: KernelPredictor) -> Smoother:
-    """How f depends on its training targets and points: weights, leverage, degrees of freedom, and
-    the exact outputs of f trained without a point.
+    """Computes how f depends on its training targets and points: weights, leverage, degrees of
+    freedom, and the exact outputs of f trained without a point.
 
     For every dynamics of the identity and the squared loss; what f is without a point for the
     identity loss, and for the squared loss at infinite time. The weights anywhere are

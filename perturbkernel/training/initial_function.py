@@ -35,6 +35,11 @@ STARTS = ("random", "centred", "doubled")
 class Gaussian(eqx.Module):
     """Joint distribution of outputs at m points over random initial functions.
 
+    Example:
+        >>> g = Gaussian(jnp.zeros(2), jnp.asarray([[4.0, 0.0], [0.0, 1.0]]))
+        >>> g.std.tolist(), g.sample(3, key=jax.random.key(0)).shape
+        ([2.0, 1.0], (3, 2))
+
     Attributes:
         mean: (m,), or (m, K) for K outputs.
         covariance: (m, m); of each of the K outputs, which are independent of one another.
@@ -102,7 +107,16 @@ def sample_initial(
     *,
     key: PRNGKeyArray,
 ) -> InitialFunction:
-    """Draws the initial function jointly at `points`: data and queries in one array, say.
+    """Draws the initial function jointly at `points`, such as training and query points in one
+    array.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> x, z = [[1.0, 0.0], [0.0, 2.0]], [[1.0, 1.0]]
+        >>> f0 = pk.sample_initial(pk.TwoLayerNTK(), [*x, *z], key=jax.random.key(0))
+        >>> f = pk.fit(pk.TwoLayerNTK(), x, [1, -1], initial=f0)
+        >>> f0(z).shape, bool(jnp.allclose(f(z) - f0(z), pk.fit(pk.TwoLayerNTK(), x, [1, -1])(z)))
+        ((1,), True)
 
     Args:
         kernel: of the network; its `nngp` is the covariance S.
@@ -113,10 +127,6 @@ def sample_initial(
     Coefficients are V Lambda^(-1/2) e for S = V Lambda V^T and e standard normal. Eigenvalues below
     n eps lambda_max, eps of the dtype of the points, are left out: values are right to sqrt(n eps),
     about 1e-3 in float32, and points that coincide have one value. Cost O(n^3), in float64.
-
-    Example:
-        f0 = sample_initial(kernel, jnp.concatenate([inputs, queries]), key=jax.random.key(0))
-        f = fit(kernel, inputs, targets, initial=f0)
     """
     x = kernel.check_inputs(points, "points")
     check_key(key)

@@ -39,6 +39,15 @@ class KernelPredictor(Displayed, KeepsPrecision):
     enabled) are evaluated in float64 wherever the predictor goes: to a file, into a pickle, under
     `jit`, whether or not x64 is enabled there. Outputs are float32 where it is not.
 
+    Example:
+        >>> import perturbkernel as pk
+        >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0, 0.0], [0.0, 2.0]], [1, -1])
+        >>> z = [[1.0, 1.0]]
+        >>> f(z).tolist(), f.input_gradient(z).tolist(), f.frozen_gate_gradient(z).tolist()
+        ([-0.5], [[0.5, -1.0]], [[0.5, -1.0]])
+        >>> round(float(f.distribution(z).std[0]), 3), bool(f.gradient_rounding(z)[0] < 1e-4)
+        (1.414, True)
+
     Attributes:
         kernel: the tangent kernel K.
         inputs: the training inputs x, (n, ...).
@@ -174,8 +183,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
     def gradient_rounding(
         self, z: Float[ArrayLike, "m ..."], weights: Float[ArrayLike, "m k"] | None = None
     ) -> Float[Array, " m"]:
-        """(m,): a gradient shorter than this is rounding error, its terms cancel (conflicting
-        duplicates, say).
+        """(m,): a gradient shorter than this is rounding error, because its terms cancel (at
+        conflicting duplicates, for instance).
         """
         z = self._queries(z)
         weights = self._weights(z, weights)
@@ -253,12 +262,18 @@ class KernelPredictor(Displayed, KeepsPrecision):
         return to_ambient(rounded)
 
     def parameters(self) -> Any:
-        """The parameters of the linearised network that predicts as this does: params + sum_n
-        dual_coef_n J(x_n), for an EmpiricalNTK.
+        """The parameters with which the linearised network equals this predictor: params + sum_n
+        dual_coef_n J(x_n). For an EmpiricalNTK.
 
         With `initial` the network itself, ``pk.linearize(apply, params)``, f(z) = apply(params, z)
         + <J(z), parameters - params>. Without, that less apply(params, z). Raises TypeError for
         another kernel, and for several outputs.
+
+        Example:
+            >>> import jax.numpy as jnp, perturbkernel as pk
+            >>> kernel = pk.EmpiricalNTK(lambda p, x: x @ p, jnp.array([1.0, 2.0]))
+            >>> pk.fit(kernel, [[1.0, 0.0], [0.0, 2.0]], [1, -1]).parameters().tolist()
+            [1.5, 1.0]
         """
         if not isinstance(self.kernel, EmpiricalNTK):
             raise TypeError(
@@ -300,8 +315,16 @@ class KernelPredictor(Displayed, KeepsPrecision):
         return _sum(gradient, input_gradient(self.initial, to_ambient(z), weights))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one .npz file, whole or not at all. An initial function is not saved, nor a kernel
-        that is a network: give them to `load` again.
+        """Writes one .npz file, whole or not at all. It does not hold an initial function, nor a
+        kernel that is a network; pass these to `load` again.
+
+        Example:
+            >>> import tempfile, perturbkernel as pk
+            >>> f = pk.fit(pk.TwoLayerNTK(slope=1.0), [[1.0, 0.0], [0.0, 2.0]], [1, -1])
+            >>> path = tempfile.mkdtemp() + "/f.npz"
+            >>> f.save(path)
+            >>> pk.KernelPredictor.load(path)([[1.0, 1.0]]).tolist()
+            [-0.5]
         """
         contents = saving.Saved(
             self.kernel,

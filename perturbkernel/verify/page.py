@@ -84,9 +84,11 @@ def _arrays(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 def load(folder: str | os.PathLike[str]) -> list[Verdict]:
     """Reads saved verdicts back. Raises FileNotFoundError if the folder holds none.
 
-    For example:
-
-        failed = [v.name for v in load("results") if v.verdict == "fails"]
+    Example:
+        >>> import tempfile, perturbkernel as pk
+        >>> folder = pk.verify.save(pk.verify.verify("8.3"), tempfile.mkdtemp())
+        >>> [verdict.verdict for verdict in pk.verify.load(folder)]
+        ['holds']
     """
     folder = Path(folder)
     try:

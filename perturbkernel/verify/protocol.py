@@ -158,7 +158,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of one check at one setting.
+    """The outcome of one check at one setting.
 
     Attributes:
         id, part, statement, kind: of the check.

@@ -89,7 +89,12 @@ def _order(check: Check) -> tuple[int, int, str]:
 
 
 def checks() -> tuple[Check, ...]:
-    """All checks in the order of the theory."""
+    """All checks in the order of the theory.
+
+    Example:
+        >>> [check.id for check in checks()][:2]
+        ['0.1', '0.1']
+    """
     everything = [check for module in _MODULES for check in module.CHECKS]
     return tuple(sorted(everything, key=_order))
 
@@ -173,7 +178,7 @@ def verify(
     seed: int = 0,
     on_stage: Callable[[str], None] | None = None,
 ) -> list[Verdict]:
-    """Tries results of the theory on independent draws and says of each whether it holds.
+    """Tries results of the theory on independent draws, and says whether each of them holds.
 
     Args:
         only: numbers of results or sections, "3.2,5.1" or ["3"]; all if left out.
@@ -204,17 +209,32 @@ def verify(
 
 
 def trials(only: str | Iterable[str] | None = None, *, full: bool = False) -> int:
-    """How often `verify` calls its `on_stage`."""
+    """How many times `verify` calls `on_stage` for these results.
+
+    Example:
+        >>> trials("8.3")
+        1
+    """
     return sum(1 for _ in _groups(select(only), full))
 
 
 def failed(verdicts: Sequence[Verdict]) -> bool:
-    """Whether any result fails. Vacuous ones do not, though they are no passes either."""
+    """Whether any result fails. A vacuous result neither passes nor fails.
+
+    Example:
+        >>> failed(verify("8.3"))
+        False
+    """
     return any(verdict.verdict == "fails" for verdict in verdicts)
 
 
 def listing() -> str:
-    """The numbers and statements of all checks, as text."""
+    """The numbers and statements of all checks, as text.
+
+    Example:
+        >>> "8.3" in listing()
+        True
+    """
     lines = []
     section = None
     for check in checks():
@@ -262,6 +282,10 @@ def table(verdicts: Sequence[Verdict], width: int = 150) -> str:
     """One row per result: what it says, where it was tried, what came out, the verdict.
 
     Reasons and a legend follow below.
+
+    Example:
+        >>> print(table(verify("8.3"), width=72).splitlines()[3].split()[-1])
+        holds
     """
     rows = []
     for verdict in verdicts:

@@ -12,7 +12,7 @@ import pytest
 
 import perturbkernel as pk
 from perturbkernel import __version__, report
-from perturbkernel.cli.main import main
+from perturbkernel.cli.main import build_parser, main
 
 SMALL = [
     "run",
@@ -426,6 +426,19 @@ def test_without_arguments_it_prints_the_help(capsys):
     assert ended.value.code == 0 and capsys.readouterr().out == page
     for command in ("run", "verify", "reproduce", "bench", "report"):
         assert re.search(rf"^ +{command}\b", page, re.M), command
+
+
+def test_help_fits_80_columns_and_explains_every_option(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = build_parser()
+    parser.add_all_options()
+    for name, command in {"": parser, **parser.commands}.items():
+        page = command.format_help()
+        assert max(map(len, page.splitlines())) <= 80, name
+        for action in command._actions:
+            assert action.help or action.dest == "command", (name, action.dest)
+            valued = action.nargs != 0 and action.option_strings and action.default is not None
+            assert not valued or "default" in str(action.help), (name, action.dest)
 
 
 def test_a_subcommand_explains_its_options():

@@ -33,7 +33,7 @@ CERTIFIED_NORMS = ("l2", "linf", "l1")
 
 @dataclass(frozen=True, repr=False)
 class CertifiedSize(Displayed):
-    """Sizes within which no perturbation whatever changes a decision. Made by `certified_size`.
+    """Sizes up to which no perturbation changes a decision. `certified_size` returns it.
 
     Attributes:
         size: (n,), at inputs + delta the decision is the same for every |delta| <= size; 0 where
@@ -60,10 +60,18 @@ class CertifiedSize(Displayed):
         }
 
     def accuracy(self, sizes: Sequence[float] | Float[ArrayLike, " s"]) -> Float[np.ndarray, " s"]:
-        """The certified accuracy, (s,): the share of inputs that every perturbation of each of
-        these sizes leaves right. Without targets, the share whose decision it leaves unchanged.
+        """The certified accuracy, (s,): the share of inputs that stay right under every
+        perturbation of each of these sizes. Without targets, the share whose decision stays the
+        same.
 
         Never above the accuracy under an attack of that size.
+
+        Example:
+            >>> import perturbkernel as pk
+            >>> x, y = jnp.asarray([[3.0, 1.0], [-2.0, 1.0]]), jnp.asarray([1.0, -1.0])
+            >>> certified = pk.certified_size(pk.fit(pk.TwoLayerNTK(), x, y), x, y)
+            >>> certified.accuracy([0.0, 100.0]).tolist()
+            [1.0, 0.0]
         """
         wanted = np.asarray(as_float(sizes, "sizes"), float)
         if wanted.ndim != 1 or wanted.size == 0 or wanted.min() < 0:

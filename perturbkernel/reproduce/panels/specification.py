@@ -84,11 +84,6 @@ def _content() -> Json:
     return json.loads(folder.joinpath("panels.json").read_text(encoding="utf-8"))
 
 
-def recipe() -> Json:
-    """How the published networks were trained and measured, in words."""
-    return _content()["recipe"]
-
-
 def panel_ids() -> tuple[str, ...]:
     return tuple(panel["id"] for panel in _content()["panels"])
 
@@ -156,6 +151,12 @@ def panel(panel_id: str, scale: str = "small") -> Panel:
     "paper": as published. "small": n and d reduced study by study, widths to 200, at most 6 points;
     the size of a perturbation keeps its proportion to sqrt(d), and `reduction` says in words what
     was reduced.
+
+    Example:
+        >>> import perturbkernel as pk
+        >>> p = pk.reproduce.panel("mnist_a/size/identity", scale="paper")
+        >>> p.varies, len(p.settings), sorted(p.published)
+        ('size', 9, ['agreement', 'perturbation', 'standard'])
     """
     check_choice(scale, "scale", SCALES)
     entry = _entry("panels", panel_id)

@@ -13,6 +13,11 @@ from perturbkernel.theory.law.holdout import failure_bounds
 class Simulation(Described):
     """How much was drawn, and what the statement pays for it.
 
+    Example:
+        >>> simulation = Simulation(pilot=100, draws=400, delta=0.1, confidence=0.99, allowed=24)
+        >>> round(simulation.level, 3)
+        0.09
+
     Attributes:
         pilot: networks (or pairs) that chose signs and points; draws: others, which were held
             against the choice.

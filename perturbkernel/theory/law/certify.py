@@ -233,6 +233,15 @@ def certify_network(
     For g, given a trained f: x and y its perturbations and their targets, signs=f(z); then g is
     certified to agree with that f.
 
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 0.0], [1.0, 1.0]]
+        >>> training = {"width": 100, "start": "centred", "dynamics": pk.HeavyBall(0.1, 3)}
+        >>> draws = {"pilot": 20, "draws": 100, "key": jax.random.key(0)}
+        >>> c = pk.theory.certify_network(pk.TwoLayerNTK(), x, y, z, **training, **draws)
+        >>> c.certified.tolist(), c.share
+        ([True, False], 0.5)
+
     Args:
         kernel: of the network: slope, and whether biases are trained.
         x, y: (n, d), (n,) in {-1, +1}: the training set. z: (m, d), points chosen before.
@@ -252,11 +261,6 @@ def certify_network(
 
     Computes in the dtype of x. Cost: (draws + pilot) trainings of a network, neuron by neuron in
     blocks within the kernel's memory.
-
-    Example:
-        c = certify_network(kernel, x, y, z, width=100, dynamics=HeavyBall(0.01, 100), key=key)
-        print(c)
-        c.share, c.certified, c.signs, c.failure
 
     Theory: 14.5.
     """
@@ -299,6 +303,17 @@ def certify_experiment(
     trained, its input gradients make the perturbations, and a fresh g is trained on these, pair by
     pair: whatever f's start does to g is in it.
 
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 0.0], [1.0, 1.0]]
+        >>> training = {"width": 100, "start": "centred", "dynamics": pk.HeavyBall(0.1, 3)}
+        >>> options = {"size": 3.0, "targets": y, "draws": 100, "pilot": 20}
+        >>> c = pk.theory.certify_experiment(
+        ...     pk.TwoLayerNTK(), x, y, z, **training, **options, key=jax.random.key(0)
+        ... )
+        >>> c.certified.tolist(), c.f.share, c.g.share
+        ([True, False], 0.5, 0.5)
+
     Args:
         kernel, x, y, z, width, delta, confidence, start, progress, key: as in `certify_network`;
             start "centred": f - f0, g - g0, and perturbations along grad f - grad f0.
@@ -312,14 +327,6 @@ def certify_experiment(
 
     Raises:
         ValueError, TypeError: bad arguments; too few draws to certify anything.
-
-    Example:
-        c = certify_experiment(
-            kernel, x, y, z, width=100, dynamics=HeavyBall(0.01, 100), size=1.0, targets=targets,
-            key=key,
-        )
-        print(c)
-        c.share, c.f.share, c.g.share, c.limits
 
     Theory: 14.5.
     """

@@ -9,6 +9,10 @@ from jaxtyping import Float
 class Estimate(NamedTuple):
     """A number for each query, with the standard error that the simulation leaves.
 
+    Example:
+        >>> Estimate(np.asarray([0.2]), np.asarray([0.01]), 0.2, 0.01).mean_standard_error
+        0.01
+
     Attributes:
         value: (m,).
         standard_error: (m,).

@@ -51,6 +51,26 @@ class NeuronLaw(Pool):
     the rate scaled by sqrt(width); elsewhere as near as descent is to flow.
 
     Attributes: those of `Pool`. `at` and `neurons` give the pool itself.
+
+    Example:
+        >>> import jax, numpy as np, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> law = pk.theory.simulate_neurons(
+        ...     pk.TwoLayerNTK(), x, y, dynamics=pk.HeavyBall(0.1, 3), width=100, neurons=400,
+        ...     key=jax.random.key(0),
+        ... )
+        >>> mean, std = law.mean(z, width=100), law.std(z, width=100)
+        >>> variance, _ = law.covariance(z, width=100)
+        >>> bool(np.allclose(std.value**2, np.diag(variance)))
+        True
+        >>> p = law.expected_accuracy(z, [1], width=100, start="centred")
+        >>> cosine, gradient = law.cosine(z, width=100), law.gradient(z, width=100)
+        >>> bool(p.value > 0.9), cosine.value.shape, gradient.mean.shape
+        (True, (1,), (1, 2))
+        >>> one = law.draw(width=100, key=jax.random.key(1))
+        >>> two = law.networks(2, width=100, key=jax.random.key(1))
+        >>> one(z).shape, two(z).shape, law.mean_network(width=100)(z).shape
+        ((1,), (2, 1), (1,))
     """
 
     def _queries(self, z) -> Queries:
@@ -264,10 +284,6 @@ class NeuronLaw(Pool):
 
         Neurons are drawn without replacement, each with one of its signs. Networks of different
         keys share neurons: independent given the pool they are not; `networks` are.
-
-        Example:
-            net = law.draw(width=100, time=9.1, key=jax.random.key(1))
-            net(z), net.input_gradient(z)
         """
         nets = self.networks(1, width=width, time=time, start=start, key=key)
         return jax.tree.map(lambda a: a[0], nets)

@@ -55,6 +55,15 @@ class MeanFieldLearner(eqx.Module):
         one at every width, is in the forces: f - F does not fall with width, and F is no limit of f
         [measured].
 
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0], [1.0, 2.0]]
+        >>> rich = pk.theory.MeanFieldLearner(
+        ...     pk.TwoLayerNTK(), dynamics=pk.HeavyBall(0.1, 3), neurons=400
+        ... )
+        >>> (rich(x, y, jax.random.key(0))(z) > 0).tolist()
+        [True, False]
+
     Args:
         kernel: slope and whether biases are trained; cosines and diagnoses are computed with it.
         dynamics: `GradientFlow` or `HeavyBall`, of networks of `width`.
@@ -63,10 +72,6 @@ class MeanFieldLearner(eqx.Module):
         loss: of `fit`.
         steps: for flow: of the midpoint rule, or of plain descent for the other losses.
         mesh: devices that neurons are dealt out to; for the identity loss.
-
-    Example:
-        rich = pk.theory.MeanFieldLearner(kernel, dynamics=pk.GradientFlow(3.0))  # r = 3
-        result = pk.learn_from_perturbations(rich, train, size=0.14, key=key)
 
     Theory: 14.2, 14.4, 14.6.
     """

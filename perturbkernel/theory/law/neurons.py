@@ -17,6 +17,20 @@ class Neurons(NamedTuple):
     A network of width m, at time r sqrt(m), is m independent columns of this pool, with readouts
     alpha / sqrt(m).
 
+    Example:
+        >>> import jax, numpy as np, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], np.array([[2.0, 1.0]])
+        >>> law = pk.theory.simulate_neurons(
+        ...     pk.TwoLayerNTK(), x, y, dynamics=pk.HeavyBall(0.1, 3), width=100, neurons=400,
+        ...     key=jax.random.key(0),
+        ... )
+        >>> pool = law.neurons(width=100)
+        >>> pool.terms(z).shape, pool.part(slice(0, 10)).start.shape, pool.trained.shape
+        ((2, 200, 1), (10, 3), (2, 200, 3))
+        >>> one = pool.one_sign(np.zeros(200, int))
+        >>> one.readout.shape, one.outputs(z).u.shape, next(one.blocks(1))
+        ((1, 200), (200, 1), slice(0, 1, None))
+
     Attributes:
         scaled_time: r.
         slope: of the leaky ReLU for negative numbers.

@@ -48,11 +48,22 @@ def simulate_neurons(
     progress: Any = None,
     key: PRNGKeyArray,
 ) -> NeuronLaw:
-    """The law of networks trained on (x, y) with the identity loss, from a pool of neurons.
+    """Simulates a pool of neurons, and returns the law of networks trained on (x, y) with the
+    identity loss.
 
     Neurons do not interact, so that a pool of them is as many networks as it has neurons for, and
     one pool answers for every width and time with time / sqrt(width) up to that of `dynamics` at
     `width` (`NeuronLaw` says how exactly).
+
+    Example:
+        >>> import jax, perturbkernel as pk
+        >>> x, y, z = [[1.0, 0.0], [0.0, 1.0]], [1, -1], [[2.0, 1.0]]
+        >>> law = pk.theory.simulate_neurons(
+        ...     pk.TwoLayerNTK(), x, y, dynamics=pk.HeavyBall(0.1, 3), width=100, neurons=400,
+        ...     key=jax.random.key(0),
+        ... )
+        >>> law.mean(z, width=100).value.round(1), law.std(z, width=100).value.round(1)
+        (array([0.1]), array([1.3]))
 
     Args:
         kernel: the slope, whether biases are trained, and memory for temporaries.
@@ -76,10 +87,6 @@ def simulate_neurons(
 
     Computes in the dtype of x, averages in float64. A step takes two matrix products neurons x n x
     (d + 1), or one neurons x n x n where n <= d; `plan_neurons` forecasts.
-
-    Example:
-        law = simulate_neurons(kernel, x, y, dynamics=HeavyBall(0.01, 100), width=100, key=key)
-        law.mean(z, width=100), law.std(z, width=100)
 
     Theory: 14.1.
     """
@@ -162,7 +169,7 @@ def _checked_records(records, steps: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class NeuronPlan(Described):
-    """What a simulation of neurons will take; `print` it.
+    """A forecast of the memory and time of a simulation of neurons; `print` it.
 
     Attributes:
         neurons, steps, n, d: as in `simulate_neurons`.

@@ -12,6 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from perturbkernel.report.html import Picture
+from perturbkernel.report.numbers import numbers
+
 PLUS = "#0072b2"
 MINUS = "#d55e00"
 F_COLOUR = "#333333"
@@ -89,6 +92,17 @@ def render(drawn: Figure, kind: str) -> bytes:
     metadata: Any = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     drawn.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
+
+
+def picture(drawn: Figure) -> Picture:
+    """The figure as a page shows it.
+
+    Example:
+        >>> picture(figure(4, 3)).numbers
+        []
+    """
+    png = render(drawn, "png")
+    return Picture(png, numbers(drawn))
 
 
 def figure(width: float, height: float) -> Figure:

@@ -22,7 +22,7 @@ import numpy as np
 from perturbkernel.display import html_table, text_table
 from perturbkernel.files import write_folder as write_whole
 from perturbkernel.report import robustness
-from perturbkernel.report.html import html_figure, html_page
+from perturbkernel.report.html import Picture, html_figure, html_page
 from perturbkernel.report.machine import environment as environment
 from perturbkernel.report.statements import captions, introduction
 from perturbkernel.report.statements import sentences as sentences
@@ -94,7 +94,7 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _drawn(report: Report, folder: Path) -> tuple[Report, dict[str, bytes]]:
+def _drawn(report: Report, folder: Path) -> tuple[Report, dict[str, Picture]]:
     """Writes the figures; returns the report, which says what could not be drawn, and pictures."""
     pictures = {}
     for name, draw in figures(report).items():
@@ -278,8 +278,8 @@ def write_for_print(
     return files
 
 
-def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
-    """Writes `name`.svg and `name`.png; returns the PNG, for a page.
+def write_figure(figure: "Figure", folder: Path, name: str) -> Picture:
+    """Writes `name`.svg and `name`.png; returns the PNG, for a page, with its numbers.
 
     For example:
 
@@ -288,9 +288,9 @@ def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
     from perturbkernel.report import plots
 
     drawing = plots.render(figure, "svg")
-    picture = plots.render(figure, "png")
+    picture = plots.picture(figure)
     (folder / f"{name}.svg").write_bytes(drawing)
-    (folder / f"{name}.png").write_bytes(picture)
+    (folder / f"{name}.png").write_bytes(picture.png)
     return picture
 
 
@@ -342,7 +342,7 @@ def _shares(values: Any) -> str:
     return said
 
 
-def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
+def _page(report: Report, pictures: Mapping[str, Picture]) -> str:
     c = report.configuration
     metrics = report.metrics
     head, *body = table(metrics)

@@ -267,7 +267,7 @@ def _section(number: str, verdicts: list[Verdict]) -> str:
 def _figure(number: str, verdicts: list[Verdict]) -> str:
     """The figure of a result; one that cannot be drawn costs no more than itself."""
     try:
-        picture = plots.render(figure(verdicts), "png")
+        picture = plots.picture(figure(verdicts))
     except Exception as error:
         said = f"the figure of {number} could not be drawn ({type(error).__name__}: {error})"
         warnings.warn(said, stacklevel=2)

@@ -143,19 +143,6 @@ def plain(name: str, longest: int = 24) -> str:
     return name.replace("$", r"\$")
 
 
-def class_index(values: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The class of every target: of two, 0 for +1 and 1 for -1; of more they are indices.
-
-    Example:
-        >>> class_index(np.array([1, -1]), ("cat", "dog")).tolist()
-        [0, 1]
-    """
-    values = np.asarray(values)
-    if len(classes) == 2:
-        return np.where(values > 0, 0, 1)
-    return values
-
-
 def class_colours(classes: Sequence[str]) -> list[Any]:
     """The colour of each class.
 

@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from perturbkernel.report.captions import title_of_sample
 from perturbkernel.report.drawing import (
     LABELLED,
     Arrays,
     class_colours,
-    class_index,
     cross,
     figure,
     largest,
@@ -94,8 +94,13 @@ def _show(
     axis.spines[:].set_visible(False)
 
 
-def _in_range(inputs: np.ndarray) -> np.ndarray:
-    """Colours between 0 and 1, as pictures need them: all are shifted and scaled alike."""
+def in_range(inputs: np.ndarray) -> np.ndarray:
+    """Colours between 0 and 1, as pictures need them: all are shifted and scaled alike.
+
+    Example:
+        >>> in_range(np.array([-1.0, 3.0])).tolist()
+        [0.0, 1.0]
+    """
     low = inputs.min()
     high = inputs.max()
     if low >= 0 and high <= 1:
@@ -105,23 +110,18 @@ def _in_range(inputs: np.ndarray) -> np.ndarray:
 
 
 def _pictures(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) -> _Pictures:
-    inputs = _in_range(arrays["sample_inputs"])
+    inputs = in_range(arrays["sample_inputs"])
     deltas = _as_pictures(arrays["sample_deltas"], image_shape)
     # Grey perturbations share one scale; colours, which have none beside them, are seen best each
     # in its own.
     shared = float(np.quantile(np.abs(deltas), _WITHIN)) or 1.0
-    labels = arrays.get("sample_labels")
-    names = ["carrier"] * len(inputs)
-    if labels is not None:
-        own = class_index(labels, classes)
-        names = [f"a {classes[i]}" for i in own]
-    targets = class_index(arrays["sample_targets"], classes)
+    titles = [title_of_sample(arrays, classes, i) for i in range(len(inputs))]
     return _Pictures(
         inputs=_as_pictures(inputs, image_shape),
         deltas=deltas,
         limits=_limits(deltas, shared),
-        names=names,
-        aims=[f"toward {classes[i]}" for i in targets],
+        names=[name for name, _ in titles],
+        aims=[f"toward {aim}" for _, aim in titles],
     )
 
 

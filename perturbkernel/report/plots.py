@@ -15,7 +15,6 @@ from perturbkernel.report.drawing import MINUS as MINUS
 from perturbkernel.report.drawing import PLUS as PLUS
 from perturbkernel.report.drawing import STYLE as STYLE
 from perturbkernel.report.drawing import Arrays as Arrays
-from perturbkernel.report.drawing import class_index as class_index
 from perturbkernel.report.drawing import figure as figure
 from perturbkernel.report.drawing import picture as picture
 from perturbkernel.report.drawing import plain as plain

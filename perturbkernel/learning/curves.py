@@ -121,7 +121,7 @@ def growth(r: PerturbationLearning, rows: Sequence[int], reach: float) -> Growth
     moved = _margins(along(r.f, looked), targets) > 0
     # Where one is beyond the target from the beginning nothing changes.
     changes = [looked[row.argmax()] for row in moved if row.any() and not row[0]]
-    largest = _BEYOND * max(changes) if changes else size * reach
+    largest = float(f"{_BEYOND * max(changes):.2g}") if changes else size * reach
     sizes = np.linspace(0, largest, _RESOLUTION)
     f, g = along(r.f, sizes), along(r.g, sizes)
     margins = _margins(f, targets), _margins(g, targets)

@@ -131,8 +131,8 @@ def _growing(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
     ]
     return (
         f"One of these points while its perturbation, which aims at {aim}, is scaled: "
-        f"{_range(arrays['growth_size'])}. {said[0]}; {said[1]}. What leaves the range of the data "
-        "is drawn at its end."
+        f"{_range(arrays['growth_size'])}. {said[0]}; {said[1]}. Pixels beyond the range of the "
+        "data are drawn at its ends."
     )
 
 

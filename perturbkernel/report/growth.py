@@ -53,8 +53,8 @@ def growing(
     inputs, delta = _in_units_of_pictures(arrays, image_shape, size)
     sizes = arrays["growth_size"]
     steps = np.linspace(0, len(sizes) - 1, _FRAMES).round().astype(int)
-    fig = figure(1.15 * _FRAMES + 3.6, 2.3)
-    grid = fig.add_gridspec(1, _FRAMES + 1, width_ratios=[1] * _FRAMES + [3])
+    fig = figure(1.25 * _FRAMES + 3.6, 2.1)
+    grid = fig.add_gridspec(1, _FRAMES + 1, width_ratios=[1] * _FRAMES + [2.2])
     for i, step in enumerate(steps):
         axis = fig.add_subplot(grid[0, i])
         frame = np.clip(inputs[0] + delta[0] * step / (len(sizes) - 1), 0, 1)
@@ -64,7 +64,8 @@ def growing(
         axis.set_xlabel("f: {}\ng: {}".format(*decisions), fontsize=points(8))
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
-    _margins(fig.add_subplot(grid[0, -1]), arrays, _aim(arrays, names, 0))
+    _, aim = title_of_sample(arrays, names, arrays["growth_sample"][0])
+    _margins(fig.add_subplot(grid[0, -1]), arrays, aim)
     return fig
 
 
@@ -76,12 +77,6 @@ def _margins(axis: Axes, arrays: Arrays, aim: str) -> None:
         axis.plot(arrays["growth_size"], margin / largest(margin), line, color=colour, label=label)
     axis.set(xlabel="size of the perturbation", ylabel=f"margin toward {aim} (scaled)")
     axis.legend(fontsize=points(8))
-
-
-def _aim(arrays: Arrays, classes: Sequence[str], i: int) -> str:
-    """The class that a point's perturbation aims at."""
-    sample = arrays["growth_sample"][i]
-    return title_of_sample(arrays, classes, sample)[1]
 
 
 def _in_units_of_pictures(
@@ -103,7 +98,7 @@ def slider(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int], s
 
     For example:
 
-        html_figure("growing", picture, more=slider(arrays, classes, image_shape, size))
+        html_figure("growing", picture, stage=slider(arrays, classes, image_shape, size))
     """
     inputs, delta = _in_units_of_pictures(arrays, image_shape, size)
     count = min(len(inputs), _ENTRIES // (2 * inputs[0].size))
@@ -116,13 +111,18 @@ def slider(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int], s
         "sizes": len(sizes),
         "largest": float(sizes[-1]),
         "classes": list(classes),
-        "points": [_point(arrays, classes, i, inputs[i], delta[i]) for i in range(count)],
+        "points": [
+            {"name": f"{i + 1}: {name}"} | _point(arrays, i, inputs[i], delta[i])
+            for i, name in enumerate(_names(arrays, classes)[:count])
+        ],
     }
     # Inside a script nothing is escaped, and no "</script>" may be.
     text = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
     return f"""<div class="growth" hidden><script type="application/json">{text}</script>
-<canvas role="img" aria-label="the perturbed picture"></canvas>
-<canvas role="img" aria-label="the perturbation"></canvas>
+<div class="part"><canvas role="img" aria-label="the perturbed picture"></canvas>
+<small>perturbed</small></div>
+<div class="part"><canvas role="img" aria-label="the perturbation"></canvas>
+<small>perturbation</small></div>
 <div class="controls"><label>Point <select></select></label>
 <label>Size of its perturbation <input type="range" min="0" value="0"></label>
 <output aria-live="polite"></output>
@@ -137,13 +137,15 @@ height="120"><line x1="0" x2="100" y1="50" y2="50"/><line class="now" y1="0" y2=
     }</small></div></div>"""
 
 
-def _point(
-    arrays: Arrays, classes: Sequence[str], i: int, inputs: np.ndarray, delta: np.ndarray
-) -> dict[str, Any]:
+def _names(arrays: Arrays, classes: Sequence[str]) -> list[str]:
+    titles = [title_of_sample(arrays, classes, i) for i in arrays["growth_sample"]]
+    return [f"{name}, toward {aim}" for name, aim in titles]
+
+
+def _point(arrays: Arrays, i: int, inputs: np.ndarray, delta: np.ndarray) -> dict[str, Any]:
+    """Pictures of a point and of its perturbation, and what both networks say of it."""
     limit = largest(delta)
-    name, aim = title_of_sample(arrays, classes, arrays["growth_sample"][i])
     told: dict[str, Any] = {
-        "name": f"{name}, toward {aim}",
         "inputs": _bytes(255 * inputs),
         "delta": _bytes(128 + 127 * delta / limit),
         "limit": round(limit, 5),

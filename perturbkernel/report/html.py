@@ -7,15 +7,29 @@ pointer, from the tables below the figure, which are there without it.
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from perturbkernel.display import html_table
 
 # Figures are drawn in inches, of which PNGs have 150 pixels. On a page an inch has this many at
 # most; and on a phone at least so many, so that letters of nine points stay legible.
 _DOTS, _MOST, _LEAST = 150, 110, 60
 # A figure of more inches than this, or so many times wider than high, has a row of its own.
 _WIDE_INCHES, _WIDE_RATIO = 7.5, 2.2
+
+
+# Settings whose names are not words.
+_WORDS = {
+    "n_train": "training points",
+    "n_test": "test points",
+    "n_perturbed": "perturbed points",
+    "d": "dimension",
+    "at": "perturbed at",
+    "bounds": "clipped to",
+    "x64": "64 bits",
+}
 
 
 class Numbers(NamedTuple):
@@ -72,12 +86,13 @@ def html_figure(
     caption: str = "",
     *,
     source: str = "",
-    more: str = "",
+    stage: str = "",
+    below: str = "",
 ) -> str:
     """A picture above its caption and the tables of its numbers, which can be opened.
 
-    `source`: the file with the picture; left out, the picture is inside the page. `more`: HTML that
-    the figure ends in.
+    `source`: the file with the picture; left out, the picture is inside the page. `stage`: HTML
+    that a script may show in place of the picture; `below`: HTML after the caption.
 
     Example:
         >>> png = bytes(16) + (600).to_bytes(4) + (450).to_bytes(4)
@@ -94,8 +109,8 @@ def html_figure(
     image = f'<img alt="{html.escape(name)}" style="{size}" src="{html.escape(source)}">'
     kind = ' class="wide"' if wide else ""
     return (
-        f'<figure id="{html.escape(anchor(name))}"{kind}><div class="picture">{image}</div>{said}'
-        f"{_tables(picture.numbers)}{more}</figure>"
+        f'<figure id="{html.escape(anchor(name))}"{kind}><div class="picture">{image}</div>'
+        f"{stage}{said}{below}{_tables(picture.numbers)}</figure>"
     )
 
 
@@ -129,3 +144,28 @@ def _table(numbers: Numbers) -> str:
 def _cell(text: str, place: tuple[int, int] | None) -> str:
     at = "" if place is None else f' data-at="{place[0]},{place[1]}"'
     return f"<td{at}>{html.escape(text)}</td>"
+
+
+def html_settings(settings: Mapping[str, Any]) -> str:
+    """A table of names and values, both in words.
+
+    Example:
+        >>> html_settings({"n_train": 800, "versions": {"jax": "0.8"}, "bounds": None})[7:58]
+        '<tr><td>training points</td><td>800</td></tr><tr><t'
+    """
+    rows = []
+    for name, value in settings.items():
+        rows.append((_WORDS.get(name, name.replace("_", " ")), _in_words(value)))
+    return html_table(rows)
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_in_words(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return str(value)

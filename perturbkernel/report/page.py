@@ -9,7 +9,7 @@ import numpy as np
 from perturbkernel.display import html_table, text_table
 from perturbkernel.report import robustness
 from perturbkernel.report.captions import captions
-from perturbkernel.report.html import Picture, html_figure, html_page
+from perturbkernel.report.html import Picture, html_figure, html_page, html_settings
 from perturbkernel.report.statements import introduction, sentences
 
 if TYPE_CHECKING:
@@ -21,16 +21,6 @@ _ROW_NAMES = {
     "unperturbed": "control: carrier unperturbed",
     "random": "control: random directions",
     "shuffled": "control: targets shuffled",
-}
-# Settings whose names are not words.
-_WORDS = {
-    "n_train": "training points",
-    "n_test": "test points",
-    "n_perturbed": "perturbed points",
-    "d": "dimension",
-    "at": "perturbed at",
-    "bounds": "clipped to",
-    "infinitely_wide": "infinitely wide",
 }
 
 
@@ -90,15 +80,16 @@ def report_page(report: "Report", pictures: Mapping[str, Picture]) -> str:
     shown = []
     for name, picture in pictures.items():
         words = name.replace("_", " ")
-        more = _slider(report) if name == "growing" else ""
-        shown.append(html_figure(words, picture, said[name], more=more))
+        stage = _slider(report) if name == "growing" else ""
+        shown.append(html_figure(words, picture, said[name], stage=stage))
     items = [f"<li>{html.escape(sentence)}</li>" for sentence in sentences(c, metrics)]
     title = f"Learning from adversarial perturbations: {c['data']}, {c['carrier']}"
     under_attack = ""
     if "robust" in metrics:
         attack_head, *attack_rows = robustness.rows(metrics["robust"])
         under_attack = f"\n{html_table(attack_rows, attack_head)}"
-    machine = html_table(report.environment.items())
+    machine = html_settings(report.environment)
+    asked = {name: value for name, value in c.items() if name != "command"}
     return html_page(
         f"perturbkernel: {c['data']}",
         f"""<h1>{html.escape(title)}</h1>
@@ -108,7 +99,7 @@ def report_page(report: "Report", pictures: Mapping[str, Picture]) -> str:
 <div class="figures">{"".join(shown)}</div>
 <h2>What was asked</h2>
 <p><code>{html.escape(c["command"])}</code></p>
-{html_table(_settings(c))}
+{html_settings(asked)}
 <details><summary>Versions and machine</summary>{machine}</details>""",
         scripts=("slider.js",) if "growing" in pictures else (),
     )
@@ -120,22 +111,3 @@ def _slider(report: "Report") -> str:
     c = report.configuration
     arrays = {name: np.asarray(array) for name, array in report.arrays.items()}
     return growth.slider(arrays, c["classes"], c["image_shape"], c["size"])
-
-
-def _settings(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was asked for, as rows of words."""
-    rows = []
-    for name, value in configuration.items():
-        if name != "command":
-            rows.append((_WORDS.get(name, name.replace("_", " ")), _in_words(value)))
-    return rows
-
-
-def _in_words(value: Any) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_in_words(each)}" for name, each in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_in_words, value)) or "none"
-    return str(value)

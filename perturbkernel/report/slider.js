@@ -29,6 +29,13 @@ for (const stage of document.querySelectorAll(".growth")) {
     point.delta = bytes(point.delta);
   }
 
+  function choose() {
+    // Where f begins to read the target.
+    const change = told.points[choice.selectedIndex].f.findIndex(margin => margin > 0);
+    slider.value = change < 0 ? last : change;
+    draw();
+  }
+
   function draw() {
     const point = told.points[choice.selectedIndex], step = Number(slider.value);
     const at = step / last;
@@ -57,8 +64,8 @@ for (const stage of document.querySelectorAll(".growth")) {
 
   slider.max = last;
   slider.addEventListener("input", draw);
-  choice.addEventListener("change", draw);
-  draw();
+  choice.addEventListener("change", choose);
+  choose();
   stage.hidden = false;
   stage.closest("figure").querySelector("img").hidden = true;
 }

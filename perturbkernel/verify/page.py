@@ -23,7 +23,7 @@ from matplotlib.ticker import NullFormatter
 from perturbkernel import report as reports
 from perturbkernel.display import html_table
 from perturbkernel.report import plots
-from perturbkernel.report.html import html_figure, html_page
+from perturbkernel.report.html import html_figure, html_page, html_settings
 from perturbkernel.report.results import write_whole
 from perturbkernel.verify.protocol import Verdict
 from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summary
@@ -245,8 +245,8 @@ below the diagonal a bound holds.</p>
 page lies in the manual as built: <code>make docs</code>, then
 <code>perturbkernel verify --out site</code>.</p>
 {"".join(parts)}
-<h2>What was asked</h2>{html_table(content["configuration"].items())}
-<h2>Versions and machine</h2>{html_table(content["environment"].items())}"""
+<h2>What was asked</h2>{html_settings(content["configuration"])}
+<h2>Versions and machine</h2>{html_settings(content["environment"])}"""
     return html_page("perturbkernel verify", body, _CSS)
 
 

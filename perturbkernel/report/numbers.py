@@ -55,12 +55,13 @@ def _of_axis(axis: Axes) -> list[Numbers]:
     found: list[Numbers] = []
     shared: dict[bytes, list[tuple[str, np.ndarray]]] = {}
     for drawn, label in zip(*axis.get_legend_handles_labels(), strict=True):
-        points = _points(axis, drawn)
-        names = _names.get(drawn)
+        line = _line(drawn)
+        points = _points(axis, line)
         if points is None or not len(points):
             continue
+        names = _names.get(line)
         if names is None:
-            if hasattr(_line(drawn), "get_xdata"):
+            if hasattr(line, "get_xdata"):
                 shared.setdefault(points[:, 0].tobytes(), []).append((label, points))
         elif len(points) <= _CLOUD:
             found.append(_of_named(axis, label, names, points))
@@ -72,9 +73,8 @@ def _line(drawn: Any) -> Any:
     return drawn[0] if isinstance(drawn, tuple) else drawn
 
 
-def _points(axis: Axes, drawn: Any) -> np.ndarray | None:
+def _points(axis: Axes, line: Any) -> np.ndarray | None:
     """The points in units of the axes, (n, 2); None of what is not drawn in them."""
-    line = _line(drawn)
     if hasattr(line, "get_xdata"):
         # A line across the axes, as of chance, is not in units of them.
         if not all(line.get_transform().contains_branch_seperately(axis.transData)):

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter
+from matplotlib.ticker import FixedFormatter, FuncFormatter
 
 from perturbkernel.report.html import Numbers
 
@@ -111,7 +111,7 @@ def _turned(columns: Sequence[Sequence[Any]]) -> list[list[Any]]:
 def _x_texts(axis: Axes, x: np.ndarray) -> list[str]:
     """Places along the axis in its own words, where its ticks have words."""
     words = {}
-    if isinstance(axis.xaxis.get_major_formatter(), FixedFormatter):
+    if isinstance(axis.xaxis.get_major_formatter(), FixedFormatter | FuncFormatter):
         texts = [tick.get_text() for tick in axis.get_xticklabels()]
         words = dict(zip(axis.get_xticks(), texts, strict=False))
     return [_plain(words.get(value, "")) or _text(value) for value in x]

@@ -20,6 +20,7 @@ from perturbkernel.report.drawing import (
     scaled,
     styled,
 )
+from perturbkernel.report.numbers import name_points
 
 # Perturbations in grey share a scale that this share of their pixels keeps within.
 _WITHIN = 0.995
@@ -212,7 +213,8 @@ def _profiles(arrays: Arrays, classes: Sequence[str]) -> Figure:
     x = scaled(reference)
     y = scaled(means)
     for row, mean, name, colour in zip(x, y, classes, colours, strict=True):
-        axis.scatter(row, mean, s=8, color=colour, label=f"{toward} {name}")
+        drawn = axis.scatter(row, mean, s=8, color=colour, label=f"{toward} {name}")
+        name_points(drawn, [f"coordinate {i}" for i in range(len(row))])
     cross(axis, 0.5)
     axis.set_xlabel(f"{what}, coordinate by coordinate (scaled)")
     axis.set_ylabel("mean perturbation (scaled)")

@@ -72,7 +72,9 @@ def _drawn(named: Mapping[str, Table], attack: str) -> "Figure":
             beginning = f"{name}, " if name else ""
             accuracy = np.asarray(table["accuracy"], float)[rows]
             label = f"{beginning}under {attack}"
-            axis.plot(sizes, accuracy, "o-", ms=4, color=colour, label=label)
+            # One below the other, where they agree.
+            width = 1.5 * (len(named) - i)
+            axis.plot(sizes, accuracy, "o-", ms=2 * width + 1, lw=width, color=colour, label=label)
             proved = np.asarray(table.get("certified", ()), float)
             if proved.size and np.isfinite(proved[rows]).any():
                 label = f"{beginning}certified"

@@ -21,7 +21,13 @@ from perturbkernel.reproduce import plan, store
 from perturbkernel.reproduce.panels import assemble
 from perturbkernel.reproduce.panels.assemble import Curves
 from perturbkernel.reproduce.panels.datasets import count
-from perturbkernel.reproduce.panels.figures import curve_label, describe, map_figure, panel_figure
+from perturbkernel.reproduce.panels.figures import (
+    curve_label,
+    describe,
+    describe_map,
+    map_figure,
+    panel_figure,
+)
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel, decision_map, panel
 from perturbkernel.reproduce.plan import Options
@@ -239,9 +245,15 @@ class Reproduction:
         if self.options.panels or self.options.maps:
             return _HEADING
         if len(self.options.studies) == 1:
-            about = plan.STUDIES[self.options.studies[0]].about
-            return about[0].upper() + about[1:]
+            return self._about(self.options.studies[0])
         return _STUDIES_HEADING
+
+    def _about(self, name: str) -> str:
+        """A study, or what a decision map is of, in a line."""
+        if name in plan.STUDIES:
+            about = plan.STUDIES[name].about
+            return about[0].upper() + about[1:]
+        return describe_map(decision_map(name, self.options.scale))
 
     def _legend(self) -> str:
         """What circles and lines are, where there are panels."""
@@ -265,8 +277,8 @@ class Reproduction:
         if name in summary["panels"]:
             words = describe(self.panel(name))
             table = _gaps(summary["panels"][name]["distance"])
-        elif name in plan.STUDIES:
-            words = plan.STUDIES[name].about
+        elif len(self.names) > 1:  # of one alone the heading says it
+            words = self._about(name)
         stem = f"figures/{file_name(name)}"
         below = f'{table}<a class="file" href="{html.escape(stem)}.svg">SVG</a>'
         return html_figure(name, picture, words, source=f"{stem}.png", below=below)

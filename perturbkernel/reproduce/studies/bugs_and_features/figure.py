@@ -104,11 +104,11 @@ def _share(axis: Axes, found: Json) -> None:
     x = found["x"]
     share = found["share"]
     colour, line = _STYLES[1]
-    axis.plot(x, share["mean"], line, ms=4, color=colour)
+    axis.plot(x, share["mean"], line, ms=4, color=colour, label=_PARTS[1])
     draw_band(axis, x, share, colour)
     colour, line = _STYLES[0]
     own = [1 - value for value in share["mean"]]
-    axis.plot(x, own, line, ms=4, color=colour)
+    axis.plot(x, own, line, ms=4, color=colour, label=_PARTS[0])
 
 
 def _finish(axis: Axes, part: str, ticks: list[float]) -> None:

@@ -174,7 +174,7 @@ def test_the_slider_and_the_pointer_show_what_was_computed(pages):
     a, (plus, minus) = report.arrays, report.configuration["classes"]
     assert found["row"] and found["options"] == len(a["growth_sample"])
     row = a["growth_sample"][0]
-    x, delta = a["sample_inputs"][row], a["sample_deltas"][row]
+    x, delta = (a[f"sample_{name}"][row].reshape(3, 3) for name in ("inputs", "deltas"))
     low, high = a["sample_inputs"].min(), a["sample_inputs"].max()
     for step, shown in zip((0, 50, 100), found["steps"], strict=True):
         size = a["growth_size"][step]

@@ -33,6 +33,7 @@ _COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY
 _CSS = """
 .fails td:last-child { color: var(--bad); font-weight: bold; } .vacuous { color: var(--soft); }
 .holds td:last-child { color: var(--good); }
+td:nth-child(2) { min-width: 13rem; } td:nth-child(3) { min-width: 9rem; }
 """
 
 

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from perturbkernel.report.plots import GREY, MINUS, PLUS, figure
+from perturbkernel.report.plots import GREY, MINUS, PLUS, figure, styled
 from perturbkernel.reproduce.records import Json, Results
 from perturbkernel.reproduce.studies.curves import curve, draw_band, in_percent
 
@@ -66,6 +66,7 @@ def _of_part(part: str, cells: Results) -> Json:
     return found
 
 
+@styled
 def draw(results: Results) -> Figure:
     """Rows: against time, points and depth. Columns: what the parts do to the network itself, to
     another one, what they teach, and their shares.

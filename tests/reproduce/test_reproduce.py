@@ -1,8 +1,8 @@
 """The paper's panels: what they ask, one pass for many experiments, storage that survives kills."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys

@@ -26,6 +26,8 @@ _CURVE_POINTS = 13
 # How many points are attacked where that is not said, and how many where they are certified, too.
 _ATTACKED_POINTS = 500
 _CERTIFIED_POINTS = 100
+# Images that are kept to be shown, below each other: so many entries, and rows of entries, at most.
+_ENTRIES, _ROWS = 320_000, 30_000
 _ATTACK = 3  # what the experiment's key is folded with for attacks
 # What a report says of how it was made, where no command made it.
 _IN_PYTHON = "pk.learn_from_perturbations(...)"
@@ -192,6 +194,10 @@ def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[s
             arrays[f"{name}_dual_coef"] = predictor.dual_coef
     if known:
         arrays["sample_labels"] = _labels(r)[sample]
+    if r.train.image_shape is not None and len(r.train.classes) == 2:
+        height = r.train.image_shape[0]
+        count = min(_ENTRIES // fresh.d, _ROWS // height)
+        arrays["fresh_inputs"] = fresh.inputs[:count]
     if r.cosine is not None:
         arrays["cosine"] = r.cosine
     if r.diagnosis is not None:

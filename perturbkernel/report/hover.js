@@ -1,8 +1,11 @@
 // Shows the number of a figure's tables that is nearest to the pointer, or to the finger.
 const REACH = 30; // pixels
+const TALL = 84; // pixels of a point's own picture
 const tip = document.createElement("div"), ring = document.createElement("div");
+const said = document.createElement("div"), picture = document.createElement("div");
 tip.id = "tip";
 ring.id = "ring";
+tip.append(picture, said);
 for (const element of [tip, ring]) {
   element.setAttribute("aria-hidden", "true"); // the tables are there to be read
   element.hidden = true;
@@ -16,6 +19,14 @@ function words(cell) {
     .filter(other => other === cell || !other.dataset.at)
     .map(other => `${heads[other.cellIndex].textContent}: ${other.textContent}`)
     .join("\n");
+}
+
+function show_picture(figure, { picture: place }) {
+  picture.hidden = place === undefined;
+  if (picture.hidden) return;
+  const [width, height] = figure.dataset.tile.split(",").map(Number), scale = TALL / height;
+  picture.style = `width:${width * scale}px; height:${TALL}px;
+    background:url(${figure.dataset.sheet}) 0 ${-place * TALL}px / ${width * scale}px auto`;
 }
 
 function hide() {
@@ -39,7 +50,8 @@ for (const figure of document.querySelectorAll("figure")) {
       if (distance < least) [nearest, least] = [{ cell, left, top }, distance];
     }
     if (!nearest) return hide();
-    tip.textContent = words(nearest.cell);
+    said.textContent = words(nearest.cell);
+    show_picture(figure, nearest.cell.parentElement.dataset);
     tip.hidden = ring.hidden = false;
     ring.style.left = `${nearest.left}px`;
     ring.style.top = `${nearest.top}px`;

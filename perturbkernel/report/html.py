@@ -6,10 +6,13 @@ pointer, from the tables below the figure, which are there without it.
 
 import base64
 import html
+import io
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from perturbkernel.display import html_table
 
@@ -41,12 +44,14 @@ class Numbers(NamedTuple):
         rows: texts of the cells.
         places: of each cell where its mark is, in thousandths of the picture's width and height
             from the upper left corner; None of one without a mark.
+        pictures: of the first rows, all (h, w) or all (h, w, 3) of eight bits; or none.
     """
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     places: Sequence[Sequence[tuple[int, int] | None]]
+    pictures: Sequence[np.ndarray] = ()
 
 
 class Picture(NamedTuple):
@@ -109,7 +114,7 @@ def html_figure(
     image = f'<img alt="{html.escape(name)}" style="{size}" src="{html.escape(source)}">'
     kind = ' class="wide"' if wide else ""
     return (
-        f'<figure id="{html.escape(anchor(name))}"{kind}><div class="picture">{image}</div>'
+        f'<figure id="{html.escape(anchor(name))}"{kind}{_sheet(picture.numbers)}><div class="picture">{image}</div>'
         f"{stage}{said}{below}{_tables(picture.numbers)}</figure>"
     )
 
@@ -124,19 +129,39 @@ def anchor(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
+def _sheet(numbers: Sequence[Numbers]) -> str:
+    """The pictures of all rows below each other, as an attribute: one PNG is smaller than many."""
+    pictures = [picture for each in numbers for picture in each.pictures]
+    if not pictures:
+        return ""
+    from PIL import Image  # slow to import
+
+    height, width, *_ = pictures[0].shape
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(pictures)).save(file, "png")
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return f' data-tile="{width},{height}" data-sheet="data:image/png;base64,{encoded}"'
+
+
 def _tables(numbers: Sequence[Numbers]) -> str:
     if not numbers:
         return ""
-    tables = "".join(_table(each) for each in numbers)
+    first = 0
+    tables = ""
+    for each in numbers:
+        tables += _table(each, first)
+        first += len(each.pictures)
     return f"<details><summary>Numbers of this figure</summary>{tables}</details>"
 
 
-def _table(numbers: Numbers) -> str:
+def _table(numbers: Numbers, first: int) -> str:
+    """`first`: where its pictures begin on the sheet."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in numbers.head)
     rows = []
-    for texts, places in zip(numbers.rows, numbers.places, strict=True):
+    for i, (texts, places) in enumerate(zip(numbers.rows, numbers.places, strict=True)):
         cells = "".join(map(_cell, texts, places))
-        rows.append(f"<tr>{cells}</tr>")
+        picture = f' data-picture="{first + i}"' if i < len(numbers.pictures) else ""
+        rows.append(f"<tr{picture}>{cells}</tr>")
     caption = f"<caption>{html.escape(numbers.title)}</caption>" if numbers.title else ""
     return f"<table>{caption}<tr>{head}</tr>{''.join(rows)}</table>"
 

@@ -15,13 +15,15 @@ from perturbkernel.report.html import Numbers
 
 # Of a cloud of more points none can be pointed at.
 _CLOUD = 1000
-_names: WeakKeyDictionary[Artist, Sequence[str]] = WeakKeyDictionary()
+_names: WeakKeyDictionary[Artist, tuple[Sequence[str], Sequence[np.ndarray]]] = WeakKeyDictionary()
 
 Places = list[tuple[int, int] | None]
 
 
-def name_points(drawn: Artist, names: Sequence[str]) -> None:
+def name_points(drawn: Artist, names: Sequence[str], pictures: Sequence[np.ndarray] = ()) -> None:
     """Names the points of a curve or a cloud, one by one: its table begins with them.
+
+    `pictures`: of the first points, shown beside the names, (h, w) or (h, w, 3) of eight bits.
 
     Example:
         >>> import matplotlib.figure
@@ -30,7 +32,7 @@ def name_points(drawn: Artist, names: Sequence[str]) -> None:
         >>> numbers(axis.figure)[0].rows[0]
         ['a 1', '1', '3']
     """
-    _names[drawn] = names
+    _names[drawn] = names, pictures
 
 
 def numbers(drawn: Figure) -> list[Numbers]:
@@ -59,12 +61,11 @@ def _of_axis(axis: Axes) -> list[Numbers]:
         points = _points(axis, line)
         if points is None or not len(points):
             continue
-        names = _names.get(line)
-        if names is None:
+        if line not in _names:
             if hasattr(line, "get_xdata"):
                 shared.setdefault(points[:, 0].tobytes(), []).append((label, points))
         elif len(points) <= _CLOUD:
-            found.append(_of_named(axis, label, names, points))
+            found.append(_of_named(axis, label, line, points))
     return [*(_of_curves(axis, curves) for curves in shared.values()), *found]
 
 
@@ -94,13 +95,14 @@ def _of_curves(axis: Axes, curves: Sequence[tuple[str, np.ndarray]]) -> Numbers:
     return Numbers(_title(axis), head, _turned(columns), _turned(places))
 
 
-def _of_named(axis: Axes, label: str, names: Sequence[str], points: np.ndarray) -> Numbers:
+def _of_named(axis: Axes, label: str, line: Artist, points: np.ndarray) -> Numbers:
+    names, pictures = _names[line]
     head = [_plain(label), _label(axis, "x") or "x", _label(axis, "y") or "y"]
     x, y = points.T
     columns = [list(names), _x_texts(axis, x), [_text(value) for value in y]]
     nowhere: Places = [None] * len(x)
     places = [nowhere, nowhere, _places(axis, points)]
-    return Numbers(_title(axis), head, _turned(columns), _turned(places))
+    return Numbers(_title(axis), head, _turned(columns), _turned(places), pictures)
 
 
 def _turned(columns: Sequence[Sequence[Any]]) -> list[list[Any]]:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 from perturbkernel.report.captions import title_of_sample
 from perturbkernel.report.drawing import (
@@ -72,6 +73,22 @@ def as_picture(values: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
     if image.ndim == 3 and image.shape[2] != 3:
         image = image.mean(axis=2)
     return image
+
+
+def as_eight_bits(rows: ArrayLike, image_shape: Sequence[int] | None) -> np.ndarray:
+    """Images as bytes, (n, h, w), black on white, or (n, h, w, 3) in colour; of none (0,).
+
+    Example:
+        >>> as_eight_bits(np.eye(4)[:1], (2, 2)).tolist()
+        [[[0, 255], [255, 255]]]
+    """
+    rows = np.asarray(rows, float)
+    if image_shape is None or not rows.size:
+        return np.empty(0, np.uint8)
+    pictures = np.stack([as_picture(row, image_shape) for row in in_range(rows)])
+    if pictures.ndim == 3:
+        pictures = 1 - pictures
+    return np.round(255 * pictures).astype(np.uint8)
 
 
 def _show(

@@ -21,6 +21,7 @@ from perturbkernel.report.drawing import plain as plain
 from perturbkernel.report.drawing import render as render
 from perturbkernel.report.drawing import styled as styled
 from perturbkernel.report.numbers import name_points
+from perturbkernel.report.pictures import as_eight_bits
 from perturbkernel.report.pictures import as_picture as as_picture
 from perturbkernel.report.pictures import perturbations as perturbations
 
@@ -29,10 +30,16 @@ _POINTS_ON_MAP = 1500
 
 
 @styled
-def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
+def outputs(
+    arrays: Arrays,
+    classes: Sequence[str],
+    agreement: float,
+    image_shape: Sequence[int] | None = None,
+) -> Figure:
     """Outputs of g against those of f on fresh points; of more than two classes, the decisions.
 
-    Uses `fresh_f`, `fresh_g`, and `fresh_labels` where known.
+    Uses `fresh_f`, `fresh_g`, `fresh_labels` where known, and of images `fresh_inputs`, the first
+    of them, which a page shows beside their points.
 
     Example:
         >>> arrays = {"fresh_f": np.array([1.0, -2.0]), "fresh_g": np.array([0.5, 1.0])}
@@ -45,6 +52,7 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     f = scaled(arrays["fresh_f"])
     g = scaled(arrays["fresh_g"])
     labels = arrays.get("fresh_labels")
+    pictures = as_eight_bits(arrays.get("fresh_inputs", ()), image_shape)
     fig = figure(4.2, 3.9)
     axis = fig.add_subplot()
     axis.fill_between([0, 1.05], 0, 1.05, color=GREY, alpha=0.12, lw=0)
@@ -53,10 +61,11 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
         axis.scatter(f, g, s=7, color=F_COLOUR, alpha=0.5, lw=0)
     else:
         for value, name, colour in zip((1, -1), names, (PLUS, MINUS), strict=True):
+            # Those of which there are pictures come first, as they are.
             own = np.flatnonzero(labels == value)
             look = {"s": 9, "color": colour, "alpha": 0.6, "lw": 0}
             drawn = axis.scatter(f[own], g[own], label=f"a {name}", **look)
-            name_points(drawn, _numbered(own))
+            name_points(drawn, _numbered(own), pictures[own[own < len(pictures)]])
         axis.legend(loc="lower right")
     cross(axis, 0.7)
     ticks = (-1, -0.5, 0, 0.5, 1)

@@ -226,7 +226,7 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
         return growth.growing(arrays, classes, c["image_shape"], c["size"])
 
     def outputs() -> "Figure":
-        return plots.outputs(arrays, classes, m["agreement"])
+        return plots.outputs(arrays, classes, m["agreement"], c["image_shape"])
 
     def decision_map() -> "Figure":
         return plots.decision_map(arrays, classes)

@@ -1,8 +1,13 @@
 """Perturbations that grow: outputs of both networks along them, against the networks themselves."""
 
+import base64
+import io
+import re
+
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import perturbkernel as pk
 from perturbkernel.learning.curves import decision_map, growth
@@ -88,6 +93,16 @@ def test_a_report_of_images_has_them_and_no_other(tmp_path):
     page = (tmp_path / "report.html").read_text()
     # Without its script the page shows the row of pictures.
     assert '<div class="growth" hidden>' in page and 'alt="growing"' in page
+    # The picture of each point is its own.
+    sheet = re.search(r'data-tile="3,3" data-sheet="data:image/png;base64,(.+?)"', page)
+    assert sheet is not None
+    tiles = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet[1])))).reshape(-1, 3, 3)
+    x = np.asarray(r.train.inputs).reshape(40, 3, 3)
+    rows = re.findall(r'<tr data-picture="(\d+)"><td>point (\d+)</td>', page)
+    assert sorted(int(point) for _, point in rows) == list(range(40))
+    for place, point in rows:
+        grey = 255 * (1 - (x[int(point)] - x.min()) / np.ptp(x))
+        np.testing.assert_allclose(tiles[int(place)], grey, atol=0.51)  # rounded
     flat = pk.data.shifted_gaussian(40, 9, 1.0, key=KEY)
     r = pk.learn_from_perturbations(LEARNER, flat, size=SIZE, key=KEY)
     page = r.report(tmp_path / "flat", control_draws=1).read_text()

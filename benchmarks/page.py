@@ -12,7 +12,7 @@ from typing import Any
 
 from perturbkernel.display import html_table, text_row
 from perturbkernel.files import write_folder
-from perturbkernel.report.html import html_figure, html_page
+from perturbkernel.report.html import html_figure, html_page, html_settings
 from perturbkernel.report.results import write_figure
 
 from . import figures, history, story
@@ -210,8 +210,8 @@ def _page(
 {_changes(found)}
 <h2>How to read the rows</h2><p>{html.escape(EXPLANATION)}</p>
 {_groups(groups, outcome, folder)}
-<h2>What was asked</h2>{html_table(configuration.items())}
-<h2>Versions and machine</h2>{html_table(environment.items())}"""
+<h2>What was asked</h2>{html_settings(configuration)}
+<h2>Versions and machine</h2>{html_settings(environment)}"""
     return html_page("perturbkernel bench", body, _CSS)
 
 

@@ -215,7 +215,7 @@ def _dask(address: str) -> Iterator[Executor]:
 def listing() -> str:
     """Every name with what it is, as text."""
     from perturbkernel.reproduce import names
-    from perturbkernel.reproduce.panels.figures import describe
+    from perturbkernel.reproduce.panels.figures import describe, describe_map
     from perturbkernel.reproduce.panels.specification import (
         decision_map,
         map_ids,
@@ -225,11 +225,7 @@ def listing() -> str:
     from perturbkernel.reproduce.plan import STUDIES
 
     rows = [(name, describe(panel(name, "paper"))) for name in panel_ids()]
-    for name in map_ids():
-        s = decision_map(name, "paper").setting
-        data = s.data.replace("_", " ")
-        about = f"decision map: {data}, n = {s.n:,}, d = {s.d:,}, size {s.size:g}"
-        rows.append((name, about))
+    rows += [(name, describe_map(decision_map(name, "paper"))) for name in map_ids()]
     rows += [(name, study.about) for name, study in STUDIES.items()]
     assert len(rows) == len(names())
     width = max(len(name) for name, _ in rows)

@@ -71,7 +71,5 @@ def _verdicts(args: argparse.Namespace) -> Any:
 
 
 def _configuration(args: argparse.Namespace) -> dict[str, Any]:
-    from perturbkernel import report as reports
-
     command = shlex.join(["perturbkernel", *args.argv])
-    return {"command": command, "environment": reports.environment()}
+    return {"command": command}

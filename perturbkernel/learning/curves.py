@@ -1,11 +1,13 @@
-"""What one looks at after an experiment: accuracy against size, and the plane of decisions."""
+"""What one looks at after an experiment: accuracy against size, perturbations that grow, and the
+plane of decisions.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from perturbkernel.arrays import as_jax
 from perturbkernel.attacks.one_step import perturb
@@ -17,6 +19,11 @@ from perturbkernel.learning.diagnosis import diagnose
 from perturbkernel.learning.experiment import PerturbationLearning
 from perturbkernel.learning.results import added, mean
 from perturbkernel.metrics import share_right
+
+# So many points in a row are evaluated at once, on a plane and on a path.
+_RESOLUTION = 101
+# How far a path goes beyond the last point at which a decision changes.
+_BEYOND = 1.3
 
 
 class SizeCurve(NamedTuple):
@@ -78,6 +85,73 @@ def accuracy_against_size(
     )
 
 
+class Growth(NamedTuple):
+    """What both networks say of a few points whose perturbations grow.
+
+    The perturbation of each is scaled to every size, from none. Margins are those toward the class
+    that it aims at: the output of that class less the largest other; of two classes f(x) times the
+    target. Decisions are indices of classes.
+    """
+
+    size: Float[np.ndarray, " s"]
+    margin_f: Float[np.ndarray, "k s"]
+    margin_g: Float[np.ndarray, "k s"]
+    decision_f: Int[np.ndarray, "k s"]
+    decision_g: Int[np.ndarray, "k s"]
+
+
+def growth(r: PerturbationLearning, rows: Sequence[int], reach: float) -> Growth:
+    """Outputs of f and g along the perturbations of some of the points that were attacked.
+
+    Sizes reach a little beyond the largest at which f comes to decide for the target, of those
+    below `reach` times the experiment's; up to there if there is none.
+
+    Args:
+        rows: of the points, as in `r.attacked`.
+        reach: how far f's decision is looked for, in sizes of the experiment.
+
+    For example:
+
+        growth(learn_from_perturbations(learner, train, size=1.0, key=key), [0, 1], reach=30.0)
+    """
+    rows = np.asarray(rows)
+    size = r.options["size"]
+    targets = np.asarray(r.perturbation.targets)[rows]
+    x = np.asarray(r.attacked)[rows]
+    delta = np.asarray(r.perturbation.delta)[rows]
+
+    def along(predictor: Callable, sizes: np.ndarray) -> np.ndarray:
+        scale = (sizes / size).reshape(-1, *[1] * (x.ndim - 1))
+        points = x[:, None] + scale * delta[:, None]
+        if r.options["bounds"] is not None:
+            points = np.clip(points, *r.options["bounds"])
+        return np.asarray(_outputs(predictor, points.astype(x.dtype)))
+
+    looked = np.geomspace(size / reach, size * reach, _RESOLUTION)
+    moved = _margins(along(r.f, looked), targets) > 0
+    # Where one is beyond the target from the beginning nothing changes.
+    changes = [looked[row.argmax()] for row in moved if row.any() and not row[0]]
+    largest = float(f"{_BEYOND * max(changes):.2g}") if changes else size * reach
+    sizes = np.linspace(0, largest, _RESOLUTION)
+    f, g = along(r.f, sizes), along(r.g, sizes)
+    margins = _margins(f, targets), _margins(g, targets)
+    return Growth(sizes, *margins, _decisions(f), _decisions(g))
+
+
+def _margins(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Toward the target, (k, s), of outputs (k, s) or (k, s, K)."""
+    if outputs.ndim == 2:
+        return outputs * targets[:, None]
+    aimed = np.arange(outputs.shape[-1]) == targets[:, None]
+    others = np.where(aimed[:, None], -np.inf, outputs)
+    return np.take_along_axis(outputs, targets[:, None, None], -1)[..., 0] - others.max(-1)
+
+
+def _decisions(outputs: np.ndarray) -> np.ndarray:
+    """Indices of classes, of two 0 for +1."""
+    return np.where(outputs > 0, 0, 1) if outputs.ndim == 2 else outputs.argmax(-1)
+
+
 class DecisionMap(NamedTuple):
     """A plane through the data and both networks' outputs on it.
 
@@ -94,7 +168,7 @@ class DecisionMap(NamedTuple):
     labels: Float[Array, " n"]
 
 
-def decision_map(r: PerturbationLearning, resolution: int = 101) -> DecisionMap:
+def decision_map(r: PerturbationLearning, resolution: int = _RESOLUTION) -> DecisionMap:
     """Outputs of f and g on the plane of DecisionMap.
 
     On a square grid that covers the projected training data.

@@ -15,7 +15,7 @@ from perturbkernel.attacks.certificates.certified_size import (
 )
 from perturbkernel.attacks.robust_accuracy import robust_accuracy
 from perturbkernel.data.dataset import Dataset
-from perturbkernel.learning.curves import accuracy_against_size, decision_map
+from perturbkernel.learning.curves import accuracy_against_size, decision_map, growth
 from perturbkernel.learning.results import PerturbationLearning
 from perturbkernel.training.dynamics import from_numbers
 from perturbkernel.training.predictors import KernelPredictor
@@ -26,6 +26,8 @@ _CURVE_POINTS = 13
 # How many points are attacked where that is not said, and how many where they are certified, too.
 _ATTACKED_POINTS = 500
 _CERTIFIED_POINTS = 100
+# Images that are kept to be shown, below each other: so many entries, and rows of entries, at most.
+_ENTRIES, _ROWS = 320_000, 30_000
 _ATTACK = 3  # what the experiment's key is folded with for attacks
 # What a report says of how it was made, where no command made it.
 _IN_PYTHON = "pk.learn_from_perturbations(...)"
@@ -64,6 +66,7 @@ def report_of(
     settings = {"control_draws": control_draws, "robust": robust, "on_stage": on_stage}
     metrics = metrics_of(r, test, fresh=fresh, **settings)
     arrays = arrays_of(r, shown, fresh)
+    arrays |= growth_of(r, metrics["status"])
     tell("accuracy against size")
     arrays |= curve_of(r, shown, metrics["status"])
     tell("decision map")
@@ -175,14 +178,11 @@ def arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[st
 
 def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[str, Any]:
     p = r.perturbation
-    train = r.train
     delta = np.asarray(p.delta)
     targets = np.asarray(p.targets)
     # Of a carrier that was perturbed itself no true label is known.
     known = r.options["at"] == "data"
-    true = np.resize(np.asarray(train.targets), len(delta))
-    shown = true if known else targets
-    sample = _sample(shown, len(train.classes))
+    sample = _sample(r)
     arrays = {
         "delta": delta,
         "targets": targets,
@@ -201,7 +201,11 @@ def _arrays_of(r: PerturbationLearning, test: Dataset, fresh: Dataset) -> dict[s
         if isinstance(predictor, KernelPredictor):
             arrays[f"{name}_dual_coef"] = predictor.dual_coef
     if known:
-        arrays["sample_labels"] = true[sample]
+        arrays["sample_labels"] = _labels(r)[sample]
+    if r.train.image_shape is not None and len(r.train.classes) == 2:
+        height = r.train.image_shape[0]
+        count = min(_ENTRIES // fresh.d, _ROWS // height)
+        arrays["fresh_inputs"] = fresh.inputs[:count]
     if r.cosine is not None:
         arrays["cosine"] = r.cosine
     if r.diagnosis is not None:
@@ -215,14 +219,41 @@ def _targets_of_classes(count: int) -> Sequence[int]:
     return (1, -1) if count == 2 else range(count)
 
 
-def _sample(targets: np.ndarray, count: int) -> np.ndarray:
+def _labels(r: PerturbationLearning) -> np.ndarray:
+    """True labels of the points that were attacked; of a carrier, which has none, its targets."""
+    targets = np.asarray(r.perturbation.targets)
+    if r.options["at"] == "carrier":
+        return targets
+    return np.resize(np.asarray(r.train.targets), len(targets))
+
+
+def _sample(r: PerturbationLearning) -> np.ndarray:
     """Rows to draw: eight of two classes, one of each of more, ten at most."""
+    labels, count = _labels(r), len(r.train.classes)
     each = 4 if count == 2 else 1
     rows = []
     for target in _targets_of_classes(count)[:10]:
-        of_class = np.flatnonzero(targets == target)
+        of_class = np.flatnonzero(labels == target)
         rows.append(of_class[:each])
     return np.concatenate(rows)
+
+
+def growth_of(r: PerturbationLearning, status: dict[str, str]) -> dict[str, np.ndarray]:
+    """Of images in the sample that are moved away from their class, what `growth` finds."""
+    if r.train.image_shape is None:
+        return {}
+    sample = _sample(r)
+    targets = np.asarray(r.perturbation.targets)[sample]
+    away = (targets != _labels(r)[sample]) | (r.options["at"] == "carrier")
+    chosen = np.flatnonzero(away & ~np.asarray(r.perturbation.zero_gradient)[sample])
+    if not len(chosen):
+        return {}
+    try:
+        found = growth(r, sample[chosen], REACH)
+    except Exception as error:  # results are worth more than their path
+        status["growing perturbations"] = f"left out: {error}"
+        return {}
+    return {"growth_sample": chosen} | {f"growth_{k}": v for k, v in found._asdict().items()}
 
 
 def _means(r: PerturbationLearning) -> dict[str, np.ndarray]:

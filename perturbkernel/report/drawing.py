@@ -12,6 +12,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from perturbkernel.report.html import Picture
+from perturbkernel.report.numbers import numbers
+
 PLUS = "#0072b2"
 MINUS = "#d55e00"
 F_COLOUR = "#333333"
@@ -91,6 +94,17 @@ def render(drawn: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def picture(drawn: Figure) -> Picture:
+    """The figure as a page shows it.
+
+    Example:
+        >>> picture(figure(4, 3)).numbers
+        []
+    """
+    png = render(drawn, "png")
+    return Picture(png, numbers(drawn))
+
+
 def figure(width: float, height: float) -> Figure:
     """An empty figure, inches wide and high.
 
@@ -127,19 +141,6 @@ def plain(name: str, longest: int = 24) -> str:
     if len(name) > longest:
         name = name[: longest - 1] + "…"
     return name.replace("$", r"\$")
-
-
-def class_index(values: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The class of every target: of two, 0 for +1 and 1 for -1; of more they are indices.
-
-    Example:
-        >>> class_index(np.array([1, -1]), ("cat", "dog")).tolist()
-        [0, 1]
-    """
-    values = np.asarray(values)
-    if len(classes) == 2:
-        return np.where(values > 0, 0, 1)
-    return values
 
 
 def class_colours(classes: Sequence[str]) -> list[Any]:

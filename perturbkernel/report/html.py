@@ -1,72 +1,196 @@
-"""Pages: whole documents that need nothing beside them."""
+"""Pages: whole documents that need nothing beside them.
+
+Their design is in `page.css`. `hover.js` shows the number of a figure that is nearest to the
+pointer, from the tables below the figure, which are there without it.
+"""
 
 import base64
 import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple
 
-# A picture wider than this many times its height gets a row of its own.
-_WIDE = 2.2
-# One design for every page: readable at 390 and at 1,400 pixels, light and dark. Pictures keep the
-# white ground that they were drawn on.
-_CSS = """
-:root { color-scheme: light dark; --ground: #fff; --text: #1f2328; --soft: #59636e;
-  --line: #d1d9e0; --code: #f3f4f6; --good: #00694c; --bad: #b34700; }
-@media (prefers-color-scheme: dark) { :root { --ground: #15181c; --text: #e6e9ec;
-  --soft: #a3adb8; --line: #3a424b; --code: #23282e; --good: #3fcf9f; --bad: #ff9257; } }
-body { font: 16px/1.55 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto;
-  padding: 0 1rem; color: var(--text); background: var(--ground); }
-h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p, li { max-width: 48rem; }
-a { color: inherit; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem;
-  display: block; max-width: 100%; overflow-x: auto; }
-th, td { text-align: left; padding: .3rem 1.2rem .3rem 0; vertical-align: top;
-  border-bottom: 1px solid var(--line); }
-.figures { display: grid; gap: 1.5rem; align-items: start;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
-figure { margin: 1.5rem 0; } .figures figure { margin: 0; }
-.figures { margin-top: 1.5rem; } .figures .wide { grid-column: 1 / -1; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
-figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; margin-top: .4rem; }
-code { background: var(--code); padding: .1rem .3rem; border-radius: 4px;
-  overflow-wrap: anywhere; }
-details { margin-top: 1.5rem; } summary { cursor: pointer; }
-"""
+import numpy as np
+
+from perturbkernel.display import html_table
+
+# Figures are drawn in inches, of which PNGs have 150 pixels. On a page an inch has this many at
+# most; and on a phone at least so many, so that letters of nine points stay legible.
+_DOTS, _MOST, _LEAST = 150, 110, 60
+# A figure of more inches than this, or so many times wider than high, has a row of its own.
+_WIDE_INCHES, _WIDE_RATIO = 7.5, 2.2
 
 
-def html_page(title: str, body: str, css: str = "") -> str:
+# Settings whose names are not words.
+_WORDS = {
+    "n_train": "training points",
+    "n_test": "test points",
+    "n_perturbed": "perturbed points",
+    "d": "dimension",
+    "at": "perturbed at",
+    "bounds": "clipped to",
+    "x64": "64 bits",
+}
+
+
+class Numbers(NamedTuple):
+    """A table of numbers that a figure shows.
+
+    Attributes:
+        title: what is measured.
+        head: names of the columns.
+        rows: texts of the cells.
+        places: of each cell where its mark is, in thousandths of the picture's width and height
+            from the upper left corner; None of one without a mark.
+        pictures: of the first rows, all (h, w) or all (h, w, 3) of eight bits; or none.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    places: Sequence[Sequence[tuple[int, int] | None]]
+    pictures: Sequence[np.ndarray] = ()
+
+
+class Picture(NamedTuple):
+    """A figure as a PNG, and the numbers in it."""
+
+    png: bytes
+    numbers: Sequence[Numbers] = ()
+
+
+def html_page(title: str, body: str, css: str = "", scripts: Sequence[str] = ()) -> str:
     """A whole document that needs nothing beside it; `title` is text, `body` HTML.
+
+    `scripts`: names of files of this folder, beside the one that every page has.
 
     Example:
         >>> "<title>a &lt; b</title>" in html_page("a < b", "<p>words</p>")
         True
     """
+    code = [f'<script type="module">{_file(name)}</script>' for name in ("hover.js", *scripts)]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title><style>{_CSS}{css}</style></head><body>
+<title>{html.escape(title)}</title><style>{_file("page.css")}{css}</style></head><body>
 {body}
+{"".join(code)}
 </body></html>
 """
 
 
-def html_figure(name: str, picture: bytes, caption: str = "") -> str:
-    """A PNG inside the page, above its caption.
+def _file(name: str) -> str:
+    return files("perturbkernel.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def html_figure(
+    name: str,
+    picture: Picture,
+    caption: str = "",
+    *,
+    source: str = "",
+    stage: str = "",
+    below: str = "",
+) -> str:
+    """A picture above its caption and the tables of its numbers, which can be opened.
+
+    `source`: the file with the picture; left out, the picture is inside the page. `stage`: HTML
+    that a script may show in place of the picture; `below`: HTML after the caption.
 
     Example:
-        >>> html_figure("outputs", b"bytes of a PNG", "What is seen.")[-47:]
+        >>> png = bytes(16) + (600).to_bytes(4) + (450).to_bytes(4)
+        >>> html_figure("outputs", Picture(png), "What is seen.")[-47:]
         '<figcaption>What is seen.</figcaption></figure>'
     """
-    said = ""
-    if caption:
-        said = f"<figcaption>{html.escape(caption)}</figcaption>"
-    encoded = base64.b64encode(picture).decode()
-    image = f'<img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
-    kind = ' class="wide"' if _is_wide(picture) else ""
-    return f"<figure{kind}>{image}{said}</figure>"
+    said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    if not source:
+        source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+    width, height = (int.from_bytes(picture.png[i : i + 4], "big") for i in (16, 20))
+    inches = width / _DOTS
+    wide = inches > _WIDE_INCHES or width > _WIDE_RATIO * height
+    size = f"width:{inches * _MOST:.0f}px;min-width:{inches * _LEAST:.0f}px"
+    image = f'<img alt="{html.escape(name)}" style="{size}" src="{html.escape(source)}">'
+    kind = ' class="wide"' if wide else ""
+    return (
+        f'<figure id="{html.escape(anchor(name))}"{kind}{_sheet(picture.numbers)}><div class="picture">{image}</div>'
+        f"{stage}{said}{below}{_tables(picture.numbers)}</figure>"
+    )
 
 
-def _is_wide(picture: bytes) -> bool:
-    """Whether a PNG is so wide that it needs the whole page; its header has width and height."""
-    width = int.from_bytes(picture[16:20], "big")
-    height = int.from_bytes(picture[20:24], "big")
-    return width > _WIDE * height
+def anchor(name: str) -> str:
+    """What a link to the figure of this name ends in.
+
+    Example:
+        >>> anchor("mnist_a/size/identity")
+        'mnist_a_size_identity'
+    """
+    return re.sub(r"[^\w.-]", "_", name)
+
+
+def _sheet(numbers: Sequence[Numbers]) -> str:
+    """The pictures of all rows below each other, as an attribute: one PNG is smaller than many."""
+    pictures = [picture for each in numbers for picture in each.pictures]
+    if not pictures:
+        return ""
+    from PIL import Image  # slow to import
+
+    height, width, *_ = pictures[0].shape
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(pictures)).save(file, "png")
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return f' data-tile="{width},{height}" data-sheet="data:image/png;base64,{encoded}"'
+
+
+def _tables(numbers: Sequence[Numbers]) -> str:
+    if not numbers:
+        return ""
+    first = 0
+    tables = ""
+    for each in numbers:
+        tables += _table(each, first)
+        first += len(each.pictures)
+    return f"<details><summary>Numbers of this figure</summary>{tables}</details>"
+
+
+def _table(numbers: Numbers, first: int) -> str:
+    """`first`: where its pictures begin on the sheet."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in numbers.head)
+    rows = []
+    for i, (texts, places) in enumerate(zip(numbers.rows, numbers.places, strict=True)):
+        cells = "".join(map(_cell, texts, places))
+        picture = f' data-picture="{first + i}"' if i < len(numbers.pictures) else ""
+        rows.append(f"<tr{picture}>{cells}</tr>")
+    caption = f"<caption>{html.escape(numbers.title)}</caption>" if numbers.title else ""
+    return f"<table>{caption}<tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _cell(text: str, place: tuple[int, int] | None) -> str:
+    at = "" if place is None else f' data-at="{place[0]},{place[1]}"'
+    return f"<td{at}>{html.escape(text)}</td>"
+
+
+def html_settings(settings: Mapping[str, Any]) -> str:
+    """A table of names and values, both in words.
+
+    Example:
+        >>> html_settings({"n_train": 800, "versions": {"jax": "0.8"}, "bounds": None})[7:58]
+        '<tr><td>training points</td><td>800</td></tr><tr><t'
+    """
+    rows = []
+    for name, value in settings.items():
+        rows.append((_WORDS.get(name, name.replace("_", " ")), _in_words(value)))
+    return html_table(rows)
+
+
+def _in_words(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_in_words(each)}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value)) or "none"
+    return str(value)

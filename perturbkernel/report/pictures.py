@@ -6,12 +6,13 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
+from perturbkernel.report.captions import title_of_sample
 from perturbkernel.report.drawing import (
     LABELLED,
     Arrays,
     class_colours,
-    class_index,
     cross,
     figure,
     largest,
@@ -20,6 +21,7 @@ from perturbkernel.report.drawing import (
     scaled,
     styled,
 )
+from perturbkernel.report.numbers import name_points
 
 # Perturbations in grey share a scale that this share of their pixels keeps within.
 _WITHIN = 0.995
@@ -73,6 +75,22 @@ def as_picture(values: np.ndarray, image_shape: Sequence[int]) -> np.ndarray:
     return image
 
 
+def as_eight_bits(rows: ArrayLike, image_shape: Sequence[int] | None) -> np.ndarray:
+    """Images as bytes, (n, h, w), black on white, or (n, h, w, 3) in colour; of none (0,).
+
+    Example:
+        >>> as_eight_bits(np.eye(4)[:1], (2, 2)).tolist()
+        [[[0, 255], [255, 255]]]
+    """
+    rows = np.asarray(rows, float)
+    if image_shape is None or not rows.size:
+        return np.empty(0, np.uint8)
+    pictures = np.stack([as_picture(row, image_shape) for row in in_range(rows)])
+    if pictures.ndim == 3:
+        pictures = 1 - pictures
+    return np.round(255 * pictures).astype(np.uint8)
+
+
 def _show(
     axis: Axes,
     picture: np.ndarray,
@@ -94,8 +112,13 @@ def _show(
     axis.spines[:].set_visible(False)
 
 
-def _in_range(inputs: np.ndarray) -> np.ndarray:
-    """Colours between 0 and 1, as pictures need them: all are shifted and scaled alike."""
+def in_range(inputs: np.ndarray) -> np.ndarray:
+    """Colours between 0 and 1, as pictures need them: all are shifted and scaled alike.
+
+    Example:
+        >>> in_range(np.array([-1.0, 3.0])).tolist()
+        [0.0, 1.0]
+    """
     low = inputs.min()
     high = inputs.max()
     if low >= 0 and high <= 1:
@@ -105,23 +128,18 @@ def _in_range(inputs: np.ndarray) -> np.ndarray:
 
 
 def _pictures(arrays: Arrays, classes: Sequence[str], image_shape: Sequence[int]) -> _Pictures:
-    inputs = _in_range(arrays["sample_inputs"])
+    inputs = in_range(arrays["sample_inputs"])
     deltas = _as_pictures(arrays["sample_deltas"], image_shape)
     # Grey perturbations share one scale; colours, which have none beside them, are seen best each
     # in its own.
     shared = float(np.quantile(np.abs(deltas), _WITHIN)) or 1.0
-    labels = arrays.get("sample_labels")
-    names = ["carrier"] * len(inputs)
-    if labels is not None:
-        own = class_index(labels, classes)
-        names = [f"a {classes[i]}" for i in own]
-    targets = class_index(arrays["sample_targets"], classes)
+    titles = [title_of_sample(arrays, classes, i) for i in range(len(inputs))]
     return _Pictures(
         inputs=_as_pictures(inputs, image_shape),
         deltas=deltas,
         limits=_limits(deltas, shared),
-        names=names,
-        aims=[f"toward {classes[i]}" for i in targets],
+        names=[name for name, _ in titles],
+        aims=[f"toward {aim}" for _, aim in titles],
     )
 
 
@@ -214,7 +232,8 @@ def _profiles(arrays: Arrays, classes: Sequence[str]) -> Figure:
     x = scaled(reference)
     y = scaled(means)
     for row, mean, name, colour in zip(x, y, classes, colours, strict=True):
-        axis.scatter(row, mean, s=8, color=colour, label=f"{toward} {name}")
+        drawn = axis.scatter(row, mean, s=8, color=colour, label=f"{toward} {name}")
+        name_points(drawn, [f"coordinate {i}" for i in range(len(row))])
     cross(axis, 0.5)
     axis.set_xlabel(f"{what}, coordinate by coordinate (scaled)")
     axis.set_ylabel("mean perturbation (scaled)")

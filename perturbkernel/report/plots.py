@@ -15,11 +15,13 @@ from perturbkernel.report.drawing import MINUS as MINUS
 from perturbkernel.report.drawing import PLUS as PLUS
 from perturbkernel.report.drawing import STYLE as STYLE
 from perturbkernel.report.drawing import Arrays as Arrays
-from perturbkernel.report.drawing import class_index as class_index
 from perturbkernel.report.drawing import figure as figure
+from perturbkernel.report.drawing import picture as picture
 from perturbkernel.report.drawing import plain as plain
 from perturbkernel.report.drawing import render as render
 from perturbkernel.report.drawing import styled as styled
+from perturbkernel.report.numbers import name_points
+from perturbkernel.report.pictures import as_eight_bits
 from perturbkernel.report.pictures import as_picture as as_picture
 from perturbkernel.report.pictures import perturbations as perturbations
 
@@ -28,10 +30,16 @@ _POINTS_ON_MAP = 1500
 
 
 @styled
-def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
+def outputs(
+    arrays: Arrays,
+    classes: Sequence[str],
+    agreement: float,
+    image_shape: Sequence[int] | None = None,
+) -> Figure:
     """Outputs of g against those of f on fresh points; of more than two classes, the decisions.
 
-    Uses `fresh_f`, `fresh_g`, and `fresh_labels` where known.
+    Uses `fresh_f`, `fresh_g`, `fresh_labels` where known, and of images `fresh_inputs`, the first
+    of them, which a page shows beside their points.
 
     Example:
         >>> arrays = {"fresh_f": np.array([1.0, -2.0]), "fresh_g": np.array([0.5, 1.0])}
@@ -44,6 +52,7 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     f = scaled(arrays["fresh_f"])
     g = scaled(arrays["fresh_g"])
     labels = arrays.get("fresh_labels")
+    pictures = as_eight_bits(arrays.get("fresh_inputs", ()), image_shape)
     fig = figure(4.2, 3.9)
     axis = fig.add_subplot()
     axis.fill_between([0, 1.05], 0, 1.05, color=GREY, alpha=0.12, lw=0)
@@ -52,8 +61,11 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
         axis.scatter(f, g, s=7, color=F_COLOUR, alpha=0.5, lw=0)
     else:
         for value, name, colour in zip((1, -1), names, (PLUS, MINUS), strict=True):
-            own = labels == value
-            axis.scatter(f[own], g[own], s=9, color=colour, alpha=0.6, lw=0, label=f"a {name}")
+            # Those of which there are pictures come first, as they are.
+            own = np.flatnonzero(labels == value)
+            look = {"s": 9, "color": colour, "alpha": 0.6, "lw": 0}
+            drawn = axis.scatter(f[own], g[own], label=f"a {name}", **look)
+            name_points(drawn, _numbered(own), pictures[own[own < len(pictures)]])
         axis.legend(loc="lower right")
     cross(axis, 0.7)
     ticks = (-1, -0.5, 0, 0.5, 1)
@@ -62,6 +74,11 @@ def outputs(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
     axis.set_ylabel("second network, trained on perturbations (scaled)")
     axis.set_title(f"Same sign at {agreement:.1%} of the points (shaded)")
     return fig
+
+
+def _numbered(rows: np.ndarray) -> list[str]:
+    """Points by their rows in the data."""
+    return [f"point {row}" for row in rows]
 
 
 def _decisions(arrays: Arrays, classes: Sequence[str], agreement: float) -> Figure:
@@ -180,15 +197,9 @@ def map_axes(
     shown = order[:_POINTS_ON_MAP]
     for value, name, colour in zip((1, -1), classes, (PLUS, MINUS), strict=True):
         chosen = shown[labels[shown] == value]
-        axis.scatter(
-            points[chosen, 0],
-            points[chosen, 1],
-            s=5,
-            color=colour,
-            alpha=0.7,
-            lw=0,
-            label=name,
-        )
+        look = {"s": 5, "color": colour, "alpha": 0.7, "lw": 0}
+        drawn = axis.scatter(points[chosen, 0], points[chosen, 1], label=name, **look)
+        name_points(drawn, _numbered(chosen))
     axis.set_aspect("equal")
     same = region != 1
     return float(np.mean(same))

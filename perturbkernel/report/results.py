@@ -5,7 +5,6 @@ without computing anything.
 """
 
 import dataclasses
-import html
 import json
 import math
 import os
@@ -19,31 +18,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perturbkernel.display import html_table, text_table
 from perturbkernel.files import write_folder as write_whole
 from perturbkernel.report import robustness
-from perturbkernel.report.html import html_figure, html_page
+from perturbkernel.report.html import Picture
 from perturbkernel.report.machine import environment as environment
-from perturbkernel.report.statements import captions, introduction
-from perturbkernel.report.statements import sentences as sentences
+from perturbkernel.report.page import report_page
 
 # Matplotlib takes long to import: the functions that draw do that.
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FIGURES = ("perturbations", "outputs", "decision_map", "accuracy_against_size", "robust_accuracy")
+_FIGURES = (
+    "perturbations",
+    "growing",
+    "outputs",
+    "decision_map",
+    "accuracy_against_size",
+    "robust_accuracy",
+)
 # The file that makes a folder a result, and those that are drawn from the results.
 _MARKER = "report.json"
 _DRAWN = ("report.html", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")))
 # The parts of a report that are numbers and words, which `report.json` holds.
 _WORDS = ("configuration", "metrics", "environment")
-_ROW_NAMES = {
-    "f": "f, trained on the data",
-    "g": "g, trained on the perturbations",
-    "unperturbed": "control: carrier unperturbed",
-    "random": "control: random directions",
-    "shuffled": "control: targets shuffled",
-}
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def save(report: Report, folder: str | os.PathLike[str]) -> Path:
         if written != as_json(report):
             raise ValueError(f"{folder}: another run has written its results there meanwhile")
         _write_text(aside / _MARKER, as_json(shown))
-        _write_text(aside / "report.html", _page(shown, pictures))
+        _write_text(aside / "report.html", report_page(shown, pictures))
 
     write_whole(folder, _MARKER, write_results)
     return write_whole(folder, "report.html", write_page)
@@ -94,7 +91,7 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def _drawn(report: Report, folder: Path) -> tuple[Report, dict[str, bytes]]:
+def _drawn(report: Report, folder: Path) -> tuple[Report, dict[str, Picture]]:
     """Writes the figures; returns the report, which says what could not be drawn, and pictures."""
     pictures = {}
     for name, draw in figures(report).items():
@@ -227,7 +224,7 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
 
     Example: see `load`.
     """
-    from perturbkernel.report import plots
+    from perturbkernel.report import growth, plots
 
     c = report.configuration
     m = report.metrics
@@ -238,8 +235,11 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
     def perturbations() -> "Figure":
         return plots.perturbations(arrays, classes, c["image_shape"])
 
+    def growing() -> "Figure":
+        return growth.growing(arrays, classes, c["image_shape"], c["size"])
+
     def outputs() -> "Figure":
-        return plots.outputs(arrays, classes, m["agreement"])
+        return plots.outputs(arrays, classes, m["agreement"], c["image_shape"])
 
     def decision_map() -> "Figure":
         return plots.decision_map(arrays, classes)
@@ -256,6 +256,9 @@ def figures(report: Report) -> dict[str, Callable[[], "Figure"]]:
     drawn = {}
     if "delta" in arrays:
         drawn["perturbations"] = perturbations
+    if "growth_size" in arrays:
+        drawn["growing"] = growing
+    if "delta" in arrays:
         drawn["outputs"] = outputs
     if "map_f" in arrays:
         drawn["decision_map"] = decision_map
@@ -288,8 +291,8 @@ def write_for_print(
     return files
 
 
-def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
-    """Writes `name`.svg and `name`.png; returns the PNG, for a page.
+def write_figure(figure: "Figure", folder: Path, name: str) -> Picture:
+    """Writes `name`.svg and `name`.png; returns the PNG, for a page, with its numbers.
 
     For example:
 
@@ -298,94 +301,7 @@ def write_figure(figure: "Figure", folder: Path, name: str) -> bytes:
     from perturbkernel.report import plots
 
     drawing = plots.render(figure, "svg")
-    picture = plots.render(figure, "png")
+    picture = plots.picture(figure)
     (folder / f"{name}.svg").write_bytes(drawing)
-    (folder / f"{name}.png").write_bytes(picture)
+    (folder / f"{name}.png").write_bytes(picture.png)
     return picture
-
-
-def text(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """What `perturbkernel run` prints: what was asked, the table of accuracies, and sentences.
-
-    Example: see `load`.
-    """
-    c = configuration
-    between = " against " if len(c["classes"]) == 2 else ", "
-    points = f"{c['n_train']} training and {c['n_test']} test points"
-    asked = (
-        f"{c['data']}: {between.join(c['classes'])}, {points}, d = {c['d']}; {c['carrier']}, "
-        f"size {c['size']:g} ({c['norm']}), {c['targets']} targets"
-    )
-    tables = [text_table(table(metrics)), ""]
-    if "robust" in metrics:
-        tables += [text_table(robustness.rows(metrics["robust"])), ""]
-    return "\n".join([asked, "", *tables, *sentences(c, metrics)])
-
-
-def table(metrics: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """The numbers of an experiment as rows of text: name, clean training data, clean test data.
-
-    Example:
-        >>> controls = {"random": {"train": [0.4, 0.6]}}
-        >>> table({"accuracy": {"f": {"train": 1.0}}, "controls": controls})[2]
-        ('control: random directions', '0.500 ± 0.100')
-    """
-    accuracy = metrics["accuracy"]
-    parts = list(accuracy["f"])
-    rows = [("accuracy on clean data, true labels", *parts)]
-    compared = {**accuracy, **metrics["controls"]}
-    for name, scores in compared.items():
-        cells = [_shares(scores[part]) for part in parts]
-        rows.append((_ROW_NAMES[name], *cells))
-    return rows
-
-
-def _shares(values: Any) -> str:
-    """A share, or the mean of several with their standard deviation."""
-    values = np.atleast_1d(values)
-    said = f"{values.mean():.3f}"
-    if len(values) > 1:
-        said += f" ± {values.std():.3f}"
-    return said
-
-
-def _page(report: Report, pictures: Mapping[str, bytes]) -> str:
-    c = report.configuration
-    metrics = report.metrics
-    head, *body = table(metrics)
-    said = captions(c, metrics, report.arrays)
-    shown = []
-    for name, picture in pictures.items():
-        words = name.replace("_", " ")
-        shown.append(html_figure(words, picture, said[name]))
-    items = [f"<li>{html.escape(sentence)}</li>" for sentence in sentences(c, metrics)]
-    title = f"Learning from adversarial perturbations: {c['data']}, {c['carrier']}"
-    under_attack = ""
-    if "robust" in metrics:
-        attack_head, *attack_rows = robustness.rows(metrics["robust"])
-        under_attack = f"\n{html_table(attack_rows, attack_head)}"
-    machine = html_table(report.environment.items())
-    return html_page(
-        f"perturbkernel: {c['data']}",
-        f"""<h1>{html.escape(title)}</h1>
-<p>{html.escape(introduction(c, metrics))}</p>
-<ul>{"".join(items)}</ul>
-{html_table(body, head)}{under_attack}
-<div class="figures">{"".join(shown)}</div>
-<h2>What was asked</h2>
-<p><code>{html.escape(c["command"])}</code></p>
-{html_table(_settings(c))}
-<details><summary>Versions and machine</summary>{machine}</details>""",
-    )
-
-
-def _settings(configuration: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What was asked for, as rows of text: words as they are, all else as JSON."""
-    rows = []
-    for name, value in configuration.items():
-        if name == "command":
-            continue
-        if not isinstance(value, str):
-            value = json.dumps(value)
-        rows.append((name, value))
-    return rows

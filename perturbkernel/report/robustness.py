@@ -68,12 +68,16 @@ def _drawn(named: Mapping[str, Table], attack: str) -> "Figure":
     fig = figure(1.2 + 3.8 * panels, 3.6)
     axes = fig.subplots(1, panels, sharey=True, squeeze=False)[0]
     for axis, norm in zip(axes, norms, strict=True):
-        for (name, table), colour in zip(named.items(), cycle(colours), strict=False):
+        # Curves that agree are drawn one below the other, the first the widest.
+        widths = 1.5 * np.arange(len(named), 0, -1)
+        for (name, table), colour, width in zip(
+            named.items(), cycle(colours), widths, strict=False
+        ):
             beginning = f"{name}, " if name else ""
             sizes = _column(table, "size", norm)
             accuracy = _column(table, "accuracy", norm)
             label = f"{beginning}under {attack}"
-            axis.plot(sizes, accuracy, "o-", ms=4, color=colour, label=label)
+            axis.plot(sizes, accuracy, "o-", ms=2 * width + 1, lw=width, color=colour, label=label)
             if "certified" not in table:
                 continue
             proved = _column(table, "certified", norm)

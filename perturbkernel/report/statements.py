@@ -1,10 +1,10 @@
-"""What the numbers of an experiment say in words: sentences and captions of a report.
+"""What the numbers of an experiment say in words: the sentences of a report.
 
 Every claim is made under a condition on the numbers, stated here, and on nothing else.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,13 @@ def trained_on(c: Settings) -> str:
     return "the perturbations on another carrier"
 
 
-def _labels(c: Settings) -> str:
+def labelled(c: Settings) -> str:
+    """How what it was trained on was labelled.
+
+    Example:
+        >>> labelled({"targets": "next"})
+        'each labelled as the next class'
+    """
     return {
         "next": "each labelled as the next class",
         "random_other": "each labelled as another class, drawn at random",
@@ -84,7 +90,7 @@ def introduction(c: Settings, m: Settings) -> str:
     return (
         f"A wide network f was trained on {_points(c['n_train'])}. Its gradient perturbed "
         f"{how_many} {which} {length} toward {_aims(c)}. A second network g was trained on "
-        f"{trained_on(c)}, {_labels(c)}. {_widths(c)}"
+        f"{trained_on(c)}, {labelled(c)}. {_widths(c)}"
     )
 
 
@@ -117,7 +123,7 @@ def _accuracy(c: Settings, m: Settings) -> str:
     f = m["accuracy"]["f"][part]
     g = m["accuracy"]["g"][part]
     said = (
-        f"Trained on {trained_on(c)}, {_labels(c)}, g classifies {g:.1%} of the clean {part} "
+        f"Trained on {trained_on(c)}, {labelled(c)}, g classifies {g:.1%} of the clean {part} "
         f"points correctly (f: {f:.1%}); {_against_guessing(c, m, part, g)}."
     )
     if m["agreement"] is not None:
@@ -256,141 +262,4 @@ def _attacked(table: Settings, row: int) -> str:
     certified = _value(table.get("certified", [None] * (row + 1))[row])
     if np.isfinite(certified):
         said += f" (certified: {certified:.1%})"
-    return said
-
-
-def _robust_accuracy(m: Settings) -> str:
-    said = (
-        "The share of clean test points that each network classifies correctly whatever "
-        "perturbation of at most that size the attack finds; the attack is on the network itself, "
-        "away from the true label."
-    )
-    tables = m.get("robust", {}).get("tables", {})
-    if any("certified" in table for table in tables.values()):
-        said += (
-            " Dashed: the share that is certified, which no attack can go below; the truth lies "
-            "between the two."
-        )
-    return said
-
-
-def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What each figure of a report shows, by the figure's name.
-
-    For example:
-
-        r = pk.report.load("results")
-        captions(r.configuration, r.metrics, r.arrays)["outputs"]
-    """
-    return {
-        "perturbations": _perturbations(c, arrays),
-        "outputs": _outputs(c),
-        "decision_map": _decision_map(c, arrays),
-        "accuracy_against_size": _curve(c, arrays),
-        "robust_accuracy": _robust_accuracy(m),
-    }
-
-
-def _perturbations(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
-    two = len(c["classes"]) == 2
-    if c["image_shape"] is None:
-        against = (
-            "the difference of the class means of the data"
-            if two
-            else "the mean of that class less the mean of all data"
-        )
-        said = (
-            f"The mean perturbation toward each class, coordinate by coordinate, against {against}."
-        )
-        correlations = _correlations(arrays)
-        if correlations:
-            said += f" Correlation: {', '.join(f'{value:.2f}' for value in correlations)}."
-        return said
-    what = "Points of the carrier" if c.get("at") == "carrier" else "Training points"
-    means = "difference of the class means" if two else "class means less the mean of all"
-    said = (
-        f"{what}, their perturbations, and the mean perturbation toward each class, beside the "
-        f"{means} of the data."
-    )
-    return said + " " + _colours(c["image_shape"])
-
-
-def _correlations(arrays: Mapping[str, np.ndarray]) -> list[float]:
-    """Of each mean perturbation with what it is drawn against; none where one is constant."""
-    means = np.asarray(arrays["mean_toward"], float)
-    means = means.reshape(len(means), -1)
-    rows = np.asarray(arrays[against(arrays)], float)
-    rows = rows.reshape(-1, means.shape[1])
-    rows = np.resize(rows, means.shape)
-    found = []
-    for mean, row in zip(means, rows, strict=True):
-        vary = np.ptp(mean) > 0 and np.ptp(row) > 0
-        if mean.size > 2 and vary:
-            correlations = np.corrcoef(mean, row)
-            found.append(float(correlations[0, 1]))
-    return found
-
-
-def against(arrays: Mapping[str, np.ndarray]) -> str:
-    """The array that mean perturbations are compared with: of two classes one difference.
-
-    Example:
-        >>> against({"mean_of_class": np.eye(3)})
-        'mean_of_class'
-    """
-    if "mean_difference" in arrays:
-        return "mean_difference"
-    return "mean_of_class"
-
-
-def _colours(image_shape: Sequence[int]) -> str:
-    channels = 1
-    if len(image_shape) == 3:
-        channels = image_shape[2]
-    if channels == 1:
-        return "Red is above zero, blue below."
-    if channels == 3:
-        return (
-            "Mid-grey is zero; each perturbation and each mean is scaled to its own largest entry."
-        )
-    return f"The mean over {channels} channels is shown; red is above zero, blue below."
-
-
-def _outputs(c: Settings) -> str:
-    which = "points that f was not trained on"
-    if c["carrier"].startswith("scenario"):
-        which = "points that neither network was trained on"
-    if not c["n_test"]:
-        which = "the training points of f"
-    if len(c["classes"]) > 2:
-        return f"How many {which} f (rows) and g (columns) assign to each class."
-    return f"Outputs of both networks on {which}. In the shaded quadrants both give the same class."
-
-
-def _decision_map(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
-    if "map_f" not in arrays:
-        return ""
-    said = "The plane through the class means and the leading orthogonal direction."
-    drawn = [name for name in "fg" if _changes_sign(arrays[f"map_{name}"])]
-    if "g" in drawn:
-        said += f" The dashed boundary was learned from {trained_on(c)}, {_labels(c)}."
-    if "f" in drawn:
-        said += " The solid boundary was learned from clean data."
-    for name in "fg":
-        if name not in drawn:
-            said += f" {name} does not change its sign on this plane."
-    return said
-
-
-def _changes_sign(values: np.ndarray) -> bool:
-    return bool(values.min() < 0 < values.max())
-
-
-def _curve(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
-    said = "The second network trained again at other perturbation sizes."
-    if "curve_expected" in arrays:
-        said += (
-            " The wide line is the mean over all draws of the target labels, in closed form, for "
-            "the identity loss; where it is near chance, g learns nothing on average."
-        )
     return said

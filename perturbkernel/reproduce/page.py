@@ -4,7 +4,7 @@ import html
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -15,13 +15,19 @@ from matplotlib.figure import Figure
 
 from perturbkernel.display import html_table
 from perturbkernel.files import write_folder
-from perturbkernel.report import plots
-from perturbkernel.report.html import html_page
+from perturbkernel.report.html import Picture, anchor, html_figure, html_page, html_settings
+from perturbkernel.report.results import write_figure
 from perturbkernel.reproduce import plan, store
 from perturbkernel.reproduce.panels import assemble
 from perturbkernel.reproduce.panels.assemble import Curves
 from perturbkernel.reproduce.panels.datasets import count
-from perturbkernel.reproduce.panels.figures import curve_label, describe, map_figure, panel_figure
+from perturbkernel.reproduce.panels.figures import (
+    curve_label,
+    describe,
+    describe_map,
+    map_figure,
+    panel_figure,
+)
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.panels.specification import Panel, decision_map, panel
 from perturbkernel.reproduce.plan import Options
@@ -41,8 +47,12 @@ _LINES = {
     "mean over the rates (dotted).",
 }
 _HEADING = "Wide two-layer networks learn from adversarial perturbations: the paper reproduced"
-# A panel of three axes is legible on a phone only if it may be wider than the screen.
-_CSS = "figure { overflow-x: auto; } .wide > a > img { min-width: 44rem; }"
+_STUDIES_HEADING = "Beyond the paper: studies"
+_PUBLISHED = (
+    "Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error "
+    "about 0.01)."
+)
+_SCALED = "Dashed: larger perturbations, where images are fewer than published."
 
 
 class Reproduction:
@@ -138,12 +148,8 @@ class Reproduction:
         note = "; ".join(filter(None, notes))
         return panel_figure(p, self.curves(name), note)
 
-    def _draw(self, into: Path, name: str) -> None:
-        drawn = self.figure(name)
-        for kind in ("svg", "png"):
-            path = into / f"{file_name(name)}.{kind}"
-            picture = plots.render(drawn, kind)
-            path.write_bytes(picture)
+    def _draw(self, into: Path, name: str) -> Picture:
+        return write_figure(self.figure(name), into, file_name(name))
 
     def _note(self, setting: Setting) -> str:
         """Where the images are not those of the paper."""
@@ -197,12 +203,12 @@ class Reproduction:
         (into / "figures").mkdir()
         draw = partial(self._draw, into / "figures")
         over = map if executor is None else executor.map
-        list(over(draw, self.names))
+        pictures = dict(zip(self.names, over(draw, self.names), strict=True))
         summary = self.summary()
         record = {"options": asdict(self.options), "environment": self.environment}
         texts = {
             "summary.json": json.dumps(summary, indent=1),
-            "index.html": self._page(summary),
+            "index.html": self._page(summary, pictures),
             RECORD: json.dumps(record, indent=1),
         }
         for name, text in texts.items():
@@ -223,43 +229,60 @@ class Reproduction:
                 rows.append((p.id, quantity, said))
         return rows
 
-    def _page(self, summary: Json) -> str:
-        figures = []
+    def _page(self, summary: Json, pictures: Mapping[str, Picture]) -> str:
+        figures = [self._html_figure(name, summary, pictures[name]) for name in self.names]
         links = []
-        for name in self.names:
-            link = f'<a href="#{_stem(name)}">{html.escape(name)}</a>'
-            figures.append(self._html_figure(name, summary))
-            links.append(link)
-        asked = []
-        for option, value in asdict(self.options).items():
-            if option != "names" and value is not None:
-                asked.append(f"{option}: {value}")
+        if len(figures) > 1:
+            links = [f'<a href="#{anchor(name)}">{html.escape(name)}</a>' for name in self.names]
+        body = f"""<h1>{html.escape(self._heading())}</h1>
+{self._legend()}<p>{" · ".join(links)}</p>
+<div class="figures">{"".join(figures)}</div>
+<h2>What was asked</h2>{html_settings(self._asked())}
+<details><summary>Versions and machines</summary>{html_settings(self.environment)}</details>"""
+        return html_page("perturbkernel reproduce", body)
+
+    def _heading(self) -> str:
+        """What the page is about: of one study what that is."""
+        if self.options.panels or self.options.maps:
+            return _HEADING
+        if len(self.options.studies) == 1:
+            return self._about(self.options.studies[0])
+        return _STUDIES_HEADING
+
+    def _about(self, name: str) -> str:
+        """A study, or what a decision map is of, in a line."""
+        if name in plan.STUDIES:
+            about = plan.STUDIES[name].about
+            return about[0].upper() + about[1:]
+        return describe_map(decision_map(name, self.options.scale))
+
+    def _legend(self) -> str:
+        """What circles and lines are, where there are panels."""
+        if not self.options.panels:
+            return ""
         lines = " ".join(_LINES[mode] for mode in self.options.modes)
         if self.options.mode == "law" and self.options.left_out:
             lines += f" Left out, as neurons interact in them: {', '.join(self.options.left_out)}."
-        body = f"""<h1>{_HEADING}</h1>
-<p>Circles: published values (Kumano, Kera, Yamasaki, NeurIPS 2024; read off the figures, error
-about 0.01). {lines} Dashed: larger perturbations, where images are fewer than published.</p>
-<p>{html.escape(", ".join(asked))}</p><p>{" · ".join(links)}</p>
-{"".join(figures)}
-<details><summary>Versions and machines</summary>{html_table(self.environment.items())}</details>"""
-        return html_page("perturbkernel: the paper reproduced", body, _CSS)
+        return f"<p>{_PUBLISHED} {lines} {_SCALED}</p>"
 
-    def _html_figure(self, name: str, summary: Json) -> str:
+    def _asked(self) -> Json:
+        """The options that have a part in what is shown."""
+        asked = asdict(self.options)
+        if not (self.options.panels or self.options.maps):
+            asked = {name: asked[name] for name in ("names", "scale", "seeds")}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def _html_figure(self, name: str, summary: Json, picture: Picture) -> str:
         """One figure, what it shows, and a panel's distances from the published values."""
-        words = table = wide = ""
+        words = table = ""
         if name in summary["panels"]:
             words = describe(self.panel(name))
             table = _gaps(summary["panels"][name]["distance"])
-            wide = ' class="wide"'
-        elif name in plan.STUDIES:
-            words = plan.STUDIES[name].about
-        stem = _stem(name)
-        image = f'<img alt="{html.escape(name)}" src="figures/{stem}.png">'
-        return (
-            f'<figure id="{stem}"{wide}><a href="figures/{stem}.svg">{image}</a>'
-            f"<figcaption>{html.escape(words)}</figcaption>{table}</figure>"
-        )
+        elif len(self.names) > 1:  # of one alone the heading says it
+            words = self._about(name)
+        stem = f"figures/{file_name(name)}"
+        below = f'{table}<a class="file" href="{html.escape(stem)}.svg">SVG</a>'
+        return html_figure(name, picture, words, source=f"{stem}.png", below=below)
 
 
 def _distances(p: Panel, curves: Curves) -> dict[str, Json]:
@@ -290,10 +313,6 @@ def _gaps(distances: Json) -> str:
 def file_name(name: str) -> str:
     """The name of a figure's files, without what they end in."""
     return name.replace("/", "_")
-
-
-def _stem(name: str) -> str:
-    return html.escape(file_name(name))
 
 
 def load(folder: str | os.PathLike[str]) -> Reproduction:

@@ -23,7 +23,7 @@ from matplotlib.ticker import NullFormatter
 from perturbkernel import report as reports
 from perturbkernel.display import html_table
 from perturbkernel.report import plots
-from perturbkernel.report.html import html_figure, html_page
+from perturbkernel.report.html import html_figure, html_page, html_settings
 from perturbkernel.report.results import write_whole
 from perturbkernel.verify.protocol import Verdict
 from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summary
@@ -31,8 +31,9 @@ from perturbkernel.verify.runner import EXPLANATION, HEAD, SECTIONS, row, summar
 _ARRAYS = ("expected", "observed", "allowed")
 _COLOURS = {"holds": plots.G_COLOUR, "fails": plots.MINUS, "vacuous": plots.GREY}
 _CSS = """
-.fails { color: var(--bad); font-weight: bold; } .vacuous { color: var(--soft); }
-.holds { color: var(--good); }
+.fails td:last-child { color: var(--bad); font-weight: bold; } .vacuous { color: var(--soft); }
+.holds td:last-child { color: var(--good); }
+td:nth-child(2) { min-width: 13rem; } td:nth-child(3) { min-width: 9rem; }
 """
 
 
@@ -139,12 +140,18 @@ def figure(verdicts: Sequence[Verdict]) -> Figure:
     return drawing
 
 
+def _has_points(v: Verdict) -> bool:
+    """Whether there is something to draw; what is claimed of gates is numbers of the table."""
+    expected, observed = np.asarray(v.expected, float), np.asarray(v.observed, float)
+    return not v.claim and bool((np.isfinite(expected) & np.isfinite(observed)).any())
+
+
 def _panel(axis, v: Verdict) -> None:
     axis.set_title(f"{v.name}: {v.verdict}\n{v.setting}", color=_COLOURS[v.verdict], fontsize=7)
     expected = np.asarray(v.expected, float)
     observed = np.asarray(v.observed, float)
     kept = np.isfinite(expected) & np.isfinite(observed)
-    if v.claim or not kept.any():
+    if not _has_points(v):
         said = f"{v.measured}\n{v.violations} violations"
         axis.text(0.5, 0.5, said, ha="center", va="center", wrap=True)
         axis.set_axis_off()
@@ -247,8 +254,8 @@ below the diagonal a bound holds.</p>
 page lies in the manual as built: <code>make docs</code>, then
 <code>perturbkernel verify --out site</code>.</p>
 {"".join(parts)}
-<h2>What was asked</h2>{html_table(content["configuration"].items())}
-<h2>Versions and machine</h2>{html_table(content["environment"].items())}"""
+<h2>What was asked</h2>{html_settings(content["configuration"])}
+<h2>Versions and machine</h2>{html_settings(content["environment"])}"""
     return html_page("perturbkernel verify", body, _CSS)
 
 
@@ -261,17 +268,21 @@ def _section(number: str, verdicts: list[Verdict]) -> str:
     for verdict in verdicts:
         if verdict.reason:
             parts.append(f"<p>{e(verdict.name)} {verdict.verdict}: {e(verdict.reason)}.</p>")
+    figures = []
     for result, of_result in groupby(verdicts, lambda verdict: verdict.id):
-        parts.append(_figure(result, list(of_result)))
-    return "".join(parts)
+        drawn = [verdict for verdict in of_result if _has_points(verdict)]
+        if drawn:
+            figures.append(_figure(result, drawn))
+    return f'{"".join(parts)}<div class="figures">{"".join(figures)}</div>'
 
 
 def _figure(number: str, verdicts: list[Verdict]) -> str:
     """The figure of a result; one that cannot be drawn costs no more than itself."""
     try:
-        picture = plots.render(figure(verdicts), "png")
+        picture = plots.picture(figure(verdicts))
     except Exception as error:
         said = f"the figure of {number} could not be drawn ({type(error).__name__}: {error})"
         warnings.warn(said, stacklevel=2)
         return f"<p>{html.escape(said)}</p>"
-    return html_figure(f"result {number}", picture)
+    statements = dict.fromkeys(verdict.statement for verdict in verdicts)
+    return html_figure(f"result {number}", picture, f"{number}: {'; '.join(statements)}.")

@@ -104,7 +104,7 @@ def test_the_command_and_the_python_example_are_one_experiment(tmp_path):
 
 def test_a_failed_write_leaves_the_earlier_result_whole(result, monkeypatch):
     earlier = report.load(result)
-    monkeypatch.setattr("perturbkernel.report.results._page", lambda *_: 1 / 0)
+    monkeypatch.setattr("perturbkernel.report.results.report_page", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report.save(earlier, result)
     assert report.load(result).configuration == earlier.configuration

@@ -9,7 +9,8 @@ import pytest
 
 from perturbkernel import report
 from perturbkernel.report import plots, results
-from perturbkernel.report.statements import captions, introduction, sentences
+from perturbkernel.report.captions import captions
+from perturbkernel.report.statements import introduction, sentences
 
 NAN = math.nan
 CARRIERS = {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -509,6 +510,10 @@ def test_results_load_and_figures_rebuild_without_computing(finished, monkeypatc
     assert all(name in text for name in QUICK)
     # The page speaks of what it shows, in the words of the legends.
     assert "Blue: the kernel limit" in text and "Orange" not in text
+    assert "Circles: published values" in text and "the paper reproduced" in text
+    # The numbers of the curves are there to be read, and to be pointed at.
+    value = curves["perturbation"]["limit"]["mean"][0]
+    assert re.search(rf'<td data-at="\d+,\d+">{value:.4g}</td>', text)
     assert "<td>kernel limit, initial functions zero</td>" in text and "limit_zero" not in text
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["panels"][PANEL]["curves"] == curves

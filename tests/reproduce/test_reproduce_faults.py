@@ -319,6 +319,20 @@ def test_results_keep_the_environment_that_computed_them(page_of_two, capsys):
     assert not list(page_of_two.rglob(".*"))
 
 
+def test_a_page_of_studies_speaks_of_no_panels(page_of_two):
+    text = (page_of_two / "index.html").read_text()
+    about = plan.STUDIES["carriers"].about
+    assert f"<h1>{about[0].upper()}{about[1:]}</h1>" in text and text.count(about[1:]) == 1
+    for word in ("Circles", "Blue", "the paper reproduced", "dynamics", "coin_flip"):
+        assert word not in text
+
+
+def test_every_study_draws_in_the_style_of_all_figures():
+    styled = plots.styled(lambda: None).__code__
+    for name, study in plan.STUDIES.items():
+        assert study.module.draw.__code__ is styled, name
+
+
 def test_report_names_what_is_damaged(page_of_two, capsys):
     cells = plan.study_cells("carriers", plan.Options(("carriers",)))
     path = store.cell_path(page_of_two, cells[1])

@@ -87,6 +87,13 @@ def describe(p: Panel) -> str:
     return f"{data}, scenario ({s.scenario}): {carrier}, {s.loss} loss; {fixed}"
 
 
+def describe_map(m: Map) -> str:
+    """The setting of a decision map in a line."""
+    s = m.setting
+    data = s.data.replace("_", " ")
+    return f"decision map: {data}, n = {s.n:,}, d = {s.d:,}, size {s.size:g}"
+
+
 @styled
 def panel_figure(p: Panel, curves: Curves, note: str = "") -> Figure:
     """One small axis a quantity: published values, kernel limit and finite networks against what

@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from perturbkernel.report.plots import GREY, MINUS, PLUS, figure
+from perturbkernel.report.plots import GREY, MINUS, PLUS, figure, styled
 from perturbkernel.reproduce.records import Json, Results
 from perturbkernel.reproduce.studies.curves import curve, draw_band, in_percent
 
@@ -79,6 +79,7 @@ def _of_part(part: str, cells: Results) -> Json:
     return found
 
 
+@styled
 def draw(results: Results) -> Figure:
     """Rows: against time, points and depth. Columns: what the parts do to the network itself, to
     another one, what they teach, and their shares.
@@ -118,14 +119,15 @@ def _accuracies(axis: Axes, found: Json, name: str) -> None:
 
 def _share(axis: Axes, found: Json) -> None:
     x = found["x"]
-    of_own, of_shared, _ = _STYLES
+    own_name, shared_name, *_ = _PARTS
+    of_own, of_shared, *_ = _STYLES
     shared = found["share"]
     colour, line = of_shared
-    axis.plot(x, shared["mean"], line, ms=4, color=colour)
+    axis.plot(x, shared["mean"], line, ms=4, color=colour, label=shared_name)
     draw_band(axis, x, shared, colour)
     own = [1 - value for value in shared["mean"]]
     colour, line = of_own
-    axis.plot(x, own, line, ms=4, color=colour)
+    axis.plot(x, own, line, ms=4, color=colour, label=own_name)
 
 
 def _finish(axis: Axes, part: str, ticks: list[float]) -> None:

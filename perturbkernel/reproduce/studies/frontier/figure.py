@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from perturbkernel.report.numbers import name_points
 from perturbkernel.report.plots import F_COLOUR, G_COLOUR, GREY, MINUS, PLUS, figure, styled
 from perturbkernel.reproduce.records import Arrays, Json, Results
 from perturbkernel.reproduce.studies.curves import in_percent, spread
@@ -101,7 +102,8 @@ def _way(axis: Axes, way: str, found: Json, place: int) -> None:
     mean = np.array(found["scores"]["mean"])
     clean = mean[:, 0]
     robust = mean[:, place]
-    axis.plot(clean, robust, line, color=colour, ms=4, lw=1, label=label)
+    (drawn,) = axis.plot(clean, robust, line, color=colour, ms=4, lw=1, label=label)
+    name_points(drawn, [_named(value) for value in found["values"]])
     for value, x, y in zip(found["values"], clean, robust, strict=True):
         axis.annotate(
             _named(value),

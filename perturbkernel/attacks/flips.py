@@ -12,8 +12,10 @@ from perturbkernel.display import Displayed
 from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.smoother import initial_part, smoother_weights, training_of
 
-# Outputs that differ by less, relative to the sum of their terms, are not told apart.
+# Outputs that differ by less, relative to the sum of their terms, are not told apart: where all is
+# float64, and in units of the last place of weights of points, or of an f0, in float32.
 _ROUNDING = 1e-9
+_PLACES = 8
 
 
 class LabelFlips(Displayed, eqx.Module):
@@ -73,20 +75,22 @@ class LabelFlips(Displayed, eqx.Module):
 
 class _Harm(NamedTuple):
     """For each query the margin of its decision over a rival, (m,); by how much the best change of
-    each label lowers it, (m, n) >= 0; and the scale of rounding, (m,).
+    each label lowers it, (m, n) >= 0; and its rounding, (m,).
     """
 
     margin: np.ndarray
     gains: np.ndarray
-    scale: np.ndarray
+    rounding: np.ndarray
 
 
 class _Fewest(NamedTuple):
-    """Over a rival: numbers of changes (m,), points in order (m, n), what is doubtful (m,)."""
+    """Over a rival: numbers of changes (m,), points in order (m, n), and the first number after
+    which the margin is rounding (m,), n + 2 where there is none.
+    """
 
     flips: np.ndarray
     order: np.ndarray
-    doubtful: np.ndarray
+    unsure: np.ndarray
 
 
 def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFlips:
@@ -134,15 +138,18 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
         raise TypeError("certified_flips cannot be traced; call it outside jit")
     weights = smoother_weights(f.kernel, f.inputs, z, training)
     start = np.zeros((len(z), *targets.shape[1:]))
+    rounded = [] if f.sample_weight is None else [f.sample_weight]
     if f.initial is not None:
-        start = np.asarray(initial_part(training.loss, weights, f.initial(z), f.initial(f.inputs)))
+        before = f.initial(z), f.initial(f.inputs)
+        rounded.extend(before)
+        start = np.asarray(initial_part(training.loss, weights, *before))
         start = start.reshape(len(z), *targets.shape[1:])
     w = np.asarray(weights)
     count = _of_signs if targets.ndim == 1 else _of_classes
-    found = count(w, targets, start)
+    found = count(w, targets, start, _relative_rounding(rounded))
     assert f.targets is not None
     status = f.status
-    doubtful = int(found["doubtful"].sum())
+    doubtful = int((found["unsure"] <= found["flips"]).sum())
     if doubtful:
         said = f"at {doubtful} points a tie within rounding decides on the number"
         status = said if status == "ok" else f"{status}; {said}"
@@ -178,16 +185,22 @@ def _labels(f: KernelPredictor) -> np.ndarray:
     return targets
 
 
-def _of_signs(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+def _relative_rounding(arrays: list[Any]) -> float:
+    """Of outputs, where these arrays of floats are rounded and all else is float64."""
+    each = [float(jnp.finfo(jnp.result_type(array)).eps) for array in arrays]
+    return max([_ROUNDING, *(_PLACES * eps for eps in each)])
+
+
+def _of_signs(w: np.ndarray, y: np.ndarray, start: np.ndarray, relative: float) -> dict[str, Any]:
     outputs = start + w @ y
     decision = np.where(outputs < 0, -1, 1)
     gains = 2 * decision[:, None] * w * y
-    scale = np.abs(start) + np.abs(w).sum(axis=1)
-    fewest = _fewest(_Harm(decision * outputs, np.maximum(gains, 0), scale))
+    rounding = relative * (np.abs(start) + np.abs(w).sum(axis=1))
+    fewest = _fewest(_Harm(decision * outputs, np.maximum(gains, 0), rounding))
     return fewest._asdict() | {"decision": decision, "rival": -decision}
 
 
-def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> dict[str, Any]:
+def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray, relative: float) -> dict[str, Any]:
     """The best rival of each query."""
     outputs = start + w @ y
     classes = y.shape[1]
@@ -196,6 +209,7 @@ def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> dict[str, An
     decision = outputs.argmax(axis=1)
     rows = np.arange(len(w))
     scale = np.abs(start).max(axis=1) + height * np.abs(w).sum(axis=1)
+    rounding = relative * scale
     found: dict[str, Any] = {}
     for rival in range(classes):
         # That of the decision itself is never chosen.
@@ -203,22 +217,23 @@ def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> dict[str, An
         own = (labels == decision[:, None]).astype(float)
         sign = own - (labels == rival)
         gains = height * (w * sign + np.abs(w))
-        fewest = _fewest(_Harm(margin, gains, scale))._asdict()
+        fewest = _fewest(_Harm(margin, gains, rounding))._asdict()
         fewest |= {"decision": decision, "rival": np.full(len(w), rival)}
         is_rival = decision != rival
-        fewest["flips"] = np.where(is_rival, fewest["flips"], w.shape[1] + 2)
+        for name in ("flips", "unsure"):
+            fewest[name] = np.where(is_rival, fewest[name], w.shape[1] + 2)
         found = _fewer(found, fewest) if found else fewest
     return found
 
 
 def _fewer(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    """Row by row the one with fewer flips; one that is doubtful with as many remains so."""
+    """Row by row the one with fewer flips, unsure from where either is."""
     better = b["flips"] < a["flips"]
     kept = {}
     for name, of_a in a.items():
         choose = better.reshape(-1, *(1,) * (of_a.ndim - 1))
         kept[name] = np.where(choose, b[name], of_a)
-    return kept
+    return kept | {"unsure": np.minimum(a["unsure"], b["unsure"])}
 
 
 def _fewest(harm: _Harm) -> _Fewest:
@@ -229,6 +244,7 @@ def _fewest(harm: _Harm) -> _Fewest:
     after = begun - np.cumsum(sorted_gains, axis=1)
     margins = np.concatenate([begun, after], axis=1)  # after 0, 1, ..., n changes; falls
     flips = np.sum(margins > 0, axis=1)
-    near = np.abs(margins) <= _ROUNDING * harm.scale[:, None]
-    doubtful = np.asarray(near.any(axis=1))
-    return _Fewest(flips, order, doubtful)
+    near = np.abs(margins) <= harm.rounding[:, None]
+    none = near.shape[1] + 1
+    unsure = np.where(near.any(axis=1), near.argmax(axis=1), none)
+    return _Fewest(flips, order, np.asarray(unsure))

@@ -140,6 +140,7 @@ def _parts(f: KernelPredictor, training: Training) -> tuple[KernelPredictor, Ker
             f.inputs,
             rounded,
             initial,
+            f.status,
             mesh=f.mesh,
             loss=f.loss,
             dynamics=f.dynamics,

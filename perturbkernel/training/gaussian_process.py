@@ -136,7 +136,7 @@ def gaussian_process(
         gram = _covariance(kernel, kernel_name, x, x) + noise * jnp.eye(len(x))
         found = _solved(gram, y)
         status = "ok"
-        if not np.isfinite(found.coef).all():
+        if not _condition(gram, found.factor) * len(x) * np.finfo(float).eps < 1:
             status = f"the kernel matrix is singular to rounding with noise {noise:g}"
         numbers = float(noise), float(found.likelihood)
         return GaussianProcess(
@@ -227,6 +227,15 @@ def _solved(covariance: Array, y: Array) -> _Solved:
     each = jnp.sum(jnp.log(jnp.diagonal(factor))) + len(y) / 2 * np.log(2 * np.pi)
     outputs = y.size // len(y)
     return _Solved(factor, coef, -jnp.sum(y * coef) / 2 - outputs * each)
+
+
+def _condition(gram: Array, factor: Array) -> float:
+    """trace(A) trace(A^-1) / n from the Cholesky factor of A: the condition number to a factor n
+    either way. NaN for a factor that is not finite.
+    """
+    identity = jnp.eye(len(gram))
+    inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    return float(jnp.trace(gram) * jnp.sum(inverse**2) / len(gram))
 
 
 def _covariance(kernel: Kernel, kernel_name: str, x: Array, z: Array) -> Array:

@@ -12,8 +12,10 @@ from perturbkernel.display import Displayed
 from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.smoother import initial_part, smoother_weights, training_of
 
-# Outputs that differ by less, relative to the sum of their terms, are not told apart.
+# Outputs that differ by less, relative to the sum of their terms, are not told apart: where all is
+# float64, and in units of the last place of weights of points, or of an f0, in float32.
 _ROUNDING = 1e-9
+_PLACES = 8
 
 
 class LabelFlips(Displayed, eqx.Module):
@@ -84,22 +86,23 @@ class LabelFlips(Displayed, eqx.Module):
 
 class _Harm(NamedTuple):
     """For each query the margin of its decision over a rival, (m,); by how much the best change of
-    each label lowers it, (m, n) >= 0; and the scale of rounding, (m,).
+    each label lowers it, (m, n) >= 0; and its rounding, (m,).
     """
 
     margin: np.ndarray
     gains: np.ndarray
-    scale: np.ndarray
+    rounding: np.ndarray
 
 
 class _Fewest(NamedTuple):
-    """Over a rival: numbers of changes (m,), points in order (m, n), what is doubtful (m,), and
-    what is changed into what, (m,) each.
+    """Over a rival: numbers of changes (m,), points in order (m, n), the first number after which
+    the margin is rounding (m,), n + 2 where there is none, and what is changed into what, (m,)
+    each.
     """
 
     flips: np.ndarray
     order: np.ndarray
-    doubtful: np.ndarray
+    unsure: np.ndarray
     decision: np.ndarray
     rival: np.ndarray
 
@@ -150,15 +153,16 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
     weights = smoother_weights(f.kernel, f.inputs, z, training)
     w = np.asarray(weights)
     start = np.zeros((len(z), *targets.shape[1:]))
+    rounded = [] if f.sample_weight is None else [f.sample_weight]
     if f.initial is not None:
-        at_z = f.initial(z)
-        at_x = f.initial(f.inputs)
-        part = initial_part(training.loss, weights, at_z, at_x)
+        before = f.initial(z), f.initial(f.inputs)
+        rounded.extend(before)
+        part = initial_part(training.loss, weights, *before)
         start = np.asarray(part).reshape(start.shape)
     count = _of_signs if targets.ndim == 1 else _of_classes
-    found = count(w, targets, start)
+    found = count(w, targets, start, _relative_rounding(rounded))
     status = f.status
-    doubtful = int(found.doubtful.sum())
+    doubtful = int(np.sum(found.unsure <= found.flips))
     if doubtful:
         said = f"at {doubtful} points a tie within rounding decides on the number"
         status = said if status == "ok" else f"{status}; {said}"
@@ -200,18 +204,24 @@ def _are_one_hot(targets: np.ndarray) -> bool:
     return bool(np.all(ones == 1) and np.all(zeros == classes - 1))
 
 
-def _of_signs(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> _Fewest:
+def _relative_rounding(arrays: list[Any]) -> float:
+    """Of outputs, where these arrays of floats are rounded and all else is float64."""
+    each = [float(jnp.finfo(jnp.result_type(array)).eps) for array in arrays]
+    return max([_ROUNDING, *(_PLACES * eps for eps in each)])
+
+
+def _of_signs(w: np.ndarray, y: np.ndarray, start: np.ndarray, relative: float) -> _Fewest:
     outputs = start + w @ y
     decision = np.where(outputs < 0, -1, 1)
     margin = decision * outputs
     # A flip of y_n moves f by -2 w_n y_n; only those count that lower the margin.
     contributions = decision[:, None] * w * y
     gains = 2 * np.maximum(contributions, 0)
-    scale = np.abs(start) + np.abs(w).sum(axis=1)
-    return _fewest(_Harm(margin, gains, scale), decision, -decision)
+    rounding = relative * (np.abs(start) + np.abs(w).sum(axis=1))
+    return _fewest(_Harm(margin, gains, rounding), decision, -decision)
 
 
-def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> _Fewest:
+def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray, relative: float) -> _Fewest:
     """The best rival of each query."""
     m, n = w.shape
     classes = y.shape[1]
@@ -222,6 +232,7 @@ def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> _Fewest:
     highest = outputs.max(axis=1)
     absolute = np.abs(w)
     scale = np.abs(start).max(axis=1) + height * absolute.sum(axis=1)
+    rounding = relative * scale
     is_decision = (labels == decision[:, None]).astype(float)
     found = None
     for rival in range(classes):
@@ -229,24 +240,27 @@ def _of_classes(w: np.ndarray, y: np.ndarray, start: np.ndarray) -> _Fewest:
         # The best label for the rival makes that -|w_n|.
         sign = is_decision - (labels == rival)
         gains = height * (w * sign + absolute)
-        harm = _Harm(highest - outputs[:, rival], gains, scale)
+        harm = _Harm(highest - outputs[:, rival], gains, rounding)
         fewest = _fewest(harm, decision, np.full(m, rival))
         # The decision is no rival of its own: it needs more flips than any other.
-        flips = np.where(decision == rival, n + 2, fewest.flips)
-        fewest = fewest._replace(flips=flips)
+        itself = decision == rival
+        fewest = fewest._replace(
+            flips=np.where(itself, n + 2, fewest.flips),
+            unsure=np.where(itself, n + 2, fewest.unsure),
+        )
         found = fewest if found is None else _fewer(found, fewest)
     assert found is not None
     return found
 
 
 def _fewer(a: _Fewest, b: _Fewest) -> _Fewest:
-    """Row by row the one with fewer flips; one that is doubtful with as many remains so."""
+    """Row by row the one with fewer flips, unsure from where either is."""
     better = b.flips < a.flips
     column = better[:, None]
     return _Fewest(
         flips=np.where(better, b.flips, a.flips),
         order=np.where(column, b.order, a.order),
-        doubtful=np.where(better, b.doubtful, a.doubtful),
+        unsure=np.minimum(a.unsure, b.unsure),
         decision=a.decision,
         rival=np.where(better, b.rival, a.rival),
     )
@@ -260,6 +274,7 @@ def _fewest(harm: _Harm, decision: np.ndarray, rival: np.ndarray) -> _Fewest:
     after = begun - np.cumsum(largest_first, axis=1)
     margins = np.concatenate([begun, after], axis=1)  # after 0, 1, ..., n changes; falls
     flips = np.sum(margins > 0, axis=1)
-    rounding = _ROUNDING * harm.scale[:, None]
-    doubtful = np.any(np.abs(margins) <= rounding, axis=1)
-    return _Fewest(flips, order, doubtful, decision, rival)
+    near = np.abs(margins) <= harm.rounding[:, None]
+    none = near.shape[1] + 1
+    unsure = np.where(near.any(axis=1), near.argmax(axis=1), none)
+    return _Fewest(flips, order, unsure, decision, rival)

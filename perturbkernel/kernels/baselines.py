@@ -201,19 +201,62 @@ class ArcCosine(_OfRows):
         """The kernel, (rows of z, rows of x), whatever its name."""
         z_norm, z_unit = _polar(z)
         x_norm, x_unit = _polar(x)
-        theta = _angles(z_unit, x_unit)
-        if self.order == 0:
-            return 1 - theta / math.pi
+        angle, acute = _angles(z_unit, x_unit)
         norms = z_norm[:, None] * x_norm[None, :]
-        sine = jnp.sin(theta)
-        cosine = jnp.cos(theta)
+        if self.order == 0:
+            return jnp.where(acute, 1 - angle / math.pi, angle / math.pi)
+        # Half of it at z = 0: the symmetric derivative.
+        no_zero = (z_norm > 0)[:, None] & (x_norm > 0)[None, :]
+        share = jnp.where(no_zero, acute.astype(z.dtype), 0.5)
+        product = exact_matmul(z, x.T)
         if self.order == 1:
-            # The part that is odd in z is linear, so that the symmetric derivative at z = 0 is its.
-            odd = exact_matmul(z, x.T) / 2
-            even = sine + (math.pi / 2 - theta) * cosine
-            return odd + norms * even / math.pi
-        angular = 3 * sine * cosine + (math.pi - theta) * (1 + 2 * cosine**2)
-        return norms**2 * angular / math.pi
+            return share * product + norms * _first_rest(angle) / math.pi
+        squares = jnp.sum(z**2, axis=1)[:, None] * jnp.sum(x**2, axis=1)[None, :]
+        rest = jnp.where(acute, 1, -1) * _second_rest(angle)
+        return share * (squares + 2 * product**2) + norms**2 * rest / math.pi
+
+
+# With t the angle between the lines of x and z, J of order 1 and 2 is a polynomial where theta is
+# acute plus or minus a rest of order t^3 and t^5. At t = 0, where t has no derivative and 0 stands
+# for it, the rest has none either: derivatives are right there, of second order too.
+
+
+@jax.custom_jvp
+def _first_rest(t: Array) -> Array:
+    """sin(t) - t cos(t), without cancellation: t^3 / 3 - t^5 / 30 + .. where t is small."""
+    terms = [2 * k * (-1) ** (k + 1) / math.factorial(2 * k + 1) for k in range(1, 9)]
+    small = t < 0.5
+    return jnp.where(small, t**3 * _polynomial(t, small, terms), jnp.sin(t) - t * jnp.cos(t))
+
+
+_first_rest.defjvps(lambda moved, _, t: moved * t * jnp.sin(t))
+
+
+@jax.custom_jvp
+def _second_rest(t: Array) -> Array:
+    """3 sin(t) cos(t) - t (1 + 2 cos(t)^2), without cancellation: -4 t^5 / 15 + .. where t is
+    small.
+    """
+    # In u = 2 t it is 3 sin(u) / 2 - u - u cos(u) / 2.
+    signs = [(-1) ** k * 2 ** (2 * k + 1) for k in range(2, 13)]
+    each = [(1.5 - (2 * k + 1) / 2) / math.factorial(2 * k + 1) for k in range(2, 13)]
+    terms = [sign * term for sign, term in zip(signs, each, strict=True)]
+    small = t < 0.5
+    plain = 3 * jnp.sin(t) * jnp.cos(t) - t * (1 + 2 * jnp.cos(t) ** 2)
+    return jnp.where(small, t**5 * _polynomial(t, small, terms), plain)
+
+
+_second_rest.defjvps(lambda moved, _, t: -4 * moved * jnp.sin(t) * _first_rest(t))
+
+
+def _polynomial(t: Array, wanted: Array, terms: list[float]) -> Array:
+    """sum_k terms_k t^(2 k), where it is wanted."""
+    square = jnp.where(wanted, t, 0) ** 2
+    *lower, last = terms
+    total = jnp.full_like(square, last)
+    for term in reversed(lower):
+        total = total * square + term
+    return total
 
 
 def _polar(x: Array) -> tuple[Array, Array]:
@@ -229,15 +272,19 @@ def _polar(x: Array) -> tuple[Array, Array]:
     return norm[:, 0], unit
 
 
-def _angles(z: Array, x: Array) -> Array:
-    """The angles between rows of length 1, by Kahan's formula 2 atan(|z - x| / |z + x|); pi / 2 to
-    a row at 0.
+def _angles(z: Array, x: Array) -> tuple[Array, Array]:
+    """The angle between the lines along rows of length 1, at most pi / 2, by Kahan's formula
+    2 atan(|z - x| / |z + x|), and whether that between the rows is not larger than pi / 2; a row
+    at 0 makes a right angle with every other.
+
+    An angle that is no more than the rounding of the rows is 0, with derivative 0: the same point
+    need not have the same direction, bit by bit, in two programs.
     """
-    both_signs = jnp.concatenate([x, -x])
-    apart, together = jnp.split(distances(z, both_signs), 2, axis=1)
+    apart, together = jnp.split(distances(z, jnp.concatenate([x, -x])), 2, axis=1)
+    acute = apart <= together
     both_zero = (apart == 0) & (together == 0)
-    # At (0, 0) arctan2 has no derivative: there another point stands in.
-    apart = jnp.where(both_zero, 1, apart)
-    together = jnp.where(both_zero, 1, together)
-    theta = 2 * jnp.arctan2(apart, together)
-    return jnp.where(both_zero, math.pi / 2, theta)
+    near = jnp.where(both_zero, 1, jnp.where(acute, apart, together))
+    rounding = 4 * z.shape[1] ** 0.5 * float(jnp.finfo(z.dtype).eps)
+    near = jnp.where(near <= rounding, 0, near)
+    far = jnp.where(both_zero, 1, jnp.where(acute, together, apart))
+    return 2 * jnp.arctan2(near, far), acute

@@ -102,9 +102,12 @@ def row_numbers(kernel: Any, row: tuple[int, ...]) -> float:
 
 @once_per_structure
 def row_operations(kernel: Any, row: tuple[int, ...]) -> float:
-    """Floating-point operations of a pass over one row, as XLA counts them."""
+    """Floating-point operations of a pass over one row, for all outputs, as XLA counts them."""
 
     def weights(kernel, x):
+        # The same passes; of a loop over outputs, XLA would count one.
+        if has_features(kernel):
+            return kernel.to_features("ntk", x)
         return kernel.to_weights("ntk", x, jnp.ones(len(x), x.dtype))
 
     x = jax.ShapeDtypeStruct((1, *row), jnp.float32)

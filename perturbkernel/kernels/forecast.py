@@ -25,6 +25,8 @@ PRODUCTS = {
     "nngp": 1,
     "phi": 1,
 }
+# Operations of the passes whose rate is measured.
+_MEASURED = 1e9
 # Seconds of each unit, longest first.
 _UNITS = {"d": 86400, "h": 3600, "min": 60, "s": 1, "ms": 1e-3}
 
@@ -308,10 +310,16 @@ def _measured_rate(
     columns: int,
     passes: bool,
 ) -> float:
-    """Operations a second of the very product on two tiles by one, the best of three runs."""
+    """Operations a second of the very product, the best of three runs: on two tiles by one, or for
+    passes on a block of rows, or so many that take a second or so.
+    """
     itemsize = jnp.result_type(float).itemsize
-    rows_of_tile, n = tiles.tile_limits(kernel, row, itemsize, tall=False)
-    m = 2 * rows_of_tile
+    if passes:
+        most = features.rows_at_once(kernel, row, itemsize)
+        n = m = int(np.clip(_MEASURED // features.row_operations(kernel, row), 1, most))
+    else:
+        rows_of_tile, n = tiles.tile_limits(kernel, row, itemsize, tall=False)
+        m = 2 * rows_of_tile
     if _takes_passes(kernel, what, m, n, columns, row) != passes:
         # So few points go the other way: one column, or tiles alone, run like the product.
         what, columns = (what, 1) if passes else ("ntk", 1)

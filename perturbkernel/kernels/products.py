@@ -68,6 +68,7 @@ from perturbkernel.meshes import inside_shard_map, varying_alike
 
 # Queries of a large tile that are evaluated again at once.
 _MENDED = 256
+_UNROLLED = 16  # tiles of a traced matrix, up to which the program has each by itself
 
 
 # --- sums over a tile ---
@@ -370,15 +371,16 @@ def _matrix(argument, name, differentiable, x, z):
     n, m = len(x), len(z)
     careful = careful_tile(kernel, name)
     quick = None if differentiable else quick_tile_for(kernel, name, n * m)
+    rows, columns = min(n, _MENDED), min(m, _MENDED)
     if quick is None:
         limits = tile_limits(kernel, x.shape[1:], x.dtype.itemsize, tall=False)
         rows, columns = tile_shape(n, m, limits)
-    else:
-        rows, columns = min(n, _MENDED), min(m, _MENDED)
     down, across = -(-n // rows), -(-m // columns)
     # Not a loop, in which JAX drops the rules of derivatives that it differentiates again.
-    if differentiable and down * across == 1:
-        return careful(x, z)
+    if differentiable and down * across <= _UNROLLED:
+        of_x = jnp.split(x, list(range(rows, n, rows)))
+        of_z = jnp.split(z, list(range(columns, m, columns)))
+        return jnp.block([[careful(a, b) for b in of_z] for a in of_x])
 
     def fill(step, matrix):
         i, j = step // across, step % across

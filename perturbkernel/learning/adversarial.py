@@ -86,7 +86,10 @@ def feature_adversarial(
         if rounds == _ROUNDS:
             status = f"the rounds of ridge regression had not converged after {_ROUNDS}"
             break
-        weights = np.clip(residual / (residual + length), _EDGE, 1 - _EDGE)
+        # Where nothing is left and f is 0, as of targets 0, any weight does.
+        both = residual + length
+        share = residual / np.where(both > 0, both, 1)
+        weights = np.clip(share, _EDGE, 1 - _EDGE)
     found = as_float(coef.astype(x.dtype), "coefficients")
     stats = {"rounds": rounds, "objective": objective}
     return KernelPredictor(kernel, x, found, status=status, stats=stats)

@@ -15,8 +15,11 @@ from perturbkernel.display import Displayed, in_short
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.metrics import accuracy, class_accuracy
+from perturbkernel.training.precision import as_stored
 from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.smoother import in_float64
+
+_ROUNDING = 1e-6  # of the values of a feature, relative: more than that is reported
 
 
 class KernelFeatures(Displayed, eqx.Module):
@@ -57,14 +60,20 @@ class KernelFeatures(Displayed, eqx.Module):
 
     def predictor(self, features: int | Sequence[int]) -> KernelPredictor:
         """The sum of <v_i, y> phi_i over the given features, as a predictor: to evaluate, to
-        attack.
+        attack. It computes in float64, since coefficients of small eigenvalues cancel; `status`
+        says where they cancel to fewer than six digits of that.
         """
         chosen = np.atleast_1d(np.asarray(features, int))
         vectors = self.vectors[:, chosen]
-        scaled = (self.coefficients[chosen].T / self.eigenvalues[chosen]).T
+        values = self.eigenvalues[chosen]
+        scaled = (self.coefficients[chosen].T / values).T
         dual = vectors @ scaled
-        x = self.inputs
-        return KernelPredictor(self.kernel, x, jnp.asarray(dual, x.dtype))
+        x = np.asarray(self.inputs, float)
+        rounding = np.finfo(float).eps * self.eigenvalues[0] / values.min()
+        status = "ok"
+        if rounding > _ROUNDING:
+            status = f"rounding: values of the smallest feature are off by about {rounding:.2g}"
+        return KernelPredictor(self.kernel, as_stored(x), as_stored(dual), status=status)
 
     def accuracy(
         self, z: Float[ArrayLike, "m ..."], labels: Float[ArrayLike, " m"] | Int[ArrayLike, " m"]

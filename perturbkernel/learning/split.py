@@ -143,6 +143,7 @@ def _parts(f: KernelPredictor, training: Training) -> tuple[KernelPredictor, Ker
             f.inputs,
             rounded,
             initial,
+            f.status,
             mesh=f.mesh,
             loss=f.loss,
             dynamics=f.dynamics,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from perturbkernel.arrays import quotient
@@ -68,13 +69,20 @@ def traced_dual_coef(
     ridge: Any,
     weights: Any,
 ) -> Array:
-    """Dual coefficients in the common dtype of x and y.
+    """Dual coefficients in the common dtype of x and y, zero at points of weight zero.
 
     Forward- and reverse-mode differentiable where x64 is enabled; reverse-mode where it is not.
 
     Raises:
         TypeError: more points than are solved for directly; a nonlinear flow at a finite time.
     """
+    if weights is not None and not np.all(weights):
+        kept = np.flatnonzero(weights)
+        fewer = weights[kept] / weights[kept].mean()
+        f0 = None if f0 is None else f0[kept]
+        how = loss, dynamics, ridge, fewer
+        found = traced_dual_coef(kernel, x[kept], y[kept], f0, *how)
+        return jnp.zeros(y.shape, found.dtype).at[kept].set(found)
     _check(y, loss, dynamics)
     flows = isinstance(dynamics, GradientFlow) and not is_endless(dynamics)
     recipe = Recipe(kernel, loss, None if flows else dynamics)

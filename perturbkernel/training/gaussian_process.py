@@ -136,7 +136,7 @@ def gaussian_process(
         gram = _covariance(kernel, kernel_name, x, x) + noise * jnp.eye(len(x))
         found = _solved(gram, y)
         status = "ok"
-        if not np.isfinite(found.coef).all():
+        if not _condition(gram, found.factor) * len(x) * np.finfo(float).eps < 1:
             status = f"the kernel matrix is singular to rounding with noise {noise:g}"
         numbers = float(noise), float(found.likelihood)
         return GaussianProcess(
@@ -231,6 +231,15 @@ def _solved(covariance: Array, y: Array) -> _Solved:
     square = jnp.sum(y * coef)
     likelihood = -square / 2 - outputs * normaliser
     return _Solved(factor, coef, likelihood)
+
+
+def _condition(gram: Array, factor: Array) -> float:
+    """trace(A) trace(A^-1) / n from the Cholesky factor of A: the condition number to a factor n
+    either way. NaN for a factor that is not finite.
+    """
+    identity = jnp.eye(len(gram))
+    inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
+    return float(jnp.trace(gram) * jnp.sum(inverse**2) / len(gram))
 
 
 def _covariance(kernel: Kernel, kernel_name: str, x: Array, z: Array) -> Array:

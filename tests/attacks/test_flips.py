@@ -149,6 +149,25 @@ def test_what_is_said():
     assert (np.asarray(r.flips) == 0).all() and f"at {M} points a tie" in r.status
 
 
+def test_ties_within_the_rounding_of_weights_are_said():
+    """Three like points, two against one of the weight of both: a tie but for float32."""
+    alike = np.ones((3, 2))
+    for loss in ("identity", "squared"):
+        weights = [1, 4, 5]
+        f = fit(pk.RBF(), alike, [1, 1, -1], loss=loss, sample_weight=weights, ridge=0.1)
+        r = pk.certified_flips(f, alike[:1])
+        assert int(r.flips[0]) <= 1 and "a tie" in r.status
+
+
+def test_a_tie_with_one_rival_is_said_where_another_needs_as_many():
+    """Labels 0, 0, 1, 2 at points that a linear kernel weighs 1, 1 - 1e-12, 1 and 2."""
+    x = np.array([[1.0], [1.0 - 1e-12], [1.0], [2.0 - 1e-12]])
+    with jax.enable_x64(True):
+        f = fit(pk.TwoLayerNTK(1.0), x, pk.one_hot([0, 0, 1, 2], 3))
+        r = pk.certified_flips(f, x[:1])
+    assert "a tie" in r.status
+
+
 def test_wrong_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"known for loss .* not for 'logistic'"):
         pk.certified_flips(fit(KERNEL, X, Y, loss="logistic"), Z)

@@ -409,6 +409,12 @@ def test_plans_count_passes_and_blocks():
     # A pass forward and back, of two operations a parameter or more, less those of no product.
     count = network.parameter_count(kernel.params)
     assert 2 * count * 15_000 < small.operations < 20 * count * 15_000
+    # Each output takes a pass back of its own.
+    of_one, of_all = (
+        pk.EmpiricalNTK(mlp, parameters(9), output=k).plan(100, 50, D, rate=1e9).operations
+        for k in (0, None)
+    )
+    assert 4 * of_one < of_all < 12 * of_one
     gradient = forecast(10_000, 5_000, what="input_gradient")
     assert small.operations < gradient.operations < 2 * small.operations
     # Many columns for few points go by tiles, each pair by itself.

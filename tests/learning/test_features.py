@@ -38,6 +38,21 @@ def test_values_are_eigenvectors_continued(dtype):
     np.testing.assert_allclose(alone, values[:, 3] * features.coefficients[3], atol=near * 10)
 
 
+@pytest.mark.parametrize("unit", [1e4, 1e6])
+def test_features_of_small_eigenvalues_are_right_or_say_that_they_are_not(unit):
+    """Eigenvalues of a linear kernel whose first input has a unit of its own, where JAX is set to
+    float32."""
+    x = (X * np.array([unit, 1, 1, 1, 1])).astype(np.float32)
+    features = pk.kernel_features(pk.TwoLayerNTK(slope=1.0), x, Y)
+    last = features.predictor(D - 1)
+    if unit == 1e4:
+        exact = features.vectors[:, -1] * features.coefficients[-1]
+        np.testing.assert_allclose(last(x), exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+        assert last.status == "ok"
+    else:
+        assert last.status.startswith("rounding: values of the smallest feature")
+
+
 @pytest.mark.parametrize("targets", [Y, ONE_HOT])
 def test_all_features_interpolate(targets, x64):
     features = pk.kernel_features(KERNEL, X, targets)

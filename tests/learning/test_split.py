@@ -67,6 +67,14 @@ def test_parts_add_up_and_are_what_they_are_called(case, dtype):
         np.testing.assert_array_equal(without.expected_own, s.expected_own)
 
 
+def test_parts_say_what_training_met(x64):
+    """A duplicate, of another label than the point."""
+    x, y = np.concatenate([X, X[:1]]), np.append(Y, -Y[0])
+    f = fit(KERNEL, x, y, loss="squared", dynamics=pk.GradientFlow(INF), initial=start)
+    s = pk.split(f, Z)
+    assert s.mean.status == s.own.status == f.status != "ok"
+
+
 def test_outputs_of_several_classes(x64):
     targets = np.asarray(pk.one_hot(np.arange(N) % 3, 3))
     f = fit(KERNEL, X, targets, loss="squared", dynamics=pk.GradientFlow(20.0), initial=starts)

@@ -121,12 +121,35 @@ def test_second_derivatives_are_those_of_differences(kernel, x64):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(changes(z, X, COEF)))
 
 
+def test_second_derivatives_of_a_matrix_of_several_tiles(x64):
+    def size(kernel):
+        return lambda z: jnp.sum(kernel.ntk(X[:2], z) ** 2)
+
+    z = jnp.asarray(X[1:2])
+    found, expected = (
+        jax.jit(jax.hessian(size(k)))(z) for k in (Blocked(0.2), pk.TwoLayerNTK(0.2))
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+
+
 def test_the_gaussian_kernel_has_its_own_curvature_at_training_points(x64):
     """It is smooth there."""
     kernel: Any = pk.RBF(1.5)
     one: Any = np.concatenate([np.ones((1, OUTPUTS)), np.zeros((N - 1, OUTPUTS))])
     found = jax.hessian(output(kernel))(jnp.asarray(X[0]), X, one)
     np.testing.assert_allclose(found, -np.eye(D) / 1.5**2 * WEIGHTS.sum(), atol=1e-14)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_smooth_arc_cosine_kernels_have_their_own_curvature_at_training_points(order, x64):
+    """On the line through a point the kernel is polynomial to second order, and 0 behind zero."""
+    one: Any = np.concatenate([np.ones((1, OUTPUTS)), np.zeros((N - 1, OUTPUTS))])
+    found = jax.jit(jax.hessian(output(pk.ArcCosine(order))))
+    square = X[0] @ X[0]
+    exact = (order - 1) * (2 * square * np.eye(D) + 4 * np.outer(X[0], X[0])) * WEIGHTS.sum()
+    for along in (1.0, 2.0, -1.0):
+        wanted = exact if along > 0 else 0 * exact
+        np.testing.assert_allclose(found(along * X[0], X, one), wanted, atol=1e-7 * square)
 
 
 def test_float64_predictors_where_jax_is_set_to_float32(x64):

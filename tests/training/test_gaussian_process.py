@@ -52,6 +52,14 @@ def test_the_posterior_is_that_of_scikit_learn(name, several):
     np.testing.assert_allclose(outputs, exact_mean, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("x", [2.0, 3.7])
+def test_a_singular_matrix_is_said(x):
+    """The last pivot of a point that is there twice is 0, or rounding that looks like noise."""
+    twice = [[x], [x]]
+    found = pk.gaussian_process(pk.TwoLayerNTK(1.0), twice, [1, -1], noise=1e-20, kernel_name="ntk")
+    assert found.status == "the kernel matrix is singular to rounding with noise 1e-20"
+
+
 def test_the_mean_of_the_ntk_is_that_of_training_with_a_ridge(x64):
     found = pk.gaussian_process(KERNEL, X, Y, noise=NOISE, kernel_name="ntk")
     how: Any = {"loss": "squared", "dynamics": pk.GradientFlow(float("inf"))}

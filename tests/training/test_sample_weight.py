@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
@@ -79,6 +80,13 @@ def test_a_point_of_weight_zero_may_contradict_another(x64):
     np.testing.assert_allclose(f(X), Y, atol=1e-9)
     both = fit(KERNEL, x, y, loss="squared", dynamics=Flow(INF), sample_weight=weights + 1)
     assert both.status.startswith("singular kernel matrix")
+
+    @jax.jit
+    def traced(x):
+        how = {"loss": "squared", "dynamics": Flow(INF), "sample_weight": weights}
+        return fit(KERNEL, x, y, **how).dual_coef
+
+    np.testing.assert_allclose(traced(x), f.dual_coef, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("case", ["squared minimum ridge", "logistic flow", "identity flow"])

@@ -171,8 +171,7 @@ def turned_by_perturbations(
     gap, pull, distance = 1 - wide.slope, wide.pull, gates.distance
     radius = distance / _SHARES
     entropy = wide.level + d * jnp.log1p(_SHARES)
-    half_width = min(1.0, _BAND / np.sqrt(d + 2))
-    rise = 1 / jax.scipy.special.betainc(0.5, (d + 1) / 2, half_width**2)
+    half_width, rise = band_of(d)
     band = half_width * radius
     # Training moves a pre-activation by |xi| moved at most.
     speed = jnp.maximum(gates.high, gates.low) + distance * pull
@@ -192,6 +191,19 @@ def turned_by_perturbations(
     rates = _RATES / rise
     deviation = largest * jnp.min((entropy / wide.pairs + exponent) / rates, axis=1, keepdims=True)
     return in_band + averaged + deviation
+
+
+def band_of(d: int) -> tuple[float, Array]:
+    """(beta, C): a coordinate of a point drawn from the unit ball of d dimensions is within beta
+    of 0 with probability 1 / C.
+
+    Example:
+        >>> beta, rise = band_of(62)
+        >>> beta, round(float(rise), 3)
+        (0.25, 1.047)
+    """
+    beta = min(1.0, _BAND / float(np.sqrt(d + 2)))
+    return beta, 1 / jax.scipy.special.betainc(0.5, (d + 1) / 2, beta**2)
 
 
 def excess_moments(rate: Any) -> tuple[Any, Any]:

@@ -11,12 +11,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from perturbkernel.attacks.certificates.radius import Network, Numbers, rounding_of, sizes_of
+from perturbkernel.attacks.certificates.width import wide_of
 from perturbkernel.attacks.problem import check_memory
 from perturbkernel.checks import (
     as_float,
     as_inputs,
     as_targets,
     check_choice,
+    check_count,
     check_number,
     is_traced,
 )
@@ -42,6 +44,8 @@ class CertifiedSize(Displayed):
         norm: in which sizes are measured.
         status: "ok", or in words at how many inputs the decision rests on rounding.
         against_targets: whether targets were given.
+        width: of the networks that the sizes are of; None: of their limit, f itself.
+        failure: the probability that they may be wrong at one input, over networks of that width.
     """
 
     size: Float[np.ndarray, " n"]
@@ -49,10 +53,16 @@ class CertifiedSize(Displayed):
     norm: str
     status: str
     against_targets: bool
+    width: int | None = None
+    failure: float = 0.0
 
     def _numbers(self) -> dict[str, Any]:
+        networks = {}
+        if self.width is not None:
+            networks = {"width": f"{self.width:,}", "failure": self.failure}
         return {
             "norm": self.norm,
+            **networks,
             "points": len(self.size),
             "above 0": int((self.size > 0).sum()),
             "size": self.size,
@@ -92,6 +102,8 @@ def certified_size(
     *,
     norm: str = "l2",
     lipschitz: float | None = None,
+    width: int | None = None,
+    failure: float = 0.1,
     memory: float | None = None,
 ) -> CertifiedSize:
     """Sizes within which no perturbation of an input changes the decision, (n,): the sign of one
@@ -108,6 +120,11 @@ def certified_size(
     stored coefficients in exact arithmetic: all sums are computed in float64, and their rounding is
     taken off the margin. `minimum_norm` finds a size from above.
 
+    With `width` the sizes hold for networks of that width in place of their limit f. At each input,
+    with probability at least 1 - `failure` over a network's initialisation, it has f's decision at
+    every perturbation of that size, after training to the time of f by gradient flow or descent.
+    What such a network may have less than f is then taken off the margin as well.
+
     Args:
         f: a predictor with a TwoLayerNTK, of one output or K.
         z: inputs, (n, d).
@@ -117,15 +134,20 @@ def certified_size(
         lipschitz: where f started from a function of which nothing is known, a number L with |f0(z
             + delta) - f0(z)| <= L |delta| in this norm; for K outputs, of every difference of two.
             Zero starts and `sample_initial` need none.
+        width: of networks that start antisymmetrically doubled (neurons (w, b, a) and (w, b, -a)
+            with a ~ N(0, 1/width), so that f0 = 0), even. f must have one output and be trained
+            with the identity loss, without a ridge, from zero. Left out: the limit itself.
+        failure: in (0, 1]. At all inputs at once the sizes hold with probability 1 - n `failure`.
         memory: bytes for temporaries, about; the kernel's or the device's default if left out. Two
             or three (d, d) matrices are held in any case.
 
     Raises:
         TypeError: f is no KernelPredictor, or has another kernel, for which there is no bound.
-        ValueError: l0; bad inputs or targets; an initial function without `lipschitz`; a call
-            inside `jit`.
+        ValueError: l0; bad inputs or targets; an initial function without `lipschitz`; a `width`
+            with a predictor of which nothing is known at finite width; a call inside `jit`.
 
-    Cost: n_train d^2 + 2 d^3 operations for every input and rival. Theory: 17.1.
+    Cost: n_train d^2 + 2 d^3 operations for every input and rival, and n_train^2 d once with
+    `width`. Theory: 17.1, 17.4.
 
     Example:
         >>> import perturbkernel as pk
@@ -141,6 +163,9 @@ def certified_size(
     check_memory(memory)
     if lipschitz is not None:
         check_number(lipschitz, "lipschitz")
+    check_number(failure, "failure", high=1, open_low=True)
+    if width is not None:
+        _check_wide(f, width)
     if is_traced(f.dual_coef, f.inputs, z):
         raise ValueError("certified_size is computed outside jit; its arguments must have values")
     with jax.enable_x64(True):
@@ -149,6 +174,10 @@ def certified_size(
     limit = memory or kernel.memory or default_memory()
     with jax.enable_x64(True):
         network, numbers = _as_network(f, kernel, norm, extra.initial)
+        if width is not None:
+            coef = network.coef[:, 0]
+            wide = _wide(network.x, coef, numbers, width, failure, kernel.slope, int(limit))
+            network = network._replace(wide=wide)
         queries = jnp.asarray(np.asarray(points, np.float64))
         found = _sizes(
             network,
@@ -163,7 +192,30 @@ def certified_size(
         size, decision, decided = map(np.asarray, found)
     if targets is not None:
         size = np.where(decision == _as_decisions(targets, len(size), f.num_outputs), size, 0.0)
-    return CertifiedSize(size, decision, norm, _status(decided), targets is not None)
+    found = size, decision, norm, _status(decided), targets is not None
+    return CertifiedSize(*found, width, failure if width else 0.0)
+
+
+_wide = jax.jit(wide_of, static_argnames=("memory",))
+
+
+def _check_wide(f: KernelPredictor, width: int) -> None:
+    """Raises unless networks of this width are known to train as f does."""
+    check_count(width, "width", low=2)
+    if width % 2:
+        raise ValueError(f"width of a doubled network must be even; got {width}")
+    trained = "f must be trained with the identity loss, without a ridge, where width is given: "
+    if f.loss != "identity" or np.any(np.asarray(f.ridge) != 0):
+        raise ValueError(
+            f"{trained}networks of finite width have coefficients of their own under another; "
+            f"got {f.loss} loss and ridge {f.ridge}"
+        )
+    if f.num_outputs not in (None, 1):
+        raise ValueError(f"width is for a predictor of one output; f has {f.num_outputs}")
+    if f.initial is not None:
+        raise ValueError(
+            "width is for networks that start doubled, at zero; f has an initial function"
+        )
 
 
 def _checked_kernel(f: Any) -> TwoLayerNTK:

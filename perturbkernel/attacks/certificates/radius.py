@@ -24,6 +24,7 @@ from perturbkernel.attacks.certificates.points import (
     kernel_remainders,
 )
 from perturbkernel.attacks.certificates.quadratic import quadratic_bound
+from perturbkernel.attacks.certificates.width import width_loss
 from perturbkernel.attacks.norms import dual_lengths
 from perturbkernel.engine import tiles
 from perturbkernel.kernels.angles import products_and_angles
@@ -55,12 +56,14 @@ class Network(NamedTuple):
     Attributes:
         x: (n, d). coef: (n, K), one column for one output.
         points, initial_coef: (p, d) and (p, K), of f0 = sum_n coef_n Sigma(points_n, .), or None.
+        wide: a `Wide`, where networks of one width are meant and not their limit, or None.
     """
 
     x: Float[Array, "n d"]
     coef: Float[Array, "n k"]
     points: Any
     initial_coef: Any
+    wide: Any = None
 
 
 class Row(NamedTuple):
@@ -220,6 +223,7 @@ class Losses:
     def __init__(self, network, numbers, row: Row, signs: Array, norm: str, memory: int):
         self.x = network.x
         self.points = network.points
+        self.wide = network.wide
         self.numbers = numbers
         self.row = row
         self.coef = network.coef @ signs
@@ -235,10 +239,12 @@ class Losses:
         return kernel_remainders(row.query, row.seen, self.coef, numbers.cone, size, numbers.reach)
 
     def others(self, size: Array) -> Array:
-        """Of the function before training, at most."""
+        """Of the function before training, and of networks of finite width, at most."""
         row = self.row
         numbers = self.numbers
         total = row.lipschitz * size
+        if self.wide is not None:
+            total += width_loss(self.wide, row.query, row.seen, self.coef, numbers, size)
         if row.initial is not None:
             total += initial_remainder(
                 row.query,

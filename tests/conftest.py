@@ -17,6 +17,13 @@ settings.register_profile("perturbkernel", deadline=None, derandomize=True, max_
 settings.load_profile("perturbkernel")
 
 
+# Tests compile more than they compute, and a program compiles in two thirds of the time without
+# LLVM's optimisations. Processes that tests start inherit it; `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make
+# test` is how users' programs are compiled.
+_PLAIN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+jax.config.update("jax_disable_most_optimizations", _PLAIN)
+
+
 # Image panels run on what ships, on every machine; what runs on more asks for `data_sets`.
 _DATA = os.environ.get("PERTURBKERNEL_DATA")
 os.environ["PERTURBKERNEL_DATA"] = "off"

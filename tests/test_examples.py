@@ -16,7 +16,7 @@ from pages import assert_prints
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What each prints: a number that would not be there if its point were lost.
 QUICK = {
-    "certified_size": (["--train", "60", "--test", "12"], "0 certificates above an attack"),
+    "certified_size": (["--train", "60", "--test", "5"], "0 certificates above an attack"),
     "certify_digits": (["--width", "1000", "--digits", "100", "--no-training"], "certified"),
     "certify_law": (
         ["--digits", "100", "--draws", "60", "--pilot", "20", "--check", "20"],

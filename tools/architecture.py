@@ -27,7 +27,7 @@ LEVELS = (
     ("kernels", "metrics"),
     ("engine", "report", "data"),
     ("checks", "display"),
-    ("arrays", "compilation_cache", "files", "interrupts", "meshes"),
+    ("arrays", "compilation_cache", "files", "interrupts", "meshes", "words"),
 )
 
 

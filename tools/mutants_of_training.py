@@ -12,32 +12,34 @@ _PROCESS = ("tests/training/test_gaussian_process.py",)
 # File, name, text, what replaces it, by tests.
 _TEXTS = {
     _SMOOTHER: [
+        ("influence", "n for n - w_n", "weights / (n - weights))", "weights / n)"),
         (
             "influence",
-            "n for n - 1",
-            "(n * extra - trained) / (n - 1)",
-            "(n * extra - trained) / n",
+            "the others stay",
+            "change = -np.outer(alpha, weights / (n - weights))",
+            "change = np.zeros((n, n))",
         ),
-        ("influence", "one term for n", "(n * extra - trained)", "(extra - trained)"),
+        ("influence", "not divided by q_nn", "along, inverse) / leverage", "along, inverse)"),
         (
             "influence",
-            "not divided by q_nn",
-            "dual / np.diagonal(self.operator).reshape(shape)",
-            "dual",
+            "the ridge of all points",
+            "training.ridge * (n - weights)",
+            "training.ridge * n * np.ones(len(weights))",
         ),
         (
             "influence",
-            "f0 is trained",
-            "outputs if f.initial is None else outputs - self._initial(z)",
-            "outputs",
+            "ridge without its weight",
+            "training.ridge * np.outer(weighed, weights)",
+            "0 * np.outer(weighed, weights)",
         ),
+        ("influence", "weight for its root", "root = np.sqrt(weights)", "root = weights"),
         (
             "influence",
             "residual without f0",
             "return y if self.predictor.initial is None else y - ",
             "return y if True else ",
         ),
-        ("influence", "with the point twice", "outputs - self._moved(", "outputs + self._moved("),
+        ("influence", "with the point twice", "outputs - self._as", "outputs + self._as"),
         (
             "influence",
             "leverage of the operator",

@@ -193,7 +193,7 @@ def at(kernel, x, coef, z, m=1000, failure=0.1):
 
 def loss_by_hand(kernel, x, c, z, r, m, delta) -> float:
     """A + r B + E + min F of theory 17.4, l2, from its symbols."""
-    g, bias, (n, d) = kernel.slope, float(kernel.train_bias), x.shape
+    g, bias, d = kernel.slope, float(kernel.train_bias), x.shape[1]
     gram = x @ x.T
     phi = (1 + g**2) / 2 - (1 - g) ** 2 / (2 * np.pi) * np.asarray(oracle.angle(x, x), float)
 
@@ -296,7 +296,7 @@ def test_moments_near_the_input_bound_those_of_drawn_neurons(case):
     x, y, z = data(rng)
     coef, z = 10 * time * y / N, z[0]
     with jax.enable_x64(True):
-        wide, query, seen, numbers = at(kernel, x, coef, z, m=400)
+        wide, _, seen, numbers = at(kernel, x, coef, z, m=400)
         turning, second = np.asarray(wide.turning), np.asarray(wide.second)
         high, low = map(float, width.extremes(coef * seen.factor, kernel.slope))
         factor = np.asarray(seen.factor)

@@ -65,14 +65,15 @@ class PlainFormulas(Extension):
 
 class SharedEntries(griffe.Extension):
     """An entry "n, m: how many" describes both: its name is "n, m", m is no type of n, and () is
-    none either.
+    none either. What "Example:" heads is code, as the plural says to the parser.
     """
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         if obj.docstring is not None:
+            text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.M)
             shared = re.compile(r"^( +)([a-z]\w*(?:, \w+)+):", re.M)
             obj.docstring.value = shared.sub(
-                lambda m: m[1] + m[2].replace(" ", NO_BREAK) + " ():", obj.docstring.value
+                lambda m: m[1] + m[2].replace(" ", NO_BREAK) + " ():", text
             )
 
 

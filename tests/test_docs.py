@@ -70,6 +70,12 @@ def test_every_page_names_the_version(site):
         assert f"perturbkernel {__version__}" in text(site / page)
 
 
+def test_examples_of_docstrings_are_shown_as_code(site):
+    for page in (site / "api").glob("*.html"):
+        assert "<blockquote>" not in text(page), page
+    assert text(site / "api" / "theory.html").count("&gt;&gt;&gt; ") > 200
+
+
 def test_formulas_are_drawn_by_the_browser(site):
     """In plain text too: what a docstring writes as an inner product is shown as one."""
     concepts, kernels = text(site / "concepts.html"), text(site / "api" / "kernels.html")

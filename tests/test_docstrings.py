@@ -92,6 +92,12 @@ def returns(function: Any, of: type) -> bool:
     return of is annotation or of in typing.get_args(annotation)
 
 
+def test_everything_public_has_a_docstring():
+    values = public()
+    values += [method for value in values if inspect.isclass(value) for method in methods(value)]
+    assert not [value.__qualname__ for value in values if not value.__doc__]
+
+
 def without_example() -> set[str]:
     """What no example shows: neither its own, nor one of the same folder that calls it, nor, of a
     class, that of a function which returns it.

@@ -246,10 +246,10 @@ def minimum_norm(
 
     exactly, z the last point found beyond it, with h = target f, or f_k - f_t for the largest other
     class k; takes as much of the way there as gets closer; and goes back to the boundary along the
-    line to the input. For a linear predictor that is |f| / |w|_dual after one step. Toward one of K
-    > 2 classes the step is to the nearest point beyond the linearised boundaries of the nine
-    strongest rivals at once, by an interior-point method (for l0, of the strongest one). A fixed
-    point is a local minimum to first order; another start may find a smaller one. At the end
+    line to the input. For a linear predictor that is |f| / |w|_dual after one step. Toward one of
+    three classes or more, the step goes to the nearest point beyond the linearised boundaries of
+    the nine strongest rivals at once, by an interior-point method (for l0, of the strongest one). A
+    fixed point is a local minimum to first order; another start may find a smaller one. At the end
     bisection brackets the boundary: at `delta` the decision has changed, at `inside` it has not,
     both evaluated.
 

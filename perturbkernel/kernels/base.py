@@ -223,8 +223,9 @@ class Kernel:
 
         Example:
             >>> import perturbkernel as pk
-            >>> pk.TwoLayerNTK(slope=1.0).nngp([[1.0, 2.0]]).tolist()  # 1 + |x|^2 / d
-            [[3.5]]
+            >>> matrix = pk.TwoLayerNTK(slope=1.0).nngp([[1.0, 2.0]])
+            >>> round(float(matrix[0, 0]), 3)  # 1 + |x|^2 / d
+            3.5
         """
         return self._matrix("nngp", x, z)
 

@@ -67,8 +67,8 @@ class RBF(_OfRows):
     taken from their difference, so that values and gradients are right there.
 
     Args:
-        length_scale: > 0, in the units of the inputs; a first guess is the median distance between
-            them.
+        length_scale: positive, in the units of the inputs. Try the median distance between them
+            first.
         memory: bytes for the temporaries of a sum, on each device, as of `TwoLayerNTK`.
 
     Raises ValueError or TypeError for another length scale or memory.
@@ -106,7 +106,7 @@ class Laplace(_OfRows):
     kernels of ReLU networks have; the symmetric derivative, 0, is taken there.
 
     Args:
-        length_scale: > 0, in the units of the inputs.
+        length_scale: positive, in the units of the inputs.
         norm: "l2" or "l1", which takes a pass over a tile for every eight coordinates and no
             product of matrices.
         memory: as of `RBF`.

@@ -290,6 +290,7 @@ class NetworkLearner(eqx.Module):
     def __call__(
         self, inputs: Float[ArrayLike, "n d"], targets: Float[ArrayLike, "n ..."], key: PRNGKeyArray
     ):
+        """Draws a network from the key, trains it and returns the predictor."""
         check_key(key)
         inputs = as_inputs(inputs, "inputs", flat=True)
         outputs = np.shape(targets)[1] if np.ndim(targets) == 2 else None

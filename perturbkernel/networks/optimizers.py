@@ -50,6 +50,7 @@ class Plateau:
             raise ValueError("factor must be < 1; got 1")
 
     def transformation(self, steps_an_epoch: int = 1) -> optax.GradientTransformationExtraArgs:
+        """The rule as an optax transformation, to be chained after an optimizer."""
         # optax reduces when its count of bad values equals its patience, PyTorch when it exceeds
         # its own.
         return optax.contrib.reduce_on_plateau(

@@ -274,11 +274,13 @@ class Centred(eqx.Module):
         return self.network.num_outputs
 
     def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "..."]:
+        """Outputs of f less those of f0 at z (m, d): (m,), or (m, K)."""
         return self.network(z) - self.initial(z)
 
     def input_gradient(
         self, z: Float[Array, "m d"], weights: Float[Array, "m k"] | None = None
     ) -> Float[Array, "... m d"]:
+        """grad f - grad f0 at z, (m, d), as `TwoLayerNetwork.input_gradient`."""
         before = self.initial.input_gradient(z, weights)
         return self.network.input_gradient(z, weights) - before
 
@@ -306,9 +308,11 @@ class Mean(eqx.Module):
         return self.networks.num_outputs
 
     def __call__(self, z: Float[Array, "m d"]) -> Float[Array, "m ..."]:
+        """The mean output of the networks at z (m, d): (m,), or (m, K)."""
         return self.networks(z).mean(0)
 
     def input_gradient(
         self, z: Float[Array, "m d"], weights: Float[Array, "m k"] | None = None
     ) -> Float[Array, "m d"]:
+        """The mean input gradient, (m, d); arguments as of `TwoLayerNetwork.input_gradient`."""
         return self.networks.input_gradient(z, weights).mean(0)

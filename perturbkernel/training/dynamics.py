@@ -39,6 +39,7 @@ class GradientFlow:
 
     @property
     def effective_time(self) -> float:
+        """The time itself."""
         return self.time
 
 

@@ -154,8 +154,8 @@ def fit(
             computed in float64, whether or not x64 is enabled: for coefficients that cancel, as
             `status` says and `stats["rounding"]` measures. Outputs are float32 where x64 is not
             enabled. Left out: JAX's own rules.
-        ridge: >= 0; adds ridge/2 |f - f0|^2 to the mean loss, in the norm of the kernel's function
-            space: weight decay toward the initial parameters. Every loss has a minimum then, at
+        ridge: adds ridge/2 |f - f0|^2 to the mean loss, in the norm of the kernel's function space:
+            weight decay toward the initial parameters. Every loss has a minimum then, at
             infinite time. For the squared loss that is scikit-learn's KernelRidge with
             alpha = n ridge, (K + n ridge)^-1 (y - f0).
         sample_weight: (n,), >= 0: the mean loss becomes sum_n w_n l_n / sum_n w_n. Zero is as if
@@ -265,6 +265,7 @@ class KernelLearner(eqx.Module):
         targets: Float[ArrayLike, "n ..."],
         key: PRNGKeyArray | None = None,
     ) -> KernelPredictor:
+        """The predictor that `fit` returns; the key is not used."""
         return fit(
             self.kernel,
             inputs,

@@ -114,7 +114,7 @@ def gaussian_process(
         kernel: S is its `nngp`, or its `ntk`.
         inputs: (n, ...).
         targets: (n,) real numbers, or (n, K) for K independent outputs.
-        noise: > 0, the variance of the noise.
+        noise: the positive variance of the noise.
         kernel_name: "nngp", or "ntk": then the mean is that of `fit` on the squared loss at
             infinite time with ridge = noise / n.
 

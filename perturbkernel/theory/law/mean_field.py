@@ -99,6 +99,7 @@ class MeanFieldLearner(eqx.Module):
     def __call__(
         self, inputs: Float[ArrayLike, "n d"], targets: Float[ArrayLike, " n"], key: PRNGKeyArray
     ) -> TwoLayerNetwork | Centred:
+        """Simulates the pool and returns the predictor F."""
         check_key(key)
         inputs = as_inputs(inputs, "inputs", flat=True)
         targets = as_targets(targets, "targets", len(inputs), labels=LOSSES[self.loss].labels)

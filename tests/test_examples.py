@@ -17,6 +17,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 # What each prints: a number that would not be there if its point were lost.
 QUICK = {
     "certified_size": (["--train", "60", "--test", "5"], "0 certificates above an attack"),
+    "certified_width": (["--test", "5"], "0 sizes above the limit's or an attack"),
     "certify_digits": (["--width", "1000", "--digits", "100", "--no-training"], "certified"),
     "certify_law": (
         ["--digits", "100", "--draws", "60", "--pilot", "20", "--check", "20"],

@@ -33,6 +33,19 @@ _TEXTS = {
             "row.initial.root * query.root",
         ),
     ],
+    "certificates/width.py": [
+        (
+            "all perturbations for the price of one",
+            "wide.level + d * jnp.log1p(_SHARES)",
+            "wide.level + 0 * jnp.log1p(_SHARES)",
+        ),
+        ("neurons in place of pairs", "jnp.asarray(width) / 2,", "jnp.asarray(width) / 1,"),
+        (
+            "gates that do harm from one side only",
+            "size * seen.dual, 1, 2)",
+            "size * seen.dual, 1, 1)",
+        ),
+    ],
     "certificates/points.py": [
         ("angle is its sine", "angle = jnp.arcsin(sine)", "angle = sine"),
         ("speed of the centre", "jnp.maximum(query.length - distance, 0)", "query.length"),
@@ -128,6 +141,7 @@ _TEXTS = {
 _TESTS = {
     "certificates/certified_size.py": (_CERTIFIED,),
     "certificates/radius.py": (_CERTIFIED,),
+    "certificates/width.py": ("tests/attacks/test_certified_width.py",),
     "certificates/points.py": (_CERTIFIED, "-k", "remainders or turns or third or rest_of"),
     "certificates/expansion.py": (_CERTIFIED, "-k", "hessian or rest_of"),
     "certificates/quadratic.py": (_CERTIFIED, "-k", "quadratic or smallest_attack"),

@@ -1,23 +1,34 @@
-"""Checks of section 17: certificates against a search, label flips against all relabellings, and a
-network's own gradient against networks that are drawn. The kernel and its gradient are written out
-here once more.
+"""Checks of section 17: certificates against a search, in the limit and on networks that are drawn,
+label flips against all relabellings, and a network's own gradient against drawn networks. The
+kernel and its gradient are written out here once more.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from perturbkernel import theory
 from perturbkernel.attacks import certificates, flips
 from perturbkernel.learning import split as splits
 from perturbkernel.training.dynamics import GradientFlow
 from perturbkernel.training.fit import fit
 from perturbkernel.verify.by_hand import angles, gate_moment, lengths
-from perturbkernel.verify.draws import Problem, gradients, network, outputs, problem, row_norms
+from perturbkernel.verify.draws import (
+    Network,
+    Problem,
+    gradients,
+    network,
+    outputs,
+    problem,
+    row_norms,
+    train,
+)
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 _NORMS = ("l2", "linf")
 _ROUNDS = 30  # of the search, which is over after a few
 _HALVINGS = 60
+_STEPS = np.linspace(0, 1, 17)[1:]  # of a walk away from an input, in units of its length
 
 
 class _Rows(NamedTuple):
@@ -120,6 +131,39 @@ def _of_predictor(p: Problem, dual: np.ndarray, z: np.ndarray) -> tuple[np.ndarr
     return rows.values @ dual, slopes
 
 
+def _of_every_network(rng, s: Setting, p: Problem) -> Sample:
+    """Certified sizes of all networks of a width against a search on one that is trained."""
+    z = _new_points(s, p)
+    f = fit(p.kernel, p.x, p.y, dynamics=GradientFlow(s.time), precision=64)
+    certified = certificates.certified_size(f, z, width=s.width, failure=s.delta / len(z))
+    half = network(rng, s.width // 2, s.d, s.width)
+    start = Network(*theory.doubled(*half))
+    net = train(start, p.x, p.y, p.kernel, s, time=s.time).net
+    return Sample(certified.size, _nearest(net, z, certified.decision, s.slope))
+
+
+def _nearest(net: Network, z: np.ndarray, decision: np.ndarray, slope: float) -> np.ndarray:
+    """The smallest l2 sizes, (m,), at which walks down the network's gradient leave the decision;
+    each walk has the gradient where the one before ended. Infinite where none does.
+    """
+    least = np.full(len(z), np.inf)
+    ends = z
+    for _ in range(3):
+        steep = -decision[:, None] * gradients(net, ends, slope)
+        walk = 2 * row_norms(z)[:, None] * steep / row_norms(steep)[:, None]
+        at_steps = (z[None] + _STEPS[:, None, None] * walk).reshape(-1, z.shape[1])
+        left = decision * outputs(net, at_steps, slope).reshape(len(_STEPS), -1) <= 0
+        high = np.where(left.any(0), _STEPS[left.argmax(0)], 1.0)
+        low = high - _STEPS[0]
+        for _ in range(20):
+            middle = (low + high) / 2
+            inside = decision * outputs(net, z + middle[:, None] * walk, slope) > 0
+            low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+        least = np.where(left.any(0), np.minimum(least, high * row_norms(walk)), least)
+        ends = z + high[:, None] * walk
+    return least
+
+
 def _fewest(rng, s: Setting, p: Problem) -> Sample:
     """Numbers of flips against the smallest of all 2^n relabellings."""
     z = _new_points(s, p)
@@ -207,5 +251,18 @@ CHECKS = (
         prepare=_own_parts,
         fixed=True,
         shown=("time",),
+    ),
+    Check(
+        "17.4",
+        "no search on a trained network of that width ends inside a certified size",
+        "probability",
+        _of_every_network,
+        (
+            Setting(draws=10, width=4000, d=3, slope=0.3, bias=True, shift=1.5),
+            Setting(draws=10, width=8000, d=3, time=0.1, shift=1.5),
+        ),
+        (Setting(draws=30, width=40_000, d=5, time=0.1),),
+        prepare=problem,
+        shown=("time", "width"),
     ),
 )

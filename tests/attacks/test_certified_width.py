@@ -95,8 +95,8 @@ def weakest(rng, net, f, z, sizes, decision, norm="l2") -> np.ndarray:
 
 @pytest.mark.parametrize(("case", "norm"), [(0, "l2"), (1, "linf")], ids=IDS)
 def test_no_attack_on_drawn_networks_succeeds_inside(case, norm):
-    """Twenty networks of width 4000 with a failure of 0.1; beyond, at the limit's own size, narrow
-    networks do fall."""
+    """Twelve networks of width 4000 with a failure of 0.1; the same attack takes most of them at
+    3 times the limit's size."""
     (kernel, time), rng = CASES[case], np.random.default_rng(case)
     x, y, z = data(rng)
     f = trained(kernel, x, y, time)
@@ -104,14 +104,13 @@ def test_no_attack_on_drawn_networks_succeeds_inside(case, norm):
     limit = certified_size(f, z, norm=norm)
     assert (found.size > 0.1 * limit.size).all() and (found.size < limit.size).all()
     np.testing.assert_array_equal(found.decision, limit.decision)
-    broken, fallen = np.zeros(M), 0
-    for _ in range(20):
+    broken, fallen = np.zeros(M), np.zeros(M)
+    for _ in range(12):
         net = draw(rng, kernel, x, y, time, 4000)
         broken += weakest(rng, net, f, z, found.size, found.decision, norm) <= 0
-        net = draw(rng, kernel, x, y, time, 100)
-        fallen += (weakest(rng, net, f, z, limit.size, found.decision, norm) <= 0).sum()
-    assert stats.binom.sf(broken.max() - 1, 20, 0.1) > 1e-4
-    assert fallen > M
+        fallen += weakest(rng, net, f, z, 3 * limit.size, found.decision, norm) <= 0
+    assert stats.binom.sf(broken.max() - 1, 12, 0.1) > 1e-4
+    assert fallen.mean() > 6
 
 
 def test_the_limit_and_monotone():
@@ -235,14 +234,12 @@ def loss_by_hand(kernel, x, c, z, r, m, delta) -> float:
         first += (1 - g) / (2 * np.pi) * eps / np.sqrt(d) * total
         entropy = level + d * np.log(1 + share)
         largest = h + (r + 3 * eps) * most
-        for cs in width._RATES.ravel():
-            s = cs / rise
-            zero = [(1 - 2 * v) ** -0.5 - 1 - v for v in (s, cs)]
-            one = np.sqrt(2 / np.pi) * (1 / (1 - 2 * cs) - 1 - 2 * cs)
-            rest = p * zero[0] + np.sqrt(2 / np.pi) * (
-                beta * eps * zero[1] + bar / np.sqrt(m) * one
-            )
-            best = min(best, first + largest / s * (entropy / pairs + rest))
+        cs = width._RATES
+        s = cs / rise
+        plain, even = ((1 - 2 * v) ** -0.5 - 1 - v for v in (s, cs))
+        odd = np.sqrt(2 / np.pi) * (1 / (1 - 2 * cs) - 1 - 2 * cs)
+        rest = p * plain + np.sqrt(2 / np.pi) * (beta * eps * even + bar / np.sqrt(m) * odd)
+        best = min(best, first + (largest / s * (entropy / pairs + rest)).min())
     return a + r * b + (1 - g) * (e + best)
 
 
@@ -300,13 +297,14 @@ def test_moments_near_the_input_bound_those_of_drawn_neurons(case):
         turning, second = np.asarray(wide.turning), np.asarray(wide.second)
         high, low = map(float, width.extremes(coef * seen.factor, kernel.slope))
         factor = np.asarray(seen.factor)
-    w, _ = pairs(rng, 200_000)
+    w, _ = pairs(rng, 60_000)
     a = rng.normal(size=len(w)) / np.sqrt(400)
     gates = np.where(w @ ones(x).T > 0, 1.0, kernel.slope)
     pulls = np.hstack([x, np.full((N, 1), numbers.bias)]) * coef[:, None]
     velocity = gates @ pulls
-    np.testing.assert_allclose(second, velocity.T @ velocity / len(w), rtol=0.03, atol=0.02)
-    assert np.linalg.norm(velocity[:, :D], axis=1).max() <= wide.pull
+    drawn = velocity.T @ velocity / len(w)
+    np.testing.assert_allclose(second, drawn, rtol=0.03, atol=0.01 * second.max())
+    assert np.linalg.norm(velocity[:, :D], axis=1).max() <= float(wide.pull) * (1 + 1e-12)
     at_z = velocity @ np.append(z, 1.0)
     assert -low <= at_z.min() and at_z.max() <= high
     # What the gates at training points take from s g, for readouts of either sign.

@@ -82,7 +82,7 @@ def wide_of(
     def one_tile(rows):
         product, theta = products_and_angles(rows, x)
         gates = numbers.gate - numbers.cone * theta
-        high, low = extremes((product + numbers.bias) * coef, slope)
+        high, low = extremes((product + numbers.bias) * coef[None], slope)
         return gates @ pulls, high + low, jnp.abs(product) @ jnp.abs(coef)
 
     limit = max(8, memory // (8 * 16 * n))

@@ -51,9 +51,9 @@ def title_of_sample(
     name = "carrier"
     if "sample_labels" in arrays:
         own = class_index(arrays["sample_labels"], classes)
-        name = f"a {classes[own[i]]}"
+        name = f"a {classes[int(own[i])]}"
     targets = class_index(arrays["sample_targets"], classes)
-    return name, classes[targets[i]]
+    return name, classes[int(targets[i])]
 
 
 def _perturbations(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:

@@ -100,7 +100,7 @@ class Growth(NamedTuple):
     decision_g: Int[np.ndarray, "k s"]
 
 
-def growth(r: PerturbationLearning, rows: Sequence[int], reach: float) -> Growth:
+def growth(r: PerturbationLearning, rows: Sequence[int] | np.ndarray, reach: float) -> Growth:
     """Outputs of f and g along the perturbations of some of the points that were attacked.
 
     Sizes reach a little beyond the largest at which f comes to decide for the target, of those

@@ -17,7 +17,7 @@ def captions(c: Settings, m: Settings, arrays: Mapping[str, np.ndarray]) -> dict
     """
     return {
         "perturbations": _perturbations(c, arrays),
-        "growing": _growing(c, arrays),
+        "growing": growing(c, arrays),
         "outputs": _outputs(c),
         "decision_map": _decision_map(c, arrays),
         "accuracy_against_size": _curve(c, arrays),
@@ -51,9 +51,9 @@ def title_of_sample(
     name = "carrier"
     if "sample_labels" in arrays:
         own = class_index(arrays["sample_labels"], classes)
-        name = f"a {classes[own[i]]}"
+        name = f"a {classes[int(own[i])]}"
     targets = class_index(arrays["sample_targets"], classes)
-    return name, classes[targets[i]]
+    return name, classes[int(targets[i])]
 
 
 def _perturbations(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
@@ -121,7 +121,13 @@ def _colours(image_shape: Sequence[int]) -> str:
     return f"The mean over {channels} channels is shown; red is above zero, blue below."
 
 
-def _growing(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
+def growing(c: Settings, arrays: Mapping[str, np.ndarray]) -> str:
+    """From which size on both networks read the target of a perturbation that grows.
+
+    Example:
+        >>> growing({}, {})
+        ''
+    """
     if "growth_size" not in arrays:
         return ""
     _, aim = title_of_sample(arrays, c["classes"], arrays["growth_sample"][0])

@@ -9,7 +9,7 @@ import pytest
 
 from perturbkernel import report
 from perturbkernel.report import plots, results
-from perturbkernel.report.captions import captions
+from perturbkernel.report.captions import captions, growing
 from perturbkernel.report.statements import introduction, sentences
 
 NAN = math.nan
@@ -260,3 +260,27 @@ def test_accuracy_under_attack_is_drawn_above_what_is_certified():
     assert [len(axis.lines) for axis in axes] == [4, 2]
     assert [line.get_label() for line in axes[0].lines[:2]] == ["f, under apgd", "f, certified"]
     np.testing.assert_array_equal(axes[1].lines[0].get_ydata(), [0.9, 0.4])
+
+
+@pytest.mark.parametrize(
+    ("margin", "said"),
+    [
+        ([-2, -1, 1, 2], "reads the target from size 2 on"),
+        ([1, -1, 1, 2], "reads the target from size 2 on"),
+        ([1, 1, 1, 2], "reads the target at every size"),
+        ([-1, -1, -1, 0], "reads the target at none of them"),
+        ([-1, 1, 1, -1], "reads the target at some of them, first at 1"),
+    ],
+)
+def test_where_a_growing_perturbation_is_read_as_its_target(margin, said):
+    margins = np.array([margin], float)
+    arrays = {
+        "growth_size": np.arange(4.0),
+        "growth_margin_f": margins,
+        "growth_margin_g": -margins,
+        "growth_sample": np.array([1]),
+        "sample_targets": np.array([1, -1]),
+    }
+    settings = {"classes": ["cat", "dog"]}
+    caption = growing(settings, arrays)
+    assert f"f {said}; g reads" in caption and "aims at dog" in caption

@@ -3,6 +3,7 @@ dropped term.
 """
 
 import dataclasses
+import html as markup
 import json
 from collections.abc import Callable
 
@@ -574,6 +575,16 @@ def test_a_failed_write_leaves_the_earlier_result(verdicts, tmp_path, monkeypatc
         verify.save(verdicts, tmp_path / "verify.json")
     with pytest.raises(FileNotFoundError, match="no finished result"):
         verify.load(tmp_path / "nothing")
+
+
+def test_what_has_no_points_has_no_panel(verdicts, tmp_path):
+    claimed = dataclasses.replace(verdicts[0], claim=True)
+    html = (verify.save([claimed], tmp_path) / "verify.html").read_text()
+    assert "data:image" not in html and html.count(f"<td>{claimed.verdict}</td>") == 1
+    html = (verify.save([claimed, verdicts[0]], tmp_path) / "verify.html").read_text()
+    assert html.count("data:image") == 1
+    # The caption is what was checked.
+    assert f"{verdicts[0].id}: {verdicts[0].statement}.</figcaption>" in markup.unescape(html)
 
 
 def test_a_failed_figure_costs_no_results(verdicts, tmp_path, monkeypatch):

@@ -76,6 +76,14 @@ def test_a_larger_radius_learns_less_and_a_tiny_one_interpolates():
     np.testing.assert_allclose(of_radius[0](jnp.asarray(X, jnp.float32)), Y, atol=0.05)
 
 
+@pytest.mark.parametrize("targets", [[1.0, 1.0], [0.0, 0.0]])
+def test_points_that_coincide_and_targets_of_zero(targets):
+    """A singular matrix, and 0 / 0 for the weights."""
+    f = pk.learning.feature_adversarial(pk.TwoLayerNTK(1.0), [[1.0], [1.0]], targets, radius=1e-4)
+    assert f.status == "ok"
+    np.testing.assert_allclose(f([[1.0], [2.0]]), [targets[0], 2 * targets[0]], atol=1e-3)
+
+
 def test_perturbed_inputs_are_learned_from_in_turn(x64):
     learner: Any = pk.KernelLearner(pk.TwoLayerNTK(), "squared", pk.GradientFlow(3.0))
     f = adversarial_training(learner, X, Y, size=0.4, rounds=2, steps=4)

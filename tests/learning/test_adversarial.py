@@ -79,9 +79,10 @@ def test_a_larger_radius_learns_less_and_a_tiny_one_interpolates():
 @pytest.mark.parametrize("targets", [[1.0, 1.0], [0.0, 0.0]])
 def test_points_that_coincide_and_targets_of_zero(targets):
     """A singular matrix, and 0 / 0 for the weights."""
-    f = pk.learning.feature_adversarial(pk.TwoLayerNTK(1.0), [[1.0], [1.0]], targets, radius=1e-4)
+    x, y = np.ones((2, 1)), np.array(targets)
+    f = feature_adversarial(pk.TwoLayerNTK(1.0), x, y, radius=1e-4)
     assert f.status == "ok"
-    np.testing.assert_allclose(f([[1.0], [2.0]]), [targets[0], 2 * targets[0]], atol=1e-3)
+    np.testing.assert_allclose(f(2 * x), 2 * y, atol=1e-3)
 
 
 def test_perturbed_inputs_are_learned_from_in_turn(x64):

@@ -284,7 +284,7 @@ def _angles(z: Array, x: Array) -> tuple[Array, Array]:
     acute = apart <= together
     both_zero = (apart == 0) & (together == 0)
     near = jnp.where(both_zero, 1, jnp.where(acute, apart, together))
-    rounding = 4 * z.shape[1] ** 0.5 * float(jnp.finfo(z.dtype).eps)
+    rounding = (8 + z.shape[1] ** 0.5 / 2) * float(jnp.finfo(z.dtype).eps)
     near = jnp.where(near <= rounding, 0, near)
     far = jnp.where(both_zero, 1, jnp.where(acute, together, apart))
     return 2 * jnp.arctan2(near, far), acute

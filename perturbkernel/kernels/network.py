@@ -1,7 +1,7 @@
 """A network of the user's own: a function apply(params, x) and a pytree of parameters.
 
 Leaves of floating-point numbers are its parameters, in the sense of being differentiated and moved
-by training; other arrays (counters, keys) go into `apply` as they are.
+by training; other arrays, such as counters, go into `apply` as they are.
 """
 
 from collections.abc import Callable
@@ -58,6 +58,11 @@ def _as_leaf(leaf: Any) -> Array:
         )
     if jnp.issubdtype(array.dtype, jnp.complexfloating):
         raise TypeError(f"params must be real; it has a leaf of {array.dtype}")
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            "params must hold numbers; it has a random key: bind it in apply, or give its numbers, "
+            "jax.random.key_data(key)"
+        )
     return array
 
 

@@ -69,13 +69,15 @@ def feature_adversarial(
     y = np.asarray(given, float)
     with jax.enable_x64(True):
         gram = np.asarray(kernel.ntk(np.asarray(x, float)))
+    # Points that coincide have a singular matrix, and a weight of 0 where they are fitted.
+    rounding = np.finfo(float).eps * max(np.trace(gram), np.finfo(float).tiny)
     weights = np.full(len(y), 0.5)
     objective, status, rounds = np.inf, "ok", 0
     coef = np.zeros_like(y)
     while True:
         rounds += 1
         penalty = radius**2 * np.sum(1 / (1 - weights))
-        system = gram + penalty * np.diag(weights)
+        system = gram + np.diag(np.maximum(penalty * weights, rounding))
         coef = np.linalg.solve(system, y)
         fitted = gram @ coef
         length = radius * np.sqrt(max(coef @ fitted, 0.0))

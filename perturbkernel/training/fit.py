@@ -91,7 +91,8 @@ def _check_weights(sample_weight: Any, n: int) -> np.ndarray | None:
         return None
     if is_traced(sample_weight):
         raise TypeError("sample_weight cannot be traced; give numbers to fit")
-    with jax.enable_x64(True):
+    # Numbers of NumPy have no values as arrays of JAX while it traces.
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
         weights = np.asarray(as_targets(sample_weight, "sample_weight", n, labels=False), float)
     if (weights < 0).any() or not weights.any():
         row = int(weights.argmin())

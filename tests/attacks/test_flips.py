@@ -163,7 +163,7 @@ def test_a_tie_with_one_rival_is_said_where_another_needs_as_many():
     """Labels 0, 0, 1, 2 at points that a linear kernel weighs 1, 1 - 1e-12, 1 and 2."""
     x = np.array([[1.0], [1.0 - 1e-12], [1.0], [2.0 - 1e-12]])
     with jax.enable_x64(True):
-        f = fit(pk.TwoLayerNTK(1.0), x, pk.one_hot([0, 0, 1, 2], 3))
+        f = fit(pk.TwoLayerNTK(1.0), x, pk.one_hot(np.array([0, 0, 1, 2]), 3))
         r = pk.certified_flips(f, x[:1])
     assert "a tie" in r.status
 

@@ -457,6 +457,7 @@ def test_networks_that_mix_rows_are_refused(apply):
         (TypeError, "apply must be a function", lambda p: pk.EmpiricalNTK(wrong, p)),
         (TypeError, "leaf str", lambda p: pk.EmpiricalNTK(mlp, {"w": "relu"})),
         (TypeError, "must be real", lambda p: pk.EmpiricalNTK(mlp, jnp.ones(2, complex))),
+        (TypeError, "random key", lambda p: pk.EmpiricalNTK(mlp, p | {"key": jax.random.key(0)})),
         (ValueError, "hold floating-point", lambda p: pk.EmpiricalNTK(mlp, [jnp.arange(2)])),
         (ValueError, "output must be", lambda p: pk.EmpiricalNTK(mlp, p, output=-1)),
         (ValueError, "1 outputs", lambda p: pk.EmpiricalNTK(mlp, p, output=1).ntk(X)),

@@ -76,6 +76,15 @@ def test_a_larger_radius_learns_less_and_a_tiny_one_interpolates():
     np.testing.assert_allclose(of_radius[0](jnp.asarray(X, jnp.float32)), Y, atol=0.05)
 
 
+@pytest.mark.parametrize("targets", [[1.0, 1.0], [0.0, 0.0]])
+def test_points_that_coincide_and_targets_of_zero(targets):
+    """A singular matrix, and 0 / 0 for the weights."""
+    x, y = np.ones((2, 1)), np.array(targets)
+    f = feature_adversarial(pk.TwoLayerNTK(1.0), x, y, radius=1e-4)
+    assert f.status == "ok"
+    np.testing.assert_allclose(f(2 * x), 2 * y, atol=1e-3)
+
+
 def test_perturbed_inputs_are_learned_from_in_turn(x64):
     learner: Any = pk.KernelLearner(pk.TwoLayerNTK(), "squared", pk.GradientFlow(3.0))
     f = adversarial_training(learner, X, Y, size=0.4, rounds=2, steps=4)

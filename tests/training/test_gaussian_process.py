@@ -55,8 +55,8 @@ def test_the_posterior_is_that_of_scikit_learn(name, several):
 @pytest.mark.parametrize("x", [2.0, 3.7])
 def test_a_singular_matrix_is_said(x):
     """The last pivot of a point that is there twice is 0, or rounding that looks like noise."""
-    twice = [[x], [x]]
-    found = pk.gaussian_process(pk.TwoLayerNTK(1.0), twice, [1, -1], noise=1e-20, kernel_name="ntk")
+    twice, y = np.array([[x], [x]]), np.array([1, -1])
+    found = pk.gaussian_process(pk.TwoLayerNTK(1.0), twice, y, noise=1e-20, kernel_name="ntk")
     assert found.status == "the kernel matrix is singular to rounding with noise 1e-20"
 
 

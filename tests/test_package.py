@@ -87,7 +87,9 @@ def test_public_names_load_from_where_type_checkers_look():
 
 def test_no_module_takes_the_name_of_a_function():
     # Importing a submodule binds it on the package, over a function of the same name.
-    modules = {path.stem for path in PACKAGE.iterdir()} | {old.split(".")[0] for old in _moved.MOVED}
+    modules = {path.stem for path in PACKAGE.iterdir()} | {
+        old.split(".")[0] for old in _moved.MOVED
+    }
     assert not modules & perturbkernel._HOMES.keys()
 
 

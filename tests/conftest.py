@@ -2,14 +2,12 @@
 
 import os
 
-# Before JAX and NumPy are imported, and inherited by processes that tests start. Tests compile more
-# than they compute: no optimisation by LLVM, and the older way of making fused loops, compile in two
-# thirds of the time. `XLA_FLAGS=" " make test` compiles as users do. The threads of BLAS wait for
-# each other in loops, and every worker has its own.
+# Read when JAX begins, and inherited by processes that tests start. Tests compile more than they
+# compute: without LLVM's optimisations, and with the older way of making fused loops, that takes two
+# thirds of the time. `XLA_FLAGS=" " make test` compiles as users do.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed$(if $(CUDA),-cuda)
 # Programs that the tests compile, small ones too, are kept between runs and shared by the workers and the processes
 # that they start.
 CACHE := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/jax-cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0
+# The threads of NumPy's products wait for each other in loops: one for each worker, which has a core.
+ALONE := OPENBLAS_NUM_THREADS=1
 # Old packages warn of what newer JAX deprecates: that is theirs to mend.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal $(if $(FLOORS),-W ignore::DeprecationWarning)
 # The processes of the suite share the accelerator's memory.
@@ -30,10 +32,10 @@ quick:
 	@$(MAKE) --no-print-directory --jobs=2 lint unmarked
 
 suite: $(STAMP)-test
-	$(CACHE) $(PYTEST)
+	$(CACHE) $(ALONE) $(PYTEST)
 
 unmarked: $(STAMP)-test
-	$(CACHE) $(PYTEST) -m "not slow"
+	$(CACHE) $(ALONE) $(PYTEST) -m "not slow"
 
 lint: $(STAMP)-test
 	$(BIN)/ruff check .

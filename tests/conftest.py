@@ -1,6 +1,13 @@
-"""Fixtures for every test module, and how Hypothesis runs."""
+"""Fixtures for every test module, and how Hypothesis and compilers run."""
 
 import os
+
+# Read when JAX begins, and inherited by processes that tests start. Tests compile more than they
+# compute: without LLVM's optimisations, and with the older way of making fused loops, that takes two
+# thirds of the time. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=" " make test` compiles as users do.
+_PLAIN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,13 +22,6 @@ from hypothesis import settings
 # failure repeatable.
 settings.register_profile("perturbkernel", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("perturbkernel")
-
-
-# Tests compile more than they compute, and a program compiles in two thirds of the time without
-# LLVM's optimisations. Processes that tests start inherit it; `JAX_DISABLE_MOST_OPTIMIZATIONS=0 make
-# test` is how users' programs are compiled.
-_PLAIN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
-jax.config.update("jax_disable_most_optimizations", _PLAIN)
 
 
 # Image panels run on what ships, on every machine; what runs on more asks for `data_sets`.
@@ -88,6 +88,26 @@ def compiled_programs_make_room() -> Iterator[None]:
     yield
     if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY:
         jax.clear_caches()
+
+
+# Optimisations contract products and sums: where rounding is tested they are on.
+_OPTIMISED = ("kernels/test_angles.py", "kernels/test_kernels.py", "training/test_precision.py")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs_are_optimised_where_rounding_is_tested(
+    request: pytest.FixtureRequest,
+) -> Iterator[None]:
+    path = request.path.relative_to(Path(__file__).parent).as_posix()
+    if not _PLAIN or path not in _OPTIMISED:
+        yield
+        return
+    # Programs of other modules, which JAX knows by their functions and shapes, are not those meant.
+    jax.clear_caches()
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)

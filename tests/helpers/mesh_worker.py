@@ -10,7 +10,8 @@ import sys
 from typing import Any
 
 task, devices, processes, process, port = sys.argv[1], *map(int, sys.argv[2:])
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -23,21 +23,32 @@ GRID = (
 CASES = (("a", False), ("a", True), ("b", False), ("b", True))
 
 
-def sums(x, z, coef, bias):
-    """(sum_n coef_n K(x_n, z), its gradient in z) for slope 0."""
+def angles(x, z):
+    """Products, lengths of (x, sqrt(d)) and (z, sqrt(d)), the cosine, and Phi for slope 0."""
     d = x.shape[1]
     s_x, s_z = (np.sqrt(1 + np.sum(a * a, axis=1) / d) for a in (x, z))
     product = z @ x.T
     rho = np.clip((1 + product / d) / np.outer(s_z, s_x), -1, 1)
-    theta = np.arccos(rho)
-    phi = 0.5 - theta / (2 * np.pi)
-    sine = np.sin(theta)
+    return product, s_x, s_z, rho, 0.5 - np.arccos(rho) / (2 * np.pi)
+
+
+def output(x, z, coef, bias):
+    """sum_n coef_n K(x_n, z)."""
+    product, _, _, _, phi = angles(x, z)
+    return (phi * (product + bias)) @ coef
+
+
+def gradients(x, coef):
+    """Of the output in z, where z are the points themselves; without a bias and with one."""
+    product, s_x, s_z, rho, phi = angles(x, x)
+    sine = np.sqrt(1 - rho**2)
     change = np.divide(1, 2 * np.pi * sine, out=np.zeros_like(sine), where=sine > 1e-6)
-    factor = coef * (product + bias) * change
-    gate = (
-        ((factor / s_x) @ x - (factor * rho).sum(1)[:, None] * z / s_z[:, None]) / s_z[:, None] / d
-    )
-    return (phi * (product + bias)) @ coef, (phi * coef) @ x + gate
+    found = []
+    for bias in (0, 1):
+        factor = coef * (product + bias) * change / s_z[:, None] / x.shape[1]
+        along_z = (factor * rho).sum(1) / s_z
+        found.append((factor / s_x + phi * coef) @ x - along_z[:, None] * x)
+    return found
 
 
 def accuracies(rng, d, n, distance, size, m=600):
@@ -47,12 +58,11 @@ def accuracies(rng, d, n, distance, size, m=600):
     mean[0] = distance
     x, z = (np.outer(c, mean) + rng.normal(size=(len(c), d)) for c in (y, labels))
     targets = rng.choice([-1.0, 1.0], size=n)
-    right = [np.mean(sums(x, z, y / n, 0)[0] * labels > 0)]
+    right = [np.mean(output(x, z, y / n, 0) * labels > 0)]
+    units = [u / np.linalg.norm(u, axis=1)[:, None] for u in gradients(x, y / n)]
     for scenario, bias in CASES:
-        u = sums(x, x, y / n, bias)[1]
-        u /= np.linalg.norm(u, axis=1)[:, None]
-        r = size * targets[:, None] * u + (x if scenario == "b" else 0)
-        right.append(np.mean(sums(r, z, targets / n, bias)[0] * labels > 0))
+        r = size * targets[:, None] * units[bias] + (x if scenario == "b" else 0)
+        right.append(np.mean(output(r, z, targets / n, bias) * labels > 0))
     return right
 
 

@@ -359,6 +359,11 @@ def test_targets_memory_and_accuracy():
             found.accuracy(bad)
 
 
+def test_a_decision_stands_up_to_its_own_size():
+    found = pk.CertifiedSize(np.array([0.5, 0.25, 0.0, 0.0]), np.ones(4, int), "l2", "ok", True)
+    np.testing.assert_array_equal(found.accuracy([0, 0.25, 0.5, 0.75]), [0.5, 0.5, 0.25, 0])
+
+
 def test_of_k_outputs_the_nearest_rival_counts():
     f, z = random_case(pk.TwoLayerNTK(0.2, True), RNG, outputs=3)
     found = certified_size(f, z)

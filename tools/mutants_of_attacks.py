@@ -16,7 +16,7 @@ _TEXTS = {
         ("f0 before and after alike", "float(np.finfo(given.dtype).eps)", "0.0"),
     ],
     "certificates/radius.py": [
-        ("no curvature", "expansion = slope * size + q * size**2 / 2", "slope * size +"),
+        ("no curvature", "expansion = slope * size + q * size**2 / 2", "expansion = slope * size"),
         ("curvature without its 1/2", "q * size**2 / 2", "q * size**2"),
         ("no remainder", " + remainders.sum() + self.others", " + self.others"),
         ("margin grows for loses", "row, -signs[k], norm", "row, signs[k], norm"),

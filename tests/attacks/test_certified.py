@@ -398,6 +398,19 @@ def test_a_function_before_training_is_bounded_by_its_lipschitz_number():
     np.testing.assert_allclose(found.size, expected, rtol=1e-5)
 
 
+def test_rounding_of_a_function_before_training_is_taken_off():
+    x, coef = RNG.normal(size=(N, D)), RNG.normal(size=N)
+    weights = coef @ x
+
+    def f0(z):
+        """In float32: all but a millionth of what training adds, of the other sign."""
+        return (1e-6 - 1) * (z @ jnp.asarray(weights, z.dtype))
+
+    f = predictor(pk.TwoLayerNTK(1.0), x, coef, f0)
+    found = certified_size(f, RNG.normal(size=(M, D)), lipschitz=np.linalg.norm(weights))
+    assert not found.size.any() and "rests on rounding" in found.status
+
+
 def test_what_rests_on_rounding_is_not_certified():
     x = RNG.normal(size=(N, D))
     f = predictor(pk.TwoLayerNTK(), x, np.zeros(N))

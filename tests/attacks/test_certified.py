@@ -210,6 +210,20 @@ def test_gradient_and_hessian_by_differences(kernel):
             np.testing.assert_allclose(hessian, expected.reshape(D, D), atol=1e-4)
 
 
+def test_a_small_margin_is_spent_on_the_slope_and_half_of_the_curvature():
+    with jax.enable_x64(True):
+        x, z, coef = RNG.normal(size=(N, D)), RNG.normal(size=D), RNG.normal(size=N)
+        query, seen, numbers = seen_from(pk.TwoLayerNTK(), x, z)
+        network = radius.Network(jnp.asarray(x), jnp.asarray(coef)[:, None], None, None)
+        row = radius.Row(query, seen, None, 0.0)
+        losses = radius.Losses(network, numbers, row, jnp.ones(1), "l2", 2**20)
+        slope, curvature = losses.expanded(jnp.full(N, 2))
+        margin = 1e-4 * slope
+        size = losses.radius(margin)
+        # What is left for remainders is of the third order.
+        np.testing.assert_allclose((margin - slope * size) / size**2, curvature() / 2, rtol=0.02)
+
+
 @pytest.mark.parametrize("kernel", CURVED[1::3], ids=label)
 def test_remainders_bound_every_expansion(kernel):
     """Point by point, along random lines and sizes, at coefficients of either sign."""

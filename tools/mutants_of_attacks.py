@@ -114,7 +114,6 @@ _TEXTS = {
     "robust_accuracy.py": [
         ("wrong, then right again", "right = right & _right(", "right = _right("),
         ("the smallest size is not enough", "(least > size)", "(least >= size)"),
-        ("wrong without attack", "right & (least > size)", "(least > size)"),
         ("a tie is right", "asked.memory) > 0)", "asked.memory) >= 0)"),
         ("no size 0", "np.unique(np.append(sizes, 0))", "np.unique(sizes)"),
         ("certified where wrong", " & (certified > 0)", ""),

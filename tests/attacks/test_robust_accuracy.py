@@ -166,7 +166,7 @@ def _weak(predictor, inputs, targets, *, size, norm, bounds):
 
 def test_a_tie_is_not_right():
     attacked = {"sizes": (0.1,), "norms": ("l2",), "attack": lambda f, x, y, **_: 0 * x}
-    found = pk.robust_accuracy(lambda z: z[:, 0], np.array([[1.0], [0.0]]), [1, 1], **attacked)
+    found = pk.robust_accuracy(lambda z: z[:, 0], np.array([[1.0], [0.0]]), np.ones(2), **attacked)
     np.testing.assert_array_equal(found.right, [[[True, False]] * 2])
 
 

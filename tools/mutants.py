@@ -12,6 +12,7 @@ one: its text is not there, or there twice, or its tests fail as things are.
 """
 
 import argparse
+import ast
 import os
 import shutil
 import subprocess
@@ -30,8 +31,20 @@ def occurrences(mutant: Mutant) -> int:
     return path.read_text().count(mutant.old) if path.exists() else 0
 
 
+def is_readable(mutant: Mutant) -> bool:
+    """Whether the file with the mutant in it is Python."""
+    source = (ROOT / "perturbkernel" / mutant.file).read_text()
+    try:
+        ast.parse(source.replace(mutant.old, mutant.new))
+    except SyntaxError:
+        return False
+    return True
+
+
 def check(chosen: list[Mutant]) -> int:
-    """Names the mutants whose text does not occur once, or whose tests are gone: 2, or else 0."""
+    """Names the mutants whose text does not occur once, that are no Python, or whose tests are
+    gone: 2, or else 0.
+    """
     lost = 0
     for mutant in chosen:
         count = occurrences(mutant)
@@ -42,7 +55,10 @@ def check(chosen: list[Mutant]) -> int:
             print(f"{mutant.file}: {mutant.name}: {mutant.old!r} occurs {count} times")
         for file in gone:
             print(f"{mutant.file}: {mutant.name}: there is no {file}")
-        lost += count != 1 or bool(gone)
+        readable = count != 1 or is_readable(mutant)
+        if not readable:
+            print(f"{mutant.file}: {mutant.name}: {mutant.new!r} there is no Python")
+        lost += count != 1 or bool(gone) or not readable
     print(f"{len(chosen) - lost} of {len(chosen)} texts occur once")
     return 2 if lost else 0
 

@@ -1,7 +1,6 @@
 """The figure of accuracy under attack."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,8 +22,7 @@ def rows(robust: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """
     tables = robust["tables"]
     first = tables["f"]
-    sizes = [f"{size:g}" for size in first["size"]]
-    columns = {"norm": first["norm"], "size": sizes}
+    columns = {"norm": first["norm"], "size": [f"{size:g}" for size in first["size"]]}
     for name, table in tables.items():
         columns[f"{name} under attack"] = _shares(table["accuracy"])
         if "certified" in table:
@@ -63,46 +61,25 @@ def _drawn(named: Mapping[str, Table], attack: str) -> "Figure":
     from perturbkernel.report.drawing import F_COLOUR, G_COLOUR, MINUS, PLUS, figure, points
 
     colours = (F_COLOUR, G_COLOUR, PLUS, MINUS)
-    norms = _norms(named.values())
-    panels = len(norms)
-    fig = figure(1.2 + 3.8 * panels, 3.6)
-    axes = fig.subplots(1, panels, sharey=True, squeeze=False)[0]
+    norms = list(dict.fromkeys(norm for table in named.values() for norm in table["norm"]))
+    fig = figure(1.2 + 3.8 * len(norms), 3.6)
+    axes = np.ravel(fig.subplots(1, len(norms), sharey=True, squeeze=False))
     for axis, norm in zip(axes, norms, strict=True):
-        # Curves that agree are drawn one below the other, the first the widest.
-        widths = 1.5 * np.arange(len(named), 0, -1)
-        for (name, table), colour, width in zip(
-            named.items(), cycle(colours), widths, strict=False
-        ):
+        for i, (name, table) in enumerate(named.items()):
+            colour = colours[i % len(colours)]
+            rows = np.flatnonzero(np.asarray(table["norm"]) == norm)
+            sizes = np.asarray(table["size"], float)[rows]
             beginning = f"{name}, " if name else ""
-            sizes = _column(table, "size", norm)
-            accuracy = _column(table, "accuracy", norm)
+            accuracy = np.asarray(table["accuracy"], float)[rows]
             label = f"{beginning}under {attack}"
+            # One below the other, where they agree.
+            width = 1.5 * (len(named) - i)
             axis.plot(sizes, accuracy, "o-", ms=2 * width + 1, lw=width, color=colour, label=label)
-            if "certified" not in table:
-                continue
-            proved = _column(table, "certified", norm)
-            if np.isfinite(proved).any():
+            proved = np.asarray(table.get("certified", ()), float)
+            if proved.size and np.isfinite(proved[rows]).any():
                 label = f"{beginning}certified"
-                axis.plot(sizes, proved, "--", color=colour, label=label)
-        axis.set_xlabel(f"size of perturbations ({norm}, input units)")
-        axis.set_ylim(-0.02, 1.03)
+                axis.plot(sizes, proved[rows], "--", color=colour, label=label)
+        axis.set(xlabel=f"size of perturbations ({norm}, input units)", ylim=(-0.02, 1.03))
         axis.legend(loc="upper right", fontsize=points(8))
     axes[0].set_ylabel("accuracy")
     return fig
-
-
-def _norms(tables: Iterable[Table]) -> list[str]:
-    """The norms of all tables, in the order in which they first come."""
-    norms = []
-    for table in tables:
-        for norm in table["norm"]:
-            if norm not in norms:
-                norms.append(norm)
-    return norms
-
-
-def _column(table: Table, name: str, norm: str) -> np.ndarray:
-    """The numbers of a column in the rows of a norm."""
-    values = np.asarray(table[name], float)
-    norms = np.asarray(table["norm"])
-    return values[norms == norm]

@@ -210,6 +210,20 @@ def test_gradient_and_hessian_by_differences(kernel):
             np.testing.assert_allclose(hessian, expected.reshape(D, D), atol=1e-4)
 
 
+def test_a_small_margin_is_spent_on_the_slope_and_half_of_the_curvature():
+    with jax.enable_x64(True):
+        x, z, coef = RNG.normal(size=(N, D)), RNG.normal(size=D), RNG.normal(size=N)
+        query, seen, numbers = seen_from(pk.TwoLayerNTK(), x, z)
+        network = radius.Network(jnp.asarray(x), jnp.asarray(coef)[:, None], None, None)
+        row = radius.Row(query, seen, None, 0.0)
+        losses = radius.Losses(network, numbers, row, jnp.ones(1), "l2", 2**20)
+        slope, curvature = losses.expanded(jnp.full(N, 2))
+        margin = 1e-4 * slope
+        size = losses.radius(margin)
+        # What is left for remainders is of the third order.
+        np.testing.assert_allclose((margin - slope * size) / size**2, curvature() / 2, rtol=0.02)
+
+
 @pytest.mark.parametrize("kernel", CURVED[1::3], ids=label)
 def test_remainders_bound_every_expansion(kernel):
     """Point by point, along random lines and sizes, at coefficients of either sign."""
@@ -359,6 +373,11 @@ def test_targets_memory_and_accuracy():
             found.accuracy(bad)
 
 
+def test_a_decision_stands_up_to_its_own_size():
+    found = pk.CertifiedSize(np.array([0.5, 0.25, 0.0, 0.0]), np.ones(4, int), "l2", "ok", True)
+    np.testing.assert_array_equal(found.accuracy([0, 0.25, 0.5, 0.75]), [0.5, 0.5, 0.25, 0])
+
+
 def test_of_k_outputs_the_nearest_rival_counts():
     f, z = random_case(pk.TwoLayerNTK(0.2, True), RNG, outputs=3)
     found = certified_size(f, z)
@@ -391,6 +410,19 @@ def test_a_function_before_training_is_bounded_by_its_lipschitz_number():
     values = np.abs(z @ (weights + slope))
     expected = values / (np.linalg.norm(weights) + length)
     np.testing.assert_allclose(found.size, expected, rtol=1e-5)
+
+
+def test_rounding_of_a_function_before_training_is_taken_off():
+    x, coef = RNG.normal(size=(N, D)), RNG.normal(size=N)
+    weights = coef @ x
+
+    def f0(z):
+        """In float32: all but a millionth of what training adds, of the other sign."""
+        return (1e-6 - 1) * (z @ jnp.asarray(weights, z.dtype))
+
+    f = predictor(pk.TwoLayerNTK(1.0), x, coef, f0)
+    found = certified_size(f, RNG.normal(size=(M, D)), lipschitz=np.linalg.norm(weights))
+    assert not found.size.any() and "rests on rounding" in found.status
 
 
 def test_what_rests_on_rounding_is_not_certified():

@@ -125,7 +125,7 @@ def test_two_classes_as_one_output_or_two_agree(x64):
     for case in CASES.values():
         loss, dynamics = case
         one = pk.certified_flips(fit(KERNEL, X, Y, loss=loss, dynamics=dynamics), Z)
-        columns = pk.one_hot((Y > 0).astype(int), 2)
+        columns = 3 * pk.one_hot((Y > 0).astype(int), 2)  # of any height
         two = pk.certified_flips(fit(KERNEL, X, columns, loss=loss, dynamics=dynamics), Z)
         np.testing.assert_array_equal(one.flips, two.flips)
         np.testing.assert_array_equal(one.decision, 2 * two.decision - 1)

@@ -164,6 +164,12 @@ def _weak(predictor, inputs, targets, *, size, norm, bounds):
     return step if size < 0.3 else jnp.zeros_like(step)
 
 
+def test_a_tie_is_not_right():
+    attacked = {"sizes": (0.1,), "norms": ("l2",), "attack": lambda f, x, y, **_: 0 * x}
+    found = pk.robust_accuracy(lambda z: z[:, 0], np.array([[1.0], [0.0]]), np.ones(2), **attacked)
+    np.testing.assert_array_equal(found.right, [[[True, False]] * 2])
+
+
 def test_what_is_wrong_stays_wrong_and_tables_say_it():
     y = np.sign(X @ W + 0.1)
     r = robust_accuracy(line(), X, y, sizes=(1.0, 0.2), norms=("linf", "l2"), attack=_weak)

@@ -114,7 +114,8 @@ def html_figure(
     image = f'<img alt="{html.escape(name)}" style="{size}" src="{html.escape(source)}">'
     kind = ' class="wide"' if wide else ""
     return (
-        f'<figure id="{html.escape(anchor(name))}"{kind}{_sheet(picture.numbers)}><div class="picture">{image}</div>'
+        f'<figure id="{html.escape(anchor(name))}"{kind}{_sheet(picture.numbers)}>'
+        f'<div class="picture">{image}</div>'
         f"{stage}{said}{below}{_tables(picture.numbers)}</figure>"
     )
 

@@ -163,7 +163,8 @@ const pointed = [...figure.querySelectorAll("td[data-at]")].map(cell => {
 image.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left, clientY: box.top }));
 document.querySelector("#found").textContent = JSON.stringify({ steps, pointed,
   away: document.querySelector("#tip").hidden,
-  row: document.querySelector("#growing img").hidden, options: stage.querySelectorAll("option").length });
+  row: document.querySelector("#growing img").hidden,
+  options: stage.querySelectorAll("option").length });
 </script></body>"""
 
 

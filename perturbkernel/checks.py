@@ -76,9 +76,7 @@ def as_array(value: Any, name: str) -> Array | np.ndarray:
 
 
 def _not_real(value: Any, name: str) -> str:
-    given = type(value).__name__
-    if hasattr(value, "dtype"):
-        given = f"dtype {value.dtype}"
+    given = f"dtype {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
     return f"{name} must be an array of real numbers; got {given}"
 
 

@@ -239,7 +239,9 @@ class NTKClassifier(ClassifierMixin, _NTKEstimator):
     def predict(self, X) -> np.ndarray:
         """The classes (m,) that the network decides for."""
         outputs = self.decision_function(X)
-        return self.classes_[outputs.argmax(1) if outputs.ndim == 2 else (outputs > 0).astype(int)]
+        if outputs.ndim == 2:
+            return self.classes_[outputs.argmax(1)]
+        return self.classes_[(outputs > 0).astype(int)]
 
     @available_if(lambda self: self.loss in _losses() and LOSSES[self.loss].of_classes == "softmax")
     def predict_proba(self, X) -> np.ndarray:

@@ -9,8 +9,8 @@ _ROBUST = ("tests/attacks/test_robust_accuracy.py",)
 _TEXTS = {
     "certificates/certified_size.py": [
         ("targets ignored", "if targets is not None:\n        size", "if False:\n        size"),
-        ("a size is not within itself", "self.size[None] >= wanted", "self.size[None] > wanted"),
-        ("wrong decisions stand at 0", " & (self.size[None] > 0)", ""),
+        ("a size is not within itself", "(size >= wanted", "(size > wanted"),
+        ("wrong decisions stand at 0", " & (size > 0)", ""),
         ("cone twice as steep", "(1 - kernel.slope) ** 2 / (2 * np.pi)", "1 / np.pi"),
         ("linf is as long as l2", 'np.sqrt(d) if norm == "linf" else 1.0', "1.0"),
         ("f0 before and after alike", "float(np.finfo(given.dtype).eps)", "0.0"),
@@ -42,8 +42,8 @@ _TEXTS = {
         ("neurons in place of pairs", "jnp.asarray(width) / 2,", "jnp.asarray(width) / 1,"),
         (
             "gates that do harm from one side only",
-            "size * seen.dual, 1, 2)",
-            "size * seen.dual, 1, 1)",
+            "factor > change, 1, 2)",
+            "factor > change, 1, 1)",
         ),
     ],
     "certificates/points.py": [

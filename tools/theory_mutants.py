@@ -10,8 +10,8 @@ LABELS = [
     ),
     (
         "radius for one point",
-        "2 * np.log(2 * points / delta) * total",
-        "2 * np.log(2 / delta) * total",
+        "log = np.log(2 * points / delta)\n    radius",
+        "log = np.log(2 / delta)\n    radius",
     ),
     ("balanced without its 2", "2 * n * np.maximum(rest_square", "n * np.maximum(rest_square"),
 ]

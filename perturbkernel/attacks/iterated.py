@@ -340,7 +340,7 @@ def _universal(problem: Problem, settings: Settings, norm: str, once: bool, memo
         gradient, sizes = total(gradient_sums, delta, points, weight, (1, limit))
         finite = jnp.isfinite(gradient).all(1)
         # Or cancelled.
-        gradient = jnp.where(jnp.abs(gradient) > 8 * jnp.finfo(x.dtype).eps * sizes, gradient, 0)
+        gradient = jnp.where(abs(gradient) > 8 * jnp.finfo(x.dtype).eps * sizes, gradient, 0)
         fit = jax.nn.log_sigmoid(gain).mean()[None]
         return Evaluation(fit, gradient, ~gradient.any(1), finite)
 

@@ -147,7 +147,8 @@ def cifar10(
     if not standardise:
         return data
     shift = np.tile(CIFAR10.offset - np.array(CIFAR10_MEAN), data.d // 3)
-    inputs = (np.asarray(data.inputs, float) + shift) / np.tile(CIFAR10_STD, data.d // 3)
+    deviations = np.tile(CIFAR10_STD, data.d // 3)
+    inputs = (np.asarray(data.inputs, float) + shift) / deviations
     return Dataset(inputs, data.targets, data.name, data.classes, data.image_shape)
 
 

@@ -139,5 +139,7 @@ def _as_labels(labels: list[str]) -> np.ndarray:
         values.append(value)
     found = np.array(values)
     # Beyond 2^53 float64 does not hold every whole number.
-    is_whole = np.all(found == np.round(found)) and np.abs(found).max() < 2**53
+    largest = np.abs(found).max()
+    rounded = np.round(found)
+    is_whole = np.all(found == rounded) and largest < 2**53
     return found.astype(int) if is_whole else found

@@ -59,7 +59,9 @@ def linear(
             bars = transpose(fixed_tree.unflatten(fixed), result_tree.unflatten(cotangents))
             return moving_tree.flatten_up_to(bars)
 
-    pair = _Pair(_Map(forward, _shapes(of_result)), _Map(backward, _shapes(moving)), len(fixed))
+    there = _Map(forward, _shapes(of_result))
+    back = _Map(backward, _shapes(moving))
+    pair = _Pair(there, back, len(fixed))
     return result_tree.unflatten(_linear.bind(*fixed, *moving, pair=pair))
 
 

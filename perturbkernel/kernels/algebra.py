@@ -61,9 +61,10 @@ class Combination(Kernel):
             try:
                 array = part.check_inputs(array, name, like)
             except (ValueError, TypeError) as error:
+                row = array.shape[1:]
                 raise ValueError(
-                    f"kernels are combined that take different inputs: {in_short(first)} takes rows "
-                    f"of shape {array.shape[1:]}, and {in_short(part)} says {error}"
+                    f"kernels are combined that take different inputs: {in_short(first)} takes "
+                    f"rows of shape {row}, and {in_short(part)} says {error}"
                 ) from error
         return array
 

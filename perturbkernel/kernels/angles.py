@@ -112,8 +112,10 @@ def _separation(tile: _Tile) -> _Separation:
     """
     z, x, across = tile
     root_half = 0.5**0.5
-    along = (root_half * z.beta)[:, None] - (root_half * x.beta)[None, :]
-    bias = (root_half * z.excess)[:, None] - (root_half * x.excess)[None, :]
+    z_beta, x_beta = root_half * z.beta, root_half * x.beta
+    z_excess, x_excess = root_half * z.excess, root_half * x.excess
+    along = z_beta[:, None] - x_beta[None, :]
+    bias = z_excess[:, None] - x_excess[None, :]
     squares = z.half_square[:, None] + x.half_square[None, :]
     e = along**2 + bias**2 + squares - across
     # The parts of points that nearly coincide are nearly the same: a bound for each row of z does.

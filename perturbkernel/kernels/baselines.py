@@ -206,13 +206,18 @@ class ArcCosine(_OfRows):
         if self.order == 0:
             return jnp.where(acute, 1 - angle / math.pi, angle / math.pi)
         # Half of it at z = 0: the symmetric derivative.
-        no_zero = (z_norm > 0)[:, None] & (x_norm > 0)[None, :]
-        share = jnp.where(no_zero, acute.astype(z.dtype), 0.5)
+        some_z = z_norm[:, None] > 0
+        some_x = x_norm[None, :] > 0
+        share = jnp.where(some_z & some_x, acute.astype(z.dtype), 0.5)
         product = exact_matmul(z, x.T)
         if self.order == 1:
-            return share * product + norms * _first_rest(angle) / math.pi
-        squares = jnp.sum(z**2, axis=1)[:, None] * jnp.sum(x**2, axis=1)[None, :]
-        rest = jnp.where(acute, 1, -1) * _second_rest(angle)
+            rest = _first_rest(angle)
+            return share * product + norms * rest / math.pi
+        z_square = jnp.sum(z**2, axis=1)
+        x_square = jnp.sum(x**2, axis=1)
+        squares = z_square[:, None] * x_square[None, :]
+        sign = jnp.where(acute, 1, -1)
+        rest = sign * _second_rest(angle)
         return share * (squares + 2 * product**2) + norms**2 * rest / math.pi
 
 
@@ -224,9 +229,14 @@ class ArcCosine(_OfRows):
 @jax.custom_jvp
 def _first_rest(t: Array) -> Array:
     """sin(t) - t cos(t), without cancellation: t^3 / 3 - t^5 / 30 + .. where t is small."""
-    terms = [2 * k * (-1) ** (k + 1) / math.factorial(2 * k + 1) for k in range(1, 9)]
+    terms = []
+    for k in range(1, 9):
+        sign = (-1) ** (k + 1)
+        terms.append(sign * 2 * k / math.factorial(2 * k + 1))
     small = t < 0.5
-    return jnp.where(small, t**3 * _polynomial(t, small, terms), jnp.sin(t) - t * jnp.cos(t))
+    series = t**3 * _polynomial(t, small, terms)
+    plain = jnp.sin(t) - t * jnp.cos(t)
+    return jnp.where(small, series, plain)
 
 
 _first_rest.defjvps(lambda moved, _, t: moved * t * jnp.sin(t))
@@ -238,12 +248,16 @@ def _second_rest(t: Array) -> Array:
     small.
     """
     # In u = 2 t it is 3 sin(u) / 2 - u - u cos(u) / 2.
-    signs = [(-1) ** k * 2 ** (2 * k + 1) for k in range(2, 13)]
-    each = [(1.5 - (2 * k + 1) / 2) / math.factorial(2 * k + 1) for k in range(2, 13)]
-    terms = [sign * term for sign, term in zip(signs, each, strict=True)]
+    terms = []
+    for k in range(2, 13):
+        power = 2 * k + 1
+        in_u = (-1) ** k * (1.5 - power / 2) / math.factorial(power)
+        terms.append(in_u * 2**power)
     small = t < 0.5
-    plain = 3 * jnp.sin(t) * jnp.cos(t) - t * (1 + 2 * jnp.cos(t) ** 2)
-    return jnp.where(small, t**5 * _polynomial(t, small, terms), plain)
+    series = t**5 * _polynomial(t, small, terms)
+    sine, cosine = jnp.sin(t), jnp.cos(t)
+    plain = 3 * sine * cosine - t * (1 + 2 * cosine**2)
+    return jnp.where(small, series, plain)
 
 
 _second_rest.defjvps(lambda moved, _, t: -4 * moved * jnp.sin(t) * _first_rest(t))
@@ -280,11 +294,16 @@ def _angles(z: Array, x: Array) -> tuple[Array, Array]:
     An angle that is no more than the rounding of the rows is 0, with derivative 0: the same point
     need not have the same direction, bit by bit, in two programs.
     """
-    apart, together = jnp.split(distances(z, jnp.concatenate([x, -x])), 2, axis=1)
+    both_signs = jnp.concatenate([x, -x])
+    apart, together = jnp.split(distances(z, both_signs), 2, axis=1)
     acute = apart <= together
-    both_zero = (apart == 0) & (together == 0)
-    near = jnp.where(both_zero, 1, jnp.where(acute, apart, together))
-    rounding = (8 + z.shape[1] ** 0.5 / 2) * float(jnp.finfo(z.dtype).eps)
+    near = jnp.where(acute, apart, together)
+    far = jnp.where(acute, together, apart)
+    units = 8 + z.shape[1] ** 0.5 / 2
+    rounding = units * float(jnp.finfo(z.dtype).eps)
     near = jnp.where(near <= rounding, 0, near)
-    far = jnp.where(both_zero, 1, jnp.where(acute, together, apart))
+    # At (0, 0) arctan2 has no derivative: there (1, 1) stands in, a right angle.
+    both_zero = (apart == 0) & (together == 0)
+    near = jnp.where(both_zero, 1, near)
+    far = jnp.where(both_zero, 1, far)
     return 2 * jnp.arctan2(near, far), acute

@@ -264,11 +264,14 @@ def cityblock_distances(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Array
 
     def add(total, coordinate):
         of_z, of_x = coordinate
-        return total + jnp.abs(of_z[:, None] - of_x[None, :]), None
+        difference = of_z[:, None] - of_x[None, :]
+        return total + jnp.abs(difference), None
 
     # Zeros of the tile, which vary over devices as its points do.
-    zero_z = jnp.abs(z[:, :1] - z[:, :1])
-    zero_x = jnp.abs(x[:, :1] - x[:, :1])
+    first_z = z[:, :1]
+    zero_z = jnp.abs(first_z - first_z)
+    first_x = x[:, :1]
+    zero_x = jnp.abs(first_x - first_x)
     start = zero_z + zero_x.T
     total, _ = lax.scan(add, start, (z.T, x.T), unroll=_UNROLLED)
     return total

@@ -72,7 +72,9 @@ class Tangent:
     f: Any
 
     def __call__(self, tile: Callable, queries: Any, points: Any, weights: Any) -> Any:
-        (queries, *a), (points, *b), (weights, *c) = queries, points, weights
+        queries, *a = queries
+        points, *b = points
+        weights, *c = weights
         values, tree = jax.tree.flatten((queries, points, weights))
         tangents = [tangent for (group,) in (a, b, c) for tangent in group]
         which = [i for i, tangent in enumerate(tangents) if tangent is not None]

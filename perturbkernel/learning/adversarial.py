@@ -70,7 +70,8 @@ def feature_adversarial(
     with jax.enable_x64(True):
         gram = np.asarray(kernel.ntk(np.asarray(x, float)))
     # Points that coincide have a singular matrix, and a weight of 0 where they are fitted.
-    rounding = np.finfo(float).eps * max(np.trace(gram), np.finfo(float).tiny)
+    limits = np.finfo(float)
+    rounding = limits.eps * max(np.trace(gram), limits.tiny)
     weights = np.full(len(y), 0.5)
     objective, status, rounds = np.inf, "ok", 0
     coef = np.zeros_like(y)

@@ -130,10 +130,17 @@ def growth(r: PerturbationLearning, rows: Sequence[int] | np.ndarray, reach: flo
     looked = np.geomspace(size / reach, size * reach, _RESOLUTION)
     moved = _margins(along(r.f, looked), targets) > 0
     # Where one is beyond the target from the beginning nothing changes.
-    changes = [looked[row.argmax()] for row in moved if row.any() and not row[0]]
-    largest = float(f"{_BEYOND * max(changes):.2g}") if changes else size * reach
+    changes = []
+    for row in moved:
+        if row.any() and not row[0]:
+            changes.append(looked[row.argmax()])
+    largest = size * reach
+    if changes:
+        beyond = _BEYOND * max(changes)
+        largest = float(f"{beyond:.2g}")
     sizes = np.linspace(0, largest, _RESOLUTION)
-    f, g = along(r.f, sizes), along(r.g, sizes)
+    f = along(r.f, sizes)
+    g = along(r.g, sizes)
     margins = _margins(f, targets), _margins(g, targets)
     return Growth(sizes, *margins, _decisions(f), _decisions(g))
 
@@ -144,12 +151,15 @@ def _margins(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         return outputs * targets[:, None]
     aimed = np.arange(outputs.shape[-1]) == targets[:, None]
     others = np.where(aimed[:, None], -np.inf, outputs)
-    return np.take_along_axis(outputs, targets[:, None, None], -1)[..., 0] - others.max(-1)
+    own = np.take_along_axis(outputs, targets[:, None, None], -1)
+    return own[..., 0] - others.max(-1)
 
 
 def _decisions(outputs: np.ndarray) -> np.ndarray:
     """Indices of classes, of two 0 for +1."""
-    return np.where(outputs > 0, 0, 1) if outputs.ndim == 2 else outputs.argmax(-1)
+    if outputs.ndim == 2:
+        return np.where(outputs > 0, 0, 1)
+    return outputs.argmax(-1)
 
 
 class DecisionMap(NamedTuple):

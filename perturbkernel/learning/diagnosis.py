@@ -192,7 +192,8 @@ def diagnose(
     variance = _offset_variance(mean, n, balanced)
     std = xp.sqrt(xp.maximum(variance, 0))
     # By Hoeffding's inequality, with probability 0.9.
-    radius = xp.sqrt(2 * float(np.log(2 / 0.1)) * mean.b_squared / n)
+    log = float(np.log(2 / 0.1))
+    radius = xp.sqrt(2 * log * mean.b_squared / n)
     right = on_host(labels) if xp is np else labels
     rule = "balanced" if balanced else "coin-flip"
     linearity = None

@@ -233,7 +233,11 @@ def _initial_state(
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         if rules.plateau is not None:
             one = rules.plateau.transformation(batches).init(jnp.zeros((), dtype))
-            plateau = jax.tree.map(lambda a: jnp.broadcast_to(a, (*members, *a.shape)), one)
+
+            def repeated(a: Array) -> Array:
+                return jnp.broadcast_to(a, (*members, *a.shape))
+
+            plateau = jax.tree.map(repeated, one)
         optimizer = jax.tree.map(_strong, init(params(net)))
     if rules.batch_size is not None:
         order = jnp.zeros((*members, batches * rules.batch_size), int)

@@ -55,13 +55,18 @@ def growing(
     steps = np.linspace(0, len(sizes) - 1, _FRAMES).round().astype(int)
     fig = figure(1.25 * _FRAMES + 3.6, 2.1)
     grid = fig.add_gridspec(1, _FRAMES + 1, width_ratios=[1] * _FRAMES + [2.2])
+    last = len(sizes) - 1
     for i, step in enumerate(steps):
         axis = fig.add_subplot(grid[0, i])
-        frame = np.clip(inputs[0] + delta[0] * step / (len(sizes) - 1), 0, 1)
+        part = step / last
+        frame = np.clip(inputs[0] + part * delta[0], 0, 1)
         axis.imshow(frame, cmap="gray_r", vmin=0, vmax=1)
-        decisions = [names[arrays[f"growth_decision_{name}"][0, step]] for name in "fg"]
+        decided = []
+        for network in "fg":
+            decision = arrays[f"growth_decision_{network}"][0, step]
+            decided.append(f"{network}: {names[decision]}")
         axis.set_title(f"size {sizes[step]:.3g}", fontsize=points(8))
-        axis.set_xlabel("f: {}\ng: {}".format(*decisions), fontsize=points(8))
+        axis.set_xlabel("\n".join(decided), fontsize=points(8))
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     _, aim = title_of_sample(arrays, names, arrays["growth_sample"][0])

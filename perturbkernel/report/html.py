@@ -107,7 +107,8 @@ def html_figure(
     said = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
     if not source:
         source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
-    width, height = (int.from_bytes(picture.png[i : i + 4], "big") for i in (16, 20))
+    width = int.from_bytes(picture.png[16:20], "big")
+    height = int.from_bytes(picture.png[20:24], "big")
     inches = width / _DOTS
     wide = inches > _WIDE_INCHES or width > _WIDE_RATIO * height
     size = f"width:{inches * _MOST:.0f}px;min-width:{inches * _LEAST:.0f}px"

@@ -54,19 +54,25 @@ def numbers(drawn: Figure) -> list[Numbers]:
 
 
 def _of_axis(axis: Axes) -> list[Numbers]:
-    found: list[Numbers] = []
+    named: list[Numbers] = []
+    # Curves by the places at which they are known.
     shared: dict[bytes, list[tuple[str, np.ndarray]]] = {}
-    for drawn, label in zip(*axis.get_legend_handles_labels(), strict=True):
+    handles, labels = axis.get_legend_handles_labels()
+    for drawn, label in zip(handles, labels, strict=True):
         line = _line(drawn)
         points = _points(axis, line)
-        if points is None or not len(points):
+        if points is None or len(points) == 0:
             continue
-        if line not in _names:
-            if hasattr(line, "get_xdata"):
-                shared.setdefault(points[:, 0].tobytes(), []).append((label, points))
-        elif len(points) <= _CLOUD:
-            found.append(_of_named(axis, label, line, points))
-    return [*(_of_curves(axis, curves) for curves in shared.values()), *found]
+        if line in _names:
+            if len(points) <= _CLOUD:
+                table = _of_named(axis, label, line, points)
+                named.append(table)
+        elif hasattr(line, "get_xdata"):
+            x = points[:, 0]
+            curves = shared.setdefault(x.tobytes(), [])
+            curves.append((label, points))
+    tables = [_of_curves(axis, curves) for curves in shared.values()]
+    return tables + named
 
 
 def _line(drawn: Any) -> Any:
@@ -78,28 +84,40 @@ def _points(axis: Axes, line: Any) -> np.ndarray | None:
     """The points in units of the axes, (n, 2); None of what is not drawn in them."""
     if hasattr(line, "get_xdata"):
         # A line across the axes, as of chance, is not in units of them.
-        if not all(line.get_transform().contains_branch_seperately(axis.transData)):
+        transform = line.get_transform()
+        in_units = transform.contains_branch_seperately(axis.transData)
+        if not all(in_units):
             return None
-        return np.column_stack([line.get_xdata(orig=False), line.get_ydata(orig=False)])
+        x = line.get_xdata(orig=False)
+        y = line.get_ydata(orig=False)
+        return np.column_stack([x, y])
     if hasattr(line, "get_offsets"):
         return np.asarray(line.get_offsets(), float)
     return None
 
 
 def _of_curves(axis: Axes, curves: Sequence[tuple[str, np.ndarray]]) -> Numbers:
-    names = [_plain(label) for label, _ in curves]
-    head = [_label(axis, "x") or "place", *names]
-    x = curves[0][1][:, 0]
-    columns = [_x_texts(axis, x), *([_text(y) for y in points[:, 1]] for _, points in curves)]
-    places: list[Places] = [[None] * len(x), *(_places(axis, points) for _, points in curves)]
+    _, first = curves[0]
+    x = first[:, 0]
+    head = [_label(axis, "x") or "place"]
+    columns = [_x_texts(axis, x)]
+    places: list[Places] = [[None] * len(x)]
+    for label, points in curves:
+        head.append(_plain(label))
+        columns.append([_text(y) for y in points[:, 1]])
+        places.append(_places(axis, points))
     return Numbers(_title(axis), head, _turned(columns), _turned(places))
 
 
 def _of_named(axis: Axes, label: str, line: Artist, points: np.ndarray) -> Numbers:
     names, pictures = _names[line]
-    head = [_plain(label), _label(axis, "x") or "x", _label(axis, "y") or "y"]
+    along = _label(axis, "x") or "x"
+    up = _label(axis, "y") or "y"
+    head = [_plain(label), along, up]
     x, y = points.T
-    columns = [list(names), _x_texts(axis, x), [_text(value) for value in y]]
+    heights = [_text(value) for value in y]
+    columns = [list(names), _x_texts(axis, x), heights]
+    # A point is pointed at once: by its height.
     nowhere: Places = [None] * len(x)
     places = [nowhere, nowhere, _places(axis, points)]
     return Numbers(_title(axis), head, _turned(columns), _turned(places), pictures)
@@ -112,11 +130,16 @@ def _turned(columns: Sequence[Sequence[Any]]) -> list[list[Any]]:
 
 def _x_texts(axis: Axes, x: np.ndarray) -> list[str]:
     """Places along the axis in its own words, where its ticks have words."""
-    words = {}
-    if isinstance(axis.xaxis.get_major_formatter(), FixedFormatter | FuncFormatter):
-        texts = [tick.get_text() for tick in axis.get_xticklabels()]
-        words = dict(zip(axis.get_xticks(), texts, strict=False))
-    return [_plain(words.get(value, "")) or _text(value) for value in x]
+    words: dict[float, str] = {}
+    formatter = axis.xaxis.get_major_formatter()
+    if isinstance(formatter, FixedFormatter | FuncFormatter):
+        for place, tick in zip(axis.get_xticks(), axis.get_xticklabels(), strict=False):
+            words[place] = _plain(tick.get_text())
+    texts = []
+    for value in x:
+        word = words.get(value, "")
+        texts.append(word or _text(value))
+    return texts
 
 
 def _text(value: float) -> str:
@@ -125,19 +148,27 @@ def _text(value: float) -> str:
 
 def _places(axis: Axes, points: np.ndarray) -> Places:
     """Where points are in the picture, of those that are in sight."""
-    fraction = axis.figure.transFigure.inverted()
-    at = fraction.transform(axis.transData.transform(points))
-    inside = axis.transAxes.inverted().transform(axis.transData.transform(points))
+    pixels = axis.transData.transform(points)
+    of_figure = axis.figure.transFigure.inverted()
+    of_axis = axis.transAxes.inverted()
+    in_figure = of_figure.transform(pixels)
+    in_axis = of_axis.transform(pixels)
     found: Places = []
-    for (x, y), place in zip(at, inside, strict=True):
-        seen = np.isfinite(place).all() and (abs(place - 0.5) < 0.51).all()
-        found.append((round(1000 * x), round(1000 * (1 - y))) if seen else None)
+    for (x, y), place in zip(in_figure, in_axis, strict=True):
+        off_centre = abs(place - 0.5)
+        # Points on the frame are in sight. NaN is not less than anything.
+        if (off_centre < 0.51).all():
+            # Thousandths, from the left and from the top.
+            found.append((round(1000 * x), round(1000 * (1 - y))))
+        else:
+            found.append(None)
     return found
 
 
 def _title(axis: Axes) -> str:
-    title = _plain(axis.get_title() or axis.get_title("left"))
-    return ": ".join(filter(None, (title, _label(axis, "y"))))
+    title = axis.get_title() or axis.get_title("left")
+    parts = [_plain(title), _label(axis, "y")]
+    return ": ".join(part for part in parts if part)
 
 
 def _label(axis: Axes, way: str) -> str:

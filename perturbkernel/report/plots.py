@@ -65,7 +65,8 @@ def outputs(
             own = np.flatnonzero(labels == value)
             look = {"s": 9, "color": colour, "alpha": 0.6, "lw": 0}
             drawn = axis.scatter(f[own], g[own], label=f"a {name}", **look)
-            name_points(drawn, _numbered(own), list(pictures[own[own < len(pictures)]]))
+            shown = own[own < len(pictures)]
+            name_points(drawn, _numbered(own), list(pictures[shown]))
         axis.legend(loc="lower right")
     cross(axis, 0.7)
     ticks = (-1, -0.5, 0, 0.5, 1)

@@ -1,6 +1,7 @@
 """The figure of accuracy under attack."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,25 +62,44 @@ def _drawn(named: Mapping[str, Table], attack: str) -> "Figure":
     from perturbkernel.report.drawing import F_COLOUR, G_COLOUR, MINUS, PLUS, figure, points
 
     colours = (F_COLOUR, G_COLOUR, PLUS, MINUS)
-    norms = list(dict.fromkeys(norm for table in named.values() for norm in table["norm"]))
-    fig = figure(1.2 + 3.8 * len(norms), 3.6)
-    axes = np.ravel(fig.subplots(1, len(norms), sharey=True, squeeze=False))
+    norms = _norms(named.values())
+    panels = len(norms)
+    fig = figure(1.2 + 3.8 * panels, 3.6)
+    axes = fig.subplots(1, panels, sharey=True, squeeze=False)[0]
     for axis, norm in zip(axes, norms, strict=True):
-        for i, (name, table) in enumerate(named.items()):
-            colour = colours[i % len(colours)]
-            rows = np.flatnonzero(np.asarray(table["norm"]) == norm)
-            sizes = np.asarray(table["size"], float)[rows]
+        # Curves that agree are drawn one over the other: the first the widest.
+        width = 1.5 * len(named)
+        for (name, table), colour in zip(named.items(), cycle(colours), strict=False):
             beginning = f"{name}, " if name else ""
-            accuracy = np.asarray(table["accuracy"], float)[rows]
+            sizes = _column(table, "size", norm)
+            accuracy = _column(table, "accuracy", norm)
             label = f"{beginning}under {attack}"
-            # One below the other, where they agree.
-            width = 1.5 * (len(named) - i)
-            axis.plot(sizes, accuracy, "o-", ms=2 * width + 1, lw=width, color=colour, label=label)
-            proved = np.asarray(table.get("certified", ()), float)
-            if proved.size and np.isfinite(proved[rows]).any():
+            marker = 2 * width + 1
+            axis.plot(sizes, accuracy, "o-", ms=marker, lw=width, color=colour, label=label)
+            width -= 1.5
+            if "certified" not in table:
+                continue
+            proved = _column(table, "certified", norm)
+            if np.isfinite(proved).any():
                 label = f"{beginning}certified"
-                axis.plot(sizes, proved[rows], "--", color=colour, label=label)
-        axis.set(xlabel=f"size of perturbations ({norm}, input units)", ylim=(-0.02, 1.03))
+                axis.plot(sizes, proved, "--", color=colour, label=label)
+        axis.set_xlabel(f"size of perturbations ({norm}, input units)")
+        axis.set_ylim(-0.02, 1.03)
         axis.legend(loc="upper right", fontsize=points(8))
     axes[0].set_ylabel("accuracy")
     return fig
+
+
+def _norms(tables: Iterable[Table]) -> list[str]:
+    """The norms of all tables, in the order in which they come up."""
+    found: dict[str, None] = {}
+    for table in tables:
+        found |= dict.fromkeys(table["norm"])
+    return list(found)
+
+
+def _column(table: Table, name: str, norm: str) -> np.ndarray:
+    """A column of numbers, in the rows of the norm."""
+    of_norm = np.asarray(table["norm"]) == norm
+    column = np.asarray(table[name], float)
+    return column[of_norm]

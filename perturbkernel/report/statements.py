@@ -111,8 +111,14 @@ def sentences(configuration: Settings, metrics: Settings) -> list[str]:
     """
     c = configuration
     m = metrics
-    said = [_accuracy(c, m), _direction(m), _outcome(c, m), _unperturbed(c, m), _rounded(m)]
-    said += _robust(m)
+    said = [
+        _accuracy(c, m),
+        _direction(m),
+        _outcome(c, m),
+        _unperturbed(c, m),
+        _rounded(m),
+        *_robust(m),
+    ]
     statuses = m.get("status", {})
     failures = [f"{name}: {status}" for name, status in statuses.items() if status != "ok"]
     return [sentence for sentence in said if sentence] + failures
@@ -234,8 +240,8 @@ def _rounded(m: Settings) -> str:
     if rounding < _NOTICEABLE:
         return ""
     return (
-        f"Adding the perturbations to their carrier changes them by {rounding:.0%} through rounding: "
-        "take a higher precision."
+        f"Adding the perturbations to their carrier changes them by {rounding:.0%} through "
+        "rounding: take a higher precision."
     )
 
 

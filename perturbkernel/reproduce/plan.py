@@ -239,7 +239,8 @@ def _limit_requests(
             rows = wanted.setdefault(key, {})
             for factor in factors(setting, options):
                 rows.update(dict.fromkeys(_rows(setting, factor)))
-    return {key: tuple(sorted(rows)) for key, rows in wanted.items()}, frozenset(cosines)
+    in_order = {key: tuple(sorted(rows)) for key, rows in wanted.items()}
+    return in_order, frozenset(cosines)
 
 
 def limit_cell(setting: Setting, seed: int, options: Options) -> Cell:

@@ -128,4 +128,5 @@ def gate_mean_square(kernel: TwoLayerNTK) -> float:
 
 def lengths(z: np.ndarray) -> np.ndarray:
     """s_z = sqrt(1 + |z|^2 / d), (m,): the standard deviation of a pre-activation at z."""
-    return np.sqrt(1 + np.sum(z * z, axis=1) / z.shape[1])
+    squares = np.sum(z * z, axis=1)
+    return np.sqrt(1 + squares / z.shape[1])

@@ -132,7 +132,9 @@ def _best_time(constants, speeds, width, delta, start, min_output) -> float:
             'of "best"'
         )
     least = min_output / typical * (1 + 1e-12)
-    times = [least] if start != "random" else least * 2 ** (np.arange(17) / 2)
+    times = [least]
+    if start == "random":
+        times = least * 2 ** (np.arange(17) / 2)
     return float(max(times, key=lambda time: _share(constants, speeds, width, time, delta, start)))
 
 

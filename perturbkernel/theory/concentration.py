@@ -39,7 +39,8 @@ def _moments(kernel, x, z):
     theta = np.empty((len(x), len(z)))
     for rows, columns, _, part in tiles(x, z):
         theta[rows, columns] = part
-    return phi(kernel, theta), gate_fourth(kernel.slope, theta), x @ z.T + kernel.train_bias
+    product = x @ z.T + kernel.train_bias
+    return phi(kernel, theta), gate_fourth(kernel.slope, theta), product
 
 
 def _bernstein(fourth, log_term: float, neurons: int):
@@ -165,7 +166,9 @@ def predictor_bound(
     points = constants.points if points is None else points
     check_statement(delta, width, points=points)
     rate = np.log(2 * points / delta) / independent_neurons(width, start)
-    return np.sqrt(6 * constants.f_second_moment * rate) + 2 * constants.speeds["identity"] * rate
+    fluctuation = np.sqrt(6 * constants.f_second_moment * rate)
+    largest = 2 * constants.speeds["identity"]
+    return fluctuation + largest * rate
 
 
 @renamed(doubled="start")

@@ -220,11 +220,16 @@ def gradient_bounds(
     rate = move / (np.pi * s)
     lam = 2 * root * rate
     n_f = lam + np.sqrt(2 * lam * log) + log / 3
-    l_f = np.sqrt(2 / np.pi) * move / s + np.sqrt(8 * rate * log / root) + log / root
+    mean = np.sqrt(2 / np.pi) * move / s
+    fluctuation = np.sqrt(8 * rate * log / root)
+    l_f = mean + fluctuation + log / root
     a_f = np.sqrt(a_f_square)
     # B_2: by the spectral norm of the weights that flip, or by contraction.
-    spectral = a_f * (np.sqrt(n_f) + root_d + np.sqrt(2 * log)) / root_d
-    contraction = np.sqrt(2 / np.pi) * l_f / root_d + a_f * (2 + np.sqrt(2 * log / d))
+    root_log = np.sqrt(2 * log)
+    norm = np.sqrt(n_f) + root_d + root_log
+    spectral = a_f * norm / root_d
+    across_gates = 2 + root_log / root_d
+    contraction = np.sqrt(2 / np.pi) * l_f / root_d + a_f * across_gates
     along = move * constants.norm * a_f_square / (d * s**2)
     across = np.minimum(spectral, contraction)
     event: dict[str, Any] = {"width": width, "delta": delta / 4, "points": points}

@@ -150,7 +150,9 @@ def initial_gradient_bound(
         + 2 * np.sqrt(log / (width * dimension))
         + 2 * log / (width * dimension)
     )
-    norm = 1 + np.sqrt(dimension / width) + np.sqrt(2 * log_norm / width)
+    mean = 1 + np.sqrt(dimension / width)
+    deviation = np.sqrt(2 * log_norm / width)
+    norm = mean + deviation
     fluctuation = np.sqrt(2 * log / dimension) * norm
     return float(np.sqrt(trace) + fluctuation)
 

@@ -100,7 +100,8 @@ def label_term(
     total = n * square
     if rule == "balanced":
         total = 2 * n * np.maximum(rest_square - rest**2, 0)
-    radius = np.sqrt(2 * np.log(2 * points / delta) * total) / n
+    log = np.log(2 * points / delta)
+    radius = np.sqrt(2 * log * total) / n
     lipschitz_times_size = size * cone_slope(kernel) / np.sqrt(carrier.shape[1])
     return LabelTerm(
         systematic=systematic,

@@ -195,7 +195,8 @@ def certified_gates(
         moves = np.tile(a_priori, (len(u), 1))
         at_x = room[:, :n] <= size * moves[:, :n]
         if refinements:
-            linear = time * np.abs(gates(kernel, u[:, :n]) @ signed)
+            opened = gates(kernel, u[:, :n])
+            linear = time * np.abs(opened @ signed)
             for step in range(refinements + 1):
                 # The last round is over z alone, with the final F at x.
                 columns = slice(0, n) if step < refinements else slice(n, None)
@@ -205,7 +206,8 @@ def certified_gates(
                 at_x = room[:, :n] <= size * moves[:, :n]
         certified = room <= size * moves
         # a^2 (D - |u|/|a|)_+ as |a| (|a| D - |u|)_+: readouts may be zero.
-        own = size * np.maximum(size * moves[:, n:] - room[:, n:], 0)
+        beyond = size * moves[:, n:] - room[:, n:]
+        own = size * np.maximum(beyond, 0)
         squares = size[:, 0] ** 2 @ at_x
         bound += own.sum(0) + squares @ reach[:, n:]
         flips += certified.sum(0)
@@ -274,7 +276,8 @@ def lazy_bound(
     j, largest, variance = _moments(constants, width, time, loss, start)
     log = np.log(points / delta)
     h = 1 - constants.kernel.slope
-    mean = 2 * np.sqrt(2 / np.pi) * h * j / np.sqrt(width)
+    root_two_over_pi = np.sqrt(2 / np.pi)
+    mean = 2 * root_two_over_pi * h * j / np.sqrt(width)
     gaussian = np.sqrt(2 * variance * log)
     twice = 2 if start == "doubled" else 1
     exponential = twice * 2 * largest * log / width
@@ -342,7 +345,8 @@ def linearisation_error(
         at_inputs, width=width, time=time, delta=delta / 2, loss="logistic", points=points
     )
     rate = np.log(4 * pairs / delta) / width
-    kernels = np.sqrt(6 * rate) * at_inputs.kernel_root + 2 * rate * at_inputs.absolute
+    fluctuation = np.sqrt(6 * rate) * at_inputs.kernel_root
+    kernels = fluctuation + 2 * rate * at_inputs.absolute
     return lazy + time * kernels + initial_gap
 
 

@@ -67,7 +67,8 @@ def direction(
         array([[ 0.209, -0.182]])
     """
     x, y, z = _training_set(kernel, x, y, z)
-    return double(kernel.phi_matmul, z, x, y[:, None] * x / len(x))
+    signed = y[:, None] * x / len(x)
+    return double(kernel.phi_matmul, z, x, signed)
 
 
 def gate_motion(
@@ -261,7 +262,8 @@ def psi(
     """
     check_kernel(kernel)
     r = as_points(r, "r")
-    carrier, z = as_points(carrier, "carrier", like=r, rows=len(r)), as_points(z, "z", like=r)
+    carrier = as_points(carrier, "carrier", like=r, rows=len(r))
+    z = as_points(z, "z", like=r)
     signed = as_labels(targets, "targets", len(r)) * as_vector(weights, "weights", len(r))
     return row_sums(
         z,

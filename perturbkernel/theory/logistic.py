@@ -62,10 +62,13 @@ def _log_cosh_gap(half: np.ndarray, step: np.ndarray) -> np.ndarray:
     small = np.minimum(step, 1.0)
     slope = np.tanh(half)
     # cosh(half + step) / cosh(half) - 1 = cosh(step) - 1 + tanh(half) sinh(step).
-    growth = 2 * np.sinh(small / 2) ** 2 + slope * np.sinh(small)
+    even = 2 * np.sinh(small / 2) ** 2
+    growth = even + slope * np.sinh(small)
     near = np.log1p(growth)
     # log cosh(u) = u + log(1 + e^(-2 u)) - log 2.
-    far = step + _softplus(-2 * (half + step)) - _softplus(-2 * half)
+    after = _softplus(-2 * (half + step))
+    before = _softplus(-2 * half)
+    far = step + after - before
     return _quotient(near, far, step, slope)
 
 

@@ -277,7 +277,8 @@ def expected_cosine(
     x = as_points(x, "x")
     y = as_labels(y, "y", len(x))
     z = as_points(z, "z")
-    v = gate_matmul(kernel, z, x, y[:, None] * x / len(x))
+    signed = y[:, None] * x / len(x)
+    v = gate_matmul(kernel, z, x, signed)
     limit = v + zeta
     trained = time**2 * np.sum(limit**2, axis=1)
     square = trained + gate_mean_square(kernel)

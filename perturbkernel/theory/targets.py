@@ -32,7 +32,8 @@ class TargetMoments:
     @property
     def positive(self) -> Float[np.ndarray, " m"]:
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(self.mean == 0, 0, self.mean / np.sqrt(self.variance))
+            deviation = np.sqrt(self.variance)
+            ratio = np.where(self.mean == 0, 0, self.mean / deviation)
         return double(ndtr, ratio)
 
 

@@ -239,7 +239,9 @@ def _condition(gram: Array, factor: Array) -> float:
     """
     identity = jnp.eye(len(gram))
     inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
-    return float(jnp.trace(gram) * jnp.sum(inverse**2) / len(gram))
+    trace = jnp.trace(gram)
+    squares = jnp.sum(inverse**2)
+    return float(trace * squares / len(gram))
 
 
 def _covariance(kernel: Kernel, kernel_name: str, x: Array, z: Array) -> Array:

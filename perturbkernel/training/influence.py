@@ -106,13 +106,19 @@ class Smoother(Displayed, eqx.Module):
 
     def _as_outputs(self, columns: list[np.ndarray]) -> np.ndarray:
         """One array an output, as the last axis of one where f has K."""
-        return columns[0] if self.predictor.num_outputs is None else np.stack(columns, axis=-1)
+        if self.predictor.num_outputs is None:
+            return columns[0]
+        return np.stack(columns, axis=-1)
 
     def _changes(self) -> Iterator[np.ndarray]:
-        """For every output, (n, n): column n has the coefficients of f minus those without point n."""
+        """For every output (n, n): column n has the coefficients of f minus those without point
+        n.
+        """
         training = training_of(self.predictor, "what a point does")
         n = len(self.operator)
-        weights = np.ones(n) if training.weights is None else np.asarray(training.weights, float)
+        weights = np.ones(n)
+        if training.weights is not None:
+            weights = np.asarray(training.weights, float)
         if np.count_nonzero(weights) < 2:
             raise ValueError("f must have been trained on two or more points to be without one")
         if not training.constant:
@@ -148,7 +154,8 @@ class Smoother(Displayed, eqx.Module):
             weighed = along / (eigenvalues + n * training.ridge)
             parts = vectors.T * left - training.ridge * np.outer(weighed, weights)
             change = np.zeros((n, n))
-            change[np.ix_(trained, trained)] = root[:, None] * (vectors @ (parts * inverse))
+            coefficients = root[:, None] * (vectors @ (parts * inverse))
+            change[np.ix_(trained, trained)] = coefficients
             yield change
 
     def _targets(self) -> np.ndarray:

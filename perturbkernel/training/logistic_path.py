@@ -63,7 +63,9 @@ def logistic_path(
     check_number(rtol, "rtol", low=1e-5 if dtype == jnp.float32 else 1e-12, high=0.1)
     check_count(max_products, "max_products")
     operator = _checked_operator(operator, y)
-    y, f0, times = y.astype(dtype), f0.astype(dtype), times.astype(dtype)
+    y = y.astype(dtype)
+    f0 = f0.astype(dtype)
+    times = times.astype(dtype)
     relative, most = jnp.asarray(rtol, dtype), jnp.asarray(max_products)
     return integrate(operator, y, f0, times, relative, most, loss=LOSSES["logistic"])
 

@@ -119,7 +119,9 @@ def minimise(
 
     def objective(dual, image):
         values = loss.value(f0 + image, y)
-        return jnp.sum(shares * values) + ridge / 2 * jnp.sum(dual * image)
+        of_outputs = jnp.sum(shares * values)
+        square = jnp.sum(dual * image)
+        return of_outputs + ridge / 2 * square
 
     def examined(dual, steps) -> _State:
         image = operator(dual)
@@ -148,7 +150,9 @@ def minimise(
         kept = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, state)
         return kept._replace(steps=new.steps, moving=better)
 
-    end = lax.while_loop(unfinished, iterate, examined(jnp.zeros_like(f0), jnp.zeros((), int)))
+    none = jnp.zeros((), int)
+    begin = examined(jnp.zeros_like(f0), none)
+    end = lax.while_loop(unfinished, iterate, begin)
     return Minimum(end.dual, end.left, end.steps)
 
 

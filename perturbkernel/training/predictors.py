@@ -192,7 +192,9 @@ class KernelPredictor(Displayed, KeepsPrecision):
             bound = self._gradient_bound(self._matched(z), weights)
             bound = on_host(bound)
             # Nothing is known of the rounding of an initial function.
-            each = 8 * float(jnp.finfo(bound.dtype).eps) if self.initial is None else 0.0
+            each = 0.0
+            if self.initial is None:
+                each = 8 * float(jnp.finfo(bound.dtype).eps)
             rounding = as_jax(each * bound)
         return to_ambient(rounding)
 

@@ -74,7 +74,9 @@ class _Problem(NamedTuple):
     @property
     def root(self) -> Array:
         """(n,), D of the module `squared`."""
-        return jnp.ones(len(self.y)) if self.weights is None else jnp.sqrt(self.weights)
+        if self.weights is None:
+            return jnp.ones(len(self.y))
+        return jnp.sqrt(self.weights)
 
     @property
     def residual(self) -> Array:

@@ -144,7 +144,8 @@ def _many(rng, s: Setting, p: Problem) -> Networks:
             done = train(start, p.x, p.y, p.kernel, s, time=s.time).net
             for total, one in ((before, start), (after, done)):
                 u = preactivations(one, p.z)
-                output = readout[:, None] * np.where(u > 0, u, s.slope * u)
+                activation = np.where(u > 0, u, s.slope * u)
+                output = readout[:, None] * activation
                 total[part] += output.reshape(count, each, -1).sum(1)
     return Networks(before, after)
 

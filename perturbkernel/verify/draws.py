@@ -42,7 +42,8 @@ def problem(rng: np.random.Generator, s: Setting) -> Problem:
     The first quarter of the queries are training points.
     """
     y = _alternating(s.n)
-    x = s.shift * y[:, None] + rng.normal(size=(s.n, s.d))
+    noise = rng.normal(size=(s.n, s.d))
+    x = s.shift * y[:, None] + noise
     means = s.shift * _alternating(s.points)[:, None]
     z = means + rng.normal(size=(s.points, s.d))
     known = min(s.points // 4, s.n)

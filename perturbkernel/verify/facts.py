@@ -72,8 +72,9 @@ def _bias_offset(rng, s: Setting, p: Problem) -> Sample:
 def _linearity(rng, s: Setting, p: Problem) -> Sample:
     """N f_hat is additive over data; f_hat and v are odd in y."""
     half = s.n // 2
-    first = theory.f_hat(p.kernel, p.x[:half], p.y[:half], p.z)
-    second = theory.f_hat(p.kernel, p.x[half:], p.y[half:], p.z)
+    begin, end = slice(half), slice(half, None)
+    first = theory.f_hat(p.kernel, p.x[begin], p.y[begin], p.z)
+    second = theory.f_hat(p.kernel, p.x[end], p.y[end], p.z)
     f_hat = theory.f_hat(*p.data)
     added = half * first + (s.n - half) * second
     turned = p.kernel, p.x, -p.y, p.z

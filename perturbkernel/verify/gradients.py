@@ -85,7 +85,8 @@ def _cosine(rng, s: Setting, p: Problem) -> Sample:
         change = change - sums.gradient_before
     cosine = row_cosines(change, p.constants.direction)
     bound = theory.bounds.measured_cosine_bound(p.constants, change, time=s.time)
-    return Sample(1 - cosine, 1 - bound, np.where(np.isnan(bound), np.nan, 1.0))
+    defined = np.where(np.isnan(bound), np.nan, 1.0)
+    return Sample(1 - cosine, 1 - bound, defined)
 
 
 _FULL = (

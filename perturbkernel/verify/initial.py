@@ -68,14 +68,16 @@ def _projection_measured(net, s: Setting, p: Problem) -> Sample:
 
 
 def _initial_moments(net, s: Setting, p: Problem) -> Sample:
-    square = outputs(net, p.z, s.slope) ** 2 / theory.initial_output_variance(p.kernel, p.z)
+    variance = theory.initial_output_variance(p.kernel, p.z)
+    square = outputs(net, p.z, s.slope) ** 2 / variance
     slopes = np.mean(np.sum(gradients(net, p.z, s.slope) ** 2, axis=1))
     expected = theory.initial_gradient_second_moment(p.kernel)
     return Sample(np.array([square.mean(), slopes]), np.array([1.0, expected]))
 
 
 def _doubled_net(rng, s: Setting) -> Network:
-    return Network(*theory.doubled(*network(rng, s.width // 2, s.d, s.width)))
+    half = network(rng, s.width // 2, s.d, s.width)
+    return Network(*theory.doubled(*half))
 
 
 def _doubled_zero(rng, s: Setting, p: Problem) -> Sample:

@@ -108,7 +108,9 @@ def _derivative(function, z: np.ndarray, step: float = 1e-3) -> np.ndarray:
     """Central differences of sixth order of a function of single points, (m, d)."""
     columns = []
     for axis in np.eye(z.shape[1]):
-        at = {k: function(z + k * step * axis) for k in (-3, -2, -1, 1, 2, 3)}
+        at = {}
+        for k in (-3, -2, -1, 1, 2, 3):
+            at[k] = function(z + k * step * axis)
         first = 45 * (at[1] - at[-1])
         second = 9 * (at[2] - at[-2])
         difference = first - second + at[3] - at[-3]
@@ -183,7 +185,9 @@ def _cusp(rng, s: Setting, p: Problem) -> Sample:
     residual = np.concatenate([forward, backward])
     residual = residual / slope.max()
 
-    twice = theory.gate_motion(p.kernel, np.vstack([x, x]), np.tile(p.y, 2), x)
+    points = np.vstack([x, x])
+    labels = np.tile(p.y, 2)
+    twice = theory.gate_motion(p.kernel, points, labels, x)
     once = theory.gate_motion(p.kernel, x, p.y, x)
     doubled = np.abs(twice - once)
     own = np.abs([_own_motion(p, i) for i in range(3)])

@@ -72,7 +72,8 @@ def linear_error(net: Network, done: Trained, s: Setting, p: Problem) -> np.ndar
     beta = np.ones(s.n)
     if s.loss == "logistic":
         beta = theory.realised_weights(done.history, p.y, done.rates, s.momentum)
-    moved = s.time / s.n * (beta * p.y) @ own_kernel(net, p, p.z)
+    kernel = own_kernel(net, p, p.z)
+    moved = s.time / s.n * (beta * p.y) @ kernel
     linear = outputs(net, p.z, s.slope) + moved
     return np.abs(outputs(done.net, p.z, s.slope) - linear)
 

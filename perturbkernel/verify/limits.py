@@ -93,8 +93,10 @@ def _classes(rng, s: Setting) -> _Classes:
     """As many training points of either class; d, n, and shift per coordinate as set."""
     y = np.where(np.arange(s.n) % 2 == 0, 1.0, -1.0)
     labels = signs(rng, s.points)
-    x = s.shift * y[:, None] + rng.normal(size=(s.n, s.d))
-    z = s.shift * labels[:, None] + rng.normal(size=(s.points, s.d))
+    noise = rng.normal(size=(s.n, s.d))
+    x = s.shift * y[:, None] + noise
+    noise = rng.normal(size=(s.points, s.d))
+    z = s.shift * labels[:, None] + noise
     return _Classes(Problem(TwoLayerNTK(s.slope, s.bias), x, y, z), labels)
 
 

@@ -150,16 +150,24 @@ def _nearest(net: Network, z: np.ndarray, decision: np.ndarray, slope: float) ->
     ends = z
     for _ in range(3):
         steep = -decision[:, None] * gradients(net, ends, slope)
-        walk = 2 * row_norms(z)[:, None] * steep / row_norms(steep)[:, None]
-        at_steps = (z[None] + _STEPS[:, None, None] * walk).reshape(-1, z.shape[1])
-        left = decision * outputs(net, at_steps, slope).reshape(len(_STEPS), -1) <= 0
-        high = np.where(left.any(0), _STEPS[left.argmax(0)], 1.0)
+        scale = 2 * row_norms(z) / row_norms(steep)
+        walk = scale[:, None] * steep
+        steps = _STEPS[:, None, None]
+        at_steps = z[None] + steps * walk
+        at_steps = at_steps.reshape(-1, z.shape[1])
+        found = outputs(net, at_steps, slope).reshape(len(_STEPS), -1)
+        left = decision * found <= 0
+        leaves = left.any(0)
+        high = np.where(leaves, _STEPS[left.argmax(0)], 1.0)
         low = high - _STEPS[0]
         for _ in range(20):
             middle = (low + high) / 2
-            inside = decision * outputs(net, z + middle[:, None] * walk, slope) > 0
-            low, high = np.where(inside, middle, low), np.where(inside, high, middle)
-        least = np.where(left.any(0), np.minimum(least, high * row_norms(walk)), least)
+            at_middle = z + middle[:, None] * walk
+            inside = decision * outputs(net, at_middle, slope) > 0
+            low = np.where(inside, middle, low)
+            high = np.where(inside, high, middle)
+        length = high * row_norms(walk)
+        least = np.where(leaves, np.minimum(least, length), least)
         ends = z + high[:, None] * walk
     return least
 

@@ -86,7 +86,8 @@ class CertifiedSize(Displayed):
         wanted = np.asarray(as_float(sizes, "sizes"), float)
         if wanted.ndim != 1 or wanted.size == 0 or wanted.min() < 0:
             raise ValueError(f"sizes must be a list of numbers >= 0; got {sizes!r}")
-        stands = (self.size[None] >= wanted[:, None]) & (self.size[None] > 0)
+        size = self.size[None]
+        stands = (size >= wanted[:, None]) & (size > 0)
         return stands.mean(1)
 
 

@@ -124,9 +124,13 @@ def kernel_remainders(
     shrinking = jnp.minimum(angle, seen.theta)
     turned = jnp.where(is_growing, shrinking, angle)
     of_order_0 = turned * (factor + size * slope)
-    of_order_1 = second * (factor * size**2 / 2 + slope * size**3 / 6)
+    by_factor = factor * size**2 / 2
+    by_slope = slope * size**3 / 6
+    of_order_1 = second * (by_factor + by_slope)
     of_order_1 += speed * slope * size**2
-    of_order_2 = third * (factor * size**3 / 6 + slope * size**4 / 24)
+    by_factor = factor * size**3 / 6
+    by_slope = slope * size**4 / 24
+    of_order_2 = third * (by_factor + by_slope)
     of_order_2 += 3 * second * slope * size**3 / 6
     # Next to x_n and -x_n theta has no derivatives.
     from_poles = jnp.minimum(seen.theta, jnp.pi - seen.theta)

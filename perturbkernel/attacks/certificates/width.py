@@ -82,22 +82,28 @@ def wide_of(
     def one_tile(rows):
         product, theta = products_and_angles(rows, x)
         gates = numbers.gate - numbers.cone * theta
-        high, low = extremes((product + numbers.bias) * coef[None], slope)
-        return gates @ pulls, high + low, jnp.abs(product) @ jnp.abs(coef)
+        factors = product + numbers.bias
+        high, low = extremes(factors * coef[None], slope)
+        absolute = jnp.abs(product)
+        return gates @ pulls, high + low, absolute @ jnp.abs(coef)
 
     limit = max(8, memory // (8 * 16 * n))
     weighted, span, overlap = tiles.by_rows(one_tile, x, limit)
-    length = jnp.sqrt(1 + jnp.sum(x**2, axis=1) / d)
+    squares = jnp.sum(x**2, axis=1)
+    length = jnp.sqrt(1 + squares / d)
     size = jnp.abs(coef)
     # |sum t_n coef_n x_n|^2 <= sum |coef_n coef_k <x_n, x_k>| for all |t_n| <= 1.
     any_signs = jnp.sqrt(size @ overlap)
     mean = jnp.linalg.norm(coef @ x)
+    # A gate p in [slope, 1] is their middle and t times half their difference, |t| <= 1.
+    middle = (1 + slope) / 2
+    half = (1 - slope) / 2
     return Wide(
         pairs=jnp.asarray(width) / 2,
         level=jnp.log(4 / jnp.asarray(failure)),
         slope=jnp.asarray(slope),
         second=pulls.T @ weighted,
-        pull=(1 + slope) / 2 * mean + (1 - slope) / 2 * any_signs,
+        pull=middle * mean + half * any_signs,
         turning=size * span / (4 * _ROOT_TWO_PI * length),
     )
 
@@ -111,7 +117,9 @@ def extremes(terms: Array, slope: Any) -> tuple[Array, Array]:
     """
     positive = jnp.maximum(terms, 0).sum(-1)
     negative = jnp.maximum(-terms, 0).sum(-1)
-    return jnp.maximum(positive - slope * negative, 0), jnp.maximum(negative - slope * positive, 0)
+    high = positive - slope * negative
+    low = negative - slope * positive
+    return jnp.maximum(high, 0), jnp.maximum(low, 0)
 
 
 def width_loss(
@@ -123,7 +131,9 @@ def width_loss(
     distance = size * numbers.reach
     terms = coef * seen.factor
     high, low = extremes(terms, wide.slope)
-    at_most = jnp.abs(seen.factor) + size * seen.dual
+    factor = jnp.abs(seen.factor)
+    change = size * seen.dual
+    at_most = factor + change
     gates = Gates(
         distance=distance,
         angle=angle_reach(query, distance),
@@ -132,23 +142,26 @@ def width_loss(
         absolute=jnp.sum(jnp.abs(coef) * at_most),
     )
     # A factor that may change its sign lets gates do harm from either side.
-    sides = jnp.where(jnp.abs(seen.factor) > size * seen.dual, 1, 2)
+    sides = jnp.where(factor > change, 1, 2)
     turned = jnp.sum(wide.turning * at_most * sides)
-    total = (
-        at_the_input(wide, query, gates)
-        + turned_by_training(wide, turned, gates.absolute)
-        + turned_by_perturbations(wide, gates, numbers.cone, len(query.point)).min()
-    )
+    d = len(query.point)
+    by_perturbations = turned_by_perturbations(wide, gates, numbers.cone, d)
+    total = at_the_input(wide, query, gates)
+    total += turned_by_training(wide, turned, gates.absolute)
+    total += by_perturbations.min()
     return total * _ROUNDED_UP
 
 
 def at_the_input(wide: Wide, query: Query, gates: Gates) -> Array:
     """Bernstein's bounds for the value and for the gradient with the gates at the input."""
     point = jnp.append(query.point, 1.0)
-    square = jnp.maximum(point @ wide.second @ point, 0)
-    squares = jnp.trace(wide.second[:-1, :-1])
+    square = point @ wide.second @ point
+    square = jnp.maximum(square, 0)
+    of_inputs = wide.second[:-1, :-1]
+    squares = jnp.trace(of_inputs)
     rate = wide.level / wide.pairs
-    value = jnp.sqrt(6 * square * rate) + 2 * jnp.maximum(gates.high, gates.low) * rate
+    most = jnp.maximum(gates.high, gates.low)
+    value = jnp.sqrt(6 * square * rate) + 2 * most * rate
     # Norms have two tails.
     rate = (wide.level + np.log(2)) / wide.pairs
     gradient = jnp.sqrt(6 * squares * rate) + 27 * wide.pull * rate
@@ -160,37 +173,51 @@ def turned_by_training(wide: Wide, turned: Array, absolute: Array) -> Array:
     width = 2 * wide.pairs
     gap = 1 - wide.slope
     mean = 2 * _ROOT_TWO_OVER_PI * gap * turned / jnp.sqrt(width)
-    variance = 2**4.5 / np.sqrt(np.pi) * gap**2 * absolute * turned / width**1.5
-    return mean + jnp.sqrt(2 * variance * wide.level) + 4 * gap * absolute * wide.level / width
+    constant = 2**4.5 / np.sqrt(np.pi)
+    variance = constant * gap**2 * absolute * turned / width**1.5
+    largest = 4 * gap * absolute / width
+    return mean + jnp.sqrt(2 * variance * wide.level) + largest * wide.level
 
 
 def turned_by_perturbations(
     wide: Wide, gates: Gates, cone: Array, d: int
 ) -> Float[Array, "shares 1"]:
     """Of gates near the input, for every perturbation at once: a bound for every radius."""
-    gap, pull, distance = 1 - wide.slope, wide.pull, gates.distance
+    gap = 1 - wide.slope
+    pull = wide.pull
+    distance = gates.distance
+    most = jnp.maximum(gates.high, gates.low)
+    root_d = np.sqrt(d)
     radius = distance / _SHARES
     entropy = wide.level + d * jnp.log1p(_SHARES)
     half_width, rise = band_of(d)
     band = half_width * radius
     # Training moves a pre-activation by |xi| moved at most.
-    speed = jnp.maximum(gates.high, gates.low) + distance * pull
+    speed = most + distance * pull
     moved = speed / jnp.sqrt(2 * wide.pairs)
-    direct = jnp.hypot(distance, radius) / np.sqrt(d)
-    flips = jnp.minimum(jnp.minimum(gates.angle + radius / np.sqrt(d), direct) / np.pi, 1)
+    # The share of gates that one perturbation, and one step in a ball about it, turn.
+    by_angle = gates.angle + radius / root_d
+    directly = jnp.hypot(distance, radius) / root_d
+    flips = jnp.minimum(by_angle, directly) / np.pi
+    flips = jnp.minimum(flips, 1)
 
+    # The mean: of gates in the band, and of the average in place of the perturbation itself.
     span = gates.high + gates.low + 2 * (distance + 2 * radius) * pull
     trained = 2 * _ROOT_TWO_OVER_PI * moved * (speed + 2 * radius * pull)
     in_band = rise * gap / _ROOT_TWO_PI * (band * span + trained)
-    averaged = cone * radius / np.sqrt(d) * gates.absolute + 2 * gap * radius * pull * flips
+    turned = 2 * gap * radius * pull * flips
+    averaged = cone * radius / root_d * gates.absolute + turned
 
-    largest = gap * (jnp.maximum(gates.high, gates.low) + (distance + 3 * radius) * pull)
-    plain, _ = excess_moments(_RATES / rise)
-    even, odd = excess_moments(_RATES)
-    exponent = flips * plain + 2 / _ROOT_TWO_PI * (band * even + moved * odd)
+    # The deviation, at the best rate.
+    largest = gap * (most + (distance + 3 * radius) * pull)
     rates = _RATES / rise
-    deviation = largest * jnp.min((entropy / wide.pairs + exponent) / rates, axis=1, keepdims=True)
-    return in_band + averaged + deviation
+    plain, _ = excess_moments(rates)
+    even, odd = excess_moments(_RATES)
+    of_band = band * even + moved * odd
+    exponent = flips * plain + 2 / _ROOT_TWO_PI * of_band
+    bounds = (entropy / wide.pairs + exponent) / rates
+    best = bounds.min(axis=1, keepdims=True)
+    return in_band + averaged + largest * best
 
 
 def band_of(d: int) -> tuple[float, Array]:
@@ -202,8 +229,10 @@ def band_of(d: int) -> tuple[float, Array]:
         >>> beta, round(float(rise), 3)
         (0.25, 1.047)
     """
-    beta = min(1.0, _BAND / float(np.sqrt(d + 2)))
-    return beta, 1 / jax.scipy.special.betainc(0.5, (d + 1) / 2, beta**2)
+    deviation = 1 / float(np.sqrt(d + 2))
+    beta = min(1.0, _BAND * deviation)
+    probability = jax.scipy.special.betainc(0.5, (d + 1) / 2, beta**2)
+    return beta, 1 / probability
 
 
 def excess_moments(rate: Any) -> tuple[Any, Any]:
@@ -214,4 +243,6 @@ def excess_moments(rate: Any) -> tuple[Any, Any]:
         [0.164, 0.399]
     """
     left = 1 - 2 * rate
-    return left**-0.5 - 1 - rate, _ROOT_TWO_OVER_PI * (1 / left - 1 - 2 * rate)
+    even = left**-0.5 - 1 - rate
+    odd = 1 / left - 1 - 2 * rate
+    return even, _ROOT_TWO_OVER_PI * odd

@@ -134,8 +134,8 @@ def _add_perturbation_options(run: argparse.ArgumentParser) -> None:
         "--direction",
         choices=DIRECTIONS,
         default="gradient",
-        help="perturb along the gradient, or along the gradient with frozen gates, as in the paper's "
-        "theory (default: gradient)",
+        help="perturb along the gradient, or along the gradient with frozen gates, as in the "
+        "paper's theory (default: gradient)",
     )
     group.add_argument(
         "--bounds",

@@ -25,7 +25,9 @@ _SLICE = 4096  # points of the plane at a time: the plane itself need not fit be
 
 def _plane(x: Array, y: Array, limits, grid: int) -> tuple[Array, Array]:
     """The unit vectors (2, d) and the coordinates (grid^2, 2), s varying fastest."""
-    means = jnp.stack([x[y == label].mean(0) for label in (1, -1)])
+    positive = x[y == 1].mean(0)
+    negative = x[y == -1].mean(0)
+    means = jnp.stack([positive, negative])
     low, high = limits
     ticks = jnp.linspace(low, high, grid)
     coordinates = jnp.stack(jnp.meshgrid(ticks, ticks), axis=-1)

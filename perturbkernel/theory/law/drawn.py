@@ -67,7 +67,8 @@ def shape_for(kernel: TwoLayerNTK, width: int, start: str, x: Array) -> Shape:
     blocks = _ceil(shape.independent, fitting)
     block = _ceil(shape.independent, blocks)
     # Inputs, gradients and Gram matrix of a network on its own inputs.
-    network = block * neuron + n * min(n, d) + _INPUTS * n * d
+    factors = n * min(n, d)
+    network = block * neuron + factors + _INPUTS * n * d
     together = min(memory // (network * itemsize), _AT_ONCE // (pairs * block * n))
     return shape._replace(block=block, together=max(1, together))
 

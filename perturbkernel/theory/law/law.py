@@ -195,7 +195,8 @@ class NeuronLaw(Pool):
             margin = Average(signed * mean.value, signed * mean.influence)
             score = ratio(margin, root(spread))
             probability = double(ndtr, score.value)
-            density = np.exp(-(score.value**2) / 2) / np.sqrt(2 * np.pi)
+            exponent = -(score.value**2) / 2
+            density = np.exp(exponent) / np.sqrt(2 * np.pi)
             return Average(probability, density * score.influence)
 
         return self._over_blocks(z, scaled, one)

@@ -147,7 +147,8 @@ def _attacked(config: Config, f: Any, train: Dataset, test: Dataset) -> RobustAc
     x, y = test.inputs, test.targets
     low, high = _box(train)
     # New images may have a pixel that is whiter than all others.
-    bounds = min(low, float(x.min())), max(high, float(x.max()))
+    lowest, highest = float(x.min()), float(x.max())
+    bounds = min(low, lowest), max(high, highest)
     options: Json = {"sizes": config["sizes"], "norms": "l2", "attack": "ascent"}
     return robust_accuracy(f, x, y, bounds=bounds, steps=config["steps"], **options)
 

@@ -212,7 +212,8 @@ def _at_checkpoint(s: Setting, p: Problem, benign: Checkpoint, hardened: Checkpo
     found = _taught(s, p, benign)
     gram = np.asarray(benign.kernel.ntk(p.train.inputs), float)
     y = np.asarray(p.train.targets, float)
-    found["alignment"] = y @ gram @ y / (np.linalg.norm(gram) * len(y))
+    norm = np.linalg.norm(gram) * len(y)
+    found["alignment"] = y @ gram @ y / norm
     found["first"] = [accuracy(f(z), labels) for f in (benign.at, benign.f)]
     found["moved"] = _moved(s, p, benign)
     found["clean"] = []

@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import sys
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -140,27 +141,65 @@ def _evaluate(network: tuple, label: str, name: str, z: Array, x: Array) -> Arra
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def diagonal(network: tuple, label: str, name: str, x: Array) -> Array:
-    """K(x_n, x_n), (n,), in the dtype of x but computed in float64; differentiable once.
+    """K(x_n, x_n), (n,), in the dtype of x but computed in float64; differentiable once, and twice
+    where x64 is enabled.
 
     Float32 would not do: a variance c known to eps leaves the gate of an erf or GELU, a function of
-    1 + 2 c where c^2 cancels, with an error of eps c, and residual blocks double c. Derivatives are
-    defined here, since JAX takes them after float64 went out of scope.
+    1 + 2 c where c^2 cancels, with an error of eps c, and residual blocks double c. Derivatives and
+    batches are defined here, since JAX takes them after float64 went out of scope.
     """
-    with _as_neural_tangents_expects(True):
-        at_one_point = functools.partial(_at_one_point, network, label, name)
-        return jax.vmap(at_one_point)(x).astype(x.dtype)
+    at_one_point = functools.partial(_at_one_point, network, label, name)
+    return _at_all_points(at_one_point, x)
 
 
 @diagonal.defjvp
 def _diagonal_jvp(network, label, name, primals, tangents):
     (x,) = primals
     (tangent,) = tangents
-    with _as_neural_tangents_expects(True):
-        at_one_point = functools.partial(_at_one_point, network, label, name)
-        values, gradient = jax.vmap(jax.value_and_grad(at_one_point))(x)
-        values = values.astype(x.dtype)
+    values, gradient = _with_gradient(network, label, name, x)
     products = (gradient * tangent).reshape(len(x), -1)
     return values, jnp.sum(products, axis=1)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _with_gradient(network: tuple, label: str, name: str, x: Array) -> tuple[Array, Array]:
+    """K(x_n, x_n), and its gradient in x_n."""
+    at_one_point = functools.partial(_at_one_point, network, label, name)
+    return _at_all_points(jax.value_and_grad(at_one_point), x)
+
+
+@_with_gradient.defjvp
+def _second_derivative(network, label, name, primals, tangents):
+    (x,) = primals
+    if x.dtype != jnp.float64:
+        raise TypeError(
+            f"{label} has second derivatives only in float64: give float64 inputs, with "
+            'jax.config.update("jax_enable_x64", True)'
+        )
+    at_one_point = functools.partial(_at_one_point, network, label, name)
+    of_all = jax.vmap(jax.value_and_grad(at_one_point))
+    with _as_neural_tangents_expects(True):
+        return jax.jvp(of_all, primals, tangents)
+
+
+def _at_all_points(function: Callable[[Array], Any], x: Array) -> Any:
+    """`function` at each row of x, computed in float64, in the dtype of x, inside `jax.vmap` too:
+    there the rows of all batches are computed together.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def at_all(x: Array) -> Any:
+        with _as_neural_tangents_expects(True):
+            found = jax.vmap(function)(x)
+            return jax.tree.map(lambda array: array.astype(x.dtype), found)
+
+    @at_all.def_vmap
+    def at_all_batches(batches: int, _: Any, x: Array) -> tuple[Any, Any]:
+        found = at_all(x.reshape(-1, *x.shape[2:]))
+        apart = jax.tree.map(lambda array: array.reshape(batches, -1, *array.shape[1:]), found)
+        return apart, jax.tree.map(lambda _: True, apart)
+
+    return at_all(x)
 
 
 def _at_one_point(network: tuple, label: str, name: str, point: Array) -> Array:

@@ -225,6 +225,22 @@ def test_float32_agrees():
         assert np.abs(single[quantity] - exact).max() <= 2e-3 * np.abs(exact).max(), quantity
 
 
+def test_batches_under_vmap_are_rows_in_float32_too():
+    """The diagonal, in float64, is computed when JAX batches: after float64 went out of scope."""
+    z = np.random.default_rng(18).normal(size=(2, D)).astype(np.float32)
+    coef = jnp.asarray(COEF, jnp.float32)
+    f = pk.KernelPredictor(kernel("relu"), jnp.asarray(X, jnp.float32), coef)
+
+    def at_one_point(point):
+        return f(point[None])[0]
+
+    values, gradients = jax.vmap(jax.value_and_grad(at_one_point))(z)
+    np.testing.assert_allclose(values, f(z), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradients, f.input_gradient(z), rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match="second derivatives only in float64"):
+        jax.hessian(at_one_point)(z[0])
+
+
 def test_duplicates_of_a_point_share_their_values_and_gradients():
     """All points equal: only K(x, x) is left, and half the gradient of the diagonal."""
     x = np.tile(X[:1], (N, 1))

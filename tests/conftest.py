@@ -91,7 +91,12 @@ def compiled_programs_make_room() -> Iterator[None]:
 
 
 # Optimisations contract products and sums: where rounding is tested they are on.
-_OPTIMISED = ("kernels/test_angles.py", "kernels/test_kernels.py", "training/test_precision.py")
+_OPTIMISED = (
+    "kernels/test_angles.py",
+    "kernels/test_kernels.py",
+    "training/test_precision.py",
+    "verify/test_verify.py",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -150,7 +150,7 @@ def _widened(is_beyond: Callable, bounds: _Bracket) -> _Bracket:
         above = side == 0
         t = jnp.where(above, bounds.high + width, bounds.low - width)
         beyond = is_beyond(t)
-        lower = ~above & ~beyond & (t > 0)
+        lower = (side == 1) & ~beyond & (t > 0)
         higher = above & beyond
         return _Bracket(
             low=jnp.where(lower, t, bounds.low),

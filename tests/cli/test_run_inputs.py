@@ -190,7 +190,8 @@ def test_many_classes_reach_every_file(file, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "mine: 2, 0, 1, " in printed and "each labelled as the next class" in printed
     names = {path.stem for path in out.iterdir()}
-    assert names == {"report", "arrays", "perturbations", "outputs", "accuracy_against_size"}
+    drawn = {"perturbations", "growing", "outputs", "accuracy_against_size"}
+    assert names == {"report", "arrays", *drawn}
     page = (out / "report.html").read_text()
     assert "f (rows) and g (columns)" in page and not re.search(r"quadrants|boundary", page)
 

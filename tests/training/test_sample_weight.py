@@ -68,7 +68,8 @@ def test_zero_is_absence(case, x64):
     weights = np.where(np.arange(N) % 3, COPIES, 0)
     rows = np.flatnonzero(weights)
     weighted = outputs(case, np.arange(N), weights)
-    np.testing.assert_allclose(weighted, outputs(case, rows, weights[rows]), rtol=0, atol=1e-12)
+    # The same sums, rounded in another order, which integration carries on.
+    np.testing.assert_allclose(weighted, outputs(case, rows, weights[rows]), rtol=0, atol=1e-11)
 
 
 def test_a_point_of_weight_zero_may_contradict_another(x64):

@@ -69,13 +69,13 @@ def _repeated(parser: Parser, words: Sequence[str], args: argparse.Namespace) ->
 
 def _report(args: argparse.Namespace) -> int:
     from perturbkernel import report, reproduce
-    from perturbkernel.reproduce.page import RECORD
+    from perturbkernel.report.results import REPRODUCTION
 
     if args.style == "paper":
         files = report.write_for_print(_drawings(args.folder), Path(args.folder) / "paper")
         print(*files, sep="\n")
         return 0
-    if (Path(args.folder) / RECORD).is_file():
+    if (Path(args.folder) / REPRODUCTION).is_file():
         print(f"page: {reproduce.load(args.folder).save()}")
     else:
         print(f"report: {report.redraw(args.folder) / 'report.html'}")
@@ -87,9 +87,9 @@ def _drawings(folder: str) -> dict[str, Any]:
     from functools import partial
 
     from perturbkernel import report, reproduce
-    from perturbkernel.reproduce.page import RECORD
+    from perturbkernel.report.results import REPRODUCTION
 
-    if not (Path(folder) / RECORD).is_file():
+    if not (Path(folder) / REPRODUCTION).is_file():
         return report.figures(report.load(folder))
     saved = reproduce.load(folder)
     return {name.replace("/", "_"): partial(saved.figure, name) for name in saved.names}

@@ -95,13 +95,14 @@ def render(drawn: Figure, kind: str) -> bytes:
 
 
 def picture(drawn: Figure) -> Picture:
-    """The figure as a page shows it.
+    """The figure as a page shows it. Its layout, which takes half the time, is then fixed.
 
     Example:
         >>> picture(figure(4, 3)).numbers
         []
     """
     png = render(drawn, "png")
+    drawn.set_layout_engine("none")
     return Picture(png, numbers(drawn))
 
 

@@ -36,8 +36,10 @@ _FIGURES = (
     "accuracy_against_size",
     "robust_accuracy",
 )
-# The file that makes a folder a result, and those that are drawn from the results.
+# The file that makes a folder a result, and those that are drawn from the results; and the one that
+# makes a folder a reproduction.
 _MARKER = "report.json"
+REPRODUCTION = "reproduction.json"
 _DRAWN = ("report.html", *(f"{name}.{kind}" for name in _FIGURES for kind in ("png", "svg")))
 # The parts of a report that are numbers and words, which `report.json` holds.
 _WORDS = ("configuration", "metrics", "environment")
@@ -140,12 +142,15 @@ def _strict(value: Any) -> Any:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raises ValueError if files that a report writes are there and no report wrote them.
+    """Raises ValueError if the folder holds a reproduction, or files that a report writes and no
+    report wrote.
 
     Example:
         >>> check_folder("a folder that does not exist")
     """
     folder = Path(folder)
+    if (folder / REPRODUCTION).exists():
+        raise ValueError(f"{folder} holds a reproduction; give another folder")
     names = (_MARKER, "arrays.npz", *_DRAWN)
     there = [name for name in names if (folder / name).exists()]
     if there and not _is_ours(folder, there):
@@ -300,8 +305,8 @@ def write_figure(figure: "Figure", folder: Path, name: str) -> Picture:
     """
     from perturbkernel.report import plots
 
-    drawing = plots.render(figure, "svg")
     picture = plots.picture(figure)
+    drawing = plots.render(figure, "svg")
     (folder / f"{name}.svg").write_bytes(drawing)
     (folder / f"{name}.png").write_bytes(picture.png)
     return picture

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from perturbkernel.display import html_table
 from perturbkernel.files import write_folder
 from perturbkernel.report.html import Picture, anchor, html_figure, html_page, html_settings
-from perturbkernel.report.results import write_figure
+from perturbkernel.report.results import REPRODUCTION, write_figure
 from perturbkernel.reproduce import plan, store
 from perturbkernel.reproduce.panels import assemble
 from perturbkernel.reproduce.panels.assemble import Curves
@@ -33,7 +33,6 @@ from perturbkernel.reproduce.panels.specification import Panel, decision_map, pa
 from perturbkernel.reproduce.plan import Options
 from perturbkernel.reproduce.records import Arrays, Json
 
-RECORD = "reproduction.json"
 # What the lines of each mode are.
 _LINES = {
     "limit": "Blue: the kernel limit in closed form, with random initial functions (solid; the "
@@ -196,7 +195,7 @@ class Reproduction:
 
         `executor`: draws the figures, if its workers see the folder.
         """
-        write_folder(self.folder, RECORD, partial(self._write, executor))
+        write_folder(self.folder, REPRODUCTION, partial(self._write, executor))
         return self.folder / "index.html"
 
     def _write(self, executor: Executor | None, into: Path) -> None:
@@ -209,7 +208,7 @@ class Reproduction:
         texts = {
             "summary.json": json.dumps(summary, indent=1),
             "index.html": self._page(summary, pictures),
-            RECORD: json.dumps(record, indent=1),
+            REPRODUCTION: json.dumps(record, indent=1),
         }
         for name, text in texts.items():
             (into / name).write_text(text + "\n", encoding="utf-8")
@@ -320,9 +319,11 @@ def load(folder: str | os.PathLike[str]) -> Reproduction:
     finished.
     """
     try:
-        content = json.loads((Path(folder) / RECORD).read_text())
+        content = json.loads((Path(folder) / REPRODUCTION).read_text())
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} holds no finished reproduction (no {RECORD})") from None
+        raise FileNotFoundError(
+            f"{folder} holds no finished reproduction (no {REPRODUCTION})"
+        ) from None
     except ValueError as error:
         raise _damaged_record(folder, error) from error
     try:
@@ -334,7 +335,7 @@ def load(folder: str | os.PathLike[str]) -> Reproduction:
 
 def _damaged_record(folder: str | os.PathLike[str], error: Exception) -> ValueError:
     return ValueError(
-        f"{Path(folder) / RECORD} is damaged ({type(error).__name__}: {error}); give the "
+        f"{Path(folder) / REPRODUCTION} is damaged ({type(error).__name__}: {error}); give the "
         "`reproduce` command again, which computes nothing that is there"
     )
 
@@ -353,7 +354,7 @@ def publish(
         found.options = together(folder, options)
         found._write(executor, into)
 
-    write_folder(folder, RECORD, write)
+    write_folder(folder, REPRODUCTION, write)
     return found
 
 

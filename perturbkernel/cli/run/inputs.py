@@ -53,7 +53,7 @@ def check_options(args: argparse.Namespace) -> None:
     _check_size(args.size, args.precision)
     options.check_out(args.out)
     if args.out is not None:
-        _check_results_go_to(args.out)
+        check_folder(args.out)
 
 
 def _check_data(args: argparse.Namespace) -> None:
@@ -101,15 +101,6 @@ def _check_size(size: float, precision: int) -> None:
         raise ValueError(
             f"--size must be from {low:.0e} to {high:.0e} in float{precision}; got {size:g}"
         )
-
-
-def _check_results_go_to(folder: str) -> None:
-    """Raises ValueError if the folder holds results of another kind."""
-    from perturbkernel.reproduce.page import RECORD  # slow to import, and seldom needed
-
-    if (Path(folder) / RECORD).exists():
-        raise ValueError(f"--out {folder} holds a reproduction; give another folder")
-    check_folder(folder)
 
 
 def load(args: argparse.Namespace, key) -> tuple[Dataset, Dataset]:

@@ -183,23 +183,26 @@ def _second_derivative(network, label, name, primals, tangents):
 
 
 def _at_all_points(function: Callable[[Array], Any], x: Array) -> Any:
-    """`function` at each row of x, computed in float64, in the dtype of x, inside `jax.vmap` too:
-    there the rows of all batches are computed together.
+    """`function` at each row of x, computed in float64, in the dtype of x. Float32 rows that
+    `jax.vmap` batches are computed together: nothing is traced where float64 is out of scope.
     """
 
-    @jax.custom_batching.custom_vmap
     def at_all(x: Array) -> Any:
         with _as_neural_tangents_expects(True):
             found = jax.vmap(function)(x)
             return jax.tree.map(lambda array: array.astype(x.dtype), found)
 
-    @at_all.def_vmap
+    if x.dtype == jnp.float64:
+        return at_all(x)
+    batched = jax.custom_batching.custom_vmap(at_all)
+
+    @batched.def_vmap
     def at_all_batches(batches: int, _: Any, x: Array) -> tuple[Any, Any]:
-        found = at_all(x.reshape(-1, *x.shape[2:]))
+        found = batched(x.reshape(-1, *x.shape[2:]))
         apart = jax.tree.map(lambda array: array.reshape(batches, -1, *array.shape[1:]), found)
         return apart, jax.tree.map(lambda _: True, apart)
 
-    return at_all(x)
+    return batched(x)
 
 
 def _at_one_point(network: tuple, label: str, name: str, point: Array) -> Array:

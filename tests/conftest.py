@@ -4,7 +4,7 @@ import os
 
 # Read when JAX begins, and inherited by processes that tests start. Tests compile more than they
 # compute: without LLVM's optimisations, and with the older way of making fused loops, that takes two
-# thirds of the time. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS=" " make test` compiles as users do.
+# thirds of the time. `JAX_DISABLE_MOST_OPTIMIZATIONS=0 XLA_FLAGS= make test` compiles as users do.
 _PLAIN = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") == "1"
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 

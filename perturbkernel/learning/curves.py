@@ -183,7 +183,6 @@ def decision_map(r: PerturbationLearning, resolution: int = _RESOLUTION) -> Deci
 
     On a square grid that covers the projected training data.
 
-
     Example:
         >>> import jax, perturbkernel as pk
         >>> train = pk.data.Dataset([[2.0, 0.0], [0.0, 1.0]], [1, -1])

@@ -246,6 +246,10 @@ def test_results_of_others_are_not_overwritten(tmp_path, capsys):
     assert "holds report.json, which no run wrote" in capsys.readouterr().err
     assert (tmp_path / "report.json").read_text() == '{"of": "something else"}'
     (tmp_path / "report.json").unlink()
+    (tmp_path / "reproduction.json").write_text("{}")
+    assert main(["run", "--out", str(tmp_path)]) == 2
+    assert "holds a reproduction; give another folder" in capsys.readouterr().err
+    (tmp_path / "reproduction.json").unlink()
     assert main(["run", "--n", "1", "--out", str(tmp_path / "a" / "b")]) == 2
     assert not list(tmp_path.iterdir())
 

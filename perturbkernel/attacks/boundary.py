@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from perturbkernel.attacks.boxes import Box, Rows, clip
+from perturbkernel.attacks.host import part
 from perturbkernel.attacks.norms import counts, lengths
 
 Row = Float[Array, " m"]
@@ -19,9 +20,9 @@ class Boundary(NamedTuple):
 
     Attributes:
         value: delta -> how far beyond the boundary, (m,).
-        evaluate: delta -> the value, its gradient (m, d), whether that is zero (m,).
-        nearest_beyond: (delta, value, gradient) -> the smallest perturbation beyond the boundary of
-            the predictor linearised at delta.
+        evaluate: delta -> `Seen`: the value, its gradient, whether that is zero.
+        nearest_beyond: (delta, Seen) -> the smallest perturbation beyond the boundary of the
+            predictor linearised at delta.
         at_zero: (m,), the value at 0.
         scale: (m,), of the data, in the norm; a step into the unknown is at most so many times as
             long as it is likely to make sense.
@@ -91,71 +92,116 @@ def bracket(
         >>> bool(short[0, 0] < 0.25 < beyond[0, 0])
         True
     """
+    bounds = _bisected(boundary, p, order, wanted, tolerance)
+    if not counts(boundary.norm):
+        bounds = _widened(boundary, bounds, p, order)
+    return _both_ends(bounds, p, order, boundary.norm, boundary.box)
+
+
+@part("norm")
+def _both_ends(bounds: _Bracket, p: Rows, order: Array, norm: str, box: Box) -> tuple[Rows, Rows]:
+    outside = path(p, order, bounds.high, norm, box)
+    return outside, path(p, order, bounds.low, norm, box)
+
+
+def _wide(bounds: _Bracket, p: Rows, wanted: Array, tolerance: Array, norm: str) -> Array:
+    """Where the bracket is wider than wanted, (m,)."""
+    width = bounds.high - bounds.low
+    if counts(norm):
+        # A little less than one entry.
+        entries = jnp.maximum(lengths(p, norm), 1)
+        allowed = 0.99 / entries
+    else:
+        # A third, to which another is added on both sides.
+        allowed = tolerance / 3 * bounds.high
+    return wanted & (width > allowed)
+
+
+def _bisected(
+    boundary: Boundary, p: Rows, order: Array, wanted: Array, tolerance: Array
+) -> _Bracket:
+    """The bracket of the whole path, halved where and as long as it is wide."""
     norm = boundary.norm
-    is_l0 = counts(norm)
-    one = jnp.ones(len(p), p.dtype)
-
-    def at(t: Row) -> Rows:
-        return path(p, order, t, norm, boundary.box)
-
-    def is_beyond(t: Row) -> Array:
-        return boundary.value(at(t)) > 0
-
-    def wide(bounds: _Bracket) -> Array:
-        width = bounds.high - bounds.low
-        if is_l0:
-            # A little less than one entry.
-            entries = jnp.maximum(lengths(p, norm), 1)
-            allowed = 0.99 / entries
-        else:
-            # A third, to which another is added on both sides.
-            allowed = tolerance / 3 * bounds.high
-        return wanted & (width > allowed)
-
-    bounds = _bisected(is_beyond, wide, _Bracket(0 * one, one))
-    if not is_l0:
-        bounds = _widened(is_beyond, bounds)
-    outside = at(bounds.high)
-    return outside, at(bounds.low)
-
-
-def _bisected(is_beyond: Callable, wide: Callable, bounds: _Bracket) -> _Bracket:
-    """The bracket, halved where and as long as it is wide."""
 
     def unfinished(carry: tuple[Array | int, _Bracket]) -> Array:
         i, bounds = carry
-        some = jnp.any(wide(bounds))
-        return (i < _BISECTIONS) & some
+        return _unfinished(i, bounds, p, wanted, tolerance, norm)
 
     def narrow(carry: tuple[Array | int, _Bracket]) -> tuple[Array | int, _Bracket]:
         i, bounds = carry
-        t = (bounds.low + bounds.high) / 2
-        beyond = is_beyond(t)
-        moves = wide(bounds)
-        halved = _Bracket(
-            low=jnp.where(moves & ~beyond, t, bounds.low),
-            high=jnp.where(moves & beyond, t, bounds.high),
-        )
-        return i + 1, halved
+        here = boundary.value(_halfway(bounds, p, order, norm, boundary.box))
+        return i + 1, _halved(bounds, here, p, wanted, tolerance, norm)
 
-    _, bounds = lax.while_loop(unfinished, narrow, (0, bounds))
+    _, bounds = lax.while_loop(unfinished, narrow, (0, _whole(p)))
     return bounds
 
 
-def _widened(is_beyond: Callable, bounds: _Bracket) -> _Bracket:
-    """The bracket, its width added above, then below, where the values there allow it."""
-    width = bounds.high - bounds.low
+@part()
+def _whole(p: Rows) -> _Bracket:
+    one = jnp.ones(len(p), p.dtype)
+    return _Bracket(low=0 * one, high=one)
 
-    def widen(side: Array, bounds: _Bracket) -> _Bracket:
-        above = side == 0
-        t = jnp.where(above, bounds.high + width, bounds.low - width)
-        beyond = is_beyond(t)
-        lower = (side == 1) & ~beyond & (t > 0)
-        higher = above & beyond
-        return _Bracket(
-            low=jnp.where(lower, t, bounds.low),
-            high=jnp.where(higher, t, bounds.high),
-        )
+
+@part("norm")
+def _unfinished(
+    i: Array | int, bounds: _Bracket, p: Rows, wanted: Array, tolerance: Array, norm: str
+) -> Array:
+    some = jnp.any(_wide(bounds, p, wanted, tolerance, norm))
+    return (i < _BISECTIONS) & some
+
+
+def _middle(bounds: _Bracket) -> Row:
+    return (bounds.low + bounds.high) / 2
+
+
+@part("norm")
+def _halfway(bounds: _Bracket, p: Rows, order: Array, norm: str, box: Box) -> Rows:
+    return path(p, order, _middle(bounds), norm, box)
+
+
+@part("norm")
+def _halved(
+    bounds: _Bracket, here: Row, p: Rows, wanted: Array, tolerance: Array, norm: str
+) -> _Bracket:
+    """The half of the bracket that holds the boundary: `here` is the value halfway."""
+    t = _middle(bounds)
+    beyond = here > 0
+    moves = _wide(bounds, p, wanted, tolerance, norm)
+    return _Bracket(
+        low=jnp.where(moves & ~beyond, t, bounds.low),
+        high=jnp.where(moves & beyond, t, bounds.high),
+    )
+
+
+def _widened(boundary: Boundary, bounds: _Bracket, p: Rows, order: Array) -> _Bracket:
+    """The bracket, its width added above, then below, where the values there allow it."""
+
+    def widen(side: Array, wider: _Bracket) -> _Bracket:
+        here = boundary.value(_outside(bounds, side, p, order, boundary.norm, boundary.box))
+        return _with_end(wider, bounds, side, here)
 
     # A loop: the value, which may be large, is compiled once for both sides.
     return lax.fori_loop(0, 2, widen, bounds)
+
+
+def _next_to(bounds: _Bracket, side: Array) -> Row:
+    """Above the bracket on side 0, below it on side 1."""
+    width = bounds.high - bounds.low
+    return jnp.where(side == 0, bounds.high + width, bounds.low - width)
+
+
+@part("norm")
+def _outside(bounds: _Bracket, side: Array, p: Rows, order: Array, norm: str, box: Box) -> Rows:
+    return path(p, order, _next_to(bounds, side), norm, box)
+
+
+@part()
+def _with_end(wider: _Bracket, bounds: _Bracket, side: Array, here: Row) -> _Bracket:
+    t = _next_to(bounds, side)
+    beyond = here > 0
+    lower = (side == 1) & ~beyond & (t > 0)
+    higher = (side == 0) & beyond
+    return _Bracket(
+        low=jnp.where(lower, t, wider.low),
+        high=jnp.where(higher, t, wider.high),
+    )

@@ -1,8 +1,9 @@
-"""Loops that run step by step, uncompiled, around predictors that are evaluated by NumPy.
+"""Loops that run step by step, uncompiled, around predictors that are programs of their own.
 
-Those that JAX cannot trace, such as an object of NumPy code with a gradient of its own, and small
-kernel predictors, whose sums are not worth compiling (`kernels.host`). What such a loop does
-between two evaluations is a program of its own, a `part`.
+A search whose text asks for the predictor in seven places would compile it seven times. Step by
+step it is compiled once, or not at all: predictors that JAX cannot trace, such as an object of
+NumPy code with a gradient of its own, and small kernel predictors, whose sums are taken by NumPy
+(`kernels.host`). What such a loop does between two evaluations is a program too, a `part`.
 """
 
 from collections.abc import Callable
@@ -15,12 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perturbkernel.checks import is_traced
 from perturbkernel.kernels import host
 from perturbkernel.training.predictors import KernelPredictor
 
 # Pairs of points, over all steps, up to which a loop by NumPy is the smaller whole: at .1 us more
 # for a pair than in a program it takes at most .2 s more, and compiles in 2 s less.
 _PAIRS = 2**21
+# Evaluations up to which a search by steps is: each takes half a millisecond more than in a program
+# of the whole search, which compiles in 3 s more.
+_EVALUATIONS = 1000
 
 
 def part(*static: str) -> Callable:
@@ -54,26 +59,48 @@ def part(*static: str) -> Callable:
     return decorate
 
 
-class SmallPredictor(KernelPredictor):
-    """A kernel predictor whose sums are small: called with concrete arrays, in `uncompiled`."""
+class SteppedPredictor(KernelPredictor):
+    """A kernel predictor whose sums are taken as they are outside of loops: called with concrete
+    arrays, in `uncompiled`.
+    """
 
-    def __call__(self, z: Array, **_: Any) -> Array:
+    def __call__(self, z: Array, **options: Any) -> Array:
         with jax.disable_jit(False):
-            return host.matvec(self.kernel, "ntk", z, self.inputs, self.dual_coef)
+            return super().__call__(z, **options)
 
-    def input_gradient(self, z: Array, weights: Array | None = None, **_: Any) -> Array:
-        cotangent = np.ones(len(z), z.dtype) if weights is None else weights
-        x, coef = self.inputs, self.dual_coef
+    def input_gradient(self, z: Array, weights: Array | None = None, **options: Any) -> Array:
         with jax.disable_jit(False):
-            return host.query_gradient(self.kernel, "ntk", z, x, coef, cotangent)
+            return super().input_gradient(z, weights, **options)
 
     def gradient_rounding(self, z: Any, weights: Any = None) -> Array:
         with jax.disable_jit(False):
             return super().gradient_rounding(z, weights)
 
 
+def stepped(predictor: Any, x: Array, evaluations: int) -> Any:
+    """The predictor, for a loop that runs step by step: a kernel predictor, where so many
+    evaluations are not worth a program of the whole loop, in which its sums would be compiled
+    wherever the loop's text asks for them.
+
+    Example:
+        >>> stepped(jnp.sum, jnp.ones((5, 3)), 10) is jnp.sum
+        True
+    """
+    if not isinstance(predictor, KernelPredictor) or evaluations > _EVALUATIONS:
+        return predictor
+    if is_traced(x, *jax.tree.leaves(predictor)):
+        return predictor
+    return SteppedPredictor(
+        predictor.kernel,
+        predictor.inputs,
+        predictor.dual_coef,
+        predictor.initial,
+        mesh=predictor.mesh,
+    )
+
+
 def small(predictor: Any, x: Array, evaluations: int) -> Any:
-    """The predictor, as a SmallPredictor where so many evaluations at x are not worth compiling.
+    """The predictor, `stepped` where so many evaluations at x are not worth compiling.
 
     Example:
         >>> small(jnp.sum, jnp.ones((5, 3)), 10) is jnp.sum
@@ -89,7 +116,7 @@ def small(predictor: Any, x: Array, evaluations: int) -> Any:
     fits = pairs * evaluations <= _PAIRS
     if not (float32 and fits and host.takes_gradient(predictor.kernel, "ntk", x, inputs, coef)):
         return predictor
-    return SmallPredictor(predictor.kernel, inputs, coef)
+    return stepped(predictor, x, 0)
 
 
 class HostPredictor:
@@ -160,5 +187,5 @@ def uncompiled(predictor: Any) -> AbstractContextManager:
         ...     jax.config.jax_disable_jit
         False
     """
-    by_steps = isinstance(predictor, HostPredictor | SmallPredictor)
+    by_steps = isinstance(predictor, HostPredictor | SteppedPredictor)
     return jax.disable_jit() if by_steps else nullcontext()

@@ -14,8 +14,8 @@ from perturbkernel.arrays import or_one
 from perturbkernel.attacks.boundary import Boundary, bracket, no_order
 from perturbkernel.attacks.boxes import Box, box_around, clip, within
 from perturbkernel.attacks.crossings import where_rows
-from perturbkernel.attacks.host import uncompiled
-from perturbkernel.attacks.linearised import Linearised, several_rivals
+from perturbkernel.attacks.host import part, stepped, uncompiled
+from perturbkernel.attacks.linearised import Linearised, gap_at, several_rivals
 from perturbkernel.attacks.norms import lengths, random_rows
 from perturbkernel.attacks.problem import (
     Problem,
@@ -24,11 +24,10 @@ from perturbkernel.attacks.problem import (
     check_starts,
     checked_problem,
     keys_of_start,
-    objective,
     outputs_at,
     rows_within,
 )
-from perturbkernel.attacks.refinement import OVERSHOOT, Nearest, refine
+from perturbkernel.attacks.refinement import EVALUATIONS_OF_A_STEP, OVERSHOOT, Nearest, refine
 from perturbkernel.checks import check_count, check_number
 from perturbkernel.display import Displayed
 from perturbkernel.engine import tiles
@@ -84,51 +83,69 @@ class _Numbers(NamedTuple):
 def _minimum_norm(problem: Problem, keys, numbers: _Numbers, norm: str, nearest: int, memory):
     """(delta, inside, size, targets, whether the gradient at the input is finite), row by row."""
 
-    def part(tree):
+    def some(tree):
         x, target, keys, bounds, scale = tree
-        box = box_around(x, bounds)
+        box = _box_around(x, bounds)
         reachable = _reachable(scale, norm, box)
         outputs = outputs_at(problem.predictor, x, problem.shape)
         if target is None:
             target = _own_decision(outputs, x, problem.away)
         rows = Linearised(problem, x, target, norm, box, reachable)
-        at_zero, weights = objective(outputs, target, problem.away)
+        at_zero, weights = gap_at(outputs, target, x, problem.away)
         gradient = rows.gradient(x, weights)
-        finite = jnp.isfinite(gradient).all(1)
         boundary = Boundary(
             value=rows.value,
             evaluate=rows.evaluate,
             nearest_beyond=rows.nearest_beyond,
-            at_zero=at_zero.astype(x.dtype),
+            at_zero=at_zero,
             scale=reachable,
             norm=norm,
             box=box,
         )
         begin = _starts(rows, outputs, keys, nearest)
         best = _best_of_starts(boundary, begin, x, numbers)
-        found = jnp.isfinite(best.size)
-        already = boundary.at_zero >= 0
-        kept = found & ~already
+        kept = _is_kept(best, at_zero)
         beyond, short = bracket(boundary, best.delta, best.order, kept, numbers.tolerance)
-        beyond = within(x, beyond, bounds)
-        outside = where_rows(kept, beyond, 0)
-        short = within(x, short, bounds)
-        inside = where_rows(kept, short, 0)
-        length = lengths(outside, norm)
-        size = jnp.where(found, length, jnp.inf)
-        size = jnp.where(already, 0, size)
-        return outside, inside, size, target, finite
+        found = _result(x, beyond, short, best, at_zero, norm, bounds)
+        return *found, target, _is_finite(gradient)
 
     x = problem.x
-    scale = _scale(x, norm)
-    scales = jnp.broadcast_to(scale, len(x))
+    scales = _scales(x, norm)
     copies = 0
     if several_rivals(problem, norm):
         copies = _RIVAL_COPIES
     count = rows_within(memory, problem.predictor, x, problem.shape, copies)
-    return tiles.by_rows(part, (x, problem.target, keys, problem.bounds, scales), count)
+    return tiles.by_rows(some, (x, problem.target, keys, problem.bounds, scales), count)
 
 
+_box_around = part()(box_around)
+
+
+@part()
+def _is_kept(best: Nearest, at_zero: Array) -> Array:
+    """Whether a change was found where one was looked for."""
+    return jnp.isfinite(best.size) & (at_zero < 0)
+
+
+@part()
+def _is_finite(gradient: Array) -> Array:
+    return jnp.isfinite(gradient).all(1)
+
+
+@part("norm")
+def _result(
+    x: Array, beyond: Array, short: Array, best: Nearest, at_zero: Array, norm: str, bounds: Box
+) -> tuple[Array, Array, Array]:
+    """(delta, inside, size) from the ends of the bracket."""
+    kept = _is_kept(best, at_zero)
+    outside = where_rows(kept, within(x, beyond, bounds), 0)
+    inside = where_rows(kept, within(x, short, bounds), 0)
+    found = jnp.isfinite(best.size)
+    size = jnp.where(found, lengths(outside, norm), jnp.inf)
+    return outside, inside, jnp.where(at_zero >= 0, 0, size)
+
+
+@part("away")
 def _own_decision(outputs: Array, x: Array, away: bool) -> Array:
     """The class to get away from; for one output the other sign."""
     if away:
@@ -154,25 +171,51 @@ def _starts(
     def at_boundary(start: Array) -> Array:
         if chosen is None:
             return jnp.zeros_like(x)
-        place = jnp.minimum(start, nearest - 1)
-        step = rows.toward(outputs, chosen[place])
-        exists = jnp.isfinite(step).all(1)
-        beyond = where_rows(exists, OVERSHOOT * step, 0)
-        return clip(beyond, rows.box)
+        other = _row(chosen, start, nearest)
+        return _beyond(rows.toward(outputs, other), rows.box)
 
     def begin(start: Array, size: Array) -> Array:
         fixed = at_boundary(start)
         if keys is None:
             return fixed
-        # Where nothing is known, from the whole reach inward.
-        radius = rows.reachable / 2.0 ** (start % _RADII)
-        is_known = jnp.isfinite(size)
-        known = jnp.where(is_known, size, radius)
-        row_keys = keys_of_start(keys, start)
-        drawn = random_rows(row_keys, known[:, None], rows.norm, rows.box, x)
-        return jnp.where(start < nearest, fixed, drawn)
+        return _fixed_or_drawn(
+            fixed, start, size, keys, rows.reachable, x, nearest, rows.norm, rows.box
+        )
 
     return begin
+
+
+@part("nearest")
+def _row(chosen: Array, start: Array, nearest: int) -> Array:
+    """The class at whose boundary a start begins, (m,)."""
+    return chosen[jnp.minimum(start, nearest - 1)]
+
+
+@part()
+def _beyond(step: Array, box: Box) -> Array:
+    """A little further than a step to a boundary; 0 where none leads there."""
+    exists = jnp.isfinite(step).all(1)
+    return clip(where_rows(exists, OVERSHOOT * step, 0), box)
+
+
+@part("nearest", "norm")
+def _fixed_or_drawn(
+    fixed: Array,
+    start: Array,
+    size: Array,
+    keys: Array,
+    reachable: Array,
+    x: Array,
+    nearest: int,
+    norm: str,
+    box: Box,
+) -> Array:
+    """Where a start begins: the first at fixed points, the others at random ones."""
+    # Where nothing is known, from the whole reach inward.
+    radius = reachable / 2.0 ** (start % _RADII)
+    known = jnp.where(jnp.isfinite(size), size, radius)
+    drawn = random_rows(keys_of_start(keys, start), known[:, None], norm, box, x)
+    return jnp.where(start < nearest, fixed, drawn)
 
 
 def _best_of_starts(
@@ -181,34 +224,46 @@ def _best_of_starts(
     def one_start(start: Array, best: Nearest) -> Nearest:
         first = begin(start, best.size)
         found = refine(boundary, first, numbers.steps, numbers.tolerance)
-        smaller = found.size < best.size
-        return Nearest(
-            delta=where_rows(smaller, found.delta, best.delta),
-            order=where_rows(smaller, found.order, best.order),
-            size=jnp.where(smaller, found.size, best.size),
-        )
+        return _smaller(found, best)
 
-    nothing = Nearest(
+    return lax.fori_loop(0, numbers.starts, one_start, _nothing(x, boundary.norm))
+
+
+@part()
+def _smaller(found: Nearest, best: Nearest) -> Nearest:
+    smaller = found.size < best.size
+    return Nearest(
+        delta=where_rows(smaller, found.delta, best.delta),
+        order=where_rows(smaller, found.order, best.order),
+        size=jnp.where(smaller, found.size, best.size),
+    )
+
+
+@part("norm")
+def _nothing(x: Array, norm: str) -> Nearest:
+    return Nearest(
         delta=jnp.zeros_like(x),
-        order=no_order(x, boundary.norm),
+        order=no_order(x, norm),
         size=jnp.full(len(x), jnp.inf, x.dtype),
     )
-    return lax.fori_loop(0, numbers.starts, one_start, nothing)
 
 
-def _scale(x: Array, norm: str) -> Array:
-    """How far opposite inputs are apart whose entries are all of the data's root mean square; of
-    entries of 1 where the data are 0.
+@part("norm")
+def _scales(x: Array, norm: str) -> Array:
+    """(n,), how far opposite inputs are apart whose entries are all of the data's root mean square;
+    of entries of 1 where the data are 0.
     """
     largest = jnp.abs(x).max()
     unit = or_one(largest)
     squares = (x / unit) ** 2
-    root_mean_square = jnp.sqrt(jnp.mean(squares))
+    root_mean_square = jnp.sqrt(squares.sum() / squares.size)
     entry = jnp.where(largest > 0, unit * root_mean_square, 1)
     difference = jnp.full((1, x.shape[1]), 2 * entry)
-    return lengths(difference, norm)[0]
+    scale = lengths(difference, norm)[0]
+    return jnp.broadcast_to(scale, len(x))
 
 
+@part("norm")
 def _reachable(scale: Array, norm: str, box: Box) -> Array:
     """(m,), how far a perturbation may sensibly go: to the furthest corner of the box where that is
     finite, elsewhere as far as the data.
@@ -310,6 +365,8 @@ def minimum_norm(
         starts=jnp.asarray(starts),
         tolerance=jnp.asarray(tolerance, dtype),
     )
+    evaluations = starts * steps * EVALUATIONS_OF_A_STEP
+    problem = problem._replace(predictor=stepped(problem.predictor, problem.x, evaluations))
     with uncompiled(problem.predictor):
         found = _minimum_norm(problem, keys, numbers, norm, nearest, memory)
     delta, inside, size, target, finite = found

@@ -10,9 +10,12 @@ from perturbkernel.arrays import or_one
 from perturbkernel.attacks.boundary import Boundary, Row, no_order, path
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
 from perturbkernel.attacks.crossings import rank, where_rows
+from perturbkernel.attacks.host import part
+from perturbkernel.attacks.linearised import Seen
 from perturbkernel.attacks.norms import counts, lengths, reach, shorten
 
 _LINE = 5  # values along a line, for every gradient
+EVALUATIONS_OF_A_STEP = _LINE + 2
 _SHRINK = 4.0  # of a step that does not get closer
 # Times the scale of the data: the longest first step into the unknown. Later ones double.
 _FAR = 10.0
@@ -42,7 +45,7 @@ class _Search(NamedTuple):
         done: (m,).
     """
 
-    steps: Array | int
+    steps: Array
     delta: Rows
     order: Array
     size: Row
@@ -88,6 +91,20 @@ class _Line(NamedTuple):
     gap_high: Row
 
 
+class _Trial(NamedTuple):
+    """The point of a line that is looked at next.
+
+    Attributes:
+        p, order: (m, d), the end of the path, as in `path`. t: (m,), how far along it.
+        point: (m, d), there.
+    """
+
+    p: Rows
+    order: Array
+    t: Row
+    point: Rows
+
+
 def _order(score: Array, p: Rows) -> Array:
     """The order in which the entries of p are kept: the largest score first, zeros last."""
     size = jnp.abs(score)
@@ -104,35 +121,46 @@ def refine(boundary: Boundary, start: Rows, steps: Array, tolerance: Array) -> N
     boundary; a part of the way there, as much as gets closer, and back along the line from the
     input to the boundary.
     """
+    at_zero, norm, box = boundary.at_zero, boundary.norm, boundary.box
 
-    def unfinished(search: _Search):
-        some = ~search.done.all()
-        return (search.steps < steps) & some
+    def unfinished(search: _Search) -> Array:
+        return _unfinished(search, steps)
 
     def step(search: _Search) -> _Search:
-        local = _linearised(boundary, search)
+        seen = boundary.evaluate(search.delta)
+        nearest = boundary.nearest_beyond(search.delta, seen)
+        local = _linearised(search, seen, nearest, boundary.scale, norm)
         line = _along_line(boundary, search, local, tolerance)
-        return _moved(boundary, search, local, line, tolerance)
+        return _moved(search, local, line, at_zero, tolerance, norm, box)
 
-    size = jnp.full(len(start), jnp.inf, start.dtype)
-    search = _Search(
-        steps=0,
-        delta=start,
-        order=no_order(start, boundary.norm),
-        size=size,
-        part=jnp.ones_like(size),
-        done=boundary.at_zero >= 0,
-    )
-    search = lax.while_loop(unfinished, step, search)
+    search = lax.while_loop(unfinished, step, _begun(start, at_zero, norm))
     return Nearest(search.delta, search.order, search.size)
 
 
-def _linearised(boundary: Boundary, search: _Search) -> _Local:
-    norm = boundary.norm
+@part("norm")
+def _begun(start: Rows, at_zero: Row, norm: str) -> _Search:
+    size = jnp.full(len(start), jnp.inf, start.dtype)
+    return _Search(
+        steps=jnp.asarray(0),
+        delta=start,
+        order=no_order(start, norm),
+        size=size,
+        part=jnp.ones_like(size),
+        done=at_zero >= 0,
+    )
+
+
+@part()
+def _unfinished(search: _Search, steps: Array) -> Array:
+    some = ~search.done.all()
+    return (search.steps < steps) & some
+
+
+@part("norm")
+def _linearised(search: _Search, seen: Seen, nearest: Rows, scale: Row, norm: str) -> _Local:
     found = jnp.isfinite(search.size)
-    gap, g, zero = boundary.evaluate(search.delta)
+    gap, g, zero = seen.gap, seen.gradient, seen.zero
     still = zero | (gap > 0)
-    nearest = boundary.nearest_beyond(search.delta, gap, g)
     nearest = where_rows(zero, 0, nearest)
     # Beyond the linearised boundary: where the first step falls short, more so from step to step.
     overshoot = OVERSHOOT + _OVERSHOOT_GROWTH * search.steps
@@ -140,7 +168,7 @@ def _linearised(boundary: Boundary, search: _Search) -> _Local:
     outward = reach(g, missing * overshoot, "l2")
     outward = where_rows(still, 0, outward)
     if not counts(norm):
-        furthest = _FAR * boundary.scale * 2.0**search.steps
+        furthest = _FAR * scale * 2.0**search.steps
         furthest = furthest[:, None]
         limited = shorten(nearest, furthest, norm)
         nearest = where_rows(found, nearest, limited)
@@ -160,43 +188,68 @@ def _along_line(boundary: Boundary, search: _Search, local: _Local, tolerance: A
     norm, box = boundary.norm, boundary.box
 
     def step(j: Array, line: _Line) -> _Line:
-        hit = line.hit
-        new, new_order = _proposal(boundary, search, local, j, line.part, tolerance)
-        p = where_rows(hit, line.p, new)
-        order = where_rows(hit, line.order, new_order)
-        between = _between(line, norm)
-        t = jnp.where(hit, between, 1.0)
-        here = boundary.value(path(p, order, t, norm, box))
-        beyond = here > 0
-        # Illinois: the end that stays is given half its weight.
-        short = jnp.where(hit, here, line.gap_low)
-        stays = jnp.where(hit, line.gap_high / 2, line.gap_high)
-        # What does not get closer is tried with a smaller part of the way.
-        keep = hit | beyond
-        whole = keep | ~local.found
-        return _Line(
-            p=p,
-            order=order,
-            part=jnp.where(whole, line.part, line.part / _SHRINK),
-            hit=keep,
-            low=jnp.where(hit & ~beyond, t, line.low),
-            high=jnp.where(beyond, t, line.high),
-            gap_low=jnp.where(hit & beyond, line.gap_low / 2, short),
-            gap_high=jnp.where(beyond, here, stays),
-        )
+        trial = _trial(search, local, line, j, tolerance, norm, box)
+        return _judged(line, trial, boundary.value(trial.point), local.found)
 
+    return lax.fori_loop(0, _LINE, step, _first_line(search, boundary.at_zero))
+
+
+@part()
+def _first_line(search: _Search, at_zero: Row) -> _Line:
     none = jnp.zeros_like(search.size)
-    begin = _Line(
+    return _Line(
         p=search.delta,
         order=search.order,
         part=search.part,
         hit=none > 0,
         low=none,
         high=none + 1,
-        gap_low=boundary.at_zero,
+        gap_low=at_zero,
         gap_high=none + 1,
     )
-    return lax.fori_loop(0, _LINE, step, begin)
+
+
+@part("norm")
+def _trial(
+    search: _Search,
+    local: _Local,
+    line: _Line,
+    j: Array,
+    tolerance: Array,
+    norm: str,
+    box: Box,
+) -> _Trial:
+    """The end of a new line, or of one that hit the next point on the way back."""
+    hit = line.hit
+    new, new_order = _proposal(search, local, j, line.part, tolerance, norm, box)
+    p = where_rows(hit, line.p, new)
+    order = where_rows(hit, line.order, new_order)
+    between = _between(line, norm)
+    t = jnp.where(hit, between, 1.0)
+    return _Trial(p=p, order=order, t=t, point=path(p, order, t, norm, box))
+
+
+@part()
+def _judged(line: _Line, trial: _Trial, here: Row, found: Array) -> _Line:
+    """The line after a trial, where the value is `here`."""
+    hit = line.hit
+    beyond = here > 0
+    # Illinois: the end that stays is given half its weight.
+    short = jnp.where(hit, here, line.gap_low)
+    stays = jnp.where(hit, line.gap_high / 2, line.gap_high)
+    # What does not get closer is tried with a smaller part of the way.
+    keep = hit | beyond
+    whole = keep | ~found
+    return _Line(
+        p=trial.p,
+        order=trial.order,
+        part=jnp.where(whole, line.part, line.part / _SHRINK),
+        hit=keep,
+        low=jnp.where(hit & ~beyond, trial.t, line.low),
+        high=jnp.where(beyond, trial.t, line.high),
+        gap_low=jnp.where(hit & beyond, line.gap_low / 2, short),
+        gap_high=jnp.where(beyond, here, stays),
+    )
 
 
 def _between(line: _Line, norm: str) -> Row:
@@ -212,20 +265,21 @@ def _between(line: _Line, norm: str) -> Row:
 
 
 def _proposal(
-    boundary: Boundary,
     search: _Search,
     local: _Local,
     j: Array,
     part: Row,
     tolerance: Array,
+    norm: str,
+    box: Box,
 ) -> tuple[Rows, Array]:
     """The end of line j, and the order of its entries: closer, or further where none is found."""
     found = local.found
-    further = _further(boundary.box, search, local, j)
-    if not counts(boundary.norm):
-        closer = _closer(boundary, search, local, part, tolerance)
+    further = _further(box, search, local, j)
+    if not counts(norm):
+        closer = _closer(search, local, part, tolerance, norm, box)
         return where_rows(found, closer, further), search.order
-    closer, score = _fewer(boundary.box, search, local, part)
+    closer, score = _fewer(box, search, local, part)
     p = where_rows(found, closer, further)
     gains = local.gradient * further
     score = where_rows(found, score, gains)
@@ -242,16 +296,16 @@ def _further(box: Box, search: _Search, local: _Local, j: Array) -> Rows:
 
 
 def _closer(
-    boundary: Boundary, search: _Search, local: _Local, part: Row, tolerance: Array
+    search: _Search, local: _Local, part: Row, tolerance: Array, norm: str, box: Box
 ) -> Rows:
     """A part of the way to the nearest point, scaled to a size that is a little smaller."""
     limit = search.size * (1 - tolerance / 4)
     way = local.nearest - search.delta
     here = search.delta + part[:, None] * way
-    length = lengths(here, boundary.norm)
+    length = lengths(here, norm)
     scale = limit / or_one(length)
     scaled = here * scale[:, None]
-    return clip(scaled, boundary.box)
+    return clip(scaled, box)
 
 
 def _fewer(box: Box, search: _Search, local: _Local, part: Row) -> tuple[Rows, Array]:
@@ -277,12 +331,17 @@ def _fewer(box: Box, search: _Search, local: _Local, part: Row) -> tuple[Rows, A
     return jnp.where(kept, moved, 0), score
 
 
+@part("norm")
 def _moved(
-    boundary: Boundary, search: _Search, local: _Local, line: _Line, tolerance: Array
+    search: _Search,
+    local: _Local,
+    line: _Line,
+    at_zero: Row,
+    tolerance: Array,
+    norm: str,
+    box: Box,
 ) -> _Search:
     """The search after a line: at its point beyond the boundary, or else outward."""
-    norm = boundary.norm
-    box = boundary.box
     found = local.found
     hit = line.hit
     size = search.size
@@ -306,5 +365,5 @@ def _moved(
         order=where_rows(hit, line.order, search.order),
         size=jnp.where(hit, smaller, size),
         part=part,
-        done=ended | (boundary.at_zero >= 0),
+        done=ended | (at_zero >= 0),
     )

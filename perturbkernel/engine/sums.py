@@ -264,10 +264,15 @@ def sums(
 
 @jax.custom_jvp
 def row_sums(terms: Array) -> Array:
-    """jnp.sum(terms, axis=1), in the same loop that evaluates the terms.
+    """jnp.sum(terms, axis=1), in the same loop that evaluates the terms."""
+    return fused_row_sums(terms)
+
+
+def fused_row_sums(terms: Array) -> Array:
+    """`row_sums`, of whole numbers too, not to be differentiated.
 
     XLA hands a plain sum to a library, and stores the terms for it; not so a sum next to another
-    result, here a flag.
+    result, here a flag. The flags are not made of the terms, which would be stored for them.
     """
 
     def add(a, b):
@@ -277,7 +282,7 @@ def row_sums(terms: Array) -> Array:
     no_flags = jnp.zeros(terms.shape, bool)
     start = jnp.zeros((), terms.dtype), jnp.array(False)
     total, flag = lax.reduce((terms, no_flags), start, add, (1,))
-    return jnp.where(flag, 0, total)
+    return jnp.where(flag, jnp.zeros_like(total), total)
 
 
 @row_sums.defjvp

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from perturbkernel.engine.sums import row_sums
+from perturbkernel.engine.sums import fused_row_sums, row_sums
 from perturbkernel.engine.tiles import exact_matmul
 
 # The mean share of |x|^2 along one direction from which on it is subtracted. It leaves errors of
@@ -38,7 +38,7 @@ def lengths(x: Float[Array, "n d"]) -> Array:
 
 def lengths_and_excesses(x: Float[Array, "n d"]) -> tuple[Array, Array]:
     """s_x, and 1 - 1 / s_x without cancellation for small x, both (n,)."""
-    square = jnp.sum(x * x, axis=1) / x.shape[1]
+    square = row_sums(x * x) / x.shape[1]
     s = jnp.sqrt(1 + square)
     return s, square / (1 + s) / s
 
@@ -48,7 +48,7 @@ def common_direction(x: Array) -> Array:
 
     One step of the power method from the longest of the points.
     """
-    squares = jnp.sum(x**2, axis=1)
+    squares = row_sums(x * x)
     largest = squares.max()
     # Not argmax: within `jit` it is lowered by the x64 setting outside of a scoped `enable_x64`.
     last = len(x) - 1
@@ -117,14 +117,7 @@ def marks(points: Array) -> Array:
     weights = weights | _uint32(1)
     terms = mixed * weights[None, :]
 
-    def add(a, b):
-        total_a, bits_a = a
-        total_b, bits_b = b
-        return total_a + total_b, bits_a + bits_b
-
-    # In the loop that makes the terms, as `row_sums`.
-    zero = _uint32(0)
-    total, _ = lax.reduce((terms, bits), (zero, zero), add, (1,))
+    total = fused_row_sums(terms)
     # The bits of a float of ordinary size: under shard_map JAX cannot type the tangents of whole
     # numbers.
     ordinary = total & _uint32(0xBFFFFFFF)

@@ -107,6 +107,8 @@ def best_gain(g: np.ndarray, low: np.ndarray, high: np.ndarray, size: float, nor
     return -linprog(np.concatenate([-g, g]), np.ones((1, 2 * D)), total, bounds=bounds).fun
 
 
+# SLSQP of SciPy 1.13 says so of points that are its own.
+@pytest.mark.filterwarnings("ignore:Values in x were outside bounds:RuntimeWarning")
 @pytest.mark.parametrize("norm", NORMS)
 def test_steps_projections_and_nearest_points_are_exact(norm, x64):
     """Steps by another solver; projections and nearest points by certificates that only the exact

@@ -37,7 +37,7 @@ _TAILS = [
     ("shift not divided by T", "self.neurons * w / self.time", "self.neurons * w"),
     ("no shift", "moved = moment + t * self.neurons * w / self.time", "moved = moment"),
     ("weight event unpaid", "np.logaddexp(tail, failure)", "np.logaddexp(tail, -np.inf)"),
-    ("radius without its event", "special.ndtri, level - failure)", "special.ndtri, level)"),
+    ("radius without its event", "ndtri(level - failure)", "ndtri(level)"),
     ("level not halved for f0", 'level / 2 if self.start == "random" else level', "level"),
     ("f0 not divided by T", "= radius / self.time", "= radius"),
     ("doubled counts its width", "(self.width, self.start)", "(self.width, 'random')"),

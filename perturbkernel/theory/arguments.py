@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.scipy.special as special
 import numpy as np
 
 from perturbkernel.checks import (
@@ -30,6 +31,31 @@ def double(function: Callable, *arguments: Any) -> Any:
     with jax.enable_x64(True):
         value = function(*arguments)
         return jax.tree.map(np.asarray, value)
+
+
+def compiled(function: Callable) -> Callable[..., np.ndarray]:
+    """A function of numbers in JAX as one of NumPy float64 arrays of a common shape.
+
+    One program does all of it, for any shape whose size is up to the same power of two, where JAX
+    would compile, and call, one for every operation within and every shape.
+    """
+    program = jax.jit(function)
+
+    def apply(*arguments: Any) -> np.ndarray:
+        arrays = np.broadcast_arrays(*arguments)
+        shape, size = arrays[0].shape, arrays[0].size
+        padded = np.full((len(arrays), max(8, 1 << (size - 1).bit_length())), 0.5)
+        for row, array in zip(padded, arrays, strict=True):
+            row[:size] = array.ravel()
+        return double(program, *padded)[:size].reshape(shape)
+
+    return apply
+
+
+#: The normal distribution's function, its logarithm, and its quantiles.
+ndtr = compiled(special.ndtr)
+log_ndtr = compiled(special.log_ndtr)
+ndtri = compiled(special.ndtri)
 
 
 def check_kernel(kernel: Any) -> None:

@@ -21,12 +21,11 @@ Theory: 6.5, with the proof.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax.scipy.special as special
 import numpy as np
 from jaxtyping import Bool, Float
 
 from perturbkernel.arrays import quotient
-from perturbkernel.theory.arguments import double, gate_mean_square
+from perturbkernel.theory.arguments import gate_mean_square, log_ndtr, ndtri
 from perturbkernel.theory.concentration import independent_neurons
 from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.pairs import row_sums
@@ -378,7 +377,7 @@ def log_initial_tail(constants: Constants, w: np.ndarray, *, width: int) -> np.n
     chernoff = [np.min(moment - rate * row, axis=0) for row in w]
     bound = np.stack(chernoff)
     for deviation, failure in _initial_deviations(constants, width):
-        tail = double(special.log_ndtr, -w / deviation)
+        tail = log_ndtr(-w / deviation)
         gaussian = np.logaddexp(tail, failure)
         bound = np.minimum(bound, gaussian)
     return np.minimum(bound, 0)
@@ -395,6 +394,6 @@ def initial_tail_radius(
     for deviation, log_failure in _initial_deviations(constants, width):
         failure = np.exp(log_failure)
         if failure < level:
-            quantile = double(special.ndtri, level - failure)
+            quantile = ndtri(level - failure)
             radius = np.minimum(radius, -deviation * quantile)
     return radius

@@ -179,7 +179,7 @@ def test_the_whole_theorem_on_real_digits(digits):
     trained networks.
     """
     data, test, targets = digits
-    kernel, width, steps = pk.TwoLayerNTK(), 10_000, 6
+    kernel, width, steps = pk.TwoLayerNTK(), 10_000, 3
     x, y, z = data.inputs, data.targets, test.inputs
     time_f = theory.best_time(kernel, x, y, z, width=width, delta=0.1)
 

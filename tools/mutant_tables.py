@@ -35,7 +35,7 @@ _TAILS = [
     ("v not divided by T", "np.sqrt(gate_square) / time", "np.sqrt(gate_square)"),
     ("lazy part not divided by T", "+ 3 * j2 / width) / time", "+ 3 * j2 / width)"),
     ("shift not divided by T", "self.neurons * w / self.time", "self.neurons * w"),
-    ("no shift", "moved = moment + t * self.neurons * w / self.time", "moved = moment"),
+    ("no shift", "moved = moment + t * neurons * w / self.time", "moved = moment"),
     ("weight event unpaid", "np.logaddexp(tail, failure)", "np.logaddexp(tail, -np.inf)"),
     ("radius without its event", "ndtri(level - failure)", "ndtri(level)"),
     ("level not halved for f0", 'level / 2 if self.start == "random" else level', "level"),

@@ -275,8 +275,9 @@ class Tail:
         shifts = _SHARES * mean * self.time
         initial = log_initial_tail(self.constants, shifts, width=self.width)
         best = np.zeros(len(self.mean))
+        neurons = self.neurons
         for log_initial, w in zip(initial, shifts, strict=True):
-            moved = moment + t * self.neurons * w / self.time
+            moved = moment + t * neurons * w / self.time
             log_rest = np.minimum(moved.min(0), 0)
             either = np.logaddexp(log_initial, log_rest)
             best = np.minimum(best, either)
@@ -376,8 +377,9 @@ def log_initial_tail(constants: Constants, w: np.ndarray, *, width: int) -> np.n
     rate = _RATES * np.sqrt(width) / constants.length
     chernoff = [np.min(moment - rate * row, axis=0) for row in w]
     bound = np.stack(chernoff)
-    for deviation, failure in _initial_deviations(constants, width):
-        tail = log_ndtr(-w / deviation)
+    given = _initial_deviations(constants, width)
+    sizes = [-w / deviation for deviation, _ in given]
+    for tail, (_, failure) in zip(log_ndtr(sizes), given, strict=True):
         gaussian = np.logaddexp(tail, failure)
         bound = np.minimum(bound, gaussian)
     return np.minimum(bound, 0)

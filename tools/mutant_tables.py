@@ -34,7 +34,7 @@ _TAILS = [
     ("no 15 k2/m", "/ root + 15 * k2 / width", "/ root"),
     ("v not divided by T", "np.sqrt(gate_square) / time", "np.sqrt(gate_square)"),
     ("lazy part not divided by T", "+ 3 * j2 / width) / time", "+ 3 * j2 / width)"),
-    ("shift not divided by T", "self.neurons * w / self.time", "self.neurons * w"),
+    ("shift not divided by T", "neurons * w / self.time", "neurons * w"),
     ("no shift", "moved = moment + t * neurons * w / self.time", "moved = moment"),
     ("weight event unpaid", "np.logaddexp(tail, failure)", "np.logaddexp(tail, -np.inf)"),
     ("radius without its event", "ndtri(level - failure)", "ndtri(level)"),

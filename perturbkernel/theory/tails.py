@@ -375,8 +375,7 @@ def log_initial_tail(constants: Constants, w: np.ndarray, *, width: int) -> np.n
     """
     moment = _log_initial_moment(constants, width)
     rate = _RATES * np.sqrt(width) / constants.length
-    chernoff = [np.min(moment - rate * row, axis=0) for row in w]
-    bound = np.stack(chernoff)
+    bound = np.stack([np.min(moment - rate * row, axis=0) for row in w])
     given = _initial_deviations(constants, width)
     sizes = [-w / deviation for deviation, _ in given]
     for tail, (_, failure) in zip(log_ndtr(sizes), given, strict=True):

@@ -2,6 +2,7 @@
 its own (theory: 17.3).
 """
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -198,13 +199,20 @@ def expected_own_square(
             return jnp.full(len(z), initial)
         found = apply_training(kernel, x, jnp.eye(n), training)
         q = in_float64(found.dual_coef)
-        prior = kernel.nngp(x)
-        both = _product(_product(q, prior), q.T)
-        ntk, nngp = _gradients(kernel, z, x)
-        crossed = _form(q, ntk, nngp, z, x)
-        trained = _form(both, ntk, ntk, z, x)
-        # Rounding must not leave a negative square.
-        return jnp.maximum(initial - 2 * crossed + trained, 0)
+        return _trained(kernel, initial, x, z, q, kernel.nngp(x))
+
+
+@partial(jax.jit, static_argnums=0)
+def _trained(
+    kernel: TwoLayerNTK, initial: float, x: Array, z: Array, q: Array, prior: Array
+) -> Array:
+    """The expected square after training, (m,), from that before, q(K), and the covariance."""
+    both = _product(_product(q, prior), q.T)
+    ntk, nngp = _gradients(kernel, z, x)
+    crossed = _form(q, ntk, nngp, z, x)
+    trained = _form(both, ntk, ntk, z, x)
+    # Rounding must not leave a negative square.
+    return jnp.maximum(initial - 2 * crossed + trained, 0)
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel.arrays import quotient
@@ -25,6 +24,7 @@ from perturbkernel.theory.arguments import (
     double,
     gate_mean_square,
     lengths,
+    ndtr,
 )
 from perturbkernel.theory.initial_draws import sample_initial
 from perturbkernel.theory.leading import gate_motion, input_direction, is_rounding
@@ -58,7 +58,7 @@ def sign_probability(
     f_hat = kernel_sum(kernel, z, x, y / len(x))
     grid = as_vector(times, "times", np.size(times), low=0)
     standard = grid[:, None] * (f_hat / _initial_deviation(kernel, z))
-    probability = double(ndtr, standard)
+    probability = ndtr(standard)
     return probability if np.ndim(times) else probability[0]
 
 
@@ -223,7 +223,7 @@ def expected_agreement(
         g_hat = kernel_sum(kernel, z, r, labels / n)
         sign = np.sign(outputs[i] + time_f * f_hat)
         standard = sign * time_g * g_hat / deviation
-        agree[i] = double(ndtr, standard)
+        agree[i] = ndtr(standard)
     return _average(agree)
 
 

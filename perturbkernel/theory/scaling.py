@@ -15,11 +15,10 @@ small against sqrt(d).
 """
 
 import numpy as np
-from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float
 
 from perturbkernel.checks import check_choice
-from perturbkernel.theory.arguments import double
+from perturbkernel.theory.arguments import ndtr
 from perturbkernel.theory.targets import TARGET_RULES
 
 SCENARIOS = ("a", "b")
@@ -55,7 +54,7 @@ def first_accuracy(*, n: ArrayLike, d: ArrayLike, distance: ArrayLike) -> Float[
         >>> float(pk.theory.scaling.first_accuracy(n=400, d=100, distance=2.0).round(3))
         0.974
     """
-    return double(ndtr, _margin(n, d, distance))
+    return ndtr(_margin(n, d, distance))
 
 
 def critical_size(
@@ -126,4 +125,4 @@ def second_accuracy(
     critical = critical_size(
         n=n, d=d, distance=distance, scenario=scenario, train_bias=train_bias, targets=targets
     )
-    return double(ndtr, margin * size / np.hypot(size, critical))
+    return ndtr(margin * size / np.hypot(size, critical))

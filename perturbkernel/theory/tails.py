@@ -21,12 +21,11 @@ Theory: 6.5, with the proof.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax.scipy.special as special
 import numpy as np
 from jaxtyping import Bool, Float
 
 from perturbkernel.arrays import quotient
-from perturbkernel.theory.arguments import double, gate_mean_square
+from perturbkernel.theory.arguments import gate_mean_square, log_ndtr, ndtri
 from perturbkernel.theory.concentration import independent_neurons
 from perturbkernel.theory.constants import Constants
 from perturbkernel.theory.pairs import row_sums
@@ -276,8 +275,9 @@ class Tail:
         shifts = _SHARES * mean * self.time
         initial = log_initial_tail(self.constants, shifts, width=self.width)
         best = np.zeros(len(self.mean))
+        neurons = self.neurons
         for log_initial, w in zip(initial, shifts, strict=True):
-            moved = moment + t * self.neurons * w / self.time
+            moved = moment + t * neurons * w / self.time
             log_rest = np.minimum(moved.min(0), 0)
             either = np.logaddexp(log_initial, log_rest)
             best = np.minimum(best, either)
@@ -375,10 +375,10 @@ def log_initial_tail(constants: Constants, w: np.ndarray, *, width: int) -> np.n
     """
     moment = _log_initial_moment(constants, width)
     rate = _RATES * np.sqrt(width) / constants.length
-    chernoff = [np.min(moment - rate * row, axis=0) for row in w]
-    bound = np.stack(chernoff)
-    for deviation, failure in _initial_deviations(constants, width):
-        tail = double(special.log_ndtr, -w / deviation)
+    bound = np.stack([np.min(moment - rate * row, axis=0) for row in w])
+    given = _initial_deviations(constants, width)
+    sizes = [-w / deviation for deviation, _ in given]
+    for tail, (_, failure) in zip(log_ndtr(sizes), given, strict=True):
         gaussian = np.logaddexp(tail, failure)
         bound = np.minimum(bound, gaussian)
     return np.minimum(bound, 0)
@@ -395,6 +395,6 @@ def initial_tail_radius(
     for deviation, log_failure in _initial_deviations(constants, width):
         failure = np.exp(log_failure)
         if failure < level:
-            quantile = double(special.ndtri, level - failure)
+            quantile = ndtri(level - failure)
             radius = np.minimum(radius, -deviation * quantile)
     return radius

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float
 
 from perturbkernel.checks import check_choice, check_number
 from perturbkernel.kernels.target_sums import TargetSums, halves, target_sums
 from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.theory.arguments import as_points, check_kernel, double
+from perturbkernel.theory.arguments import as_points, check_kernel, ndtr
 from perturbkernel.theory.pairs import phi, tiles
 
 TARGET_RULES = ("coin_flip", "balanced")
@@ -34,7 +33,7 @@ class TargetMoments:
         with np.errstate(divide="ignore", invalid="ignore"):
             deviation = np.sqrt(self.variance)
             ratio = np.where(self.mean == 0, 0, self.mean / deviation)
-        return double(ndtr, ratio)
+        return ndtr(ratio)
 
 
 def target_moments(

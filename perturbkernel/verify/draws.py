@@ -9,6 +9,7 @@ import numpy as np
 
 from perturbkernel import theory
 from perturbkernel.kernels.two_layer import TwoLayerNTK
+from perturbkernel.theory import arguments
 from perturbkernel.training.dynamics import HeavyBall
 from perturbkernel.verify.protocol import Setting
 
@@ -29,6 +30,21 @@ class Problem:
     @cached_property
     def constants(self) -> theory.Constants:
         return theory.derive_constants(*self.data)
+
+    @cached_property
+    def f_hat(self) -> np.ndarray:
+        """Of the limit at the queries, (m,)."""
+        return theory.f_hat(*self.data)
+
+    @cached_property
+    def limit_gradient(self) -> np.ndarray:
+        """Of the limit at the queries, (m, d)."""
+        return theory.limit_gradient(*self.data)
+
+    @cached_property
+    def gates(self) -> np.ndarray:
+        """Phi(x_n, z), (n, m)."""
+        return arguments.double(self.kernel.phi, self.x, self.z)
 
     @property
     def factor(self) -> np.ndarray:

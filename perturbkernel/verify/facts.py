@@ -22,7 +22,6 @@ from perturbkernel.verify.draws import (
     train,
     units,
 )
-from perturbkernel.verify.kernels import kernel_matrix
 from perturbkernel.verify.protocol import Check, Sample, Setting
 
 
@@ -170,15 +169,15 @@ def _rate(name: str):
             if name == "initial_output":
                 return outputs(net, p.z, s.slope)
             own = theory.gate_moment(p.kernel, *net, p.x, p.z)
-            return own - kernel_matrix(p.kernel, "phi", p.x, p.z)
+            return own - p.gates
         at = p.z if name == "gradient" else None
         sums = fresh_and_trained(rng, p, s, width=width, time=s.time, at=at)
         if name == "flipped_fraction":
             return sums.flipped / width
         if name == "output":
-            return sums.change - s.time * theory.f_hat(*p.data)
+            return sums.change - s.time * p.f_hat
         change = sums.gradient_after - sums.gradient_before
-        return change / s.time - theory.limit_gradient(*p.data)
+        return change / s.time - p.limit_gradient
 
     def draw(rng, s: Setting, p: Problem) -> Sample:
         squares = [np.mean(error(rng, s, p, width) ** 2) for width in s.widths]

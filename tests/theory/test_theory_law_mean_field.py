@@ -73,7 +73,7 @@ def test_flow_of_neurons_that_interact():
 
 def test_small_scaled_time_is_the_kernel_limit():
     p = problem(0.2, True, n=N, m=M, d=D)
-    learner = theory.MeanFieldLearner(p.kernel, dynamics=pk.GradientFlow(0.02), neurons=20_000)
+    learner = theory.MeanFieldLearner(p.kernel, dynamics=pk.GradientFlow(0.02), neurons=8_000)
     f = learner(p.x, p.y, KEY)
     f_hat = theory.f_hat(*p.data)
     # 10^4 pairs: 2 % of the largest.
@@ -86,11 +86,11 @@ def test_the_whole_experiment_with_moving_features():
     """f and g of the limit are those of wide networks with the same scaled times."""
     train = pk.data.shifted_gaussian(N, D, shift=0.6, key=jax.random.key(1))
     kernel = pk.TwoLayerNTK(0.0, True)
-    rich = theory.MeanFieldLearner(kernel, dynamics=pk.GradientFlow(2.0), neurons=20_000)
-    rich_g = theory.MeanFieldLearner(kernel, dynamics=pk.GradientFlow(6.0), neurons=20_000)
+    rich = theory.MeanFieldLearner(kernel, dynamics=pk.GradientFlow(2.0), neurons=8_000)
+    rich_g = theory.MeanFieldLearner(kernel, dynamics=pk.GradientFlow(6.0), neurons=8_000)
     options = {"size": 1.0, "targets": "balanced", "key": KEY}
     result = pk.learn_from_perturbations(rich, train, learner_g=rich_g, **options)
-    width = 40_000
+    width = 16_000
     wide = {"width": width, "train_bias": True, "start": "doubled"}
 
     def learner(time):

@@ -39,10 +39,13 @@ def output(x, z, coef, bias):
 
 
 def gradients(x, coef):
-    """Of the output in z, where z are the points themselves; without a bias and with one."""
+    """Of the output in z, where z are the points themselves; without a bias and with one.
+
+    A point's own angle is 0 but for rounding: no two points are so near each other.
+    """
     product, s_x, s_z, rho, phi = angles(x, x)
     sine = np.sqrt(1 - rho**2)
-    change = np.divide(1, 2 * np.pi * sine, out=np.zeros_like(sine), where=sine > 1e-6)
+    change = np.divide(1, 2 * np.pi * sine, out=np.zeros_like(sine), where=sine > 1e-2)
     found = []
     for bias in (0, 1):
         factor = coef * (product + bias) * change / s_z[:, None] / x.shape[1]
@@ -52,12 +55,16 @@ def gradients(x, coef):
 
 
 def accuracies(rng, d, n, distance, size, m=600):
-    """One draw: accuracy of f, and of g in every case, with coin-flip targets."""
+    """One draw: accuracy of f, and of g in every case, with coin-flip targets.
+
+    In single precision, which costs half and turns no sign that counts.
+    """
     y, labels = np.where(np.arange(n) % 2 == 0, 1.0, -1.0), rng.choice([-1.0, 1.0], size=m)
     mean = np.zeros(d)
     mean[0] = distance
     x, z = (np.outer(c, mean) + rng.normal(size=(len(c), d)) for c in (y, labels))
     targets = rng.choice([-1.0, 1.0], size=n)
+    x, z, y, targets = (np.float32(part) for part in (x, z, y, targets))
     right = [np.mean(output(x, z, y / n, 0) * labels > 0)]
     units = [u / np.linalg.norm(u, axis=1)[:, None] for u in gradients(x, y / n)]
     for scenario, bias in CASES:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel.checks import (
@@ -32,7 +31,7 @@ from perturbkernel.checks import (
 )
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.networks.two_layer import check_width
-from perturbkernel.theory.arguments import as_points, as_vector, check_kernel, double
+from perturbkernel.theory.arguments import as_points, as_vector, check_kernel, log_ndtr
 from perturbkernel.theory.law.certificates import (
     ExperimentCertificate,
     SignCertificate,
@@ -94,7 +93,7 @@ class _Seen(NamedTuple):
     def log_failure(self) -> np.ndarray:
         """log of the Gaussian estimate of a wrong sign: only the order of points rests on it."""
         sureness = strength(self.signs, self.mean, self.deviation)
-        return double(log_ndtr, -sureness)
+        return log_ndtr(-sureness)
 
 
 def _see(pilot: np.ndarray, draws: np.ndarray, signs: np.ndarray | None) -> _Seen:

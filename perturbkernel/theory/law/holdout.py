@@ -7,11 +7,13 @@ is found at no cost in confidence.
 
 import math
 
+import jax
+import jax.numpy as jnp
 import jax.scipy.special as special
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from perturbkernel.theory.arguments import double
+from perturbkernel.theory.arguments import compiled
 
 #: Halvings of [0, 1]: to the last digit of a float64.
 _HALVINGS = 60
@@ -19,12 +21,26 @@ _HALVINGS = 60
 _ROUNDING = 1e-9
 
 
-def _at_most(draws: int, probability: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _at_most(draws, probability, count):
     """P(Bin(draws, probability) <= count) for counts below `draws`."""
-    successes = np.asarray(draws - count, float)
-    failures = np.asarray(count + 1, float)
-    right = 1 - probability
-    return double(special.betainc, successes, failures, right)
+    return special.betainc(draws - count, count + 1, 1 - probability)
+
+
+def _upper_bound(failures, draws, error):
+    """The p with P(Bin(draws, p) <= failures) = error, by bisection."""
+
+    def halve(_, ends):
+        low, high = ends
+        middle = (low + high) / 2
+        unlikely = _at_most(draws, middle, failures) <= error
+        return jnp.where(unlikely, low, middle), jnp.where(unlikely, middle, high)
+
+    ends = jnp.zeros_like(error), jnp.ones_like(error)
+    return jax.lax.fori_loop(0, _HALVINGS, halve, ends)[1]
+
+
+_chances = compiled(_at_most)
+_upper_bounds = compiled(_upper_bound)
 
 
 def allowed_failures(draws: int, level: float, error: float) -> int:
@@ -34,8 +50,7 @@ def allowed_failures(draws: int, level: float, error: float) -> int:
     `error` at most. Clopper and Pearson (1934).
     """
     counts = np.arange(draws)
-    levels = np.full(draws, float(level))
-    chance = _at_most(draws, levels, counts)
+    chance = _chances(draws, level, counts)
     unlikely = chance <= error
     return int(unlikely.sum()) - 1
 
@@ -57,14 +72,7 @@ def failure_bounds(
     """
     failures = np.asarray(failures)
     inside = np.minimum(failures, draws - 1)
-    low = np.zeros(failures.shape)
-    high = np.ones(failures.shape)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        unlikely = _at_most(draws, middle, inside) <= error
-        high = np.where(unlikely, middle, high)
-        low = np.where(unlikely, low, middle)
-    return np.where(failures >= draws, 1.0, high)
+    return np.where(failures >= draws, 1.0, _upper_bounds(inside, draws, error))
 
 
 def largest_set(

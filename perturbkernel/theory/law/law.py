@@ -14,12 +14,18 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from jax.dtypes import canonicalize_dtype
-from jax.scipy.special import ndtr
 from jaxtyping import ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel.checks import check_choice, check_count, check_key
 from perturbkernel.networks.two_layer import Centred, TwoLayerNetwork, check_width
-from perturbkernel.theory.arguments import as_labels, as_points, double, gate_mean_square, lengths
+from perturbkernel.theory.arguments import (
+    as_labels,
+    as_points,
+    double,
+    gate_mean_square,
+    lengths,
+    ndtr,
+)
 from perturbkernel.theory.law.cuts import (
     as_mean,
     ensemble,
@@ -194,7 +200,7 @@ class NeuronLaw(Pool):
             signed = total * labels[block]
             margin = Average(signed * mean.value, signed * mean.influence)
             score = ratio(margin, root(spread))
-            probability = double(ndtr, score.value)
+            probability = ndtr(score.value)
             exponent = -(score.value**2) / 2
             density = np.exp(exponent) / np.sqrt(2 * np.pi)
             return Average(probability, density * score.influence)

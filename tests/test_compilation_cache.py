@@ -1,7 +1,6 @@
 """Compiled programs on disk: where they are kept, how many there are, and what can go wrong."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,13 +143,11 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_broken_programs_are_made_again_without_a_word(first, tmp_path):
-    home, programs, _, _ = first
-    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
-    variables = environment(tmp_path)
-    kept = list(tmp_path.rglob("*-cache"))
-    assert len(kept) > programs / 2
-    for path in kept:
+def test_broken_programs_are_made_again_without_a_word(first):
+    """In the folder itself, which is whole again then: JAX knows a program by its folder, too."""
+    home, programs, _, folder = first
+    variables = environment(home)
+    for path in Path(folder).glob("*-cache"):
         path.write_bytes(path.read_bytes()[:20])
     _, read, _ = run(RUN, variables)
     assert read < programs

@@ -31,7 +31,11 @@ sys.exit(status)
 
 
 def environment(folder: Path, **others: str) -> dict[str, str]:
+    """That of these tests without what says where programs are kept; how they are compiled stays."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "PERTURBKERNEL_"))}
+    compiling = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+    if compiling in os.environ:
+        kept[compiling] = os.environ[compiling]
     return kept | {"XDG_CACHE_HOME": str(folder), "JAX_PLATFORMS": "cpu"} | others
 
 
@@ -62,15 +66,21 @@ def run(arguments: tuple[str, ...], variables: dict[str, str]) -> tuple[int, int
     return counts(start(arguments, variables))
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> tuple[Path, int, int, str]:
+    """A user's folder in which one run has kept its programs, and what `run` said of it."""
+    home = tmp_path_factory.mktemp("home")
+    return home, *run(RUN, environment(home))
+
+
 @pytest.mark.slow
-def test_a_run_takes_few_programs_and_the_next_one_reads_them(tmp_path):
-    variables = environment(tmp_path)
-    programs, read, folder = run(RUN, variables)
+def test_a_run_takes_few_programs_and_the_next_one_reads_them(first):
+    home, programs, read, folder = first
     assert programs <= 35
     assert read <= 2  # of two functions with one text, the second finds it there
-    assert Path(folder).is_relative_to(tmp_path / "perturbkernel")
+    assert Path(folder).is_relative_to(home / "perturbkernel")
     assert Path(folder).stat().st_mode & 0o077 == 0
-    again, read, _ = run(RUN, variables)
+    again, read, _ = run(RUN, environment(home))
     assert again == programs
     assert read == programs
 
@@ -133,9 +143,10 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_broken_programs_are_made_again_without_a_word(tmp_path):
-    variables = environment(tmp_path)
-    programs, _, folder = run(RUN, variables)
+def test_broken_programs_are_made_again_without_a_word(first):
+    """In the folder itself, which is whole again then: JAX knows a program by its folder, too."""
+    home, programs, _, folder = first
+    variables = environment(home)
     for path in Path(folder).glob("*-cache"):
         path.write_bytes(path.read_bytes()[:20])
     _, read, _ = run(RUN, variables)

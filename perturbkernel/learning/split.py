@@ -219,6 +219,8 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=EXACT)
 
 
+# Compiled as a whole: the loops within would be compiled again in every call.
+@partial(jax.jit, static_argnums=0)
 def _gradients(kernel: TwoLayerNTK, z: Array, x: Array) -> tuple[_Gradients, _Gradients]:
     """Of the tangent kernel and of the covariance of f0."""
     product, theta = products_and_angles(z, x)

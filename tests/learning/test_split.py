@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from common import D, M, N, precision
+from common import D, M, N, compilations, precision
 
 import perturbkernel as pk
 from perturbkernel.learning.split import expected_own_square
@@ -140,6 +140,15 @@ def _weights(kernel, z, dynamics):
             ahead, behind = ahead.T, behind.T
         found.append((ahead - behind) / (2 * step) @ q)
     return np.stack(found, axis=-1)
+
+
+def test_a_second_call_compiles_nothing():
+    """Loops outside of a compiled function would be compiled again each time."""
+    f = pk.fit(pk.TwoLayerNTK(0.2), X, Y, loss="squared", dynamics=pk.GradientFlow(3.0))
+    pk.split(f, Z)
+    with compilations() as count:
+        pk.split(f, Z)
+    assert count() == 0
 
 
 def test_other_kernels_and_wrong_arguments():

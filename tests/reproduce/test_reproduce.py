@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 
 import jax
@@ -434,22 +435,14 @@ def test_a_failing_cell_is_named_after_the_others_are_kept(monkeypatch, tmp_path
     assert len(list((tmp_path / "cells").glob("*.npz"))) == 4
 
 
-QUICK = ["shifted_gaussian_a/steps_g/identity", "cosine/shifted_gaussian/d"]
+QUICK = [PANEL, "cosine/shifted_gaussian/d"]
+# Six cells of a tenth of a second each, once they are compiled.
+CHEAP = "gaussian_b/n/identity"
 
 
-def arguments(folder, *more):
-    return [
-        "reproduce",
-        *QUICK,
-        "--mode",
-        "limit",
-        "--seeds",
-        "1",
-        "--out",
-        str(folder),
-        "--quiet",
-        *more,
-    ]
+def arguments(folder, names, workers):
+    asked = ["--mode", "limit", "--seeds", "1", "--workers", str(workers), "--quiet"]
+    return ["reproduce", *names, *asked, "--out", str(folder)]
 
 
 def contents(folder):
@@ -461,16 +454,50 @@ def contents(folder):
     return found
 
 
+def draw_few(patch: pytest.MonkeyPatch) -> None:
+    """Cells of the kernel limit with a fraction of the draws, which are most of their work."""
+    patch.setattr(plan, "_IDENTITY_DRAWS", (4, 4))
+    patch.setattr(plan, "_INITIAL_DRAWS", {"small": 2})
+
+
+@pytest.fixture
+def few_draws(monkeypatch) -> None:
+    draw_few(monkeypatch)
+
+
+@pytest.fixture
+def few_points(few_draws, monkeypatch) -> Iterator[None]:
+    """Panels and maps of fewer and smaller data."""
+    monkeypatch.setitem(spec._SMALL, "shifted_gaussian_a", (200, 50))
+    monkeypatch.setattr(spec, "_SMALL_IMAGES", 40)
+    monkeypatch.setattr(spec, "_SMALL_GRID", 21)
+    # What all panels ask of a cell is looked up by its data.
+    plan._limit_requests.cache_clear()
+    yield
+    plan._limit_requests.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
+    """Tests that look for its cells have `few_draws` too."""
     folder = tmp_path_factory.mktemp("finished")
-    assert main(arguments(folder, "--workers", "0")) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        draw_few(patch)
+        assert main(arguments(folder, QUICK, 0)) == 0
     return folder
 
 
-def test_killed_and_started_again_gives_the_same(finished, tmp_path):
+@pytest.fixture(scope="module")
+def cheap(tmp_path_factory):
+    """What the cells of a cheap panel hold that were computed at one go, here."""
+    folder = tmp_path_factory.mktemp("cheap")
+    pk.reproduce.reproduce(CHEAP, folder, mode="limit", seeds=1, workers=0)
+    return contents(folder)
+
+
+def test_killed_and_started_again_gives_the_same(cheap, tmp_path):
     """SIGKILL in the middle; then two processes at once on the same folder finish it."""
-    command = [sys.executable, "-m", "perturbkernel.cli", *arguments(tmp_path, "--workers", "1")]
+    command = [sys.executable, "-m", "perturbkernel.cli", *arguments(tmp_path, [CHEAP], 1)]
     first = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 240
     while not list((tmp_path / "cells").glob("*.npz")):
@@ -479,15 +506,15 @@ def test_killed_and_started_again_gives_the_same(finished, tmp_path):
     os.kill(first.pid, signal.SIGKILL)  # the parent alone: its worker has to notice
     first.wait()
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cells").glob("*.npz")}
-    assert 0 < len(kept) < len(contents(finished))
+    assert 0 < len(kept) < len(cheap)
     assert not (tmp_path / "index.html").exists()
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait(timeout=400) for process in both] == [0, 0]
     for name, modified in kept.items():
         assert (tmp_path / "cells" / name).stat().st_mtime_ns == modified  # not computed again
-    again, once = contents(tmp_path), contents(finished)
-    assert again.keys() == once.keys()
-    for name, arrays in once.items():
+    again = contents(tmp_path)
+    assert again.keys() == cheap.keys()
+    for name, arrays in cheap.items():
         for key, value in arrays.items():
             # Thread counts differ, and with them the order of sums: rounding, and single points at
             # a boundary.
@@ -496,7 +523,9 @@ def test_killed_and_started_again_gives_the_same(finished, tmp_path):
     assert str(tmp_path) not in processes
 
 
-def test_results_load_and_figures_rebuild_without_computing(finished, monkeypatch, capsys):
+def test_results_load_and_figures_rebuild_without_computing(
+    finished, few_draws, monkeypatch, capsys
+):
     monkeypatch.setattr(runner, "compute", lambda job: pytest.fail("computed again"))
     result = pk.reproduce.load(finished)
     curves = result.curves(PANEL)
@@ -505,7 +534,7 @@ def test_results_load_and_figures_rebuild_without_computing(finished, monkeypatc
     assert main(["report", str(finished)]) == 0
     assert "index.html" in capsys.readouterr().out
     assert (finished / "figures" / f"{page.file_name(PANEL)}.png").read_bytes() == picture
-    assert main(arguments(finished, "--workers", "0")) == 0
+    assert main(arguments(finished, QUICK, 0)) == 0
     text = (finished / "index.html").read_text()
     assert all(name in text for name in QUICK)
     # The page speaks of what it shows, in the words of the legends.
@@ -521,7 +550,7 @@ def test_results_load_and_figures_rebuild_without_computing(finished, monkeypatc
         pk.reproduce.load(finished / "cells")
 
 
-def test_curves_show_what_the_theory_says(finished):
+def test_curves_show_what_the_theory_says(finished, few_draws):
     result = pk.reproduce.load(finished)
     curves = result.curves(PANEL)
     rising = curves["perturbation"]["limit"]["mean"]
@@ -534,7 +563,7 @@ def test_curves_show_what_the_theory_says(finished):
     assert gap is not None and gap["mean"] < 0.02
 
 
-def test_both_modes_on_one_page(tmp_path):
+def test_both_modes_on_one_page(few_points, tmp_path):
     """A panel of each kind, a map and images, computed, drawn and read."""
     names = ["fashion_mnist_b/steps_g/identity", "map/shifted_gaussian_a"]
     result = pk.reproduce.reproduce(names, tmp_path, seeds=1, workers=0)
@@ -550,7 +579,7 @@ def test_both_modes_on_one_page(tmp_path):
     note = result._note(result.panel(names[0]).settings[0])
     assert "mnist5k" in note and "12,000" in note
     maps = result.map("map/shifted_gaussian_a")
-    assert maps["limit"]["f"].shape == (101, 101)
+    assert maps["limit"]["f"].shape == (21, 21)
     f_hat, g_hat = maps["limit"]["f_hat"], maps["limit"]["g_hat"]
     assert np.mean(np.sign(f_hat) == np.sign(g_hat)) > 0.9
     assert (tmp_path / "figures" / "map_shifted_gaussian_a.svg").is_file()
@@ -590,20 +619,22 @@ def test_panel_figures_say_what_was_reduced():
     assert "scenario (b)" in title
 
 
-def test_dask_computes_the_same(finished, tmp_path):
+def test_dask_computes_the_same(cheap, tmp_path):
     distributed = pytest.importorskip("dask.distributed")
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=1, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
         executor = client.get_executor()
         assert isinstance(executor, Executor)
-        pk.reproduce.reproduce(QUICK[1:], tmp_path, mode="limit", seeds=1, executor=executor)
-    for name, arrays in contents(tmp_path).items():
+        pk.reproduce.reproduce(CHEAP, tmp_path, mode="limit", seeds=1, executor=executor)
+    found = contents(tmp_path)
+    assert found.keys() == cheap.keys()
+    for name, arrays in found.items():
         for key, value in arrays.items():
-            np.testing.assert_allclose(value, contents(finished)[name][key], atol=2e-3, err_msg=key)
+            np.testing.assert_allclose(value, cheap[name][key], atol=2e-3, err_msg=key)
 
 
 @pytest.mark.parametrize(

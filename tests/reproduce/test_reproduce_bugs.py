@@ -13,7 +13,7 @@ from perturbkernel.reproduce.studies.bugs_and_features import study
 
 COMMON: Any = {
     "n": 30,
-    "test": 40,
+    "test": 30,
     "width": 128,
     "times": [10.0],
     "depth": None,
@@ -48,7 +48,7 @@ def test_what_is_measured(results):
 def test_the_bug_against_training_by_hand(results):
     """The own part's row of one seed and time, from the definition."""
     config, arrays = results[0]
-    s = study.Setting(n=30, test=40, width=128)
+    s = study.Setting(n=30, test=30, width=128)
     p = study.problem(s, 1)
     options: Any = {"loss": "squared", "dynamics": pk.GradientFlow(10.0)}
     x, y = p.train.inputs, p.train.targets
@@ -62,7 +62,7 @@ def test_the_bug_against_training_by_hand(results):
     right = [(np.sign(np.asarray(net(moved))) == labels).mean() for net in (f, other)]
     found = [arrays[name][1, 1, 0] for name in ("itself", "others")]
     # A digit whose output is rounding may count either way.
-    np.testing.assert_allclose(found, right, rtol=0, atol=1.5 / 40)
+    np.testing.assert_allclose(found, right, rtol=0, atol=1.5 / 30)
 
 
 def test_the_deep_start_is_that_of_the_kernel(x64):

@@ -3,12 +3,11 @@ written in NumPy.
 """
 
 import io
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-import perturbkernel as pk
 from perturbkernel.reproduce.studies.frontier import study as frontier
 
 WAYS = {
@@ -30,9 +29,41 @@ CONFIG: dict[str, Any] = {
 }
 
 
+class Measured(NamedTuple):
+    """The numbers of a cell, and on the way to them: (way, value) -> network; what was certified,
+    in turn, as (network, inputs, targets, norm, result).
+    """
+
+    arrays: dict[str, np.ndarray]
+    networks: dict[tuple[str, Any], Any]
+    certified: list[tuple[Any, Any, Any, str, Any]]
+
+
 @pytest.fixture(scope="module")
-def arrays():
-    return frontier.measure(CONFIG)
+def measured():
+    """Certificates take a second each: they are made once."""
+    networks, certified = {}, []
+    trained, certified_size = frontier.trained, frontier.certified_size
+
+    def train(train, way, value):
+        f = networks[way, value] = trained(train, way, value)
+        return f
+
+    def certify(f, x, y, norm):
+        result = certified_size(f, x, y, norm=norm)
+        certified.append((f, x, y, norm, result))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frontier, "trained", train)
+        patch.setattr(frontier, "certified_size", certify)
+        arrays = frontier.measure(CONFIG)
+    return Measured(arrays, networks, certified)
+
+
+@pytest.fixture(scope="module")
+def arrays(measured):
+    return measured.arrays
 
 
 def kernel_sum(z: np.ndarray, x: np.ndarray, coef: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -77,13 +108,14 @@ def _box() -> tuple[float, float]:
     return float(min(part.min() for part in parts)), float(max(part.max() for part in parts))
 
 
-def test_another_attack_finds_no_more(arrays):
-    train, test = frontier._data(CONFIG)
+def test_another_attack_finds_no_more(measured):
+    arrays = measured.arrays
+    _, test = frontier._data(CONFIG)
     x, y = np.asarray(test.inputs, float), np.asarray(test.targets, float)
     box = _box()
     for way, values in WAYS.items():
         for value, row in zip(values, arrays[way], strict=True):
-            f = frontier.trained(train, way, value)
+            f = measured.networks[way, value]
             for size, robust in zip(CONFIG["sizes"], row[1:], strict=True):
                 other = pgd(f, x, y, size, box)
                 # A point that hangs on the last bits of a margin.
@@ -120,12 +152,17 @@ def test_cells_are_draws():
         frontier.cells("large", 1)
 
 
-def test_what_is_certified_is_right_under_attack(arrays):
-    train, test = frontier._data(CONFIG)
+def test_what_is_certified_is_right_under_attack(measured):
+    arrays = measured.arrays
+    _, test = frontier._data(CONFIG)
     x, y = np.asarray(test.inputs, float)[:6], np.asarray(test.targets, float)[:6]
-    for way, (value,) in CONFIG["certified"].items():
-        f = frontier.trained(train, way, value)
-        certified = pk.certified_size(f, x, y).accuracy(CONFIG["sizes"])
+    asked = CONFIG["certified"].items()
+    for (way, (value,)), made in zip(asked, measured.certified, strict=True):
+        f, inputs, targets, norm, result = made
+        assert f is measured.networks[way, value] and norm == "l2"
+        np.testing.assert_array_equal(inputs, x)
+        np.testing.assert_array_equal(targets, y)
+        certified = result.accuracy(CONFIG["sizes"])
         # A certificate knows no pixel values: nor does the attack here.
         attacked = [pgd(f, x, y, size, (-9.0, 9.0)) for size in CONFIG["sizes"]]
         assert certified[0] > 0 and (certified <= np.array(attacked) + 1e-9).all()

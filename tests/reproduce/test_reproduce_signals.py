@@ -31,18 +31,19 @@ reproduction.cells = lambda options: [
 ]
 
 if __name__ == "__main__":
-    sys.argv[1:] = ["reproduce", "map", "--workers", "2", "--quiet", "--out", sys.argv[1]]
+    folder, workers = sys.argv[1:]
+    sys.argv[1:] = ["reproduce", "map", "--workers", workers, "--quiet", "--out", folder]
     print("begin", flush=True)
     sys.exit(main())
 """
 
 
-@pytest.fixture
-def process(tmp_path):
+@contextlib.contextmanager
+def started(tmp_path, workers):
     """`perturbkernel reproduce` with eight cells, three of them quick, in a session of its own."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    command = [sys.executable, program, tmp_path / "out"]
+    command = [sys.executable, program, tmp_path / "out", str(workers)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, start_new_session=True, **pipes) as process:
         assert process.stdout is not None
@@ -81,34 +82,41 @@ def alive(group):
     return [state for pgid, state in rows if pgid == str(group) and state[0] != "Z"]
 
 
-def test_a_killed_worker(tmp_path, process):
-    await_cells(tmp_path, process)
-    listed = subprocess.run(["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True).stdout
-    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
-    workers = [r[0] for r in rows if r[1] == str(process.pid) and "spawn_main" in r[2]]
-    os.kill(int(workers[0]), signal.SIGKILL)
-    error = ended(tmp_path, process)
-    assert process.returncode == 1
+def test_a_killed_worker(tmp_path):
+    with started(tmp_path, 2) as process:
+        await_cells(tmp_path, process)
+        listed = subprocess.run(
+            ["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True
+        ).stdout
+        rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+        workers = [r[0] for r in rows if r[1] == str(process.pid) and "spawn_main" in r[2]]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        error = ended(tmp_path, process)
+        assert process.returncode == 1
     assert "a worker process ended unexpectedly" in error and "3 of 8 cells are finished" in error
     assert "give the command again" in error
 
 
-@pytest.mark.parametrize("whom", ["group", "parent", "early", "twice"])
-def test_interrupts_are_one_line(tmp_path, process, whom):
+# Every worker imports JAX: two are asked for once.
+@pytest.mark.parametrize(
+    ("whom", "workers"), [("group", 2), ("parent", 1), ("early", 1), ("twice", 1)]
+)
+def test_interrupts_are_one_line(tmp_path, whom, workers):
     """Ctrl-C, which goes to the workers too; SIGTERM to the parent; while workers start; twice."""
-    if whom == "early":
-        time.sleep(0.3)
-    else:
-        await_cells(tmp_path, process)
-    if whom == "parent":
-        os.kill(process.pid, signal.SIGTERM)
-    else:
-        os.killpg(process.pid, signal.SIGINT)
-    if whom == "twice":
-        time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-    error = ended(tmp_path, process)
-    assert process.returncode == 130
+    with started(tmp_path, workers) as process:
+        if whom == "early":
+            time.sleep(0.3)
+        else:
+            await_cells(tmp_path, process)
+        if whom == "parent":
+            os.kill(process.pid, signal.SIGTERM)
+        else:
+            os.killpg(process.pid, signal.SIGINT)
+        if whom == "twice":
+            time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+        error = ended(tmp_path, process)
+        assert process.returncode == 130
     assert error == "perturbkernel: interrupted; results are whole or absent\n"
     assert len(list((tmp_path / "out" / "cells").glob("*.npz"))) == (0 if whom == "early" else 3)
 

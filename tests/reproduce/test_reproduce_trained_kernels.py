@@ -19,7 +19,7 @@ from perturbkernel.reproduce.studies.trained_kernels import study as trained_ker
 
 CONFIG: dict[str, Any] = {
     "n": 40,
-    "test": 30,
+    "test": 40,
     "width": 8,
     "epochs": [0, 2],
     "second": 3,

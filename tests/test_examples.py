@@ -44,7 +44,7 @@ QUICK = {
         ["--noise", "1000", "--draws", "1"],
         "size 3.000, noise of length 16: accuracy 0.9",
     ),
-    "neuron_law": (["--neurons", "200", "--digits", "100"], "width 100, rate 0.01: 4 networks"),
+    "neuron_law": (["--neurons", "200", "--digits", "40"], "width 100, rate 0.01: 4 networks"),
     "perturbations_are_training_data": (["--pairs", "21"], "difference of the means 0.999"),
     "poison": (["--train", "60", "--steps", "4"], "poisoned: accuracy 0.6"),
     "scaling_laws": (

@@ -105,7 +105,6 @@ _OPTIMISED = (
     "kernels/test_angles.py",
     "kernels/test_kernels.py",
     "training/test_precision.py",
-    "verify/test_verify.py",
 )
 
 

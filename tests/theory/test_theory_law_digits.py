@@ -41,7 +41,8 @@ def test_networks_far_from_lazy_have_the_law_and_not_the_limit():
     begin = jax.vmap(lambda key: fresh(784, WIDTH, 0.0, True, key=key))(keys)
     parameters = (np.asarray(part, float) for part in (begin.weight, begin.bias, begin.readout))
     frozen = [
-        theory.tangent_predictor(KERNEL, *net, x, y, z)[0] for net in zip(*parameters, strict=True)
+        theory.tangent_predictor(KERNEL, w, b, a, x, y, z)[0]
+        for w, b, a in zip(*parameters, strict=True)
     ]
     f_0 = np.asarray(begin(jnp.asarray(z)), float)
     v = theory.direction(KERNEL, x, y, z)

@@ -64,7 +64,7 @@ def accuracies(rng, d, n, distance, size, m=600):
     mean[0] = distance
     x, z = (np.outer(c, mean) + rng.normal(size=(len(c), d)) for c in (y, labels))
     targets = rng.choice([-1.0, 1.0], size=n)
-    x, z, y, targets = (np.float32(part) for part in (x, z, y, targets))
+    x, z, y, targets = (part.astype(np.float32) for part in (x, z, y, targets))
     right = [np.mean(output(x, z, y / n, 0) * labels > 0)]
     units = [u / np.linalg.norm(u, axis=1)[:, None] for u in gradients(x, y / n)]
     for scenario, bias in CASES:

@@ -232,7 +232,8 @@ def _first_rest(t: Array) -> Array:
     terms = []
     for k in range(1, 9):
         sign = (-1) ** (k + 1)
-        terms.append(sign * 2 * k / math.factorial(2 * k + 1))
+        factorial = math.factorial(2 * k + 1)
+        terms.append(sign * 2 * k / factorial)
     small = t < 0.5
     series = t**3 * _polynomial(t, small, terms)
     plain = jnp.sin(t) - t * jnp.cos(t)

@@ -90,7 +90,8 @@ def linear_sums(kernel: TwoLayerNTK, r: np.ndarray, coef: np.ndarray, z: np.ndar
     queries = _lengths(z)
     # An angle to z changes by the angle between (r_n/sqrt(d), 1) and (0, 1) at most.
     size = np.abs(coef)
-    reach = cone_slope(kernel) * np.arctan(lengths / root) * size
+    turned = np.arctan(lengths / root)
+    reach = cone_slope(kernel) * turned * size
     error = np.zeros(len(z))
     for rows in range(0, len(z), _TILE):
         queries_of_tile = z[rows : rows + _TILE]
@@ -100,7 +101,8 @@ def linear_sums(kernel: TwoLayerNTK, r: np.ndarray, coef: np.ndarray, z: np.ndar
             error[rows : rows + _TILE] += factor @ reach[part]
     weights = coef @ r
     bias = float(kernel.train_bias * coef.sum())
-    gates = gate_mean_square(kernel) - cone_slope(kernel) * np.arctan(queries / root)
+    angles = np.arctan(queries / root)
+    gates = gate_mean_square(kernel) - cone_slope(kernel) * angles
     output = gates * (z @ weights + bias)
     # A sum of n products of length d: a few ulp of its absolute terms each, added in pairs.
     terms = size @ lengths * queries + kernel.train_bias * size.sum()

@@ -79,8 +79,9 @@ def _linearity(rng, s: Setting, p: Problem) -> Sample:
     turned = p.kernel, p.x, -p.y, p.z
     odd = theory.f_hat(*turned) + f_hat
     vector = theory.direction(*turned) + theory.direction(*p.data)
-    residuals = [added / s.n - f_hat, odd, vector.ravel()]
-    return Sample(np.abs(np.concatenate(residuals)), 1e-12)
+    additive = added / s.n - f_hat
+    residuals = np.concatenate([additive, odd, vector.ravel()])
+    return Sample(np.abs(residuals), 1e-12)
 
 
 def _homogeneity(rng, s: Setting, p: Problem) -> Sample:

@@ -69,8 +69,10 @@ def _binary_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{_PIXELS:,} pixels an image; {_ADVICE}"
         )
     check_memory(size, f"{file}: the file")
-    records = np.frombuffer(file.read_bytes(), np.uint8).reshape(-1, _RECORD)
-    return records[:, 1:], _checked_labels(file, records[:, 0])
+    content = np.frombuffer(file.read_bytes(), np.uint8)
+    records = content.reshape(-1, _RECORD)
+    labels = _checked_labels(file, records[:, 0])
+    return records[:, 1:], labels
 
 
 def _pickled_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -30,15 +30,18 @@ def text(configuration: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
     Example: see `load`.
     """
     c = configuration
-    between = " against " if len(c["classes"]) == 2 else ", "
+    classes = c["classes"]
+    between = " against " if len(classes) == 2 else ", "
+    named = between.join(classes)
     points = f"{c['n_train']} training and {c['n_test']} test points"
     asked = (
-        f"{c['data']}: {between.join(c['classes'])}, {points}, d = {c['d']}; {c['carrier']}, "
+        f"{c['data']}: {named}, {points}, d = {c['d']}; {c['carrier']}, "
         f"size {c['size']:g} ({c['norm']}), {c['targets']} targets"
     )
     tables = [text_table(table(metrics)), ""]
     if "robust" in metrics:
-        tables += [text_table(robustness.rows(metrics["robust"])), ""]
+        rows = robustness.rows(metrics["robust"])
+        tables += [text_table(rows), ""]
     return "\n".join([asked, "", *tables, *sentences(c, metrics)])
 
 

@@ -146,7 +146,8 @@ def _many(rng, s: Setting, p: Problem) -> Networks:
                 u = preactivations(one, p.z)
                 activation = np.where(u > 0, u, s.slope * u)
                 output = readout[:, None] * activation
-                total[part] += output.reshape(count, each, -1).sum(1)
+                of_networks = output.reshape(count, each, -1)
+                total[part] += of_networks.sum(1)
     return Networks(before, after)
 
 

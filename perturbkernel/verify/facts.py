@@ -152,13 +152,13 @@ def _linear_exactly(rng, s: Setting, p: Problem) -> Sample:
     own, _ = theory.tangent_predictor(kernel, *net, p.x, p.y, p.z)
     f_hat = theory.f_hat(kernel, p.x, p.y, p.z)
     direction = theory.direction(kernel, p.x, p.y, p.z)
-    parts = (
-        f_hat - theory.linear_predictor(kernel, p.x, p.y, p.z),
-        (direction - mean).ravel(),
-        theory.gate_motion(kernel, p.x, p.y, p.z).ravel(),
-        outputs(done, p.z, 1.0) - outputs(net, p.z, 1.0) - s.time * own,
-    )
-    return Sample(np.abs(np.concatenate(parts)), 1e-11)
+    linear = theory.linear_predictor(kernel, p.x, p.y, p.z)
+    motion = theory.gate_motion(kernel, p.x, p.y, p.z)
+    change = outputs(done, p.z, 1.0) - outputs(net, p.z, 1.0)
+    off_mean = direction - mean
+    parts = [f_hat - linear, off_mean.ravel(), motion.ravel(), change - s.time * own]
+    residuals = np.concatenate(parts)
+    return Sample(np.abs(residuals), 1e-11)
 
 
 def _rate(name: str):

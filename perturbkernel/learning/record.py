@@ -314,6 +314,8 @@ def robust_of(
     y = data.targets[:points]
     if key is None:
         key = jax.random.fold_in(r.key, _ATTACK)
+    if certified:
+        _certified_of([norms] if isinstance(norms, str) else norms)
     asked = {"sizes": sizes, "norms": norms, "attack": attack, "key": key}
     tables = {}
     name_of_attack = ""
@@ -327,11 +329,17 @@ def robust_of(
 
 def _certified(predictor: Any, x: Any, y: Any, norms: Sequence[str]) -> dict[str, CertifiedSize]:
     """Norm -> certified sizes, of those norms that have any."""
+    known = _certified_of(norms)
+    return {norm: certified_size(predictor, x, y, norm=norm) for norm in known}
+
+
+def _certified_of(norms: Sequence[str]) -> list[str]:
+    """Those norms that have certified sizes; raises where none has, before any is attacked in."""
     known = [norm for norm in norms if norm in CERTIFIED_NORMS]
     if not known:
         wanted = ", ".join(CERTIFIED_NORMS)
         raise ValueError(f"certified accuracy is known in {wanted}; got {', '.join(norms)}")
-    return {norm: certified_size(predictor, x, y, norm=norm) for norm in known}
+    return known
 
 
 def curve_of(

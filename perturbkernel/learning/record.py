@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from perturbkernel import report
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.attacks.certificates.certified_size import (
     CERTIFIED_NORMS,
     CertifiedSize,
@@ -310,8 +311,8 @@ def robust_of(
     """
     if points is None:
         points = _CERTIFIED_POINTS if certified else _ATTACKED_POINTS
-    x = data.inputs[:points]
-    y = data.targets[:points]
+    x = as_jax(on_host(data.inputs)[:points])
+    y = as_jax(on_host(data.targets)[:points])
     if key is None:
         key = jax.random.fold_in(r.key, _ATTACK)
     if certified:

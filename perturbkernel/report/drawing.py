@@ -99,9 +99,9 @@ def render(drawn: Figure, kind: str) -> bytes:
 def _lay_out(drawn: Figure) -> None:
     drawn.set_dpi(_DPI)
     layout = drawn.get_layout_engine()
-    if layout is not None:
+    if layout is not None and drawn.axes:
         layout.execute(drawn)
-        drawn.set_layout_engine(None)
+    drawn.set_layout_engine(None)
 
 
 def picture(drawn: Figure) -> Picture:

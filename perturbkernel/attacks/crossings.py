@@ -90,8 +90,9 @@ def crossing(breaks: Array, constant: Array, slope: Array, level: Array | float)
     each term rises to its break and stays there.
 
     Example:
-        >>> one = jnp.ones((1, 2))
-        >>> crossing(jnp.asarray([[1.0, 3.0]]), jnp.asarray([[1.0, 3.0]]), one, 3.0).tolist()
+        >>> import jax
+        >>> breaks, one = jnp.asarray([[1.0, 3.0]]), jnp.asarray([[1.0, 1.0]])
+        >>> jax.jit(crossing)(breaks, breaks, one, 3.0).tolist()
         [[2.0]]
     """
     order = jnp.argsort(breaks, axis=1)
@@ -118,7 +119,9 @@ def threshold(m: Array, room: Array, size: Array | float) -> Array:
     """The smallest lambda >= 0 with sum_i min((m_i - lambda)_+, room_i) <= size, (m, 1).
 
     Example:
-        >>> threshold(jnp.asarray([[5.0, 3.0]]), jnp.full((1, 2), jnp.inf), 4.0).tolist()
+        >>> import jax
+        >>> room = jnp.asarray([[jnp.inf, jnp.inf]])
+        >>> jax.jit(threshold)(jnp.asarray([[5.0, 3.0]]), room, 4.0).tolist()
         [[2.0]]
     """
     # Downward from the largest break: entry i begins to add at m_i, and has filled its room at

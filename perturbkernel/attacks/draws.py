@@ -33,9 +33,11 @@ def in_ball(distribution: Callable, lengths: Callable) -> Callable:
         lengths: |u|, row by row.
 
     Example:
+        >>> import numpy as np
         >>> draw = in_ball(jax.random.laplace, lambda u: jnp.abs(u).sum(1))
-        >>> u = draw(jax.random.split(jax.random.key(0), 2), 0.5, None, jnp.ones((2, 3)))
-        >>> bool((jnp.abs(u).sum(1) <= 0.5).all())
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> u = jax.jit(draw)(keys, 0.5, None, jnp.ones((2, 3)))
+        >>> bool((abs(np.asarray(u)).sum(1) <= 0.5).all())
         True
     """
 
@@ -59,8 +61,10 @@ def in_box(keys: Array, size: Array | float, box: Box, like: Rows) -> Rows:
     """Each entry uniform on either side of 0 in the box, (m, d), whatever the size.
 
     Example:
-        >>> box = jnp.zeros((1, 3)), jnp.ones((1, 3))
-        >>> u = in_box(jax.random.split(jax.random.key(0), 2), 1, box, jnp.ones((2, 3)))
+        >>> import numpy as np
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> box = jnp.asarray([[0.0, 0.0, 0.0]]), jnp.asarray([[1.0, 1.0, 1.0]])
+        >>> u = np.asarray(jax.jit(in_box)(keys, 1, box, jnp.ones((2, 3))))
         >>> bool(((u >= 0) & (u <= 1)).all())
         True
     """

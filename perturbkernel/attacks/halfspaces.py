@@ -28,8 +28,9 @@ def nearest_of_all(
     to that accuracy, or the method failed: d is then finite, and of no other meaning.
 
     Example:
-        >>> rows = jnp.asarray([[[1.0, 0.0], [0.0, 1.0]]])
-        >>> d, met = nearest_of_all(rows, jnp.asarray([[3.0, 4.0]]), "l2")
+        >>> rows, least = jnp.asarray([[[1.0, 0.0], [0.0, 1.0]]]), jnp.asarray([[3.0, 4.0]])
+        >>> nearest = jax.jit(nearest_of_all, static_argnums=2)
+        >>> d, met = nearest(rows, least, "l2")
         >>> d.round(2).tolist(), met.tolist()
         ([[3.0, 4.0]], [True])
     """

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
-from perturbkernel.arrays import or_one
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one
 from perturbkernel.attacks.boundary import Boundary, bracket, no_order
 from perturbkernel.attacks.boxes import Box, box_around, clip, within
 from perturbkernel.attacks.crossings import where_rows
@@ -64,7 +64,8 @@ class MinimumNorm(Displayed, eqx.Module):
     @property
     def found(self) -> Bool[Array, " n"]:
         """(n,), whether a change was found."""
-        return jnp.isfinite(self.size)
+        size = on_host(self.size)
+        return as_jax(namespace(size).isfinite(size))
 
 
 class _Numbers(NamedTuple):

@@ -255,7 +255,7 @@ def checked_bounds(bounds) -> tuple[Array | None, Array | None]:
     low = low.astype(dtype)
     high = high.astype(dtype)
     # Single entries may be held fixed, by equal bounds, but not all of them.
-    ordered = jnp.all(low <= high) & jnp.any(low < high)
-    if not bool(ordered):
+    one, other = on_host(low, high)
+    if not ((one <= other).all() and (one < other).any()):
         raise ValueError(f"bounds must have low < high; got {bounds!r}")
     return low, high

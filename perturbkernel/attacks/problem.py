@@ -161,6 +161,7 @@ def _flat_bounds(
 
 
 def _check_within(x: Array, low: Array, high: Array, norm: str) -> None:
+    x, low, high = on_host(x, low, high)
     below = x < low
     above = x > high
     outside = np.asarray(below | above)

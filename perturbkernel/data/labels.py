@@ -8,11 +8,11 @@ all agree at small times.
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.checks import as_array, check_count, is_readable
 
 
@@ -91,10 +91,13 @@ def one_hot(
     """
     check_count(classes, "classes", low=2)
     indices = class_indices(labels, "labels", None, classes)
-    members = jax.nn.one_hot(indices, classes, dtype=jnp.result_type(float))
-    if not centred:
-        return members
-    return members - 1 / classes
+    indices = on_host(indices)
+    xp = namespace(indices)
+    members = indices[:, None] == xp.arange(classes)
+    members = members.astype(jnp.result_type(float))
+    if centred:
+        members = members - 1 / classes
+    return as_jax(members)
 
 
 def encoded(targets: Array, classes: int) -> Array:

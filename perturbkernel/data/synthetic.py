@@ -3,10 +3,10 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.data.dataset import Dataset, positive, split_key
 
 
@@ -51,10 +51,10 @@ def shifted_gaussian(
         raise ValueError(f"shift={shift!r}: wanted a finite number")
     noise = jax.random.normal(key_inputs, (n, d))
     positives = (n + 1) // 2
-    place = jnp.arange(n)
-    targets = jnp.where(place < positives, 1, -1)
-    targets = targets.astype(noise.dtype)
-    targets = jax.random.permutation(key_targets, targets)
-    offsets = float(shift) * targets
-    inputs = noise + offsets[:, None]
+    place = np.arange(n)
+    ordered = np.where(place < positives, 1, -1)
+    targets = jax.random.permutation(key_targets, ordered.astype(noise.dtype))
+    drawn, signs = on_host(noise, targets)
+    offsets = float(shift) * signs
+    inputs = as_jax(drawn + offsets[:, None])
     return Dataset(inputs, targets, "shifted_gaussian")

@@ -152,9 +152,9 @@ def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple
     the finite part of the symmetric difference.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> x = jnp.array([[1.0, 2.0]])
-        >>> product, angle = products_and_angles(x, x)
+        >>> import jax, numpy as np
+        >>> x = np.array([[1.0, 2.0]])
+        >>> product, angle = jax.jit(products_and_angles)(x, x)
         >>> round(float(product[0, 0]), 3), float(angle[0, 0])
         (5.0, 0.0)
     """

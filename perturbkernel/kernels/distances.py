@@ -30,9 +30,9 @@ def distances(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Array:
     of second order it grows as 1 / |z - x|, and is 0 where the two coincide.
 
     Example:
-        >>> import jax.numpy as jnp
-        >>> x = jnp.array([[1e4, 0.0], [1e4, 3.0]])
-        >>> distances(x, x).tolist()
+        >>> import jax, numpy as np
+        >>> x = np.array([[1e4, 0.0], [1e4, 3.0]])
+        >>> jax.jit(distances)(x, x).tolist()
         [[0.0, 3.0], [3.0, 0.0]]
     """
     found, _ = _evaluate(z, x)
@@ -44,9 +44,9 @@ def square_distances(z: Float[Array, "r d"], x: Float[Array, "c d"], unit: float
     coincide.
 
     Example:
-        >>> import jax, jax.numpy as jnp
-        >>> f = lambda z: square_distances(z[None], jnp.ones((1, 2)))[0, 0]
-        >>> jax.hessian(f)(jnp.ones(2)).tolist()
+        >>> import jax, numpy as np
+        >>> f = lambda z: square_distances(z[None], np.ones((1, 2)))[0, 0]
+        >>> jax.jit(jax.hessian(f))(np.ones(2)).tolist()
         [[2.0, 0.0], [0.0, 2.0]]
     """
     squares, _ = _evaluate_squares(float(unit), z, x)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import is_traced
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -141,7 +142,7 @@ def assess(
     count = min(len(z), _POINTS)
     places = np.linspace(0, len(z) - 1, count).astype(int)
     chosen = np.unique(places)
-    z = z[chosen]
+    z = as_jax(on_host(z)[chosen])
     outputs = f(z)
     if is_traced(outputs):
         return None

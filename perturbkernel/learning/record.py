@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from perturbkernel import report
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.attacks.certificates.certified_size import (
     CERTIFIED_NORMS,
     CertifiedSize,
@@ -310,10 +311,12 @@ def robust_of(
     """
     if points is None:
         points = _CERTIFIED_POINTS if certified else _ATTACKED_POINTS
-    x = data.inputs[:points]
-    y = data.targets[:points]
+    x = as_jax(on_host(data.inputs)[:points])
+    y = as_jax(on_host(data.targets)[:points])
     if key is None:
         key = jax.random.fold_in(r.key, _ATTACK)
+    if certified:
+        _certified_of([norms] if isinstance(norms, str) else norms)
     asked = {"sizes": sizes, "norms": norms, "attack": attack, "key": key}
     tables = {}
     name_of_attack = ""
@@ -327,11 +330,17 @@ def robust_of(
 
 def _certified(predictor: Any, x: Any, y: Any, norms: Sequence[str]) -> dict[str, CertifiedSize]:
     """Norm -> certified sizes, of those norms that have any."""
+    known = _certified_of(norms)
+    return {norm: certified_size(predictor, x, y, norm=norm) for norm in known}
+
+
+def _certified_of(norms: Sequence[str]) -> list[str]:
+    """Those norms that have certified sizes; raises where none has, before any is attacked in."""
     known = [norm for norm in norms if norm in CERTIFIED_NORMS]
     if not known:
         wanted = ", ".join(CERTIFIED_NORMS)
         raise ValueError(f"certified accuracy is known in {wanted}; got {', '.join(norms)}")
-    return {norm: certified_size(predictor, x, y, norm=norm) for norm in known}
+    return known
 
 
 def curve_of(

@@ -19,6 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from perturbkernel import meshes
 from perturbkernel._moved import renamed
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.checks import (
     as_float,
     as_inputs,
@@ -218,7 +219,8 @@ def _checked_targets(y, k: int, n: int, outputs: int | None, loss: Loss) -> Arra
         raise ValueError(
             f"y must have shape {shape} or {(k, *shape)}, for {k} networks; got {y.shape}"
         )
-    return jnp.broadcast_to(y, (k, *shape))
+    y = on_host(y)
+    return as_jax(namespace(y).broadcast_to(y, (k, *shape)))
 
 
 class NetworkLearner(eqx.Module):

@@ -43,7 +43,7 @@ def with_status(trace: Trace) -> Trace:
     """The trace, saying so if the training diverged."""
     if is_traced(trace.loss):
         return trace
-    last = trace.loss[..., -1:]
+    last = np.asarray(trace.loss)[..., -1:]
     losses = np.concatenate([trace.step_loss, last], axis=-1)
     bad = ~np.isfinite(losses)
     if not bad.any():

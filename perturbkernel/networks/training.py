@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbkernel import meshes
+from perturbkernel.arrays import as_jax, namespace, on_host
 from perturbkernel.checks import as_inputs, check_choice, check_count, common_dtype
 from perturbkernel.metrics import accuracy, class_accuracy
 from perturbkernel.networks.arguments import check_batches, checked_records, checked_targets
@@ -211,13 +212,20 @@ def fit_and_record(
         if progress is not None and stop > start:
             jax.block_until_ready(rows[-1])
             progress.update(stop - start)
-    measured, seen = jax.tree.map(lambda *row: jnp.stack(row, axis=len(members)), *rows)
-    found = net, measured, seen, [log[..., :steps] for log in state.log]
+    measured, seen = jax.tree.map(partial(_stacked, len(members)), *rows)
+    logs = [as_jax(on_host(log)[..., :steps]) for log in state.log]
+    found = net, measured, seen, logs
     if rules.mesh is not None:
         found = jax.tree.map(lambda a: meshes.collect(a, *members), found)
     net, (loss, share, moved, flipped), seen, (step_loss, rate_scale) = found
     trace = Trace(np.asarray(records), loss, share, moved, flipped, step_loss, rate_scale, seen)
     return net, with_status(trace)
+
+
+def _stacked(axis: int, *arrays: Any) -> Array:
+    found = [on_host(array) for array in arrays]
+    xp = namespace(found[0])
+    return as_jax(xp.stack(found, axis=axis))
 
 
 def _initial_state(
@@ -240,12 +248,12 @@ def _initial_state(
             plateau = jax.tree.map(repeated, one)
         optimizer = jax.tree.map(_strong, init(params(net)))
     if rules.batch_size is not None:
-        order = jnp.zeros((*members, batches * rules.batch_size), int)
+        order = as_jax(np.zeros((*members, batches * rules.batch_size), int))
     # Room for a power of two of steps: training for longer seldom compiles anew.
     room = 1 << max(steps - 1, 1023).bit_length()
-    log = jnp.zeros((*members, room), dtype)
+    log = as_jax(np.zeros((*members, room), dtype))
     member = Member(params(net), optimizer, plateau, order)
-    return State(jnp.zeros((), jnp.int32), member, Log(log, log))
+    return State(as_jax(np.zeros((), np.int32)), member, Log(log, log))
 
 
 def _dealt_out(

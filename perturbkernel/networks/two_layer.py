@@ -9,6 +9,8 @@ what it is. A network of K outputs has K independent readouts of the same neuron
 outputs are independent and have that kernel each.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,29 @@ def check_width(width, doubled) -> None:
         raise ValueError(
             f"width must be even for a doubled network, whose neurons come in pairs; got {width}"
         )
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _drawn(
+    key: PRNGKeyArray,
+    roots: tuple[float, float],
+    sizes: tuple[int, int, int | None],
+    doubled: bool,
+) -> tuple[Array, Array, Array]:
+    """Weights, biases and readout: a row of normal numbers for each neuron, of all that it has."""
+    neurons, d, outputs = sizes
+    root_d, root_width = roots
+    numbers = jax.random.normal(key, (neurons, d + 1 + (outputs or 1)))
+    weight = numbers[:, :d] / root_d
+    bias = numbers[:, d]
+    readout = numbers[:, d + 1 :] / root_width
+    if outputs is None:
+        readout = readout[:, 0]
+    if doubled:
+        weight = jnp.concatenate([weight, weight])
+        bias = jnp.concatenate([bias, bias])
+        readout = jnp.concatenate([readout, -readout])
+    return weight, bias, readout
 
 
 class TwoLayerNetwork(eqx.Module):
@@ -107,19 +132,10 @@ class TwoLayerNetwork(eqx.Module):
             check_count(outputs, "outputs", low=2)
         kernel = TwoLayerNTK(slope, train_bias)
         check_key(key)
-        # A row for each neuron, of all its numbers: one compilation.
+        # Given as arguments, the roots are divided by as they are outside of a program.
+        roots = d**0.5, width**0.5
         neurons = width // 2 if doubled else width
-        numbers = d + 1 + (outputs or 1)
-        drawn = jax.random.normal(key, (neurons, numbers))
-        weight = drawn[:, :d] / d**0.5
-        bias = drawn[:, d]
-        readout = drawn[:, d + 1 :] / width**0.5
-        if outputs is None:
-            readout = readout[:, 0]
-        if doubled:
-            weight = jnp.concatenate([weight, weight])
-            bias = jnp.concatenate([bias, bias])
-            readout = jnp.concatenate([readout, -readout])
+        weight, bias, readout = _drawn(key, roots, (neurons, d, outputs), bool(doubled))
         return cls(weight, bias, readout, kernel.slope, kernel.train_bias)
 
     @property

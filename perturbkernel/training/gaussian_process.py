@@ -171,11 +171,11 @@ def log_marginal_likelihood(
     Example:
         >>> import jax
         >>> import perturbkernel as pk
-        >>> x, y = jax.numpy.array([[0.0], [1.0]]), jax.numpy.array([0.0, 1.0])
+        >>> x, y = [[0.0], [1.0]], [0.0, 1.0]
         >>> def likelihood(slope):
         ...     kernel = pk.TwoLayerNTK()
         ...     return pk.log_marginal_likelihood(kernel, x, y, noise=0.1, slope=slope)
-        >>> bool(jax.grad(likelihood)(0.5) < 0)
+        >>> bool(jax.jit(jax.grad(likelihood))(0.5) < 0)
         True
     """
     x, y = _data(kernel, inputs, targets, kernel_name)
@@ -220,6 +220,7 @@ class _Solved(eqx.Module):
     likelihood: Array
 
 
+@jax.jit
 def _solved(covariance: Array, y: Array) -> _Solved:
     factor, _ = jax.scipy.linalg.cho_factor(covariance, lower=True)
     factor = jnp.tril(factor)
@@ -233,7 +234,8 @@ def _solved(covariance: Array, y: Array) -> _Solved:
     return _Solved(factor, coef, likelihood)
 
 
-def _condition(gram: Array, factor: Array) -> float:
+@jax.jit
+def _condition(gram: Array, factor: Array) -> Array:
     """trace(A) trace(A^-1) / n from the Cholesky factor of A: the condition number to a factor n
     either way. NaN for a factor that is not finite.
     """
@@ -241,7 +243,7 @@ def _condition(gram: Array, factor: Array) -> float:
     inverse = jax.scipy.linalg.solve_triangular(factor, identity, lower=True)
     trace = jnp.trace(gram)
     squares = jnp.sum(inverse**2)
-    return float(trace * squares / len(gram))
+    return trace * squares / len(gram)
 
 
 def _covariance(kernel: Kernel, kernel_name: str, x: Array, z: Array) -> Array:

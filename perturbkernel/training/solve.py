@@ -138,7 +138,7 @@ def solve(
         kept = x.astype(common_dtype(x, y))
         x = _in_float64(x)
         y = _in_float64(y)
-        f0 = jnp.zeros_like(y) if f0 is None else _in_float64(f0)
+        f0 = jnp.asarray(np.zeros(y.shape)) if f0 is None else _in_float64(f0)
         weights = None if weights is None else _in_float64(weights)
         problem = _Problem(
             kernel, x, y, f0, loss, dynamics, kept, memory, mesh, float(ridge), weights
@@ -172,7 +172,8 @@ def _direct(problem: _Problem, tolerance: float) -> Solution:
     operator = problem.operator()
     assert operator.matrix is not None
     if problem.loss.kind is Kind.LINEAR:
-        residual = problem.y - problem.f0
+        y, f0 = on_host(problem.y, problem.f0)
+        residual = as_jax(y - f0)
         how = problem.dynamics, problem.ridge, problem.weights
         solution = squared.dense(operator.matrix, residual, *how)
     else:

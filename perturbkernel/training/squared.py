@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from perturbkernel.arrays import or_one, quotient
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one, quotient
 from perturbkernel.engine.krylov import Preconditioner, conjugate_gradients, lanczos, nystrom
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.training.dynamics import (
@@ -63,7 +63,8 @@ def dense(
             gram = gram + jnp.diag(diagonal)
         return _interpolate(gram, residual)
     eigenvalues, vectors = jnp.linalg.eigh(gram)
-    eigenvalues = jnp.maximum(eigenvalues, 0)
+    eigenvalues = on_host(eigenvalues)
+    eigenvalues = namespace(eigenvalues).maximum(eigenvalues, 0)
     found = filtered(eigenvalues, n, dynamics, ridge)
     status, stats = _stability(dynamics, n, eigenvalues, found, ridge)
     stats["lambda_max"] = float(eigenvalues[-1])
@@ -230,13 +231,14 @@ def filtered(eigenvalues: Array, n: int, dynamics: Dynamics, ridge: float | Arra
         found = heavy_ball_filter(curvatures, rates, momentum)
         return found._replace(q=found.q / n)
     q = flow_filter(curvatures, dynamics.time) / n
-    return Filter(q, growth=jnp.ones_like(eigenvalues))
+    growth = namespace(eigenvalues).ones_like(eigenvalues)
+    return Filter(as_jax(q), as_jax(growth))
 
 
 def flow_filter(curvatures: Array, time: float | Array) -> Array:
     """(1 - exp(-time h)) / h for curvatures h >= 0: what flow makes of the loss h f^2 / 2 - f."""
     rate = time * curvatures
-    done = -jnp.expm1(-rate)
+    done = -namespace(rate).expm1(-rate)
     return quotient(done, curvatures, rate > 0, otherwise=time)
 
 
@@ -271,9 +273,9 @@ def _interpolate(gram: Array, residual: Array) -> Solution:
 def _with_residual(gram: Array, residual: Array, dual: Array, condition: float) -> Solution:
     """With the largest training error in `stats`, relative to the largest entry of `residual`."""
     outputs = jnp.matmul(gram, dual, precision=EXACT)
-    left = jnp.abs(outputs - residual).max()
-    largest = jnp.abs(residual).max()
-    largest = jnp.maximum(largest, np.finfo(float).tiny)
+    outputs, residual = on_host(outputs, residual)
+    left = abs(outputs - residual).max()
+    largest = max(float(abs(residual).max()), np.finfo(float).tiny)
     size = float(left / largest)
     status = "ok"
     if not size <= _RESIDUAL:
@@ -285,6 +287,7 @@ def _with_residual(gram: Array, residual: Array, dual: Array, condition: float) 
     return Solution(dual, status, stats)
 
 
+@jax.jit
 def _apply(vectors: Array, values: Array, b: Array) -> Array:
     """V diag(values) V^T b."""
     inner = jnp.matmul(vectors.T, b, precision=EXACT)

@@ -106,7 +106,7 @@ def test_three_classes_against_all_relabellings(started, x64):
     least = np.full(M, 8)
     for other in itertools.product(range(3), repeat=7):
         relabelled = np.array(other)
-        outputs = begun + w @ np.asarray(pk.one_hot(relabelled, 3))
+        outputs = begun + w @ np.eye(3)[relabelled]
         own = outputs[rows, decision].copy()
         outputs[rows, decision] = -np.inf
         changed = outputs.max(1) >= own

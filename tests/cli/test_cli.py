@@ -37,6 +37,12 @@ def result(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Runs whose numbers are looked at draw nothing: a page of figures takes a second."""
+    monkeypatch.setattr("perturbkernel.report.results.figures", lambda _: {})
+
+
 def test_a_run_leaves_every_file_and_nothing_else(result):
     names = {path.name for path in result.iterdir()}
     figures = {"perturbations", "outputs", "decision_map", "accuracy_against_size"}
@@ -79,6 +85,7 @@ def test_a_page_is_drawn_again_from_its_arrays_alone(result, capsys):
     ) == before
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_same_seed_gives_the_same_result_and_another_does_not(result, tmp_path):
     assert main([*SMALL, "--out", str(tmp_path / "again")]) == 0
     assert main([*SMALL, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
@@ -89,6 +96,7 @@ def test_the_same_seed_gives_the_same_result_and_another_does_not(result, tmp_pa
     assert not np.array_equal(first.arrays["delta"], other.arrays["delta"])
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_the_command_and_the_python_example_are_one_experiment(tmp_path):
     main(["run", "--n", "200", "--control-draws", "1", "--quiet", "--out", str(tmp_path / "out")])
     digits = pk.data.mnist5k(classes=(1, 2)).subset(
@@ -331,6 +339,7 @@ def test_a_misspelt_word_is_answered_with_the_nearest(arguments, hint, capsys):
     assert hint in printed and printed.count("\n") == 1
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_is_repeated_from_its_report(result, tmp_path):
     first = report.load(result)
     main(["run", "--config", str(result / "report.json"), "--out", str(tmp_path / "same")])

@@ -524,11 +524,11 @@ def test_bad_arguments_of_diagnose(name, value, message):
 
 
 def test_coin_flips_fail_where_balanced_targets_and_untrained_biases_do_not():
-    """Shifted Gaussian, d = 100, N = 1000, size 0.01, scenario (a). The bias part of the kernel
+    """Shifted Gaussian, d = 100, N = 500, size 0.01, scenario (a). The bias part of the kernel
     offers g a constant proportional to the sum of the targets, of order sqrt(N), against a signal
     of order N size."""
-    train = pk.data.shifted_gaussian(1000, 100, key=jax.random.key(1))
-    fresh = jax.random.normal(jax.random.key(2), (1000, 100))
+    train = pk.data.shifted_gaussian(500, 100, key=jax.random.key(1))
+    fresh = jax.random.normal(jax.random.key(2), (500, 100))
     agreements: dict[str, list[float]] = {}
     accuracies: dict[str, list[float]] = {}
     for name, bias, targets in (

@@ -13,7 +13,7 @@ def spectral_bound(matrix: Float[Array, "d d"]) -> Array:
     at most d^(1/8) times as large.
 
     Example:
-        >>> round(float(spectral_bound(jnp.diag(jnp.asarray([3.0, -1.0])))), 3)
+        >>> round(float(spectral_bound(jnp.asarray([[3.0, 0.0], [0.0, -1.0]]))), 3)
         3.0
     """
     largest = jnp.abs(matrix).max()
@@ -37,8 +37,10 @@ def quadratic_bound(rest: Float[Array, "d d"], identity: Array, norm: str) -> Ar
     D^(-1/2), times the trace of D, for two D, and by the sum of all |H_ij|, whichever is least.
 
     Example:
+        >>> import jax
         >>> matrix = jnp.asarray([[0.0, 1.0], [1.0, 0.0]])
-        >>> [round(float(quadratic_bound(matrix, 0.0, norm)), 2) for norm in ("l2", "linf", "l1")]
+        >>> bound = jax.jit(quadratic_bound, static_argnums=2)
+        >>> [round(float(bound(matrix, 0.0, norm)), 2) for norm in ("l2", "linf", "l1")]
         [1.09, 2.0, 1.0]
     """
     d = len(rest)

@@ -100,23 +100,15 @@ def compiled_programs_make_room() -> Iterator[None]:
     gc.freeze()
 
 
-# Optimisations contract products and sums: where rounding is tested they are on.
-_OPTIMISED = (
-    "kernels/test_angles.py",
-    "kernels/test_kernels.py",
-    "training/test_precision.py",
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def programs_are_optimised_where_rounding_is_tested(
-    request: pytest.FixtureRequest,
-) -> Iterator[None]:
-    path = request.path.relative_to(Path(__file__).parent).as_posix()
-    if not _PLAIN or path not in _OPTIMISED:
+@pytest.fixture(scope="class")
+def optimised() -> Iterator[None]:
+    """Programs are compiled as users do: optimisations contract products and sums, which changes
+    how they round.
+    """
+    if not _PLAIN:
         yield
         return
-    # Programs of other modules, which JAX knows by their functions and shapes, are not those meant.
+    # Programs of other tests, which JAX knows by their functions and shapes, are not those meant.
     jax.clear_caches()
     jax.config.update("jax_disable_most_optimizations", False)
     yield

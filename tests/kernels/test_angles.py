@@ -80,77 +80,12 @@ def test_arccos_of_one_minus_e_over_its_whole_range(dtype):
     assert (angle <= np.asarray(np.pi, dtype)).all()
 
 
-# --- theta ---
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    scale=SCALES,
-    category=st.sampled_from(["duplicates", "all", "far cluster"]),
-)
-def test_theta_is_exactly_zero_for_identical_rows_and_only_for_them(dtype, seed, scale, category):
-    rng = np.random.default_rng(seed)
-    x = representable(points(rng, category, scale)[0], dtype)
-    # The rows of z meet those of x in another tile position and order of summation.
-    z = x[rng.permutation(N)[:M]]
-    with precision(dtype):
-        product, theta = evaluate(z, x)
-    same = coincident(z, x)
-    assert same.any(axis=1).all()
-    assert (np.asarray(theta)[same] == 0).all()
-    # Two rows that differ by one bit of a large number still differ in angle by more than
-    # underflow.
-    assert (np.asarray(theta)[~same] > 0).all()
-    np.testing.assert_allclose(
-        product, z @ x.T, rtol=0, atol=4 * D * EPS[dtype] * np.linalg.norm(x, axis=1).max() ** 2
-    )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_theta_of_rows_that_are_all_the_same_point(dtype):
-    x = np.tile(representable(np.random.default_rng(1).normal(size=(1, D)), dtype), (N, 1))
-    with precision(dtype):
-        assert not np.asarray(evaluate(x[:M], x)[1]).any()
-        assert not np.asarray(evaluate(np.zeros((M, D)), np.zeros((N, D)))[1]).any()
-
-
-def test_theta_table_in_float32():
-    """The pairs of theory 0.5; Gram + arccos is wrong there by up to 6e-4."""
-    rng = np.random.default_rng(2)
-    count, d = 60, 784
-    x, g = rng.normal(size=(2, count, d))
-    kinds = {  # z of x, the angle it should have, the error allowed
-        "near, 1e-4": (
-            x,
-            x + 1e-4 * g,
-            7e-5,
-            1e-10,
-        ),  # the points differ by 2 % of a float32: 1e-6 of their angle
-        "near, 1e-2": (x, x + 1e-2 * g, 7e-3, 1e-8),
-        "independent": (x, g, 1.05, 5e-7),
-        "antipodal": (
-            30 * x,
-            -30 * x,
-            3.07,
-            1.2e-5,
-        ),  # 1 + rho = 2e-3 is known to a few eps, as products are summed: 7 eps / sin(theta)
-        "radial": (30 * x, 60 * x, 1.7e-2, 1e-8),  # 1e-6 of the angle
-    }
-    left = representable(np.concatenate([k[0] for k in kinds.values()]), np.float32)
-    right = representable(np.concatenate([k[1] for k in kinds.values()]), np.float32)
-    with precision(np.float32):
-        theta = np.asarray(evaluate(left, right)[1], float).diagonal()
-    exact = np.array(
-        [oracle.angle(a[None], b[None])[0, 0] for a, b in zip(left, right, strict=True)]
-    )
-    for i, (name, (_, _, size, error)) in enumerate(kinds.items()):
-        part = slice(i * count, (i + 1) * count)
-        assert np.allclose(exact[part], size, rtol=0.15), name
-        assert np.abs(theta - exact)[part].max() < error, name
-
-
 # --- its derivative ---
+
+
+@jax.jit
+def separation(z, x):
+    return angles._separation(angles._tile(z, x))
 
 
 @jax.jit
@@ -227,7 +162,7 @@ def test_theta_gradient_where_all_points_lie_along_one_direction(dtype, error, l
     with precision(dtype):
         # By the product alone: identical points are known, and no other pair is left for repair
         # but large opposite ones.
-        apart = angles._separation(angles._tile(jnp.asarray(z), jnp.asarray(x)))
+        apart = separation(z, x)
         left = np.asarray(apart.unsure_derivative)
         assert not (left & (np.sign(z @ x.T) > 0)).any()
         assert (np.asarray(apart.identical) == coincident(z, x)).all()
@@ -304,3 +239,78 @@ def test_the_common_direction_has_length_1_or_is_0(scale):
         x = scale * (rng.choice([-1, 1], (N, 1)) * direction + off * noise)
         v = np.asarray(rows.common_direction(jnp.asarray(x, jnp.float32)))
         assert np.linalg.norm(v) == pytest.approx(float(found), abs=1e-6)
+
+
+# --- rounding ---
+
+
+# The last of this module, so that few programs are compiled once more.
+@pytest.mark.usefixtures("optimised")
+class TestRounding:
+    """Contraction leaves errors in what cancels exactly without it, and adds up products better."""
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        scale=SCALES,
+        category=st.sampled_from(["duplicates", "all", "far cluster"]),
+    )
+    def test_theta_is_exactly_zero_for_identical_rows_and_only_for_them(
+        self, dtype, seed, scale, category
+    ):
+        rng = np.random.default_rng(seed)
+        x = representable(points(rng, category, scale)[0], dtype)
+        # The rows of z meet those of x in another tile position and order of summation.
+        z = x[rng.permutation(N)[:M]]
+        with precision(dtype):
+            product, theta = evaluate(z, x)
+        same = coincident(z, x)
+        assert same.any(axis=1).all()
+        assert (np.asarray(theta)[same] == 0).all()
+        # Two rows that differ by one bit of a large number still differ in angle by more than
+        # underflow.
+        assert (np.asarray(theta)[~same] > 0).all()
+        np.testing.assert_allclose(
+            product, z @ x.T, rtol=0, atol=4 * D * EPS[dtype] * np.linalg.norm(x, axis=1).max() ** 2
+        )
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_theta_of_rows_that_are_all_the_same_point(self, dtype):
+        x = np.tile(representable(np.random.default_rng(1).normal(size=(1, D)), dtype), (N, 1))
+        with precision(dtype):
+            assert not np.asarray(evaluate(x[:M], x)[1]).any()
+            assert not np.asarray(evaluate(np.zeros((M, D)), np.zeros((N, D)))[1]).any()
+
+    def test_theta_table_in_float32(self):
+        """The pairs of theory 0.5; Gram + arccos is wrong there by up to 6e-4."""
+        rng = np.random.default_rng(2)
+        count, d = 60, 784
+        x, g = rng.normal(size=(2, count, d))
+        kinds = {  # z of x, the angle it should have, the error allowed
+            "near, 1e-4": (
+                x,
+                x + 1e-4 * g,
+                7e-5,
+                1e-10,
+            ),  # the points differ by 2 % of a float32: 1e-6 of their angle
+            "near, 1e-2": (x, x + 1e-2 * g, 7e-3, 1e-8),
+            "independent": (x, g, 1.05, 5e-7),
+            "antipodal": (
+                30 * x,
+                -30 * x,
+                3.07,
+                1.2e-5,
+            ),  # 1 + rho = 2e-3 is known to a few eps, as products are summed: 7 eps / sin(theta)
+            "radial": (30 * x, 60 * x, 1.7e-2, 1e-8),  # 1e-6 of the angle
+        }
+        left = representable(np.concatenate([k[0] for k in kinds.values()]), np.float32)
+        right = representable(np.concatenate([k[1] for k in kinds.values()]), np.float32)
+        with precision(np.float32):
+            theta = np.asarray(evaluate(left, right)[1], float).diagonal()
+        exact = np.array(
+            [oracle.angle(a[None], b[None])[0, 0] for a, b in zip(left, right, strict=True)]
+        )
+        for i, (name, (_, _, size, error)) in enumerate(kinds.items()):
+            part = slice(i * count, (i + 1) * count)
+            assert np.allclose(exact[part], size, rtol=0.15), name
+            assert np.abs(theta - exact)[part].max() < error, name

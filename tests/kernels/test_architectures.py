@@ -234,11 +234,11 @@ def test_batches_under_vmap_are_rows_in_float32_too():
     def at_one_point(point):
         return f(point[None])[0]
 
-    values, gradients = jax.vmap(jax.value_and_grad(at_one_point))(z)
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(at_one_point)))(z)
     np.testing.assert_allclose(values, f(z), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(gradients, f.input_gradient(z), rtol=1e-4, atol=1e-5)
     with pytest.raises(TypeError, match="second derivatives only in float64"):
-        jax.hessian(at_one_point)(z[0])
+        jax.jit(jax.hessian(at_one_point)).lower(z[0])
 
 
 def test_duplicates_of_a_point_share_their_values_and_gradients():

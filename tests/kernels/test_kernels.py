@@ -43,6 +43,9 @@ from perturbkernel.kernels.two_layer import TwoLayerNTK
 # input is meant here.
 KERNEL: Any = TwoLayerNTK(0.2, True)
 RELU: Any = TwoLayerNTK()
+# Each slope and either bias: what is evaluated takes seconds to compile, and the bias is only added
+# to products, whatever the slope.
+EVALUATED = [KERNELS[i] for i in (0, 3, 4, 7)]
 SEEDS = st.integers(0, 2**32 - 1)
 SCALES = st.floats(-6, 6).map(lambda power: 10.0**power)
 EPS = {np.float32: 2.0**-24, np.float64: 2.0**-53}
@@ -220,7 +223,7 @@ def test_large_tiles_of_an_array_with_itself():
     agree(found, wanted)
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=label)
+@pytest.mark.parametrize("kernel", EVALUATED, ids=label)
 @given(seed=SEEDS, category=st.sampled_from(CATEGORIES), scale=SCALES)
 @example(seed=1, category="collinear", scale=1e5)
 @example(seed=1, category="far cluster", scale=1e-3)
@@ -251,7 +254,7 @@ def test_many_dimensions_in_float32(seed, category, scale):
     assert_close_to_reference(KERNEL, np.float32, *sample(seed, category, scale, np.float32, d=101))
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=label)
+@pytest.mark.parametrize("kernel", EVALUATED, ids=label)
 def test_phi_is_exactly_its_maximum_at_coincident_points(kernel):
     for category in ("duplicates", "all", "far cluster", "zeros"):
         x, z = points(np.random.default_rng(9), category)
@@ -265,23 +268,7 @@ def square_matrices(x):
     return KERNEL.phi(x), KERNEL.ntk(x), KERNEL.nngp(x)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_z_omitted_is_symmetric_with_an_exact_diagonal(dtype, scale):
-    x = representable(points(np.random.default_rng(10), "all", scale)[0], dtype)
-    square = np.sum(x**2, axis=1)
-    maximum = (1 + 0.2**2) / 2
-    with precision(dtype):
-        phi, ntk, nngp = map(np.asarray, square_matrices(x))
-    assert (phi[coincident(x, x)] == phi.dtype.type(maximum)).all()
-    np.testing.assert_allclose(ntk.diagonal(), maximum * (square + 1), rtol=2 * D * EPS[dtype])
-    np.testing.assert_allclose(nngp.diagonal(), maximum * (1 + square / D), rtol=2 * D * EPS[dtype])
-    for matrix, unit in ((phi, 1), (ntk, 1 + square), (nngp, 1 + square / D)):
-        root = np.sqrt(unit) * np.ones(N)
-        assert (np.abs(matrix - matrix.T) <= 4 * D * EPS[dtype] * np.outer(root, root)).all()
-
-
-@pytest.mark.parametrize("kernel", KERNELS, ids=label)
+@pytest.mark.parametrize("kernel", EVALUATED, ids=label)
 @given(seed=SEEDS, category=st.sampled_from(CATEGORIES), scale=SCALES)
 def test_phi_lies_between_slope_and_its_maximum(kernel, seed, category, scale):
     x, z = points(np.random.default_rng(seed), category, scale)
@@ -436,7 +423,7 @@ def test_gradient_of_phi_is_exactly_zero_at_coincident_points(at, x64):
         assert not np.asarray(bar).any()
 
 
-@pytest.mark.parametrize("kernel", KERNELS, ids=label)
+@pytest.mark.parametrize("kernel", EVALUATED, ids=label)
 def test_input_gradient_at_zero_and_duplicates(kernel):
     """At coincident points only Phi x_n is left: all points equal, grad = sum(coef) (1 + slope^2)/2
     x.
@@ -750,3 +737,35 @@ def test_kernels_have_no_leaves_and_are_constants_of_a_compiled_function():
     assert total(TwoLayerNTK(0.5), 2 * X) == 6
     assert total(TwoLayerNTK(0.25), X) == 1.5
     assert seen == [TwoLayerNTK(0.5), TwoLayerNTK(0.25)]
+
+
+# --- rounding ---
+
+
+# The last of this module, so that few programs are compiled once more.
+@pytest.mark.usefixtures("optimised")
+class TestRounding:
+    """Contraction leaves errors in what cancels exactly without it."""
+
+    @given(seed=SEEDS, category=st.sampled_from(CATEGORIES), scale=SCALES)
+    @example(seed=1, category="collinear", scale=1e5)
+    @example(seed=1, category="far cluster", scale=1e-3)
+    def test_everything_against_the_reference_in_float32(self, seed, category, scale):
+        assert_close_to_reference(KERNEL, np.float32, *sample(seed, category, scale, np.float32))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+    def test_z_omitted_is_symmetric_with_an_exact_diagonal(self, dtype, scale):
+        x = representable(points(np.random.default_rng(10), "all", scale)[0], dtype)
+        square = np.sum(x**2, axis=1)
+        maximum = (1 + 0.2**2) / 2
+        with precision(dtype):
+            phi, ntk, nngp = map(np.asarray, square_matrices(x))
+        assert (phi[coincident(x, x)] == phi.dtype.type(maximum)).all()
+        np.testing.assert_allclose(ntk.diagonal(), maximum * (square + 1), rtol=2 * D * EPS[dtype])
+        np.testing.assert_allclose(
+            nngp.diagonal(), maximum * (1 + square / D), rtol=2 * D * EPS[dtype]
+        )
+        for matrix, unit in ((phi, 1), (ntk, 1 + square), (nngp, 1 + square / D)):
+            root = np.sqrt(unit) * np.ones(N)
+            assert (np.abs(matrix - matrix.T) <= 4 * D * EPS[dtype] * np.outer(root, root)).all()

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 import perturbkernel as pk
@@ -14,7 +15,8 @@ Predictor: Any = pk.KernelPredictor
 Flow: Any = pk.GradientFlow
 N, D, OUTPUTS = 7, 4, 2
 RNG = np.random.default_rng(8)
-X = RNG.normal(size=(N, D))
+# What float32 holds, so that queries in it are at the points.
+X = RNG.normal(size=(N, D)).astype(np.float32).astype(float)
 X[5], X[6] = X[0], 0  # a duplicate, and zero
 COEF, Z = RNG.normal(size=(N, OUTPUTS)), RNG.normal(size=(1, D))
 WEIGHTS = np.array([1.0, -0.7])
@@ -29,6 +31,25 @@ class Blocked(pk.TwoLayerNTK):
 
     block: ClassVar[Any] = (1, 3)
     tile = pk.TwoLayerNTK.tile
+
+
+def along(v: Any) -> dict[str, Any]:
+    """The Hessian times v, which compiles sooner than the whole; forward over forward, the number
+    that v makes of that.
+    """
+
+    def forward(f):
+        return lambda z: jax.jvp(f, (z,), (v,))[1]
+
+    def reverse(f):
+        return jax.grad(lambda z: f(z) @ v)
+
+    return {
+        "forward over reverse": lambda f: forward(jax.grad(f)),
+        "reverse over reverse": lambda f: reverse(jax.grad(f)),
+        "forward over forward": lambda f: forward(forward(f)),
+        "reverse over forward": lambda f: jax.grad(forward(f)),
+    }
 
 
 MODES: dict[str, Any] = {
@@ -76,8 +97,12 @@ def output(kernel: Any, coef: Any = COEF) -> Any:
     return of_query
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("kernel", [Blocked(0.2), pk.TwoLayerNTK(0, True)], ids=["W", "W and b"])
+# In one tile the other modes are tested with float64 predictors below.
+@pytest.mark.parametrize(
+    ("kernel", "mode"),
+    [*((Blocked(0.2), mode) for mode in MODES), (pk.TwoLayerNTK(0, True), "forward over reverse")],
+    ids=[*(f"W-{mode}" for mode in MODES), "W and b"],
+)
 def test_the_hessian_is_the_closed_form(kernel, mode, x64):
     """Also at training points, whose own second derivative, which is infinite, counts 0."""
     found = jax.jit(MODES[mode](output(kernel)))
@@ -90,53 +115,56 @@ def test_the_hessian_is_the_closed_form(kernel, mode, x64):
 def test_second_derivatives_are_those_of_differences(kernel, x64):
     """In the query and in the training points, and finite where they coincide."""
     f = output(KERNELS[kernel])
-    dz, dx, dcoef = (RNG.normal(size=a.shape) for a in (Z[0], X, COEF))
-    along = dz, dx, dcoef
+    gradient = jax.grad(f, (0, 1, 2))
+    direction = tuple(RNG.normal(size=a.shape) for a in (Z[0], X, COEF))
 
-    @jax.jit
-    def gradient(*arrays):
-        return jax.grad(f, (0, 1, 2))(*arrays)
+    def along(parts):
+        return sum(jnp.sum(a * b) for a, b in zip(parts, direction, strict=True))
 
     @jax.jit
     def changes(*arrays):
-        _, forward = jax.jvp(f, arrays, along)
-        _, of_gradient = jax.jvp(jax.grad(f, (0, 1, 2)), arrays, along)
-        length = jax.grad(lambda *arrays: jnp.sum(jax.grad(f)(*arrays) ** 2), (0, 1, 2))
-        return forward, of_gradient, length(*arrays), jax.hessian(f)(*arrays)
+        _, forward = jax.jvp(f, arrays, direction)
+        slope, of_gradient = jax.jvp(gradient, arrays, direction)
+        again = jax.grad(lambda *arrays: along(gradient(*arrays)), (0, 1, 2))(*arrays)
+        return slope, forward, of_gradient, again
 
     # Differences separate duplicates, and zero is no place for the arc-cosine.
     apart = X + np.where(np.arange(N)[:, None] >= 5, 0.3, 0)
     at = Z[0], apart, COEF
-    forward, of_gradient, of_length, hess = changes(*at)
-    up, down = (gradient(*(a + s * H * b for a, b in zip(at, along, strict=True))) for s in (1, -1))
-    for change, a, b in zip(of_gradient, up, down, strict=True):
-        exact = np.asarray(a - b) / (2 * H)
-        # Errors of H^2, and of rounding over H.
-        np.testing.assert_allclose(change, exact, rtol=0, atol=1e-7 * np.abs(exact).max())
-    slope = gradient(*at)
-    exact = sum(float(jnp.sum(g * b)) for g, b in zip(slope, along, strict=True))
-    assert float(forward) == pytest.approx(exact, rel=1e-11)
-    np.testing.assert_allclose(of_length[0], 2 * hess @ slope[0], rtol=1e-9)
+    slope, forward, *both = changes(*at)
+    up, down = (
+        changes(*(a + s * H * b for a, b in zip(at, direction, strict=True)))[0] for s in (1, -1)
+    )
+    for mode in both:
+        for change, a, b in zip(mode, up, down, strict=True):
+            exact = np.asarray(a - b) / (2 * H)
+            # Errors of H^2, and of rounding over H.
+            np.testing.assert_allclose(change, exact, rtol=0, atol=1e-7 * np.abs(exact).max())
+    assert float(forward) == pytest.approx(float(along(slope)), rel=1e-11)
+    for of_gradient, again in zip(*both, strict=True):
+        atol = 1e-11 * np.abs(of_gradient).max()
+        np.testing.assert_allclose(again, of_gradient, rtol=1e-9, atol=atol)
     for z in PLACES[1:]:
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(changes(z, X, COEF)))
 
 
 def test_second_derivatives_of_a_matrix_of_several_tiles(x64):
-    def size(kernel):
-        return lambda z: jnp.sum(kernel.ntk(X[:2], z) ** 2)
-
-    z = jnp.asarray(X[1:2])
-    found, expected = (
-        jax.jit(jax.hessian(size(k)))(z) for k in (Blocked(0.2), pk.TwoLayerNTK(0.2))
-    )
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * np.abs(expected).max())
+    """Those of the sum of squares, by the product rule."""
+    kernel: Any = Blocked(0.2)
+    z = X[1:2]
+    found = jax.jit(jax.hessian(lambda z: jnp.sum(kernel.ntk(X[:2], z[None]) ** 2)))(z[0])
+    exact = np.zeros((D, D))
+    for k, one in zip(oracle.ntk(X[:2], z, 0.2, False)[:, 0], np.eye(N), strict=False):
+        slope = oracle.input_gradient(z, X, one, 0.2, False)[0]
+        exact += 2 * (np.outer(slope, slope) + k * hessian(kernel, z[0], one))
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-13 * np.abs(exact).max())
 
 
 def test_the_gaussian_kernel_has_its_own_curvature_at_training_points(x64):
     """It is smooth there."""
     kernel: Any = pk.RBF(1.5)
     one: Any = np.concatenate([np.ones((1, OUTPUTS)), np.zeros((N - 1, OUTPUTS))])
-    found = jax.hessian(output(kernel))(jnp.asarray(X[0]), X, one)
+    found = jax.jit(jax.hessian(output(kernel)))(X[0], X, one)
     np.testing.assert_allclose(found, -np.eye(D) / 1.5**2 * WEIGHTS.sum(), atol=1e-14)
 
 
@@ -153,19 +181,23 @@ def test_smooth_arc_cosine_kernels_have_their_own_curvature_at_training_points(o
 
 
 def test_float64_predictors_where_jax_is_set_to_float32(x64):
-    exact = hessian(pk.TwoLayerNTK(0.2), Z[0], COEF @ WEIGHTS)
+    exact = [hessian(pk.TwoLayerNTK(0.2), z, COEF @ WEIGHTS) for z in np.float32(PLACES)]
     f = Predictor(pk.TwoLayerNTK(0.2), jnp.asarray(X), jnp.asarray(COEF))
 
     def of_query(z):
         return f(z[None])[0] @ WEIGHTS.astype(np.float32)
 
     with jax.enable_x64(False):
-        z = jnp.asarray(Z[0], np.float32)
-        for mode in MODES.values():
-            found = jax.jit(mode(of_query))(z)
-            assert found.dtype == np.float32
-            # Queries and results are rounded, nothing else.
-            np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+        v = np.float32(RNG.normal(size=D))
+        for mode in along(v).values():
+            once = jax.jit(mode(of_query))
+            for z, wanted in zip(np.float32(PLACES), exact, strict=True):
+                found = once(z)
+                assert found.dtype == np.float32
+                times_v = wanted @ v if found.ndim else v @ wanted @ v
+                # Queries and results are rounded, nothing else.
+                atol = 1e-5 * np.abs(wanted).max()
+                np.testing.assert_allclose(found, times_v, rtol=0, atol=atol)
 
 
 def test_input_gradients_are_differentiated_and_go_through_vmap(x64):
@@ -177,7 +209,7 @@ def test_input_gradients_are_differentiated_and_go_through_vmap(x64):
     places = jnp.asarray(PLACES)
     exact = [hessian(f.kernel, z, COEF @ WEIGHTS) for z in PLACES]
     for turn in (jax.jacfwd, jax.jacrev):
-        found = jax.vmap(turn(slope))(places)
+        found = jax.jit(jax.vmap(turn(slope)))(places)
         np.testing.assert_allclose(found, exact, rtol=0, atol=1e-13 * np.abs(exact).max())
 
 

@@ -648,18 +648,6 @@ def test_jax_settings_are_left_alone():
     assert jax.config.jax_enable_x64 == before  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.fixture
-def optimised():
-    """Programs compiled as users do, here and only here."""
-    plain = jax.config.values["jax_disable_most_optimizations"]
-    # JAX knows programs by their functions and shapes, however they were compiled.
-    jax.clear_caches()
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", plain)
-    jax.clear_caches()
-
-
 # The last of this module, so that few programs are compiled once more.
 @pytest.mark.parametrize("name", ROUNDING)
 def test_a_formula_that_rounds_fails(name, optimised, monkeypatch):

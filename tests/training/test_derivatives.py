@@ -181,7 +181,8 @@ def test_smooth_arc_cosine_kernels_have_their_own_curvature_at_training_points(o
 
 
 def test_float64_predictors_where_jax_is_set_to_float32(x64):
-    exact = [hessian(pk.TwoLayerNTK(0.2), z, COEF @ WEIGHTS) for z in np.float32(PLACES)]
+    places = np.asarray(PLACES, np.float32)
+    exact = [hessian(pk.TwoLayerNTK(0.2), z, COEF @ WEIGHTS) for z in places]
     f = Predictor(pk.TwoLayerNTK(0.2), jnp.asarray(X), jnp.asarray(COEF))
 
     def of_query(z):
@@ -191,7 +192,7 @@ def test_float64_predictors_where_jax_is_set_to_float32(x64):
         v = np.float32(RNG.normal(size=D))
         for mode in along(v).values():
             once = jax.jit(mode(of_query))
-            for z, wanted in zip(np.float32(PLACES), exact, strict=True):
+            for z, wanted in zip(places, exact, strict=True):
                 found = once(z)
                 assert found.dtype == np.float32
                 times_v = wanted @ v if found.ndim else v @ wanted @ v

@@ -10,6 +10,7 @@ of its own with the same K, and shares its factors.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -66,7 +67,7 @@ def dense(
     eigenvalues = on_host(eigenvalues)
     eigenvalues = namespace(eigenvalues).maximum(eigenvalues, 0)
     found = filtered(eigenvalues, n, dynamics, ridge)
-    status, stats = _stability(dynamics, n, eigenvalues, found, ridge)
+    status, stats = _stability(dynamics, n, as_jax(eigenvalues), found, ridge)
     stats["lambda_max"] = float(eigenvalues[-1])
     stats["effective_time"] = dynamics.effective_time
     dual = _apply(vectors, found.q, residual)
@@ -222,20 +223,22 @@ def _stability(
     return status, {"growth": growth}
 
 
-def filtered(eigenvalues: Array, n: int, dynamics: Dynamics, ridge: float | Array) -> Filter:
+def filtered(
+    eigenvalues: Array | np.ndarray, n: int, dynamics: Dynamics, ridge: float | Array
+) -> Filter:
     """q at eigenvalues >= 0, at a finite time."""
     curvatures = eigenvalues / n + ridge
     if isinstance(dynamics, HeavyBall):
         rates = jnp.asarray(dynamics.rates)
         momentum = jnp.asarray(dynamics.momentum)
-        found = heavy_ball_filter(curvatures, rates, momentum)
+        found = heavy_ball_filter(as_jax(curvatures), rates, momentum)
         return found._replace(q=found.q / n)
     q = flow_filter(curvatures, dynamics.time) / n
     growth = namespace(eigenvalues).ones_like(eigenvalues)
     return Filter(as_jax(q), as_jax(growth))
 
 
-def flow_filter(curvatures: Array, time: float | Array) -> Array:
+def flow_filter(curvatures: Array | np.ndarray, time: float | Array) -> Any:
     """(1 - exp(-time h)) / h for curvatures h >= 0: what flow makes of the loss h f^2 / 2 - f."""
     rate = time * curvatures
     done = -namespace(rate).expm1(-rate)

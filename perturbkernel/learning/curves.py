@@ -116,16 +116,21 @@ def growth(r: PerturbationLearning, rows: Sequence[int] | np.ndarray, reach: flo
     """
     rows = np.asarray(rows)
     size = r.options["size"]
-    targets = np.asarray(r.perturbation.targets)[rows]
+    bounds = r.options["bounds"]
+    found = r.perturbation
+    targets = np.asarray(found.targets)[rows]
     x = np.asarray(r.attacked)[rows]
-    delta = np.asarray(r.perturbation.delta)[rows]
+    delta = np.asarray(found.delta)[rows]
+    entries = [1] * (x.ndim - 1)
 
     def along(predictor: Callable, sizes: np.ndarray) -> np.ndarray:
-        scale = (sizes / size).reshape(-1, *[1] * (x.ndim - 1))
+        factors = sizes / size
+        scale = factors.reshape(-1, *entries)
         points = x[:, None] + scale * delta[:, None]
-        if r.options["bounds"] is not None:
-            points = np.clip(points, *r.options["bounds"])
-        return np.asarray(_outputs(predictor, points.astype(x.dtype)))
+        if bounds is not None:
+            points = np.clip(points, *bounds)
+        rounded = points.astype(x.dtype)
+        return np.asarray(_outputs(predictor, rounded))
 
     looked = np.geomspace(size / reach, size * reach, _RESOLUTION)
     moved = _margins(along(r.f, looked), targets) > 0

@@ -243,7 +243,10 @@ def _stable_angles(rng, s: Setting, _) -> Sample:
     exact = 2 * np.arctan2(apart, together)
     exact[: len(x)] = 0.0
     allowed = 1e-4 * exact + 1e-30
-    return Sample(np.abs(theta - exact), np.minimum(1e-5, allowed))
+    # Of opposite points 1 + rho = 2e-3 is known to some roundings of 1, ten on some processors:
+    # 10 eps / sin(theta) = 2e-5.
+    largest = np.where(exact > 3, 2e-5, 1e-5)
+    return Sample(np.abs(theta - exact), np.minimum(largest, allowed))
 
 
 def _unit_lifted(points: np.ndarray) -> np.ndarray:
@@ -313,8 +316,8 @@ CHECKS = (
     ),
     Check(
         "0.5",
-        "angles in float32, of near, radial, opposite and equal points, to 1e-5 and 1e-4 of the "
-        "angle",
+        "angles in float32, of near, radial and equal points, to 1e-5 and 1e-4 of the angle; of "
+        "opposite points to 2e-5",
         "surely",
         _stable_angles,
         (Setting(draws=20, d=784),),

@@ -166,7 +166,6 @@ class Filter(NamedTuple):
 
 
 @jax.jit
-@jax.jit
 def heavy_ball_filter(eigenvalues: Array, rates: Array, momentum: Array) -> Filter:
     """Heavy ball on the loss h f^2 / 2 - f for curvatures h = `eigenvalues` >= 0, from f = 0.
 

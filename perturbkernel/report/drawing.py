@@ -100,6 +100,8 @@ def _lay_out(drawn: Figure) -> None:
     drawn.set_dpi(_DPI)
     layout = drawn.get_layout_engine()
     if layout is not None and drawn.axes:
+        # Once more, where ticks have their labels: the first cuts off those of square axes.
+        layout.execute(drawn)
         layout.execute(drawn)
     drawn.set_layout_engine(None)
 

@@ -1,9 +1,12 @@
-"""Output that a page shows below its code, against what the code prints."""
+"""What pages show: output below code, against what the code prints; figures, whole."""
 
 import re
 import textwrap
 
 import numpy as np
+from matplotlib.figure import Figure
+
+from perturbkernel.report import drawing
 
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 SHOWN = re.compile(r"\n\n *```text\n(.*?)^ *```$", re.M | re.S)
@@ -23,3 +26,11 @@ def assert_prints(shown: str, printed: str) -> None:
     for expected, found in zip(NUMBER.findall(shown), NUMBER.findall(printed), strict=True):
         digits = len(expected.partition(".")[2])
         np.testing.assert_allclose(float(found), float(expected), rtol=0, atol=1.01 * 10**-digits)
+
+
+def assert_nothing_is_cut_off(figure: Figure) -> None:
+    """Titles, labels and legends lie within the figure, as a page shows it."""
+    drawing.picture(figure)
+    width, height = figure.get_size_inches() + 1e-6  # inches, for rounding
+    box = figure.get_tightbbox()
+    assert min(box.x0, box.y0) > -1e-6 and box.x1 < width and box.y1 < height, box

@@ -3,6 +3,7 @@
 import jax
 import matplotlib
 import numpy as np
+from pages import assert_nothing_is_cut_off
 
 import perturbkernel as pk
 from perturbkernel import report
@@ -18,6 +19,8 @@ def test_every_figure_becomes_a_pdf_of_the_size_of_print(tmp_path):
     r.report(tmp_path, control_draws=1)
     assert main(["report", str(tmp_path), "--style", "paper"]) == 0
     names = report.figures(report.load(tmp_path))
+    for draw in names.values():
+        assert_nothing_is_cut_off(draw())
     files = {path.stem: path.read_bytes() for path in (tmp_path / "paper").iterdir()}
     assert files.keys() == names.keys() and len(files) == 4
     for content in files.values():

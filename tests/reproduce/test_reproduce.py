@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import assert_nothing_is_cut_off
 
 import perturbkernel as pk
 from perturbkernel.cli.main import main
@@ -618,6 +619,7 @@ def test_panel_figures_say_what_was_reduced():
     figure = figures.panel_figure(
         p, {q: {"limit": flat, "network": flat} for q in p.curves}, "a note"
     )
+    assert_nothing_is_cut_off(figure)
     title = figure.get_suptitle()
     assert "10,000 → 250" in title and "a note" in title
     assert "scenario (b)" in title

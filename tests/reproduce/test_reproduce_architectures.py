@@ -2,12 +2,12 @@
 its summary.
 """
 
-import io
 import json
 
 import jax
 import numpy as np
 import pytest
+from pages import assert_nothing_is_cut_off
 
 import perturbkernel as pk
 from perturbkernel.reproduce import page, plan, store
@@ -129,10 +129,10 @@ def test_summary_and_figure(results):
         transfer["alone"]["control_agreement"], arrays["control_agreement"][0, :, 0].mean(0)
     )
     figure = architectures.draw(results)
-    figure.savefig(io.BytesIO(), format="png")
+    assert_nothing_is_cut_off(figure)
     assert "n = 12" in "".join(part.get_suptitle() for part in figure.subfigs)
     assert f"{100 * transfer['cosine'][0][1]:7.1f}" in architectures.text(results)
-    architectures.draw(results[1:2]).savefig(io.BytesIO(), format="png")
+    assert_nothing_is_cut_off(architectures.draw(results[1:2]))
     assert architectures.text([]) == ""
 
 

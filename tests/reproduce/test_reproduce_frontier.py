@@ -2,11 +2,11 @@
 written in NumPy.
 """
 
-import io
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from pages import assert_nothing_is_cut_off
 
 from perturbkernel.reproduce.studies.frontier import study as frontier
 
@@ -138,7 +138,7 @@ def test_summary_figure_and_text(arrays):
         assert np.shape(scores["mean"]) == (len(values), 3)
         np.testing.assert_allclose(scores["mean"], arrays[way])
     drawn = frontier.draw(results)
-    drawn.savefig(io.BytesIO(), format="png")
+    assert_nothing_is_cut_off(drawn)
     assert [axis.get_title() for axis in drawn.axes] == [
         "perturbations of size 1 (l2)",
         "perturbations of size 2 (l2)",

@@ -2,7 +2,6 @@
 training against heavy ball written out.
 """
 
-import io
 import json
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pages import assert_nothing_is_cut_off
 
 import perturbkernel as pk
 from perturbkernel.reproduce import plan
@@ -172,8 +172,8 @@ def test_summary_figure_and_text(arrays):
     np.testing.assert_allclose(learned["mean"], 0.75 * arrays["learned"][:, 1, 1, 1])
     robust = curves["f, trained on perturbed digits: attacked"]
     np.testing.assert_allclose(robust["low"], arrays["robust"][:, 1, 1] / 2)
-    trained_kernels.draw(results).savefig(io.BytesIO(), format="png")
-    trained_kernels.draw([]).savefig(io.BytesIO(), format="png")
+    assert_nothing_is_cut_off(trained_kernels.draw(results))
+    assert_nothing_is_cut_off(trained_kernels.draw([]))
     assert f"{100 * learned['mean'][1]:7.1f}" in trained_kernels.text(results)
     assert trained_kernels.text([]) == ""
 

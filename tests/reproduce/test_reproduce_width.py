@@ -3,7 +3,6 @@ rates in small.
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import theory_tools as tools
+from pages import assert_nothing_is_cut_off
 from scipy.stats import t as student_t
 
 from perturbkernel import theory
@@ -382,7 +382,7 @@ def test_figure(results):
         text.get_text() for legend in legends if legend is not None for text in legend.get_texts()
     ]
     assert sum("theory -1/2)" in text for text in texts) >= 3
-    figure.savefig(io.BytesIO(), format="png")
+    assert_nothing_is_cut_off(figure)
     empty = width.summarise([])
     assert empty["quantities"] == {} and empty["effective_time"] is None
     width.draw([])

@@ -7,7 +7,8 @@ off, and so are the thresholds. Pairs that need their angle from the difference 
 it in float64, and gradients of float32 points of which many nearly coincide, as perturbations do,
 take all angles in float64.
 
-A kernel that defines `of_angles` beside its `tile`, and `angle_cotangents`, is evaluated here.
+A kernel that defines `of_angles` beside its `tile`, and `angle_cotangents`, is evaluated here. The
+formulas of `theory`, which are NumPy, take products and angles from here, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ _NOISE = 16
 # relative error of e, is that of float32 for e beyond _CLOSE_IN_FLOAT64 * spread.
 _CROWD = 8
 _CLOSE_IN_FLOAT64 = 1e-8
+# Multiplications up to which a product is taken by BLAS, which starts no threads for twice as many.
+_SMALL_PRODUCT = 2**17
 
 
 def takes(kernel: Any, name: str, *arrays: Any) -> bool:
@@ -70,7 +73,13 @@ def _dot(a: Array, b: Array, axis: int) -> Array:
 
 
 def _product(a: Any, b: Any, axis: int = 0) -> np.ndarray:
-    """a @ b, or a @ b.T for axis 1. Not by BLAS, whose threads go on spinning after it."""
+    """a @ b, or a @ b.T for axis 1. Large ones not by BLAS, whose threads go on spinning after it;
+    small ones not by a program, which would be compiled for every shape.
+    """
+    floats = a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
+    if floats and a.shape[0] * b.size <= _SMALL_PRODUCT:
+        right = np.asarray(b)
+        return np.asarray(a) @ (right.T if axis == 1 else right)
     wide = a.dtype == np.float64 and jnp.result_type(float) != np.float64
     if not wide:
         return np.asarray(_dot(a, b, axis))
@@ -213,31 +222,65 @@ def _apart(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 # --- sums ---
 
 
-def _blocks(m: int, n: int) -> Iterator[slice]:
+def _blocks(z: _Points, x: _Points) -> Iterator[tuple[slice, _Pairs]]:
+    """Blocks of queries, and their pairs with all points."""
+    product = _product(z.rows, x.rows, 1)
+    m, n = product.shape
     rows = max(1, _BLOCK // n)
     for begin in range(0, m, rows):
-        end = min(begin + rows, m)
-        yield slice(begin, end)
+        block = slice(begin, min(begin + rows, m))
+        yield block, _separations(z, x, product, block)
+
+
+def products_and_angles(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """<z, x> and theta(z, x), both (rows of z, rows of x), as `kernels.angles` has them.
+
+    Example:
+        >>> x = np.array([[1.0, 2.0]])
+        >>> product, angle = products_and_angles(x, x)
+        >>> round(float(product[0, 0]), 3), float(angle[0, 0])
+        (5.0, 0.0)
+    """
+    of_z = _points(z)
+    of_x = _points(x)
+    product = np.empty((len(z), len(x)), z.dtype)
+    theta = np.empty_like(product)
+    for block, pairs in _blocks(of_z, of_x):
+        product[block] = pairs.product
+        theta[block] = _angles(of_z, of_x, pairs, block)
+    return product, theta
+
+
+def angle_gradient(z: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """sum_n weights_jn grad_z theta(z_j, x_n), shaped like z; of coincident points it is 0.
+
+    Example:
+        >>> x = np.array([[1.0, 2.0]])
+        >>> angle_gradient(x, x, np.ones((1, 1))).tolist()
+        [[0.0, 0.0]]
+    """
+    of_z = _points(z)
+    of_x = _points(x)
+    along_x = np.empty(weights.shape)
+    left = np.empty(z.shape)
+    for block, pairs in _blocks(of_z, of_x):
+        along_x[block], left[block] = _angle_gradient(of_z, of_x, pairs, block, 0.0, weights[block])
+    return left + _product(along_x, x)
 
 
 def tile(kernel: Any, name: str, z: Any, x: Any) -> np.ndarray:
     """The dense kernel, (rows of z, rows of x)."""
-    product = _product(z, x, 1)
-    found = np.empty_like(product)
-    for block, values in _tiles(kernel, name, z, x, product):
+    found = np.empty((len(z), len(x)), z.dtype)
+    for block, values in _tiles(kernel, name, z, x):
         found[block] = values
     return found
 
 
-def _tiles(
-    kernel: Any, name: str, z: Any, x: Any, product: np.ndarray
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Blocks of queries, and the kernel in their rows; `product` is z x^T."""
+def _tiles(kernel: Any, name: str, z: Any, x: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of queries, and the kernel in their rows."""
     of_z = _points(np.asarray(z))
     of_x = _points(np.asarray(x))
-    m, n = product.shape
-    for block in _blocks(m, n):
-        pairs = _separations(of_z, of_x, product, block)
+    for block, pairs in _blocks(of_z, of_x):
         theta = _angles(of_z, of_x, pairs, block)
         queries = of_z.rows[block]
         values = kernel.of_angles(name, queries, of_x.rows, pairs.product, theta)
@@ -249,10 +292,9 @@ def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
     if coef.ndim == 2:
         whole = tile(kernel, name, z, x)
         return as_jax(_product(whole, coef))
-    product = _product(z, x, 1)
     coef = np.asarray(coef)
-    found = np.empty(len(product), np.result_type(product, coef))
-    for block, values in _tiles(kernel, name, z, x, product):
+    found = np.empty(len(z), np.result_type(z.dtype, coef))
+    for block, values in _tiles(kernel, name, z, x):
         found[block] = np.einsum("ij,j->i", values, coef)
     return as_jax(found)
 
@@ -276,14 +318,11 @@ def _gradient_parts(
     kernel: Any, name: str, z: np.ndarray, x: np.ndarray, weights: Callable[[slice], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(a, b) float32, where the gradient is a x + b; None where float32 points are crowded."""
-    product = _product(z, x, 1)
     of_z = _points(z)
     of_x = _points(x)
-    along_x = np.empty(product.shape, np.float32)
+    along_x = np.empty((len(z), len(x)), np.float32)
     left = np.empty(z.shape, np.float32)
-    m, n = product.shape
-    for block in _blocks(m, n):
-        pairs = _separations(of_z, of_x, product, block)
+    for block, pairs in _blocks(of_z, of_x):
         if z.dtype == np.float32 and _is_crowded(pairs):
             return None
         theta = _angles(of_z, of_x, pairs, block)

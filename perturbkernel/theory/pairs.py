@@ -1,34 +1,15 @@
-"""Sums over pairs of points, tile by tile in float64: no n x m matrix is held.
-
-JAX supplies products and angles, for tiles padded to a few sizes so that a new problem or slope
-seldom compiles anything; what is done with them is NumPy.
-"""
+"""Sums over pairs of points, tile by tile in float64, by NumPy: no n x m matrix is held."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from perturbkernel.kernels.angles import products_and_angles
+from perturbkernel.kernels import host
 from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.theory.arguments import cone_slope, double, gate_mean_square
+from perturbkernel.theory.arguments import cone_slope, gate_mean_square
 
 LIMIT = 1024  # rows and columns of a tile
-
-
-@jax.jit
-def _angles(z, x):
-    return products_and_angles(z, x)
-
-
-@jax.jit
-def _angle_pullback(z, x, weights):
-    def angles(z):
-        return products_and_angles(z, x)[1]
-
-    _, pullback = jax.vjp(angles, z)
-    return pullback(weights)[0]
 
 
 def _slices(count: int) -> list[slice]:
@@ -38,16 +19,6 @@ def _slices(count: int) -> list[slice]:
         stop = min(start + LIMIT, count)
         slices.append(slice(start, stop))
     return slices
-
-
-def _pad(array: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Repeats the last row up to a power of two, at least 8."""
-    count = array.shape[axis]
-    doublings = (count - 1).bit_length()
-    wanted = max(8, 1 << doublings)
-    padding = [(0, 0)] * array.ndim
-    padding[axis] = (0, wanted - count)
-    return np.pad(array, padding, mode="edge")
 
 
 class Tile(NamedTuple):
@@ -78,14 +49,8 @@ def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[Tile]:
         queries = z[rows]
         for columns in _slices(len(x)):
             points = x[columns]
-            part = slice(len(queries)), slice(len(points))
-            product, theta = double(_angles, _pad(queries), _pad(points))
-            yield Tile(
-                rows=rows,
-                columns=columns,
-                product=product[part],
-                theta=theta[part],
-            )
+            product, theta = host.products_and_angles(queries, points)
+            yield Tile(rows=rows, columns=columns, product=product, theta=theta)
 
 
 def row_sums(z: np.ndarray, x: np.ndarray, terms: Terms) -> tuple[np.ndarray, ...]:
@@ -124,13 +89,8 @@ def angle_gradient(
     """
     total = np.zeros(z.shape)
     for tile in tiles(z, x):
-        queries = _pad(z[tile.rows])
-        points = _pad(x[tile.columns])
-        count, width = tile.product.shape
-        padded = np.zeros((len(queries), len(points)))
-        padded[:count, :width] = weights(tile.product, tile.columns)
-        gradient = double(_angle_pullback, queries, points, padded)
-        total[tile.rows] += gradient[:count]
+        here = weights(tile.product, tile.columns)
+        total[tile.rows] += host.angle_gradient(z[tile.rows], x[tile.columns], here)
     return total
 
 

@@ -111,10 +111,10 @@ def small(predictor: Any, x: Array, evaluations: int) -> Any:
     inputs, coef = predictor.inputs, predictor.dual_coef
     if predictor.initial is not None or predictor.mesh is not None:
         return predictor
-    float32 = inputs.dtype == coef.dtype == np.float32
+    float32 = x.dtype == inputs.dtype == coef.dtype == np.float32
     pairs = len(x) * len(inputs)
     fits = pairs * evaluations <= _PAIRS
-    if not (float32 and fits and host.takes_gradient(predictor.kernel, "ntk", x, inputs, coef)):
+    if not (float32 and fits and host.takes(predictor.kernel, "ntk", x, inputs, coef)):
         return predictor
     return stepped(predictor, x, 0)
 

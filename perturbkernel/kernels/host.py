@@ -5,7 +5,7 @@ A careful tile compiles for a second and runs for a millisecond (`kernels.angles
 what is done to each pair is NumPy. 1 - rho is that of `kernels.angles`, with no direction taken
 off, and so are the thresholds. Pairs that need their angle from the difference of the points take
 it in float64, and gradients of float32 points of which many nearly coincide, as perturbations do,
-take all angles in float64.
+take all angles in float64; gradients of float64 points that do are left to programs.
 
 A kernel that defines `of_angles` beside its `tile`, and `angle_cotangents`, is evaluated here. The
 formulas of `theory`, which are NumPy, take products and angles from here, too.
@@ -39,6 +39,7 @@ _CROWD = 8
 _CLOSE_IN_FLOAT64 = 1e-8
 # Multiplications up to which a product is taken by BLAS, which starts no threads for twice as many.
 _SMALL_PRODUCT = 2**17
+_FLOATS = np.float32, np.float64
 
 
 def takes(kernel: Any, name: str, *arrays: Any) -> bool:
@@ -62,11 +63,6 @@ def takes(kernel: Any, name: str, *arrays: Any) -> bool:
     return False
 
 
-def takes_gradient(kernel: Any, name: str, *arrays: Any) -> bool:
-    """Whether gradients in the first of these arrays are taken here: those of float32 points."""
-    return arrays[0].dtype == np.float32 and takes(kernel, name, *arrays)
-
-
 @partial(jax.jit, static_argnums=2)
 def _dot(a: Array, b: Array, axis: int) -> Array:
     return lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision=EXACT)
@@ -76,8 +72,7 @@ def _product(a: Any, b: Any, axis: int = 0) -> np.ndarray:
     """a @ b, or a @ b.T for axis 1. Large ones not by BLAS, whose threads go on spinning after it;
     small ones not by a program, which would be compiled for every shape.
     """
-    floats = a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
-    if floats and a.shape[0] * b.size <= _SMALL_PRODUCT:
+    if a.dtype == b.dtype and a.dtype in _FLOATS and a.shape[0] * b.size <= _SMALL_PRODUCT:
         right = np.asarray(b)
         return np.asarray(a) @ (right.T if axis == 1 else right)
     wide = a.dtype == np.float64 and jnp.result_type(float) != np.float64
@@ -183,8 +178,7 @@ def _differing(
         some = places[begin : begin + step]
         i, j = np.divmod(some, n)
         differ = np.any(queries[i] != x.rows[j], axis=1)
-        same = ~differ
-        at_identical[i[same], j[same]] = 0
+        at_identical[i[~differ], j[~differ]] = 0
         if differ.any():
             yield i[differ], j[differ]
 
@@ -264,7 +258,9 @@ def angle_gradient(z: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndar
     along_x = np.empty(weights.shape)
     left = np.empty(z.shape)
     for block, pairs in _blocks(of_z, of_x):
-        along_x[block], left[block] = _angle_gradient(of_z, of_x, pairs, block, 0.0, weights[block])
+        of_theta = weights[block]
+        parts = _angle_gradient(of_z, of_x, pairs, block, 0.0, of_theta, _CLOSE_IN_FLOAT64)
+        along_x[block], left[block] = parts
     return left + _product(along_x, x)
 
 
@@ -282,8 +278,7 @@ def _tiles(kernel: Any, name: str, z: Any, x: Any) -> Iterator[tuple[slice, np.n
     of_x = _points(np.asarray(x))
     for block, pairs in _blocks(of_z, of_x):
         theta = _angles(of_z, of_x, pairs, block)
-        queries = of_z.rows[block]
-        values = kernel.of_angles(name, queries, of_x.rows, pairs.product, theta)
+        values = kernel.of_angles(name, of_z.rows[block], of_x.rows, pairs.product, theta)
         yield block, values
 
 
@@ -299,37 +294,52 @@ def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
     return as_jax(found)
 
 
-def query_gradient(kernel: Any, name: str, z: Any, x: Any, coef: Any, cotangent: Any) -> Array:
-    """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, float32, shaped like z."""
+def query_gradient(
+    kernel: Any, name: str, z: Any, x: Any, coef: Any, cotangent: Any
+) -> Array | None:
+    """The gradient in z of sum_j <cotangent_j, matvec(z)_j>, shaped like z.
+
+    None for float64 points of which many nearly coincide, and for dtypes that NumPy lacks.
+    """
+    if z.dtype not in _FLOATS:
+        return None
     weights = _outer(np.asarray(cotangent), np.asarray(coef))
     z = np.asarray(z)
     x = np.asarray(x)
+    narrow = z.dtype == np.float32
     found = _gradient_parts(kernel, name, z, x, weights)
+    if found is None and narrow:
+        wide = z.astype(float), x.astype(float)
+        found = _gradient_parts(kernel, name, *wide, weights, widened=True)
     if found is None:
-        z_wide = z.astype(float)
-        x_wide = x.astype(float)
-        found = _gradient_parts(kernel, name, z_wide, x_wide, weights)
-    assert found is not None
+        return None
     along_x, left = found
     return as_jax(left + _product(along_x, x))
 
 
 def _gradient_parts(
-    kernel: Any, name: str, z: np.ndarray, x: np.ndarray, weights: Callable[[slice], np.ndarray]
+    kernel: Any,
+    name: str,
+    z: np.ndarray,
+    x: np.ndarray,
+    weights: Callable[[slice], np.ndarray],
+    widened: bool = False,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """(a, b) float32, where the gradient is a x + b; None where float32 points are crowded."""
+    """(a, b), where the gradient is a x + b; None where points are crowded, unless `widened`."""
     of_z = _points(z)
     of_x = _points(x)
-    along_x = np.empty((len(z), len(x)), np.float32)
-    left = np.empty(z.shape, np.float32)
+    dtype = np.float32 if widened else z.dtype
+    along_x = np.empty((len(z), len(x)), dtype)
+    left = np.empty(z.shape, dtype)
     for block, pairs in _blocks(of_z, of_x):
-        if z.dtype == np.float32 and _is_crowded(pairs):
+        if not widened and _is_crowded(pairs):
             return None
-        theta = _angles(of_z, of_x, pairs, block)
-        theta = theta.astype(np.float32, copy=False)
-        product_here = pairs.product.astype(np.float32, copy=False)
-        cotangents = kernel.angle_cotangents(name, product_here, theta, weights(block))
-        along_x[block], left[block] = _angle_gradient(of_z, of_x, pairs, block, *cotangents)
+        theta = _angles(of_z, of_x, pairs, block).astype(dtype, copy=False)
+        product_here = pairs.product.astype(dtype, copy=False)
+        of_product, of_theta = kernel.angle_cotangents(name, product_here, theta, weights(block))
+        closest = _CLOSE_IN_FLOAT64 if widened else _CLOSE
+        parts = _angle_gradient(of_z, of_x, pairs, block, of_product, of_theta, closest)
+        along_x[block], left[block] = parts
     return along_x, left
 
 
@@ -342,7 +352,7 @@ def _outer(cotangent: np.ndarray, coef: np.ndarray) -> Callable[[slice], np.ndar
 
 
 def _is_crowded(pairs: _Pairs) -> bool:
-    """Whether some row has many pairs whose derivative float32 does not resolve."""
+    """Whether some row has many pairs whose derivative takes their difference."""
     if pairs.apart:
         return False
     close = _from_poles(pairs.e) <= _CLOSE * pairs.spread
@@ -357,10 +367,11 @@ def _angle_gradient(
     block: slice,
     product_bar: np.ndarray | float,
     theta_bar: np.ndarray,
+    closest: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What the gradient of a block of queries has to multiply with x, and what is left of it.
 
-    As `kernels.angles._gradient`, pair by pair where e is not resolved.
+    As `kernels.angles._gradient`, pair by pair where e is below `closest` times its terms.
     """
     e = pairs.e
     rows = z.rows[block]
@@ -372,8 +383,7 @@ def _angle_gradient(
     kappa *= e
     close = None
     if not pairs.apart:
-        limit = _CLOSE if e.dtype == np.float32 else _CLOSE_IN_FLOAT64
-        close = _from_poles(e) <= limit * pairs.spread
+        close = _from_poles(e) <= closest * pairs.spread
         kappa[close] = np.inf  # left out here
     np.sqrt(kappa, out=kappa)
     np.divide(weight, kappa, out=kappa)

@@ -318,22 +318,22 @@ def query_gradient(
     argument = as_argument(kernel)
     traced = is_traced(z, x, coef, cotangent, *jax.tree.leaves(argument))
     if not traced or inside_shard_map() or features.takes(kernel, name, z, x, coef):
-        arrays = z, x, coef, cotangent
-        return _query_gradient(kernel, name, *arrays, mesh=mesh, progress=progress)
+        return _query_gradient(kernel, name, z, x, coef, cotangent, mesh=mesh, progress=progress)
     setting = Setting(name, False, mesh)
     (gradient,) = _differentiable(_QUERY_GRADIENT, setting, argument, (z, cotangent), x, coef)
     return gradient
 
 
 def _query_gradient(kernel, name, z, x, coef, cotangent, *, mesh=None, progress=None):
+    arguments = z, x, coef, cotangent
     if features.takes(kernel, name, z, x, coef):
-        arguments = z, x, coef, cotangent
         return features.product(kernel, name, *arguments, mesh=mesh, progress=progress)
     if inside_shard_map():
-        z, x, coef, cotangent = varying_alike(z, x, coef, cotangent)
-    arguments = z, x, coef, cotangent
-    if mesh is None and progress is None and host.takes_gradient(kernel, name, *arguments):
-        return host.query_gradient(kernel, name, *arguments)
+        z, x, coef, cotangent = varying_alike(*arguments)
+    if mesh is None and progress is None and host.takes(kernel, name, *arguments):
+        found = host.query_gradient(kernel, name, *arguments)
+        if found is not None:
+            return found
     return sums(
         _query_gradient_tile,
         prepare,

@@ -61,6 +61,24 @@ def test_float64_angles_are_right_to_rounding(kind, compiled, rng, x64):
     np.testing.assert_allclose(found, compiled(kernel.phi, z, x), rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("kind", ["apart", "perturbations"])
+@pytest.mark.parametrize("many", [False, True])
+def test_float64_gradients_are_right_to_rounding(kind, many, compiled, rng, x64, monkeypatch):
+    z, x = points(kind, rng, np.float64)
+    coef = rng.normal(size=N)
+    kernel = TwoLayerNTK(0.2)
+    if many:
+        # Points that nearly coincide, more than are taken pair by pair.
+        monkeypatch.setattr(host, "_CROWD", 1)
+        x[3:9] = x[3] * (1 + 1e-5 * rng.normal(size=(6, D)))
+        z[3:] = x[3:9]
+        assert host.query_gradient(kernel, "ntk", z, x, coef, np.ones(M)) is None
+    found = kernel.input_gradient(z, x, coef)
+    assert found.dtype == np.float64
+    right = compiled(kernel.input_gradient, z, x, coef)
+    np.testing.assert_allclose(found, right, rtol=0, atol=1e-11 * np.abs(right).max())
+
+
 def test_gradient_of_many_outputs_is_the_sum_of_single_ones(rng):
     z, x = points("apart", rng, np.float32)
     coef, weights = rng.normal(size=(N, 3)), rng.normal(size=(M, 3))
@@ -84,7 +102,6 @@ def test_what_is_not_small_or_not_at_hand_is_compiled(rng):
     kernel = TwoLayerNTK()
     assert not host.takes(kernel, "nngp", z, x)
     assert not host.takes(TwoLayerNTK(memory=2**20), "ntk", z, x)
-    assert not host.takes_gradient(kernel, "ntk", z.astype(float), x.astype(float))
     large = np.empty((2**11, 1), np.float32)
     assert not host.takes(kernel, "ntk", large, large)
 

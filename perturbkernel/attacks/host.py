@@ -77,6 +77,26 @@ class SteppedPredictor(KernelPredictor):
             return super().gradient_rounding(z, weights)
 
 
+def without_statistics(
+    predictor: Any, kind: type[KernelPredictor] = KernelPredictor
+) -> KernelPredictor:
+    """The kernel predictor without what differs between trainings but not between computations.
+
+    Example:
+        >>> from perturbkernel import TwoLayerNTK, fit
+        >>> f = fit(TwoLayerNTK(), jnp.eye(2), jnp.asarray([1.0, -1.0]))
+        >>> f.loss, without_statistics(f).loss
+        ('identity', None)
+    """
+    return kind(
+        predictor.kernel,
+        predictor.inputs,
+        predictor.dual_coef,
+        predictor.initial,
+        mesh=predictor.mesh,
+    )
+
+
 def stepped(predictor: Any, x: Array, evaluations: int) -> Any:
     """The predictor, for a loop that runs step by step: a kernel predictor, where so many
     evaluations are not worth a program of the whole loop, in which its sums would be compiled
@@ -90,13 +110,7 @@ def stepped(predictor: Any, x: Array, evaluations: int) -> Any:
         return predictor
     if is_traced(x, *jax.tree.leaves(predictor)):
         return predictor
-    return SteppedPredictor(
-        predictor.kernel,
-        predictor.inputs,
-        predictor.dual_coef,
-        predictor.initial,
-        mesh=predictor.mesh,
-    )
+    return without_statistics(predictor, SteppedPredictor)
 
 
 def small(predictor: Any, x: Array, evaluations: int) -> Any:

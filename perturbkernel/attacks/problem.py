@@ -10,7 +10,12 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from perturbkernel.arrays import as_jax, on_host, or_one
-from perturbkernel.attacks.host import HostPredictor, traceable, traced_shape
+from perturbkernel.attacks.host import (
+    HostPredictor,
+    traceable,
+    traced_shape,
+    without_statistics,
+)
 from perturbkernel.attacks.margins import own_and_others
 from perturbkernel.attacks.norms import NORMS, counts
 from perturbkernel.attacks.one_step import check_gradient, checked_bounds, count_outputs
@@ -88,8 +93,10 @@ def checked_problem(
         target = class_indices(targets, "targets", len(x), classes)
     shape = x.shape[1:]
     x = x.reshape(len(x), -1)
+    if isinstance(predictor, KernelPredictor):
+        predictor = without_statistics(predictor)
     return Problem(
-        predictor=_without_statistics(predictor),
+        predictor=predictor,
         x=x,
         shape=shape,
         classes=classes,
@@ -114,19 +121,6 @@ def _checked_outputs(predictor: Any, x: Array, targets: Any) -> int | None:
             f"class indices as targets; it gave {shape}"
         )
     return classes
-
-
-def _without_statistics(predictor: Any) -> Any:
-    """The predictor without what differs between trainings but not between computations."""
-    if not isinstance(predictor, KernelPredictor):
-        return predictor
-    return KernelPredictor(
-        predictor.kernel,
-        predictor.inputs,
-        predictor.dual_coef,
-        predictor.initial,
-        mesh=predictor.mesh,
-    )
 
 
 def _flat_bounds(

@@ -22,6 +22,16 @@ points: Any = _points
 quadratic: Any = _quadratic
 radius: Any = _radius
 RNG = np.random.default_rng(17)
+
+# One program each, as within `certified_size`.
+kernel_weights = jax.jit(expansion.kernel_weights)
+initial_weights = jax.jit(expansion.initial_weights)
+gradient_of = jax.jit(expansion.gradient_of)
+hessian_of = jax.jit(expansion.hessian_of, static_argnums=3)
+kernel_remainders = jax.jit(points.kernel_remainders)
+initial_remainder = jax.jit(points.initial_remainder)
+angle_reach = jax.jit(points.angle_reach)
+turning_speed = jax.jit(points.turning_speed)
 NORMS = ("l2", "linf", "l1")
 DUAL = {"l2": 2, "linf": 1, "l1": np.inf}
 ORDER = {"l2": 2, "linf": np.inf, "l1": 1}
@@ -186,8 +196,8 @@ def test_gradient_and_hessian_by_differences(kernel):
     with jax.enable_x64(True):
         x, z, coef = RNG.normal(size=(N, D)), RNG.normal(size=D), RNG.normal(size=N)
         query, seen, numbers = seen_from(kernel, x, z)
-        tangent = expansion.kernel_weights(query, seen, coef, numbers, jnp.full(N, 2))
-        initial = expansion.initial_weights(query, seen, coef, numbers)
+        tangent = kernel_weights(query, seen, coef, numbers, jnp.full(N, 2))
+        initial = initial_weights(query, seen, coef, numbers)
 
         def value(name, z):
             if name == "ntk":
@@ -198,7 +208,7 @@ def test_gradient_and_hessian_by_differences(kernel):
         for name, weights in (("ntk", tangent), ("nngp", initial)):
             up, down = value(name, z + step * basis), value(name, z - step * basis)
             expected = np.asarray((up - down) / (2 * step), float)
-            gradient = expansion.gradient_of(query, x, weights)
+            gradient = gradient_of(query, x, weights)
             np.testing.assert_allclose(gradient, expected, atol=1e-7)
             h = 1e-3
             corners = [
@@ -206,7 +216,7 @@ def test_gradient_and_hessian_by_differences(kernel):
                 for s, t in ((1, 1), (1, -1), (-1, 1), (-1, -1))
             ]
             expected = (np.array(corners).T @ [1, -1, -1, 1]).astype(float) / (4 * h * h)
-            hessian = expansion.hessian_of(query, x, weights, 8) + weights.identity * basis
+            hessian = hessian_of(query, x, weights, 8) + weights.identity * basis
             np.testing.assert_allclose(hessian, expected.reshape(D, D), atol=1e-4)
 
 
@@ -236,7 +246,7 @@ def test_remainders_bound_every_expansion(kernel):
             query, seen, numbers = seen_from(kernel, x, z)
             sign = RNG.choice([-1.0, 1.0], N)
             size = np.linalg.norm(z) * 10.0 ** RNG.uniform(-2, 0)
-            bounds = points.kernel_remainders(query, seen, sign, numbers.cone, size, 1.0)
+            bounds = kernel_remainders(query, seen, sign, numbers.cone, size, 1.0)
             delta = RNG.normal(size=(64, D))
             delta *= size / np.linalg.norm(delta, axis=1, keepdims=True)
             change = oracle.ntk(z + delta, x, kernel.slope, kernel.train_bias) - oracle.ntk(
@@ -248,12 +258,12 @@ def test_remainders_bound_every_expansion(kernel):
                     one = np.where(np.arange(N) == n, sign, 0)
                     if not np.isfinite(bounds[order, n]):
                         continue
-                    weights = expansion.kernel_weights(
+                    weights = kernel_weights(
                         query, seen, one, numbers, np.where(one != 0, order, 0)
                     )
-                    expected = delta @ np.asarray(expansion.gradient_of(query, x, weights))
+                    expected = delta @ np.asarray(gradient_of(query, x, weights))
                     if order == 2:
-                        hessian = expansion.hessian_of(query, x, weights, N)
+                        hessian = hessian_of(query, x, weights, N)
                         hessian = hessian + weights.identity * np.eye(D)
                         expected += 0.5 * np.einsum("ki,ij,kj->k", delta, hessian, delta)
                     left = (change[:, n] - expected).max()
@@ -273,7 +283,7 @@ def test_the_third_derivative_of_an_angle_is_bounded_and_nearly_attained():
             x, z = 3 * RNG.normal(size=(60, 2)), RNG.normal(size=2) * 10.0 ** RNG.uniform(-1, 1)
             query, seen, _ = seen_from(pk.TwoLayerNTK(), x, z)
             alone = seen._replace(factor=jnp.ones(60), dual=jnp.zeros(60))
-            bounds = points.kernel_remainders(query, alone, jnp.ones(60), 1.0, size, 1.0)
+            bounds = kernel_remainders(query, alone, jnp.ones(60), 1.0, size, 1.0)
             bound = np.asarray(bounds[2]) * 6 / size**3
             turns = np.linspace(0, np.pi, 60)
             delta = np.stack([np.cos(turns), np.sin(turns)], axis=1)
@@ -303,12 +313,12 @@ def test_a_query_turns_as_far_and_as_fast_as_the_bounds_say():
             # The step that turns furthest is orthogonal to where it leads.
             step = share * (np.sqrt(1 - share**2) * length * across - share * z)
             turned = angle(z, z + step)
-            reach = float(points.angle_reach(query, share * length))
+            reach = float(angle_reach(query, share * length))
             assert turned < reach < turned * (1 + 3e-6)
             # The query turns fastest where it is nearest to the origin.
             near = (1 - share) * z
             h = 1e-4 * root
-            speed = float(points.turning_speed(query, share * length))
+            speed = float(turning_speed(query, share * length))
             assert 0.999 < angle(near, near + h * across) / h / speed < 1
 
 
@@ -322,12 +332,12 @@ def test_the_rest_of_an_initial_function_is_bounded():
             query, seen, numbers = seen_from(kernel, x, z)
             one = np.ones(1)
             size = np.linalg.norm(z) * 10.0 ** RNG.uniform(-1.5, 0)
-            bound = float(points.initial_remainder(query, seen, one, numbers.cone, size, 1.0))
+            bound = float(initial_remainder(query, seen, one, numbers.cone, size, 1.0))
             delta = RNG.normal(size=(200, D))
             delta *= size / np.linalg.norm(delta, axis=1, keepdims=True)
-            weights = expansion.initial_weights(query, seen, one, numbers)
-            gradient = np.asarray(expansion.gradient_of(query, x, weights))
-            hessian = expansion.hessian_of(query, x, weights, 1) + weights.identity * np.eye(D)
+            weights = initial_weights(query, seen, one, numbers)
+            gradient = np.asarray(gradient_of(query, x, weights))
+            hessian = hessian_of(query, x, weights, 1) + weights.identity * np.eye(D)
             change = oracle.nngp(z + delta, x, 0.0) - oracle.nngp(z[None], x, 0.0)
             expected = delta @ gradient + 0.5 * np.einsum("ki,ij,kj->k", delta, hessian, delta)
             left = np.abs(np.asarray(change, float)[:, 0] - expected).max()

@@ -168,6 +168,11 @@ def test_other_trainings_are_refused():
             certified_size(f, z, width=1000)
 
 
+# One program each, as within `certified_size`.
+wide_of = jax.jit(width.wide_of, static_argnums=6)
+width_loss = jax.jit(width.width_loss)
+
+
 def at(kernel, x, coef, z, m=1000, failure=0.1):
     """(wide, query, seen, numbers) of one input, by NumPy where it is not under test."""
     d = x.shape[1]
@@ -186,7 +191,7 @@ def at(kernel, x, coef, z, m=1000, failure=0.1):
         root=jnp.asarray(np.sqrt(d + (x**2).sum(1))),
         dual=jnp.asarray(np.linalg.norm(x, axis=1)),
     )
-    wide = width.wide_of(jnp.asarray(x), coef, numbers, m, failure, kernel.slope, 2**24)
+    wide = wide_of(jnp.asarray(x), coef, numbers, m, failure, kernel.slope, 2**24)
     return wide, query, seen, numbers
 
 
@@ -251,7 +256,7 @@ def test_the_loss_by_width_is_the_formula_of_theory(case):
     with jax.enable_x64(True):
         for m, r, failure in [(1000, 0.3, 0.1), (10**6, 2.0, 0.01)]:
             wide, query, seen, numbers = at(kernel, x, coef, z[0], m, failure)
-            loss = float(width.width_loss(wide, query, seen, coef, numbers, jnp.asarray(r)))
+            loss = float(width_loss(wide, query, seen, coef, numbers, jnp.asarray(r)))
             expected = loss_by_hand(kernel, x, coef, z[0], r, m, failure)
             np.testing.assert_allclose(loss, expected, rtol=3e-6)
 

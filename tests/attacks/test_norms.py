@@ -7,6 +7,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,13 +16,13 @@ from common import DTYPES, precision
 import perturbkernel as pk
 from perturbkernel.attacks import norms as projections
 from perturbkernel.attacks.halfspaces import nearest_of_all
-from perturbkernel.attacks.norms import within
 
 attack: Any = pk.attack
-# Whatever JAX takes for an array, they take.
-project: Any = projections.project
+# Whatever JAX takes for an array, they take; one program each, as within attacks.
+project: Any = jax.jit(projections.project, static_argnums=2)
 reach: Any = projections.reach
-steepest: Any = projections.steepest
+steepest: Any = jax.jit(projections.steepest, static_argnums=2)
+within: Any = jax.jit(projections.within)
 ROWS = 60
 CONVEX = ("l2", "linf", "l1")
 

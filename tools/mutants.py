@@ -1,24 +1,31 @@
 """Do the tests notice a wrong formula? Breaks the package in one place at a time, and looks.
 
-    python tools/mutants.py                            # all of them, an hour or so
+    python tools/mutants.py                            # all of them: two cores take half an hour
     python tools/mutants.py --only tails psi           # those with such a word in file or name
     python tools/mutants.py --only certify --verify    # by `verify` in place of tests
     python tools/mutants.py --list
     python tools/mutants.py --check                    # is each text there, and once: a second
 
 Each mutant replaces one text in a temporary copy of the package and runs the tests that should
-notice. Prints which are killed; the exit status is 1 if one survives, 2 if nothing can be said of
-one: its text is not there, or there twice, or its tests fail as things are.
+notice; every core has a copy, and all share the programs that they compile. Prints which are
+killed; the exit status is 1 if one survives, 2 if nothing can be said of one: its text is not
+there, or there twice, or its tests fail as things are.
 """
 
 import argparse
 import ast
 import os
+import queue
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mutant_tables import MUTANTS, VERIFIED_BY, Mutant
 
@@ -71,7 +78,14 @@ def run_tests(mutant: Mutant, copy: Path, by_verify: bool) -> int:
         command = ["-c", program + f"sys.exit(v.failed(v.verify({only!r})))"]
     else:
         command = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "JAX_COMPILATION_CACHE_DIR": str(copy.parent / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "OPENBLAS_NUM_THREADS": "1",
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     command = [sys.executable, *command]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, check=False)
     return done.returncode
@@ -89,22 +103,40 @@ def outcome(mutant: Mutant, copy: Path, by_verify: bool) -> str:
 
 
 def run_all(chosen: list[Mutant], by_verify: bool) -> int:
-    """Runs the mutants one by one in a copy of the package: the exit status."""
-    outcomes = []
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder)
-        ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("perturbkernel", "tests"):
-            shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-        shutil.copy(ROOT / "pyproject.toml", copy)
+    """Runs the mutants in copies of the package, one a core: the exit status."""
+    copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+
+    def in_a_copy(function: Callable[[Mutant, Path, bool], Any], mutant: Mutant) -> Any:
+        copy = copies.get()
+        try:
+            return function(mutant, copy, by_verify)
+        finally:
+            copies.put(copy)
+
+    cores = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(cores)
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as at_the_end:
+        at_the_end.callback(pool.shutdown, cancel_futures=True)
+        for number in range(cores):
+            copy = Path(folder) / str(number)
+            ignored = shutil.ignore_patterns("__pycache__")
+            for name in ("perturbkernel", "tests"):
+                shutil.copytree(ROOT / name, copy / name, ignore=ignored)
+            shutil.copy(ROOT / "pyproject.toml", copy)
+            copies.put(copy)
         # A mutant of each set of tests stands for them: unbroken, they must pass.
-        for mutant in {mutant.tests: mutant for mutant in chosen}.values():
-            if run_tests(mutant, copy, by_verify) != 0:
-                print(f"{mutant.tests[0]} fails as it is: nothing can be said of its mutants")
+        unbroken = list({mutant.tests: mutant for mutant in chosen}.values())
+        statuses = pool.map(partial(in_a_copy, run_tests), unbroken)
+        for mutant, status in zip(unbroken, statuses, strict=True):
+            if status != 0:
+                tests = " ".join(mutant.tests)
+                print(f"{tests} fails as it is: nothing can be said of its mutants")
                 return 2
-        for mutant in chosen:
-            outcomes.append(outcome(mutant, copy, by_verify))
-            print(f"{mutant.file:<28} {mutant.name:<32} {outcomes[-1]}", flush=True)
+        outcomes = []
+        found = pool.map(partial(in_a_copy, outcome), chosen)
+        for mutant, said in zip(chosen, found, strict=True):
+            outcomes.append(said)
+            print(f"{mutant.file:<28} {mutant.name:<32} {said}", flush=True)
     killed, survive = outcomes.count("killed"), outcomes.count("SURVIVES")
     print(f"{killed} of {len(chosen)} killed, {survive} survive")
     if killed + survive < len(chosen):

@@ -9,6 +9,7 @@ NumPy code with a gradient of its own, and small kernel predictors, whose sums a
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
+from inspect import signature
 from typing import Any
 
 import jax
@@ -16,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from perturbkernel.arrays import is_at_hand
 from perturbkernel.checks import is_traced
+from perturbkernel.engine.by_numpy import by_numpy
 from perturbkernel.kernels import host
 from perturbkernel.training.predictors import KernelPredictor
 
@@ -26,6 +29,16 @@ _PAIRS = 2**21
 # Evaluations up to which a search by steps is: each takes half a millisecond more than in a program
 # of the whole search, which compiles in 3 s more.
 _EVALUATIONS = 1000
+# Numbers in the largest array up to which a part is NumPy's.
+_SMALL = 2**18
+
+
+def _is_numpys(leaf: Any) -> bool:
+    """Whether it is as small as a part is NumPy's, has a value where NumPy is, and is no key."""
+    if not isinstance(leaf, jax.Array):
+        return np.size(leaf) <= _SMALL
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf.size <= _SMALL and is_at_hand(leaf) and not is_key
 
 
 def part(*static: str) -> Callable:
@@ -46,13 +59,16 @@ def part(*static: str) -> Callable:
 
     def decorate(function: Callable) -> Callable:
         compiled = jax.jit(function, static_argnames=static)
+        names = list(signature(function).parameters)
+        at_once = by_numpy(compiled, *map(names.index, static))
 
         @wraps(function)
         def call(*args: Any) -> Any:
             if not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
                 return function(*args)
             with jax.disable_jit(False):
-                return compiled(*args)
+                run = at_once if all(map(_is_numpys, jax.tree.leaves(args))) else compiled
+                return run(*args)
 
         return call
 

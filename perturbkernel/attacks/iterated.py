@@ -255,13 +255,13 @@ def attack(
     count = jnp.asarray(starts)
     evaluations = starts * (steps + 1)
     problem = problem._replace(predictor=small(problem.predictor, problem.x, evaluations))
+    once = steps == 1
     with uncompiled(problem.predictor):
-        delta, zero, finite = _attack(
-            problem, keys, settings, count, norm, steps == 1, memory, method
-        )
+        delta, zero, finite = _attack(problem, keys, settings, count, norm, once, memory, method)
     check_result(finite)
     assert problem.target is not None
-    return Perturbation(delta.reshape(-1, *problem.shape), problem.target, zero)
+    rows = as_jax(delta).reshape(-1, *problem.shape)
+    return Perturbation(rows, problem.target, as_jax(zero))
 
 
 def _checked_settings(problem: Problem, size, norm, steps, step_size, momentum, memory) -> Settings:
@@ -397,4 +397,4 @@ def universal(
     with uncompiled(problem.predictor):
         delta, _, finite = _universal(problem, settings, norm, steps == 1, memory)
     check_result(finite)
-    return delta.reshape(problem.shape)
+    return as_jax(delta).reshape(problem.shape)

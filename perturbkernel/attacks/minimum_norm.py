@@ -370,7 +370,7 @@ def minimum_norm(
     problem = problem._replace(predictor=stepped(problem.predictor, problem.x, evaluations))
     with uncompiled(problem.predictor):
         found = _minimum_norm(problem, keys, numbers, norm, nearest, memory)
-    delta, inside, size, target, finite = found
+    delta, inside, size, target, finite = map(as_jax, found)
     check_result(finite)
     shape = (-1, *problem.shape)
     return MinimumNorm(

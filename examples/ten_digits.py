@@ -82,6 +82,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--train", type=int, default=1000, help="digits to train on (default 1000)")
+    parser.add_argument("--test", type=int, help="digits to test on (default: all others)")
     parser.add_argument(
         "--size", type=float, default=4.0, help="of each perturbation, l2 (default 4)"
     )
@@ -101,6 +102,8 @@ def main() -> None:
     split_key, run_key = jax.random.split(jax.random.key(args.seed))
     digits = pk.data.mnist5k(classes=range(10))
     train, test = digits.split(test=digits.n - args.train, key=split_key)
+    if args.test is not None:
+        test = test.subset(args.test, key=split_key)
     print(f"{train.n} digits to train on, {test.n} held out; perturbations of size {args.size:g}")
     print(
         f"{'accuracy on clean held-out digits':45} {'all':>5}  {'  '.join(f'{c:>4}' for c in test.classes)}"

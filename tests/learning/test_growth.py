@@ -57,8 +57,9 @@ def test_of_many_classes_the_margin_is_that_over_the_best_other():
     data = pk.data.from_arrays(inputs, labels, classes=range(3))
     r = pk.learn_from_perturbations(LEARNER, data, size=SIZE, targets="next", key=KEY)
     found = growth(r, [0, 4], REACH)
+    attacked, delta = np.asarray(r.attacked), np.asarray(r.perturbation.delta)
     for i, row in enumerate((0, 4)):
-        z = r.attacked[row] + found.size[-1] / SIZE * r.perturbation.delta[row]
+        z = attacked[row] + np.float32(found.size[-1] / SIZE) * delta[row]
         outputs = np.asarray(r.f(z[None]))[0]
         target = int(r.perturbation.targets[row])
         expected = outputs[target] - np.delete(outputs, target).max()

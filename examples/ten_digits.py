@@ -16,7 +16,6 @@ import argparse
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -128,12 +127,14 @@ def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
     top, bottom = parts
     axes = top.subplots(3, 10)
     p = runs["b", "random_other"].perturbation
-    mean = jnp.stack([p.delta[p.targets == k].mean(0) for k in range(10)])
-    shown = [int(jnp.argmax(train.labels == k)) for k in range(10)]
-    rows = ((train.inputs, "a {}"), (p.delta, "toward {}"), (mean, "mean to {}"))
+    inputs, labels = np.asarray(train.inputs), np.asarray(train.labels)
+    delta, targets = np.asarray(p.delta), np.asarray(p.targets)
+    mean = np.stack([delta[targets == k].mean(0) for k in range(10)])
+    shown = [np.argmax(labels == k) for k in range(10)]
+    rows = ((inputs, "a {}"), (delta, "toward {}"), (mean, "mean to {}"))
     for row, (images, title) in enumerate(rows):
         for k, axis in enumerate(axes[row]):
-            image = np.asarray(images[k if row == 2 else shown[k]]).reshape(28, 28)
+            image = images[k if row == 2 else shown[k]].reshape(28, 28)
             limit = np.abs(image).max()
             colours = (
                 {"cmap": "gray_r"}
@@ -143,7 +144,7 @@ def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
             axis.imshow(image, **colours)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            axis.set_title(title.format(p.targets[shown[k]] if row == 1 else k))
+            axis.set_title(title.format(targets[shown[k]] if row == 1 else k))
     top.suptitle("digits, their perturbations, and the mean perturbation toward each class")
 
     panels = [("f, trained on\nthe digits", runs["b", "next"].f)]

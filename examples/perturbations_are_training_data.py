@@ -13,7 +13,6 @@ import argparse
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -45,24 +44,24 @@ def main() -> None:
     for row, pair in enumerate(args.pairs):
         own, other = (int(digit) for digit in pair)
         train, test = pk.data.mnist5k(classes=(other, own)).split(test=0.2, key=jax.random.key(0))
-        x, y = train.inputs, train.targets
+        x, y = np.asarray(train.inputs), np.asarray(train.targets)
         f = pk.fit(kernel, x, y)
-        z = test.inputs[jnp.flatnonzero(test.targets < 0)[:1]]
-        delta = pk.perturb(f, z, jnp.ones(1), size=1.0).delta[0]
+        z = np.asarray(test.inputs)[np.asarray(test.targets) < 0][:1]
+        delta = np.asarray(pk.perturb(f, z, np.ones(1), size=1.0).delta)[0]
         toward, away = (
-            kernel.phi_matmul(z, x, jnp.where(y == s, 1 / train.n, 0)[:, None] * x)[0]
+            np.asarray(kernel.phi_matmul(z, x, (y == s)[:, None] * x / np.float32(train.n)))[0]
             for s in (1, -1)
         )
-        cosine = float(delta @ (toward - away) / jnp.linalg.norm(toward - away))
+        cosine = delta @ (toward - away) / np.linalg.norm(toward - away)
         print(
             f"from {own} toward {other}: cosine of the perturbation with the difference of the means {cosine:.5f}"
         )
         for k, (axis, image) in enumerate(zip(axes[row], (z, delta, toward, away), strict=True)):
-            limit = float(jnp.abs(image).max())
+            limit = np.abs(image).max()
             colours: dict[str, Any] = (
                 {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit} if k == 1 else {"cmap": "gray_r"}
             )
-            axis.imshow(np.asarray(image).reshape(28, 28), **colours)
+            axis.imshow(image.reshape(28, 28), **colours)
             axis.set(
                 xticks=[], yticks=[], title=TITLES[k].format(own=own, other=other, cosine=cosine)
             )

@@ -36,18 +36,16 @@ def main() -> None:
 
     digits = pk.data.mnist5k(classes=range(10)).subset(args.train + 1000, key=jax.random.key(0))
     train, test = digits.split(test=1000, key=jax.random.key(1))
+    x, z = np.asarray(train.inputs), np.asarray(test.inputs)
     rng = np.random.default_rng(0)
     labels = np.array(train.labels)
     wrong = rng.random(train.n) < args.wrong
     labels[wrong] = (labels[wrong] + rng.integers(1, 10, wrong.sum())) % 10
 
     times = np.geomspace(0.3, 3e4, args.times)
-    search = GridSearchCV(NTKClassifier(), {"time": times}, cv=5).fit(train.inputs, labels)
+    search = GridSearchCV(NTKClassifier(), {"time": times}, cv=5).fit(x, labels)
     found = search.cv_results_
-    held_out = [
-        NTKClassifier(time=time).fit(train.inputs, labels).score(test.inputs, test.labels)
-        for time in times
-    ]
+    held_out = [NTKClassifier(time=time).fit(x, labels).score(z, test.labels) for time in times]
     print(
         f"best time {search.best_params_['time']:.3g}: cross-validated accuracy {search.best_score_:.3f}"
     )

@@ -16,7 +16,6 @@ import argparse
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -82,6 +81,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--train", type=int, default=1000, help="digits to train on (default 1000)")
+    parser.add_argument("--test", type=int, help="digits to test on (default: all others)")
     parser.add_argument(
         "--size", type=float, default=4.0, help="of each perturbation, l2 (default 4)"
     )
@@ -101,6 +101,8 @@ def main() -> None:
     split_key, run_key = jax.random.split(jax.random.key(args.seed))
     digits = pk.data.mnist5k(classes=range(10))
     train, test = digits.split(test=digits.n - args.train, key=split_key)
+    if args.test is not None:
+        test = test.subset(args.test, key=split_key)
     print(f"{train.n} digits to train on, {test.n} held out; perturbations of size {args.size:g}")
     print(
         f"{'accuracy on clean held-out digits':45} {'all':>5}  {'  '.join(f'{c:>4}' for c in test.classes)}"
@@ -125,12 +127,14 @@ def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
     top, bottom = parts
     axes = top.subplots(3, 10)
     p = runs["b", "random_other"].perturbation
-    mean = jnp.stack([p.delta[p.targets == k].mean(0) for k in range(10)])
-    shown = [int(jnp.argmax(train.labels == k)) for k in range(10)]
-    rows = ((train.inputs, "a {}"), (p.delta, "toward {}"), (mean, "mean to {}"))
+    inputs, labels = np.asarray(train.inputs), np.asarray(train.labels)
+    delta, targets = np.asarray(p.delta), np.asarray(p.targets)
+    mean = np.stack([delta[targets == k].mean(0) for k in range(10)])
+    shown = [np.argmax(labels == k) for k in range(10)]
+    rows = ((inputs, "a {}"), (delta, "toward {}"), (mean, "mean to {}"))
     for row, (images, title) in enumerate(rows):
         for k, axis in enumerate(axes[row]):
-            image = np.asarray(images[k if row == 2 else shown[k]]).reshape(28, 28)
+            image = images[k if row == 2 else shown[k]].reshape(28, 28)
             limit = np.abs(image).max()
             colours = (
                 {"cmap": "gray_r"}
@@ -140,7 +144,7 @@ def draw(runs, train: pk.Dataset, test: pk.Dataset, path: str) -> None:
             axis.imshow(image, **colours)
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
-            axis.set_title(title.format(p.targets[shown[k]] if row == 1 else k))
+            axis.set_title(title.format(targets[shown[k]] if row == 1 else k))
     top.suptitle("digits, their perturbations, and the mean perturbation toward each class")
 
     panels = [("f, trained on\nthe digits", runs["b", "next"].f)]

@@ -1,6 +1,7 @@
 """The manual: it builds without a warning, names everything public, and its code runs."""
 
 import ast
+import functools
 import importlib.util
 import json
 import os
@@ -126,24 +127,28 @@ SEARCHES = {
 FIRST_HITS = 8  # pages of hits that a reader looks at
 
 
+@functools.cache  # the same sections for every query
+def words_of(content: str, separator: str) -> list[str]:
+    return re.split(separator, re.sub("<[^>]*>", " ", content).lower())
+
+
 def searched_pages(index: dict, query: str) -> list[str]:
     """Pages in the order of the manual's search: sections with most of the words, those that have
     them in the title first, then those that have them most often.
     """
-
-    def words_of(content: str) -> list[str]:
-        return re.split(index["config"]["separator"], re.sub("<[^>]*>", " ", content).lower())
+    separator = index["config"]["separator"]
 
     def rank(section: dict) -> tuple[float, ...]:
-        title, body = words_of(section["title"]), words_of(section["text"])
+        title, body = (words_of(section[part], separator) for part in ("title", "text"))
         in_title = [sum(found.startswith(word) for found in title) for word in words]
         in_body = [sum(word in found for found in body) for word in words]
         found = sum(bool(a + b) for a, b in zip(in_title, in_body, strict=True))
         return found, sum(map(bool, in_title)), sum(in_body) / (10 + len(body))
 
-    words = words_of(query)
-    hits = sorted(index["docs"], key=rank, reverse=True)
-    pages = [hit["location"].partition("#")[0] for hit in hits if rank(hit)[0] > 0]
+    words = words_of(query, separator)
+    ranks = [rank(section) for section in index["docs"]]
+    hits = sorted(zip(ranks, index["docs"], strict=True), key=lambda hit: hit[0], reverse=True)
+    pages = [section["location"].partition("#")[0] for found, section in hits if found[0] > 0]
     return list(dict.fromkeys(pages))
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from perturbkernel.arrays import as_jax
 from perturbkernel.checks import is_traced
 from perturbkernel.display import Displayed
 from perturbkernel.training.predictors import KernelPredictor
@@ -168,11 +169,11 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
         status = said if status == "ok" else f"{status}; {said}"
     assert f.targets is not None
     return LabelFlips(
-        flips=jnp.asarray(found.flips),
-        order=jnp.asarray(found.order),
-        decision=jnp.asarray(found.decision),
-        rival=jnp.asarray(found.rival),
-        weights=jnp.asarray(w),
+        flips=as_jax(found.flips),
+        order=as_jax(found.order),
+        decision=as_jax(found.decision),
+        rival=as_jax(found.rival),
+        weights=as_jax(w),
         targets=f.targets,
         status=status,
     )

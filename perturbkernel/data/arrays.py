@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import as_array, as_inputs
 from perturbkernel.data.array_files import read_labelled
 from perturbkernel.data.dataset import Dataset, distinct_classes
@@ -59,7 +60,8 @@ def from_arrays(
     labels = as_labels(targets, len(inputs))
     rows, targets = choose(labels, classes)
     names = tuple(map(class_name, classes))
-    return Dataset(inputs[rows], targets, name, names, image_shape)
+    chosen = as_jax(on_host(inputs)[rows])
+    return Dataset(chosen, targets, name, names, image_shape)
 
 
 def from_npz(path: str | Path, *, classes: Sequence[Any] | None = None) -> Dataset:

@@ -64,7 +64,7 @@ def class_indices(value: ArrayLike, name: str, n: int | None, classes: int) -> I
             raise ValueError(
                 f"{name} must be class indices from 0 to {classes - 1}; found {outside[0]}"
             )
-    return jnp.asarray(array, int)
+    return as_jax(on_host(array).astype(int))
 
 
 def one_hot(

@@ -117,7 +117,9 @@ class EmpiricalNTK(eqx.Module, Kernel):
         seen = features.abstract(self), x.shape[1:], x.dtype
         if seen not in _SEEN and network.is_concrete(self.params, x):
             network.check_rows_are_apart(self.apply, self.params, x, name)
-            jax.eval_shape(self._outputs_at, x[:1])
+            row = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+            # Not of the method itself: JAX would compare its arrays with those of other kernels'.
+            jax.eval_shape(lambda row: self._outputs_at(row), row)
             _SEEN.add(seen)
         return x
 
@@ -220,7 +222,7 @@ class EmpiricalNTK(eqx.Module, Kernel):
             >>> kernel.moved(jnp.array([[0.0, 3.0]]), jnp.array([0.5])).tolist()
             [1.0, 3.5]
         """
-        change = features.weights(self, "ntk", x, coef) if coef.ndim == 1 else None
+        change = _weights(self, "ntk", x, coef) if coef.ndim == 1 else None
         if change is None or len(change[0]) > 1:
             raise TypeError(
                 "parameters belong to one output: the kernel of several outputs is a mean over "
@@ -244,6 +246,10 @@ class EmpiricalNTK(eqx.Module, Kernel):
     def _outputs_at(self, x: Array) -> Array:
         trained, join = network.split(self.params, x.dtype)
         return self._outputs(join(trained), x)
+
+
+# One program of what would otherwise be some dozens.
+_weights = jax.jit(features.weights, static_argnums=1)
 
 
 @features.once_per_structure

@@ -198,7 +198,8 @@ def diagnose(
     rule = "balanced" if balanced else "coin-flip"
     linearity = None
     if f is not None:
-        linearity = assess(kernel, carrier + delta, targets, z, labels, f=f, g=g)
+        start, change = on_host(carrier, delta)
+        linearity = assess(kernel, as_jax(start + change), targets, z, labels, f=f, g=g)
     return Diagnosis(
         signal=as_jax(mean.signal),
         offset=as_jax(mean.offset),

@@ -183,9 +183,10 @@ def load(folder: str | os.PathLike[str]) -> Report:
         >>> r = pk.learn_from_perturbations(learner, train, size=1.0, targets=[1, -1], key=key)
         >>> page = r.report(tempfile.mkdtemp(), control_draws=0)
         >>> saved = pk.report.load(page.parent)
-        >>> saved.metrics["accuracy"]["g"]["train"], list(pk.report.figures(saved))
+        >>> figures = pk.report.figures(saved)
+        >>> saved.metrics["accuracy"]["g"]["train"], list(figures)
         (1.0, ['perturbations', 'outputs', 'decision_map', 'accuracy_against_size'])
-        >>> outputs = {"outputs": pk.report.figures(saved)["outputs"]}
+        >>> outputs = {"outputs": figures["outputs"]}
         >>> pk.report.write_for_print(outputs, page.parent / "print")[0].name
         'outputs.pdf'
         >>> said = pk.report.text(saved.configuration, saved.metrics)

@@ -48,15 +48,15 @@ def reproduce(
     Example:
         >>> import tempfile, perturbkernel as pk
         >>> asked = {"mode": "limit", "seeds": 1, "workers": 0}  # 0: in this process
-        >>> r = pk.reproduce.reproduce(["gaussian_a/size/identity"], tempfile.mkdtemp(), **asked)
+        >>> r = pk.reproduce.reproduce(["gaussian_a/n/identity"], tempfile.mkdtemp(), **asked)
         >>> panel = r.panel(r.names[0])
         >>> panel.varies, list(r.curves(panel.id)["agreement"])
-        ('size', ['limit_zero', 'limit_balanced', 'limit'])
+        ('n', ['limit_zero', 'limit_balanced', 'limit'])
         >>> r.table()[0][1:], r.seconds() > 0, list(r.summary())
         (('standard', 'no published values here'), True, ['panels', 'studies'])
         >>> axes = r.figure(panel.id).axes  # of Matplotlib
         >>> r.save().name, pk.reproduce.load(r.folder).names
-        ('index.html', ('gaussian_a/size/identity',))
+        ('index.html', ('gaussian_a/n/identity',))
 
     Args:
         names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings

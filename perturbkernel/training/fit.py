@@ -6,11 +6,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
+from perturbkernel.arrays import as_jax, on_host
 from perturbkernel.checks import (
     as_class_targets,
     as_targets,
@@ -201,7 +201,7 @@ def fit(
     with scope(x, y):
         dtype = common_dtype(x, y)
         x, y = x.astype(dtype), y.astype(dtype)
-        dual_coef = jnp.asarray(solution.dual_coef, dtype)
+        dual_coef = as_jax(on_host(solution.dual_coef).astype(dtype))
     return KernelPredictor(
         kernel,
         x,

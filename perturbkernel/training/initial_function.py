@@ -170,9 +170,14 @@ def trained_covariance(
             return prior
         weights = smoother_weights(kernel, x, z, training)  # A(z), (m, n)
         cross = kernel.nngp(x, z)
-        half = jnp.matmul(kernel.nngp(x), weights.T, precision=EXACT) / 2 - cross
-        change = jnp.matmul(weights, half, precision=EXACT)
-        return prior + change + change.T
+        return _after_training(prior, kernel.nngp(x), cross, weights)
+
+
+@jax.jit
+def _after_training(prior: Array, gram: Array, cross: Array, weights: Array) -> Array:
+    half = jnp.matmul(gram, weights.T, precision=EXACT) / 2 - cross
+    change = jnp.matmul(weights, half, precision=EXACT)
+    return prior + change + change.T
 
 
 def _eigenbasis(matrix: Array) -> tuple[Array, Array]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import as_jax
 from perturbkernel.engine.memory import available_memory, fits
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.base import Kernel
@@ -162,5 +163,4 @@ def in_float64(array: Array | np.ndarray) -> Array:
         ...     print(in_float64(np.ones(2, np.float32)).dtype)
         float64
     """
-    on_host = np.asarray(array)
-    return jnp.asarray(on_host, float)
+    return as_jax(np.asarray(array, float))

@@ -154,7 +154,7 @@ def solve(
             warnings.warn(solution.status, stacklevel=3)
         stats = {name: float(value) for name, value in solution.stats.items()}
         coefficients = np.asarray(solution.dual_coef)
-        dual_coef = jnp.asarray(coefficients)
+        dual_coef = as_jax(coefficients)
         return solution._replace(dual_coef=dual_coef, stats=stats)
 
 
@@ -327,7 +327,7 @@ def _training_outputs(problem: _Problem, operator: GramOperator, dual: Array) ->
     solver = _on_host(operator(dual))[rows]
     if wide:
         queries = kept if isinstance(rows, slice) else np.asarray(kept)[rows]
-        coef = dual.astype(kept.dtype)
+        coef = as_jax(on_host(dual).astype(kept.dtype))
         outputs = kernel.matvec(queries, kept, coef, mesh=mesh)
         return _Outputs(exact=solver, solver=solver, predictor=_on_host(outputs))
     queries = np.asarray(x)[rows]
@@ -341,7 +341,7 @@ def _on_host(array: Array) -> np.ndarray:
 
 
 def _in_float64(array: Array) -> Array:
-    return jnp.asarray(_on_host(array))
+    return as_jax(_on_host(array))
 
 
 def _with_rounding(solution: Solution, outputs: _Outputs | None) -> Solution:

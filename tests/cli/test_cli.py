@@ -110,6 +110,7 @@ def test_the_command_and_the_python_example_are_one_experiment(tmp_path):
     np.testing.assert_allclose(arrays["test_g"], r.g(test.inputs), rtol=1e-5)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_failed_write_leaves_the_earlier_result_whole(result, monkeypatch):
     earlier = report.load(result)
     monkeypatch.setattr("perturbkernel.report.results.report_page", lambda *_: 1 / 0)
@@ -155,6 +156,7 @@ def test_the_table_and_its_words(capsys):
         ],
     ],
 )
+@pytest.mark.usefixtures("without_figures")
 def test_options_reach_the_experiment(options, tmp_path):
     """In float64 too where asked, and JAX is left as it was: conftest.py sees to that."""
     assert main([*SMALL, *options, "--out", str(tmp_path)]) == 0
@@ -198,19 +200,15 @@ def test_ones_own_data_and_carrier(tmp_path, capsys):
     )
 
 
-def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys):
-    run = [
-        "run",
-        "--quiet",
-        "--n",
-        "60",
-        "--size",
-        "5",
-        "--carrier",
-        "uniform",
-        "--carrier-points",
-        "70",
-    ]
+def only_perturbations(saved):
+    """Of the figures, the one that shows the carrier: drawing all takes a second."""
+    return {"perturbations": report.figures(saved)["perturbations"]}
+
+
+def test_noise_is_a_carrier_and_may_be_perturbed_itself(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("perturbkernel.report.results.figures", only_perturbations)
+    carrier = ["--carrier", "uniform", "--carrier-points", "70"]
+    run = ["run", "--quiet", "--n", "50", "--control-draws", "2", "--size", "5", *carrier]
     assert main([*run, "--at", "carrier", "--out", str(tmp_path)]) == 0
     assert "carrier uniform, 70 points, perturbed there, size 5" in " ".join(
         capsys.readouterr().out.split()
@@ -403,7 +401,7 @@ def test_interruption_exits_with_130_and_leaves_no_half_result(
     assert main([*SMALL, "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == left
-    monkeypatch.undo()
+    monkeypatch.setattr("perturbkernel.report.results.figures", lambda _: {})
     assert not left or main(["report", str(tmp_path)]) == 0
 
 
@@ -416,15 +414,11 @@ def test_a_failed_computation_exits_with_1(monkeypatch, capsys):
     assert capsys.readouterr().err == "perturbkernel: failed: RuntimeError: out of memory\n"
 
 
-def printed(*arguments: str, module: str = "perturbkernel") -> str:
-    """What `python -m perturbkernel` prints with these arguments."""
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 @pytest.mark.parametrize("module", ["perturbkernel", "perturbkernel.cli"])
 def test_the_command_is_a_module_too(module):
-    assert printed("--version", module=module) == f"perturbkernel {__version__}\n"
+    command = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"perturbkernel {__version__}\n"
 
 
 def test_without_arguments_it_prints_the_help(capsys):
@@ -450,8 +444,11 @@ def test_help_fits_80_columns_and_explains_every_option(monkeypatch):
             assert not valued or "default" in str(action.help), (name, action.dest)
 
 
-def test_a_subcommand_explains_its_options():
-    page = printed("run", "--help")
+def test_a_subcommand_explains_its_options(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--help"])
+    assert ended.value.code == 0
+    page = capsys.readouterr().out
     for word in (
         "--data",
         "--scenario",

@@ -168,7 +168,7 @@ def test_splits_keep_the_proportions_of_all_classes(count):
         np.sort(np.concatenate([train.inputs, test.inputs])[:, 0]), np.arange(30)
     )
     for part in (train, test):
-        np.testing.assert_array_equal(part.labels, labels[np.asarray(part.inputs[:, 0], int)])
+        np.testing.assert_array_equal(part.labels, labels[np.asarray(part.inputs, int)[:, 0]])
     exact = count * np.bincount(labels) / 30
     taken = np.bincount(test.labels, minlength=4)
     assert (np.abs(taken - exact) < 1).all()
@@ -181,7 +181,8 @@ def test_all_ten_digits():
     np.testing.assert_array_equal(data.targets, np.repeat(np.arange(10), 500))
     three = pk.data.mnist5k(classes=(7, 1, 4))
     np.testing.assert_array_equal(three.targets, np.repeat([1, 2, 0], 500))
-    np.testing.assert_array_equal(three.inputs[500:1000], data.inputs[2000:2500])
+    of_three, of_all = np.asarray(three.inputs), np.asarray(data.inputs)
+    np.testing.assert_array_equal(of_three[500:1000], of_all[2000:2500])
 
 
 @pytest.mark.parametrize(
@@ -465,22 +466,31 @@ def test_weights_go_with_several_outputs():
         KERNEL.input_gradient(Z, X, Y, np.ones((N, 2)))
 
 
+@jax.jit
+def of_margins(outputs, targets):
+    """The margin, its weights, and the gradients of it and of the cross-entropy."""
+    by_margin = jax.grad(lambda f: margins.margin(f, targets).sum())(outputs)
+    by_entropy = jax.grad(lambda f: cross_entropy(f, jnp.eye(4)[targets]) * N)(outputs)
+    return (
+        margins.margin(outputs, targets),
+        margins.margin_weights(outputs, targets),
+        by_margin,
+        by_entropy,
+    )
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
 def test_margin_and_its_weights(scale):
     outputs = scale * RNG.normal(size=(N, 4))
     targets = RNG.integers(4, size=N)
     others = np.where(np.eye(4)[targets] > 0, -np.inf, outputs)
     exact = outputs[np.arange(N), targets] - logsumexp(others, axis=1)
-    close(margins.margin(jnp.asarray(outputs), jnp.asarray(targets)), exact, 1e-13)
-    weights = margins.margin_weights(jnp.asarray(outputs), jnp.asarray(targets))
+    found, weights, gradient, entropy = of_margins(outputs, targets)
+    close(found, exact, 1e-13)
     np.testing.assert_allclose(weights, np.eye(4)[targets] - softmax(others, axis=1), atol=1e-14)
-    gradient = jax.grad(lambda f: margins.margin(f, jnp.asarray(targets)).sum())(
-        jnp.asarray(outputs)
-    )
     np.testing.assert_allclose(weights, gradient, atol=1e-14)
     # The cross-entropy's gradient is -(1 - p_t) times the same; at the largest scale the factor
     # underflows.
-    entropy = jax.grad(lambda f: cross_entropy(f, np.eye(4)[targets]) * N)(jnp.asarray(outputs))
     left = 1 - softmax(outputs, axis=1)[np.arange(N), targets, None]
     np.testing.assert_allclose(entropy, -left * np.asarray(weights), atol=1e-13)
 

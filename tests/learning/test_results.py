@@ -120,7 +120,7 @@ def test_records_print_numbers_and_show_a_table(r):
         r.diagnosis,
         r.f,
         pk.minimum_norm(r.f, x, y, away=True),
-        pk.worst_case(r.f, x, y, size=0.1, key=KEY),
+        pk.worst_case(r.f, x, y, size=0.1, steps=5, key=KEY),
     )
     for record in records:
         assert isinstance(record, Displayed)

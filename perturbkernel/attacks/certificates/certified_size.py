@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from perturbkernel.arrays import as_jax
 from perturbkernel.attacks.certificates.radius import Network, Numbers, rounding_of, sizes_of
 from perturbkernel.attacks.certificates.width import wide_of
 from perturbkernel.attacks.problem import check_memory
@@ -179,7 +180,7 @@ def certified_size(
             coef = network.coef[:, 0]
             wide = _wide(network.x, coef, numbers, width, failure, kernel.slope, int(limit))
             network = network._replace(wide=wide)
-        queries = jnp.asarray(np.asarray(points, np.float64))
+        queries = as_jax(np.asarray(points, np.float64))
         found = _sizes(
             network,
             numbers,

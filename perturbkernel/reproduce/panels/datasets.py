@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from perturbkernel import data as datasets
+from perturbkernel.arrays import as_jax
 from perturbkernel.reproduce.panels.setting import Setting
 from perturbkernel.reproduce.records import Config
 
@@ -142,7 +142,7 @@ def _draw_synthetic(config: Config) -> Drawn:
     x, y = _synthetic(name, n, d, rng)
     fresh, _ = _synthetic(name, FRESH, d, rng)
     _, _, key = _keys(config)
-    return Drawn(jnp.asarray(x), jnp.asarray(y), jnp.asarray(fresh), key)
+    return Drawn(as_jax(x), as_jax(y), as_jax(fresh), key)
 
 
 def _draw_images(config: Config) -> Drawn:

@@ -25,6 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from perturbkernel.arrays import as_jax
 from perturbkernel.engine.sums import accumulate
 from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.angles import angle_of_product, products_and_angles
@@ -108,9 +109,8 @@ def first_networks(
     / n.
     """
     coef = _padded_with_zeros(dual_coef, np.asarray(x).dtype)
-    queries = jnp.asarray(padded(z))
-    points = jnp.asarray(padded(x))
-    found = _first(kernel, direction, queries, points, jnp.asarray(coef))
+    queries, points = as_jax(padded(z)), as_jax(padded(x))
+    found = _first(kernel, direction, queries, points, as_jax(coef))
 
     def without_padding(rows: Array) -> np.ndarray:
         return np.asarray(rows)[: len(z)]

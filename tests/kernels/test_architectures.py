@@ -241,6 +241,21 @@ def test_batches_under_vmap_are_rows_in_float32_too():
         jax.jit(jax.hessian(at_one_point)).lower(z[0])
 
 
+def test_predictors_of_networks_in_shard_map():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    f = pk.KernelPredictor(
+        kernel("relu without bias"), jnp.asarray(X, jnp.float32), jnp.asarray(COEF, jnp.float32)
+    )
+
+    def values_and_gradients(z):
+        return f(z), f.input_gradient(z)
+
+    z, rows = np.asarray(Z, np.float32), jax.sharding.PartitionSpec("i")
+    dealt = jax.shard_map(values_and_gradients, mesh=mesh, in_specs=rows, out_specs=(rows, rows))
+    for found, exact in zip(jax.jit(dealt)(z), jax.jit(values_and_gradients)(z), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
+
+
 def test_duplicates_of_a_point_share_their_values_and_gradients():
     """All points equal: only K(x, x) is left, and half the gradient of the diagonal."""
     x = np.tile(X[:1], (N, 1))

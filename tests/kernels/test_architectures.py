@@ -229,7 +229,7 @@ def test_batches_under_vmap_are_rows_in_float32_too():
     """The diagonal, in float64, is computed when JAX batches: after float64 went out of scope."""
     z = np.random.default_rng(18).normal(size=(2, D)).astype(np.float32)
     coef = jnp.asarray(COEF, jnp.float32)
-    f = pk.KernelPredictor(kernel("relu"), jnp.asarray(X, jnp.float32), coef)
+    f = pk.KernelPredictor(kernel("relu without bias"), jnp.asarray(X, jnp.float32), coef)
 
     def at_one_point(point):
         return f(point[None])[0]

@@ -153,10 +153,10 @@ def test_what_a_kernel_does_not_have_is_told_in_words():
 
 
 def points_of_large_tiles(n, m):
-    """More pairs than `LARGE_TILE`, with two equal points and two opposite ones."""
+    """More pairs than `LARGE_TILE`, with two equal points, two opposite ones, and two close."""
     rng = np.random.default_rng(11)
     x = rng.normal(size=(n, 4)).astype(np.float32)
-    x[7], x[500] = x[400], -100 * x[550]
+    x[7], x[500], x[8] = x[400], -100 * x[550], np.float32(1.0001) * x[401]
     z = rng.normal(size=(m, 4)).astype(np.float32)
     return x, z, rng.normal(size=(n, 2)).astype(np.float32)
 

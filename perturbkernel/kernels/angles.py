@@ -137,6 +137,7 @@ def _separation(tile: _Tile) -> _Separation:
     )
 
 
+@jax.jit  # traced once for a sum and its gradient
 def products_and_angles(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> tuple[Array, Array]:
     """<z, x> and theta(z, x), both (rows of z, rows of x).
 

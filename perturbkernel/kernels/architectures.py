@@ -388,4 +388,4 @@ def _coincident(z: Array, x: Array) -> Array:
         equal = hit & (z == x[column]).all(axis=1)
         return same.at[row, column].set(same[row, column] | equal)
 
-    return visit_flagged(candidates, compare, jnp.zeros(candidates.shape, bool))
+    return visit_flagged(candidates, compare, jnp.zeros_like(candidates))

@@ -21,6 +21,7 @@ _CLOSE = 1e-3
 _UNROLLED = 8
 
 
+@jax.jit  # traced once for a sum and its gradient
 def distances(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Array:
     """|z_i - x_j|, (rows of z, rows of x), in the Euclidean norm; 0 exactly for identical points.
 
@@ -39,6 +40,7 @@ def distances(z: Float[Array, "r d"], x: Float[Array, "c d"]) -> Array:
     return found
 
 
+@partial(jax.jit, static_argnums=2)
 def square_distances(z: Float[Array, "r d"], x: Float[Array, "c d"], unit: float = 1.0) -> Array:
     """|z_i - x_j|^2 / unit^2, (rows of z, rows of x), as right as `distances`; smooth where points
     coincide.

@@ -195,8 +195,7 @@ def test_several_outputs_images_and_controls():
         ValueError, match=r"inputs must have .* \(6, 6, 1\), or \(36,\) if flat; got \(35,\)"
     ):
         fit(f.kernel, X[:, 1:], Y)
-    shallow = ArchitectureNTK.convolutional((SIDE, SIDE, 1), 1, pooling=False)
-    r: Any = pk.learn_from_perturbations(pk.KernelLearner(shallow), (X, Y), size=0.5, key=KEY)
+    r: Any = pk.learn_from_perturbations(pk.KernelLearner(f.kernel), (X, Y), size=0.5, key=KEY)
     assert r.cosine is None
     assert r.diagnosis is not None and np.isfinite(r.diagnosis.probability).all()
 
@@ -256,12 +255,13 @@ def test_interpolation():
 def test_tiles_change_nothing_but_rounding():
     """1 MiB holds a few pairs of a pooled network."""
     rng = np.random.default_rng(4)
-    x, z, coef = (rng.normal(size=s).astype(np.float32) for s in ((40, D), (20, D), (40,)))
+    # Of the shapes of `trained`, for which the whole is compiled already.
+    x, z, coef = (rng.normal(size=s).astype(np.float32) for s in ((N, D), (M, D), (N,)))
     kernel = convolutional(True)
     small = ArchitectureNTK(kernel.network, "small", kernel.input_shape, memory=2**20)
-    plan = small.plan(40, 20, D, rate=1e9)
-    assert plan.tiles > 4 and plan.memory <= 2**20
-    assert kernel.plan(40, 20, D, rate=1e9).tiles == 1
+    plan = small.plan(N, M, D, rate=1e9)
+    assert plan.tiles == 4 and plan.memory <= 2**20
+    assert kernel.plan(N, M, D, rate=1e9).tiles == 1
     for name in ("matvec", "input_gradient"):
         whole, tiled = (np.asarray(getattr(k, name)(z, x, coef)) for k in (kernel, small))
         np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-4 * np.abs(whole).max())
@@ -293,7 +293,7 @@ def test_footprints_count_what_lives_at_once():
     assert pair == 3
     assert 15 <= each <= 16  # rows of either kind, a transpose, and one number a result
     assert footprint(jax.jit(tile), (5,))[0] == 3  # what a function within holds counts too
-    deep, deeper = (ArchitectureNTK.fully_connected(depth).footprint((5,)) for depth in (1, 4))
+    deep, deeper = (ArchitectureNTK.fully_connected(depth).footprint((5,)) for depth in (1, 2))
     assert deep[0] < deeper[0]
 
 

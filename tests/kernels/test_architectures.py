@@ -229,7 +229,7 @@ def test_batches_under_vmap_are_rows_in_float32_too():
     """The diagonal, in float64, is computed when JAX batches: after float64 went out of scope."""
     z = np.random.default_rng(18).normal(size=(2, D)).astype(np.float32)
     coef = jnp.asarray(COEF, jnp.float32)
-    f = pk.KernelPredictor(kernel("relu"), jnp.asarray(X, jnp.float32), coef)
+    f = pk.KernelPredictor(kernel("relu without bias"), jnp.asarray(X, jnp.float32), coef)
 
     def at_one_point(point):
         return f(point[None])[0]
@@ -239,6 +239,21 @@ def test_batches_under_vmap_are_rows_in_float32_too():
     np.testing.assert_allclose(gradients, f.input_gradient(z), rtol=1e-4, atol=1e-5)
     with pytest.raises(TypeError, match="second derivatives only in float64"):
         jax.jit(jax.hessian(at_one_point)).lower(z[0])
+
+
+def test_predictors_of_networks_in_shard_map():
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    f = pk.KernelPredictor(
+        kernel("relu without bias"), jnp.asarray(X, jnp.float32), jnp.asarray(COEF, jnp.float32)
+    )
+
+    def values_and_gradients(z):
+        return f(z), f.input_gradient(z)
+
+    z, rows = np.asarray(Z, np.float32), jax.sharding.PartitionSpec("i")
+    dealt = jax.shard_map(values_and_gradients, mesh=mesh, in_specs=rows, out_specs=(rows, rows))
+    for found, exact in zip(jax.jit(dealt)(z), jax.jit(values_and_gradients)(z), strict=True):
+        np.testing.assert_allclose(found, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
 def test_duplicates_of_a_point_share_their_values_and_gradients():

@@ -35,6 +35,7 @@ from common import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from perturbkernel.engine.tiles import LARGE_TILE
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.kernels.dense import quick_tile
 from perturbkernel.kernels.two_layer import TwoLayerNTK
@@ -151,13 +152,13 @@ def test_what_a_kernel_does_not_have_is_told_in_words():
         Mine().phi_matmul(x, x, x)
 
 
-def points_of_large_tiles():
-    """More pairs than `LARGE_TILE`, with two equal points and two opposite ones."""
+def points_of_large_tiles(n, m):
+    """More pairs than `LARGE_TILE`, with two equal points, two opposite ones, and two close."""
     rng = np.random.default_rng(11)
-    x = rng.normal(size=(1100, 4)).astype(np.float32)
-    x[7], x[900] = x[400], -100 * x[1000]
-    z = rng.normal(size=(701, 4)).astype(np.float32)
-    return x, z, rng.normal(size=(1100, 2)).astype(np.float32)
+    x = rng.normal(size=(n, 4)).astype(np.float32)
+    x[7], x[500], x[8] = x[400], -100 * x[550], np.float32(1.0001) * x[401]
+    z = rng.normal(size=(m, 4)).astype(np.float32)
+    return x, z, rng.normal(size=(n, 2)).astype(np.float32)
 
 
 def agree(found: dict, wanted: dict) -> None:
@@ -170,11 +171,12 @@ def agree(found: dict, wanted: dict) -> None:
 @pytest.mark.parametrize("which", ["new points", "some of the points", "the points"])
 def test_large_tiles_with_and_without_pairs_to_repair(which):
     """They are evaluated quickly first: right at new points and at the points."""
-    x, z, coef = points_of_large_tiles()
+    x, z, coef = points_of_large_tiles(617, 443)  # a little more; blocks that are mended overlap
+    assert len(x) * len(z) >= LARGE_TILE
     if which == "some of the points":
         z[-20:] = x[:20]
     if which == "the points":
-        z = x[-701:].copy()
+        z = x[-443:].copy()
     bar = np.random.default_rng(12).normal(size=len(z)).astype(np.float32)
     wide_x, wide_z, kind = x.astype(float), z.astype(float), (KERNEL.slope, KERNEL.train_bias)
     exact = oracle.ntk(wide_x, wide_z, *kind)
@@ -204,8 +206,8 @@ def test_large_tiles_with_and_without_pairs_to_repair(which):
 
 
 def test_large_tiles_of_an_array_with_itself():
-    """Whose symmetry sums use."""
-    x, _, coef = points_of_large_tiles()
+    """Whose symmetry sums use; more than one tile."""
+    x, _, coef = points_of_large_tiles(1100, 1)
     wide, kind = x.astype(float), (KERNEL.slope, KERNEL.train_bias)
     exact = oracle.ntk(wide, wide, *kind)
     wanted = {

@@ -50,10 +50,14 @@ def matrices() -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(KERNEL.ntk(X)), np.asarray(KERNEL.ntk(Z, X))
 
 
+# Hundreds of small programs otherwise.
+_THEIRS: Any = jax.jit(KERNEL.network[2], static_argnums=2)
+
+
 def theirs(*points: Any) -> Any:
     """Both kernels as neural-tangents computes them, on images."""
     images = [None if a is None else a.reshape(-1, *SHAPE) for a in points]
-    return KERNEL.network[2](*images, BOTH)
+    return _THEIRS(*images, BOTH)
 
 
 class Start:
@@ -156,7 +160,7 @@ def test_their_momentum_is_the_limit_of_small_steps():
 @pytest.mark.parametrize("time", [TIME, np.inf])
 def test_distribution_is_their_ensemble(time):
     f = pk.fit(KERNEL, X, Y[:, 0], loss="squared", dynamics=pk.GradientFlow(time))
-    prediction = predict.gradient_descent_mse_ensemble(KERNEL.network[2], X.reshape(-1, *SHAPE), Y)
+    prediction = predict.gradient_descent_mse_ensemble(_THEIRS, X.reshape(-1, *SHAPE), Y)
     t = None if np.isinf(time) else time
     expected = prediction(t, Z.reshape(-1, *SHAPE), "ntk", True)
     found = f.distribution(Z)

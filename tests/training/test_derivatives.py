@@ -59,11 +59,10 @@ MODES: dict[str, Any] = {
     "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f)),
 }
 KERNELS: dict[str, Any] = {
-    "RBF": pk.RBF(1.5),
     "Laplace": pk.Laplace(1.5),
     "Laplace l1": pk.Laplace(1.5, norm="l1"),
     "arc-cosine": pk.ArcCosine(0),
-    "sum": pk.TwoLayerNTK(0.2) + 0.5 * pk.RBF(),
+    "sum": pk.TwoLayerNTK(0.2) + 0.5 * pk.RBF(1.5),
     "empirical": pk.EmpiricalNTK(lambda p, x: jnp.tanh(x @ p) @ p[0], jnp.ones((D, D))),
 }
 

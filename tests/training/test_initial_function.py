@@ -40,7 +40,8 @@ def ensemble(columns: int) -> Any:
     """neural-tangents' own mean and covariance of the same network on the same data."""
     stax = load_neural_tangents()
     first = stax.Dense(1, W_std=1, b_std=1, parameterization="standard")
-    kernel_fn = stax.serial(first, stax.LeakyRelu(0.2))[2]
+    # Hundreds of small programs otherwise.
+    kernel_fn = jax.jit(stax.serial(first, stax.LeakyRelu(0.2))[2], static_argnums=2)
     targets = np.stack([Y, X[:, 1], X[:, 2] ** 2], axis=1)[:, :columns]
     return load_neural_tangents("predict").gradient_descent_mse_ensemble(
         kernel_fn, X, targets

@@ -43,17 +43,24 @@ CASES = [(name, several) for several in (False, True) for name in loss_names(sev
 def test_force_and_curvature_are_those_of_the_value(name, several, dtype):
     loss = LOSSES[name]
     limit = 1e-5 if dtype == np.float32 else 1e-12
+
+    def of_one_point(output, target):
+        return loss.value(output[None], target[None])[0]
+
+    @jax.jit
+    def everything(outputs, targets):
+        return (
+            loss.value(outputs, targets),
+            loss.force(targets, outputs),
+            loss.curvature(targets, outputs),
+            jax.grad(lambda f: loss.value(f, targets).sum())(outputs),
+            jax.vmap(jax.hessian(of_one_point))(outputs, targets),
+        )
+
     with precision(dtype):
         outputs, targets = drawn(name, several, dtype)
-        value = loss.value(outputs, targets)
-        force = loss.force(targets, outputs)
-        gradient = jax.grad(lambda f: loss.value(f, targets).sum())(outputs)
-
-        def of_one_point(output, target):
-            return loss.value(output[None], target[None])[0]
-
-        hessians = jax.vmap(jax.hessian(of_one_point))(outputs, targets)
-        curvature = float(loss.curvature(targets, outputs))
+        value, force, curvature, gradient, hessians = everything(outputs, targets)
+    curvature = float(curvature)
     assert value.shape == (N,) and value.dtype == force.dtype == dtype
     assert force.shape == outputs.shape
     np.testing.assert_allclose(force, -gradient, rtol=limit, atol=limit)
@@ -69,11 +76,16 @@ def test_force_and_curvature_are_those_of_the_value(name, several, dtype):
 def test_margins_are_derivatives_of_one_another(name, dtype):
     margin = LOSSES[name].margin
     assert margin is not None
+
+    @jax.jit
+    def both(s):
+        derivatives = jax.vmap(jax.grad(margin.value))(s), jax.vmap(jax.grad(margin.speed))(s)
+        return derivatives, (margin.speed(s), margin.bend(s))
+
     with precision(dtype):
-        s = jnp.linspace(-20, 20, 40, dtype=dtype)  # not at 1, where a kink would lie
-        speed = -jax.vmap(jax.grad(margin.value))(s)
-        bend = -jax.vmap(jax.grad(margin.speed))(s)
-        given = margin.speed(s), margin.bend(s)
+        # Not at 1, where a kink would lie.
+        derivatives, given = both(np.linspace(-20, 20, 40, dtype=dtype))
+    speed, bend = (-np.asarray(derivative) for derivative in derivatives)
     limit = 1e-5 if dtype == np.float32 else 1e-12
     np.testing.assert_allclose(given, (speed, bend), rtol=limit, atol=limit)
     assert all((np.asarray(values) >= 0).all() for values in given)

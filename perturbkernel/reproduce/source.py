@@ -69,6 +69,7 @@ def modules(package: Path, module: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     waiting = [_Reached(module, whole=False)]
     seen = set()
+    followed: set[_Import] = set()
     while waiting:
         reached = waiting.pop()
         file = _file(package, reached.module)
@@ -76,8 +77,11 @@ def modules(package: Path, module: str) -> dict[str, Path]:
             continue
         seen.add(reached)
         found[reached.module] = file
-        imports = _imports(file, reached.module, only_used=not reached.whole)
-        for one in imports:
+        # Most modules import the same names, and each is looked for in files.
+        imports = set(_imports(file, reached.module, only_used=not reached.whole))
+        new = imports - followed
+        followed |= new
+        for one in new:
             waiting += _defining(package, one)
     return found
 

@@ -20,6 +20,7 @@ from perturbkernel.attacks.one_step import perturb
 from perturbkernel.kernels import angles as activations
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.learning import split
+from perturbkernel.report import drawing
 from perturbkernel.theory import arguments, tails
 from perturbkernel.training import fit
 from perturbkernel.training.dynamics import GradientFlow, HeavyBall
@@ -596,7 +597,13 @@ def test_results_on_disk(verdicts, tmp_path):
     assert loaded[-2].interval == (-1, 0)
 
 
-def test_a_failed_write_leaves_the_earlier_result(verdicts, tmp_path, monkeypatch):
+@pytest.fixture
+def empty_figures(monkeypatch) -> None:
+    """Where it counts that there are figures, and not what they show."""
+    monkeypatch.setattr(page, "figure", lambda members: drawing.figure(1, 1))
+
+
+def test_a_failed_write_leaves_the_earlier_result(verdicts, empty_figures, tmp_path, monkeypatch):
     verify.save(verdicts[:1], tmp_path)
     before = (tmp_path / "verify.json").read_text()
     monkeypatch.setattr(page, "_arrays", lambda *_: 1 / 0)
@@ -610,7 +617,7 @@ def test_a_failed_write_leaves_the_earlier_result(verdicts, tmp_path, monkeypatc
         verify.load(tmp_path / "nothing")
 
 
-def test_what_has_no_points_has_no_panel(verdicts, tmp_path):
+def test_what_has_no_points_has_no_panel(verdicts, empty_figures, tmp_path):
     claimed = dataclasses.replace(verdicts[0], claim=True)
     html = (verify.save([claimed], tmp_path) / "verify.html").read_text()
     assert "data:image" not in html and html.count(f"<td>{claimed.verdict}</td>") == 1
@@ -620,7 +627,7 @@ def test_what_has_no_points_has_no_panel(verdicts, tmp_path):
     assert f"{verdicts[0].id}: {verdicts[0].statement}.</figcaption>" in markup.unescape(html)
 
 
-def test_a_failed_figure_costs_no_results(verdicts, tmp_path, monkeypatch):
+def test_a_failed_figure_costs_no_results(verdicts, empty_figures, tmp_path, monkeypatch):
     def broken(members):
         if members[0].id == "6.2":
             raise ValueError("no <axis>")

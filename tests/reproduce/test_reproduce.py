@@ -218,7 +218,8 @@ def test_initial_functions_agree_with_trained_wide_networks(small):
     """P(sgn g = y) in closed form against networks of width 4,000 trained on the same targets."""
     config, drawn = small
     request = Request("a", 5.0, 0.1, 4, 0.1, 4)
-    result = limit.limit_cell(cell([request], data=config, initial_draws=40))
+    # Its work grows with the square of these draws.
+    result = limit.limit_cell(cell([request], data=config, initial_draws=20))
     target = datasets.targets(config, 60, {"coin_flip": 2, "balanced": 2})["coin_flip"][:, 0]
     learner = pk.networks.NetworkLearner(
         4000, 0.0, True, optimizer=pk.networks.paper_optimizer(0.1), steps=4
@@ -235,8 +236,8 @@ def test_initial_functions_agree_with_trained_wide_networks(small):
         for key in jax.random.split(jax.random.key(5), 40)
     ]
     error = np.std(scores) / np.sqrt(len(scores))
-    # Both sides are means of 40 draws with about this standard error.
-    assert abs(np.mean(scores) - result["perturbation_coin_flip"][0, 0]) < 5 * np.sqrt(2) * error
+    # Of 40 draws; the other side is the mean of 20. From zero it would be 17 of these errors more.
+    assert abs(np.mean(scores) - result["perturbation_coin_flip"][0, 0]) < 5 * np.sqrt(3) * error
 
 
 def test_logistic_cell_equals_fit(small):

@@ -211,7 +211,7 @@ def _executed(node: Any) -> str:
     documented = _has_docstring(node)
     parts = [f"'{kind}'"]
     for name in node._fields:
-        value = getattr(node, name, None)
+        value: Any = getattr(node, name, None)
         if documented and name == "body":
             value = value[1:]
         if value in (None, []):

@@ -1,5 +1,6 @@
 """Compiled programs on disk: where they are kept, how many there are, and what can go wrong."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ import pytest
 from perturbkernel import compilation_cache
 
 RUN = ("run", "--data", "gaussian", "--n", "30", "--d", "4", "--control-draws", "1", "--quiet")
-# Counts what is compiled, and what is read instead.
+# Gives commands in one process, each with variables of its own, and counts what is compiled, and
+# what is read instead.
 COUNTED = """
-import sys
+import json, os, sys
 import jax
 from perturbkernel.cli import main as cli
 compiled, read = [], []
@@ -24,10 +26,15 @@ def on_event(event, **_):
         read.append(event)
 jax.monitoring.register_event_duration_secs_listener(on_duration)
 jax.monitoring.register_event_listener(on_event)
-status = cli.main()
-print("COUNTS", len(compiled), len(read), jax.config.jax_compilation_cache_dir, file=sys.stderr)
-sys.exit(status)
+commands = json.loads(sys.argv[1])
+for arguments, variables in commands:
+    sys.argv[1:] = arguments
+    os.environ.update(variables)
+    if status := cli.main():
+        sys.exit(status)
+    print("COUNTS", len(compiled), len(read), jax.config.jax_compilation_cache_dir, file=sys.stderr)
 """
+Command = tuple[tuple[str, ...], dict[str, str]]
 
 
 def environment(folder: Path, **others: str) -> dict[str, str]:
@@ -39,9 +46,9 @@ def environment(folder: Path, **others: str) -> dict[str, str]:
     return kept | {"XDG_CACHE_HOME": str(folder), "JAX_PLATFORMS": "cpu"} | others
 
 
-def start(arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.Popen:
+def start(variables: dict[str, str], *commands: Command) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", COUNTED, *arguments],
+        [sys.executable, "-c", COUNTED, json.dumps(commands or [(RUN, {})])],
         env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -49,40 +56,39 @@ def start(arguments: tuple[str, ...], variables: dict[str, str]) -> subprocess.P
     )
 
 
-def counts(process: subprocess.Popen) -> tuple[int, int, str]:
-    """Programs, those of them that were read, and the folder; the process did well, and said
-    nothing else.
+def counts(process: subprocess.Popen) -> list[tuple[int, int, str]]:
+    """Programs until the end of each command, those of them that were read, and the folder; the
+    process did well, and said nothing else.
     """
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    line, *others = said.splitlines()[::-1]
-    assert not others, said
-    word, compiled, read, folder = line.split(" ", 3)
-    assert word == "COUNTS"
-    return int(compiled), int(read), folder
+    found = []
+    for line in said.splitlines():
+        word, *numbers = line.split(" ", 3)
+        assert word == "COUNTS", said
+        found.append((int(numbers[0]), int(numbers[1]), numbers[2]))
+    return found
 
 
-def run(arguments: tuple[str, ...], variables: dict[str, str]) -> tuple[int, int, str]:
-    return counts(start(arguments, variables))
+def run(variables: dict[str, str]) -> tuple[int, int, str]:
+    (found,) = counts(start(variables))
+    return found
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> tuple[Path, int, int, str]:
     """A user's folder in which one run has kept its programs, and what `run` said of it."""
     home = tmp_path_factory.mktemp("home")
-    return home, *run(RUN, environment(home))
+    return home, *run(environment(home))
 
 
 @pytest.mark.slow
-def test_a_run_takes_few_programs_and_the_next_one_reads_them(first):
+def test_a_run_takes_few_programs(first):
     home, programs, read, folder = first
     assert programs <= 35
     assert read <= 2  # of two functions with one text, the second finds it there
     assert Path(folder).is_relative_to(home / "perturbkernel")
     assert Path(folder).stat().st_mode & 0o077 == 0
-    again, read, _ = run(RUN, environment(home))
-    assert again == programs
-    assert read == programs
 
 
 LINES = """
@@ -116,49 +122,50 @@ def test_fit_perturb_and_accuracy_take_few_programs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("option", "variable"),
-    [(("--no-compilation-cache",), {}), ((), {compilation_cache.VARIABLE: "off"})],
-)
-def test_it_can_be_switched_off(option, variable, tmp_path):
-    _, read, folder = run(RUN + option, environment(tmp_path, **variable))
-    assert (read, folder) == (0, "None")
-    assert not list(tmp_path.iterdir())
+def test_it_can_be_switched_off_and_a_folder_that_cannot_be_written_is_no_error(tmp_path):
+    barred = tmp_path / "barred"
+    barred.mkdir()
+    (barred / "perturbkernel").write_text("in the way")
+    home = tmp_path / "home"
+    home.mkdir()
+    on = {compilation_cache.VARIABLE: "on"}
+    process = start(
+        environment(home),
+        ((*RUN, "--no-compilation-cache"), {}),
+        (RUN, {compilation_cache.VARIABLE: "off"}),
+        (RUN, {"XDG_CACHE_HOME": str(barred), **on}),
+    )
+    # Once it is on it stays on: each of these would show.
+    assert [(read, folder) for _, read, folder in counts(process)] == [(0, "None")] * 3
+    assert not list(home.iterdir())
 
 
 @pytest.mark.slow
 def test_a_folder_of_the_users_own_stays(tmp_path):
     own = tmp_path / "own"
     variables = environment(tmp_path, JAX_COMPILATION_CACHE_DIR=str(own))
-    _, _, folder = run(RUN, variables)
+    _, _, folder = run(variables)
     assert folder == str(own)
     assert not (tmp_path / "perturbkernel").exists()
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
-    (tmp_path / "perturbkernel").write_text("in the way")
-    _, _, folder = run(RUN, environment(tmp_path))
-    assert folder == "None"
-
-
-@pytest.mark.slow
-def test_broken_programs_are_made_again_without_a_word(first):
+def test_broken_programs_are_made_again_without_a_word_and_the_next_run_reads_them(first):
     """In the folder itself, which is whole again then: JAX knows a program by its folder, too."""
     home, programs, _, folder = first
     variables = environment(home)
     for path in Path(folder).glob("*-cache"):
         path.write_bytes(path.read_bytes()[:20])
-    _, read, _ = run(RUN, variables)
+    _, read, _ = run(variables)
     assert read < programs
-    _, read, _ = run(RUN, variables)
-    assert read == programs
+    again, read, _ = run(variables)
+    assert again == read == programs
 
 
 @pytest.mark.slow
 def test_two_processes_at_once(tmp_path):
-    both = [start(RUN, environment(tmp_path)) for _ in range(2)]
-    programs = [counts(process)[0] for process in both]
+    both = [start(environment(tmp_path)) for _ in range(2)]
+    programs = [counts(process)[0][0] for process in both]
     assert programs[0] == programs[1]
 
 

@@ -25,6 +25,16 @@ class _Import(NamedTuple):
     alias: str
 
 
+class _Contents(NamedTuple):
+    """Of a module: every import, also in its functions, with relative ones resolved; names that it
+    reads; a hash of what it executes.
+    """
+
+    imports: tuple[_Import, ...]
+    used: frozenset[str]
+    executed: str
+
+
 class _Reached(NamedTuple):
     """A module, and whether anything that it passes on may be used."""
 
@@ -42,8 +52,8 @@ def source_hash(package: Path, module: str) -> str:
     found = modules(package, module)
     for name in sorted(found):
         file = found[name]
-        content = _content(file, _modified(file))
-        line = f"{name}\n{content}\n"
+        content = _contents(file, name)
+        line = f"{name}\n{content.executed}\n"
         digest.update(line.encode())
     return digest.hexdigest()[:16]
 
@@ -59,6 +69,7 @@ def modules(package: Path, module: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     waiting = [_Reached(module, whole=False)]
     seen = set()
+    followed: set[_Import] = set()
     while waiting:
         reached = waiting.pop()
         file = _file(package, reached.module)
@@ -66,8 +77,11 @@ def modules(package: Path, module: str) -> dict[str, Path]:
             continue
         seen.add(reached)
         found[reached.module] = file
-        imports = _imports(file, reached.module, only_used=not reached.whole)
-        for one in imports:
+        # Most modules import the same names, and each is looked for in files.
+        imports = set(_imports(file, reached.module, only_used=not reached.whole))
+        new = imports - followed
+        followed |= new
+        for one in new:
             waiting += _defining(package, one)
     return found
 
@@ -85,41 +99,48 @@ def _file(package: Path, module: str) -> Path | None:
     return init if init.is_file() else None
 
 
-def _modified(file: Path) -> int:
-    """When the file was last changed, in nanoseconds: what is cached is for this version of it."""
-    return file.stat().st_mtime_ns
+def _contents(file: Path, module: str) -> _Contents:
+    """What the file holds now: what is cached is for one version of it."""
+    modified = file.stat().st_mtime_ns
+    return _read(file, modified, module)
 
 
 @functools.lru_cache(maxsize=512)
-def _tree(file: Path, modified: int) -> ast.Module:
+def _read(file: Path, modified: int, module: str) -> _Contents:
+    # The tree goes when this returns: the garbage collector would pass through all of them again
+    # and again, which takes longer than parsing.
     text = file.read_bytes()
-    return ast.parse(text, str(file))
+    tree = ast.parse(text, str(file))
+    walk = ast.walk(tree)
+    nodes = list(walk)
+    is_init = file.name == "__init__.py"
+    imports = _all_imports(nodes, module, is_init)
+    used = _used_names(nodes)
+    executed = _executed(tree)
+    content = executed.encode()
+    digest = hashlib.sha256(content).hexdigest()
+    return _Contents(imports, used, digest)
 
 
 def _imports(file: Path, module: str, only_used: bool) -> Sequence[_Import]:
-    """Every import in the module, relative ones resolved; or those whose name the module uses, as
-    what it only passes on cannot change what it computes.
+    """Every import in the module; or those whose name the module uses, as what it only passes on
+    cannot change what it computes.
     """
-    modified = _modified(file)
-    found = _all_imports(file, modified, module)
+    contents = _contents(file, module)
     if not only_used:
-        return found
-    used = _used_names(file, modified)
-    return [one for one in found if one.alias in used]
+        return contents.imports
+    return [one for one in contents.imports if one.alias in contents.used]
 
 
-@functools.lru_cache(maxsize=512)
-def _all_imports(file: Path, modified: int, module: str) -> tuple[_Import, ...]:
-    """Every import in the module, also in its functions."""
+def _all_imports(nodes: list[ast.AST], module: str, is_init: bool) -> tuple[_Import, ...]:
     found = []
-    for node in ast.walk(_tree(file, modified)):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for name in node.names:
                 top, *_ = name.name.split(".")  # `import a.b` binds a
                 binds = name.asname or top
                 found.append(_Import(name.name, None, binds))
         elif isinstance(node, ast.ImportFrom):
-            is_init = file.name == "__init__.py"
             origin = _origin(node, module, is_init)
             for name in node.names:
                 binds = name.asname or name.name
@@ -140,14 +161,13 @@ def _origin(node: ast.ImportFrom, module: str, is_init: bool) -> str:
     return ".".join(origin)
 
 
-@functools.lru_cache(maxsize=512)
-def _used_names(file: Path, modified: int) -> frozenset[str]:
+def _used_names(nodes: list[ast.AST]) -> frozenset[str]:
     """Names that a module reads. A string that is no docstring may be an annotation: what it
     mentions counts.
     """
     used = {"*"}
     bare = set()
-    for node in ast.walk(_tree(file, modified)):
+    for node in nodes:
         if isinstance(node, ast.Expr):
             bare.add(id(node.value))
         elif isinstance(node, ast.Name):
@@ -177,33 +197,30 @@ def _defining(package: Path, one: _Import) -> list[_Reached]:
     return found or [_Reached(one.module, False)]
 
 
-@functools.lru_cache(maxsize=512)
-def _content(file: Path, modified: int) -> str:
-    """A hash of what the module executes."""
-    tree = _tree(file, modified)
-    executed = repr(_executed(tree))
-    digest = hashlib.sha256(executed.encode())
-    return digest.hexdigest()
-
-
-def _executed(node: Any) -> Any:
-    """A syntax tree as nested lists: without positions, docstrings and fields that are empty, which
-    differ between versions of Python.
+def _executed(node: Any) -> str:
+    """A syntax tree in words: without positions, docstrings and fields that are empty, which differ
+    between versions of Python.
     """
     if isinstance(node, list):
-        return [_executed(entry) for entry in node]
+        entries = map(_executed, node)
+        inside = ", ".join(entries)
+        return f"[{inside}]"
     if not isinstance(node, ast.AST):
-        return node
-    fields = dict(ast.iter_fields(node))
-    if _has_docstring(node):
-        fields["body"] = fields["body"][1:]
-    kept = []
-    for name, value in fields.items():
-        if value not in (None, []):
-            executed = _executed(value)
-            kept.append((name, executed))
+        return repr(node)
     kind = type(node).__name__
-    return [kind, *kept]
+    documented = _has_docstring(node)
+    parts = [f"'{kind}'"]
+    for name in node._fields:
+        value: Any = getattr(node, name, None)
+        if documented and name == "body":
+            value = value[1:]
+        if value in (None, []):
+            continue
+        executed = _executed(value)
+        part = f"('{name}', {executed})"
+        parts.append(part)
+    inside = ", ".join(parts)
+    return f"[{inside}]"
 
 
 def _has_docstring(node: ast.AST) -> bool:

@@ -43,9 +43,13 @@ def arrays():
     return trained_kernels.measure(CONFIG)
 
 
+# One program: by itself each operation of the derivative is one.
+JACOBIAN = jax.jit(jax.jacrev(network.apply))
+
+
 def jacobian(params, x):
     """(n, parameters), float64."""
-    leaves = jax.tree.leaves(jax.jacrev(network.apply)(params, x))
+    leaves = jax.tree.leaves(JACOBIAN(params, x))
     return np.concatenate([np.asarray(leaf, float).reshape(len(x), -1) for leaf in leaves], axis=1)
 
 
@@ -80,13 +84,16 @@ def test_training_is_heavy_ball_on_the_squared_loss(problem, centred):
     state = network.train(learner, begun, (x, y), rate, None, key, epochs=3, batch=40)
     origin = centred * network.apply(start, x)
 
+    @jax.jit
     @jax.grad
     def gradient(params):
         return 0.5 * jnp.mean((network.apply(params, x) - origin - y) ** 2)
 
-    params, velocity = start, jax.tree.map(jnp.zeros_like, start)
+    params = jax.tree.map(np.asarray, start)
+    velocity = jax.tree.map(np.zeros_like, params)
     for _ in range(3):
-        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, gradient(params))
+        slopes = jax.tree.map(np.asarray, gradient(params))
+        velocity = jax.tree.map(lambda v, g: 0.9 * v + g, velocity, slopes)
         params = jax.tree.map(lambda p, v: p - rate * v, params, velocity)
     for found, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max() + 1e-7)

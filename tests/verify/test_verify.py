@@ -20,6 +20,7 @@ from perturbkernel.attacks.one_step import perturb
 from perturbkernel.kernels import angles as activations
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.learning import split
+from perturbkernel.report import drawing
 from perturbkernel.theory import arguments, tails
 from perturbkernel.training import fit
 from perturbkernel.training.dynamics import GradientFlow, HeavyBall
@@ -189,7 +190,7 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     ),
     "3.4 spread": ({"draws": 100, "width": 500}, scaled(theory, "lazy_standard_deviation", 0.02)),
     "3.5": ({"draws": 3, "width": 2000}, scaled(B, "logistic_stability", 0.2)),
-    "3.5 a priori": ({"draws": 10, "width": 20000}, scaled(B, "linearisation_error", 0.02)),
+    "3.5 a priori": ({"draws": 10, "width": 10000}, scaled(B, "linearisation_error", 0.02)),
     "4.1": ({"draws": 12, "width": 200}, scaled(B, "initial_output_bound", 0.2)),
     "4.1 measured": ({"draws": 12, "width": 200}, scaled(B, "initial_output_bound_measured", 0.2)),
     "4.1 moments": ({"draws": 200}, scaled(theory, "initial_output_variance", 0.5)),
@@ -231,7 +232,7 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "6.3": ({"draws": 12, "n": 100, "size": 10.0}, field(B, "label_term", radius=0.1)),
     "6.3 balanced": ({"draws": 12, "n": 100, "size": 10.0}, field(B, "label_term", radius=0.1)),
     "6.3 systematic": ({"draws": 3, "n": 100}, field(B, "label_term", systematic_bound=0.05)),
-    "6.3 mean": ({"draws": 2000, "size": 20.0}, field(B, "label_term", systematic=-1.0)),
+    "6.3 mean": ({"draws": 1400, "size": 20.0}, field(B, "label_term", systematic=-1.0)),
     "6.4 (a)": ({"draws": 10, "width": 5000}, field(theory, "match", g_error=0.1)),
     "6.4 (a) signs": ({"draws": 10, "width": 5000}, altered(theory, "match", always)),
     "6.4 (b)": ({"draws": 7, "width": 5000, "n": 200}, field(theory, "match", g_error=0.03)),
@@ -253,10 +254,10 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     ),
     "7.2": ({"draws": 10, "width": 1000}, field(B, "gradient_bounds", total=0.1)),
     "7.2 weights": ({"draws": 10}, scaled(B, "weighted_direction_gap", 0.1)),
-    "7.3 (a)": ({"draws": 8, "width": 20000}, field(theory, "logistic_match", g_error=0.1)),
-    "7.3 (a) signs": ({"draws": 8, "width": 20000}, altered(theory, "logistic_match", always)),
+    "7.3 (a)": ({"draws": 8, "width": 10000}, field(theory, "logistic_match", g_error=0.1)),
+    "7.3 (a) signs": ({"draws": 8, "width": 10000}, altered(theory, "logistic_match", always)),
     "7.3 (b)": (
-        {"draws": 7, "width": 5000, "n": 100},
+        {"draws": 7, "width": 2500, "n": 100},
         field(theory, "logistic_match", g_error=0.02),
     ),
     "8.1": ({"draws": 1}, replaced(perturbations, "perturb", _misdirected)),
@@ -271,7 +272,7 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "8.7 linear networks": ({"draws": 2}, None),
     "8.8 kernel": ({"draws": 150, "widths": (60, 400, 2400)}, scaled(theory, "gate_moment", 1.2)),
     "8.8 flips": ({"draws": 15, "widths": (100, 400, 1600)}, None),
-    "8.8 output": ({"draws": 200, "widths": (80, 400, 2000)}, scaled(theory, "f_hat", 1.3)),
+    "8.8 output": ({"draws": 140, "widths": (80, 400, 2000)}, scaled(theory, "f_hat", 1.3)),
     "8.8 gradient": (
         {"draws": 12, "widths": (250, 1000, 4000)},
         scaled(theory, "limit_gradient", 2.0),
@@ -298,8 +299,8 @@ BROKEN: dict[str, tuple[dict, Callable | None]] = {
     "14.2 variance": ({"draws": 200}, estimated("std", 0.6)),
     "14.2 collapse": ({"draws": 80}, estimated("mean", 0.5)),
     "14.3": ({"draws": 60}, estimated("cosine", 0.9)),
-    "14.5 networks": ({"draws": 6}, altered(theory, "certify_network", _all_certified)),
-    "14.5 signs": ({"draws": 10}, altered(theory, "certify_experiment", _all_certified)),
+    "14.5 networks": ({"draws": 5}, altered(theory, "certify_network", _all_certified)),
+    "14.5 signs": ({"draws": 7}, altered(theory, "certify_experiment", _all_certified)),
     "14.4": ({"draws": 100}, estimated("mean", 0.6)),
     "15.1": ({"draws": 5}, field(theory, "linear_part", error=0.05)),
     "15.1 signs": ({"draws": 20, "size": 10.0}, altered(theory, "linear_part", _all_linear)),
@@ -596,7 +597,13 @@ def test_results_on_disk(verdicts, tmp_path):
     assert loaded[-2].interval == (-1, 0)
 
 
-def test_a_failed_write_leaves_the_earlier_result(verdicts, tmp_path, monkeypatch):
+@pytest.fixture
+def empty_figures(monkeypatch) -> None:
+    """Where it counts that there are figures, and not what they show."""
+    monkeypatch.setattr(page, "figure", lambda members: drawing.figure(1, 1))
+
+
+def test_a_failed_write_leaves_the_earlier_result(verdicts, empty_figures, tmp_path, monkeypatch):
     verify.save(verdicts[:1], tmp_path)
     before = (tmp_path / "verify.json").read_text()
     monkeypatch.setattr(page, "_arrays", lambda *_: 1 / 0)
@@ -610,7 +617,7 @@ def test_a_failed_write_leaves_the_earlier_result(verdicts, tmp_path, monkeypatc
         verify.load(tmp_path / "nothing")
 
 
-def test_what_has_no_points_has_no_panel(verdicts, tmp_path):
+def test_what_has_no_points_has_no_panel(verdicts, empty_figures, tmp_path):
     claimed = dataclasses.replace(verdicts[0], claim=True)
     html = (verify.save([claimed], tmp_path) / "verify.html").read_text()
     assert "data:image" not in html and html.count(f"<td>{claimed.verdict}</td>") == 1
@@ -620,7 +627,7 @@ def test_what_has_no_points_has_no_panel(verdicts, tmp_path):
     assert f"{verdicts[0].id}: {verdicts[0].statement}.</figcaption>" in markup.unescape(html)
 
 
-def test_a_failed_figure_costs_no_results(verdicts, tmp_path, monkeypatch):
+def test_a_failed_figure_costs_no_results(verdicts, empty_figures, tmp_path, monkeypatch):
     def broken(members):
         if members[0].id == "6.2":
             raise ValueError("no <axis>")

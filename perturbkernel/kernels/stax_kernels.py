@@ -151,7 +151,7 @@ def diagonal(network: tuple, label: str, name: str, x: Array) -> Array:
     1 + 2 c where c^2 cancels, with an error of eps c, and residual blocks double c. Derivatives and
     batches are defined here, since JAX takes them after float64 went out of scope.
     """
-    at_one_point = _of_a_point(network, name, x)
+    at_one_point = _of_a_point(network, label, name, x)
     (values,) = _at_all_points(at_one_point, x)
     return values
 
@@ -168,7 +168,7 @@ def _diagonal_jvp(network, label, name, primals, tangents):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _with_gradient(network: tuple, label: str, name: str, x: Array) -> tuple[Array, Array]:
     """K(x_n, x_n), and its gradient in x_n."""
-    at_one_point = _of_a_point(network, name, x, gradient=True)
+    at_one_point = _of_a_point(network, label, name, x, gradient=True)
     values, gradient = _at_all_points(at_one_point, x)
     return values, gradient
 
@@ -181,24 +181,27 @@ def _second_derivative(network, label, name, primals, tangents):
             f"{label} has second derivatives only in float64: give float64 inputs, with "
             'jax.config.update("jax_enable_x64", True)'
         )
-    at_one_point = _of_a_point(network, name, x, gradient=True)
+    at_one_point = _of_a_point(network, label, name, x, gradient=True)
     with _as_neural_tangents_expects(True):
         results, changes = jax.jvp(jax.vmap(at_one_point), primals, tangents)
     return tuple(results), tuple(changes)
 
 
-def _of_a_point(network: tuple, name: str, x: Array, gradient: bool = False) -> Callable:
+def _of_a_point(
+    network: tuple, label: str, name: str, x: Array, gradient: bool = False
+) -> Callable:
     """A function of one row of x: [K(x, x)], or K(x, x) and its gradient."""
     if not inside_shard_map():
-        return _traced(network, name, x.shape[1:], x.dtype, gradient)
+        return _traced(network, label, name, x.shape[1:], x.dtype, gradient)
     # Arrays have types here that a trace made outside does not know.
-    value = functools.partial(_at_one_point, network, name)
+    value = functools.partial(_at_one_point, network, label, name)
     return jax.value_and_grad(value) if gradient else lambda point: [value(point)]
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _traced(
     network: tuple,
+    label: str,
     name: str,
     row: tuple[int, ...],
     dtype: Any,
@@ -208,10 +211,10 @@ def _traced(
     sums and their gradients.
     """
     if gradient:
-        known = _traced(network, name, row, dtype, False)
+        known = _traced(network, label, name, row, dtype, False)
         function = jax.value_and_grad(lambda point: known(point)[0])
     else:
-        function = functools.partial(_at_one_point, network, name)
+        function = functools.partial(_at_one_point, network, label, name)
     with _as_neural_tangents_expects(True):
         point = jax.ShapeDtypeStruct(row, dtype)
         program = jax.make_jaxpr(function)(point)
@@ -241,7 +244,7 @@ def _at_all_points(function: Callable[[Array], Any], x: Array) -> Any:
     return batched(x)
 
 
-def _at_one_point(network: tuple, name: str, point: Array) -> Array:
+def _at_one_point(network: tuple, label: str, name: str, point: Array) -> Array:
     """K(x, x) in float64, free of the cusp of ReLUs, where rounding turns the angle 0 into 1e-8.
 
     With the input covariance of the point and itself inflated by t > 0, a ReLU's angle is clipped
@@ -254,10 +257,10 @@ def _at_one_point(network: tuple, name: str, point: Array) -> Array:
     """
     x = point[None]
     if not _is_stax(network):
-        return _evaluate(network, "network", name, x, x)[0, 0]
+        return _evaluate(network, label, name, x, x)[0, 0]
 
     def inflated(name, relative, absolute):
-        return _evaluate(_inflated(network, relative, absolute), "network", name, x, x)[0, 0]
+        return _evaluate(_inflated(network, relative, absolute), label, name, x, x)[0, 0]
 
     def variance(absolute):
         return inflated("nngp", 0.0, absolute)

@@ -60,7 +60,7 @@ def reproduce(
 
     Args:
         names: panels, maps and studies: whole identifiers ("mnist_a/size/identity"), beginnings
-            ("mnist_a", "map"), or "theory-vs-width", "architectures", "carriers",
+            ("mnist", "mnist_a", "map"), or "theory-vs-width", "architectures", "carriers",
             "bugs-and-features", "frontier", "trained-kernels"; all for an empty sequence.
             `names()` lists them.
         folder: where results are kept and looked for.

@@ -83,6 +83,10 @@ def test_select_takes_whole_names_and_beginnings():
         i for i in spec.panel_ids() if i.startswith("mnist_a/")
     )
     assert len(spec.select(["map"])[1]) == 8
+    assert spec.select(["mnist"]) == spec.select(["mnist_a", "mnist_b"])
+    assert spec.select(["gaussian_a/steps"])[0] == tuple(
+        f"gaussian_a/steps_{network}/identity" for network in "fg"
+    )
     assert spec.select([PANEL]) == ((PANEL,), ())
     for name, near in (
         ("mnist_a/sizes", "mnist_a/size/identity"),

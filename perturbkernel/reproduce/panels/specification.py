@@ -331,8 +331,8 @@ def _map_reduction(published: Setting, reduced: Setting) -> str:
 def select(
     names: Iterable[str], others: Iterable[str] = ()
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(panel ids, map ids) that the names stand for: whole ids or the beginning of some ("mnist_a",
-    "map").
+    """(panel ids, map ids) that the names stand for: whole ids or the first words of some ("mnist",
+    "mnist_a", "map").
 
     Raises ValueError for a name that matches nothing, and offers what is near, of `others` too.
     """
@@ -341,8 +341,9 @@ def select(
     for name in names:
         found = [name] if name in everything else []
         if not found:
-            study = name.rstrip("/") + "/"
-            found = [identifier for identifier in everything if identifier.startswith(study)]
+            beginning = name.rstrip("/")
+            whole_words = beginning + "/", beginning + "_"
+            found = [identifier for identifier in everything if identifier.startswith(whole_words)]
         if not found:
             beginnings = dict.fromkeys(identifier.split("/")[0] for identifier in everything)
             hint = did_you_mean(name, [*everything, *beginnings, *others], most=3)

@@ -9,8 +9,59 @@ _NORMS = ("tests/attacks/test_norms.py",)
 _STEP = ("tests/attacks/test_one_step.py",)
 _EXPERIMENT = ("tests/learning/test_experiment.py",)
 _CLASSES = ("tests/learning/test_classes.py",)
+_HOST = ("tests/kernels/test_host.py",)
+_BY_NUMPY = ("tests/engine/test_by_numpy.py",)
 #: File, name, text, replacement, tests.
 ELSEWHERE = [
+    (
+        "engine/by_numpy.py",
+        "the other case",
+        "np.where(which, at_true, at_false)",
+        "np.where(which, at_false, at_true)",
+        _BY_NUMPY,
+    ),
+    (
+        "engine/by_numpy.py",
+        "numbers do not give way",
+        "value.item() if var.aval.weak_type and not value.ndim else value",
+        "value",
+        _BY_NUMPY,
+    ),
+    (
+        "engine/by_numpy.py",
+        "every gather along rows",
+        "known = _is_along_rows(step)",
+        "known = True",
+        _BY_NUMPY,
+    ),
+    (
+        "engine/by_numpy.py",
+        "a sort by the first only",
+        'step.params.get("num_keys", 1) > 1',
+        "False",
+        _BY_NUMPY,
+    ),
+    (
+        "kernels/host.py",
+        "no pair is close",
+        "closest = _CLOSE_IN_FLOAT64 if widened else _CLOSE",
+        "closest = _CLOSE_IN_FLOAT64",
+        _HOST,
+    ),
+    (
+        "kernels/host.py",
+        "never crowded",
+        "if not widened and _is_crowded(pairs):",
+        "if False:",
+        _HOST,
+    ),
+    (
+        "kernels/host.py",
+        "angles at identical points",
+        "at_identical[i[~differ], j[~differ]] = 0",
+        "pass",
+        _HOST,
+    ),
     (
         "kernels/two_layer.py",
         "cone not squared",

@@ -36,7 +36,7 @@ os.environ["PERTURBKERNEL_DATA"] = "off"
 
 # Linux allows a process 65,530 memory maps, and XLA aborts without one; each compiled program takes
 # several.
-_MAPS, _MANY = Path("/proc/self/maps"), 20_000
+_MAPS, _MANY = Path("/proc/self/maps"), 40_000
 
 
 # What `make quick` leaves out: documentation and examples, reproductions, other processes and

@@ -3,7 +3,8 @@
 A search whose text asks for the predictor in seven places would compile it seven times. Step by
 step it is compiled once, or not at all: predictors that JAX cannot trace, such as an object of
 NumPy code with a gradient of its own, and small kernel predictors, whose sums are taken by NumPy
-(`kernels.host`). What such a loop does between two evaluations is a program too, a `part`.
+(`kernels.host`). What such a loop does between two evaluations is a `part`: NumPy's, where its
+arrays are small, and else a program.
 """
 
 from collections.abc import Callable
@@ -42,8 +43,8 @@ def _is_numpys(leaf: Any) -> bool:
 
 
 def part(*static: str) -> Callable:
-    """A decorator: the function, compiled by itself in loops that run uncompiled, is inlined in
-    others.
+    """A decorator: in loops that run uncompiled the function is run by NumPy, or compiled by itself
+    for arrays that are large; in others it is inlined.
 
     `static` are the names of its arguments that are no arrays.
 

@@ -100,9 +100,10 @@ def _lay_out(drawn: Figure) -> None:
     drawn.set_dpi(_DPI)
     layout = drawn.get_layout_engine()
     if layout is not None and drawn.axes:
-        # Once more, where ticks have their labels: the first cuts off those of square axes.
         layout.execute(drawn)
-        layout.execute(drawn)
+        if any(axis.get_aspect() != "auto" for axis in drawn.axes):
+            # Axes of a fixed shape got smaller, and cut off the labels of their ticks.
+            layout.execute(drawn)
     drawn.set_layout_engine(None)
 
 

@@ -4,6 +4,7 @@ Steps and projections against bisection in double precision.
 """
 
 import ast
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,34 @@ def test_steps_and_projections_agree_with_bisection(d, x64):
             least = np.asarray(reach(jnp.asarray(unit), jnp.asarray(wanted), norm, box))
             assert ((least >= below) & (least <= above)).all()
             np.testing.assert_allclose(np.sum(unit * least, axis=1), wanted, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("norm", CONVEX)
+def test_a_step_gains_at_most_the_dual_norm(norm, x64):
+    """Hoelder's inequality, and where it is an equality."""
+    rng = np.random.default_rng(4)
+    g, d = rng.normal(size=(2, ROWS, 4))
+    dual = np.asarray(projections.dual_lengths(jnp.asarray(g), norm))
+    assert (np.abs(np.sum(g * d, axis=1)) <= dual * length(d, norm) * (1 + 1e-12)).all()
+    best = np.asarray(steepest(jnp.asarray(g), 1.0, norm))
+    np.testing.assert_allclose(np.sum(g * best, axis=1), dual, rtol=1e-12)
+    # The smallest step of a gain is a multiple of the best one.
+    gain = rng.uniform(0.1, 3, size=ROWS)
+    least = np.asarray(reach(jnp.asarray(g), jnp.asarray(gain), norm))
+    np.testing.assert_allclose(np.sum(g * least, axis=1), gain, rtol=1e-12)
+    np.testing.assert_allclose(length(least, norm), gain / dual, rtol=1e-12)
+
+
+def test_the_entries_that_are_kept_are_the_best_ones(x64):
+    """Of all choices of two entries: the nearest point of the box that moves no others."""
+    rng = np.random.default_rng(5)
+    u = rng.normal(size=(ROWS, 4)) * 3
+    low, high = -rng.uniform(0.2, 2, size=u.shape), rng.uniform(0.2, 2, size=u.shape)
+    near = np.asarray(project(jnp.asarray(u), 2, "l0", (jnp.asarray(low), jnp.asarray(high))))
+    inside = np.clip(u, low, high)
+    choices = [np.isin(np.arange(4), pair) for pair in itertools.combinations(range(4), 2)]
+    away = [np.sum((np.where(kept, inside, 0) - u) ** 2, axis=1) for kept in choices]
+    np.testing.assert_allclose(np.sum((near - u) ** 2, axis=1), np.min(away, axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -156,6 +156,10 @@ def test_other_kernels_and_wrong_arguments():
     s = pk.split(fit(pk.RBF(2.0), X, Y, loss="squared", initial=start), Z)
     assert s.expected_own is None
     share = np.asarray(s.shared_fraction)
+    features, bugs = (
+        np.sum(np.square(g, dtype=float), axis=1) for g in (s.shared_gradient, s.own_gradient)
+    )
+    np.testing.assert_allclose(share, features / (features + bugs), rtol=1e-5)
     assert (share > 0).all() and (share < 1).all()
     with pytest.raises(ValueError, match=r"split .* known for loss .* not for 'logistic'"):
         pk.split(fit(KERNEL, X, Y, loss="logistic"), Z)

@@ -3,6 +3,8 @@ trained networks.
 """
 
 import dataclasses
+import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -297,6 +299,20 @@ def test_certified_share_tends_to_one_as_time_tends_to_zero():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         small_certificate(problem(0.0, n=16, m=9), **options)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_computed(monkeypatch):
+    p = problem(0.0, n=16, m=9)
+
+    def computed(*data):
+        raise AssertionError
+
+    module = importlib.import_module("perturbkernel.theory.certify")  # not its function
+    monkeypatch.setattr(module, "derive_constants", computed)
+    for options in ({"start": "doubled", "width": 1501}, {"width": 0}, {"delta": 2.0}):
+        settings: Any = {"width": 10, "delta": 0.1, **options}
+        with pytest.raises(ValueError, match=r"even|width|delta"):
+            theory.best_time(p.kernel, p.x, p.y, p.z, **settings)
 
 
 def test_each_network_spends_half_of_delta():

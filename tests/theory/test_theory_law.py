@@ -16,6 +16,7 @@ from theory_tools import act, draw, gate, outputs, problem, train
 
 import perturbkernel as pk
 from perturbkernel import theory
+from perturbkernel.theory.law import gradients
 
 # Both forms of a path: weights where n > d, coefficients where n <= d.
 WEIGHTS, COEFFICIENTS = (0.2, True, N, D), (0.2, True, D, 9)
@@ -157,6 +158,22 @@ def moments_agree(samples, mean, std):
     error = np.hypot(spread, std.standard_error)
     assert np.abs((np.sqrt(square) - std.value) / error).max() < SCORE
     assert (error < 0.15 * std.value).all()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_shares_of_the_gradient_are_what_training_changed(case):
+    """Of both signs, over the scaled time, exactly: gates that opened count, too."""
+    p, law = setting(*case), pool(case)
+    neurons = law.neurons(width=WIDTH)
+    signed = []
+    for w, readout in zip(neurons.trained, neurons.readout, strict=True):
+        ends = []
+        for trained in (w, neurons.start):
+            gates = gate(trained[:, :-1] @ p.z.T + trained[:, -1:], p.kernel.slope)
+            ends.append(np.einsum("k,km,kd->md", readout, gates, trained[:, :-1]))
+        signed.append((ends[0] - ends[1]) / (neurons.scaled_time * len(neurons.start)))
+    found = sum(share.mean() for share in gradients.vectors(neurons, p.z))
+    np.testing.assert_allclose(found, np.mean(signed, axis=0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES[:2], ids=str)

@@ -15,9 +15,17 @@ from theory_tools import (
 )
 
 import perturbkernel.theory as theory
+from perturbkernel.theory.matching import conditions
 
 BOUNDS = theory.bounds
 RUN = {"rate": 0.03, "steps": 12}
+
+
+def test_a_match_needs_both_outputs_known_and_one_sign():
+    f, g = np.array([[2.0, -2.0], [0.5, -2.0], [2.0, -2.0], [2.0, 2.0]]).T, 1.0
+    g_hat = np.array([[3.0, -3.0], [3.0, -3.0], [0.5, -0.5], [-3.0, 3.0]]).T
+    found = conditions(f, 1.0, g_hat, g)
+    assert found.T.tolist() == [[True, True], [False, True], [False, False], [False, True]]
 
 
 @pytest.mark.parametrize("scenario", ["a", "b"])

@@ -1,10 +1,10 @@
 """Accuracy, agreement and cosine: one implementation of each."""
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from perturbkernel.arrays import as_jax, namespace, on_host, or_one, quotient
+from perturbkernel.arrays import as_jax, namespace, on_host, or_one
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.labels import one_hot
 
@@ -22,13 +22,12 @@ def decisions(outputs: Outputs) -> Outputs:
         >>> decisions(jnp.asarray([[0.1, 0.3, 0.2], [1.0, 0.0, 1.0]])).tolist()
         [[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
     """
-    outputs = on_host(outputs)
     highest = outputs.max(-1, keepdims=True)
     winners = outputs == highest
     winners = winners.astype(outputs.dtype)
     count = winners.sum(-1, keepdims=True)
-    count = namespace(count).maximum(count, 1)
-    return as_jax(winners / count)
+    count = jnp.maximum(count, 1)
+    return winners / count
 
 
 def class_accuracy(outputs: Outputs, labels: Classes) -> Shares:
@@ -39,8 +38,7 @@ def class_accuracy(outputs: Outputs, labels: Classes) -> Shares:
         >>> float(class_accuracy(outputs, jnp.asarray([1, 0])))
         0.75
     """
-    points = on_host(right(outputs, labels))
-    return as_jax(points.mean(-1))
+    return right(outputs, labels).mean(-1)
 
 
 def right(outputs: Outputs, labels: Classes) -> Points:
@@ -51,12 +49,11 @@ def right(outputs: Outputs, labels: Classes) -> Points:
         >>> right(outputs, jnp.asarray([1, 0])).tolist()
         [1.0, 0.5]
     """
-    chosen, labels = on_host(decisions(outputs), labels)
-    xp = namespace(chosen)
-    classes = xp.arange(chosen.shape[-1], dtype=labels.dtype)
-    members = labels[:, None] == classes[None, :]
-    members = xp.broadcast_to(members, chosen.shape)
-    return as_jax(xp.sum(chosen * members.astype(chosen.dtype), axis=-1))
+    classes = outputs.shape[-1]
+    members = jax.nn.one_hot(labels, classes, dtype=outputs.dtype)
+    members = jnp.broadcast_to(members, outputs.shape)
+    chosen = decisions(outputs)
+    return jnp.sum(chosen * members, axis=-1)
 
 
 def class_agreement(f: Outputs, g: Outputs) -> Points:
@@ -69,9 +66,10 @@ def class_agreement(f: Outputs, g: Outputs) -> Points:
         >>> class_agreement(f, f[:, ::-1]).tolist()
         [0.0, 0.5]
     """
-    decisions_f, decisions_g = on_host(decisions(f), decisions(g))
-    same = decisions_f * decisions_g.astype(decisions_f.dtype)
-    return as_jax(same.sum(-1))
+    decisions_g = decisions(g)
+    decisions_g = decisions_g.astype(f.dtype)
+    decisions_f = decisions(f)
+    return jnp.sum(decisions_f * decisions_g, axis=-1)
 
 
 def accuracy(outputs: Float[ArrayLike, "... m"], labels: Float[ArrayLike, " m"]) -> Shares:
@@ -135,12 +133,11 @@ def class_means(values: Array, data: Dataset) -> Array:
     """
     classes = len(data.classes)
     members = one_hot(data.labels, classes, centred=False)
-    members, values = on_host(members, values)
     members = members.astype(values.dtype)
     column = values[:, None]
-    sums = (members * column).sum(0)
+    sums = jnp.sum(members * column, axis=0)
     counts = members.sum(0)
-    return as_jax(quotient(sums, counts, counts > 0, np.nan))
+    return sums / counts
 
 
 def unit_rows(v: Rows) -> Rows:

@@ -7,8 +7,9 @@ NumPy code with a gradient of its own, and small kernel predictors, whose sums a
 arrays are small, and else a program.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from inspect import signature
 from typing import Any
@@ -33,6 +34,8 @@ _EVALUATIONS = 1000
 # Numbers in the largest array up to which a part is NumPy's.
 _SMALL = 2**18
 
+_by_steps: ContextVar[bool] = ContextVar("_by_steps", default=False)
+
 
 def _is_numpys(leaf: Any) -> bool:
     """Whether it is as small as a part is NumPy's, has a value where NumPy is, and is no key."""
@@ -53,7 +56,7 @@ def part(*static: str) -> Callable:
         ... def twice(x):
         ...     assert isinstance(x, jax.core.Tracer)
         ...     return x + x
-        >>> with jax.disable_jit():
+        >>> with uncompiled(HostPredictor(np.sum, float)):
         ...     twice(jnp.ones(2)).tolist()
         [2.0, 2.0]
     """
@@ -65,7 +68,9 @@ def part(*static: str) -> Callable:
 
         @wraps(function)
         def call(*args: Any) -> Any:
-            if not jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+            # Not where it is the user who runs everything uncompiled.
+            uncompiled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+            if not (uncompiled and _by_steps.get()):
                 return function(*args)
             with jax.disable_jit(False):
                 run = at_once if all(map(_is_numpys, jax.tree.leaves(args))) else compiled
@@ -210,7 +215,8 @@ def traceable(predictor: Any, x: Array) -> Any:
     return predictor
 
 
-def uncompiled(predictor: Any) -> AbstractContextManager:
+@contextmanager
+def uncompiled(predictor: Any) -> Iterator[None]:
     """Where loops around the predictor run: step by step for one that JAX cannot trace.
 
     Example:
@@ -218,5 +224,12 @@ def uncompiled(predictor: Any) -> AbstractContextManager:
         ...     jax.config.jax_disable_jit
         False
     """
-    by_steps = isinstance(predictor, HostPredictor | SteppedPredictor)
-    return jax.disable_jit() if by_steps else nullcontext()
+    if not isinstance(predictor, HostPredictor | SteppedPredictor):
+        yield
+        return
+    token = _by_steps.set(True)
+    try:
+        with jax.disable_jit():
+            yield
+    finally:
+        _by_steps.reset(token)

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import jax.extend.core as core
+import jax.numpy as jnp
 import numpy as np
 
+_HALVES = jnp.float16, jnp.bfloat16
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "abs": np.abs,
     "add": np.add,
@@ -161,8 +163,11 @@ def _inner(step: Any) -> core.ClosedJaxpr | None:
 
 
 def _is_known(program: core.ClosedJaxpr) -> bool:
-    """Whether NumPy has all of the operations."""
+    """Whether NumPy has all of the operations, in dtypes whose sums it takes as JAX does."""
     for step in program.jaxpr.eqns:
+        outputs: Any = step.outvars
+        if any(var.aval.dtype in _HALVES for var in outputs):
+            return False
         inner = _inner(step)
         known = _is_known(inner) if inner is not None else step.primitive.name in _BY_NUMPY
         if step.primitive.name == "gather":
@@ -185,7 +190,7 @@ def by_numpy(function: Callable[..., Any], *static: int) -> Callable[..., Any]:
     """
 
     @lru_cache(maxsize=256)
-    def traced(fixed: Any, tree: Any, avals: tuple[Any, ...], wide: bool) -> Any:
+    def traced(fixed: Any, tree: Any, avals: tuple[Any, ...], of_floats: Any) -> Any:
         def of_moving(*moving: Any) -> Any:
             arguments = list(moving)
             for place, value in fixed:
@@ -204,7 +209,7 @@ def by_numpy(function: Callable[..., Any], *static: int) -> Callable[..., Any]:
         moving = [a for place, a in enumerate(arguments) if place not in static]
         leaves, tree = jax.tree.flatten(moving)
         avals = tuple(map(jax.typeof, leaves))
-        found = traced(fixed, tree, avals, jax.config.read("jax_enable_x64"))
+        found = traced(fixed, tree, avals, jnp.result_type(float))
         if found is None:
             return function(*arguments)
         program, structure = found

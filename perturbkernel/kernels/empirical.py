@@ -222,7 +222,7 @@ class EmpiricalNTK(eqx.Module, Kernel):
             >>> kernel.moved(jnp.array([[0.0, 3.0]]), jnp.array([0.5])).tolist()
             [1.0, 3.5]
         """
-        change = _weights(self, "ntk", x, coef) if coef.ndim == 1 else None
+        change = features.weights(self, "ntk", x, coef) if coef.ndim == 1 else None
         if change is None or len(change[0]) > 1:
             raise TypeError(
                 "parameters belong to one output: the kernel of several outputs is a mean over "
@@ -246,10 +246,6 @@ class EmpiricalNTK(eqx.Module, Kernel):
     def _outputs_at(self, x: Array) -> Array:
         trained, join = network.split(self.params, x.dtype)
         return self._outputs(join(trained), x)
-
-
-# One program of what would otherwise be some dozens.
-_weights = jax.jit(features.weights, static_argnums=1)
 
 
 @features.once_per_structure

@@ -48,13 +48,9 @@ def takes(kernel: Any, name: str, *arrays: Any) -> bool:
     Not those of a kernel whose tiles were given a size.
     """
     z, x, *_ = arrays
-    if not all(map(is_at_hand, arrays)):
+    if not all(map(is_at_hand, arrays)) or z.shape[0] * x.shape[0] > PAIRS:
         return False
-    if z.shape[0] * x.shape[0] > PAIRS:
-        return False
-    if name not in ("ntk", "phi"):
-        return False
-    if kernel.block is not None or kernel.memory is not None:
+    if name not in ("ntk", "phi") or kernel.block is not None or kernel.memory is not None:
         return False
     # `of_angles` must belong to the very class whose tile it stands for.
     for cls in type(kernel).__mro__:
@@ -226,8 +222,8 @@ def _blocks(z: _Points, x: _Points) -> Iterator[tuple[slice, _Pairs]]:
         yield block, _separations(z, x, product, block)
 
 
-def products_and_angles(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """<z, x> and theta(z, x), both (rows of z, rows of x), as `kernels.angles` has them.
+def products_and_angles(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """<z, x> and theta(z, x), (rows of z, rows of x); None where many points nearly coincide.
 
     Example:
         >>> x = np.array([[1.0, 2.0]])
@@ -240,13 +236,15 @@ def products_and_angles(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.nd
     product = np.empty((len(z), len(x)), z.dtype)
     theta = np.empty_like(product)
     for block, pairs in _blocks(of_z, of_x):
+        if not pairs.apart and _is_crowd(_unresolved(pairs)):
+            return None
         product[block] = pairs.product
         theta[block] = _angles(of_z, of_x, pairs, block)
     return product, theta
 
 
-def angle_gradient(z: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """sum_n weights_jn grad_z theta(z_j, x_n), shaped like z; of coincident points it is 0.
+def angle_gradient(z: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
+    """sum_n weights_jn grad_z theta(z_j, x_n), 0 of coincident points; None as above.
 
     Example:
         >>> x = np.array([[1.0, 2.0]])
@@ -258,8 +256,10 @@ def angle_gradient(z: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndar
     along_x = np.empty(weights.shape)
     left = np.empty(z.shape)
     for block, pairs in _blocks(of_z, of_x):
+        if _is_crowded(pairs):
+            return None
         of_theta = weights[block]
-        parts = _angle_gradient(of_z, of_x, pairs, block, 0.0, of_theta, _CLOSE_IN_FLOAT64)
+        parts = _angle_gradient(of_z, of_x, pairs, block, 0.0, of_theta, _CLOSE)
         along_x[block], left[block] = parts
     return left + _product(along_x, x)
 
@@ -285,8 +285,7 @@ def _tiles(kernel: Any, name: str, z: Any, x: Any) -> Iterator[tuple[slice, np.n
 def matvec(kernel: Any, name: str, z: Any, x: Any, coef: Any) -> Array:
     """sum_n coef_n kernel(x_n, z_j), (m,) or (m, k)."""
     if coef.ndim == 2:
-        whole = tile(kernel, name, z, x)
-        return as_jax(_product(whole, coef))
+        return as_jax(_product(tile(kernel, name, z, x), coef))
     coef = np.asarray(coef)
     found = np.empty(len(z), np.result_type(z.dtype, coef))
     for block, values in _tiles(kernel, name, z, x):
@@ -306,9 +305,8 @@ def query_gradient(
     weights = _outer(np.asarray(cotangent), np.asarray(coef))
     z = np.asarray(z)
     x = np.asarray(x)
-    narrow = z.dtype == np.float32
     found = _gradient_parts(kernel, name, z, x, weights)
-    if found is None and narrow:
+    if found is None and z.dtype == np.float32:
         wide = z.astype(float), x.astype(float)
         found = _gradient_parts(kernel, name, *wide, weights, widened=True)
     if found is None:
@@ -355,9 +353,11 @@ def _is_crowded(pairs: _Pairs) -> bool:
     """Whether some row has many pairs whose derivative takes their difference."""
     if pairs.apart:
         return False
-    close = _from_poles(pairs.e) <= _CLOSE * pairs.spread
-    count = np.count_nonzero(close, axis=1)
-    return bool(count.max() > _CROWD)
+    return _is_crowd(_from_poles(pairs.e) <= _CLOSE * pairs.spread)
+
+
+def _is_crowd(close: np.ndarray) -> bool:
+    return bool(np.count_nonzero(close, axis=1).max() > _CROWD)
 
 
 def _angle_gradient(

@@ -47,7 +47,17 @@ class LinearizedNetwork(Displayed, eqx.Module):
 
     def __call__(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m ..."]:
         """Outputs (m,), or (m, K)."""
-        return _outputs(self, as_inputs(z, "z"))
+        x = as_inputs(z, "z")
+        start, join = network.split(self.origin, x.dtype)
+        end, _ = network.split(self.params, x.dtype)
+        change = [b - a for a, b in zip(start, end, strict=True)]
+
+        def outputs(leaves):
+            return network.outputs(self.apply, join(leaves), x)
+
+        values, tangents = jax.jvp(outputs, (start,), (change,))
+        total = values + tangents
+        return total[:, 0] if total.shape[1] == 1 else total
 
     def at(self, params: Any) -> "LinearizedNetwork":
         """The same tangent at other parameters, those of `predictor.parameters()` say."""
@@ -67,20 +77,6 @@ class LinearizedNetwork(Displayed, eqx.Module):
             [[72.0]]
         """
         return EmpiricalNTK(self.apply, self.origin, output=output, memory=memory)
-
-
-@jax.jit
-def _outputs(linearized: LinearizedNetwork, x: Array) -> Array:
-    start, join = network.split(linearized.origin, x.dtype)
-    end, _ = network.split(linearized.params, x.dtype)
-    change = [b - a for a, b in zip(start, end, strict=True)]
-
-    def outputs(leaves):
-        return network.outputs(linearized.apply, join(leaves), x)
-
-    values, tangents = jax.jvp(outputs, (start,), (change,))
-    total = values + tangents
-    return total[:, 0] if total.shape[1] == 1 else total
 
 
 def linearize(apply: Callable[..., Any], params: Any) -> LinearizedNetwork:

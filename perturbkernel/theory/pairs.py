@@ -1,15 +1,30 @@
-"""Sums over pairs of points, tile by tile in float64, by NumPy: no n x m matrix is held."""
+"""Sums over pairs of points, tile by tile in float64, by NumPy: no n x m matrix is held.
+
+JAX supplies the products and angles of points of which many nearly coincide, for tiles padded to a
+few sizes so that a new problem or slope seldom compiles anything.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from perturbkernel.kernels import host
+from perturbkernel.kernels.angles import products_and_angles
 from perturbkernel.kernels.two_layer import TwoLayerNTK
-from perturbkernel.theory.arguments import cone_slope, gate_mean_square
+from perturbkernel.theory.arguments import cone_slope, double, gate_mean_square
 
 LIMIT = 1024  # rows and columns of a tile
+
+
+@jax.jit
+def _angle_pullback(z, x, weights):
+    def angles(z):
+        return products_and_angles(z, x)[1]
+
+    _, pullback = jax.vjp(angles, z)
+    return pullback(weights)[0]
 
 
 def _slices(count: int) -> list[slice]:
@@ -19,6 +34,16 @@ def _slices(count: int) -> list[slice]:
         stop = min(start + LIMIT, count)
         slices.append(slice(start, stop))
     return slices
+
+
+def _pad(array: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Repeats the last row up to a power of two, at least 8."""
+    count = array.shape[axis]
+    doublings = (count - 1).bit_length()
+    wanted = max(8, 1 << doublings)
+    padding = [(0, 0)] * array.ndim
+    padding[axis] = (0, wanted - count)
+    return np.pad(array, padding, mode="edge")
 
 
 class Tile(NamedTuple):
@@ -49,7 +74,12 @@ def tiles(z: np.ndarray, x: np.ndarray) -> Iterator[Tile]:
         queries = z[rows]
         for columns in _slices(len(x)):
             points = x[columns]
-            product, theta = host.products_and_angles(queries, points)
+            found = host.products_and_angles(queries, points)
+            if found is None:
+                part = slice(len(queries)), slice(len(points))
+                padded = double(products_and_angles, _pad(queries), _pad(points))
+                found = [array[part] for array in padded]
+            product, theta = found
             yield Tile(rows=rows, columns=columns, product=product, theta=theta)
 
 
@@ -89,8 +119,17 @@ def angle_gradient(
     """
     total = np.zeros(z.shape)
     for tile in tiles(z, x):
-        here = weights(tile.product, tile.columns)
-        total[tile.rows] += host.angle_gradient(z[tile.rows], x[tile.columns], here)
+        queries = z[tile.rows]
+        points = x[tile.columns]
+        of_theta = weights(tile.product, tile.columns)
+        found = host.angle_gradient(queries, points, of_theta)
+        if found is None:
+            padded = _pad(queries), _pad(points)
+            count, width = of_theta.shape
+            missing = [(0, len(padded[0]) - count), (0, len(padded[1]) - width)]
+            gradient = double(_angle_pullback, *padded, np.pad(of_theta, missing))
+            found = gradient[:count]
+        total[tile.rows] += found
     return total
 
 

@@ -102,6 +102,13 @@ def test_the_smallest_change_by_steps_is_that_of_the_whole_program(case, inputs,
     assert (beyond != short)[np.asarray(by_steps.size) > 0].all()
 
 
+def test_who_runs_all_uncompiled_gets_arrays_of_jax(inputs):
+    """As one does to debug: the predictor is JAX's, and so is what it is called with."""
+    with jax.disable_jit():
+        found = pk.minimum_norm(lambda z: z.at[:, 0].set(0.0).sum(1) - 1, inputs[:2], steps=2)
+    assert isinstance(found.delta, jax.Array) and found.found.all()
+
+
 def test_step_numbers_and_sizes_are_no_constants_of_programs(inputs):
     f = predictor(None)
     pk.attack(f, inputs, np.ones(M), size=0.3, steps=4)

@@ -120,6 +120,23 @@ def test_what_gives_way_does_so_in_the_next_function(wide):
         assert by_numpy(jax.jit(lambda x, n: 2.0**n * x))(np.ones(1, np.float32), count) == 8
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_sums_of_half_precision_are_those_of_a_program(dtype):
+    x = jnp.ones(10_000, dtype)
+    assert by_numpy(jax.jit(jnp.sum))(x) == jnp.sum(x)
+    assert by_numpy(jax.jit(jnp.cumsum))(x)[-1] == jnp.cumsum(x)[-1]
+
+
+def test_each_precision_has_its_trace():
+    run = by_numpy(jax.jit(lambda x: x.astype(float)))
+    x = np.ones(2, np.float32)
+    found = []
+    for wide in (False, True, False):
+        with jax.enable_x64(wide):
+            found.append(run(x).dtype)
+    assert found == [np.float32, np.float64, np.float32]
+
+
 def test_trees_and_static_arguments():
     traces = []
 

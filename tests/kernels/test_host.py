@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 
 from perturbkernel import TwoLayerNTK
 from perturbkernel.kernels import host
+from perturbkernel.theory import pairs
 
 N, M, D = 12, 9, 5
 
@@ -77,6 +79,17 @@ def test_float64_gradients_are_right_to_rounding(kind, many, compiled, rng, x64,
     assert found.dtype == np.float64
     right = compiled(kernel.input_gradient, z, x, coef)
     np.testing.assert_allclose(found, right, rtol=0, atol=1e-11 * np.abs(right).max())
+
+
+def test_crowds_are_left_to_programs(rng):
+    """Differences of all pairs, one by one, would take a hundred times as long."""
+    x = rng.normal(size=D) + 1e-7 * rng.normal(size=(2 * N, D))
+    assert host.products_and_angles(x, x) is None
+    assert host.angle_gradient(x, x, np.ones((len(x), len(x)))) is None
+    (tile,) = pairs.tiles(x, x)
+    exact = np.asarray(oracle.angle(x, x), float)
+    np.testing.assert_allclose(tile.theta, exact, rtol=1e-6, atol=1e-14)
+    assert np.isfinite(pairs.angle_gradient(x, x, lambda product, columns: product)).all()
 
 
 def test_gradient_of_many_outputs_is_the_sum_of_single_ones(rng):

@@ -705,3 +705,10 @@ def test_predictors_of_several_outputs_are_saved_and_compiled(tmp_path):
     np.testing.assert_allclose(jitted, f.input_gradient(Z, weights), atol=1e-6)
     traced = jax.jit(lambda y: fit(KERNEL, X, y, dynamics=Flow(3.0)).dual_coef)(jnp.asarray(Y))
     np.testing.assert_allclose(traced, f.dual_coef, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_many_points_of_half_precision_are_counted(dtype):
+    outputs = jnp.eye(3, dtype=dtype)[jnp.arange(10_000) % 3]
+    assert float(pk.metrics.class_accuracy(outputs, outputs.argmax(1))) == 1
+    assert float(pk.metrics.class_accuracy(jnp.eye(3, dtype=dtype), [0, 1, 0])) == dtype(2 / 3)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool
 
-from perturbkernel.arrays import or_one
+from perturbkernel.arrays import or_one, quotient
 from perturbkernel.attacks.boundary import Boundary, Row, no_order, path
 from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
 from perturbkernel.attacks.crossings import rank, where_rows
@@ -257,8 +257,9 @@ def _between(line: _Line, norm: str) -> Row:
     if counts(norm):
         share = jnp.full_like(line.low, 0.5)
     else:
+        # Values near 0 may round to it at both ends.
         rise = line.gap_high - line.gap_low
-        share = -line.gap_low / rise
+        share = quotient(-line.gap_low, rise, rise > 0, 0.5)
     share = jnp.clip(share, _EDGE, 1 - _EDGE)
     width = line.high - line.low
     return line.low + width * share

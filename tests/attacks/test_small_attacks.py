@@ -102,6 +102,18 @@ def test_the_smallest_change_by_steps_is_that_of_the_whole_program(case, inputs,
     assert (beyond != short)[np.asarray(by_steps.size) > 0].all()
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_an_output_of_zero_leaves_random_starts_finite(norm):
+    """Without biases f(0) is 0: boundaries are sought at sizes whose outputs round to 0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, D)).astype(np.float32)
+    f = pk.fit(pk.TwoLayerNTK(), x, np.sign(x[:, 0]))
+    z = np.concatenate([np.zeros((1, D), np.float32), x[:3] / 2])
+    options = {"norm": norm, "bounds": (-3, 3), "steps": 8, "key": jax.random.key(0)}
+    found = pk.minimum_norm(f, z, starts=5, **options)
+    assert float(found.size[0]) == 0 and found.found.all()
+
+
 def test_who_runs_all_uncompiled_gets_arrays_of_jax(inputs):
     """As one does to debug: the predictor is JAX's, and so is what it is called with."""
     with jax.disable_jit():

@@ -31,7 +31,9 @@ _PAIRS = 2**21
 # Evaluations up to which a search by steps is: each takes half a millisecond more than in a program
 # of the whole search, which compiles in 3 s more.
 _EVALUATIONS = 1000
-# Numbers in the largest array up to which a part is NumPy's.
+# Numbers in the largest array up to which a part is NumPy's. A first search is a second shorter for
+# it; later ones take as long as with programs near the limit, and up to twice as long far below it,
+# where that is a tenth of a second.
 _SMALL = 2**18
 
 _by_steps: ContextVar[bool] = ContextVar("_by_steps", default=False)
@@ -69,8 +71,8 @@ def part(*static: str) -> Callable:
         @wraps(function)
         def call(*args: Any) -> Any:
             # Not where it is the user who runs everything uncompiled.
-            uncompiled = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
-            if not (uncompiled and _by_steps.get()):
+            eager = jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+            if not (eager and _by_steps.get()):
                 return function(*args)
             with jax.disable_jit(False):
                 run = at_once if all(map(_is_numpys, jax.tree.leaves(args))) else compiled

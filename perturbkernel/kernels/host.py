@@ -244,7 +244,7 @@ def products_and_angles(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def angle_gradient(z: np.ndarray, x: np.ndarray, weights: np.ndarray) -> np.ndarray | None:
-    """sum_n weights_jn grad_z theta(z_j, x_n), 0 of coincident points; None as above.
+    """sum_n weights_jn grad_z theta(z_j, x_n), like z; None where many points nearly coincide.
 
     Example:
         >>> x = np.array([[1.0, 2.0]])

@@ -22,10 +22,15 @@ RUN = {"rate": 0.03, "steps": 12}
 
 
 def test_a_match_needs_both_outputs_known_and_one_sign():
-    f, g = np.array([[2.0, -2.0], [0.5, -2.0], [2.0, -2.0], [2.0, 2.0]]).T, 1.0
-    g_hat = np.array([[3.0, -3.0], [3.0, -3.0], [0.5, -0.5], [-3.0, 3.0]]).T
-    found = conditions(f, 1.0, g_hat, g)
-    assert found.T.tolist() == [[True, True], [False, True], [False, False], [False, True]]
+    cases = [
+        (2.0, 3.0, True),
+        (-2.0, -3.0, True),
+        (0.5, 3.0, False),
+        (2.0, 0.5, False),
+        (2.0, -3.0, False),
+    ]
+    f_hat, g_hat, expected = map(np.array, zip(*cases, strict=True))
+    assert conditions(f_hat, 1.0, g_hat, 1.0).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("scenario", ["a", "b"])

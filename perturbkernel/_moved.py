@@ -1,4 +1,4 @@
-"""The module paths and argument names of version 0.1, kept for one release.
+"""The module paths and argument names of version 0.1, kept through version 1.
 
 This is the only place that knows them.
 """

@@ -87,7 +87,7 @@ class Certificate(Described):
 
     @property
     def progress(self) -> tuple[float, float]:
-        """The old name of `median_outputs`, for one release."""
+        """The old name of `median_outputs`, until version 2."""
         renamed_attribute("Certificate.progress", "median_outputs")
         return self.median_outputs
 

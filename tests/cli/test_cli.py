@@ -360,7 +360,14 @@ def test_the_citation_is_that_of_the_manual(capsys):
     page = (Path(__file__).parents[2] / "docs" / "cite.md").read_text()
     entries = re.findall(r"```bibtex\n(.*?)```", page, re.DOTALL)
     assert printed == "\n".join(entries)
-    assert __version__ in entries[1]
+    assert f"version = {{{__version__}}}" in entries[1]
+
+
+def test_the_version_is_the_same_everywhere():
+    root = Path(__file__).parents[2]
+    assert f"\nversion: {__version__}\n" in (root / "CITATION.cff").read_text()
+    newest = re.search(r"^## (\S+) \((.+)\)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None and newest[1] == __version__
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])

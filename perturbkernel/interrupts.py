@@ -36,6 +36,9 @@ def answered(*, command: bool) -> Iterator[None]:
 
     Only for the main thread; elsewhere it does nothing.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     first: float | None = None
 
     def answer(number, frame) -> None:
@@ -59,11 +62,10 @@ def answered(*, command: bool) -> Iterator[None]:
         os.kill(os.getpid(), signal.SIGINT)
 
     before, hook = {}, sys.unraisablehook
-    if threading.current_thread() is threading.main_thread():
-        sys.unraisablehook = unraisable
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, answer)
+    sys.unraisablehook = unraisable
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            before[number] = signal.signal(number, answer)
     try:
         yield
     except Exception:

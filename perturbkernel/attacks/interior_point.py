@@ -16,7 +16,7 @@ from perturbkernel.attacks.crossings import where_rows
 _STEPS = 80  # of Newton's method; it takes 20 to 40
 _CENTRING = 0.2  # complementarity aimed at, of what there is
 _BOUNDARY = 0.8  # of the way to the boundary at most
-_ACCURACY = 1e-6  # of the cost, and of the constraints, in units of the nearest half-space
+_ACCURACY = 1e-6  # of the cost, and of the constraints, in units of the farthest half-space
 
 
 class Programme(NamedTuple):

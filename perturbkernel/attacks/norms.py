@@ -159,6 +159,16 @@ def reach(g: Rows, gain: Float[Array, " m"], norm: str, box: Box = None) -> Rows
     return _GEOMETRY[norm].reach(g, gain, box)
 
 
+def euclidean_reach(g: Rows, gain: Float[Array, " m"]) -> Rows:
+    """The shortest d with <g, d> = gain >= 0, whatever the norm of the attack; 0 where g is 0.
+
+    Example:
+        >>> euclidean_reach(jnp.asarray([[2.0, 1.0]]), jnp.asarray([5.0])).tolist()
+        [[2.0, 1.0]]
+    """
+    return reach(g, gain, "l2")
+
+
 def shorten(d: Rows, size: Size, norm: str) -> Rows:
     """d, scaled down where it is longer than `size`, in a norm that is one; it stays in a box.
 

@@ -12,7 +12,7 @@ from perturbkernel.attacks.boxes import Box, Rows, clip, headroom
 from perturbkernel.attacks.crossings import rank, where_rows
 from perturbkernel.attacks.host import part
 from perturbkernel.attacks.linearised import Seen
-from perturbkernel.attacks.norms import counts, lengths, reach, shorten
+from perturbkernel.attacks.norms import counts, euclidean_reach, lengths, shorten
 
 _LINE = 5  # values along a line, for every gradient
 EVALUATIONS_OF_A_STEP = _LINE + 2
@@ -165,7 +165,7 @@ def _linearised(search: _Search, seen: Seen, nearest: Rows, scale: Row, norm: st
     # Beyond the linearised boundary: where the first step falls short, more so from step to step.
     overshoot = OVERSHOOT + _OVERSHOOT_GROWTH * search.steps
     missing = jnp.maximum(-gap, 0)
-    outward = reach(g, missing * overshoot, "l2")
+    outward = euclidean_reach(g, missing * overshoot)
     outward = where_rows(still, 0, outward)
     if not counts(norm):
         furthest = _FAR * scale * 2.0**search.steps

@@ -183,8 +183,10 @@ def robust_accuracy(
     Raises as `worst_case` does, and ValueError for no sizes or no norms.
     """
     ascending, norms = _checked(sizes, norms, attack)
+    # What l0 asks of the bounds is asked before any norm is tried.
+    strictest = next(filter(counts, norms), norms[0])
     asked = _Asked(
-        problem=checked_problem(predictor, inputs, targets, norms[0], True, bounds),
+        problem=checked_problem(predictor, inputs, targets, strictest, True, bounds),
         predictor=predictor,
         inputs=inputs,
         targets=targets,

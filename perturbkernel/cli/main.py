@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> int:
     command = argv is None
     words = sys.argv[1:] if argv is None else argv
     args = argparse.Namespace()
+    show = warnings.showwarning
     warnings.showwarning = _print_warning
     try:
         with interrupts.answered(command=command):
@@ -189,3 +190,6 @@ def main(argv: list[str] | None = None) -> int:
         reason = " ".join(str(error).split())[:500]
         print(f"perturbkernel: failed: {type(error).__name__}: {reason}", file=sys.stderr)
         return 1
+    finally:
+        if not command:  # the caller's process goes on
+            warnings.showwarning = show

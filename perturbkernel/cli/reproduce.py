@@ -93,7 +93,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         "--targets",
         choices=("coin_flip", "balanced"),
         default="coin_flip",
-        help="how target labels of finite networks are drawn; the closed form shows both "
+        help="how to draw the target labels of finite networks; the closed form shows both "
         "(default: coin_flip, as published)",
     )
     parser.add_argument(

@@ -15,7 +15,7 @@ def add_command(commands, epilog: str) -> None:
         help="check every result of the theory on independent draws",
         description="Check every numbered result of the theory on independent draws of data and "
         "networks: bounds with their constants, identities and rates. A result holds, fails, or "
-        "is vacuous: true, but larger than what it bounds. The exit status is 1 if one fails.",
+        "is vacuous: true, but too large to say anything. The exit status is 1 if one fails.",
         epilog="examples:\n"
         "  perturbkernel verify                         # all results, a minute or two\n"
         "  perturbkernel verify --only 3.2,5 --out DIR  # result 3.2 and section 5\n\n" + epilog,

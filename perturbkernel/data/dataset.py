@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -73,8 +74,7 @@ class Dataset(eqx.Module):
         self.name = str(name)
         self.image_shape = None
         if image_shape is not None:
-            _check_image_shape(image_shape, self.d)
-            self.image_shape = tuple(image_shape)
+            self.image_shape = _checked_image_shape(image_shape, self.d)
         self.pixel_offset = float(pixel_offset)
 
     @property
@@ -197,15 +197,20 @@ class Dataset(eqx.Module):
         return order[chosen], order[~chosen]
 
 
-def _check_image_shape(image_shape: Sequence[int], d: int) -> None:
-    # An empty one is none: the rows are not images.
-    if not image_shape:
-        return
-    is_image = len(image_shape) in (2, 3)
-    if not is_image or math.prod(image_shape) != d:
-        raise ValueError(
-            f"image_shape={image_shape}: wanted (h, w) or (h, w, c) with h w c = d = {d}"
-        )
+def _checked_image_shape(image_shape: Sequence[int], d: int) -> tuple[int, ...] | None:
+    """As integers; an empty one is none: the rows are not images."""
+    try:
+        shape = tuple(map(operator.index, image_shape))
+    except TypeError as error:
+        raise TypeError(
+            f"image_shape must be integers, (h, w) or (h, w, c); got {image_shape!r}"
+        ) from error
+    if not shape:
+        return None
+    is_image = len(shape) in (2, 3) and min(shape) > 0
+    if not is_image or math.prod(shape) != d:
+        raise ValueError(f"image_shape={shape}: wanted (h, w) or (h, w, c) with h w c = d = {d}")
+    return shape
 
 
 def distinct_classes(classes: Sequence[Any]) -> Sequence[Any]:

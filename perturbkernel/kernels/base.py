@@ -156,7 +156,10 @@ class Kernel:
 
     def _check_has(self, name: str, asked: str) -> None:
         if name not in self.kernel_names:
-            raise TypeError(f"{asked} belongs to TwoLayerNTK; this kernel is {self!r}")
+            known = ", ".join(self.kernel_names)
+            raise TypeError(
+                f"{asked} is not known of this kernel, which has {known}; it is {self!r}"
+            )
 
     def _points(self, z, x) -> tuple[Array, Array]:
         """Queries and points, checked; the very same array where they were, since sums may then use

@@ -97,7 +97,7 @@ def learn_from_perturbations(
         targets: "coin_flip", "balanced" (sum zero; odd m: +-1), or an array of labels in {-1, +1},
             (m,). For K > 2 classes "coin_flip" (any class), "balanced" (equally often),
             "random_other" (any but the true one), "next" (the true one plus one, modulo K; both for
-            `at="data"`), or class indices (`classes.draw_classes`).
+            `at="data"`), or class indices (`data.draw_classes`).
         learner_g: another learner for g: another kernel, loss, dynamics, or a finite network.
         norm, direction, bounds: as in `perturb`. Bounds clip a_i + delta_i.
         test: clean data that neither network sees, on which the result is then shown: `print(r)`,

@@ -144,8 +144,8 @@ def gated_projection(
     z = as_points(z, "z", like=r)
     weights = as_vector(weights, "weights", len(r)) / len(r)
     if not absolute:
-        direction = gate_matmul(kernel, z, r, weights[:, None] * vectors)
-        return np.sum(z * direction, axis=1)
+        moved = gate_matmul(kernel, z, r, weights[:, None] * vectors)
+        return np.sum(z * moved, axis=1)
 
     def sizes(rows, columns, _, theta):
         products = z[rows] @ vectors[columns].T
@@ -157,6 +157,7 @@ def gated_projection(
 
 
 def input_direction(kernel, x, y) -> np.ndarray:
+    """v(x_n), (n, d), of the training points. Theory: 5.3."""
     x, y, _ = _training_set(kernel, x, y, x)
     return gate_matmul(kernel, x, x, y[:, None] * x / len(x))
 
@@ -265,15 +266,14 @@ def psi(
     carrier = as_points(carrier, "carrier", like=r, rows=len(r))
     z = as_points(z, "z", like=r)
     signed = as_labels(targets, "targets", len(r)) * as_vector(weights, "weights", len(r))
-    return row_sums(
-        z,
-        r,
-        lambda rows, columns, _, theta: (
-            (phi(kernel, theta) * (z[rows] @ carrier[columns].T + kernel.train_bias))
-            @ signed[columns]
-            / len(r),
-        ),
-    )[0]
+
+    def terms(rows, columns, _, theta):
+        products = z[rows] @ carrier[columns].T + kernel.train_bias
+        weighted = phi(kernel, theta) * products
+        return (weighted @ signed[columns] / len(r),)
+
+    (total,) = row_sums(z, r, terms)
+    return total
 
 
 @dataclass(frozen=True)
@@ -322,5 +322,5 @@ def spread_condition(
     if least > 0:
         spread = (most - least) / (most + least)
     threshold = spread * sizes
-    g_hat = gated_projection(kernel, r, v, z)
-    return Spread(spread, threshold, np.abs(g_hat) > threshold)
+    leading = gated_projection(kernel, r, v, z)
+    return Spread(spread, threshold, np.abs(leading) > threshold)

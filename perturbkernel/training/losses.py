@@ -1,6 +1,6 @@
 """The losses, one record for each, which solvers, networks, estimators and the command line read.
 
-Training minimises the mean of `Loss.value` over the points. Adding a loss is one entry of LOSSES;
+Training minimises the mean of `Loss.value` over the points. Adding a loss is one record of _RECORDS;
 one that depends on the margin y f alone needs no more than its value and two derivatives
 (`margin_loss`).
 """
@@ -181,7 +181,8 @@ _RECORDS = (
         curvature=1 / 4,
         of_classes="softmax",
     ),
-    # Its second derivative is the loss itself, which falls: the start bounds it.
+    # Its second derivative is the loss itself. The mean of that falls from the start, that of one
+    # point may rise: the start is an estimate.
     margin_loss("exponential", "mean of exp(-y f)", Margin(_falling, _falling, _falling)),
     Loss(
         "squared",

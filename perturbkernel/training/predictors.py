@@ -61,8 +61,6 @@ class KernelPredictor(Displayed, KeepsPrecision):
             computed in float32 are off at training points, relative to the largest.
         mesh: the devices that it is evaluated on; every process gets the whole result. None: the
             default device.
-        loss, dynamics: how it was trained, dynamics as the numbers they were made of;
-            `distribution` asks. None, (): not known.
         targets: what it was trained on, (n,) or (n, K). None: not known.
         loss, dynamics, ridge, sample_weight: how it was trained, dynamics as the numbers they were
             made of, weights (n,) of mean one or None for equal ones; `distribution` asks. loss

@@ -6,7 +6,8 @@
 `protocol` says what a check is, `judgement` when it holds. Checks are declared in `kernels`
 (section 0), `linearised` (1), `concentration` (2), `lazy` (3), `initial` (4), `gradients` (5),
 `matching` (6.1 to 6.3), `second_network` and `constants` (6.4 and 7), `certificates` (6.5, 6.6),
-`facts` (8) and `randomness` (12); `runner` runs them and `page` writes them down.
+`facts` (8), `randomness` (12), `neuron_law` and `law_certificates` (14), `limits` (15, 16) and
+`robustness` (17); `runner` runs them and `page` writes them down.
 """
 
 from perturbkernel.verify.page import load as load

@@ -190,12 +190,14 @@ def test_a_bit_is_taken_from_what_rounds_beyond_the_bounds():
 
 
 def test_no_attack_knows_a_norm_by_its_name():
-    """A norm is its record: nowhere else is anything compared with a name of one, or looked up."""
+    """A norm is its record: nowhere else is anything compared with a name of one, looked up by it, or
+    called with it.
+    """
     folder = Path(projections.__file__).parent
     found = []
     for file in folder.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Compare | ast.Dict | ast.Subscript):
+            if not isinstance(node, ast.Compare | ast.Dict | ast.Subscript | ast.Call):
                 continue
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Constant) and inner.value in projections.NORMS:

@@ -28,6 +28,15 @@ def _line(w, b, z):
     return z @ w + b
 
 
+@pytest.mark.parametrize("norms", [("l0", "l2"), ("l2", "l0")])
+def test_what_a_norm_asks_of_the_bounds_is_asked_before_any_attack(norms):
+    def attack(*_: Any, **__: Any) -> Any:
+        pytest.fail("an attack has begun")
+
+    with pytest.raises(ValueError, match="bounds"):
+        robust_accuracy(line(), X, np.sign(X @ W), sizes=(1,), norms=norms, attack=attack)
+
+
 def line() -> Any:
     return jax.tree_util.Partial(_line, jnp.asarray(W), jnp.asarray(0.1))
 

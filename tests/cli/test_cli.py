@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+import threading
+import warnings
 from pathlib import Path
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 import perturbkernel as pk
-from perturbkernel import __version__, report
+from perturbkernel import __version__, interrupts, report
 from perturbkernel.cli.main import build_parser, main
 
 SMALL = [
@@ -393,8 +395,36 @@ def test_out_must_be_a_folder_and_is_checked_before_the_work(tmp_path, capsys):
     assert "--out must be a folder" in capsys.readouterr().err
 
 
+def test_a_call_from_python_leaves_warnings_as_they_were():
+    before = warnings.showwarning
+    assert main(["cite"]) == 0 and main(["report", "nowhere"]) == 2
+    assert warnings.showwarning is before
+
+
 def interrupt(*_, **__):
     raise KeyboardInterrupt
+
+
+def test_interrupts_are_the_business_of_the_main_thread():
+    """Another thread that ends later does not put its own answers back."""
+    hooks = []
+
+    def elsewhere():
+        with interrupts.answered(command=False):
+            hooks.append(sys.unraisablehook)
+            entered.set()
+            left.wait(10)
+
+    entered, left = threading.Event(), threading.Event()
+    thread = threading.Thread(target=elsewhere)
+    before = sys.unraisablehook
+    with interrupts.answered(command=False):
+        mine = sys.unraisablehook
+        thread.start()
+        entered.wait(10)
+    left.set()
+    thread.join()
+    assert hooks == [mine] and sys.unraisablehook is before
 
 
 @pytest.mark.parametrize(

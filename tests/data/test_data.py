@@ -81,10 +81,21 @@ def test_dataset_rejects(inputs, targets, error, match):
         D.Dataset(inputs, targets)
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (6,), (1, 2, 3, 1)])
+@pytest.mark.parametrize("shape", [(2, 3), (5,), (1, 1, 5, 1), (-1, -5), (1, -5, -1)])
 def test_dataset_rejects_image_shape(shape):
-    with pytest.raises(ValueError, match=r"image_shape=.*wanted .* = d = 5|image_shape"):
+    with pytest.raises(ValueError, match=r"image_shape=.*wanted .* = d = 5"):
         D.Dataset(np.ones((2, 5)), [1, -1], image_shape=shape)
+
+
+def test_image_shapes_are_tuples_of_integers_or_none():
+    rows = np.ones((2, 6))
+    assert D.Dataset(rows, [1, -1], image_shape=np.asarray([2, 3])).images.shape == (2, 2, 3, 1)
+    none = D.Dataset(rows, [1, -1], image_shape=())
+    assert none.image_shape is None
+    with pytest.raises(ValueError, match="the rows are not images"):
+        _ = none.images
+    with pytest.raises(TypeError, match="image_shape must be integers"):
+        D.Dataset(rows, [1, -1], image_shape=(2.0, 3.0))
 
 
 def test_images_view():

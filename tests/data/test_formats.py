@@ -265,7 +265,7 @@ def test_folders_and_families_that_are_not_there(tmp_path, monkeypatch):
         D.folder(tmp_path / "none")
     with pytest.raises(ValueError, match="found the folders none; wanted two or more"):
         D.folder(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"found no neither|found no .*test_batch.bin"):
+    with pytest.raises(FileNotFoundError, match=r"found no .*test_batch.bin"):
         D.cifar10(tmp_path, split="test")
     (tmp_path / "data_batch_2.bin").write_bytes(binary(*batch(1)))
     with pytest.raises(FileNotFoundError, match=r"found no data_batch_1.bin, data_batch_3.bin"):
@@ -340,7 +340,7 @@ def test_a_table(tmp_path):
 def test_tables_that_are_wrong_are_told_in_words(tmp_path, text, words):
     file = tmp_path / "mine.csv"
     file.write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(ValueError, match=rf"mine.csv: {words}|mine.csv: .*{words}"):
+    with pytest.raises(ValueError, match=rf"mine.csv: .*{words}"):
         D.csv(file, "kind")
 
 

@@ -230,7 +230,11 @@ def test_the_bound_is_at_least_the_gradient(kernel):
         (lambda: pk.ArcCosine(1.0), TypeError, "order must be a whole"),  # pyright: ignore
         (lambda: pk.RBF(memory=10), ValueError, "memory must be at least"),
         (lambda: pk.RBF().ntk(np.ones((2, 3, 3))), ValueError, r"x must have shape \(n, d\)"),
-        (lambda: pk.RBF().phi(np.ones((2, 3))), TypeError, "phi belongs to TwoLayerNTK"),
+        (
+            lambda: pk.RBF().phi(np.ones((2, 3))),
+            TypeError,
+            "phi is not known of this kernel, which has ntk, nngp",
+        ),
     ],
 )
 def test_wrong_arguments_are_told_in_words(make, error, words):

@@ -146,9 +146,13 @@ def test_what_a_kernel_does_not_have_is_told_in_words():
             return z @ x.T
 
     x = np.ones((4, 3), np.float32)
-    with pytest.raises(TypeError, match=r"phi belongs to TwoLayerNTK; this kernel is .*Mine"):
+    with pytest.raises(
+        TypeError, match=r"phi is not known of this kernel, which has ntk, nngp; it is .*Mine"
+    ):
         Mine().phi(x)
-    with pytest.raises(TypeError, match="phi_matmul belongs to TwoLayerNTK; this kernel is"):
+    with pytest.raises(
+        TypeError, match="phi_matmul is not known of this kernel, which has ntk, nngp"
+    ):
         Mine().phi_matmul(x, x, x)
 
 

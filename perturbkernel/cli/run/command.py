@@ -106,7 +106,7 @@ def _add_perturbation_options(run: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--carrier",
         metavar="FILE",
-        help="add the perturbations to other points instead, the carrier: an array in a .npy file, "
+        help="add the perturbations to other points, called the carrier: an array in a .npy file, "
         "or the word uniform or gaussian for noise",
     )
     group.add_argument(
@@ -119,7 +119,7 @@ def _add_perturbation_options(run: argparse.ArgumentParser) -> None:
         "--at",
         choices=PLACES,
         default="data",
-        help="take the gradients at the training points, or at the carrier (default: data)",
+        help="take the gradients at the training points (data) or at the carrier (default: data)",
     )
     group.add_argument(
         "--size",
@@ -148,7 +148,7 @@ def _add_perturbation_options(run: argparse.ArgumentParser) -> None:
         "--targets",
         choices=CLASS_RULES,
         default="coin_flip",
-        help="how the labels are drawn that perturbations aim at; the last two rules are for more "
+        help="how to draw the labels that perturbations aim at; the last two rules are for more "
         "than two classes (default: coin_flip)",
     )
 

@@ -24,7 +24,7 @@ from perturbkernel.reproduce import page, plan, runner, store
 from perturbkernel.reproduce.panels import assemble, datasets, figures, limit, network
 from perturbkernel.reproduce.panels import specification as spec
 from perturbkernel.reproduce.panels.limit import Request
-from perturbkernel.reproduce.panels.sweep import Combination, second_networks
+from perturbkernel.reproduce.panels.sweep import Combination, Directions, second_networks
 
 PANEL = "shifted_gaussian_a/steps_g/identity"
 OPTIONS = plan.Options((PANEL,), "limit", seeds=1)
@@ -139,7 +139,10 @@ def test_one_pass_equals_training_one_network_at_a_time(small, slope):
     combinations = [
         Combination(np.stack([c * one, zero]), np.stack([zero, size * unit])) for c, size in cases
     ]
-    g = second_networks(kernel, z, [x, gradient], combinations, labels)
+    # The same products by factors, as of the weight vectors of an untrained network.
+    q, r = np.linalg.qr(np.asarray(gradient).T)
+    factored = Directions(np.asarray(gradient), (np.asarray(z) @ q, r.T))
+    g = second_networks(kernel, z, [Directions(np.asarray(x)), factored], combinations, labels)
     for (carrier, size), rows in zip(cases, g, strict=True):
         for column in range(2):
             target = jnp.asarray(labels[:, column])
@@ -166,6 +169,20 @@ def cell(requests, loss="identity", data=None, **options):
         | ({"initial_draws": 2, "cosine": True} if loss == "identity" else {"dynamics": "flow"})
         | options
     )
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3])
+def test_products_with_initial_gradients_are_those_of_their_factors(small, slope, monkeypatch):
+    """Of an untrained network narrower than the inputs are long."""
+    _, drawn = small
+    monkeypatch.setattr(limit, "_WIDTH", 7)
+    z = np.concatenate([drawn.x, drawn.fresh[:40]])
+    (initial,) = limit._initial_functions(pk.TwoLayerNTK(slope), drawn, z, 1)
+    gradients, factors = initial.gradients
+    assert factors is not None
+    of_queries, of_points = factors
+    assert of_queries.shape == (100, 7) and of_points.shape == (60, 7)
+    np.testing.assert_allclose(of_queries @ of_points.T, z @ gradients.T, rtol=0, atol=1e-5)
 
 
 def test_limit_cell_equals_learning_from_perturbations(small):

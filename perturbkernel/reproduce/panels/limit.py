@@ -15,15 +15,18 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import ndtr
 
+from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.networks.two_layer import TwoLayerNetwork
 from perturbkernel.reproduce.panels.datasets import Drawn, accuracy, draw, targets
 from perturbkernel.reproduce.panels.sweep import (
     Combination,
+    Directions,
     first_networks,
     padded,
     second_networks,
@@ -93,10 +96,10 @@ def limit_cell(config: Config) -> Arrays:
 
 
 class _Initial(NamedTuple):
-    """One initial function f0 of the first network, at z and the training points."""
+    """One initial function f0 of the first network: outputs at z, gradients at training points."""
 
     outputs: Float[np.ndarray, " m"]
-    gradients: Float[np.ndarray, "n d"]
+    gradients: Directions
 
 
 class _First(NamedTuple):
@@ -215,10 +218,14 @@ def _initial_functions(
     points = padded(drawn.x)
     initial = []
     for one in jax.random.split(key, count):
-        outputs, gradients = _initial_function(kernel.slope, queries, points, one)
-        at_z = np.asarray(outputs)[: len(z)]
-        at_x = np.asarray(gradients)[: len(drawn.x)]
-        initial.append(_Initial(at_z, at_x))
+        found = _initial_function(kernel.slope, queries, points, one)
+        outputs, of_queries, gradients, of_points = jax.tree.map(np.asarray, found)
+        at_x = slice(len(drawn.x))
+        at_z = slice(len(z))
+        factors = of_queries[at_z], of_points[at_x]
+        is_shorter = z.shape[1] > _WIDTH
+        directions = Directions(gradients[at_x], factors if is_shorter else None)
+        initial.append(_Initial(outputs[at_z], directions))
     return initial
 
 
@@ -230,25 +237,27 @@ def _second_networks(
     labels: Arrays,
 ) -> _Second:
     """All second networks that the requests ask for, from one pass over the data."""
+    plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
+    of_initial = [initial.gradients for initial in first.initial]
+    matrices = [Directions(first.gradient), *of_initial]
+    if any(scenario == "b" for scenario, _ in plain):
+        matrices.append(Directions(x))
     # Directions as coefficients of the gradient of f_hat and of the initial gradients. From zero no
     # time matters ...
-    plain = list(dict.fromkeys((r.scenario, r.size) for r in requests))
     along = _inverse(first.length)
     combinations = []
     for scenario, size in plain:
-        combinations.append(_combination(first, scenario, size, along))
+        deltas = {0: size * along}
+        combinations.append(_combination(scenario, deltas, matrices))
     # ... and with an initial function directions change with the first network's time.
     timed = list(dict.fromkeys((r.scenario, r.size, r.time_f) for r in requests))
-    for number, initial in enumerate(first.initial):
+    for number, initial in enumerate(of_initial):
         for scenario, size, time in timed:
-            direction = initial.gradients + time * first.gradient
+            direction = initial.rows + time * first.gradient
             unit = _inverse(np.linalg.norm(direction, axis=1))
-            start = (number, unit)
-            moved = _combination(first, scenario, size, time * unit, start)
-            combinations.append(moved)
+            deltas = {0: size * time * unit, 1 + number: size * unit}
+            combinations.append(_combination(scenario, deltas, matrices))
     columns = np.concatenate([labels[rule] for rule in RULES], axis=1)
-    of_initial = [initial.gradients for initial in first.initial]
-    matrices = [x, first.gradient, *of_initial]
     g_hat = second_networks(kernel, first.z, matrices, combinations, columns)
     g_hat = g_hat.transpose(0, 2, 1)  # (combinations, draws, m)
     from_zero = g_hat[: len(plain)]
@@ -263,26 +272,18 @@ def _second_networks(
 
 
 def _combination(
-    first: _First,
-    scenario: str,
-    size: float,
-    along: np.ndarray,
-    start: tuple[int, np.ndarray] | None = None,
+    scenario: str, deltas: dict[int, np.ndarray], matrices: list[Directions]
 ) -> Combination:
-    """Perturbations `size` (along grad f_hat + unit grad f0), of x itself in scenario (b).
-
-    start: which initial function f0 is, and unit (n,).
+    """Perturbations with the coefficients `deltas` of some matrices, of x itself, the last matrix,
+    in scenario (b).
     """
-    matrices = 2 + len(first.initial)
-    shape = (matrices, len(first.y))
+    shape = len(matrices), len(matrices[0].rows)
     carrier = np.zeros(shape)
     delta = np.zeros(shape)
     if scenario == "b":
-        carrier[0] = 1
-    delta[1] = size * along
-    if start is not None:
-        number, unit = start
-        delta[2 + number] = size * unit
+        carrier[-1] = 1
+    for matrix, coefficients in deltas.items():
+        delta[matrix] = coefficients
     return Combination(carrier, delta)
 
 
@@ -361,11 +362,17 @@ def _of_second(first: _First, second: _Second, request: Request) -> Arrays:
 
 
 @partial(jax.jit, static_argnums=0)
-def _initial_function(slope: float, z: Array, x: Array, key: Array) -> tuple[Array, Array]:
-    """Outputs at z and gradients at x of an untrained network."""
+def _initial_function(
+    slope: float, z: Array, x: Array, key: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Of an untrained network the outputs at z and <z, w_i>, the gradients at x, and their
+    coefficients a_i phi'(u_i(x)) of the w_i.
+    """
     d = x.shape[1]
     net = TwoLayerNetwork.init(d, _WIDTH, slope, True, key=key)
-    return net(z), net.input_gradient(x)
+    of_neurons = jnp.matmul(z, net.weight.T, precision=EXACT)
+    gates = jnp.where(net.active(x), 1, slope)
+    return net(z), of_neurons, net.input_gradient(x), gates * net.readout
 
 
 def _inverse(length: np.ndarray) -> np.ndarray:

@@ -5,9 +5,10 @@ Perturbed points are combinations of the rows of a few matrices B_b (the inputs,
 
     r_n = sum_b c_bn B_bn.
 
-A tile of products <B_bn, z> therefore serves every combination, and the kernel of
-each costs one arccos a pair. A second network trained on (o_n + y_n delta_n, y_n) by the identity
-loss from zero is, per unit of time,
+A tile of products <B_bn, z> therefore serves every combination, and the kernel of each costs one
+arccos a pair. The gradients of an untrained network of width r are sums of its r weight vectors,
+and their products with z those of rows of r numbers. A second network trained on (o_n + y_n
+delta_n, y_n) by the identity loss from zero is, per unit of time,
 
     g(z) = (1/N) sum_n y_n K(o_n + y_n delta_n, z) = (1/N) sum_n [s_n(z) + y_n b_n(z)],
 
@@ -83,6 +84,17 @@ def inner_products(
         done = n
     np.matmul(z[done:], columns, out=products[done:])
     return products
+
+
+class Directions(NamedTuple):
+    """The rows B_bn of a matrix.
+
+    `factors`: (m, r) and (n, r), the products of whose rows are <z_i, B_bn>; None: z and the rows
+    themselves.
+    """
+
+    rows: Float[np.ndarray, "n d"]
+    factors: tuple[Float[np.ndarray, "m r"], Float[np.ndarray, "n r"]] | None = None
 
 
 class FirstNetworks(NamedTuple):
@@ -188,9 +200,11 @@ class _Signed(NamedTuple):
 
 
 class _Moved(NamedTuple):
-    """The rows of the matrices, and both kinds of points that are combined from them."""
+    """The points' factors of the products with every matrix, and both kinds of points that are
+    combined from its rows.
+    """
 
-    matrices: list[Any]
+    factors: list[Any]
     plus: _Signed
     minus: _Signed
 
@@ -198,21 +212,21 @@ class _Moved(NamedTuple):
 def second_networks(
     kernel: TwoLayerNTK,
     z: Float[Array | np.ndarray, "m d"],
-    matrices: Sequence[Float[Array | np.ndarray, "n d"]],
+    matrices: Sequence[Directions],
     combinations: Sequence[Combination],
     targets: Float[np.ndarray, "n s"],
 ) -> Float[np.ndarray, "j m s"]:
     """g(z) a unit of training time, for every combination j and every column of targets."""
-    rows = [np.asarray(matrix) for matrix in matrices]
-    dtype = rows[0].dtype
-    inner = _inner_products_of_rows(rows)
+    dtype = matrices[0].rows.dtype
+    inner = _inner_products_of_rows([matrix.rows for matrix in matrices])
     plus = _signed(combinations, inner, 1)
     minus = _signed(combinations, inner, -1)
 
     def on_device(array: np.ndarray) -> Array:
         return jnp.asarray(padded(array), dtype)
 
-    moved = _Moved(rows, plus, minus)
+    of_points = [m.rows if m.factors is None else m.factors[1] for m in matrices]
+    moved = _Moved(of_points, plus, minus)
     moved = jax.tree.map(on_device, moved)
     # The last column counts the points, the others are the targets.
     once = np.ones((len(targets), 1))
@@ -220,8 +234,11 @@ def second_networks(
     weights = _padded_with_zeros(columns, dtype)
     points = padded(z)
     squares = np.sum(points**2, axis=1)
-    queries = (jnp.asarray(points), jnp.asarray(squares))
-    found = _sweep(kernel, queries, moved, weights)
+    itself = jnp.asarray(points)
+    of_queries = [itself if m.factors is None else on_device(m.factors[0]) for m in matrices]
+    queries = of_queries, jnp.asarray(squares)
+    d = points.shape[1]
+    found = _sweep(kernel, d, queries, moved, weights)
     sums = np.asarray(found)[: len(z)]
     by_combination = sums.transpose(1, 0, 2)
     return by_combination / len(targets)
@@ -247,16 +264,15 @@ def _signed(
     return _Signed(coefficients, squares)
 
 
-@partial(jax.jit, static_argnums=0)
-def _sweep(kernel: TwoLayerNTK, queries, moved: _Moved, weights: Array) -> Array:
-    """The sums over n; queries: z and its squared lengths."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _sweep(kernel: TwoLayerNTK, d: int, queries, moved: _Moved, weights: Array) -> Array:
+    """The sums over n; queries: the factors of z for every matrix, and its squared lengths."""
 
     def tile(query, moved, weights):
-        z, z_square = query
-        d = z.shape[1]
+        of_queries, z_square = query
         products = []
-        for matrix in moved.matrices:
-            product = jnp.matmul(z, matrix.T, precision=EXACT)
+        for of_query, of_point in zip(of_queries, moved.factors, strict=True):
+            product = jnp.matmul(of_query, of_point.T, precision=EXACT)
             products.append(product)
 
         def weighted(signed, choice):
@@ -285,7 +301,7 @@ def _sweep(kernel: TwoLayerNTK, queries, moved: _Moved, weights: Array) -> Array
             return signal + offsets
 
         combinations = moved.plus.squares.shape[1]
-        unit_vectors = jnp.eye(combinations, dtype=z.dtype)
+        unit_vectors = jnp.eye(combinations, dtype=z_square.dtype)
         by_combination = lax.map(one, unit_vectors)
         return by_combination.transpose(1, 0, 2)
 

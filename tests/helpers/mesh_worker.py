@@ -21,6 +21,9 @@ import optax  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 import perturbkernel as pk  # noqa: E402
+from perturbkernel.learning.experiment import _cosine  # noqa: E402
+from perturbkernel.learning.linearity import assess  # noqa: E402
+from perturbkernel.meshes import with_automatic_axes  # noqa: E402
 from perturbkernel.networks.ensembles import ensemble  # noqa: E402
 from perturbkernel.networks.optimizers import Plateau  # noqa: E402
 from perturbkernel.networks.two_layer import TwoLayerNetwork  # noqa: E402
@@ -252,6 +255,16 @@ def explicit_axes(mesh) -> dict[str, float]:
         r = pk.learn_from_perturbations(learner, (x, y), size=1.0, key=jax.random.key(0))
         return r.g(x), r.perturbation.delta, r.diagnosis
 
+    # What an experiment does for KERNEL alone.
+    def cosine(x, y):
+        data = pk.Dataset(x, y)
+        p = pk.perturb(f, data.inputs, data.targets, size=0.1)
+        return _cosine(pk.KernelLearner(KERNEL), data, data.inputs, p)
+
+    def linearity(x, y, z):
+        x, y, z = map(with_automatic_axes, (x, y, z))
+        return assess(KERNEL, x, y, z, np.ones(len(z)), f=lambda z: z[:, 0])
+
     calls = {
         "ntk": (KERNEL.ntk, (x, z)),
         "matvec": (KERNEL.matvec, (z, x, coef)),
@@ -259,6 +272,8 @@ def explicit_axes(mesh) -> dict[str, float]:
         "perturb": (lambda x, y: pk.perturb(f, x, y, size=0.1).delta, (x, y)),
         "attack": (lambda x, y: pk.attack(attacked, x, y, size=0.1, steps=2).delta, (x, y)),
         "learn": (learn, (x, y)),
+        "cosine": (cosine, (x, y)),
+        "linearity": (linearity, (x, y, z)),
         "train": (train, (x, y)),
         "gradient": (jax.grad(lambda z: jnp.sum(f(z) ** 2)), (z,)),
         "jit": (jax.jit(f.__call__), (z,)),

@@ -17,6 +17,8 @@ from scipy.special import ndtr
 import perturbkernel as pk
 from perturbkernel import metrics
 from perturbkernel.data import draws
+from perturbkernel.engine.tiles import LARGE_TILE
+from perturbkernel.kernels import host
 from perturbkernel.learning import curves as studies
 from perturbkernel.learning import diagnosis
 
@@ -489,6 +491,27 @@ def test_the_spread_of_the_offset_is_right_in_float32_too(size, balanced):
     )
     _, variance = oracle.target_moments(0 * u, u, size, Z, SLOPE, True, balanced)
     np.testing.assert_allclose(d.offset_std, np.sqrt(variance), rtol=0.01, atol=3e-7)
+
+
+def test_large_tiles_of_a_diagnosis_are_those_of_numpy(monkeypatch):
+    """They are quick first, and ten points that hardly move are evaluated again."""
+    rng, n = np.random.default_rng(10), 520
+    assert LARGE_TILE <= n**2 <= host.PAIRS
+    x, delta = (rng.normal(size=(n, D)).astype(np.float32) for _ in range(2))
+    delta[:10] *= 1e-4
+    y = np.where(np.arange(n) % 2 == 0, 1.0, -1.0)
+
+    def both_rules():
+        found = []
+        for balanced in (False, True):
+            d = diagnose(BIASED.kernel, x, SIZE * delta, y, x, y, balanced=balanced)
+            found += [d.signal, d.offset, d.offset_std, d.probability]
+        return found
+
+    wanted = both_rules()
+    monkeypatch.setattr(host, "PAIRS", 0)
+    for compiled, exact in zip(both_rules(), wanted, strict=True):
+        np.testing.assert_allclose(compiled, exact, rtol=0, atol=1e-3 * np.abs(exact).max())
 
 
 def test_without_signal_and_offset_the_probability_is_one_half():

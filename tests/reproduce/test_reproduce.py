@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pages import assert_nothing_is_cut_off
+from scipy.special import ndtr
 
 import perturbkernel as pk
 from perturbkernel.cli.main import main
@@ -233,6 +234,31 @@ def test_initial_functions_follow_the_theory(small):
     late = result["perturbation_coin_flip"][-1]
     np.testing.assert_allclose(late, result["perturbation_zero_coin_flip"][-1], atol=0.02)
     assert (late > result["perturbation_coin_flip"][0] + 0.1).all()
+
+
+def test_initial_functions_are_drawn_networks(small):
+    """Accuracy and agreement of g, from the weights of both draws of f0 and the formula of 12.1."""
+    config, drawn = small
+    x, y, fresh = (np.asarray(a) for a in (drawn.x, drawn.y, drawn.fresh))
+    request = Request("a", 5.0, 0.1, 4, 0.1, 4)
+    result = limit.limit_cell(cell([request], data=config))
+    target = datasets.targets(config, 60, {"coin_flip": 2, "balanced": 2})["coin_flip"][:, 0]
+    kernel = pk.TwoLayerNTK(0.0, train_bias=True)
+    f = pk.fit(kernel, x, y, dynamics=pk.GradientFlow(request.time_f))
+    scores = []
+    for key in jax.random.split(jax.random.fold_in(drawn.key, 2), 2):
+        net = pk.networks.TwoLayerNetwork.init(12, limit._WIDTH, 0.0, True, key=key)
+        w, b, a = (np.asarray(part) for part in (net.weight, net.bias, net.readout))
+        gradient = f.input_gradient(x) + ((x @ w.T + b > 0) * a) @ w
+        unit = gradient / np.linalg.norm(gradient, axis=1)[:, None]
+        delta = request.size * target[:, None] * unit
+        g = pk.fit(kernel, delta, target, dynamics=pk.GradientFlow(request.time_g))
+        of_f = np.sign(f(fresh) + np.maximum(fresh @ w.T + b, 0) @ a)
+        for points, signs in ((x, y), (fresh, of_f)):
+            deviation = np.sqrt((1 + np.sum(points**2, axis=1) / 12) / 2)
+            scores.append(ndtr(signs * g(points) / deviation).mean())
+    found = [result[f"{name}_coin_flip"][0, 0] for name in ("perturbation", "agreement")]
+    np.testing.assert_allclose(found, np.reshape(scores, (2, 2)).mean(0), rtol=0, atol=1e-3)
 
 
 def test_initial_functions_agree_with_trained_wide_networks(small):

@@ -45,8 +45,8 @@ def test_what_is_measured(results):
     assert (arrays["share"][:, 1] > arrays["share"][:, 0]).all()
 
 
-def test_the_bug_against_training_by_hand(results):
-    """The own part's row of one seed and time, from the definition."""
+def test_one_seed_and_time_against_training_by_hand(results):
+    """The own part's row, f itself and what its whole gradient teaches, from the definition."""
     config, arrays = results[0]
     s = study.Setting(n=30, test=30, width=128)
     p = study.problem(s, 1)
@@ -59,8 +59,11 @@ def test_the_bug_against_training_by_hand(results):
     own = np.asarray(f.input_gradient(z)) - np.asarray(mean.input_gradient(z))
     length = np.linalg.norm(own, axis=1)[:, None]
     moved = z - config["size"] * labels[:, None] * own / length
-    right = [(np.sign(np.asarray(net(moved))) == labels).mean() for net in (f, other)]
+    g = pk.fit(kernel, pk.perturb(f, x, p.targets, size=config["size"]).delta, p.targets)
+    outputs = [f(moved), other(moved), f(z), g(z)]
+    right = [(np.sign(np.asarray(each)) == labels).mean() for each in outputs]
     found = [arrays[name][1, 1, 0] for name in ("itself", "others")]
+    found += [arrays["accuracy_f"][1, 1], arrays["learned"][1, 1, 2]]
     # A digit whose output is rounding may count either way.
     np.testing.assert_allclose(found, right, rtol=0, atol=1.5 / 30)
 

@@ -3,6 +3,7 @@ training against heavy ball written out.
 """
 
 import json
+import types
 from typing import Any
 
 import jax
@@ -147,6 +148,36 @@ def test_a_cell(arrays, problem):
     np.testing.assert_array_equal(arrays["robust"][0, :, 0], arrays["robust"][0, :, 1])
     np.testing.assert_array_equal(arrays["clean"][:, :, 0], arrays["first"])
     assert (arrays["robust"] <= arrays["clean"]).all()
+
+
+def test_accuracies_are_those_of_the_new_digits(problem, monkeypatch):
+    """Of one network that knows their labels, and nothing of any other digit, and its opposite."""
+    new, labels = np.asarray(problem.test.inputs), np.asarray(problem.test.targets)
+
+    def right(z):
+        return jnp.where((z == new).all(1), labels, 0)
+
+    def wrong(z):
+        return -right(z)
+
+    def attack(f, z, given, **_):
+        """Moves a digit whose label is another one."""
+        return types.SimpleNamespace(delta=jnp.where(right(z) == given, 0.0, 1.0)[:, None])
+
+    monkeypatch.setattr(trained_kernels, "second", lambda *_: ([right, right], [wrong, wrong]))
+    monkeypatch.setattr(trained_kernels, "attack", attack)
+    either = trained_kernels.Checkpoint(None, right, None, wrong)
+    # Attacked digits stay where they are; at random ones nothing is known, which counts one half.
+    moved = trained_kernels._moved(SETTING, problem, either)
+    np.testing.assert_array_equal(moved, [[1, 1, 0.5], [0, 0, 0.5]])
+
+    def total(z):
+        return z.sum(1)
+
+    either = trained_kernels.Checkpoint(None, total, None, total)
+    taught = trained_kernels._taught(SETTING, problem, either)
+    np.testing.assert_array_equal(taught["learned"], np.ones((2, 2, 2)))
+    np.testing.assert_array_equal(taught["predicted"], np.zeros((2, 2, 2)))
 
 
 def test_agreement_by_chance():

@@ -1,4 +1,4 @@
-"""What a misspelt word was meant to be."""
+"""What a misspelt word was meant to be, and statuses: "ok", or in words what a solver met."""
 
 from collections.abc import Iterable
 
@@ -19,3 +19,27 @@ def did_you_mean(word: str, known: Iterable[str], most: int = 1) -> str:
     near = [other for other in known if word and word in other]
     near = near or difflib.get_close_matches(word, known, n=most)
     return f"; did you mean {' or '.join(near[:most])}?" if near else ""
+
+
+def joined(*statuses: str) -> str:
+    """What several solvers met, each thing once; "ok" where all of them are.
+
+    Example:
+        >>> joined("ok", "ok"), joined("singular", "ok", "stopped early", "singular")
+        ('ok', 'singular; stopped early')
+    """
+    met = [status for status in statuses if status != "ok"]
+    once = dict.fromkeys(met)
+    return "; ".join(once) or "ok"
+
+
+def about(what: str, status: str) -> str:
+    """A status that names what was computed; "ok" stays.
+
+    Example:
+        >>> about("the mean", "ok"), about("the mean", "stopped early")
+        ('ok', 'the mean: stopped early')
+    """
+    if status == "ok":
+        return status
+    return f"{what}: {status}"

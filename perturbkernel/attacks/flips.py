@@ -12,6 +12,7 @@ from perturbkernel.checks import is_traced
 from perturbkernel.display import Displayed
 from perturbkernel.training.predictors import KernelPredictor
 from perturbkernel.training.smoother import initial_part, smoother_weights, training_of
+from perturbkernel.words import joined
 
 # Outputs that differ by less, relative to the sum of their terms, are not told apart: where all is
 # float64, and in units of the last place of weights of points, or of an f0, in float32.
@@ -31,7 +32,8 @@ class LabelFlips(Displayed, eqx.Module):
         rival: (m,): the other sign, or the class that wins then.
         weights: (m, n): `f.weights(z)`.
         targets: (n,) or (n, K): those that f was trained on.
-        status: "ok", or what was met in words.
+        status: "ok", or in words what the training of f met, what the solver of the weights met,
+            and where a tie within rounding decides: the numbers are then not exact.
     """
 
     flips: Int[Array, " m"]
@@ -110,6 +112,7 @@ class _Fewest(NamedTuple):
 
 def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFlips:
     """The exact smallest number of training labels whose change changes the decision of f at z.
+    Exact where the `status` of the result is "ok".
 
     The inputs stay, labels are changed, f is trained again. Outputs are linear in the targets,
     f(z) = b(z) + sum_n w_n(z) y_n, so that a flip of y_n moves f(z) by -2 w_n(z) y_n, whatever the
@@ -151,7 +154,8 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
     z = f.kernel.check_inputs(z, "z", like=f.inputs.shape[1:])
     if is_traced(z, f.inputs, f.dual_coef):
         raise TypeError("certified_flips cannot be traced; call it outside jit")
-    weights = smoother_weights(f.kernel, f.inputs, z, training)
+    weights, status = smoother_weights(f.kernel, f.inputs, z, training)
+    status = joined(f.status, status)
     w = np.asarray(weights)
     start = np.zeros((len(z), *targets.shape[1:]))
     rounded = [] if f.sample_weight is None else [f.sample_weight]
@@ -162,11 +166,10 @@ def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFl
         start = np.asarray(part).reshape(start.shape)
     count = _of_signs if targets.ndim == 1 else _of_classes
     found = count(w, targets, start, _relative_rounding(rounded))
-    status = f.status
     doubtful = int(np.sum(found.unsure <= found.flips))
     if doubtful:
         said = f"at {doubtful} points a tie within rounding decides on the number"
-        status = said if status == "ok" else f"{status}; {said}"
+        status = joined(status, said)
     assert f.targets is not None
     return LabelFlips(
         flips=as_jax(found.flips),

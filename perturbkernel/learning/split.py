@@ -20,7 +20,14 @@ from perturbkernel.kernels.rows import lengths
 from perturbkernel.kernels.two_layer import TwoLayerNTK
 from perturbkernel.training.precision import scope
 from perturbkernel.training.predictors import KernelPredictor
-from perturbkernel.training.smoother import Training, apply_training, in_float64, training_of
+from perturbkernel.training.smoother import (
+    Computed,
+    Training,
+    apply_training,
+    in_float64,
+    training_of,
+)
+from perturbkernel.words import about, joined
 
 # Points whose angle is smaller are taken to coincide: there the gates do not move.
 _COINCIDE = 1e-7
@@ -37,6 +44,8 @@ class Split(Displayed, eqx.Module):
             f.
         expected_own: (m,), E|own_gradient|^2 over initial functions, in closed form; None for
             kernels other than TwoLayerNTK.
+        status: "ok", or in words what was met: by the training of f, by that of its start, which
+            both parts say too, and by the solver of `expected_own`.
     """
 
     mean: KernelPredictor
@@ -44,6 +53,7 @@ class Split(Displayed, eqx.Module):
     shared_gradient: Float[Array, "m ..."]
     own_gradient: Float[Array, "m ..."]
     expected_own: Float[Array, " m"] | None
+    status: str = eqx.field(static=True, default="ok")
 
     def _numbers(self) -> dict[str, Any]:
         return {
@@ -51,6 +61,7 @@ class Split(Displayed, eqx.Module):
             "shared |gradient|": np.sqrt(_squares(self.shared_gradient)),
             "own |gradient|": np.sqrt(_squares(self.own_gradient)),
             "shared fraction": self.shared_fraction,
+            "status": self.status,
         }
 
     @property
@@ -117,23 +128,28 @@ def split(
     shared_gradient = mean.input_gradient(z, weights)
     own_gradient = own.input_gradient(z, weights)
     expected = None
+    status = mean.status
     if isinstance(f.kernel, TwoLayerNTK):
-        length = np.asarray(expected_own_square(f.kernel, f.inputs, z, training))
+        square = expected_own_square(f.kernel, f.inputs, z, training)
+        status = joined(status, square.status)
+        length = np.asarray(square.value)
         if weights is not None:
             length = length * np.sum(np.square(weights), axis=1)
         expected = jnp.asarray(length, shared_gradient.dtype)
-    return Split(mean, own, shared_gradient, own_gradient, expected)
+    return Split(mean, own, shared_gradient, own_gradient, expected, status)
 
 
 def _parts(f: KernelPredictor, training: Training) -> tuple[KernelPredictor, KernelPredictor]:
     """The mean network and this one's own."""
     dual = np.asarray(f.dual_coef, float)
     of_start = np.zeros_like(dual)
+    status = f.status
     if f.initial is not None and not training.constant:
         start = np.asarray(f.initial(f.inputs), float).reshape(dual.shape)
         columns = start.reshape(len(start), -1)
         found = apply_training(f.kernel, f.inputs, columns, training)
         of_start = np.asarray(found.dual_coef, float).reshape(dual.shape)
+        status = joined(status, about("what training makes of f0", found.status))
     parts = []
     for coef, initial in ((dual + of_start, None), (-of_start, f.initial)):
         with scope(f.dual_coef):
@@ -143,7 +159,7 @@ def _parts(f: KernelPredictor, training: Training) -> tuple[KernelPredictor, Ker
             f.inputs,
             rounded,
             initial,
-            f.status,
+            status,
             mesh=f.mesh,
             loss=f.loss,
             dynamics=f.dynamics,
@@ -172,17 +188,19 @@ def expected_own_square(
     x: Float[Array, "n d"],
     z: Float[Array, "m d"],
     training: Training,
-) -> Float[Array, " m"]:
-    """E|grad own(z)|^2 over f0, (m,), float64: the trace of the mixed second derivative of the
-    covariance after training. (1 + slope^2)/2 for the identity loss. Theory: 17.3.
+) -> Computed:
+    """E|grad own(z)|^2 over f0, (m,), float64, and what its solver met: the trace of the mixed
+    second derivative of the covariance after training. (1 + slope^2)/2 for the identity loss.
+    Theory: 17.3.
 
     Example:
         >>> from perturbkernel import GradientFlow
         >>> from perturbkernel.training.smoother import linear_loss
         >>> x = jnp.asarray([[1.0, 2.0]])
         >>> training = Training(linear_loss("identity", "it"), GradientFlow(1.0))
-        >>> expected_own_square(TwoLayerNTK(0.0), x, x, training).tolist()
-        [0.5]
+        >>> found = expected_own_square(TwoLayerNTK(0.0), x, x, training)
+        >>> found.value.tolist(), found.status
+        ([0.5], 'ok')
     """
     n = len(x)
     if not training.constant and not fits(n, np.float64, available_memory(), copies=4):
@@ -195,7 +213,7 @@ def expected_own_square(
         z = in_float64(z)
         initial = (1 + kernel.slope**2) / 2
         if training.constant:
-            return jnp.full(len(z), initial)
+            return Computed(jnp.full(len(z), initial), "ok")
         found = apply_training(kernel, x, jnp.eye(n), training)
         q = in_float64(found.dual_coef)
         prior = kernel.nngp(x)
@@ -205,7 +223,8 @@ def expected_own_square(
         crossed = crossed.sum(1)
         trained = trained.sum(1)
         # Rounding must not leave a negative square.
-        return jnp.maximum(initial - 2 * crossed + trained, 0)
+        square = jnp.maximum(initial - 2 * crossed + trained, 0)
+        return Computed(square, about("the expected square of the own gradient", found.status))
 
 
 @jax.jit

@@ -25,7 +25,7 @@ from perturbkernel.engine.tiles import EXACT
 from perturbkernel.kernels import products
 from perturbkernel.kernels.base import Kernel
 from perturbkernel.training.precision import KeepsPrecision, is_wider, matvec, scope
-from perturbkernel.training.smoother import Training, in_float64, smoother_weights
+from perturbkernel.training.smoother import Computed, Training, in_float64, smoother_weights
 
 # What becomes of the initial function: it stays; it is subtracted (f - f0); it is zero, because
 # neurons come in pairs (w, b, a) and (w, b, -a).
@@ -153,8 +153,10 @@ def trained_covariance(
     x: Float[Array, "n ..."],
     z: Float[Array, "m ..."],
     training: Training,
-) -> Float[Array, "m m"]:
-    """The covariance (m, m) of the outputs at z after training at x, in float64."""
+) -> Computed:
+    """The covariance (m, m) of the outputs at z after training at x, in float64, and what its
+    solver met.
+    """
     n = len(x)
     constant = training.constant
     if not constant and not fits(n, np.float64, available_memory(), copies=4):
@@ -167,10 +169,11 @@ def trained_covariance(
         z = in_float64(z)
         prior = kernel.nngp(z)
         if constant:
-            return prior
-        weights = smoother_weights(kernel, x, z, training)  # A(z), (m, n)
+            return Computed(prior, "ok")
+        weights, status = smoother_weights(kernel, x, z, training)  # A(z), (m, n)
         cross = kernel.nngp(x, z)
-        return _after_training(prior, kernel.nngp(x), cross, weights)
+        covariance = _after_training(prior, kernel.nngp(x), cross, weights)
+        return Computed(covariance, status)
 
 
 @jax.jit

@@ -3,6 +3,7 @@ it.
 """
 
 import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -215,7 +216,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
         q(K(X, X)) what training makes of the targets (theory: 1.2, 12.1). K outputs are
         independent, and each has that covariance. Outside `jit` only.
 
-        Cost, squared loss: O(n^3 + n^2 m), and n x n matrices, in float64.
+        Cost, squared loss: O(n^3 + n^2 m), and n x n matrices, in float64. Warns, in the words of a
+        status, where the covariance is not exact: K is singular, or its solver stopped early.
 
         Raises:
             ValueError: another loss, whose outputs are not Gaussian; a predictor that was trained
@@ -230,7 +232,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
             )
         z = self._queries(z)
         mean = self(z)
-        covariance = trained_covariance(self.kernel, self.inputs, z, training)
+        covariance, status = trained_covariance(self.kernel, self.inputs, z, training)
+        _warn_of(status)
         return Gaussian(mean, covariance.astype(mean.dtype))
 
     def weights(self, z: Float[ArrayLike, "m ..."]) -> Float[Array, "m n"]:
@@ -241,7 +244,9 @@ class KernelPredictor(Displayed, KeepsPrecision):
         and the squared loss, any dynamics, outside `jit` only (theory: 17.2).
 
         Cost, squared loss: O(n^3 + n^2 m) up to 10,000 points, where memory has four n x n
-        matrices; beyond, hundreds of products with K for every row of z.
+        matrices; beyond, hundreds of products with K for every row of z. Warns, in the words of a
+        status, where the weights are not exact: K is singular, or the products ended above the
+        tolerance.
 
         Example:
             >>> import perturbkernel as pk
@@ -256,7 +261,8 @@ class KernelPredictor(Displayed, KeepsPrecision):
         z = self._queries(z)
         if is_traced(z, self.inputs, self.dual_coef):
             raise TypeError("weights cannot be traced; call it outside jit")
-        weights = smoother_weights(self.kernel, self.inputs, z, training)
+        weights, status = smoother_weights(self.kernel, self.inputs, z, training)
+        _warn_of(status)
         with scope(self.dual_coef):
             rounded = weights.astype(self.dual_coef.dtype)
         return to_ambient(rounded)
@@ -375,6 +381,13 @@ class KernelPredictor(Displayed, KeepsPrecision):
             ridge=saved.ridge,
             sample_weight=saved.sample_weight,
         )
+
+
+def _warn_of(status: str) -> None:
+    """For a method whose result has no status; where the method is called."""
+    if status != "ok":
+        # Methods of Equinox's modules have a frame of their own between them and the caller.
+        warnings.warn(status, stacklevel=4)
 
 
 def _sum(a: Array, b: Array) -> Array:

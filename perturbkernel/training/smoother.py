@@ -24,9 +24,17 @@ from perturbkernel.training import squared
 from perturbkernel.training.dynamics import Dynamics, Solution, from_numbers
 from perturbkernel.training.losses import LOSSES, Kind, Loss
 from perturbkernel.training.solve import solve
+from perturbkernel.words import about
 
 _DIRECT = 10_000  # points up to which the Gram matrix is diagonalised or factored
 _LINEAR = (Kind.CONSTANT, Kind.LINEAR)  # forces under which training is linear
+
+
+class Computed(NamedTuple):
+    """An array, and "ok" or in words what the solver met that it comes from."""
+
+    value: Array
+    status: str
 
 
 class Training(NamedTuple):
@@ -86,8 +94,11 @@ def apply_training(
 ) -> Solution:
     """q(K) columns, float64, as the `dual_coef` of a solution: what training at x makes of targets.
 
+    Its `status` is about all of the columns; the caller hands it on.
+
     Up to 10,000 points, if memory has four n x n matrices, by the eigenvectors or the Cholesky
-    factor of K, O(n^3 + n^2 m); beyond, by products with K for every column (docs/solvers.md).
+    factor of K, O(n^3 + n^2 m); beyond, by products with K for every column (docs/solvers.md), in
+    float64 whatever the dtype of x.
 
     Example:
         >>> from perturbkernel import GradientFlow, TwoLayerNTK
@@ -101,13 +112,14 @@ def apply_training(
     small = n <= _DIRECT and fits(n, np.float64, available_memory(), copies=4)
     left_out = weights is not None and not np.all(weights)  # which `solve` takes away before
     with jax.enable_x64(True):
+        x = in_float64(x)
         columns = in_float64(columns)
         if weights is not None:
             weights = in_float64(weights)
         if training.constant or left_out or not small:
             how = {"ridge": ridge, "weights": weights}
             return solve(kernel, x, columns, None, loss, dynamics, **how)
-        gram = kernel.ntk(in_float64(x))
+        gram = kernel.ntk(x)
         return squared.dense(gram, columns, dynamics, ridge, weights)
 
 
@@ -116,21 +128,24 @@ def smoother_weights(
     x: Float[Array, "n ..."],
     z: Float[Array, "m ..."],
     training: Training,
-) -> Float[Array, "m n"]:
-    """w(z) = K(z, X) q(K), (m, n), float64.
+) -> Computed:
+    """w(z) = K(z, X) q(K), (m, n), float64, and what its solver met.
 
     Example:
         >>> from perturbkernel import GradientFlow, TwoLayerNTK
         >>> x = jnp.asarray([[1.0, 2.0]])
         >>> training = Training(linear_loss("identity", "it"), GradientFlow(1.0))
-        >>> smoother_weights(TwoLayerNTK(1.0), x, 2 * x, training).tolist()
-        [[10.0]]
+        >>> found = smoother_weights(TwoLayerNTK(1.0), x, 2 * x, training)
+        >>> found.value.tolist(), found.status
+        ([[10.0]], 'ok')
     """
     with jax.enable_x64(True):
         x = in_float64(x)
         columns = kernel.ntk(x, in_float64(z))
-        weights = in_float64(apply_training(kernel, x, columns, training).dual_coef)
-        return weights.T
+        found = apply_training(kernel, x, columns, training)
+        weights = in_float64(found.dual_coef)
+        status = about("weights of the targets", found.status)
+        return Computed(weights.T, status)
 
 
 def initial_part(

@@ -45,6 +45,7 @@ from perturbkernel.training.dynamics import (
 )
 from perturbkernel.training.gram import GramOperator, Scaled, gram_operator, scale_rows
 from perturbkernel.training.losses import Kind, Loss
+from perturbkernel.words import joined
 
 _DIRECT = 2000  # points up to which the Gram matrix is diagonalised or factored
 _ROUNDED = 1e-6  # relative error asked of a solver that uses a float32 Gram matrix
@@ -360,8 +361,7 @@ def _with_rounding(solution: Solution, outputs: _Outputs | None) -> Solution:
 
 
 def _saying(solution: Solution, said: str) -> Solution:
-    status = said if solution.status == "ok" else f"{solution.status}; {said}"
-    return solution._replace(status=status)
+    return solution._replace(status=joined(solution.status, said))
 
 
 def _with_setting(solution: Solution, operator: GramOperator, tolerance: float) -> Solution:

@@ -34,6 +34,7 @@ from perturbkernel.training.dynamics import (
     unstable_rates,
 )
 from perturbkernel.training.gram import scale_rows
+from perturbkernel.words import joined
 
 _RANK = 256  # of the preconditioner
 _SOLVES = 12  # refinements
@@ -91,17 +92,19 @@ def by_products(
 
     columns = residual.reshape(n, -1)
     found = [lanczos(operator, column, of_ritz_values, tolerance) for column in columns.T]
-    error = max(one.error for one in found)
+    errors = [one.error for one in found]
+    error = float(np.max(errors))  # NaN if one is
     products = sum(one.products for one in found)
     eigenvalues = np.concatenate([one.eigenvalues for one in found])
     met = jnp.asarray(eigenvalues)
     of_met = filtered(met, n, dynamics, ridge)
     status, stats = _stability(dynamics, n, met, of_met, ridge)
     if not error <= tolerance:
-        status = (
+        stopped = (
             f"the Lanczos process stopped after {products} products at an estimated relative "
             f"error of {error:.2g}, above the tolerance {tolerance:g}"
         )
+        status = joined(stopped, status)
     stats["lambda_max"] = max(one.lambda_max for one in found)
     stats["products"] = products
     stats["error"] = error

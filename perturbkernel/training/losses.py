@@ -1,7 +1,7 @@
 """The losses, one record for each, which solvers, networks, estimators and the command line read.
 
-Training minimises the mean of `Loss.value` over the points. Adding a loss is one record of _RECORDS;
-one that depends on the margin y f alone needs no more than its value and two derivatives
+Training minimises the mean of `Loss.value` over the points. Adding a loss is one record of
+_RECORDS; one that depends on the margin y f alone needs no more than its value and two derivatives
 (`margin_loss`).
 """
 

@@ -4,6 +4,7 @@ import gzip
 import math
 import pickle
 import struct
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -89,13 +90,15 @@ def test_dataset_rejects_image_shape(shape):
 
 def test_image_shapes_are_tuples_of_integers_or_none():
     rows = np.ones((2, 6))
-    assert D.Dataset(rows, [1, -1], image_shape=np.asarray([2, 3])).images.shape == (2, 2, 3, 1)
+    sides: Any = np.asarray([2, 3])
+    halves: Any = (2.0, 3.0)
+    assert D.Dataset(rows, [1, -1], image_shape=sides).images.shape == (2, 2, 3, 1)
     none = D.Dataset(rows, [1, -1], image_shape=())
     assert none.image_shape is None
     with pytest.raises(ValueError, match="the rows are not images"):
         _ = none.images
     with pytest.raises(TypeError, match="image_shape must be integers"):
-        D.Dataset(rows, [1, -1], image_shape=(2.0, 3.0))
+        D.Dataset(rows, [1, -1], image_shape=halves)
 
 
 def test_images_view():

@@ -263,7 +263,7 @@ def explicit_axes(mesh) -> dict[str, float]:
 
     def linearity(x, y, z):
         x, y, z = map(with_automatic_axes, (x, y, z))
-        return assess(KERNEL, x, y, z, np.ones(len(z)), f=lambda z: z[:, 0])
+        return assess(KERNEL, x, y, z, jnp.ones(len(z)), f=lambda z: z[:, 0])
 
     calls = {
         "ntk": (KERNEL.ntk, (x, z)),

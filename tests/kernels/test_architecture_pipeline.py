@@ -264,6 +264,7 @@ def test_tiles_change_nothing_but_rounding():
     assert kernel.plan(N, M, D, rate=1e9).tiles == 1
     # The whole is of the shapes of `trained`, for which it is compiled already.
     coef = np.append(Y[:n], np.float32(0))
+    # Errors of either, as above: gradients carry angles of coincident points.
     for name, rounding in (("matvec", 2e-5), ("input_gradient", 1e-3)):
         whole = np.asarray(getattr(kernel, name)(Z, X, coef))[:m]
         tiled = np.asarray(getattr(small, name)(Z[:m], X[:n], coef[:n]))

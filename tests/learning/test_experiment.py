@@ -510,8 +510,9 @@ def test_large_tiles_of_a_diagnosis_are_those_of_numpy(monkeypatch):
 
     wanted = both_rules()
     monkeypatch.setattr(host, "PAIRS", 0)
+    # Sums of 520 terms in float32, in another order: 1e-6 was seen.
     for compiled, exact in zip(both_rules(), wanted, strict=True):
-        np.testing.assert_allclose(compiled, exact, rtol=0, atol=1e-3 * np.abs(exact).max())
+        np.testing.assert_allclose(compiled, exact, rtol=0, atol=1e-5 * np.abs(exact).max())
 
 
 def test_without_signal_and_offset_the_probability_is_one_half():

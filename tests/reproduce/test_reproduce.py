@@ -258,7 +258,8 @@ def test_initial_functions_are_drawn_networks(small):
             deviation = np.sqrt((1 + np.sum(points**2, axis=1) / 12) / 2)
             scores.append(ndtr(signs * g(points) / deviation).mean())
     found = [result[f"{name}_coin_flip"][0, 0] for name in ("perturbation", "agreement")]
-    np.testing.assert_allclose(found, np.reshape(scores, (2, 2)).mean(0), rtol=0, atol=1e-3)
+    # Of the 1,000 signs of f in either draw, one that is rounding may be the other.
+    np.testing.assert_allclose(found, np.reshape(scores, (2, 2)).mean(0), rtol=0, atol=5e-4)
 
 
 def test_initial_functions_agree_with_trained_wide_networks(small):

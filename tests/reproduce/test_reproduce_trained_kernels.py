@@ -32,6 +32,7 @@ CONFIG: dict[str, Any] = {
     "seed": 0,
 }
 SETTING = from_config(trained_kernels.Setting, CONFIG)
+Checkpoint: Any = trained_kernels.Checkpoint  # for the type checker: some need no kernel
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,6 @@ def test_a_cell(arrays, problem):
 def test_accuracies_are_those_of_the_new_digits(problem, monkeypatch):
     """Of one network that knows their labels, and nothing of any other digit, and its opposite."""
     new, labels = np.asarray(problem.test.inputs), np.asarray(problem.test.targets)
-    nothing: Any = None
 
     def right(z):
         return jnp.where((z == new).all(1), labels, 0)
@@ -167,7 +167,7 @@ def test_accuracies_are_those_of_the_new_digits(problem, monkeypatch):
 
     monkeypatch.setattr(trained_kernels, "second", lambda *_: ([right, right], [wrong, wrong]))
     monkeypatch.setattr(trained_kernels, "attack", attack)
-    either = trained_kernels.Checkpoint(nothing, right, nothing, wrong)
+    either = Checkpoint(None, right, None, wrong)
     # Attacked digits stay where they are; at random ones nothing is known, which counts one half.
     moved = trained_kernels._moved(SETTING, problem, either)
     np.testing.assert_array_equal(moved, [[1, 1, 0.5], [0, 0, 0.5]])
@@ -175,7 +175,7 @@ def test_accuracies_are_those_of_the_new_digits(problem, monkeypatch):
     def total(z):
         return z.sum(1)
 
-    either = trained_kernels.Checkpoint(nothing, total, nothing, total)
+    either = Checkpoint(None, total, None, total)
     taught = trained_kernels._taught(SETTING, problem, either)
     np.testing.assert_array_equal(taught["learned"], np.ones((2, 2, 2)))
     np.testing.assert_array_equal(taught["predicted"], np.zeros((2, 2, 2)))

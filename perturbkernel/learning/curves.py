@@ -2,6 +2,7 @@
 plane of decisions.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -42,7 +43,8 @@ def accuracy_against_size(
 ) -> SizeCurve:
     """Trains g again at each size, with the same f, targets and directions; accuracy on `data`.
 
-    `expected` is None if g's learner has no infinite-width kernel, or for K > 2 classes.
+    `expected` is None if g's learner has no infinite-width kernel, or for K > 2 classes. Warns, in
+    the words of the first status, where the training of a g is not "ok".
 
     Example:
         >>> import jax, perturbkernel as pk
@@ -63,9 +65,13 @@ def accuracy_against_size(
     kernel = getattr(r.learner_g, "kernel", None)
     measured = []
     expected = []
+    said = []
     for size in sizes:
         delta = perturb(r.f, attacked, targets, size=size, **options).delta
         g = r.learner_g(added(r.carrier, delta), encoded(targets, classes), r.g_key)
+        status = getattr(g, "status", "ok")
+        if status != "ok":
+            said.append(f"at size {size:g} {status}")
         measured.append(mean(share_right(g(data.inputs), data)))
         if isinstance(kernel, Kernel) and classes == 2:
             diagnosis = diagnose(
@@ -78,6 +84,9 @@ def accuracy_against_size(
                 balanced=r.options["balanced"],
             )
             expected.append(diagnosis.expected_accuracy)
+    if said:
+        more = f"; {len(said) - 1} more sizes are not ok" if said[1:] else ""
+        warnings.warn(f"training g: {said[0]}{more}", stacklevel=2)
     return SizeCurve(
         size=as_jax(np.array(sizes, float)),
         accuracy=as_jax(np.stack(measured)),

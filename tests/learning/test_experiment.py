@@ -647,6 +647,15 @@ def test_the_curve_of_a_learner_that_uses_its_key_passes_through_the_run_itself(
     assert seen[2] == seen[1]  # g's own initialisation again
 
 
+def test_a_curve_says_what_the_training_of_its_networks_met():
+    """At size 0 all points of scenario (a) coincide, with other targets: nothing interpolates."""
+    forever = pk.GradientFlow(np.inf)
+    learner = KernelLearner(BIASED.kernel, loss="squared", dynamics=forever)
+    r = learn(learner, data(np.float32), size=SIZE, targets="balanced", key=KEY)
+    with pytest.warns(UserWarning, match=r"^training g: at size 0 singular kernel matrix .*"):
+        accuracy_against_size(r, held_out(np.float32), [SIZE, 0.0])
+
+
 @pytest.mark.parametrize("sizes", [[-1.0], [0.1, float("nan")], ["1"], [None]])
 def test_bad_sizes(sizes):
     r = learn(nearest, data(np.float32), size=SIZE, key=KEY)

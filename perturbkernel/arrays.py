@@ -8,6 +8,7 @@ are at hand, and by JAX where they are traced, or lie on an accelerator or sever
     return as_jax(namespace(values).sqrt(values))
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +36,33 @@ def on_host(*arrays: Any) -> Any:
 def namespace(array: Any) -> Any:
     """NumPy or `jax.numpy`, whichever the array belongs to."""
     return jnp if isinstance(array, jax.Array) else np
+
+
+# Numbers that are worked on at once: temporaries stay in the processor's cache.
+_BLOCK = 2**20
+
+
+def by_rows(function: Callable[..., Any], *arrays: Any) -> Any:
+    """function(*arrays), for a function that treats rows one by one; of NumPy's arrays some rows at
+    once, so that temporaries as large as the arrays never exist.
+
+    Example:
+        >>> by_rows(lambda a, b: (a * b).sum(1), np.ones((2, 3)), np.full((2, 1), 2.0)).tolist()
+        [6.0, 6.0]
+    """
+    first, *_ = arrays
+    row = max(np.size(array) // max(len(first), 1) for array in arrays)
+    step = max(_BLOCK // max(row, 1), 1)
+    if len(first) <= step or not all(isinstance(array, np.ndarray) for array in arrays):
+        return function(*arrays)
+    found: Any = None
+    for begin in range(0, len(first), step):
+        rows = slice(begin, begin + step)
+        part = function(*(array[rows] for array in arrays))
+        if found is None:
+            found = np.empty((len(first), *part.shape[1:]), part.dtype)
+        found[rows] = part
+    return found
 
 
 def or_one(values: Any) -> Any:

@@ -1,10 +1,12 @@
 """Accuracy, agreement and cosine: one implementation of each."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from perturbkernel.arrays import as_jax, namespace, on_host, or_one
+from perturbkernel.arrays import as_jax, by_rows, namespace, on_host, or_one
 from perturbkernel.data.dataset import Dataset
 from perturbkernel.data.labels import one_hot
 
@@ -147,7 +149,10 @@ def unit_rows(v: Rows) -> Rows:
         >>> unit_rows(jnp.asarray([[0.0, -3.0], [0.0, 0.0]])).tolist()
         [[0.0, -1.0], [0.0, 0.0]]
     """
-    v = on_host(v)
+    return as_jax(by_rows(_unit_rows, on_host(v)))
+
+
+def _unit_rows(v: Any) -> Any:
     xp = namespace(v)
     axes = tuple(range(1, v.ndim))
     # Divided by its largest entry first, a tiny row does not underflow when squared.
@@ -155,7 +160,7 @@ def unit_rows(v: Rows) -> Rows:
     scaled = v / or_one(largest)
     square = xp.sum(scaled**2, axis=axes, keepdims=True)
     length = xp.sqrt(square)
-    return as_jax(scaled / or_one(length))
+    return scaled / or_one(length)
 
 
 def cosine(a: Rows, b: Rows) -> Float[Array, " n"]:

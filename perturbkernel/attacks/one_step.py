@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from perturbkernel.arrays import as_jax, namespace, on_host
+from perturbkernel.arrays import as_jax, by_rows, namespace, on_host
 from perturbkernel.attacks.boxes import within
 from perturbkernel.attacks.host import traced_shape
 from perturbkernel.attacks.margins import margin_weights
@@ -141,11 +141,17 @@ def perturb(
     check_gradient(gradient)
     zero = is_zero(predictor, x, weights, gradient)
     dtype = common_dtype(x, gradient)
-    flat, step, signs = on_host(zero, normalise(gradient, norm), y)
-    flat = _column(flat, x)
-    step = namespace(step).where(flat, 0, step).astype(dtype)
-    length = size if classes is not None else _column(size * signs, x).astype(dtype)
-    delta = as_jax(length * step)
+    flat, gradient, signs = on_host(_column(zero, x), gradient, y)
+    if classes is not None:  # the gradient itself points toward the class
+        signs = namespace(signs).ones_like(signs, dtype)
+    length = _column(size * signs, x).astype(dtype)
+
+    def step(gradient, flat, length):
+        direction = on_host(normalise(gradient, norm))
+        direction = namespace(direction).where(flat, 0, direction).astype(dtype)
+        return length * direction
+
+    delta = as_jax(by_rows(step, gradient, flat, length))
     if low is not None and high is not None:
         low = jnp.broadcast_to(low, x.shape).astype(dtype)
         high = jnp.broadcast_to(high, x.shape).astype(dtype)
@@ -166,7 +172,7 @@ def check_gradient(gradient: Array | np.ndarray) -> None:
     if is_traced(gradient):
         return
     rows = np.asarray(gradient).reshape(len(gradient), -1)
-    bad = ~np.isfinite(rows).all(1)
+    bad = ~by_rows(lambda rows: np.isfinite(rows).all(1), rows)
     if bad.any():
         raise ValueError(
             f"predictor must have finite gradients; {bad.sum()} rows have not (row {bad.argmax()})"
@@ -185,15 +191,18 @@ def is_zero(
         >>> is_zero(lambda z: z.sum(1) ** 2, x, None, x).tolist()
         [False, True]
     """
-    gradient = on_host(gradient)
-    flat = namespace(gradient).abs(gradient).reshape(len(x), -1)
-    longest = flat.max(1) * flat.shape[1] ** 0.5
+    flat = on_host(gradient).reshape(len(x), -1)
+    longest = by_rows(_largest, flat) * flat.shape[1] ** 0.5
     if not isinstance(predictor, KernelPredictor):
         return as_jax(longest <= 0)
     rounding = predictor.gradient_rounding(x, weights)
     dtype = common_dtype(longest, rounding)
     longest, rounding = on_host(longest, rounding)
     return as_jax(longest.astype(dtype) <= rounding.astype(dtype))
+
+
+def _largest(rows: Any) -> Any:
+    return namespace(rows).abs(rows).max(1)
 
 
 def count_outputs(predictor: Callable[..., Any], x: Array, targets: Any) -> int | None:

@@ -1,6 +1,7 @@
 """The two-layer kernel of the paper in closed form."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from perturbkernel.arrays import namespace
+from perturbkernel.arrays import by_rows, namespace
 from perturbkernel.checks import (
     as_inputs,
     check_count,
@@ -150,8 +151,9 @@ class TwoLayerNTK(Kernel):
         """
         d = x.shape[1]
         xp = namespace(coef)
-        norm_x = xp.linalg.norm(x, axis=1)
-        norm_z = xp.linalg.norm(z, axis=1)
+        norm_of_rows = partial(xp.linalg.norm, axis=1)
+        norm_x = by_rows(norm_of_rows, x)
+        norm_z = norm_x if z is x else by_rows(norm_of_rows, z)
         s_z = xp.sqrt(1 + norm_z**2 / d)
         lipschitz = (1 - self.slope) ** 2 / (2 * np.pi * d**0.5 * s_z)
         sum_norms = xp.sum(coef * norm_x)

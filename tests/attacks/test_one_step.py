@@ -1,6 +1,7 @@
 """perturbations.py: sizes, directions and flags of perturbations of every kind of predictor."""
 
 import functools
+import tracemalloc
 from typing import Any
 
 import equinox as eqx
@@ -394,3 +395,34 @@ def test_frozen_gates_of_another_kernel_raise():
         TypeError, match=r'frozen gates belong to TwoLayerNTK.*Use direction="gradient"'
     ):
         perturb(other_kernel(), X, TARGETS, size=0.14, direction="frozen_gates")
+
+
+class Given(eqx.Module):
+    """Whatever the inputs, this gradient."""
+
+    gradient: Any
+
+    def __call__(self, z: Any) -> Any:
+        return jnp.sum(self.gradient * z, axis=1)
+
+    def input_gradient(self, z: Any) -> Any:
+        return self.gradient
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_perturbation_takes_the_memory_of_its_gradient_and_itself(norm, monkeypatch):
+    """Not that of a row of temporaries as large; in rows at once it is the same to the bit."""
+    x = np.zeros((2000, 300), np.float32)
+    signs = np.where(np.arange(2000) % 3 == 0, 1.0, -1.0)
+    gradient = RNG.normal(size=x.shape).astype(np.float32)
+    gradient[7] = 0
+    f = Given(jnp.asarray(gradient))
+    at_once = perturb(f, x, signs, size=0.3, norm=norm)
+    monkeypatch.setattr("perturbkernel.arrays._BLOCK", 2**14)
+    tracemalloc.start()
+    found = perturb(f, x, signs, size=0.3, norm=norm)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found.delta, at_once.delta)
+    np.testing.assert_array_equal(found.zero_gradient, np.arange(2000) == 7)
+    assert most < 2.5 * x.nbytes  # inputs and result; JAX's own arrays are not counted

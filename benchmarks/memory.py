@@ -1,5 +1,6 @@
 """Peak memory of one product with a large kernel matrix above the data, each in a fresh process."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from perturbkernel import TwoLayerNTK
+from perturbkernel.kernels import host
 
 from . import alternatives as other
 from .harness import Case, Group, NotHere, Row, Settings, fresh_process
@@ -44,8 +46,10 @@ def _prepare(method: str, shape: tuple[int, int, int]):
 def child(method: str, *shape: int) -> None:
     """What the fresh process runs: prints how many kilobytes the first call adds at most."""
     n, m, d = shape
-    small = _prepare(method, (64, 64, d))
-    jax.block_until_ready(small())  # libraries load what they load once
+    # Libraries and compilers load what they load once: with more pairs than NumPy takes.
+    side = math.isqrt(host.PAIRS) + 1
+    small = _prepare(method, (side, side, d))
+    jax.block_until_ready(small())
     call = _prepare(method, (n, m, d))
     before = kilobytes("VmRSS")
     if (reset := Path("/proc/self/clear_refs")).exists():

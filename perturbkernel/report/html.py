@@ -131,6 +131,26 @@ def anchor(name: str) -> str:
     return re.sub(r"[^\w.-]", "_", name)
 
 
+def html_contents(titles: Mapping[str, str]) -> str:
+    """Links to figures, by name, a line for those whose titles share their first part; nothing for
+    one figure.
+
+    Example:
+        >>> html_contents({"map/a": "map/a", "map/b": "map/b"})
+        '<ul class="contents"><li>map: <a href="#map_a">a</a>, <a href="#map_b">b</a></li></ul>'
+    """
+    if len(titles) < 2:
+        return ""
+    lines: dict[str, list[str]] = {}
+    for name, title in titles.items():
+        group, *others = title.split("/")
+        heading = f"{group}: " if others else ""
+        words = html.escape(" ".join(others) or group)
+        lines.setdefault(heading, []).append(f'<a href="#{anchor(name)}">{words}</a>')
+    items = [f"<li>{html.escape(group)}{', '.join(links)}</li>" for group, links in lines.items()]
+    return f'<ul class="contents">{"".join(items)}</ul>'
+
+
 def _sheet(numbers: Sequence[Numbers]) -> str:
     """The pictures of all rows below each other, as an attribute: one PNG is smaller than many."""
     pictures = [picture for each in numbers for picture in each.pictures]

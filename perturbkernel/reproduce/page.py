@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from perturbkernel.display import html_table
 from perturbkernel.files import write_folder
-from perturbkernel.report.html import Picture, anchor, html_figure, html_page, html_settings
+from perturbkernel.report.html import Picture, html_contents, html_figure, html_page, html_settings
 from perturbkernel.report.results import REPRODUCTION, write_figure
 from perturbkernel.reproduce import plan, store
 from perturbkernel.reproduce.panels import assemble
@@ -230,11 +230,9 @@ class Reproduction:
 
     def _page(self, summary: Json, pictures: Mapping[str, Picture]) -> str:
         figures = [self._html_figure(name, summary, pictures[name]) for name in self.names]
-        links = []
-        if len(figures) > 1:
-            links = [f'<a href="#{anchor(name)}">{html.escape(name)}</a>' for name in self.names]
+        contents = html_contents({name: name.removesuffix("/identity") for name in self.names})
         body = f"""<h1>{html.escape(self._heading())}</h1>
-{self._legend()}<p>{" · ".join(links)}</p>
+{self._legend()}{contents}
 <div class="figures">{"".join(figures)}</div>
 <h2>What was asked</h2>{html_settings(self._asked())}
 <details><summary>Versions and machines</summary>{html_settings(self.environment)}</details>"""

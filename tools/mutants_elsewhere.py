@@ -291,4 +291,32 @@ ELSEWHERE = [
         _CLASSES,
     ),
     ("metrics.py", "cosine with zero", "a.any(1) & b.any(1)", "a.any(1)", _STEP),
+    (
+        "attacks/flips.py",
+        "the solver of the weights is not heard",
+        "status = joined(f.status, status)",
+        "status = f.status",
+        ("tests/training/test_statuses.py",),
+    ),
+    (
+        "training/influence.py",
+        "the solver of the smoother is not heard",
+        "np.asarray(found.dual_coef, float), found.status)",
+        'np.asarray(found.dual_coef, float), "ok")',
+        ("tests/training/test_statuses.py",),
+    ),
+    (
+        "reproduce/panels/limit.py",
+        "gates of an untrained network without readout",
+        "gates * net.readout",
+        "gates",
+        ("tests/reproduce/test_reproduce.py", "-k", "factors"),
+    ),
+    (
+        "reproduce/panels/limit.py",
+        "scenario (b) on bare perturbations",
+        "carrier[-1] = 1",
+        "carrier[-1] = 0",
+        ("tests/reproduce/test_reproduce.py", "-k", "limit_cell"),
+    ),
 ]

@@ -141,7 +141,8 @@ def perturb(
     check_gradient(gradient)
     zero = is_zero(predictor, x, weights, gradient)
     dtype = common_dtype(x, gradient)
-    flat, gradient, signs = on_host(_column(zero, x), gradient, y)
+    flat, gradient, signs = on_host(zero, gradient, y)
+    flat = _column(flat, x)
     if classes is not None:  # the gradient itself points toward the class
         signs = namespace(signs).ones_like(signs, dtype)
     length = _column(size * signs, x).astype(dtype)

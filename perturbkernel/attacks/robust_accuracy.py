@@ -183,8 +183,8 @@ def robust_accuracy(
     Raises as `worst_case` does, and ValueError for no sizes or no norms.
     """
     ascending, norms = _checked(sizes, norms, attack)
-    # What l0 asks of the bounds is asked before any norm is tried.
-    strictest = next(filter(counts, norms), norms[0])
+    # What l0 asks of the bounds is asked before any norm is tried; a function asks for itself.
+    strictest = next(filter(counts, norms), norms[0]) if isinstance(attack, str) else norms[0]
     asked = _Asked(
         problem=checked_problem(predictor, inputs, targets, strictest, True, bounds),
         predictor=predictor,

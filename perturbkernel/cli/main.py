@@ -191,5 +191,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"perturbkernel: failed: {type(error).__name__}: {reason}", file=sys.stderr)
         return 1
     finally:
-        if not command:  # the caller's process goes on
+        # The caller's process goes on; what another thread has set since is its own.
+        if not command and warnings.showwarning is _print_warning:
             warnings.showwarning = show

@@ -70,7 +70,7 @@ def accuracy_against_size(
         delta = perturb(r.f, attacked, targets, size=size, **options).delta
         g = r.learner_g(added(r.carrier, delta), encoded(targets, classes), r.g_key)
         status = getattr(g, "status", "ok")
-        if status != "ok":
+        if isinstance(status, str) and status != "ok":
             said.append(f"at size {size:g} {status}")
         measured.append(mean(share_right(g(data.inputs), data)))
         if isinstance(kernel, Kernel) and classes == 2:
@@ -85,7 +85,7 @@ def accuracy_against_size(
             )
             expected.append(diagnosis.expected_accuracy)
     if said:
-        more = f"; {len(said) - 1} more sizes are not ok" if said[1:] else ""
+        more = f" (the first of {len(said)} such sizes)" if said[1:] else ""
         warnings.warn(f"training g: {said[0]}{more}", stacklevel=2)
     return SizeCurve(
         size=as_jax(np.array(sizes, float)),

@@ -397,6 +397,14 @@ def test_frozen_gates_of_another_kernel_raise():
         perturb(other_kernel(), X, TARGETS, size=0.14, direction="frozen_gates")
 
 
+def test_the_rounding_of_a_gradient_under_jit_knows_large_arrays_of_numpy(monkeypatch):
+    """As a predictor has them that came from another process."""
+    monkeypatch.setattr("perturbkernel.arrays._BLOCK", 8)
+    x, z, coef = X.astype(np.float32), X[:3].astype(np.float32), np.ones(N, np.float32)
+    found = jax.jit(lambda coef: KERNEL.gradient_bound(z, x, coef))(coef)
+    np.testing.assert_allclose(found, KERNEL.gradient_bound(z, x, coef), rtol=1e-6)
+
+
 class Given(eqx.Module):
     """Whatever the inputs, this gradient."""
 

@@ -217,14 +217,16 @@ def _initial_functions(
     queries = padded(z)
     points = padded(drawn.x)
     initial = []
+    at_z = slice(len(z))
+    at_x = slice(len(drawn.x))
+    is_shorter = z.shape[1] > _WIDTH
     for one in jax.random.split(key, count):
-        found = _initial_function(kernel.slope, queries, points, one)
-        outputs, of_queries, gradients, of_points = jax.tree.map(np.asarray, found)
-        at_x = slice(len(drawn.x))
-        at_z = slice(len(z))
-        factors = of_queries[at_z], of_points[at_x]
-        is_shorter = z.shape[1] > _WIDTH
-        directions = Directions(gradients[at_x], factors if is_shorter else None)
+        found = _initial_function(kernel.slope, is_shorter, queries, points, one)
+        outputs, gradients, factors = jax.tree.map(np.asarray, found)
+        if factors is not None:
+            of_queries, of_points = factors
+            factors = of_queries[at_z], of_points[at_x]
+        directions = Directions(gradients[at_x], factors)
         initial.append(_Initial(outputs[at_z], directions))
     return initial
 
@@ -361,18 +363,21 @@ def _of_second(first: _First, second: _Second, request: Request) -> Arrays:
     }
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _initial_function(
-    slope: float, z: Array, x: Array, key: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Of an untrained network the outputs at z and <z, w_i>, the gradients at x, and their
-    coefficients a_i phi'(u_i(x)) of the w_i.
+    slope: float, factored: bool, z: Array, x: Array, key: Array
+) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    """Of an untrained network the outputs at z, the gradients at x, and, if `factored`, <z, w_i>
+    and the gradients' coefficients a_i phi'(u_i(x)) of the w_i.
     """
     d = x.shape[1]
     net = TwoLayerNetwork.init(d, _WIDTH, slope, True, key=key)
-    of_neurons = jnp.matmul(z, net.weight.T, precision=EXACT)
-    gates = jnp.where(net.active(x), 1, slope)
-    return net(z), of_neurons, net.input_gradient(x), gates * net.readout
+    factors = None
+    if factored:
+        of_neurons = jnp.matmul(z, net.weight.T, precision=EXACT)
+        gates = jnp.where(net.active(x), 1, slope)
+        factors = of_neurons, gates * net.readout
+    return net(z), net.input_gradient(x), factors
 
 
 def _inverse(length: np.ndarray) -> np.ndarray:

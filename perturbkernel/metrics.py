@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from perturbkernel.arrays import as_jax, by_rows, namespace, on_host, or_one
@@ -142,7 +143,7 @@ def class_means(values: Array, data: Dataset) -> Array:
     return sums / counts
 
 
-def unit_rows(v: Rows) -> Rows:
+def unit_rows(v: Float[Array | np.ndarray, "n ..."]) -> Rows:
     """Each row of v divided by its l2 norm over all further axes; 0 where the row is 0.
 
     Example:

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from perturbkernel.arrays import as_jax, namespace, on_host
@@ -31,7 +32,7 @@ Column = Float[Array, "m 1"]
 Size = Array | float  # one number, or (m, 1)
 
 
-def normalise(gradient: Float[Array, "n ..."], norm: str) -> Float[Array, "n ..."]:
+def normalise(gradient: Float[Array | np.ndarray, "n ..."], norm: str) -> Float[Array, "n ..."]:
     """The direction of a step along a gradient; 0 for g = 0.
 
     sign(g) for linf, g / |g|_2 for the others: for l2 and linf what increases a function fastest
@@ -185,7 +186,7 @@ def shorten(d: Rows, size: Size, norm: str) -> Rows:
 # --- l2 ---
 
 
-def _direction_l2(gradient: Array) -> Array:
+def _direction_l2(gradient: Array | np.ndarray) -> Array:
     return unit_rows(gradient)
 
 
@@ -236,7 +237,7 @@ def _along(direction: Rows, g: Rows, gain: Column) -> Rows:
 # --- linf ---
 
 
-def _direction_linf(gradient: Array) -> Array:
+def _direction_linf(gradient: Array | np.ndarray) -> Array:
     gradient = on_host(gradient)
     return as_jax(namespace(gradient).sign(gradient))
 

@@ -27,7 +27,8 @@ run: $(STAMP)
 test:
 	@$(MAKE) --no-print-directory --jobs=2 lint suite
 
-# Everything that does not take minutes: all but documentation, reproductions, processes and devices.
+# What a change is tried on while one works: all but documentation, reproductions, processes and devices, and but the files
+# that try one property on many kernels, norms, losses or dtypes.
 quick:
 	@$(MAKE) --no-print-directory --jobs=2 lint unmarked
 
@@ -35,7 +36,7 @@ suite: $(STAMP)-test
 	$(CACHE) $(ALONE) $(PYTEST)
 
 unmarked: $(STAMP)-test
-	$(CACHE) $(ALONE) $(PYTEST) -m "not slow"
+	$(CACHE) $(ALONE) $(PYTEST) -m "not slow$(if $(FLOORS),, and not thorough)"
 
 lint: $(STAMP)-test
 	$(BIN)/ruff check .
@@ -50,7 +51,7 @@ style: $(STAMP)-test
 mutants: $(STAMP)-test
 	$(BIN)/python tools/mutants.py
 
-# The oldest packages that requirements.txt allows, in an environment of their own, under the unmarked tests.
+# The oldest packages that requirements.txt allows, in an environment of their own, under all tests that are not slow.
 floors:
 	$(MAKE) VENV=.venv-floors FLOORS=1 unmarked
 

@@ -39,7 +39,7 @@ os.environ["PERTURBKERNEL_DATA"] = "off"
 _MAPS, _MANY = Path("/proc/self/maps"), 40_000
 
 
-# What `make quick` leaves out: documentation and examples, reproductions, other processes and
+# What `make quick` and `make floors` leave out: documentation and examples, reproductions, other processes and
 # devices, whole runs of commands, and everything once more in the strict modes, which the folders of
 # _STRICT below are tested in anyway.
 _SLOW = (
@@ -57,6 +57,35 @@ _SLOW = (
 )
 
 
+# What `make quick` leaves out as well: the same properties over many kernels, norms, losses and
+# dtypes, and kernels and certificates that compile much.
+_THOROUGH = (
+    "attacks/test_attack_invariants.py",
+    "attacks/test_certified.py",
+    "attacks/test_certified_width.py",
+    "attacks/test_flips.py",
+    "attacks/test_small_attacks.py",
+    "engine/test_tiles.py",
+    "kernels/test_architectures.py",
+    "kernels/test_empirical.py",
+    "kernels/test_peers.py",
+    "kernels/test_stax_kernels.py",
+    "learning/test_results.py",
+    "report/test_browser.py",
+    "theory/test_theory_certify.py",
+    "theory/test_theory_law.py",
+    "theory/test_theory_law_certify.py",
+    "training/test_derivatives.py",
+    "training/test_differentiable_fit.py",
+    "training/test_initial_function.py",
+    "training/test_precision.py",
+    "training/test_ridge.py",
+    "training/test_sample_weight.py",
+    "training/test_smoother.py",
+    "training/test_statuses.py",
+)
+
+
 _Generators = list[tuple[np.random.Generator, Any]]
 GENERATORS = pytest.StashKey[dict[ModuleType, _Generators]]()
 
@@ -68,11 +97,16 @@ def generators(module: ModuleType) -> _Generators:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks the slow tests, by file, and keeps the states that generators have before any test."""
+    """Marks slow and thorough tests, by file, and keeps the states that generators have before any
+    test.
+    """
     tests = Path(__file__).parent
     for item in items:
-        if item.path.relative_to(tests).as_posix().startswith(_SLOW):
+        file = item.path.relative_to(tests).as_posix()
+        if file.startswith(_SLOW):
             item.add_marker(pytest.mark.slow)
+        if file in _THOROUGH:
+            item.add_marker(pytest.mark.thorough)
     functions = [item for item in items if isinstance(item, pytest.Function)]
     modules = {item.module for item in functions if isinstance(item.module, ModuleType)}
     config.stash[GENERATORS] = {module: generators(module) for module in modules}

@@ -27,8 +27,8 @@ run: $(STAMP)
 test:
 	@$(MAKE) --no-print-directory --jobs=2 lint suite
 
-# What a change is tried on while one works: all but documentation, reproductions, processes and devices, and but the files
-# that try one property on many kernels, norms, losses or dtypes.
+# For trying a change while one works: leaves out documentation, reproductions, processes and devices, and the files that try
+# one property on many kernels, norms, losses or dtypes.
 quick:
 	@$(MAKE) --no-print-directory --jobs=2 lint unmarked
 

@@ -51,19 +51,23 @@ def by_rows(function: Callable[..., Any], *arrays: Any) -> Any:
         [6.0, 6.0]
     """
     first, *_ = arrays
-    row = max(np.size(array) // max(len(first), 1) for array in arrays)
-    step = max(_BLOCK // max(row, 1), 1)
-    if len(first) <= step or not all(isinstance(array, np.ndarray) for array in arrays):
+    rows = max(len(first), 1)
+    sizes = [np.size(array) for array in arrays]
+    longest = max(sizes) // rows
+    step = max(_BLOCK // max(longest, 1), 1)
+    on_host = all(isinstance(array, np.ndarray) for array in arrays)
+    if len(first) <= step or not on_host:
         return function(*arrays)
     found: Any = None
     for begin in range(0, len(first), step):
-        rows = slice(begin, begin + step)
-        part = function(*(array[rows] for array in arrays))
+        here = slice(begin, begin + step)
+        part = function(*(array[here] for array in arrays))
         if not isinstance(part, np.ndarray):  # what else the function reads is traced
             return function(*arrays)
         if found is None:
-            found = np.empty((len(first), *part.shape[1:]), part.dtype)
-        found[rows] = part
+            shape = len(first), *part.shape[1:]
+            found = np.empty(shape, part.dtype)
+        found[here] = part
     return found
 
 

@@ -111,8 +111,8 @@ class _Fewest(NamedTuple):
 
 
 def certified_flips(f: KernelPredictor, z: Float[ArrayLike, "m ..."]) -> LabelFlips:
-    """The exact smallest number of training labels whose change changes the decision of f at z.
-    Exact where the `status` of the result is "ok".
+    """The smallest number of training labels whose change changes the decision of f at z, exact
+    where the `status` of the result is "ok".
 
     The inputs stay, labels are changed, f is trained again. Outputs are linear in the targets,
     f(z) = b(z) + sum_n w_n(z) y_n, so that a flip of y_n moves f(z) by -2 w_n(z) y_n, whatever the

@@ -15,9 +15,8 @@ from perturbkernel.attacks.crossings import where_rows
 from perturbkernel.attacks.interior_point import Programme, products, solve
 from perturbkernel.attacks.norms import dual_lengths, programme_of
 
-_SHORT = (
-    0.01  # of the distance to the farthest half-space: one that is missed by less counts as met
-)
+# Of the distance to the farthest half-space: one that is missed by less counts as met.
+_SHORT = 0.01
 _FAR = 1e4  # bounds further than that many times the farthest single half-space count as that far
 
 

@@ -184,7 +184,9 @@ def robust_accuracy(
     """
     ascending, norms = _checked(sizes, norms, attack)
     # What l0 asks of the bounds is asked before any norm is tried; a function asks for itself.
-    strictest = next(filter(counts, norms), norms[0]) if isinstance(attack, str) else norms[0]
+    strictest = norms[0]
+    if isinstance(attack, str):
+        strictest = next(filter(counts, norms), strictest)
     asked = _Asked(
         problem=checked_problem(predictor, inputs, targets, strictest, True, bounds),
         predictor=predictor,

@@ -146,9 +146,14 @@ def html_contents(titles: Mapping[str, str]) -> str:
         group, *others = title.split("/")
         heading = f"{group}: " if others else ""
         words = html.escape(" ".join(others) or group)
-        lines.setdefault(heading, []).append(f'<a href="#{anchor(name)}">{words}</a>')
-    items = [f"<li>{html.escape(group)}{', '.join(links)}</li>" for group, links in lines.items()]
-    return f'<ul class="contents">{"".join(items)}</ul>'
+        link = f'<a href="#{anchor(name)}">{words}</a>'
+        lines.setdefault(heading, []).append(link)
+    items = []
+    for heading, links in lines.items():
+        listed = ", ".join(links)
+        items.append(f"<li>{html.escape(heading)}{listed}</li>")
+    listed = "".join(items)
+    return f'<ul class="contents">{listed}</ul>'
 
 
 def _sheet(numbers: Sequence[Numbers]) -> str:

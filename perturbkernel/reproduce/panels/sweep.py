@@ -225,7 +225,10 @@ def second_networks(
     def on_device(array: np.ndarray) -> Array:
         return jnp.asarray(padded(array), dtype)
 
-    of_points = [m.rows if m.factors is None else m.factors[1] for m in matrices]
+    of_points = []
+    for matrix in matrices:
+        point = matrix.rows if matrix.factors is None else matrix.factors[1]
+        of_points.append(point)
     moved = _Moved(of_points, plus, minus)
     moved = jax.tree.map(on_device, moved)
     # The last column counts the points, the others are the targets.
